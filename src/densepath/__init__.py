@@ -1,0 +1,42 @@
+"""densepath learns visual features from unlabelled tissue and moves them to dense tasks.
+
+The verbs of the command line are functions of this package: ``densepath.pretrain(...)``, ``densepath.export(...)`` and
+so on. Each is imported when it is first asked for, so that ``import densepath`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densepath.training.export import export as export
+    from densepath.training.pretrain import pretrain as pretrain
+    from densepath.transfer.detection import detect as detect
+    from densepath.transfer.probe import probe as probe
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "convert_glas": "densepath.images.glas",
+    "detect": "densepath.transfer.detection",
+    "export": "densepath.training.export",
+    "pack": "densepath.images.sources",
+    "pretrain": "densepath.training.pretrain",
+    "probe": "densepath.transfer.probe",
+    "show_concepts": "densepath.analysis.show",
+    "show_views": "densepath.analysis.show",
+    "write_tissue": "densepath.images.tissue",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
