@@ -1,0 +1,35 @@
+"""The slow copy of a network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Momentum(nn.Module, Generic[Network]):
+    """A copy whose parameters follow a network's as an exponential moving average.
+
+    Only parameters follow: batch-norm statistics are each network's own, as in MoCo.
+
+    Args:
+        network: the network to copy and to follow.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network: Network = copy.deepcopy(network).requires_grad_(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, source: Network, momentum: float) -> None:
+        """slow = momentum * slow + (1 - momentum) * fast, in one fused operation over all parameters."""
+        slow: list[Tensor] = list(self.network.parameters())
+        fast = [parameter.detach() for parameter in source.parameters()]
+        torch._foreach_lerp_(slow, fast, 1.0 - momentum)

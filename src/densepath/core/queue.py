@@ -1,0 +1,62 @@
+"""A memory of keys."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.distributed import gather
+from densepath.core.errors import UserError
+
+
+class Queue(nn.Module):
+    """A ring buffer of unit vectors that takes any number of rows and never asks the device how many those were.
+
+    Args:
+        size: rows it remembers.
+        dim: their length.
+
+    Source: the dictionary of He et al., MoCo, CVPR 2020; the concept queue of ConCL.
+    """
+
+    rows: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise UserError(f"a queue needs at least one row, not {size}")
+        self.size = size
+        # The extra row takes what masked-out rows write.
+        rows = torch.zeros(size + 1, dim)
+        rows[:size] = F.normalize(torch.randn(size, dim), dim=1)
+        self.register_buffer("rows", rows)
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def keys(self) -> Tensor:
+        """(size, dim): a copy of the remembered rows, which a loss may keep for its gradient past :meth:`enqueue`."""
+        return self.rows[: self.size].clone()
+
+    @torch.no_grad()
+    def enqueue(self, rows: Tensor, mask: Tensor | None = None) -> None:
+        """Replace the oldest rows by the rows of all processes, in the order of their ranks.
+
+        Args:
+            rows: (N, dim) unit vectors, N alike on all processes.
+            mask: (N,) bool: which rows count; all of them by default.
+
+        Raises:
+            UserError: more rows than the queue holds.
+        """
+        rows = gather(rows)
+        if len(rows) > self.size:
+            raise UserError(
+                f"the queue holds {self.size} keys but one step brings up to {len(rows)}; "
+                "make the queue larger or the batch smaller"
+            )
+        mask = torch.ones(len(rows), dtype=torch.bool, device=rows.device) if mask is None else gather(mask)
+        place = (self.pointer + mask.cumsum(0) - 1) % self.size
+        self.rows.index_copy_(0, torch.where(mask, place, self.size), rows.to(self.rows.dtype))
+        self.rows[self.size].zero_()
+        self.pointer.copy_((self.pointer + mask.sum()) % self.size)

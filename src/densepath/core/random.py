@@ -1,0 +1,110 @@
+"""Randomness as a function: numbers computed from what they are for, never drawn from a stream.
+
+A random number of a view depends on (seed, epoch, image, view, slot) alone, so the same image gets the same view
+whatever the number of workers, the batch size or the number of processes, and any view can be drawn again later.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_FEISTEL_ROUNDS = 6
+_SHUFFLE_DOMAIN = 0x5F3759DF  # keeps the shuffle's numbers apart from those of the views
+
+
+def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of a 32 x 32 bit product (int64 arithmetic wraps, the bits are right)."""
+    product = a * multiplier
+    return (product >> 32) & _LOW, product & _LOW
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:
+    """Philox4x32-10, vectorized: four 32-bit words for each counter.
+
+    Args:
+        counter: four int64 tensors of one shape, holding 32-bit words.
+        key: two 32-bit words.
+
+    Returns:
+        (..., 4) int64 with values in [0, 2**32).
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def bits(seed: int, epoch: int, index: Tensor, view: int, slot: int) -> Tensor:
+    """Four random 32-bit words per image.
+
+    Args:
+        seed: the run's seed, any 64-bit integer.
+        epoch: the epoch, or any other 32-bit counter of time.
+        index: (B,) int64, the images' positions in their source, below 2**48.
+        view: which view of the image, below 2**16.
+        slot: what the numbers are for, below 2**32; each slot holds four.
+
+    Returns:
+        (B, 4) int64 with values in [0, 2**32).
+    """
+    index = index.to(torch.int64)
+    counter = (
+        index & _LOW,
+        ((index >> 32) & 0xFFFF) | (view << 16),
+        torch.full_like(index, epoch & _LOW),
+        torch.full_like(index, slot & _LOW),
+    )
+    return philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
+
+
+def uniform(seed: int, epoch: int, index: Tensor, view: int, slot: int) -> Tensor:
+    """Four uniform numbers per image. Arguments as for :func:`bits`.
+
+    Returns:
+        (B, 4) float32 in [0, 1), multiples of 2**-24.
+    """
+    return (bits(seed, epoch, index, view, slot) >> 8).to(torch.float32) * 2.0**-24
+
+
+def _feistel(value: Tensor, half: int, seed: int, epoch: int) -> Tensor:
+    """A keyed bijection of 0 .. 4**half - 1 (a balanced Feistel network with Philox as its round function)."""
+    mask = (1 << half) - 1
+    left, right = value >> half, value & mask
+    for round_ in range(_FEISTEL_ROUNDS):
+        mixed = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, right, view=0, slot=round_)[..., 0]
+        left, right = right, left ^ (mixed & mask)
+    return (left << half) | right
+
+
+def permute(position: Tensor, n: int, seed: int, epoch: int) -> Tensor:
+    """Where each position of a shuffled epoch points to: a keyed permutation of 0 .. n - 1 in constant memory.
+
+    Positions that the bijection throws past ``n`` are sent through it again ("cycle walking"), which keeps it a
+    bijection of 0 .. n - 1; its domain is less than four times ``n``.
+
+    Args:
+        position: int64 of any shape with values in [0, n).
+        n: how many items there are, below 2**48.
+        seed, epoch: the key; each epoch has its own order.
+
+    Returns:
+        int64 of the shape of ``position``.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    value = _feistel(position.to(torch.int64), half, seed, epoch)
+    while True:
+        outside = value >= n
+        if not bool(outside.any()):
+            return value
+        value = torch.where(outside, _feistel(value, half, seed, epoch), value)

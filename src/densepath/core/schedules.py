@@ -1,0 +1,43 @@
+"""Schedules: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+Kind = Literal["cosine", "step", "constant"]
+
+
+def lr_factor(
+    kind: Kind,
+    step: float,
+    total: float,
+    *,
+    warmup: float = 0,
+    warmup_start: float = 1e-4,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+) -> float:
+    """What the base learning rate is multiplied by at a step.
+
+    Args:
+        kind: "cosine" falls from 1 to 0 over the steps after the warm-up, "step" is multiplied by ``gamma`` at each
+            milestone, "constant" stays 1.
+        step: 0-based; it may count optimizer steps or epochs, like all the other lengths.
+        total: the length of the run.
+        warmup: the length of a linear rise from ``warmup_start`` to 1.
+        milestones: where "step" drops.
+    """
+    if step < warmup:
+        return warmup_start + (1 - warmup_start) * step / warmup
+    if kind == "cosine":
+        return cosine(1.0, 0.0, (step - warmup) / max(total - warmup, 1e-12))
+    if kind == "step":
+        return gamma ** sum(step >= milestone for milestone in milestones)
+    return 1.0
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine wave from ``start`` at progress 0 to ``end`` at progress 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2

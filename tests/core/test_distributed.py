@@ -1,0 +1,76 @@
+"""Two processes against one."""
+
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from densepath.core.distributed import Shuffle, gather, mean, rank, world_size
+from densepath.core.losses import masked_mean
+from densepath.core.queue import Queue
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def worker(process: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=process, world_size=2)
+    rows = torch.arange(12.0).view(6, 2)[3 * process : 3 * process + 3]
+    mask = torch.tensor([True, False, True] if process else [False, False, True])
+    torch.manual_seed(0)
+    queue = Queue(8, 2)
+    queue.enqueue(rows, mask)
+    shuffle = Shuffle(3, seed=1, step=2)
+    dealt = shuffle.deal(rows)
+    weight = torch.ones(1, requires_grad=True)
+    masked_mean((weight * rows).sum(1), mask).backward()
+    result = {
+        "rank": rank(),
+        "world": world_size(),
+        "gathered": gather(rows),
+        "mean": mean(rows.sum()),
+        "queue": queue.keys(),
+        "dealt": dealt,
+        "restored": shuffle.restore(dealt * 10),
+        "gradient": mean(weight.grad),
+    }
+    torch.save(result, folder / f"{process}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    mp.spawn(worker, (free_port(), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{i}.pt") for i in range(2))
+    rows = torch.arange(12.0).view(6, 2)
+    mask = torch.tensor([False, False, True, True, False, True])
+    for result in (first, second):
+        assert result["world"] == 2
+        assert torch.equal(result["gathered"], rows)
+        assert result["mean"] == rows.sum() / 2
+    assert (first["rank"], second["rank"]) == (0, 1)
+
+    torch.manual_seed(0)
+    alone = Queue(8, 2)
+    alone.enqueue(rows, mask)
+    assert torch.equal(first["queue"], alone.keys()) and torch.equal(second["queue"], alone.keys())
+
+    dealt = torch.cat((first["dealt"], second["dealt"]))
+    assert not torch.equal(dealt, rows) and torch.equal(dealt.sort(0).values, rows)
+    assert torch.equal(torch.cat((first["restored"], second["restored"])), 10 * rows)
+
+    weight = torch.ones(1, requires_grad=True)
+    masked_mean((weight * rows).sum(1), mask).backward()
+    torch.testing.assert_close(first["gradient"], weight.grad)
+
+
+def test_one_process_changes_nothing():
+    rows = torch.randn(4, 3)
+    shuffle = Shuffle(4, 0, 0)
+    assert torch.equal(gather(rows), rows) and torch.equal(shuffle.restore(shuffle.deal(rows)), rows)
+    assert rank() == 0 and world_size() == 1

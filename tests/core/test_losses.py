@@ -1,0 +1,57 @@
+"""InfoNCE against lightly and against the equation in float64."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from lightly.loss import NTXentLoss
+
+from densepath.core.losses import info_nce, masked_mean
+
+
+def unit(rows: int, dim: int = 16) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, dim), dim=1)
+
+
+def test_info_nce_is_the_equation():
+    q, k, negatives = unit(5), unit(5), unit(9)
+    losses = info_nce(q, k, negatives, 0.2)
+    for i in range(5):
+        own = math.exp(float(q[i].double() @ k[i].double()) / 0.2)
+        others = sum(math.exp(float(q[i].double() @ n.double()) / 0.2) for n in negatives)
+        assert math.isclose(float(losses[i]), -math.log(own / (own + others)), rel_tol=1e-5)
+
+
+def test_info_nce_and_its_gradient_equal_lightly_with_a_memory_bank():
+    reference = NTXentLoss(temperature=0.2, memory_bank_size=(64, 16))
+    reference(unit(64), unit(64).requires_grad_())  # initializes and fills the bank
+    negatives = reference.memory_bank.bank.clone()  # (64, 16), before the next batch joins it
+    q, k = unit(8).requires_grad_(), unit(8)
+    theirs = reference(q, k)
+    (gradient,) = torch.autograd.grad(theirs, q)
+    ours = info_nce(F.normalize(q, dim=1), k, negatives, 0.2).mean()  # lightly normalizes within the loss
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, q)[0], gradient)
+
+
+def test_info_nce_is_float32_within_autocast():
+    q, k, negatives = unit(4), unit(4), unit(100)
+    expected = info_nce(q, k, negatives, 0.07)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(info_nce(q, k, negatives, 0.07), expected)
+
+
+def test_masked_mean_counts_only_what_counts():
+    values = torch.tensor([1.0, 2.0, float("inf"), 4.0], requires_grad=True)
+    mask = torch.tensor([True, True, False, True])
+    mean = masked_mean(values, mask)
+    mean.backward()
+    torch.testing.assert_close(mean, torch.tensor(7 / 3))
+    torch.testing.assert_close(values.grad, mask / 3)
+
+
+def test_masked_mean_of_nothing_is_zero_with_zero_gradient():
+    values = torch.ones(3, requires_grad=True)
+    mean = masked_mean(values, torch.zeros(3, dtype=torch.bool))
+    mean.backward()
+    assert mean.item() == 0 and not values.grad.any()

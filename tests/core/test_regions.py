@@ -1,0 +1,25 @@
+"""Masked average pooling against a plain float64 loop."""
+
+import torch
+
+from densepath.core.regions import Regions
+
+
+def test_pooling_equals_a_loop():
+    labels, features = torch.randint(-1, 4, (3, 5, 6)), torch.randn(3, 8, 5, 6, dtype=torch.float64)
+    labels[1] = torch.where(labels[1] == 2, 0, labels[1])  # an empty region
+    regions = Regions(labels, 4)
+    pooled = regions.pool(features)
+    for image in range(3):
+        for region in range(4):
+            cells = [features[image, :, i, j] for i in range(5) for j in range(6) if labels[image, i, j] == region]
+            expected = torch.stack(cells).mean(0) if cells else torch.zeros(8, dtype=torch.float64)
+            torch.testing.assert_close(pooled[image, region], expected)
+            assert regions.area[image, region] == len(cells)
+            assert regions.present()[image, region] == bool(cells)
+
+
+def test_one_region_is_global_average_pooling():
+    features = torch.randn(2, 8, 7, 7)
+    pooled = Regions(torch.zeros(2, 7, 7, dtype=torch.int64), 1).pool(features)
+    torch.testing.assert_close(pooled[:, 0], features.mean((2, 3)))

@@ -1,0 +1,35 @@
+"""Learning rates at the steps where their values are known."""
+
+import math
+
+import pytest
+import torch
+
+from densepath.core.schedules import cosine, lr_factor
+
+
+def test_cosine_equals_torch():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    for step in range(50):
+        assert math.isclose(lr_factor("cosine", step, 50), scheduler.get_last_lr()[0], abs_tol=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_step_drops_at_its_milestones():
+    factors = [lr_factor("step", step, 200, milestones=(120, 160)) for step in (0, 119, 120, 159, 160, 199)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_warmup_rises_in_a_line_and_hands_over():
+    assert lr_factor("constant", 0, 100, warmup=10, warmup_start=1e-3) == pytest.approx(1e-3)
+    assert lr_factor("constant", 5, 100, warmup=10, warmup_start=0) == pytest.approx(0.5)
+    assert lr_factor("cosine", 10, 110, warmup=10) == pytest.approx(1.0)
+    assert lr_factor("cosine", 60, 110, warmup=10) == pytest.approx(0.5)
+
+
+def test_byol_momentum_reaches_one():
+    assert cosine(0.996, 1.0, 0.0) == pytest.approx(0.996)
+    assert cosine(0.996, 1.0, 1.0) == pytest.approx(1.0)
