@@ -1,0 +1,1 @@
+"""Who says what the regions of an image are."""

@@ -1,0 +1,33 @@
+"""Concepts of a regular grid: g-ConCL."""
+
+from __future__ import annotations
+
+import torch
+
+from densepath.concepts.source import Concepts
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone
+from densepath.views.view import Batch
+
+
+class GridConcepts:
+    """The reference view cut into s x s equal cells, each a concept.
+
+    Args:
+        size: s.
+
+    Source: ConCL (ECCV 2022), section 4.2: s = 3, 5, 7.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        if size < 1:
+            raise UserError(f"a grid of concepts has at least one cell a side, not {size}")
+        self.size = size
+        self.num_concepts = size * size
+
+    def check(self, backbone: Backbone, view_size: int) -> None:
+        """A grid fits every view."""
+
+    def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
+        cells = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)
+        return Concepts(cells.view(1, self.size, self.size).expand(len(batch), -1, -1))

@@ -1,0 +1,57 @@
+"""Concepts that the network being trained sees by itself: b-ConCL."""
+
+from __future__ import annotations
+
+import torch
+
+from densepath.concepts.source import Concepts
+from densepath.core.clustering import spherical_kmeans
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone
+from densepath.views.view import Batch
+
+_ITERATIONS = 10  # the released code
+
+
+class KMeansConcepts:
+    """Clusters of the momentum encoder's features on the reference view, each image on its own.
+
+    Centroids start at random cells, drawn with replacement, as in the released code; there a cluster that lost its
+    cells goes on at one random position for the whole batch, here each at its own.
+
+    Args:
+        stage: which features f1..f5 are clustered; the encoder stops there.
+        num_concepts: K.
+
+    Source: ConCL (ECCV 2022), section 4.4: K = 8 on f4 or f5.
+    """
+
+    def __init__(self, stage: int = 4, num_concepts: int = 8) -> None:
+        if num_concepts < 1:
+            raise UserError(f"k-means needs at least one concept, not {num_concepts}")
+        self.stage = stage
+        self.num_concepts = num_concepts
+
+    def check(self, backbone: Backbone, view_size: int) -> None:
+        """Raises UserError for an unknown stage, or for more clusters than cells."""
+        backbone.check_stage(self.stage)
+        self._check_cells(-((-view_size // 2**self.stage) ** 2))
+
+    def _check_cells(self, cells: int) -> None:
+        if cells < self.num_concepts:
+            raise UserError(
+                f"{self.num_concepts} concepts cannot be found in the {cells} cells of stage f{self.stage}; "
+                "take fewer concepts, an earlier stage or larger views"
+            )
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
+        pixels = batch["reference"].pixels
+        features = encoder(pixels, last=self.stage)[self.stage]
+        count, cells = len(features), features.shape[2] * features.shape[3]
+        self._check_cells(cells)
+        draws = batch.uniform((1 + _ITERATIONS) * self.num_concepts)
+        positions = (draws * cells).long().view(count, 1 + _ITERATIONS, self.num_concepts).transpose(0, 1)
+        positions = positions.to(pixels.device, non_blocking=True)
+        labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), positions[0], positions[1:])
+        return Concepts(labels.view(count, *features.shape[2:]), {"empty_clusters": empty.float().mean()})

@@ -1,0 +1,50 @@
+"""What every pre-training method is: a plain module that turns batches of views into losses."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from densepath.nets.backbones import Backbone
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a step gives.
+
+    Args:
+        total: the scalar to minimize.
+        terms: the losses that it is made of, detached.
+        statistics: other scalars worth logging, detached.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """A pre-training method. It knows nothing of trainers, files or command lines.
+
+    A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train.
+    """
+
+    @staticmethod
+    @abstractmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """The views that it wants to see, by name; ``augment`` takes the place of the method's own augmentation."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of a batch of views."""
+
+    @abstractmethod
+    def backbone_to_keep(self) -> Backbone:
+        """The backbone that is exported."""
+
+    def check(self, view_size: int, batch_size: int) -> None:
+        """Raise UserError where the hyper-parameters do not fit views of ``view_size`` pixels or a global batch."""

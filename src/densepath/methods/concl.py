@@ -1,0 +1,131 @@
+"""ConCL: contrast of concepts, the regions that two views of an image share."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from densepath.concepts.grid import GridConcepts
+from densepath.concepts.kmeans import KMeansConcepts
+from densepath.concepts.source import ConceptSource
+from densepath.core.affine import warp_labels
+from densepath.core.errors import UserError
+from densepath.core.losses import info_nce, masked_mean
+from densepath.core.queue import Queue
+from densepath.core.regions import Regions
+from densepath.methods.base import Losses
+from densepath.methods.moco_v2 import MoCoV2
+from densepath.nets.backbones import Backbone
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class ConCL(MoCoV2):
+    """Concept contrastive learning.
+
+    1. The reference view, the smallest rectangle that covers query and key, is cut into concepts.
+    2. They are restored in both views by the views' geometry; a concept of a view is its masked average of f5.
+    3. L = lambda * L_c + (1 - lambda) * L_q (section 5.2), where L_c (Equation 2) is InfoNCE over the concepts that
+       both views show, against a queue of concepts. Instances and concepts share one head.
+
+    Where the released code differs, this follows the paper: the key's feature map is put back in order before it is
+    pooled (there it stays shuffled, so concepts meet those of other images); all shared concepts join the queue (there
+    at most four an image when K > 8, and random repeats fill up a fixed number); masks are restored by exact shares of
+    area (there by rounded slices). The mean of L_c is over the concepts of all processes.
+
+    Args:
+        backbone: the query encoder.
+        concepts: where concepts come from: "kmeans" of the momentum encoder's features (b-ConCL) or a "grid" (g-ConCL).
+        num_concepts: K of "kmeans".
+        stage: the features f1..f5 that "kmeans" clusters.
+        grid_size: s of "grid": s x s cells.
+        concept_weight: lambda.
+        warmup_epochs: epochs of the instance loss alone before concepts are contrasted; the paper's 20 of 200.
+        concept_queue_size: concepts remembered as negatives.
+        dim, hidden_dim, temperature, queue_size, momentum, batch_norm: as in :class:`MoCoV2`.
+
+    Source: Yang et al., ECCV 2022, arXiv 2207.06733.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        concepts: Literal["kmeans", "grid"] = "kmeans",
+        num_concepts: int = 8,
+        stage: int = 4,
+        grid_size: int = 3,
+        concept_weight: float = 1.0,
+        warmup_epochs: float = 20,
+        concept_queue_size: int = 16384,
+        dim: int = 128,
+        hidden_dim: int = 512,
+        temperature: float = 0.2,
+        queue_size: int = 16384,
+        momentum: float = 0.999,
+        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
+    ) -> None:
+        super().__init__(backbone, dim, hidden_dim, temperature, queue_size, momentum, batch_norm)
+        if not 0 <= concept_weight <= 1:
+            raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
+        self.source: ConceptSource
+        if concepts == "kmeans":
+            self.source = KMeansConcepts(stage, num_concepts)
+        elif concepts == "grid":
+            self.source = GridConcepts(grid_size)
+        else:
+            raise UserError(f"unknown concepts {concepts!r}; there are: kmeans, grid")
+        self.concept_queue = Queue(concept_queue_size, dim)
+        self.concept_weight = concept_weight
+        self.warmup_epochs = warmup_epochs
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        return {**MoCoV2.views(augment), "reference": Union(of=("query", "key"))}
+
+    def forward(self, batch: Batch) -> Losses:
+        query, key = self.encode(batch)
+        contrast_concepts = batch.epoch >= self.warmup_epochs and self.concept_weight > 0
+        instances_count = not contrast_concepts or self.concept_weight < 1
+        with nullcontext() if instances_count else torch.no_grad():
+            instance_loss = self.instance_loss(query, key)
+        terms = {"instance_loss": instance_loss.detach()}
+        if not contrast_concepts:
+            return Losses(instance_loss, terms)
+        concept_loss, statistics = self.concept_loss(batch, query, key)
+        terms["concept_loss"] = concept_loss.detach()
+        total = self.concept_weight * concept_loss
+        if instances_count:
+            total = total + (1 - self.concept_weight) * instance_loss
+        return Losses(total, terms, statistics)
+
+    def check(self, view_size: int, batch_size: int) -> None:
+        super().check(view_size, batch_size)
+        self.source.check(self.backbone, view_size)
+        rows = batch_size * self.source.num_concepts
+        if self.concept_queue.size < rows:
+            raise UserError(
+                f"a concept queue of {self.concept_queue.size} keys is smaller than the {rows} concepts "
+                f"({self.source.num_concepts} on each of {batch_size} images) that one batch may bring"
+            )
+
+    def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_c of two feature maps (B, C, h, w); their shared concepts then join the concept queue."""
+        concepts = self.source(batch, self.key_backbone.network)
+        in_query = self.restore(batch, concepts.labels, "query", query)
+        in_key = self.restore(batch, concepts.labels, "key", key)
+        shared = in_query.present() & in_key.present()  # (B, K)
+        # Concepts that are not shared go along, masked: their number stays on the device, and shapes stay fixed.
+        q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1))
+        losses = info_nce(q, k, self.concept_queue.keys(), self.temperature)
+        self.concept_queue.enqueue(k, shared.flatten())
+        statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}
+        return masked_mean(losses, shared.flatten()), statistics
+
+    def restore(self, batch: Batch, labels: Tensor, view: str, features: Tensor) -> Regions:
+        """The concepts (B, H, W) of the reference views on the cells of a view's features."""
+        cells = features.shape[2:]
+        on_view, _ = warp_labels(labels, batch["reference"].map, batch[view].map, cells, self.source.num_concepts)
+        return Regions(on_view, self.source.num_concepts)

@@ -1,0 +1,111 @@
+"""MoCo-v2: contrast of whole images against a queue of keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.distributed import Shuffle
+from densepath.core.errors import UserError
+from densepath.core.losses import info_nce
+from densepath.core.momentum import Momentum
+from densepath.core.queue import Queue
+from densepath.methods.base import Losses, Method
+from densepath.nets.backbones import Backbone
+from densepath.nets.heads import MLPHead
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class MoCoV2(Method):
+    """Momentum contrast with an MLP head.
+
+    L_q = InfoNCE(q, k+, queue) with q = h(GAP(f5(x_q))), k from the momentum encoder (ConCL, Equation 1).
+
+    Args:
+        backbone: the query encoder; the key encoder is its momentum copy.
+        dim: length of the embeddings.
+        hidden_dim: width of the head's hidden layer.
+        temperature: of the contrast.
+        queue_size: keys remembered as negatives.
+        momentum: of the key encoder, per step.
+        batch_norm: "shuffled": keys are exchanged between processes before they are encoded; "per_process"; or
+            "synchronized" statistics. On one process all three are the same.
+
+    Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dim: int = 128,
+        hidden_dim: int = 512,
+        temperature: float = 0.2,
+        queue_size: int = 16384,
+        momentum: float = 0.999,
+        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"the temperature must be positive, not {temperature}")
+        if not 0 <= momentum <= 1:
+            raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+        if batch_norm == "synchronized":
+            backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+        self.backbone = backbone
+        self.head = MLPHead(backbone.channels[5], hidden_dim, dim)
+        self.key_backbone = Momentum(self.backbone)
+        self.key_head = Momentum(self.head)
+        self.queue = Queue(queue_size, dim)
+        self.temperature = temperature
+        self.momentum = momentum
+        self.batch_norm = batch_norm
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        augment = augment or Augment()
+        return {"query": augment, "key": augment}
+
+    def forward(self, batch: Batch) -> Losses:
+        query, key = self.encode(batch)
+        loss = self.instance_loss(query, key)
+        return Losses(loss, {"instance_loss": loss.detach()})
+
+    def backbone_to_keep(self) -> Backbone:
+        return self.backbone
+
+    def check(self, view_size: int, batch_size: int) -> None:
+        if self.queue.size < batch_size:
+            raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
+
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The last features of the query and key views, each (B, C, h, w); the key encoder takes its step first."""
+        query = self.backbone(batch["query"].pixels)[5]
+        with torch.no_grad():
+            self.key_backbone.update(self.backbone, self.momentum)
+            self.key_head.update(self.head, self.momentum)
+            pixels = batch["key"].pixels
+            if self.batch_norm == "shuffled":
+                shuffle = Shuffle(len(pixels), batch.seed, batch.step)
+                # The whole map is put back in order: ConCL pools it with the masks of its own images.
+                key = shuffle.restore(self.key_backbone(shuffle.deal(pixels))[5])
+            else:
+                key = self.key_backbone(pixels)[5]
+        return query, key
+
+    def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:
+        """L_q of two feature maps (B, C, h, w); their keys then join the queue."""
+        q, k = self.project(query.mean((2, 3)), key.mean((2, 3)))
+        loss = info_nce(q, k, self.queue.keys(), self.temperature).mean()
+        self.queue.enqueue(k)
+        return loss
+
+    def project(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, unit vectors (N, dim), of pooled features (N, C)."""
+        q = F.normalize(self.head(query).float(), dim=1)
+        with torch.no_grad():
+            k = F.normalize(self.key_head(key).float(), dim=1)
+        return q, k

@@ -1,0 +1,169 @@
+"""What happens to the colors and the sharpness of a view: a batch at a time, drawn for each image.
+
+Random numbers are drawn on the CPU, so which images an operation touches is known without asking the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from densepath.core.resampling import weighted_rows
+from densepath.views.augment import Augment
+from densepath.views.geometry import Draw
+from densepath.views.slots import Slot
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow and torchvision
+# Optical densities of red, green and blue in hematoxylin, eosin and the residual (DAB): Ruifrok and Johnston, 2001.
+_STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+_DARKEST = 1 / 255
+_BLUR_REACH = 4  # standard deviations: what lies beyond weighs less than 1e-4
+
+
+def apply_appearance(augment: Augment, x: Tensor, draw: Draw) -> Tensor:
+    """Change the look of views. Overwrites and returns ``x``.
+
+    Args:
+        augment: the ranges and probabilities.
+        x: (B, 3, H, W) floats in [0, 1].
+        draw: slot -> (B, 4) uniform numbers, on the CPU.
+    """
+    stain = draw(Slot.STAIN)[:, 0] < augment.stain
+    _change(x, stain, lambda part, rows: jitter_stain(part, *_stain_factors(augment, draw, rows)))
+    _jitter(augment, x, draw)
+    _change(x, draw(Slot.GRAYSCALE)[:, 0] < augment.grayscale, lambda part, _: luma(part).expand_as(part))
+    chance, share = draw(Slot.BLUR)[:, :2].unbind(1)
+    sigma = augment.blur_sigma[0] + (augment.blur_sigma[1] - augment.blur_sigma[0]) * share
+    _change(x, chance < augment.blur, lambda part, rows: gaussian_blur(part, sigma[rows]))
+    _change(x, draw(Slot.SOLARIZE)[:, 0] < augment.solarize, lambda part, _: solarize(part))
+    return x
+
+
+def _change(x: Tensor, chosen: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+    rows = chosen.nonzero().squeeze(-1)
+    if len(rows):
+        on_device = rows.to(x.device, non_blocking=True)
+        x.index_copy_(0, on_device, operation(x.index_select(0, on_device), rows))
+
+
+def _jitter(augment: Augment, x: Tensor, draw: Draw) -> None:
+    """Brightness, contrast, saturation and hue, in an order of each image's own, as torchvision's ColorJitter."""
+    chosen = draw(Slot.JITTER)[:, 0] < augment.jitter
+    order = draw(Slot.JITTER_ORDER).argsort(dim=1, stable=True)  # (B, 4): the operation at each place
+    spread = torch.tensor((augment.brightness, augment.contrast, augment.saturation, augment.hue))
+    middle = torch.tensor((1.0, 1.0, 1.0, 0.0))
+    low = torch.cat(((middle - spread)[:3].clamp(min=0), -spread[3:]))
+    factors = (low + (middle + spread - low) * draw(Slot.JITTER_FACTORS)).to(x.device)
+    operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    for place in range(4):
+        for number, operation in enumerate(operations):
+            if spread[number] == 0:
+                continue
+
+            def adjust(part: Tensor, rows: Tensor, number: int = number, operation: Adjust = operation) -> Tensor:
+                return operation(part, factors[rows.to(part.device), number])
+
+            _change(x, chosen & (order[:, place] == number), adjust)
+
+
+Adjust = Callable[[Tensor, Tensor], Tensor]
+
+
+def _per_image(factor: Tensor) -> Tensor:
+    return factor.view(-1, 1, 1, 1)
+
+
+def luma(x: Tensor) -> Tensor:
+    """(B, 1, H, W): the grey value of each pixel."""
+    red, green, blue = x.unbind(1)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply colors (B, 3, H, W) in [0, 1] by factors (B,)."""
+    return (x * _per_image(factor)).clamp_(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Move colors away from (factor > 1) or towards the image's mean grey."""
+    return torch.lerp(luma(x).mean(dim=(1, 2, 3), keepdim=True), x, _per_image(factor)).clamp_(0, 1)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Move colors away from (factor > 1) or towards the pixel's grey."""
+    return torch.lerp(luma(x), x, _per_image(factor)).clamp_(0, 1)
+
+
+def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the color circle by shifts (B,), as shares of a full turn."""
+    red, green, blue = x.unbind(1)
+    value, low = x.amax(1), x.amin(1)
+    chroma = value - low
+    scale = 1 / chroma.clamp(min=1e-12)
+    hue = torch.where(
+        value == red,
+        (green - blue) * scale,
+        torch.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
+    )
+    hue = hue + 6 * shift.view(-1, 1, 1)
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        k = torch.remainder(hue + offset, 6)
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, dim=1)
+
+
+def solarize(x: Tensor) -> Tensor:
+    """Invert what is at least half bright."""
+    return torch.where(x >= 0.5, 1 - x, x)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blur (B, C, H, W), each image by its own standard deviation; edges are continued.
+
+    Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions.
+
+    Args:
+        sigma: (B,) in pixels, on the CPU.
+    """
+    reach = math.ceil(_BLUR_REACH * float(sigma.max()))
+    offsets = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).to(x.device).unsqueeze(1)  # (B, 1, T)
+    blurred = x.permute(0, 2, 3, 1)
+    for axis in (1, 2):
+        n = blurred.shape[axis]
+        cells = (torch.arange(n).unsqueeze(1) + offsets).clamp_(0, n - 1).to(x.device)  # (n, T)
+        shape = (len(x), n, len(offsets))
+        blurred = weighted_rows(blurred, cells.expand(shape), weights.expand(shape), axis)
+    return blurred.permute(0, 3, 1, 2)
+
+
+def jitter_stain(x: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
+    """Change how much of each stain a view shows.
+
+    Colors become optical densities, densities amounts of hematoxylin, eosin and a residual; amount * factor + shift
+    goes back the same way. All of it is one 3 x 3 matrix for each image.
+
+    Args:
+        x: (B, 3, H, W) in [0, 1].
+        factors, shifts: (B, 3), for hematoxylin, eosin and the residual.
+
+    Source: Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 2001; Tellez et al., IEEE TMI 2018.
+    """
+    stains = torch.tensor(_STAINS, device=x.device, dtype=x.dtype)
+    stains = stains / stains.norm(dim=1, keepdim=True)
+    change = torch.linalg.inv(stains) @ torch.diag_embed(factors.to(x)) @ stains  # (B, 3, 3), density -> density
+    offset = shifts.to(x) @ stains
+    density = -torch.log(x.clamp(min=_DARKEST)).flatten(2)  # (B, 3, H * W)
+    density = torch.baddbmm(offset.unsqueeze(-1), change.transpose(1, 2), density)
+    return torch.exp(-density).clamp_(0, 1).view_as(x)
+
+
+def _stain_factors(augment: Augment, draw: Draw, rows: Tensor) -> tuple[Tensor, Tensor]:
+    strength = augment.stain_strength
+    factors = 1 + strength * (2 * draw(Slot.STAIN_FACTORS)[rows, :3] - 1)
+    return factors, strength * (2 * draw(Slot.STAIN_SHIFTS)[rows, :3] - 1)

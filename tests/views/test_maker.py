@@ -1,0 +1,129 @@
+"""Batches of views: what they show, where they lie, and what they depend on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+from densepath.core.affine import bounds, warp
+from densepath.core.errors import UserError
+from densepath.images.batch import ImageBatch
+from densepath.views.augment import Augment, Union, augment_from
+from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD, ViewMaker
+
+PLAIN = Augment(jitter=0, grayscale=0, blur=0)
+VIEWS = {"query": Augment(), "key": Augment(), "reference": Union(("query", "key"))}
+
+
+def images(count: int = 6, height: int = 64, width: int = 80, start: int = 0) -> ImageBatch:
+    generator = torch.Generator().manual_seed(start)
+    pixels = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
+    return ImageBatch(pixels, torch.tensor([[height, width]]).expand(count, -1), torch.arange(start, start + count))
+
+
+def colors(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+
+
+def test_a_view_shows_what_its_map_says():
+    """Pixels against torchvision's resize of the same rectangle cut out of the image."""
+    batch = images(12)
+    view = ViewMaker({"view": PLAIN}, 24, seed=0)(batch)["view"]
+    low, high = bounds(view.map)
+    size = torch.tensor([80.0, 64.0])
+    checked = 0
+    for i in range(len(batch)):
+        left, top = ((low[i] + 1) / 2 * size).tolist()
+        right, bottom = ((high[i] + 1) / 2 * size).tolist()
+        # Enlarged so that the crop's edges fall on pixels' edges; the box filter keeps what it enlarges.
+        image = batch.pixels[i].permute(2, 0, 1).float().unsqueeze(0)
+        fine = image.repeat_interleave(20, 2).repeat_interleave(20, 3)
+        cut = fine[..., round(top * 20) : round(bottom * 20), round(left * 20) : round(right * 20)]
+        expected = TF.resize(cut, [24, 24], InterpolationMode.BILINEAR, antialias=True) / 255
+        if view.map[i, 0, 0] < 0:
+            expected = expected.flip(-1)
+        ours = colors(view.pixels[i : i + 1])
+        # The wider filter of our minification smooths more than a box; they correlate all the same.
+        pair = torch.stack((ours.flatten(), expected.flatten()))
+        checked += torch.corrcoef(pair)[0, 1] > 0.9
+    assert checked == len(batch)
+
+
+def test_the_reference_covers_both_views():
+    batch = ViewMaker(VIEWS, 32, seed=0)(images(50))
+    low, high = bounds(batch["reference"].map)
+    for name in ("query", "key"):
+        inner_low, inner_high = bounds(batch[name].map)
+        assert (inner_low >= low - 1e-6).all() and (inner_high <= high + 1e-6).all()
+    touching = torch.minimum(bounds(batch["query"].map)[0], bounds(batch["key"].map)[0])
+    torch.testing.assert_close(low, touching)
+
+
+def test_views_are_aligned_by_their_maps():
+    """A smooth image seen in one view and carried to the other equals the other, where they overlap."""
+    y, x = torch.meshgrid(torch.linspace(0, 3, 128), torch.linspace(0, 4, 128), indexing="ij")
+    smooth = ((torch.sin(x) * torch.cos(y) + 1) * 120).to(torch.uint8)
+    batch = ImageBatch(smooth.view(1, 128, 128, 1).expand(8, -1, -1, 3), torch.full((8, 2), 128), torch.arange(8))
+    turned = replace(PLAIN, rotation=30, quarter_turns=True)
+    views = ViewMaker({"a": turned, "b": turned}, 48, seed=3)(batch)
+    moved, valid = warp(views["a"].pixels, views["a"].map, views["b"].map, (48, 48))
+    difference = (moved - views["b"].pixels).abs().amax(1)
+    assert valid.float().mean() > 0.2
+    assert difference[valid].quantile(0.99) < 0.08
+
+
+def test_views_depend_on_seed_epoch_and_image_alone():
+    maker = ViewMaker(VIEWS, 16, seed=5)
+    whole = images(6)
+    together = maker(whole)
+    part = replace(whole, pixels=whole.pixels[2:4], sizes=whole.sizes[2:4], index=whole.index[2:4], step=99)
+    alone = maker(part)
+    for name in VIEWS:
+        torch.testing.assert_close(alone[name].pixels, together[name].pixels[2:4])
+        assert torch.equal(alone[name].map, together[name].map[2:4])
+    assert not torch.equal(maker(replace(whole, epoch=1.0))["query"].map, together["query"].map)
+    assert torch.equal(maker(replace(whole, epoch=0.7))["query"].map, together["query"].map)
+    assert not torch.equal(ViewMaker(VIEWS, 16, seed=6)(whole)["query"].map, together["query"].map)
+    assert not torch.equal(together["query"].map, together["key"].map)
+
+
+def test_padding_of_smaller_images_is_never_seen():
+    small = images(3, 40, 30)
+    canvas = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
+    canvas[:, :40, :30] = small.pixels
+    maker = ViewMaker({"view": replace(PLAIN, rotation=20)}, 24, seed=1)
+    padded = maker(replace(small, pixels=canvas))
+    torch.testing.assert_close(padded["view"].pixels, maker(small)["view"].pixels, atol=1e-3, rtol=1e-3)
+
+
+def test_numbers_of_a_method_differ_from_those_of_its_views():
+    batch = ViewMaker(VIEWS, 16, seed=0)(images(100))
+    numbers = batch.uniform(10)
+    assert numbers.shape == (100, 10) and torch.equal(numbers, batch.uniform(10))
+    assert torch.equal(numbers[:, :6], batch.uniform(6))
+    assert len(numbers.unique()) > 990
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blurr": 0.5}, "unknown augment option 'blurr'"),
+        ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
+        ({"scale": [0.5, 2.0]}, "at most 1"),
+        ({"flip": 1.5}, "augment.flip is a probability"),
+        ({"hue": 0.7}, "at most 0.5"),
+        ({"brightness": -1}, "must not be negative"),
+        ({"scale": 3}, "augment"),
+        ({"flip": "often"}, "augment"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        augment_from(options)
+    assert "\n" not in str(error.value)
+
+
+def test_options_from_a_file():
+    assert augment_from({"scale": [0.5, 1.0], "blur": 0.1}) == Augment(scale=(0.5, 1.0), blur=0.1)
