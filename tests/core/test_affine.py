@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from densepath.core import affine
+from densepath.core.resampling import resample
 
 torch.manual_seed(0)
 IDENTITY = affine.identity(1)
@@ -67,9 +68,9 @@ def test_crops_flips_and_quarter_turns_copy_pixels():
 def test_quarter_turns_of_a_batch_with_crops_and_rotations():
     x = torch.rand(3, 2, 16, 16)
     maps = torch.cat((rotation(90), rotation(23), box(4, 4, 12, 12, 16, 16)))
-    together, valid = affine.resample(x, maps, (8, 8))
+    together, valid = resample(x, maps, (8, 8))
     for i in range(3):
-        alone, alone_valid = affine.resample(x[i : i + 1], maps[i : i + 1], (8, 8))
+        alone, alone_valid = resample(x[i : i + 1], maps[i : i + 1], (8, 8))
         torch.testing.assert_close(together[i], alone[0])
         assert torch.equal(valid[i], alone_valid[0])
 
@@ -77,18 +78,18 @@ def test_quarter_turns_of_a_batch_with_crops_and_rotations():
 def test_three_dimensions():
     x = torch.rand(1, 2, 6, 8, 10)
     low, high = torch.tensor([[0.0, -0.5, -1.0]]), torch.tensor([[1.0, 0.5, 0.0]])
-    crop, valid = affine.resample(x, affine.from_box(low, high), (3, 4, 5))
+    crop, valid = resample(x, affine.from_box(low, high), (3, 4, 5))
     torch.testing.assert_close(crop, x[:, :, 0:3, 2:6, 5:10])
     assert valid.all()
     swap = torch.tensor([[[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]])  # x takes y's place
-    torch.testing.assert_close(affine.resample(x, swap, (6, 10, 8))[0], x.transpose(-1, -2))
+    torch.testing.assert_close(resample(x, swap, (6, 10, 8))[0], x.transpose(-1, -2))
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(9, 7), (24, 40), (64, 64)])
 def test_resizing_equals_torchvision_with_antialias(kind, size):
     x = torch.rand(2, 3, 37, 51)
-    ours, _ = affine.resample(x, affine.identity(2), size, kind=kind)
+    ours, _ = resample(x, affine.identity(2), size, kind=kind)
     theirs = TF.resize(x, list(size), InterpolationMode(kind), antialias=True)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
@@ -111,7 +112,7 @@ def rotation(degrees: float) -> torch.Tensor:
 def test_rotation_equals_kornia():
     x = torch.rand(1, 1, 64, 64)
     theirs = kornia.geometry.rotate(x, torch.tensor([30.0]), align_corners=False)
-    ours, valid = affine.resample(x, rotation(30), (64, 64))
+    ours, valid = resample(x, rotation(30), (64, 64))
     inside = F.avg_pool2d(valid[:, None].float(), 3, 1, 1)[0, 0] > 0.99  # both blend at the rim, in their own ways
     torch.testing.assert_close(ours[0, 0][inside], theirs[0, 0][inside], atol=1e-4, rtol=1e-4)
 
@@ -120,7 +121,7 @@ def test_rotation_equals_kornia():
 def test_minification_does_not_alias(angle):
     stripes = (torch.arange(128) % 2).float().expand(1, 1, 128, 128)
     maps = 0.7 * rotation(angle)
-    small, _ = affine.resample(stripes, maps, (16, 16))
+    small, _ = resample(stripes, maps, (16, 16))
     assert (small - 0.5).abs().max() < 0.13  # point samples would be off by 0.5
 
 
@@ -202,7 +203,7 @@ def test_points_move_with_the_pixels():
 def test_padding_of_a_canvas_is_never_seen(degrees):
     image = torch.rand(1, 1, 20, 24)
     canvas = F.pad(image, (0, 8, 0, 12), value=1e6)
-    padded, padded_valid = affine.resample(canvas, rotation(degrees), (16, 16), extent=torch.tensor([[20, 24]]))
-    alone, valid = affine.resample(image, rotation(degrees), (16, 16))
+    padded, padded_valid = resample(canvas, rotation(degrees), (16, 16), extent=torch.tensor([[20, 24]]))
+    alone, valid = resample(image, rotation(degrees), (16, 16))
     torch.testing.assert_close(padded, alone, atol=1e-4, rtol=1e-4)
     assert torch.equal(padded_valid, valid)

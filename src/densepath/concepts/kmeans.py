@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from densepath.concepts.source import Concepts
@@ -35,7 +37,7 @@ class KMeansConcepts:
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Raises UserError for an unknown stage, or for more clusters than cells."""
         backbone.check_stage(self.stage)
-        self._check_cells(-((-view_size // 2**self.stage) ** 2))
+        self._check_cells(math.ceil(view_size / 2**self.stage) ** 2)
 
     def _check_cells(self, cells: int) -> None:
         if cells < self.num_concepts:

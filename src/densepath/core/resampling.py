@@ -1,0 +1,208 @@
+"""Sampling grids of cells through affine maps.
+
+Every output cell of a crop, a flip or a quarter turn is a weighted sum of a few input cells along each axis, so one
+axis after the other is a sum of a few rows of a table. Other maps sample a finer grid and average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Filter = Literal["area", "bilinear", "bicubic"]
+
+# How far each filter reaches from its center, in input cells where nothing is minified.
+_REACH = {"area": 0.5, "bilinear": 1.0, "bicubic": 2.0}
+# Sampled this densely, a rotated label map's area shares are right to about 1/64.
+_SUBSAMPLES = 8
+# Off-axis entries of a quarter turn, which the cosine of pi/2 leaves at 6e-17 to 4e-8.
+_AXIS_TOLERANCE = 1e-6
+# Rounding may put the edge of a view this far beyond its source.
+_EDGE_TOLERANCE = 1e-6
+
+
+def resample(
+    x: Tensor, maps: Tensor, size: Sequence[int], *, kind: Filter = "bilinear", extent: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sample inputs through maps that take output coordinates to input coordinates (see ``core.affine``).
+
+    The filters are a box ("area": weights are shares of area), a triangle ("bilinear") and Keys' cubic with a = -0.5
+    ("bicubic"); they widen by the minification, so nothing aliases, and the latter two are normalized at the borders,
+    as Pillow's and torchvision's antialiased resize do. For maps that turn by other angles than quarters, "area"
+    means nearest and "bicubic" bilinear samples.
+
+    Args:
+        x: (B, C, *spatial).
+        maps: (B, d, d + 1), best on the CPU.
+        size: the output's spatial size.
+        extent: (B, d) sizes, in the order of the tensor's axes, of the inputs that lie in the low corner of a
+            larger canvas; the maps' coordinates are those of the inputs.
+
+    Returns:
+        (B, C, *size) floats, zero where invalid, and (B, *size) bool: whether a cell's center lies in the input.
+    """
+    x = x if x.is_floating_point() else x.to(torch.float32)
+    extent = torch.tensor(x.shape[2:]).expand(len(x), -1) if extent is None else extent.cpu()
+    host = maps.detach().cpu()
+    groups = _group_by_axes(host)
+    if len(groups) == 1:
+        out = _resample_group(x, host, size, kind, extent, groups[0][0])
+    else:
+        out = x.new_empty(len(x), x.shape[1], *size)
+        for axes, rows in groups:
+            here = rows.to(x.device)
+            out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes)
+    valid = inside(maps.to(x.device), size)
+    if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
+        out = out * valid.unsqueeze(1)
+    return out, valid
+
+
+def inside(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, *size) bool: whether the center of each output cell lies in the input."""
+    d = maps.shape[1]
+    result = torch.ones(len(maps), *size, dtype=torch.bool, device=maps.device)
+    centers = []
+    for axis, n in enumerate(size):
+        center = (torch.arange(n, device=maps.device, dtype=maps.dtype) * 2 + 1) / n - 1
+        centers.append(center.view([-1 if other == axis else 1 for other in range(d)]))
+    for row in range(d):
+        position = maps[:, row, -1].view(-1, *[1] * d)
+        for column in range(d):
+            position = position + maps[:, row, column].view(-1, *[1] * d) * centers[d - 1 - column]
+        result &= position.abs() <= 1 + _EDGE_TOLERANCE
+    return result
+
+
+def weighted_rows(x: Tensor, cells: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Replace the cells of one axis by weighted sums of some of them.
+
+    Args:
+        x: (B, ..., C) floats; fastest where ``axis`` is 1 and x is contiguous.
+        cells: (B, n_out, T) int64, the cells of the axis that each sum takes.
+        weights: (B, n_out, T).
+        axis: which axis of x.
+    """
+    moved = x.movedim(axis, 1)
+    count, n_in = moved.shape[:2]
+    first = torch.arange(count, device=x.device).view(-1, 1, 1) * n_in
+    sums = F.embedding_bag(
+        (cells + first).flatten(0, 1),
+        moved.reshape(count * n_in, -1),
+        mode="sum",
+        per_sample_weights=weights.to(x.dtype).flatten(0, 1),
+    )
+    return sums.view(count, cells.shape[1], *moved.shape[2:]).movedim(1, axis)
+
+
+def _axis_taps(
+    low: Tensor, high: Tensor, n_out: int, kind: Filter, extent: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which cells each output cell of an axis takes, and how much of each.
+
+    Output cell i covers the i-th of ``n_out`` equal parts of the input from ``low`` to ``high``.
+
+    Args:
+        low, high: (B,) where the output begins and ends, in normalized input coordinates; low > high flips.
+        extent: (B,) cells of the input.
+
+    Returns:
+        Cells and weights, each (B, n_out, T), on ``device``.
+    """
+    extent = extent.to(low)
+    step = (high - low) / 2 * extent / n_out
+    # On the CPU, where the maps lie: the number of taps must be known here.
+    taps = math.ceil(2 * _REACH[kind] * max(1.0, float(step.abs().max()))) + 1
+    start, step, extent = ((low + 1) / 2 * extent).to(device), step.to(device), extent.to(device)
+    place = torch.arange(n_out, device=device, dtype=low.dtype) + 0.5
+    center = torch.addcmul(start.view(-1, 1), step.view(-1, 1), place.view(1, -1)).unsqueeze(-1)
+    width = step.abs().view(-1, 1, 1)
+    reach = _REACH[kind] * (width if kind == "area" else width.clamp(min=1))
+    offset = 0.0 if kind == "area" else 0.5
+    cells = torch.floor(center - reach + offset) + torch.arange(taps, device=device, dtype=low.dtype)
+    if kind == "area":
+        overlap = torch.minimum(center + width / 2, cells + 1) - torch.maximum(center - width / 2, cells)
+        weights = overlap.clamp(min=0) / width
+    else:
+        distance = (cells + 0.5 - center).abs() / width.clamp(min=1)
+        weights = (1 - distance).clamp(min=0) if kind == "bilinear" else _keys_cubic(distance)
+    last = extent.view(-1, 1, 1) - 1
+    weights = weights * ((cells >= 0) & (cells <= last))
+    if kind != "area":
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(low.dtype).eps)
+    return torch.minimum(cells.clamp(min=0), last).long(), weights
+
+
+def _keys_cubic(distance: Tensor, a: float = -0.5) -> Tensor:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+
+
+def _group_by_axes(maps: Tensor) -> list[tuple[tuple[int, ...] | None, Tensor]]:
+    """Rows of the batch by the axes that their maps exchange; None for maps that mix axes."""
+    linear = maps[..., :-1].abs()
+    along = linear > _AXIS_TOLERANCE * linear.amax(dim=(-1, -2), keepdim=True)
+    aligned = (along.sum(-1) == 1).all(-1) & (along.sum(-2) == 1).all(-1)
+    groups: list[tuple[tuple[int, ...] | None, Tensor]] = []
+    columns = along.to(torch.int64).argmax(-1)
+    if bool(aligned.any()):
+        for axes in torch.unique(columns[aligned], dim=0):
+            groups.append((tuple(axes.tolist()), (aligned & (columns == axes).all(-1)).nonzero().squeeze(-1)))
+    if not bool(aligned.all()):
+        groups.append((None, (~aligned).nonzero().squeeze(-1)))
+    return groups
+
+
+def _resample_group(
+    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, axes: tuple[int, ...] | None
+) -> Tensor:
+    if axes is None:
+        return _resample_grid(x, maps, size, kind, extent)
+    return _resample_axes(x, maps, size, kind, extent, axes)
+
+
+def _resample_axes(
+    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, axes: tuple[int, ...]
+) -> Tensor:
+    """One matrix per axis. ``axes[i]``: the output coordinate that input coordinate i (x first) follows."""
+    d = len(axes)
+    # Channels last, as decoded images lie in memory: the first axis then needs no copy.
+    cells = x.movedim(1, -1)
+    order = [0] * d
+    for row in reversed(range(d)):
+        axis, out_axis = d - 1 - row, d - 1 - axes[row]
+        scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
+        taps = _axis_taps(shift - scale, shift + scale, size[out_axis], kind, extent[:, axis], x.device)
+        cells = weighted_rows(cells, *taps, axis=1 + axis)
+        order[out_axis] = axis
+    return cells.permute(0, -1, *[1 + axis for axis in order])
+
+
+def _resample_grid(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor) -> Tensor:
+    """Maps that turn by any angle: samples on a finer grid, averaged."""
+    d = maps.shape[1]
+    cells = extent.flip(-1).to(maps)  # x first, like the maps
+    steps = (maps[..., :-1] * cells.unsqueeze(-1)).norm(dim=1) / torch.tensor(tuple(size)).flip(0)
+    finer = [max(1, math.ceil(s)) for s in steps.amax(0).flip(0).tolist()]
+    if kind == "area":
+        finer = [max(_SUBSAMPLES, 2 * f) for f in finer]
+    fine_size = [n * f for n, f in zip(size, finer, strict=True)]
+    canvas = torch.tensor(x.shape[2:]).flip(0).to(maps)
+    share = (cells / canvas).unsqueeze(-1)
+    onto_canvas = maps * share
+    onto_canvas[..., -1:] += share - 1
+    grid = F.affine_grid(onto_canvas.to(x.device), [len(x), 1, *fine_size], align_corners=False)
+    # Never sample the padding beyond an input: stay half a cell inside.
+    edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device)
+    grid = torch.minimum(grid, edge)
+    mode = "nearest" if kind == "area" else "bilinear"
+    samples = F.grid_sample(x, grid.to(x.dtype), mode=mode, padding_mode="border", align_corners=False)
+    if max(finer) == 1:
+        return samples
+    return (F.avg_pool2d if d == 2 else F.avg_pool3d)(samples, finer)

@@ -1,0 +1,37 @@
+"""Small views and small methods."""
+
+import pytest
+import torch
+
+from densepath.images.batch import ImageBatch
+from densepath.methods import ConCL
+from densepath.nets.backbones import build_backbone
+from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch
+
+
+@pytest.fixture
+def images() -> ImageBatch:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 3, 8, 8, generator=generator)
+    pixels = torch.nn.functional.interpolate(coarse, size=(96, 96), mode="bicubic").clamp(0, 1) * 255
+    return ImageBatch(pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((4, 2), 96), torch.arange(4), epoch=30.0)
+
+
+@pytest.fixture
+def batch(images) -> Batch:
+    return ViewMaker(ConCL.views(), 96, seed=0)(images)
+
+
+@pytest.fixture
+def make():
+    """Build a method on a fresh ResNet-18, always with the same weights."""
+
+    def build(method, **options):
+        torch.manual_seed(0)
+        sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
+        if method is ConCL:
+            sizes |= {"concept_queue_size": 256, "num_concepts": 4}
+        return method(build_backbone("resnet18"), **{**sizes, **options})
+
+    return build

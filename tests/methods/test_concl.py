@@ -1,0 +1,218 @@
+"""ConCL against a plain loop over images and concepts in float64, and its edge cases."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from densepath.core.affine import between, from_box, identity
+from densepath.core.errors import UserError
+from densepath.methods import ConCL, MoCoV2
+from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch, View
+
+
+def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int) -> np.ndarray:
+    """Area shares by explicit intersections of rectangles, then the label that covers most: one image."""
+    height, width = labels.shape
+    shares = np.zeros((count, cells, cells))
+    for i, j in np.ndindex(cells, cells):
+        x = sorted((maps[0, 0] * (2 * (j + e) / cells - 1) + maps[0, 2] + 1) / 2 * width for e in (0, 1))
+        y = sorted((maps[1, 1] * (2 * (i + e) / cells - 1) + maps[1, 2] + 1) / 2 * height for e in (0, 1))
+        for r, c in np.ndindex(height, width):
+            across, down = min(x[1], c + 1) - max(x[0], c), min(y[1], r + 1) - max(y[0], r)
+            shares[labels[r, c], i, j] += max(0.0, across) * max(0.0, down)
+    return (shares / shares.sum(0)).round(6).argmax(0)  # equal shares: the smallest id
+
+
+def by_the_book(method: ConCL, batch: Batch, labels: torch.Tensor) -> tuple[float, int]:
+    """L_c of Equation 2 and the number of shared concepts; loops, float64, the method's own networks."""
+    count = method.source.num_concepts
+    query = method.backbone(batch["query"].pixels)[5].double().numpy(force=True)
+    key = method.key_backbone(batch["key"].pixels)[5].double().numpy(force=True)
+    negatives = method.concept_queue.keys().double()
+    losses = []
+    for image in range(len(query)):
+        maps = {
+            name: between(batch["reference"].map, batch[name].map)[image].double().numpy() for name in ("query", "key")
+        }
+        on_query = restore(labels[image].numpy(), maps["query"], query.shape[2], count)
+        on_key = restore(labels[image].numpy(), maps["key"], key.shape[2], count)
+        for concept in set(on_query.flatten()) & set(on_key.flatten()):
+            pooled_query = query[image][:, on_query == concept].mean(1)
+            pooled_key = key[image][:, on_key == concept].mean(1)
+            q = F.normalize(method.head.double()(torch.tensor(pooled_query)), dim=0)
+            k = F.normalize(method.key_head.double()(torch.tensor(pooled_key)), dim=0)
+            own, others = (q @ k / method.temperature).exp(), (negatives @ q / method.temperature).exp().sum()
+            losses.append(-torch.log(own / (own + others)).item())
+    return float(np.mean(losses)), len(losses)
+
+
+@pytest.mark.parametrize("options", [{"concepts": "grid"}, {"stage": 4}, {"stage": 3, "num_concepts": 6}])
+def test_concept_loss_is_the_equation(make, batch, options):
+    method, twin = make(ConCL, **options), make(ConCL, **options)
+    losses = method(batch)
+    labels = make(ConCL, **options).source(batch, make(ConCL, **options).key_backbone.network).labels
+    # The reference pass precedes in the method: batch statistics alone matter in training, so the order does not.
+    expected, shared = by_the_book(twin, batch, labels)
+    assert losses.total.item() == pytest.approx(expected, rel=2e-3)
+    assert losses.statistics["shared_concepts"].item() == pytest.approx(shared / 4)
+    assert int(method.concept_queue.pointer) == shared
+    assert shared > 4
+
+
+def test_one_concept_is_the_whole_image(make, batch):
+    """K = 1 contrasts global averages, as MoCo does (paper, Table 4b), against a queue of its own."""
+    method = make(ConCL, concepts="grid", grid_size=1, concept_queue_size=64)
+    method.concept_queue.rows.copy_(method.queue.rows)
+    losses = method(batch)
+    torch.testing.assert_close(losses.terms["concept_loss"], losses.terms["instance_loss"])
+    torch.testing.assert_close(method.concept_queue.keys(), method.queue.keys())
+
+
+def test_equal_views_share_all_their_concepts(make, images):
+    batch = ViewMaker(ConCL.views(), 96, seed=0)(images)
+    same = replace(batch, views={name: batch["query"] for name in ("query", "key", "reference")})
+    method = make(ConCL, stage=5, num_concepts=3)
+    losses = method(same)
+    expected = 3 - losses.statistics["empty_clusters"]
+    assert losses.statistics["shared_concepts"] == expected
+
+
+def flipped(view: View) -> View:
+    mirror = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]])
+    return View(view.pixels.flip(-1), torch.cat((view.map[..., :2] @ mirror[..., :2], view.map[..., 2:]), -1))
+
+
+def test_flipping_a_view_flips_its_concepts(make, batch):
+    method = make(ConCL, concepts="grid")
+    features = torch.randn(4, 8, 3, 3)
+    labels = torch.arange(9).view(1, 3, 3).expand(4, -1, -1)
+    mirrored = replace(batch, views={**batch.views, "query": flipped(batch["query"])})
+    plain = method.restore(batch, labels, "query", features).pool(features)
+    turned = method.restore(mirrored, labels, "query", features.flip(-1)).pool(features.flip(-1))
+    torch.testing.assert_close(plain, turned)
+
+
+def test_no_shared_concept_gives_no_loss_and_leaves_the_queue(make, batch):
+    apart = {
+        "query": replace(batch["query"], map=from_box(-torch.ones(4, 2), torch.zeros(4, 2))),
+        "key": replace(batch["key"], map=from_box(torch.zeros(4, 2), torch.ones(4, 2))),
+        "reference": replace(batch["reference"], map=identity(4)),
+    }
+    method = make(ConCL, concepts="grid", grid_size=2)
+    before = method.concept_queue.keys()
+    losses = method(replace(batch, views=apart))
+    losses.total.backward()
+    assert losses.total.item() == 0 and losses.statistics["shared_concepts"] == 0
+    assert torch.equal(method.concept_queue.keys(), before)
+    assert all(p.grad is None or (torch.isfinite(p.grad).all() and not p.grad.any()) for p in method.parameters())
+
+
+def test_tiny_crops_and_flat_images(make, images):
+    """Crops of a pixel or two, and images on which all cells are alike, give finite losses and gradients."""
+    flat = replace(images, pixels=torch.full_like(images.pixels, 200))
+    views = ConCL.views(replace(ConCL.views()["query"], scale=(1e-4, 2e-4)))
+    for source in (images, flat):
+        method = make(ConCL)
+        losses = method(ViewMaker(views, 64, seed=1)(source))
+        losses.total.backward()
+        assert torch.isfinite(losses.total)
+        assert all(torch.isfinite(p.grad).all() for p in method.parameters() if p.grad is not None)
+
+
+def test_warm_up_is_moco(make, batch):
+    early = replace(batch, epoch=19.9)
+    method, moco = make(ConCL), make(MoCoV2)
+    moco.load_state_dict(method.state_dict(), strict=False)
+    losses, expected = method(early), moco(early)
+    torch.testing.assert_close(losses.total, expected.total)
+    assert set(losses.terms) == {"instance_loss"} and int(method.concept_queue.pointer) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_lambda_weighs_concepts_against_instances(make, batch, weight):
+    losses = make(ConCL, concept_weight=weight)(batch)
+    instance, concept = losses.terms["instance_loss"], losses.terms.get("concept_loss", torch.zeros(()))
+    torch.testing.assert_close(losses.total, weight * concept + (1 - weight) * instance)
+
+
+def test_instance_queue_moves_even_when_instances_do_not_count(make, batch):
+    method = make(ConCL)
+    method(batch)
+    assert int(method.queue.pointer) == 4
+
+
+@pytest.mark.parametrize(("stage", "unused"), [(2, "layer2"), (3, "layer3"), (4, "layer4")])
+def test_reference_pass_stops_at_the_stage_that_is_clustered(make, batch, stage, unused):
+    method = make(ConCL, stage=stage)
+    sizes = []
+    method.key_backbone.network.net[unused].register_forward_hook(lambda *_: sizes.append(1))
+    method(batch)
+    assert len(sizes) == 1  # the key view, not the reference
+
+
+def test_step_never_waits_for_the_device(make, images, monkeypatch):
+    """On the meta device nothing has a value: whatever asks for one raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
+    there = replace(images, pixels=images.pixels.to("meta"))
+    batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
+    for options in ({}, {"concepts": "grid"}):
+        losses = make(ConCL, **options).to("meta")(batch)
+        losses.total.backward()
+        assert losses.total.device.type == "meta"
+
+
+def test_concepts_of_an_image_do_not_depend_on_the_batch(make, batch, images):
+    method = make(ConCL).eval()
+    together = method.source(batch, method.key_backbone.network).labels
+    single = ViewMaker(ConCL.views(), 96, seed=0)(
+        replace(images, pixels=images.pixels[2:3], sizes=images.sizes[2:3], index=images.index[2:3])
+    )
+    assert torch.equal(method.source(single, method.key_backbone.network).labels[0], together[2])
+
+
+def test_overfits_one_batch(make, batch):
+    method = make(ConCL)
+    negatives = method.concept_queue.rows.clone()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
+    history = []
+    for _ in range(15):
+        method.concept_queue.rows.copy_(negatives)
+        loss = method(batch).total
+        history.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert history[-1] < 0.75 * history[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stage": 6}, "no stage f6"),
+        ({"stage": 5, "num_concepts": 10}, "10 concepts cannot be found in the 9 cells of stage f5"),
+        ({"concept_queue_size": 8}, "a concept queue of 8 keys is smaller than the 16 concepts"),
+        ({"queue_size": 3}, "a queue of 3 keys is smaller than a batch of 4 images"),
+    ],
+)
+def test_what_does_not_fit_is_named(make, options, message):
+    with pytest.raises(UserError, match=message):
+        make(ConCL, **options).check(view_size=96, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"concepts": "stars"}, "unknown concepts 'stars'"),
+        ({"concept_weight": 2}, "concept weight must lie between 0 and 1"),
+        ({"num_concepts": 0}, "at least one concept"),
+        ({"concepts": "grid", "grid_size": 0}, "at least one cell"),
+    ],
+)
+def test_wrong_hyper_parameters_are_named(make, options, message):
+    with pytest.raises(UserError, match=message):
+        make(ConCL, **options)

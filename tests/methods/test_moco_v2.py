@@ -1,0 +1,76 @@
+"""MoCo-v2 against its equation, step by step."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from densepath.core.errors import UserError
+from densepath.methods import MoCoV2
+from densepath.nets.backbones import build_backbone
+
+
+def test_loss_is_the_equation_and_keys_join_the_queue(make, batch):
+    method, twin = make(MoCoV2), make(MoCoV2)
+    losses = method(batch)
+    # A second copy of the same weights, by the book; both encoders are still equal.
+    q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1)
+    k = F.normalize(twin.key_head(twin.key_backbone(batch["key"].pixels)[5].mean((2, 3))), dim=1)
+    queue = twin.queue.keys()
+    logits = torch.cat(((q * k).sum(1, keepdim=True), q @ queue.T), dim=1) / 0.2
+    torch.testing.assert_close(losses.total, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long)))
+    torch.testing.assert_close(method.queue.keys()[:4], k)
+    torch.testing.assert_close(method.queue.keys()[4:], queue[4:])
+    assert losses.terms["instance_loss"] == losses.total
+
+
+def test_key_encoder_follows_before_it_encodes_and_takes_no_gradient(make, batch):
+    method = make(MoCoV2)
+    with torch.no_grad():
+        before = method.key_head.network.state_dict()
+        before = {name: value.clone() for name, value in before.items()}
+        for parameter in method.head.parameters():
+            parameter.add_(0.1)
+    method(batch).total.backward()
+    for name, value in method.key_head.network.state_dict().items():
+        torch.testing.assert_close(value, before[name] + 0.1 * (method.head.state_dict()[name] - before[name]))
+    assert all(p.grad is not None for p in (*method.backbone.parameters(), *method.head.parameters()))
+    assert all(p.grad is None for p in (*method.key_backbone.parameters(), *method.key_head.parameters()))
+
+
+def test_batch_norm_statistics_are_each_encoders_own(make, batch):
+    method = make(MoCoV2)
+    method(batch)
+    query = method.backbone.state_dict()["net.bn1.running_mean"]
+    key = method.key_backbone.network.state_dict()["net.bn1.running_mean"]
+    assert not torch.equal(query, key) and key.any()
+
+
+def test_overfits_one_batch(make, batch):
+    method = make(MoCoV2)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
+    first = None
+    for _ in range(15):
+        method.queue.rows.copy_(make(MoCoV2).queue.rows)  # the same negatives: its own keys are none
+        loss = method(batch).total
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.7 * first and math.isfinite(loss.item())
+
+
+def test_wrong_hyper_parameters_are_named(make):
+    with pytest.raises(UserError, match="temperature must be positive"):
+        make(MoCoV2, temperature=0)
+    with pytest.raises(UserError, match="momentum must lie between"):
+        make(MoCoV2, momentum=1.5)
+    with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
+        make(MoCoV2).check(96, 65)
+
+
+def test_any_convnet_will_do(batch):
+    method = MoCoV2(build_backbone("mobilenetv3_small_050"), queue_size=8)
+    method(batch).total.backward()
+    assert method.backbone_to_keep().name == "mobilenetv3_small_050"
