@@ -1,0 +1,165 @@
+"""Backbones: timm ConvNets that give their stages f1..f5, where stage f_i has stride 2**i."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.models import FeatureListNet, model_entrypoint
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+
+_STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
+_TRIAL_SIZE = 64  # pixels: every stage then has more than one cell
+
+
+class Backbone(nn.Module):
+    """A ConvNet that returns the feature maps of its stages and can stop early.
+
+    The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key.
+
+    Args:
+        net: a timm network made with ``features_only=True``.
+        name: its timm name.
+
+    Attributes:
+        name: the timm name.
+        channels: stage -> number of channels.
+        stages: the stages that exist, ascending: (1, 2, 3, 4, 5) for a ResNet, (2, 3, 4, 5) for a ConvNeXt.
+    """
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.name = name
+        info: Any = net.feature_info
+        self._strides: tuple[int, ...] = tuple(info.reduction())  # of timm's feature maps, ascending
+        self._positions: tuple[int, ...] = tuple(info.out_indices)
+        self.channels: dict[int, int] = {
+            _STAGE_OF_STRIDE[stride]: channels
+            for stride, channels in zip(self._strides, info.channels(), strict=True)
+            if stride in _STAGE_OF_STRIDE
+        }
+        self.stages: tuple[int, ...] = tuple(self.channels)
+
+    def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
+        """Compute the stages up to ``last`` and nothing behind it.
+
+        The few timm families with an extractor of their own (EfficientNet, MobileNet-v2 and -v3, HRNet, Xception,
+        NASNet) compute everything, whatever ``last`` is.
+
+        Args:
+            x: (B, 3, H, W) normalised images.
+            last: the deepest stage that is wanted; one beyond the deepest that exists means all.
+
+        Returns:
+            Stage i -> f_i, (B, channels[i], H / 2**i, W / 2**i). A ResNet's f1 is taken before its max-pool.
+
+        Raises:
+            UserError: the network has no stage ``last``.
+        """
+        last = min(last, self.stages[-1])
+        self.check_stage(last)
+        count = self._strides.index(2**last) + 1
+        if type(self.net) is FeatureListNet:
+            maps = self._run_modules(x, count)
+        elif hasattr(self.net, "model") and hasattr(self.net.model, "forward_intermediates"):
+            maps = self.net.model.forward_intermediates(
+                x, indices=list(self._positions[:count]), norm=self.net.norm, stop_early=True, intermediates_only=True
+            )
+        else:
+            maps = self.net(x)[:count]
+        stages = (_STAGE_OF_STRIDE.get(stride) for stride in self._strides)
+        return {stage: feature for stage, feature in zip(stages, maps, strict=False) if stage}
+
+    def _run_modules(self, x: Any, count: int) -> list[Tensor]:
+        """Run timm's modules, which stand in the order of their use, until ``count`` feature maps are there."""
+        maps: list[Tensor] = []
+        for name, module in self.net.items():
+            x = module(x)
+            if name in self.net.return_layers:
+                maps.append(x[0] if isinstance(x, tuple | list) else x)
+                if len(maps) == count:
+                    break
+        return maps
+
+    def check_stage(self, stage: int) -> None:
+        """Check that f_stage exists.
+
+        Raises:
+            UserError: it does not; the message names those that do.
+        """
+        if stage not in self.channels:
+            have = ", ".join(f"f{i}" for i in self.stages)
+            raise UserError(f"{self.name} has no stage f{stage}; choose one of {have}")
+
+
+def build_backbone(name: str = "resnet18") -> Backbone:
+    """Make a backbone with random weights.
+
+    ResNets are initialised as in the paper: convolutions Kaiming-normal over the fan-in with the gain of a ReLU, norms
+    with weight 1 and bias 0, those at the end of a residual branch included. Other networks keep timm's own
+    initialisation, which belongs to their architecture.
+
+    Args:
+        name: a timm architecture, e.g. "resnet18", "convnext_atto". What counts is that its feature maps have the
+            strides that it declares at any input size; vision transformers of one resolution don't.
+
+    Raises:
+        UserError: the name is unknown, or the network gives no feature maps of strides 2 to 32.
+
+    Source: ConCL (ECCV 2022), released code, ``backbones/resnet.py``.
+    """
+    _check_name(name)
+    try:
+        backbone = Backbone(timm.create_model(name, features_only=True), name)
+        _check_maps(backbone)
+    except UserError:
+        raise
+    except Exception as error:  # each family of timm fails in its own way
+        raise UserError(
+            f"{name} is not a ConvNet that gives feature maps of strides 2 to 32 for images of any size; "
+            "choose another backbone, e.g. resnet18"
+        ) from error
+    if model_entrypoint(name).__module__ == "timm.models.resnet":
+        backbone.apply(_init_resnet_layer)
+    return backbone
+
+
+def _check_name(name: str) -> None:
+    if timm.is_model(name) and "." not in name:
+        return
+    architecture = name.split(".")[0]
+    if timm.is_model(architecture):
+        raise UserError(
+            f"{name!r} names weights, not a network; use the backbone {architecture!r} and give {name!r} as the weights"
+        )
+    close = get_close_matches(name, timm.list_models(), n=3)
+    advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those that exist"
+    raise UserError(f"unknown backbone {name!r}; {advice}")
+
+
+@torch.no_grad()
+def _check_maps(backbone: Backbone) -> None:
+    """Raise ValueError where a stage is not, at a size that timm did not foresee, what its metadata says."""
+    training = backbone.training
+    maps = backbone.eval()(torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
+    backbone.train(training)
+    side = {stage: _TRIAL_SIZE // 2**stage for stage in backbone.stages}
+    expected = {stage: (1, backbone.channels[stage], side[stage], side[stage]) for stage in backbone.stages}
+    if {stage: tuple(feature.shape) for stage, feature in maps.items()} != expected:
+        raise ValueError(f"{backbone.name} does not give one map of each stride")
+
+
+def _init_resnet_layer(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        # timm zeroes the last norm of each residual branch, as ImageNet training does; the paper's code does not.
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,237 @@
+"""Weights that leave densepath and weights that come in; loading never runs code from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.nets.backbones import Backbone
+from densepath.nets.layouts import arrange, feature_name, from_detectron2, match_names, timm_state
+
+FORMAT_VERSION = "1"
+ACCEPTED = "a .safetensors, .pth, .pt or .ckpt file, a run folder, a timm name such as resnet18.a1_in1k, or random"
+_LEAST_SHARE = 0.9  # of the backbone's tensors that a file must hold
+
+
+class Weights(NamedTuple):
+    """Tensors under timm's names (with the prefix, if any, that they have in their file) and what the file says."""
+
+    state_dict: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def save_backbone(
+    path: str | Path, backbone: Backbone, layout: str = "timm", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a backbone for timm, torchvision or detectron2, whole or not at all.
+
+    How each library takes the file:
+
+    - timm: ``timm.create_model(name, num_classes=0, checkpoint_path=path)``. Layers that a network has behind its
+      deepest stage (e.g. ``conv_head`` of an EfficientNet) are there with timm's initialisation; the metadata's
+      ``untrained`` names them.
+    - torchvision: ``torchvision.models.resnet18().load_state_dict(load_file(path), strict=False)``; the file lacks
+      ``fc.*`` alone.
+    - detectron2: ``DetectionCheckpointer(model).load(path)`` for a path that ends in ``.pth``; for ``.safetensors``
+      ``model.backbone.bottom_up.load_state_dict(load_file(path), strict=False)``. The configuration must say RGB, mean
+      and std as in the metadata times 255, and ``STRIDE_IN_1X1 = False``.
+
+    Args:
+        path: a ``.safetensors`` file, or a ``.pth`` file in the detectron2 layout.
+        backbone: what to write.
+        layout: "timm", "torchvision" or "detectron2".
+        metadata: provenance (method, recipe, steps, ...), all strings. ``mean`` and ``std`` (JSON lists, for pixels of
+            0..1) replace those of ImageNet; the names that densepath fills itself win over those given.
+
+    Raises:
+        UserError: the layout is unknown or does not suit the backbone, or the path has the wrong suffix.
+    """
+    path = Path(path)
+    suffixes = (".safetensors", ".pth") if layout == "detectron2" else (".safetensors",)
+    if path.suffix not in suffixes:
+        raise UserError(f"{path} must end in {' or '.join(suffixes)} to hold weights in the layout {layout}")
+    state, untrained = arrange(backbone, layout)
+    notes = {
+        "mean": json.dumps(IMAGENET_DEFAULT_MEAN),
+        "std": json.dumps(IMAGENET_DEFAULT_STD),
+        **(metadata or {}),
+        "format": "pt",  # what readers of safetensors look for to tell torch's tensors from others
+        "format_version": FORMAT_VERSION,
+        "densepath_version": _version(),
+        "backbone": backbone.name,
+        "layout": layout,
+        "untrained": ", ".join(untrained),
+    }
+    with atomic_write(path) as temporary:
+        if path.suffix == ".pth":
+            torch.save({"model": state, "matching_heuristics": True, "metadata": notes}, temporary)
+        else:
+            save_file(state, temporary, metadata=notes)
+
+
+def read_weights(source: str | Path) -> Weights:
+    """Read tensors from a file of any layout, or from a run folder.
+
+    Args:
+        source: a ``.safetensors`` file, a torch file, or a run folder: its ``exported/backbone.safetensors``, else its
+            ``checkpoints/last.ckpt``, else the checkpoint before.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds something else than tensors.
+    """
+    path = Path(source)
+    if path.is_dir():
+        inside = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
+        found = next((path / name for name in inside if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(
+                f"the folder {path} holds neither exported/backbone.safetensors nor checkpoints/last.ckpt; "
+                f"give {ACCEPTED}"
+            )
+        path = found
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise UserError(f"there are no weights to read at {path}; give {ACCEPTED}")
+    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this one")
+    if not state:
+        raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
+    return Weights(from_detectron2(state), metadata)
+
+
+def load_weights(backbone: Backbone, source: str | Path) -> str:
+    """Load weights into a backbone, or leave it as it is if they don't fit.
+
+    Args:
+        backbone: what to load into.
+        source: "random" (keeps the initialisation), a file or a run folder as for ``read_weights``, or the name of
+            weights that timm has, e.g. "resnet18.a1_in1k" (fetched over the network where they are not in its cache).
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UserError: nothing such exists, or it does not fit.
+    """
+    name = str(source)
+    if name == "random":
+        return f"{backbone.name} with random weights"
+    if not Path(source).exists() and timm.models.is_model_pretrained(name):
+        return _load_pretrained(backbone, name)
+    if not Path(source).exists():
+        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
+    weights = read_weights(source)
+    names = backbone.net.state_dict()
+    found, others = match_names(weights.state_dict, names)
+    advice = f"name the backbone that they belong to (--backbone {weights.metadata.get('backbone', 'resnet50, say')})"
+    for problem in (_other_shapes(found, names), _other_layers(backbone, others)):
+        if problem:
+            raise UserError(f"{name} does not fit {backbone.name}: {problem}; {advice}")
+    # Some layouts don't count batches; the count plays no part in a batch norm with a momentum.
+    wanted = [key for key in names if not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in found]
+    if len(wanted) - len(missing) < _LEAST_SHARE * len(wanted):
+        raise UserError(
+            f"{name} has {len(wanted) - len(missing)} of the {len(wanted)} tensors of {backbone.name} "
+            f"(not {_first(missing)}); {advice}"
+        )
+    backbone.net.load_state_dict(found, strict=False)
+    line = f"{backbone.name} with {len(wanted) - len(missing)} of {len(wanted)} tensors from {name}"
+    if missing:
+        line += f"; not in the file: {_first(missing)}"
+    if others:
+        line += f"; not used: {_first(others)}"
+    return line
+
+
+def _load_pretrained(backbone: Backbone, name: str) -> str:
+    architecture = name.split(".")[0]
+    if architecture != backbone.name:
+        raise UserError(
+            f"{name} does not fit {backbone.name}; name the backbone it belongs to (--backbone {architecture})"
+        )
+    try:
+        network: Any = timm.create_model(name, pretrained=True, features_only=True)
+    except Exception as error:  # each kind of network failure is another exception
+        raise UserError(
+            f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"
+        ) from error
+    backbone.net.load_state_dict(network.state_dict())
+    line = f"{backbone.name} with timm's {name}"
+    statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
+    if statistics != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+        line += f"; it was trained with other normalisation: mean {statistics[0]}, std {statistics[1]}"
+    return line
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or is no safetensors file; copy or export it again") from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch wonders aloud about files that it then refuses
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, or is no torch file, and could run code if it were loaded; "
+            "save its state_dict() alone"
+        ) from error
+    except Exception as error:  # a damaged file fails wherever the reader happens to be
+        raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
+    if not isinstance(content, dict):
+        return {}, {}
+    notes = content.get("metadata")
+    metadata = {str(key): str(value) for key, value in notes.items()} if isinstance(notes, dict) else {}
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return state, metadata
+
+
+def _other_shapes(found: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> str:
+    """Say which tensors have another shape than the backbone's."""
+    wrong = [key for key, value in found.items() if value.shape != names[key].shape]
+    return f"{_first(wrong)} have other shapes" if wrong else ""
+
+
+def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
+    """Say which tensors belong to blocks that the backbone's stages lack, as in a ResNet-34 beside a ResNet-18."""
+    tops = {key.split(".")[0] for key in backbone.net.state_dict()}
+    suspects = [key for key in others if {key.split(".")[0], key.replace(".", "_", 1).split(".")[0]} & tops]
+    if suspects:
+        known = timm_state(backbone.name)
+        suspects = [key for key in suspects if not feature_name(key, known)]
+    return f"it has layers that the backbone lacks ({_first(suspects)})" if suspects else ""
+
+
+def _version() -> str:
+    try:
+        return version("densepath")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,0 +1,23 @@
+"""The projection head."""
+
+from __future__ import annotations
+
+import torch
+
+from densepath.nets.heads import MLPHead
+
+
+def test_head_is_two_linear_layers_with_a_relu_between() -> None:
+    head = MLPHead(8, 16, 4)
+    x = torch.randn(2, 5, 8)
+    hidden = (x @ head.fc1.weight.T + head.fc1.bias).clamp(min=0)
+    torch.testing.assert_close(head(x), hidden @ head.fc2.weight.T + head.fc2.bias)
+
+
+def test_head_is_initialised_kaiming_normal_over_the_fan_in_with_zero_bias() -> None:
+    head = MLPHead(512, 1024, 128)
+    for layer, fan_in in ((head.fc1, 512), (head.fc2, 1024)):
+        assert abs(layer.weight.std().item() / (2 / fan_in) ** 0.5 - 1) < 0.02
+        # A normal distribution has kurtosis 3; a uniform one, torch's default, has 1.8.
+        assert abs((layer.weight**4).mean().item() / layer.weight.var().item() ** 2 - 3) < 0.1
+        assert not layer.bias.any()

@@ -1,0 +1,154 @@
+"""Names of tensors in the three layouts."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.layouts import arrange, from_detectron2, match_names, timm_state, to_detectron2
+
+# Written from detectron2's ResNet, not from the mapping.
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def _detectron2_names(blocks: tuple[int, ...], convs: int, shortcuts: tuple[int, ...]) -> set[str]:
+    names = {"stem.conv1.weight", *(f"stem.conv1.norm.{leaf}" for leaf in NORM)}
+    for stage, count in enumerate(blocks, start=2):
+        for block in range(count):
+            layers = [f"conv{i}" for i in range(1, convs + 1)]
+            if block == 0 and stage in shortcuts:
+                layers.append("shortcut")
+            for layer in layers:
+                names.add(f"res{stage}.{block}.{layer}.weight")
+                names |= {f"res{stage}.{block}.{layer}.norm.{leaf}" for leaf in NORM}
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", _detectron2_names((2, 2, 2, 2), 2, (3, 4, 5))),
+        ("resnet34", _detectron2_names((3, 4, 6, 3), 2, (3, 4, 5))),
+        ("resnet50", _detectron2_names((3, 4, 6, 3), 3, (2, 3, 4, 5))),
+    ],
+)
+def test_detectron2_names(name: str, expected: set[str]) -> None:
+    assert set(to_detectron2(timm_state(name))) == expected
+
+
+def test_detectron2_places() -> None:
+    state = timm_state("resnet50")
+    renamed = to_detectron2(state)
+    pairs = {
+        "conv1.weight": "stem.conv1.weight",
+        "bn1.running_var": "stem.conv1.norm.running_var",
+        "layer1.0.conv1.weight": "res2.0.conv1.weight",
+        "layer1.0.bn3.weight": "res2.0.conv3.norm.weight",
+        "layer1.0.downsample.0.weight": "res2.0.shortcut.weight",
+        "layer2.0.downsample.1.running_mean": "res3.0.shortcut.norm.running_mean",
+        "layer3.5.bn2.bias": "res4.5.conv2.norm.bias",
+        "layer4.2.conv3.weight": "res5.2.conv3.weight",
+    }
+    for timm_name, detectron2_name in pairs.items():
+        assert renamed[detectron2_name] is state[timm_name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up."])
+def test_detectron2_there_and_back_is_the_identity(name: str, prefix: str) -> None:
+    state = {key: value for key, value in timm_state(name).items() if not key.endswith("num_batches_tracked")}
+    inside = {prefix + key: value for key, value in to_detectron2(state).items()}
+    back = from_detectron2(inside)
+    assert list(back) == list(state)
+    assert all(back[key] is state[key] for key in state)
+
+
+def test_a_detector_around_the_backbone_is_dropped() -> None:
+    state = to_detectron2(timm_state("resnet18"))
+    detector = {f"backbone.bottom_up.{key}": value for key, value in state.items()}
+    detector["backbone.fpn_lateral2.weight"] = torch.zeros(1)
+    assert len(from_detectron2(detector)) == len(state)
+
+
+def test_other_layouts_pass_untouched() -> None:
+    state = timm_state("resnet18")
+    assert from_detectron2(state) == state
+
+
+def test_the_random_numbers_of_a_run_do_not_notice_an_export() -> None:
+    backbone = build_backbone()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    arrange(backbone, "timm")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_exported_tensors_are_copies_in_plain_memory_order() -> None:
+    backbone = build_backbone().to(memory_format=torch.channels_last)
+    state, _ = arrange(backbone, "timm")
+    assert state["layer1.0.conv1.weight"].is_contiguous()
+    before = state["conv1.weight"].clone()
+    with torch.no_grad():
+        backbone.net.conv1.weight.zero_()
+    assert torch.equal(state["conv1.weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapper"),
+    [("convnext_atto", {}), ("convnext_atto", {"feature_cls": "getter"}), ("mobilenetv3_small_050", {})],
+)
+def test_timm_layout_holds_every_trained_tensor_once_and_names_the_others(name: str, wrapper: dict[str, str]) -> None:
+    backbone = Backbone(timm.create_model(name, features_only=True, **wrapper), name)
+    state, untrained = arrange(backbone, "timm")
+    assert set(state) == set(timm_state(name))
+    assert untrained
+    assert set(untrained) < set(state)
+    trained = [value for key, value in state.items() if key not in untrained]
+    own = list(backbone.net.state_dict().values())
+    assert len(trained) == len(own)
+    assert all(torch.equal(value, mine) for value, mine in zip(trained, own, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "detectron2"])
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet18d", "seresnet18", "resnetaa34d", "efficientnet_b0"])
+def test_networks_that_a_library_lacks_are_refused(layout: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"{layout} has no network that equals timm's {name}; use the layout timm"):
+        arrange(build_backbone(name), layout)
+
+
+def test_an_unknown_layout_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown layout 'caffe'; choose one of timm, torchvision, detectron2"):
+        arrange(build_backbone(), "caffe")
+
+
+def test_the_query_backbone_wins_over_its_slow_copy() -> None:
+    names = timm_state("resnet18")
+    checkpoint = {f"method.momentum.net.{key}": torch.zeros_like(value) for key, value in names.items()}
+    checkpoint |= {f"method.backbone.net.{key}": value for key, value in names.items()}
+    checkpoint["method.head.fc1.weight"] = torch.zeros(2, 2)
+    found, others = match_names(checkpoint, names)
+    assert others == []
+    assert all(found[key] is names[key] for key in names)
+
+
+@pytest.mark.parametrize(
+    ("trained", "slow", "slow_first"),
+    [
+        ("module.encoder_q.", "module.encoder_k.", False),
+        ("module.encoder_q.", "module.encoder_k.", True),
+        ("backbone.", "encoder_k.0.", True),
+        ("unknown.", "another.", False),
+    ],
+)
+def test_the_trained_encoder_of_a_foreign_checkpoint_is_found(trained: str, slow: str, slow_first: bool) -> None:
+    names = timm_state("resnet18")
+    checkpoint = {f"{trained}{key}": value for key, value in names.items()} | {f"{trained}fc.0.weight": torch.zeros(1)}
+    copy = {f"{slow}{key}": torch.zeros_like(value) for key, value in names.items()}
+    checkpoint = copy | checkpoint if slow_first else checkpoint | copy
+    found, others = match_names(checkpoint, names)
+    assert others == ["fc.0.weight"]
+    assert all(found[key] is names[key] for key in names)
