@@ -103,8 +103,6 @@ def permute(position: Tensor, n: int, seed: int, epoch: int) -> Tensor:
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     value = _feistel(position.to(torch.int64), half, seed, epoch)
-    while True:
-        outside = value >= n
-        if not bool(outside.any()):
-            return value
-        value = torch.where(outside, _feistel(value, half, seed, epoch), value)
+    while bool((outside := value >= n).any()):
+        value[outside] = _feistel(value[outside], half, seed, epoch)
+    return value

@@ -1,0 +1,1 @@
+"""Where pixels come from: folders of images, packed stores, procedural tissue, instance annotations."""

@@ -1,0 +1,53 @@
+"""What this machine has to give: memory, cores, and how many processes of a run share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without pushing others out, within the limit of a container."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        limit = int((_CONTROL_GROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_CONTROL_GROUP / "memory.current").read_text())
+        counters = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return available
+    return min(available, limit - used + int(counters.get("inactive_file", 0)))
+
+
+def processes_on_node() -> int:
+    """How many processes of this run share the machine, as far as the environment tells (at most too many)."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may keep busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes_on_node())
+
+
+def first_on_node() -> bool:
+    """Whether this process is the one that speaks for all processes of a run on this machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Hand the items on, with a progress bar if stderr is a terminal and this is the node's first process."""
+    console = Console(stderr=True)
+    quiet = not (console.is_terminal and first_on_node())
+    yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)

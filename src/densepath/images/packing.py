@@ -1,0 +1,180 @@
+"""Packed stores on disk: decoded images in one file that is mapped into memory and trains with no decoding.
+
+The file is a plain safetensors file, readable by ``safetensors.safe_open`` too. It holds ``pixels`` ((N, H, W, 3) if
+all images have one size, else flat bytes), ``offsets``, ``sizes``, ``name_starts`` and ``names``. Room is kept for its
+header, because the pixels are written before their number is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.images.damage import Damage
+from densepath.images.files import list_images
+from densepath.images.loose import MAX_SIDE, ImageFiles, decode_all
+from densepath.images.names import Names
+from densepath.images.store import CHANNELS, PackedTiles
+
+SUFFIX = ".safetensors"
+FORMAT, VERSION = "densepath-tiles", "1"
+_HEADER = 4096  # bytes in front of the pixels: the header's length in 8 bytes, then JSON, then spaces
+_LONGEST_HEADER = 2**20
+_TABLES = {"pixels", "offsets", "name_starts", "sizes", "names"}
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+
+
+def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> Path:
+    """Decode all images of a source into one file that is read by mapping it into memory.
+
+    Args:
+        source: folder, text list or glob pattern, see :func:`densepath.images.files.list_images`.
+        dest: the file to write, named ``*.safetensors``.
+        max_side: larger images are reduced as in training from files (pixels).
+
+    Returns:
+        The path of the store. Damaged images are named and left out.
+
+    Raises:
+        UserError: the source holds no images or too many damaged ones, or ``dest`` exists or has another suffix.
+    """
+    dest = Path(dest)
+    if dest.suffix.lower() != SUFFIX:
+        raise UserError(f"a packed store is a {SUFFIX} file; call it {dest.name}{SUFFIX} instead of {dest.name}")
+    if dest.exists():
+        raise UserError(f"{dest} already exists; name another file or remove it first")
+    files = ImageFiles(list_images(source), max_side)
+    damage = Damage(len(files))
+    images = decode_all(files, damage, "packing")
+    with atomic_write(dest) as temporary, open(temporary, "wb") as file:
+        sizes = _write_pixels(file, (image for image in images if image is not None))
+        root = Path(source) if Path(source).is_dir() else Path(source).parent
+        names = Names.of(
+            _relative(files.names(position), root) for position in range(len(files)) if position not in damage.found
+        )
+        _write_tables(file, sizes, names)
+    return dest
+
+
+def open_store(path: str | Path) -> PackedTiles:
+    """Map a packed store into memory.
+
+    Raises:
+        UserError: the file is missing, foreign, of another version, or cut off.
+    """
+    try:
+        tensors = _map(Path(path))
+    except OSError as error:
+        raise UserError(f"the packed store {path} cannot be read ({error.strerror}); check the path") from error
+    if not _consistent(tensors):
+        raise _damaged(path, "its tables do not fit its pixels")
+    names = Names(tensors["names"], tensors["name_starts"])
+    return PackedTiles(tensors["pixels"].flatten(), tensors["sizes"], tensors["offsets"], names)
+
+
+def _consistent(tensors: dict[str, Tensor]) -> bool:
+    sizes, offsets, starts = tensors["sizes"], tensors["offsets"], tensors["name_starts"]
+    if sizes.ndim != 2 or not len(sizes) == len(offsets) == len(starts) - 1 > 0 or int(sizes.min()) < 1:
+        return False
+    bytes_each = sizes.to(torch.int64).prod(dim=1) * CHANNELS
+    ends = bytes_each.cumsum(0)
+    return (
+        torch.equal(offsets, ends - bytes_each)
+        and int(ends[-1]) == tensors["pixels"].numel()
+        and int(starts[-1]) == len(tensors["names"])
+    )
+
+
+def _relative(name: str, root: Path) -> str:
+    path = Path(name)
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _damaged(path: str | Path, why: str) -> UserError:
+    return UserError(f"the packed store {path} is damaged or was cut off ({why}); pack the images again")
+
+
+def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.int32]:
+    file.seek(_HEADER)
+    sizes = array("i")
+    for image in images:
+        sizes.extend(image.shape[:2])
+        file.write(np.ascontiguousarray(image).data)
+    return np.frombuffer(sizes, dtype=np.int32).reshape(-1, 2)
+
+
+def _write_tables(file: BinaryIO, sizes: npt.NDArray[np.int32], names: Names) -> None:
+    bytes_each = sizes.astype(np.int64).prod(axis=1) * CHANNELS
+    total = int(bytes_each.sum())
+    uniform = bool((sizes == sizes[0]).all())
+    pixels_shape = [len(sizes), *sizes[0].tolist(), CHANNELS] if uniform else [total]
+    tables: dict[str, npt.NDArray[Any]] = {
+        "padding": np.zeros(-total % 8, np.uint8),  # the next table's numbers begin at a multiple of their 8 bytes
+        "offsets": bytes_each.cumsum() - bytes_each,
+        "name_starts": names.starts.numpy(),
+        "sizes": sizes,
+        "names": names.text.numpy(),
+    }
+    header: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "version": VERSION, "count": str(len(sizes))},
+        "pixels": {"dtype": "U8", "shape": pixels_shape, "data_offsets": [0, total]},
+    }
+    end = total
+    for key, table in tables.items():
+        kind = next(kind for kind, dtype in _DTYPES.items() if dtype == table.dtype)
+        header[key] = {"dtype": kind, "shape": list(table.shape), "data_offsets": [end, end + table.nbytes]}
+        end += table.nbytes
+        file.write(np.ascontiguousarray(table).data)
+    text = json.dumps(header).encode()
+    file.seek(0)
+    file.write((_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8))
+
+
+def _map(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(min(length, _LONGEST_HEADER))
+    start = 8 + length
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__")
+        foreign = metadata["format"] != FORMAT
+    except (ValueError, LookupError, TypeError, AttributeError):
+        foreign = True
+    if foreign:
+        raise UserError(f"{path} is no packed store of images; make one with `densepath data pack`")
+    if metadata.get("version") != VERSION:
+        raise UserError(
+            f"the packed store {path} has version {metadata.get('version')}, not {VERSION}; "
+            "pack the images again, or update densepath"
+        )
+    try:
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        if start + max(ends) != size:
+            raise _damaged(path, f"{size:,} bytes instead of {start + max(ends):,}")
+        mapped = np.memmap(path, np.uint8, mode="c")  # private pages: tensors want memory that may be written
+        if not header.keys() >= _TABLES:
+            raise LookupError
+        return {key: _view(mapped[start:], entry) for key, entry in header.items()}
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(path, "its header is broken") from error
+
+
+def _view(data: npt.NDArray[np.uint8], entry: dict[str, Any]) -> Tensor:
+    begin, end = entry["data_offsets"]
+    dtype = _DTYPES[entry["dtype"]]
+    if begin < 0 or end - begin != math.prod(entry["shape"]) * dtype.itemsize:
+        raise ValueError
+    return torch.from_numpy(data[begin:end].view(dtype).reshape(entry["shape"]))
