@@ -43,4 +43,5 @@ def test_moving_a_batch_keeps_what_it_says() -> None:
     assert torch.equal(moved.sizes, batch.sizes)
     assert torch.equal(moved.index, batch.index)
     assert (moved.step, moved.epoch, moved.progress, moved.damaged) == (3, 1.5, 0.25, ("a.png",))
-    assert batch.to("meta").index.device.type == "meta"
+    there = batch.to("meta")
+    assert (there.pixels.device.type, there.sizes.device.type, there.index.device.type) == ("meta", "cpu", "cpu")

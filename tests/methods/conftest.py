@@ -15,7 +15,7 @@ def images() -> ImageBatch:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(4, 3, 8, 8, generator=generator)
     pixels = torch.nn.functional.interpolate(coarse, size=(96, 96), mode="bicubic").clamp(0, 1) * 255
-    return ImageBatch(pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((4, 2), 96), torch.arange(4), epoch=30.0)
+    return ImageBatch(pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((4, 2), 96), torch.arange(4), progress=0.5)
 
 
 @pytest.fixture

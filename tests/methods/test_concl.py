@@ -125,7 +125,7 @@ def test_tiny_crops_and_flat_images(make, images):
 
 
 def test_warm_up_is_moco(make, batch):
-    early = replace(batch, epoch=19.9)
+    early = replace(batch, progress=0.0999)
     method, moco = make(ConCL), make(MoCoV2)
     moco.load_state_dict(method.state_dict(), strict=False)
     losses, expected = method(early), moco(early)
@@ -209,6 +209,7 @@ def test_what_does_not_fit_is_named(make, options, message):
     [
         ({"concepts": "stars"}, "unknown concepts 'stars'"),
         ({"concept_weight": 2}, "concept weight must lie between 0 and 1"),
+        ({"warmup": 20}, "the warm-up is a share of the run"),
         ({"num_concepts": 0}, "at least one concept"),
         ({"concepts": "grid", "grid_size": 0}, "at least one cell"),
     ],

@@ -18,6 +18,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _open_to_readers(path: Path) -> None:
+    """Permissions as of any new file: some writers go through a private temporary file of their own."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def _sync(path: Path) -> None:
     """Force what was written to the disk, so that a crash after the rename cannot lose it."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -46,6 +53,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_file():
+            _open_to_readers(temporary)
             _sync(temporary)
         os.replace(temporary, path)
     except BaseException:

@@ -16,8 +16,8 @@ class ImageBatch:
 
     Args:
         pixels: (B, H, W, 3) uint8, each image in the upper left corner, zeros right of it and below.
-        sizes: (B, 2) int64, each image's height and width in pixels.
-        index: (B,) int64, each image's position in its source.
+        sizes: (B, 2) int64, each image's height and width in pixels, on the CPU.
+        index: (B,) int64, each image's position in its source, on the CPU.
         step: how many batches of one process the run made before this one.
         epoch: how many epochs the run made before this batch, fractions included.
         progress: the share of the run before this batch, in [0, 1).
@@ -36,22 +36,12 @@ class ImageBatch:
         return len(self.index)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ImageBatch:
-        """The batch on another device."""
-        return replace(
-            self,
-            pixels=self.pixels.to(device, non_blocking=non_blocking),
-            sizes=self.sizes.to(device, non_blocking=non_blocking),
-            index=self.index.to(device, non_blocking=non_blocking),
-        )
+        """The batch with its pixels on another device. Views are drawn from the rest, on the CPU."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ImageBatch:
-        """The batch in page-locked memory, from where a GPU fetches it while other work runs."""
-        return replace(
-            self,
-            pixels=self.pixels.pin_memory(),
-            sizes=self.sizes.pin_memory(),
-            index=self.index.pin_memory(),
-        )
+        """The batch with its pixels in page-locked memory, from where a GPU fetches them while other work runs."""
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 def new_canvas(count: int, height: int, width: int, pin: bool = False) -> Tensor:

@@ -193,6 +193,4 @@ def join(parts: list[Gathered], pin: bool = False) -> Gathered:
         place[:, high:] = 0
         place[:, :high, wide:] = 0
         start += count
-    if pin:
-        sizes, index = sizes.pin_memory(), index.pin_memory()
     return Gathered(canvas, sizes, index, {})

@@ -80,7 +80,6 @@ class PackedTiles:
         height, width = sizes.amax(dim=0).tolist()
         if self.pixels.is_cuda:
             canvas = self._gather_on_device(sizes, starts, height, width)
-            sizes, index = (x.to(self.device, non_blocking=True) for x in (sizes, index))
             return Gathered(canvas, sizes, index, {})
         canvas = new_canvas(len(index), height, width, pin)
         if self._uniform:
@@ -90,8 +89,6 @@ class PackedTiles:
             np.take(tiles, rows, axis=0, out=canvas.numpy(), mode="clip")  # "raise" would copy everything twice
         else:
             lay(canvas.numpy(), _images(self.pixels.numpy(), sizes, starts))
-        if pin:
-            sizes, index = sizes.pin_memory(), index.pin_memory()
         return Gathered(canvas, sizes, index, {})
 
     def _gather_on_device(self, sizes: Tensor, starts: Tensor, height: int, width: int) -> Tensor:

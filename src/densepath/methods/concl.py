@@ -43,7 +43,8 @@ class ConCL(MoCoV2):
         stage: the features f1..f5 that "kmeans" clusters.
         grid_size: s of "grid": s x s cells.
         concept_weight: lambda.
-        warmup_epochs: epochs of the instance loss alone before concepts are contrasted; the paper's 20 of 200.
+        warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
+            epochs.
         concept_queue_size: concepts remembered as negatives.
         dim, hidden_dim, temperature, queue_size, momentum, batch_norm: as in :class:`MoCoV2`.
 
@@ -58,7 +59,7 @@ class ConCL(MoCoV2):
         stage: int = 4,
         grid_size: int = 3,
         concept_weight: float = 1.0,
-        warmup_epochs: float = 20,
+        warmup: float = 0.1,
         concept_queue_size: int = 16384,
         dim: int = 128,
         hidden_dim: int = 512,
@@ -70,6 +71,8 @@ class ConCL(MoCoV2):
         super().__init__(backbone, dim, hidden_dim, temperature, queue_size, momentum, batch_norm)
         if not 0 <= concept_weight <= 1:
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
+        if not 0 <= warmup <= 1:
+            raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         self.source: ConceptSource
         if concepts == "kmeans":
             self.source = KMeansConcepts(stage, num_concepts)
@@ -79,7 +82,7 @@ class ConCL(MoCoV2):
             raise UserError(f"unknown concepts {concepts!r}; there are: kmeans, grid")
         self.concept_queue = Queue(concept_queue_size, dim)
         self.concept_weight = concept_weight
-        self.warmup_epochs = warmup_epochs
+        self.warmup = warmup
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -87,7 +90,7 @@ class ConCL(MoCoV2):
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
-        contrast_concepts = batch.epoch >= self.warmup_epochs and self.concept_weight > 0
+        contrast_concepts = batch.progress >= self.warmup and self.concept_weight > 0
         instances_count = not contrast_concepts or self.concept_weight < 1
         with nullcontext() if instances_count else torch.no_grad():
             instance_loss = self.instance_loss(query, key)

@@ -50,7 +50,7 @@ class ViewMaker:
 
     @torch.no_grad()
     def __call__(self, images: ImageBatch) -> Batch:
-        index, sizes = images.index.cpu(), images.sizes.cpu()
+        index, sizes = images.index, images.sizes
         pixels = images.pixels.permute(0, 3, 1, 2).to(torch.float32)
         views: dict[str, View] = {}
         for number, (name, view) in enumerate(self.views.items()):

@@ -1,0 +1,1 @@
+"""Training on Lightning: optimizers, the loop, checkpoints and resuming, run folders, recipes, pre-training, export."""

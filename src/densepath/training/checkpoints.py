@@ -1,0 +1,133 @@
+"""Checkpoints on disk: whole or not there, sealed with a checksum, loaded without running code.
+
+A checkpoint is an ordinary file of ``torch.save``: ``torch.load(path, weights_only=True)`` reads it. Its checksum sits
+in the comment that every ZIP archive may carry at its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+
+CHECKPOINTS = "checkpoints"  # in a run folder
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+_FORMAT = "densepath checkpoint 1"
+_PREFIX = b"sha256:"
+_SEAL_BYTES = len(_PREFIX) + 64
+_NO_COMMENT = b"\0\0"  # the length of the comment is an archive's last field
+_CHUNK = 1 << 22
+
+_log = logging.getLogger(__name__)
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write ``last.ckpt``; the one that stood there becomes ``previous.ckpt``.
+
+    Args:
+        folder: where the checkpoints of a run lie.
+        state: tensors, numbers, strings, and lists and dictionaries of them.
+
+    Raises:
+        UserError: the file cannot be written, for want of space, say.
+    """
+    last = folder / LAST
+    try:
+        with atomic_write(last) as part:
+            torch.save({"format": _FORMAT, **state}, part)
+            _seal(part)
+            if last.exists():
+                os.replace(last, folder / PREVIOUS)
+    except (OSError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then go on with --resume"
+        ) from error
+    return last
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and verify one checkpoint; its tensors come to lie on the CPU.
+
+    Raises:
+        UserError: it is missing, foreign, cut short or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; name a run that has one")
+    _verify(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a checkpoint of densepath; use one that densepath wrote") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this version of densepath; use one that it wrote")
+    return state
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from, readable or not."""
+    return any((folder / name).exists() for name in (LAST, PREVIOUS))
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint of a run, or the one before where the last is damaged; None where there is none.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
+    """
+    paths = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    for path in paths:
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            if path == paths[-1]:
+                raise
+            _log.warning("%s; going on from %s", error, PREVIOUS)
+    return None
+
+
+def _digest(path: Path, length: int) -> str:
+    """SHA-256 of a file's first bytes as they were before the seal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while length > 0:
+            chunk = file.read(min(_CHUNK, length))
+            if not chunk:
+                break
+            digest.update(chunk)
+            length -= len(chunk)
+    digest.update(_NO_COMMENT)
+    return digest.hexdigest()
+
+
+def _seal(path: Path) -> None:
+    """Put the checksum of a ZIP archive without a comment into its comment."""
+    length = path.stat().st_size - len(_NO_COMMENT)
+    seal = _PREFIX + _digest(path, length).encode()
+    with path.open("r+b") as file:
+        file.seek(length)
+        if file.read() != _NO_COMMENT:
+            raise RuntimeError("torch.save wrote something else than a ZIP archive")
+        file.seek(length)
+        file.write(len(seal).to_bytes(2, "little") + seal)
+
+
+def _verify(path: Path) -> None:
+    length = path.stat().st_size - _SEAL_BYTES - len(_NO_COMMENT)
+    seal = b""
+    if length > 0:
+        with path.open("rb") as file:
+            file.seek(length + len(_NO_COMMENT))
+            seal = file.read()
+    if not seal.startswith(_PREFIX):
+        raise UserError(f"{path} is cut short, or is no checkpoint of densepath; use another one")
+    if seal.removeprefix(_PREFIX).decode("ascii", errors="replace") != _digest(path, length):
+        raise UserError(f"{path} is damaged: its checksum is wrong; use another one")

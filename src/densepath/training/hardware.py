@@ -1,0 +1,140 @@
+"""Where a run computes: its devices, its processes, its precision."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from densepath.core.errors import UserError
+
+Precision = Literal["auto", "32", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run computes on, as :func:`choose_hardware` found it.
+
+    Args:
+        kind: "cuda" or "cpu".
+        devices: processes on this machine, one device each.
+        nodes: machines.
+        rank, local_rank: this process among all, and on this machine.
+        precision: "32", or "bf16-mixed" for automatic mixed precision in bfloat16.
+        channels_last: whether 4D weights lie channels last, which convolutions in bfloat16 like.
+        deterministic: whether a GPU is held to algorithms that give the same bits each time. A CPU does so anyway.
+        environment: who starts the processes.
+    """
+
+    kind: Literal["cuda", "cpu"]
+    devices: int
+    nodes: int
+    rank: int
+    local_rank: int
+    precision: Literal["32", "bf16-mixed"]
+    channels_last: bool
+    deterministic: bool
+    environment: ClusterEnvironment
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run, over all machines."""
+        return self.devices * self.nodes
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return torch.device("cuda", self.local_rank) if self.kind == "cuda" else torch.device("cpu")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How weights and pixels of four dimensions lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+def choose_hardware(
+    devices: int | str = "auto",
+    precision: Precision = "auto",
+    channels_last: bool = True,
+    deterministic: bool = False,
+) -> Hardware:
+    """Find out what to compute on.
+
+    Args:
+        devices: "auto" (one GPU, or else the CPU), N (processes on as many GPUs, or on the CPU), "cpu" or "cpu:N".
+            Under torchrun and SLURM their own settings say how many processes there are.
+        precision: "auto" takes bfloat16 where the hardware computes with it.
+        channels_last, deterministic: see :class:`Hardware`.
+
+    Raises:
+        UserError: there are fewer GPUs than asked for, or the values make no sense.
+    """
+    kind, count = _parse_devices(devices)
+    environment, nodes, started = _find_launcher()
+    if started:
+        if count not in (1, started):
+            raise UserError(
+                f"the launcher started {started} processes on this machine but devices is {count}; leave devices out"
+            )
+        count = started
+    if kind == "cuda" and count > torch.cuda.device_count():
+        raise UserError(f"devices is {count}, but this machine has {torch.cuda.device_count()} GPUs; ask for fewer")
+    local_rank = environment.local_rank() if count > 1 or nodes > 1 else 0
+    return Hardware(
+        kind=kind,
+        devices=count,
+        nodes=nodes,
+        rank=environment.global_rank() if started else local_rank,
+        local_rank=local_rank,
+        precision=_choose_precision(precision, kind),
+        channels_last=channels_last,
+        deterministic=deterministic,
+        environment=environment,
+    )
+
+
+def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:
+    kind: Literal["cuda", "cpu"] = "cuda" if torch.cuda.is_available() else "cpu"
+    text = str(devices)
+    if text == "auto":
+        return kind, 1
+    if text == "cpu" or text.startswith("cpu:"):
+        kind, text = "cpu", text.removeprefix("cpu").removeprefix(":") or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"devices is {devices!r}; give a number, auto, cpu or cpu:N")
+    return kind, int(text)
+
+
+def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
+    """Who starts the processes; on how many machines, and how many on each (0: nobody did, Lightning will)."""
+    if TorchElasticEnvironment.detect():
+        here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return TorchElasticEnvironment(), world // here, here
+    if SLURMEnvironment.detect():
+        # Without re-queueing of Lightning's own: the run saves itself on SIGTERM and goes on with --resume.
+        nodes, world = int(os.environ.get("SLURM_NNODES", 1)), int(os.environ["SLURM_NTASKS"])
+        return SLURMEnvironment(auto_requeue=False), nodes, world // nodes
+    return LightningEnvironment(), 1, 0
+
+
+def _choose_precision(precision: Precision, kind: str) -> Literal["32", "bf16-mixed"]:
+    if precision not in ("auto", "32", "bf16-mixed"):
+        raise UserError(f"precision is {precision!r}; use auto, 32 or bf16-mixed")
+    if precision != "auto":
+        return precision
+    gains = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else _cpu_has_bfloat16()
+    return "bf16-mixed" if gains else "32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 (AVX-512 BF16 or AMX); emulated, it would be slower than float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)

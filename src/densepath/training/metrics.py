@@ -1,0 +1,54 @@
+"""The CSV file of a run's measurements."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from densepath.core.files import atomic_write
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file, each with the columns that it has a value for."""
+    return [{name: float(value) for name, value in row.items() if value} for row in _read_rows(path)]
+
+
+class MetricsFile:
+    """Appends rows to a CSV file, whatever columns they bring.
+
+    Args:
+        path: of the file, which is made with its first row.
+        resume_at: the step that a resumed run goes on from: later rows will come anew and are taken out.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        self._path = path
+        self._columns: list[str] = []
+        if path.exists():
+            self._rewrite([row for row in _read_rows(path) if int(row["step"]) <= resume_at])
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Append one row, which must name its ``step``, a whole number."""
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite(_read_rows(self._path))
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        self._columns = list(dict.fromkeys([name for row in rows for name in row] + self._columns))
+        with atomic_write(self._path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows as text, without a last line that was cut short when its writer was killed."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))

@@ -1,0 +1,53 @@
+"""A pre-training method as Lightning sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from densepath.images.batch import ImageBatch
+from densepath.methods.base import Method
+from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule
+from densepath.views.maker import ViewMaker
+
+
+class PretrainModule(L.LightningModule):
+    """Makes the views of a batch, hands them to a method, and minimizes its loss.
+
+    Args:
+        method: what is trained.
+        views: makes what the method wants to see.
+        optimizer: how its weights are updated.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+
+    def __init__(
+        self, method: Method, views: ViewMaker, optimizer: Optimizer, total_steps: int, steps_per_epoch: float
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.make_views = views
+        self.optimizer_settings = optimizer
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+
+    def transfer_batch_to_device(self, batch: ImageBatch, device: torch.device, dataloader_idx: int) -> ImageBatch:
+        """Lightning does not know the type."""
+        return batch.to(device)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor | float]:
+        """The loss, its terms and the method's statistics; the epochs done before this batch."""
+        with torch.autocast(self.device.type, enabled=False):
+            views = self.make_views(batch)
+        losses = self.method(views)
+        return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": batch.epoch}
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with a learning rate that changes at each step."""
+        optimizer = build_optimizer(self.method, self.optimizer_settings)
+        schedule = build_schedule(optimizer, self.optimizer_settings, self.total_steps, self.steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,223 @@
+"""Pre-training: from a folder of images to a backbone."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from densepath import __version__
+from densepath.core.distributed import rank
+from densepath.core.errors import UserError
+from densepath.images.loader import ImageBatches
+from densepath.images.sources import check_size, open_images
+from densepath.methods import Method
+from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.weights import load_weights
+from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.training.export import EXPORTED, export_backbone
+from densepath.training.fit import fit
+from densepath.training.hardware import Hardware, Precision, choose_hardware
+from densepath.training.module import PretrainModule
+from densepath.training.optimizers import Optimizer
+from densepath.training.progress import say
+from densepath.training.recipes import all_options, find_method
+from densepath.training.run_callback import Rhythm
+from densepath.training.run_folder import open_run, read_config
+from densepath.views.augment import Augment
+from densepath.views.maker import ViewMaker
+
+Probe = Callable[[Backbone, Path], Mapping[str, float]]
+
+DEFAULT_EPOCHS = 200.0
+# What may change when a run is resumed: none of it changes what is computed.
+_FREE = (
+    *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every"),
+    *("log_every", "save_every_steps", "save_every_minutes"),
+)
+_PAPER = Optimizer()
+
+
+def pretrain(
+    *,
+    data: str | Path,
+    out: str | Path,
+    method: str = "concl",
+    method_options: dict[str, Any] | None = None,
+    backbone: str = "resnet18",
+    weights: str | Path = "random",
+    seed: int = 0,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    batch_size: int = 256,
+    accumulate: int = 1,
+    view_size: int = 224,
+    augment: Augment | None = None,
+    optimizer: Optimizer = _PAPER,
+    workers: int | None = None,
+    cache: Literal["auto", "ram", "none"] = "auto",
+    devices: int | str = "auto",
+    precision: Precision = "auto",
+    channels_last: bool = True,
+    deterministic: bool = False,
+    resume: bool = False,
+    save_every_steps: int = 0,
+    save_every_minutes: float = 10.0,
+    log_every: int = 10,
+    loggers: Sequence[str] = (),
+    probe_data: str | Path | None = None,
+    probe_every: float = 10.0,
+    probe: Probe | None = None,
+) -> Path:
+    """Learn features from unlabelled images.
+
+    A recipe's meaning does not depend on the hardware: ``batch_size`` counts the images of one optimizer step over all
+    devices. The run folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/`` and, at the end,
+    ``exported/backbone.safetensors``. With ``resume`` a run that was stopped, or killed, goes on as if nothing had
+    happened: on a CPU with the same number of threads, and on a GPU with ``deterministic``, to the same bits.
+
+    Args:
+        data: a folder of images, a text list of files, a glob, or a packed store.
+        out: the run folder.
+        method: the pre-training method, e.g. "moco_v2" or "concl".
+        method_options: its hyper-parameters, where they differ from the method's defaults.
+        backbone: a timm ConvNet.
+        weights: what the backbone starts from: "random", a file, a run folder, or a timm name.
+        seed: of the weights, the order of the images, and the views.
+        epochs: passes over the images; 200 if ``max_steps`` is not given either.
+        max_steps: length of the run in optimizer steps, instead of epochs.
+        batch_size: images per optimizer step, over all devices and accumulated batches.
+        accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
+            momentum encoder see the small batches.
+        view_size: height and width of the views in pixels.
+        augment: how views vary; the method's own way by default.
+        optimizer: how the weights are updated.
+        workers: processes that decode images, per device; as many as help by default.
+        cache: "ram" keeps decoded images in memory, "auto" where they fit, "none" never.
+        devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
+        precision: "auto", "32" or "bf16-mixed".
+        channels_last: memory layout of the convolutions.
+        deterministic: hold a GPU to algorithms that give the same bits each time, which are slower. torch warns where
+            it has none.
+        resume: go on with the run in ``out``, if there is one.
+        save_every_steps: write a checkpoint every so many optimizer steps; 0 for never.
+        save_every_minutes: write a checkpoint every so many minutes; 0 for never.
+        log_every: write measurements every so many optimizer steps.
+        loggers: besides the CSV file: "tensorboard", "wandb".
+        probe_data: labelled images that the backbone is probed on during the run.
+        probe_every: epochs between probes.
+        probe: scores a backbone on ``probe_data``.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: options that do not fit each other or the data, or a folder that holds another run.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    asked = dict(locals())
+    out = Path(out)
+    if epochs is not None and max_steps is not None:
+        raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
+    if probe_data is not None and probe is None:
+        raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
+    if epochs is None and max_steps is None:
+        asked["epochs"] = epochs = DEFAULT_EPOCHS
+    old = read_config(out) if resume else None
+    if old is not None and precision == "auto":
+        precision = old.get("precision", precision)  # that of the hardware where it was started
+    hardware = choose_hardware(devices, precision, channels_last, deterministic)
+    batch = _divide_batch(batch_size, hardware.world_size, accumulate)
+
+    torch.manual_seed(seed)
+    network = build_backbone(backbone)
+    if old is None or not has_checkpoint(out / CHECKPOINTS):
+        loaded = load_weights(network, weights)
+        if hardware.rank == 0:
+            say(f"densepath: {loaded}")
+    options = all_options(method, method_options)
+    learner = find_method(method)(network, **options)
+    learner.check(view_size, batch * hardware.world_size)
+
+    images = open_images(data, cache=cache, device=hardware.device)
+    check_size(images, view_size // 2)
+    batches = ImageBatches(
+        images,
+        batch_size=batch,
+        seed=seed,
+        max_steps=None if max_steps is None else max_steps * accumulate,
+        epochs=epochs,
+        rank=hardware.rank,
+        world_size=hardware.world_size,
+        workers=_choose_workers(hardware) if workers is None else workers,
+        device=hardware.device,
+    )
+    steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
+    views = ViewMaker(learner.views(augment), view_size, seed, memory_format=hardware.memory_format)
+    module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch)
+    config = _record(asked, hardware, options)
+    probe_steps = max(1, round(probe_every * steps_per_epoch))
+    first = hardware.rank == 0
+    with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
+        done = fit(
+            module,
+            batches,
+            out,
+            hardware=hardware,
+            rhythm=Rhythm(log_every, save_every_steps, save_every_minutes, probe_steps),
+            config=config,
+            facts={"images": len(images), "steps": steps},
+            accumulate=accumulate,
+            seed=seed,
+            resume=resume,
+            loggers=loggers,
+            evaluate=None if probe is None or probe_data is None else partial(_probe, probe, learner, Path(probe_data)),
+            name=out.name,
+        )
+        if first:
+            export_backbone(out / EXPORTED, learner.backbone_to_keep(), "timm", config, done)
+    return out
+
+
+def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
+    """Images in one batch of one process."""
+    parts = processes * accumulate
+    if accumulate < 1 or batch_size < 1 or batch_size % parts:
+        raise UserError(
+            f"batch_size {batch_size} cannot be divided among {processes} processes with accumulate {accumulate}; "
+            f"make it a multiple of {max(parts, 1)}"
+        )
+    return batch_size // parts
+
+
+def _choose_workers(hardware: Hardware) -> int:
+    """Processes that decode images for one device, where the user didn't say."""
+    cores = (os.cpu_count() or 1) // hardware.devices
+    # On a CPU the training itself takes the cores; a GPU waits for nothing else.
+    return min(cores // 4, 2) if hardware.kind == "cpu" else max(1, min(cores - 1, 16))
+
+
+def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a run was asked for, resolved, in the plain types of YAML."""
+    record = {name: value for name, value in asked.items() if name not in ("probe", "resume")}
+    record |= {name: str(record[name]) for name in ("data", "out", "weights")}
+    record |= {"precision": hardware.precision, "method_options": options, "loggers": list(record["loggers"])}
+    record["optimizer"] = asdict(record["optimizer"])
+    record["augment"] = record["augment"] and asdict(record["augment"])
+    record["probe_data"] = record["probe_data"] and str(record["probe_data"])
+    return record
+
+
+def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
+    """Scores of the backbone as it is; the other processes wait at their next step."""
+    if rank() > 0:
+        return {}
+    network = copy.deepcopy(learner.backbone_to_keep()).eval()
+    return {f"probe_{name}": value for name, value in probe(network, data).items() if isinstance(value, int | float)}

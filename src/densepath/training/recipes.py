@@ -1,0 +1,118 @@
+"""Recipes: the options of a run as YAML, those that come with the package or a user's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.core.errors import UserError
+from densepath.methods import METHODS, Method
+from densepath.training.optimizers import Optimizer
+from densepath.views.augment import augment_from
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path) -> dict[str, Any]:
+    """The options that a recipe sets, by the names of :func:`densepath.pretrain`, in the plain types of YAML.
+
+    Args:
+        name: a recipe of the package, or the path of a YAML file, a run's ``config.yaml`` for instance.
+
+    Raises:
+        UserError: there is no such recipe, or it is no YAML mapping.
+    """
+    text = _read(str(name))
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
+    return recipe
+
+
+def typed_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options as :func:`densepath.pretrain` takes them: the optimizer and the augmentation as their own types.
+
+    Raises:
+        UserError: they name something that does not exist.
+    """
+    options = dict(recipe)
+    if isinstance(options.get("optimizer"), Mapping):
+        options["optimizer"] = _optimizer_from(options["optimizer"])
+    if isinstance(options.get("augment"), Mapping):
+        options["augment"] = augment_from(dict(options["augment"]))
+    return options
+
+
+def find_method(name: str) -> type[Method]:
+    """A method by its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"no method is called {name!r}; {_suggest(name, METHODS)}")
+    return METHODS[name]
+
+
+def all_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All hyper-parameters of a method: its defaults, and over them those given.
+
+    Raises:
+        UserError: one of them is none of the method's.
+    """
+    parameters = list(inspect.signature(find_method(name)).parameters.values())[1:]  # the first is the backbone
+    resolved = {parameter.name: parameter.default for parameter in parameters}
+    for option, value in (options or {}).items():
+        if option not in resolved:
+            raise UserError(f"the method {name} has no option {option!r}; {_suggest(option, resolved)}")
+        resolved[option] = value
+    return resolved
+
+
+def _folder() -> Any:
+    return files("densepath") / "recipes"
+
+
+def _read(name: str) -> str:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            return path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the recipe {name} cannot be read ({type(error).__name__}); check its path") from None
+    if name not in recipe_names():
+        raise UserError(f"no recipe is called {name!r}; {_suggest(name, recipe_names())}")
+    text: str = (_folder() / f"{name}.yaml").read_text()
+    return text
+
+
+def _optimizer_from(options: Mapping[str, Any]) -> Optimizer:
+    known = [field.name for field in fields(Optimizer)]
+    for option in options:
+        if option not in known:
+            raise UserError(f"the optimizer has no option {option!r}; {_suggest(option, known)}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    try:
+        return Optimizer(**values)
+    except TypeError as error:
+        raise UserError(f"an option of the optimizer has a value of the wrong kind ({error}); mend it") from None
+
+
+def _suggest(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"

@@ -1,0 +1,217 @@
+"""What happens between the steps: measuring, evaluating, saving, stopping."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.loggers import Logger
+
+from densepath.core.distributed import rank, world_size
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.training.checkpoints import CHECKPOINTS, write_checkpoint
+from densepath.training.meter import Meter
+from densepath.training.metrics import MetricsFile
+from densepath.training.progress import Progress
+from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
+from densepath.training.signals import StopSignals
+
+Evaluate = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How often things happen, in optimizer steps (0: never) unless it says minutes.
+
+    Args:
+        log_every: measurements are written, and the loss is checked.
+        save_every_steps, save_every_minutes: a checkpoint is written.
+        evaluate_every: the evaluation is called.
+    """
+
+    log_every: int = 10
+    save_every_steps: int = 0
+    save_every_minutes: float = 10.0
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise UserError(f"log_every is {self.log_every}; it must be at least 1")
+
+
+class RunCallback(L.Callback):
+    """Accompanies a run from its first or its resumed step to its last.
+
+    Several processes look at the clock, the signals and the losses only every ``log_every`` steps, and agree there on
+    what to do.
+
+    Args:
+        out: the run folder.
+        notes: entries of their own in the checkpoints.
+        rhythm: how often things happen.
+        total: optimizer steps of the whole run.
+        accumulate: batches per optimizer step.
+        seed: of the generators that draw from a stream.
+        state: the checkpoint to go on from.
+        meter, metrics, progress, signals, loggers: where measurements and wishes come from and go to.
+        evaluate: gives further measurements; called on all processes.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        notes: Mapping[str, Any],
+        rhythm: Rhythm,
+        *,
+        total: int,
+        accumulate: int,
+        seed: int,
+        state: dict[str, Any] | None,
+        meter: Meter,
+        metrics: MetricsFile | None,
+        progress: Progress,
+        signals: StopSignals,
+        loggers: list[Logger],
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.out, self.notes, self.rhythm = out, notes, rhythm
+        self.total, self.accumulate, self.seed = total, accumulate, seed
+        self.state = state
+        self.start: int = state["step"] if state else 0
+        self.meter, self.metrics, self.progress = meter, metrics, progress
+        self.signals, self.loggers, self.evaluate = signals, loggers, evaluate
+        self.stopped_by: int | None = None
+        self._lr = 0.0
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.signals.install()
+        if self.state:
+            for optimizer, kept in zip(trainer.optimizers, self.state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            for config, kept in zip(trainer.lr_scheduler_configs, self.state["schedules"], strict=True):
+                config.scheduler.load_state_dict(kept)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx > 0:
+            return
+        # Only now has the loader drawn what it draws when it starts.
+        kept = self.state["random"] if self.state else []
+        self.state = None
+        self.meter.restart()
+        self.progress.begin()
+        if rank() < len(kept):
+            set_random_state(kept[rank()])
+        else:
+            seed_generators(self.seed, rank())
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = self.start + batch_idx // self.accumulate
+        if self.accumulate > 1:
+            outputs["loss"] = outputs["loss"] * self.accumulate  # Lightning has divided it
+        self.meter.record(step, outputs, batch)
+        if (batch_idx + 1) % self.accumulate == 0:
+            self._after_step(trainer, step + 1)
+
+    def _after_step(self, trainer: L.Trainer, step: int) -> None:
+        rhythm, last = self.rhythm, step == self.total
+        logs = step % rhythm.log_every == 0 or last
+        saves = last or _due(step, rhythm.save_every_steps)
+        stop = 0
+        if logs or saves or world_size() == 1:
+            minutes = (time.monotonic() - self._saved_at) / 60
+            late = 0 < rhythm.save_every_minutes <= minutes
+            stop, late = self._agree(trainer, self.signals.received or 0, late)
+            saves = saves or late or stop > 0
+        if logs or saves:
+            self._require_finite(trainer)
+        row = self._measure(trainer.lightning_module, step, logs)
+        self.progress.step(step, row if logs else None)
+        if saves:
+            with self.meter.paused():
+                self._save(trainer, step)
+        if stop and not last:
+            self.stopped_by = stop
+            trainer.should_stop = True
+
+    def _measure(self, module: L.LightningModule, step: int, logs: bool) -> dict[str, float]:
+        row: dict[str, float] = {}
+        if logs:
+            row = {"step": step, **self.meter.collect(), "lr": self._lr}
+        if self.evaluate and _due(step, self.rhythm.evaluate_every):
+            modes = [(part, part.training) for part in module.modules()]
+            with self.meter.paused(), untouched_generators():
+                row |= {"step": step, **self.evaluate()}
+            for part, mode in modes:
+                part.training = mode
+        if row and self.metrics is not None:
+            self.metrics.write(row)
+        for logger in self.loggers if row else ():
+            logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step)
+        return row
+
+    def _agree(self, trainer: L.Trainer, stop: int, late: bool) -> tuple[int, bool]:
+        """Every process learns of a signal or a due checkpoint that any of them knows of."""
+        if world_size() == 1:
+            return stop, late
+        wishes = torch.tensor([stop, late], device=trainer.strategy.root_device)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        stop, agreed = wishes.tolist()
+        return stop, bool(agreed)
+
+    def _require_finite(self, trainer: L.Trainer) -> None:
+        bad = self.meter.not_finite()
+        if world_size() > 1:
+            found: list[tuple[int, list[int]] | None] = [None] * world_size()
+            dist.all_gather_object(found, bad)
+            bad = min((one for one in found if one), default=None)
+        if bad is None:
+            return
+        step, images = bad
+        note = self.out / "not_finite.json"
+        if rank() == 0:
+            with atomic_write(note) as part:
+                part.write_text(json.dumps({"step": step, "images": images}))
+        raise UserError(
+            f"the loss is not finite at step {step} ({note} lists the images of its batch); the checkpoint from before "
+            "is kept; lower the learning rate, or try precision 32"
+        )
+
+    def _save(self, trainer: L.Trainer, step: int) -> None:
+        states = [random_state()]
+        if world_size() > 1:
+            states *= world_size()
+            dist.all_gather_object(states, random_state())
+        if rank() == 0:
+            module = trainer.lightning_module
+            state = {
+                "step": step,
+                **self.notes,
+                "state_dict": module.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+                "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+                "random": states,
+            }
+            write_checkpoint(self.out / CHECKPOINTS, state)
+        self._saved_at = time.monotonic()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,98 @@
+"""The folder of a run: its configuration, and who may write into it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, require_new_folder
+from densepath.training.checkpoints import CHECKPOINTS
+
+CONFIG = "config.yaml"
+_ABSENT = object()
+
+
+def read_config(out: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder; None where there is no run.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+    path = out / CONFIG
+    if not path.exists():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read; name another folder") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not the configuration of a run; name another folder")
+    return config
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:
+    """The dotted names of what two configurations set differently, but for those that are free to differ."""
+    names: list[str] = []
+    for key in sorted({*old, *new} - set(free)):
+        mine, other = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(mine, Mapping) and isinstance(other, Mapping):
+            names += differences(mine, other, (), f"{prefix}{key}.")
+        elif mine != other:
+            names.append(prefix + key)
+    return names
+
+
+@contextmanager
+def open_run(
+    out: Path, config: Mapping[str, Any], *, resume: bool, free: Collection[str] = (), note: str = ""
+) -> Iterator[Path]:
+    """Make the folder of a new run, or return to that of an old one. One process of a run calls this.
+
+    A new run that fails before it has anything to show leaves no folder behind.
+
+    Args:
+        out: the folder.
+        config: what the run was asked for, in the plain types of YAML.
+        resume: go on with the run that is there; without one, begin.
+        free: names in ``config`` that may change when a run is resumed.
+        note: a comment at the head of ``config.yaml``.
+
+    Raises:
+        UserError: the folder holds another run, or something else.
+    """
+    old = read_config(out)
+    if old is not None:
+        if not resume:
+            raise UserError(f"{out} already holds a run; name another folder, or go on with that run by --resume")
+        changed = differences(old, _plain(config), free)
+        if changed:
+            raise UserError(
+                f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
+                "resume it with those, or name another folder"
+            )
+    else:
+        require_new_folder(out, "the run")
+        with atomic_write(out / CONFIG) as part:
+            head = f"# {note}\n" if note else ""
+            part.write_text(head + yaml.safe_dump(_plain(config), sort_keys=False))
+    for stale in (out / CHECKPOINTS).glob(".*.part"):
+        stale.unlink(missing_ok=True)
+    try:
+        yield out
+    except BaseException:
+        if old is None and {path.name for path in out.rglob("*") if path.is_file()} == {CONFIG}:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, the way they come back from YAML."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,193 @@
+"""Fine-tuning a detector on outlined objects: the transfer task of the ConCL paper."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from densepath import __version__
+from densepath.core.errors import UserError
+from densepath.images.coco import CocoImages, open_split
+from densepath.nets.weights import load_weights, read_weights
+from densepath.training.hardware import Hardware, Precision, choose_hardware
+from densepath.training.progress import say
+from densepath.training.run_callback import Rhythm
+from densepath.training.run_folder import open_run, read_config
+from densepath.transfer.detector_file import DetectorNotes, load_detector, save_detector
+from densepath.transfer.evaluation import evaluate_detector
+from densepath.transfer.fine_tuning import fine_tune, settle_batch_norm
+from densepath.transfer.mask_rcnn import DETECTORS
+from densepath.transfer.samples import TrainingBatches
+from densepath.transfer.solver import make_solver
+
+DETECTOR_FILE = Path("exported") / "detector.safetensors"
+_LEAST_SIZE = 32  # pixels
+# What may change when a run is resumed: none of it changes what is computed.
+_FREE = ("data", "out", "workers", "devices", "pictures", "log_every", "save_every_steps", "save_every_minutes")
+
+
+def detect(
+    *,
+    data: str | Path,
+    out: str | Path,
+    weights: str | Path = "random",
+    backbone: str = "resnet18",
+    detector: str = "mask_rcnn_fpn",
+    schedule: str = "1x",
+    max_steps: int | None = None,
+    warmup_steps: int | None = None,
+    drops: tuple[float, ...] = (0.8,),
+    batch_size: int = 16,
+    lr: float | None = None,
+    train_size: tuple[int, int] = (400, 522),
+    test_size: int = 522,
+    precise_bn_batches: int = 200,
+    pictures: int = 8,
+    seed: int = 0,
+    workers: int | None = None,
+    devices: int | str = "auto",
+    precision: Precision = "auto",
+    log_every: int = 20,
+    save_every_steps: int = 0,
+    save_every_minutes: float = 10.0,
+    resume: bool = False,
+    evaluate: bool = False,
+) -> dict[str, float]:
+    """Fine-tune a detector on outlined objects and score it on the test images.
+
+    The defaults are the paper's for GlaS. For CRAG it takes --max_steps 15000 --drops 0.667 0.867 --train_size 768 1024
+    --test_size 768.
+
+    Args:
+        data: a folder as ``densepath data`` writes it: images and COCO instances, train and test.
+        out: the run folder. It gets ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
+            ``exported/detector.safetensors``, and what every run has.
+        weights: of the backbone: a file, a run folder, "random", or a timm name.
+        backbone: a timm name.
+        detector: "mask_rcnn_fpn", or "mask_rcnn_fpn_small" with narrow heads for a CPU.
+        schedule: "0.5x", "1x" (5000 steps), "2x", "3x" or "5x".
+        max_steps: takes the place of the schedule.
+        warmup_steps: of linear warm-up; 1000, but with ``max_steps`` a fifth of them at most.
+        drops: shares of the run after which the learning rate is divided by 10.
+        batch_size: images per step, over all devices.
+        lr: learning rate; 0.02 for 16 images, and in proportion for other batch sizes.
+        train_size: least and greatest short edge in training, drawn uniformly, in pixels.
+        test_size: short edge in testing, in pixels.
+        precise_bn_batches: training batches over which the batch-norm statistics are averaged before the evaluation
+            (never more than were trained on; 0 keeps the running ones).
+        pictures: test images to draw with their true and their found outlines.
+        seed: of new weights, order, sizes, flips, and of what the detector samples.
+        workers: processes that decode images, on each device; as many as help by default.
+        devices: "auto", a number, "cpu" or "cpu:N".
+        precision: "auto", "32" or "bf16-mixed".
+        log_every: write measurements every so many steps.
+        save_every_steps: write a checkpoint every so many steps; 0 for never.
+        save_every_minutes: write a checkpoint every so many minutes; 0 for never.
+        resume: go on with the run in ``out``.
+        evaluate: train nothing; score the detector that ``out`` holds once more.
+
+    Returns:
+        box_ap, box_ap50, box_ap75, mask_ap, mask_ap50, mask_ap75, from 0 to 1 (nothing on all processes but the first).
+
+    Raises:
+        UserError: the data, the weights or an option are not what they should be.
+
+    Source: Yang et al., "ConCL", ECCV 2022, section 4.1, and its released Detectron2 configurations.
+    """
+    asked = dict(locals())
+    out = Path(out)
+    old = read_config(out) if resume else None
+    if old is not None and precision == "auto":
+        precision = old["precision"]  # that of the hardware where it was started
+    hardware = choose_hardware(devices, precision)
+    half = hardware.precision == "bf16-mixed"
+    if evaluate:
+        model, notes = load_detector(out / DETECTOR_FILE)
+        test = open_split(data, "test")
+        return evaluate_detector(model.to(hardware.device), notes, test, out, pictures=pictures, bfloat16=half)
+    if detector not in DETECTORS:
+        raise UserError(f"no detector is called {detector!r}; use one of {', '.join(DETECTORS)}")
+    if batch_size < 1 or batch_size % hardware.world_size:
+        raise UserError(f"batch_size is {batch_size}; give a multiple of the {hardware.world_size} devices")
+    if not _LEAST_SIZE <= train_size[0] <= train_size[1] or test_size < _LEAST_SIZE:
+        sizes = f"train_size is {list(train_size)} and test_size {test_size}"
+        raise UserError(f"{sizes}; give the least and the greatest, of {_LEAST_SIZE} pixels or more")
+    solver = make_solver(schedule, max_steps, warmup_steps, drops, batch_size, lr)
+    train, test = open_split(data, "train"), open_split(data, "test")
+    names = _category_names(train, test)
+
+    torch.manual_seed(seed)
+    mean, std = _pixel_statistics(weights) if old is None else (old["mean"], old["std"])
+    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, tuple(mean), tuple(std))
+    model = notes.build()
+    line = f"the {backbone} of {out}" if old else load_weights(model.pyramid.backbone, weights)
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
+    config |= {"precision": hardware.precision, "lr": solver.lr, "mean": mean, "std": std}
+    del config["resume"], config["evaluate"]
+    batches = TrainingBatches(
+        train,
+        batch_size=batch_size,
+        total_steps=solver.steps,
+        seed=seed,
+        sizes=train_size,
+        rank=hardware.rank,
+        world_size=hardware.world_size,
+        workers=_choose_workers(hardware) if workers is None else workers,
+    )
+    first = hardware.rank == 0
+    with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
+        if first:
+            say(f"densepath: {detector} on {line}; {len(train)} training images, {solver.steps} steps")
+        rhythm = Rhythm(log_every, save_every_steps, save_every_minutes)
+        model = fine_tune(
+            model,
+            notes,
+            solver,
+            batches,
+            out,
+            hardware=hardware,
+            rhythm=rhythm,
+            config=config,
+            seed=seed,
+            resume=resume,
+        )
+        if not first:
+            return {}
+        settle = min(precise_bn_batches, solver.steps)
+        if settle:
+            settle_batch_norm(model, notes, batches.beyond(settle), hardware)
+        save_detector(out / DETECTOR_FILE, model, notes)
+        return evaluate_detector(model, notes, test, out, pictures=pictures, bfloat16=half)
+
+
+def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
+    """The names of the labels 1, 2, ...
+
+    Raises:
+        UserError: there is nothing to learn, or it is not what the test images hold.
+    """
+    truth = train.coco_ground_truth()
+    if not truth["annotations"]:
+        raise UserError(f"{train.annotations} outlines no object; there is nothing to learn from it")
+    if train.category_ids != test.category_ids:
+        raise UserError(f"{train.annotations} and {test.annotations} have other categories; make them the same")
+    names = {category["id"]: category.get("name", str(category["id"])) for category in truth["categories"]}
+    return tuple(names[i] for i in train.category_ids)
+
+
+def _pixel_statistics(weights: str | Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the colors that the weights were trained with, as their file says."""
+    said = read_weights(weights).metadata if Path(weights).exists() else {}
+    mean, std = (json.loads(said.get(key, "null")) for key in ("mean", "std"))
+    return mean or list(IMAGENET_DEFAULT_MEAN), std or list(IMAGENET_DEFAULT_STD)
+
+
+def _choose_workers(hardware: Hardware) -> int:
+    """Processes that decode images for one device, where the user didn't say."""
+    cores = (os.cpu_count() or 1) // hardware.devices
+    return 0 if hardware.kind == "cpu" else max(1, min(cores - 1, 8))

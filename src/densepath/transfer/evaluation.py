@@ -1,0 +1,92 @@
+"""A trained detector on the test images: predictions, average precision, pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from densepath.core.files import atomic_write
+from densepath.images.coco import CocoImages
+from densepath.training.progress import say
+from densepath.transfer.average_precision import average_precision
+from densepath.transfer.detector_file import DetectorNotes
+from densepath.transfer.instances import coco_results, decode_mask
+from densepath.transfer.mask_rcnn import MaskRCNN
+from densepath.transfer.overlay import overlay
+from densepath.transfer.samples import into_detector
+
+
+def evaluate_detector(
+    model: MaskRCNN, notes: DetectorNotes, images: CocoImages, out: Path, *, pictures: int = 8, bfloat16: bool = False
+) -> dict[str, float]:
+    """Detect on all images, score, and write it down.
+
+    Args:
+        model: on its device.
+        notes: what its labels mean, and how it is shown images.
+        images: with the truth.
+        out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
+        pictures: how many images to draw, spread over all of them.
+        bfloat16: compute in mixed precision.
+
+    Returns:
+        As :func:`~densepath.transfer.average_precision.average_precision`.
+    """
+    drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
+    results: list[dict[str, Any]] = []
+    model.eval()
+    console = Console(stderr=True)
+    for i in track(range(len(images)), "detecting", console=console, transient=True, disable=not console.is_terminal):
+        sample = images[i]
+        found = _detect(model, notes, sample, bfloat16)
+        results += found
+        if i in drawn:
+            _draw(sample, found, out / "pictures")
+    metrics = average_precision(images.coco_ground_truth(), results)
+    _write_json(out / "predictions.json", results)
+    _write_json(out / "metrics.json", metrics)
+    say("densepath: " + describe(metrics, len(images)))
+    return metrics
+
+
+def describe(metrics: dict[str, float], images: int) -> str:
+    """The metrics in one line, in percent."""
+    parts = []
+    for kind, label in (("box", "boxes"), ("mask", "masks")):
+        ap, ap50, ap75 = (100 * metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
+        parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
+    return f"{images} test images  |  " + "  |  ".join(parts)
+
+
+def _detect(model: MaskRCNN, notes: DetectorNotes, sample: dict[str, Any], bfloat16: bool) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format."""
+    device = next(model.parameters()).device
+    shown = sample | {"short_edge": notes.test_size, "flip": False}
+    images, targets = into_detector([shown], notes.mean, notes.std, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        found: dict[str, Tensor] = model.detect(images)[0]
+    found["boxes"] = found["boxes"] * targets[0]["scale"]
+    return coco_results(found, sample["image_id"], sample["image"].shape[:2], list(notes.category_ids))
+
+
+def _draw(sample: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> None:
+    picture = overlay(
+        np.asarray(sample["image"]),
+        list(np.asarray(sample["masks"])),
+        [decode_mask(result["segmentation"]) for result in found],
+        [result["score"] for result in found],
+    )
+    with atomic_write(folder / f"{Path(sample['name']).stem}.png") as part:
+        picture.save(part, format="PNG")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=2 if isinstance(value, dict) else None) + "\n")

@@ -1,0 +1,67 @@
+"""Logistic regression on the features of a network: one optimum, no schedule."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fit_logistic(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    """Binary logistic regression to convergence; the bias is not penalized.
+
+    The features of a network are so correlated that L-BFGS alone takes hundreds of passes over the data. In
+    coordinates in which the features are uncorrelated it takes about twenty.
+
+    Args:
+        x: (N, C) features with mean zero.
+        y: (N,) 0 or 1.
+        l2: minimizes mean cross-entropy + l2 / 2 * |weight|^2 (scikit-learn's C is 1 / (l2 * N)).
+
+    Returns:
+        weight (C,) and bias ().
+    """
+    channels = x.shape[1]
+    # The Hessian is at most a quarter of the features' covariance (p * (1 - p) <= 1/4), plus the penalty.
+    hessian = (x.T @ x).double() / (4 * len(x)) + (l2 + 1e-6) * torch.eye(channels, device=x.device)
+    factor = torch.linalg.cholesky(hessian).T.to(x.dtype)
+    z = x.new_zeros(channels + 1).requires_grad_()
+    solver = torch.optim.LBFGS(
+        [z], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def weight() -> Tensor:
+        return torch.linalg.solve_triangular(factor, z[:-1, None], upper=True)[:, 0]
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        w = weight()
+        loss = F.binary_cross_entropy_with_logits(x @ w + z[-1], y) + l2 / 2 * w.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return weight().detach(), z[-1].detach()
+
+
+def fit_parts(x: Tensor, y: Tensor, parts: list[slice], l2: float) -> tuple[Tensor, Tensor]:
+    """Fit one classifier on each range of columns, standardized.
+
+    Args:
+        x: (N, C) features as they come; overwritten, for they are large.
+        y: (N,) 0 or 1.
+        parts: M ranges of columns.
+        l2: the penalty of :func:`fit_logistic`.
+
+    Returns:
+        weights (M, C), zero outside each part, and biases (M,), for features as they come.
+    """
+    std, mean = torch.std_mean(x, dim=0)
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.inf)  # a channel that never changes says nothing
+    x.sub_(mean).div_(std)
+    weights = x.new_zeros(len(parts), x.shape[1])
+    biases = x.new_zeros(len(parts))
+    for row, part in enumerate(parts):
+        weights[row, part], biases[row] = fit_logistic(x[:, part], y, l2)
+    weights /= std
+    return weights, biases - weights @ mean

@@ -1,0 +1,102 @@
+"""Pictures of detections beside the truth: the same image twice, with crisp outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+# Colors that stand out from the pinks and purples of a stained section.
+_PALETTE = ((0, 255, 64), (0, 255, 255), (255, 255, 0), (40, 90, 255), (255, 150, 0), (255, 255, 255))
+_UNMATCHED = (255, 0, 0)
+_MATCH_IOU = 0.5
+_MIN_SIDE = 384  # pixels: a smaller image is enlarged, or its outlines hide it
+_GAP = 8
+_HEADER = 26
+
+
+def overlay(
+    image: np.ndarray,
+    truth: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    scores: Sequence[float],
+    least_score: float = 0.5,
+) -> Image.Image:
+    """Draw true outlines on the left and found ones with their scores on the right.
+
+    A found object has the color of the true one that it matches (mask IoU of at least 0.5), and red if there is none.
+
+    Args:
+        image: (H, W, 3) uint8.
+        truth: masks (H, W) bool.
+        found: masks (H, W) bool, best first.
+        scores: of the found ones, from 0 to 1.
+        least_score: found objects below it are left out.
+    """
+    found = [mask for mask, score in zip(found, scores, strict=True) if score >= least_score]
+    scores = [score for score in scores if score >= least_score]
+    zoom = max(1, round(_MIN_SIDE / min(image.shape[:2])))
+    true_colors = [_PALETTE[i % len(_PALETTE)] for i in range(len(truth))]
+    match = match_masks(truth, found)
+    found_colors = [_UNMATCHED if m is None else true_colors[m] for m in match]
+    left = _outlined(image, truth, true_colors, zoom)
+    right = _outlined(image, found, found_colors, zoom)
+    _write_scores(right, found, scores, zoom)
+    width, height = left.size
+    picture = Image.new("RGB", (2 * width + _GAP, height + _HEADER), "white")
+    picture.paste(left, (0, _HEADER))
+    picture.paste(right, (width + _GAP, _HEADER))
+    draw = ImageDraw.Draw(picture)
+    draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
+    missed = len(truth) - len({m for m in match if m is not None})
+    wrong = sum(m is None for m in match)
+    caption = f"found with a score from {100 * least_score:.0f}: {len(found)}, {missed} missed, {wrong} wrong (red)"
+    draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
+    return picture
+
+
+def match_masks(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> list[int | None]:
+    """For each found mask, best first, the true one it overlaps most, if by an IoU of 0.5 and not taken yet."""
+    free = set(range(len(truth)))
+    match: list[int | None] = []
+    for mask in found:
+        overlaps = {i: (truth[i] & mask).sum() / max((truth[i] | mask).sum(), 1) for i in free}
+        best = max(overlaps, key=overlaps.__getitem__, default=None)
+        if best is None or overlaps[best] < _MATCH_IOU:
+            match.append(None)
+        else:
+            free.remove(best)
+            match.append(best)
+    return match
+
+
+def _outlined(
+    image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]], zoom: int
+) -> Image.Image:
+    """The image ``zoom`` times larger, with lines of two pixels just inside the masks on a thin dark rim."""
+    canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom))).copy()
+    for mask, color in zip(masks, colors, strict=True):
+        large = np.pad(mask.repeat(zoom, 0).repeat(zoom, 1), 1)
+        inner = ndimage.binary_erosion(large, iterations=2)
+        rim = inner & ~ndimage.binary_erosion(inner)
+        canvas[(large & ~inner)[1:-1, 1:-1]] = color
+        canvas[rim[1:-1, 1:-1]] = (canvas[rim[1:-1, 1:-1]] * 0.4).astype(np.uint8)
+    return Image.fromarray(canvas)
+
+
+def _write_scores(picture: Image.Image, masks: Sequence[np.ndarray], scores: Sequence[float], zoom: int) -> None:
+    """Write each score, in percent, in the middle of its object."""
+    draw = ImageDraw.Draw(picture)
+    for mask, score in zip(masks, scores, strict=True):
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            middle = (float(columns.mean() + 0.5) * zoom, float(rows.mean() + 0.5) * zoom)
+            draw.text(
+                middle, f"{100 * score:.0f}", "white", _font(15), anchor="mm", stroke_width=2, stroke_fill="black"
+            )
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,64 @@
+"""How long a detector is trained, and with which learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from densepath.core.errors import UserError
+from densepath.core.schedules import lr_factor
+
+SCHEDULES = {"0.5x": 2500, "1x": 5000, "2x": 10000, "3x": 15000, "5x": 25000}  # steps, the paper's for GlaS
+_WARMUP, _WARMUP_START = 1000, 1e-3  # steps; Detectron2's
+_BASE_LR, _BASE_BATCH = 0.02, 16
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The course of a training.
+
+    Args:
+        steps: of the whole run.
+        lr: of SGD with momentum 0.9 and weight decay 1e-4 (none on norms), after the warm-up.
+        warmup: steps of a linear rise from a thousandth of it.
+        drops: steps at which it is divided by 10.
+    """
+
+    steps: int
+    lr: float
+    warmup: int
+    drops: tuple[int, ...]
+
+    def factor(self, step: int) -> float:
+        """What ``lr`` is multiplied by at a step."""
+        warmup = {"warmup": self.warmup, "warmup_start": _WARMUP_START}
+        return lr_factor("step", step, self.steps, milestones=self.drops, **warmup)
+
+
+def make_solver(
+    schedule: str,
+    max_steps: int | None = None,
+    warmup_steps: int | None = None,
+    drops: Sequence[float] = (0.8,),
+    batch_size: int = _BASE_BATCH,
+    lr: float | None = None,
+) -> Solver:
+    """Turn the options of :func:`~densepath.transfer.detection.detect` into steps and rates.
+
+    Raises:
+        UserError: they make no sense.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"no schedule is called {schedule!r}; use one of {', '.join(SCHEDULES)}, or give max_steps")
+    steps = SCHEDULES[schedule] if max_steps is None else max_steps
+    if steps < 1:
+        raise UserError(f"max_steps is {steps}; give at least 1")
+    if lr is None:
+        lr = _BASE_LR * batch_size / _BASE_BATCH
+    if lr <= 0:
+        raise UserError(f"the learning rate must be positive, not {lr}")
+    if not all(0 < share <= 1 for share in drops):
+        raise UserError(f"drops are {list(drops)}; give shares of the run, from 0 to 1")
+    if warmup_steps is None:
+        warmup_steps = _WARMUP if max_steps is None else min(_WARMUP, max_steps // 5)
+    return Solver(steps, lr, warmup_steps, tuple(round(share * steps) for share in drops))

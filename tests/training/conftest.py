@@ -1,0 +1,37 @@
+"""Tiles, and processes that may be killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """A folder of 40 images of 64 px, smooth enough that views of one image are alike."""
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def forks(tmp_path):
+    """Play a scenario of ``forks.py`` in ``tmp_path``; gives its result and what it wrote to stderr."""
+
+    def play(scenario):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, Path(__file__).parent / "forks.py", scenario, tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+    return play

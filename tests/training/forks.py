@@ -1,0 +1,168 @@
+"""Runs in processes of their own, so that they can be killed; forked from one that has imported everything.
+
+Usage: python forks.py SCENARIO FOLDER. Prints how each process ended, as JSON.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import Toy, fit_toy
+
+from densepath.training import checkpoints
+from densepath.training.module import PretrainModule
+from densepath.training.pretrain import pretrain
+from densepath.training.run_callback import Rhythm
+
+OPTIONS = {
+    "moco_v2": {"queue_size": 40},
+    "concl": {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25},
+}
+STEPS = 12
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_method(folder, method, out, **options):
+    pretrain(
+        data=folder / "tiles",
+        out=folder / out,
+        method=method,
+        method_options=OPTIONS[method],
+        backbone="test_resnet",
+        max_steps=STEPS,
+        batch_size=8,
+        view_size=48,
+        log_every=1,
+        precision="32",
+        resume=True,
+        save_every_steps=2,
+        **options,
+    )
+
+
+def in_step(number, act):
+    """Let something happen in the midst of the process's step ``number``."""
+    training_step = PretrainModule.training_step
+
+    def disturbed(self, batch, batch_idx):
+        outputs = training_step(self, batch, batch_idx)
+        if batch_idx == number:
+            act()
+        return outputs
+
+    PretrainModule.training_step = disturbed
+
+
+def in_saving(number, moment):
+    """Die in the process's checkpoint ``number``, while it is written or between its two renames."""
+    calls = iter(range(10**6))
+    replace, seal = os.replace, checkpoints._seal
+
+    def dying_seal(path):
+        if moment == "write" and next(calls) == number:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+        seal(path)
+
+    def dying_replace(source, target):
+        replace(source, target)
+        if moment == "rename" and str(target).endswith("previous.ckpt") and next(calls) == number:
+            die()
+
+    checkpoints._seal, checkpoints.os.replace = dying_seal, dying_replace
+
+
+def fork(action, **environment):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(environment)
+        action()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed(folder, method):
+    """An undisturbed run, and one that dies at random moments and at awkward ones."""
+    draw = random.Random(method)
+    disturbances = [
+        lambda: in_step(draw.randrange(0, 3), die),
+        lambda: in_saving(0, "write"),
+        lambda: in_step(draw.randrange(2, 4), die),
+        lambda: in_saving(1, "rename"),
+        lambda: in_step(draw.randrange(1, 3), lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        lambda: None,
+    ]
+
+    def disturbed(disturb):
+        disturb()
+        run_method(folder, method, f"{method}.cut")
+
+    whole = ended(fork(lambda: run_method(folder, method, f"{method}.whole")))
+    return [whole] + [ended(fork(lambda d=disturb: disturbed(d))) for disturb in disturbances]
+
+
+def two(action):
+    """Run something in two processes, with the environment that torchrun gives them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    children = [fork(action, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    return [ended(child) for child in children]
+
+
+def processes(folder):
+    """A run of one process, the same in two, and one in two of which the second is told to stop."""
+    rhythm = Rhythm(log_every=5)
+
+    def stopped():
+        def stop():
+            if os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), rhythm=rhythm)
+
+    def keep(name, toy):
+        torch.save(toy.state_dict(), folder / f"{name}.{os.environ.get('RANK', 0)}.pt")
+
+    return [
+        ended(fork(lambda: keep("one", fit_toy(folder / "one", 20, Toy(noise=0.0), size=12)))),
+        two(lambda: keep("even", fit_toy(folder / "even", 20, Toy(noise=0.0), rhythm=rhythm))),
+        two(lambda: keep("whole", fit_toy(folder / "whole", 20, rhythm=rhythm))),
+        two(stopped),
+        two(lambda: keep("cut", fit_toy(folder / "cut", 20, rhythm=rhythm, resume=True))),
+        two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), rhythm=rhythm)),
+        two(lambda: run_method(folder, "concl", "method")),
+    ]
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[2])
+    result = {method: killed(where, method) for method in OPTIONS} if sys.argv[1] == "killed" else processes(where)
+    print(json.dumps(result))

@@ -1,0 +1,175 @@
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.training.checkpoints import newest_checkpoint
+from densepath.training.metrics import read_metrics
+from densepath.training.run_callback import Rhythm
+from densepath.training.signals import Interrupted
+
+from .toy import Toy, fit_toy
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_run_learns_logs_and_saves(tmp_path):
+    toy = fit_toy(tmp_path, 200, Toy(noise=0.0))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == list(range(5, 201, 5))
+    assert rows[-1]["loss"] < 0.1 * rows[0]["loss"]
+    # The rate of the last step, whose index is one below the number of steps done.
+    assert [row["lr"] for row in rows] == pytest.approx([0.1 * 0.99 ** (step - 1) for step in range(5, 201, 5)])
+    assert rows[-1]["norm"] == pytest.approx(toy.net.weight.norm().item(), rel=1e-2)
+    assert all(row["images_per_second"] > 0 and 0 <= row["waiting"] <= 1 for row in rows)
+    state = newest_checkpoint(tmp_path / "checkpoints")
+    assert state["step"] == 200
+    assert torch.equal(state["state_dict"]["net.weight"], toy.net.weight)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
+    large = fit_toy(tmp_path / "large", 20, Toy(noise=0.0), size=12)
+    small = fit_toy(tmp_path / "small", 20, Toy(noise=0.0), size=3, accumulate=4)
+    torch.testing.assert_close(small.net.weight, large.net.weight, rtol=1e-5, atol=1e-7)
+    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("large", "small")]
+    for one, other in zip(*rows, strict=True):
+        assert (one["step"], one["lr"]) == (other["step"], other["lr"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(tmp_path, signum, accumulate, capsys):
+    whole = fit_toy(tmp_path / "whole", 30, accumulate=accumulate)
+
+    def send():
+        os.kill(os.getpid(), signum)
+
+    handler = signal.getsignal(signum)
+    stopped = Toy(at_step={13 * accumulate: send})
+    with pytest.raises(Interrupted) as caught:
+        fit_toy(tmp_path / "cut", 30, stopped, accumulate=accumulate)
+    assert caught.value.code == 128 + signum
+    assert signal.getsignal(signum) == handler
+    assert "--resume" in capsys.readouterr().err.splitlines()[-1]
+    assert len(stopped.seen) == 14 * accumulate, "the step under way is finished, and no other begun"
+
+    resumed = fit_toy(tmp_path / "cut", 30, accumulate=accumulate, resume=True)
+    assert stopped.seen + resumed.seen == whole.seen
+    assert same(resumed, whole)
+    measured = [
+        [{name: row[name] for name in ("step", "norm", "lr")} for row in read_metrics(tmp_path / name / "metrics.csv")]
+        for name in ("cut", "whole")
+    ]
+    # The window that the signal cut is measured in two parts; all others agree.
+    assert [row["step"] for row in measured[0]] == [5, 10, 15, 20, 25, 30]
+    assert measured[0][:2] == measured[1][:2] and measured[0][3:] == measured[1][3:]
+
+
+def test_what_a_crash_lost_is_made_again(tmp_path):
+    def crash():
+        raise ZeroDivisionError
+
+    whole = fit_toy(tmp_path / "whole", 40)
+    with pytest.raises(ZeroDivisionError):
+        fit_toy(tmp_path / "cut", 40, Toy(at_step={33: crash}), rhythm=Rhythm(5, save_every_steps=8))
+    assert read_metrics(tmp_path / "cut" / "metrics.csv")[-1]["step"] == 30
+    (tmp_path / "cut" / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
+    resumed = fit_toy(tmp_path / "cut", 40, resume=True)  # from step 24, the one before the last
+    assert len(resumed.seen) == 16
+    assert same(resumed, whole)
+    steps = [row["step"] for row in read_metrics(tmp_path / "cut" / "metrics.csv")]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_a_complete_run_is_not_trained_on(tmp_path):
+    first = fit_toy(tmp_path, 10)
+    again = fit_toy(tmp_path, 10, resume=True)
+    assert again.seen == [] and same(first, again)
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    fit_toy(tmp_path, 10, facts={"images": 100})
+    with pytest.raises(UserError, match="started with 100 images, but there are 90"):
+        fit_toy(tmp_path, 10, facts={"images": 90}, resume=True)
+
+
+def test_resuming_another_module_is_refused(tmp_path):
+    fit_toy(tmp_path, 10)
+    other = Toy()
+    other.more = torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="does not fit what is trained"):
+        fit_toy(tmp_path, 10, other, resume=True)
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 50])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(tmp_path, log_every):
+    broken = Toy(at_step={21: lambda: math.nan})
+    with pytest.raises(UserError, match="not finite at step 21"):
+        fit_toy(tmp_path, 60, broken, rhythm=Rhythm(log_every, save_every_steps=10))
+    assert json.loads((tmp_path / "not_finite.json").read_text()) == {"step": 21, "images": broken.seen[21]}
+    state = newest_checkpoint(tmp_path / "checkpoints")
+    assert state["step"] == 20
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+
+
+def test_time_alone_brings_a_checkpoint(tmp_path):
+    hits = []
+
+    def look():
+        hits.append((tmp_path / "checkpoints" / "last.ckpt").exists())
+
+    fit_toy(tmp_path, 10, Toy(at_step={3: look, 4: look}), rhythm=Rhythm(100, 0, save_every_minutes=1e-9))
+    assert hits == [True, True]
+
+
+def test_an_evaluation_is_measured_and_changes_nothing(tmp_path):
+    plain = fit_toy(tmp_path / "plain", 20)
+    module = Toy()
+
+    def evaluate():
+        module.eval()
+        torch.rand(3)
+        return {"probe": float(len(module.seen))}
+
+    evaluated = fit_toy(tmp_path / "evaluated", 20, module, evaluate=evaluate, rhythm=Rhythm(5, evaluate_every=7))
+    assert same(evaluated, plain)
+    assert evaluated.net.training
+    rows = read_metrics(tmp_path / "evaluated" / "metrics.csv")
+    assert [(row["step"], row["probe"]) for row in rows if "probe" in row] == [(7, 7.0), (14, 14.0)]
+
+
+def test_tensorboard_gets_what_the_csv_gets(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit_toy(tmp_path, 20, loggers=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("norm")]
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert logged == [(row["step"], pytest.approx(row["norm"], rel=1e-6)) for row in rows]
+
+
+def test_a_logger_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    if importlib.util.find_spec("wandb"):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"densepath\[wandb\]"):
+        fit_toy(tmp_path, 10, loggers=["wandb"])
+    with pytest.raises(UserError, match="no logger is called 'mlflow'"):
+        fit_toy(tmp_path, 10, loggers=["mlflow"])
+
+
+def test_fewer_batches_than_a_step_needs_is_refused(tmp_path):
+    with pytest.raises(UserError, match="make it longer"):
+        fit_toy(tmp_path, 0)
+    with pytest.raises(UserError, match="log_every"):
+        Rhythm(log_every=0)

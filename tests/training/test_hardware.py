@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.training import hardware
+from densepath.training.hardware import choose_hardware
+
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_cpu_can_be_asked_for_where_there_are_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = choose_hardware("cpu:2", "32")
+    assert (found.kind, found.devices, found.world_size, found.rank) == ("cpu", 2, 2, 0)
+    assert found.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("devices", ["gpu", "cpu:x", 0, -1, "cpu:0", "1.5"])
+def test_nonsense_is_refused(devices):
+    with pytest.raises(UserError, match="devices"):
+        choose_hardware(devices)
+
+
+def test_more_gpus_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_hardware(2, "32").world_size == 2
+    with pytest.raises(UserError, match="2 GPUs"):
+        choose_hardware(3, "32")
+
+
+def test_torchrun_says_how_many_and_which(monkeypatch):
+    settings = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    found = choose_hardware("cpu", "32")
+    assert (found.devices, found.nodes, found.world_size) == (4, 2, 8)
+    assert (found.rank, found.local_rank) == (5, 1)
+    with pytest.raises(UserError, match="launcher started 4"):
+        choose_hardware("cpu:3", "32")
+
+
+def test_slurm_says_how_many_and_which(monkeypatch):
+    settings = {"NTASKS": "4", "NTASKS_PER_NODE": "2", "NNODES": "2", "PROCID": "3", "LOCALID": "1", "NODEID": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    found = choose_hardware("cpu", "32")
+    assert (found.devices, found.nodes, found.rank, found.local_rank) == (2, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("gains", "expected"), [(True, "bf16-mixed"), (False, "32")])
+def test_bfloat16_is_chosen_where_the_hardware_computes_with_it(monkeypatch, gains, expected):
+    monkeypatch.setattr(hardware, "_cpu_has_bfloat16", lambda: gains)
+    assert choose_hardware("cpu", "auto").precision == expected
+    assert choose_hardware("cpu", "32").precision == "32"
+    assert choose_hardware("cpu", "bf16-mixed").precision == "bf16-mixed"
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="precision"):
+        choose_hardware("cpu", "fp8")

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from densepath.training import meter as meter_module
+from densepath.training.meter import Meter
+
+
+class Images(list):
+    @property
+    def index(self):
+        return torch.tensor(self)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told to move."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def test_means_are_taken_over_the_batches_that_report_a_value():
+    meter = Meter()
+    meter.record(0, {"loss": torch.tensor(1.0), "epoch": 0.5}, Images([1]))
+    meter.record(1, {"loss": torch.tensor(2.0), "epoch": 1.0, "shared": torch.tensor(3)}, Images([1]))
+    row = meter.collect()
+    assert (row["loss"], row["epoch"], row["shared"]) == (1.5, 0.75, 3.0)
+    meter.record(2, {"loss": torch.tensor(7.0)}, Images([1]))
+    assert meter.collect()["loss"] == 7.0
+
+
+def test_rates_count_neither_pauses_nor_what_came_before(clock):
+    meter = Meter()
+
+    def batches():
+        for start in (0, 4):
+            clock.now += 1  # a second until each batch is there
+            yield Images(range(start, start + 4))
+
+    for step, batch in enumerate(meter.timed(batches())):
+        clock.now += 3
+        meter.record(step, {"loss": torch.tensor(0.0)}, batch)
+    with meter.paused():
+        clock.now += 50
+    row = meter.collect()
+    assert row["images_per_second"] == pytest.approx(8 / 8)
+    assert row["waiting"] == pytest.approx(2 / 8)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_first_loss_that_is_not_finite_is_named_with_its_images(bad):
+    meter = Meter()
+    for step, loss in enumerate([1.0, bad, bad, 2.0]):
+        meter.record(step, {"loss": torch.tensor(loss)}, Images([10 * step, 10 * step + 1]))
+    assert meter.not_finite() == (1, [10, 11])
+    meter.collect()
+    assert meter.not_finite() is None

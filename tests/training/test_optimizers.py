@@ -1,0 +1,112 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from densepath.core.errors import UserError
+from densepath.training.lars import LARS
+from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule, parameter_groups
+
+
+def lars_loop(weights, gradients, steps, lr, momentum, decay, trust, adapt):
+    """LARS as its equation reads, one number at a time."""
+    weights = [float(w) for w in weights]
+    velocity = [0.0] * len(weights)
+    for gradient in gradients[:steps]:
+        norm_w = math.sqrt(sum(w * w for w in weights))
+        norm_g = math.sqrt(sum(float(g) ** 2 for g in gradient))
+        divisor = norm_g + decay * norm_w
+        local = trust * norm_w / divisor if adapt and divisor > 0 else 1.0
+        for i, g in enumerate(gradient):
+            velocity[i] = momentum * velocity[i] + lr * local * (float(g) + decay * weights[i])
+            weights[i] -= velocity[i]
+    return weights
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_lars_equals_its_equation(adapt):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(7, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    weight = nn.Parameter(start.clone())
+    optimizer = LARS([weight], lr=0.3, momentum=0.9, weight_decay=1e-2, trust=1e-2, adapt=adapt)
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    expected = lars_loop(start, gradients, 5, 0.3, 0.9, 1e-2, 1e-2, adapt)
+    torch.testing.assert_close(weight.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_lars_survives_zero_weights_with_zero_gradients():
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = LARS([weight], lr=1.0, weight_decay=1e-4)
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.zeros(3))
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_sgd_decays_everything_and_lars_neither_norms_nor_biases():
+    (everything,) = parameter_groups(network(), Optimizer())
+    assert len(everything["params"]) == 6
+    decayed, excluded = parameter_groups(network(), Optimizer(name="lars"))
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert [p.ndim for p in excluded["params"]] == [1, 1, 1, 1]
+    assert excluded["weight_decay"] == 0 and excluded["adapt"] is False
+
+
+def test_frozen_parameters_are_left_out():
+    frozen = network()
+    frozen[0].requires_grad_(False)
+    (group,) = parameter_groups(frozen, Optimizer())
+    assert len(group["params"]) == 4
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_decay_shrinks_what_is_not_excluded(exclude):
+    module = network()
+    settings = Optimizer(lr=0.1, weight_decay=0.5, exclude_norm_and_bias=exclude)
+    optimizer = build_optimizer(module, settings)
+    before = [p.detach().clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, new in zip(before, module.parameters(), strict=True):
+        factor = 1.0 if exclude and new.ndim == 1 else 1 - 0.1 * 0.5
+        torch.testing.assert_close(new.detach(), factor * old)
+
+
+def course(settings, total, steps_per_epoch):
+    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    schedule = build_schedule(optimizer, settings, total, steps_per_epoch)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_cosine_falls_from_the_base_rate_to_zero():
+    rates = course(Optimizer(lr=0.03), 100, 10)
+    expected = [0.015 * (1 + math.cos(math.pi * step / 100)) for step in range(100)]
+    assert rates == pytest.approx(expected, abs=1e-15)
+
+
+def test_warmup_and_milestones_are_counted_in_epochs():
+    rates = course(Optimizer(lr=1.0, schedule="step", milestones=(4, 6), warmup_epochs=1), 80, 10)
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[5] == pytest.approx(1e-4 + (1 - 1e-4) * 0.5)
+    assert rates[10:40] == [1.0] * 30
+    assert rates[40:60] == pytest.approx([0.1] * 20)
+    assert rates[60:] == pytest.approx([0.01] * 20)
+
+
+@pytest.mark.parametrize("wrong", [{"name": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": math.nan}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(UserError):
+        Optimizer(**wrong)

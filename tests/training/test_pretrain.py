@@ -1,0 +1,219 @@
+import inspect
+import json
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
+from densepath.training.checkpoints import read_checkpoint
+from densepath.training.export import export
+from densepath.training.metrics import read_metrics
+from densepath.training.optimizers import Optimizer
+from densepath.training.pretrain import pretrain
+from densepath.training.recipes import load_recipe, typed_options
+from densepath.views.augment import Augment
+
+SMALL = {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "log_every": 2, "devices": "cpu"}
+MOCO = {"method": "moco_v2", "method_options": {"queue_size": 32}}
+
+
+@pytest.fixture
+def run(tmp_path, tiles):
+    """A run of four steps."""
+    return pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, max_steps=4, precision="32")
+
+
+def test_a_run_folder_is_self_contained(run):
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert files == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "exported/backbone.safetensors"}
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["step"] for row in rows] == [2, 4]
+    # 40 images in batches of 8: the two batches of a row began at 0.4 and 0.6 epochs.
+    assert rows[1]["epoch"] == pytest.approx(0.5)
+    assert rows[1]["loss"] == rows[1]["instance_loss"]
+
+
+def test_the_configuration_is_resolved_and_can_be_run_again(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    parameters = set(inspect.signature(pretrain).parameters) - {"resume", "probe"}
+    assert set(config) == parameters
+    assert config["method_options"]["momentum"] == 0.999
+    assert config["optimizer"]["lr"] == 0.03
+    again = pretrain(**typed_options(load_recipe(run / "config.yaml")) | {"out": tmp_path / "again"})
+    exported = [load_file(out / "exported" / "backbone.safetensors") for out in (run, again)]
+    assert all(torch.equal(exported[0][name], exported[1][name]) for name in exported[0])
+
+
+def test_the_exported_backbone_is_the_query_encoder_and_loads_in_timm(run):
+    path = run / "exported" / "backbone.safetensors"
+    network = timm.create_model("test_resnet", num_classes=0, checkpoint_path=str(path)).eval()
+    state = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    ours = build_backbone("test_resnet").eval()
+    ours.load_state_dict({k.removeprefix("method.backbone."): v for k, v in state.items() if "method.backbone." in k})
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network.forward_features(x), ours(x)[5])
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["method"], metadata["steps"], metadata["backbone"]) == ("moco_v2", "4", "test_resnet")
+    assert json.loads(metadata["config"])["method_options"]["queue_size"] == 32
+
+
+def test_export_writes_what_the_run_wrote(run, tmp_path):
+    path = export(run, tmp_path / "again.safetensors")
+    automatic = load_file(run / "exported" / "backbone.safetensors")
+    assert all(torch.equal(value, automatic[name]) for name, value in load_file(path).items())
+    with pytest.raises(UserError, match="layout"):
+        export(run, layout="keras")
+
+
+def test_export_needs_a_run(tmp_path, run):
+    with pytest.raises(UserError, match="not the folder of a pre-training run"):
+        export(tmp_path)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        export(run)
+
+
+def test_weights_of_a_run_start_the_next(run, tmp_path, tiles):
+    options = SMALL | MOCO | {"optimizer": Optimizer(lr=1e-12)}
+    after = pretrain(data=tiles, out=tmp_path / "next", weights=run, max_steps=1, precision="32", **options)
+    nets = [build_backbone("test_resnet") for _ in range(2)]
+    for net, source in zip(nets, (run, after), strict=True):
+        load_weights(net, source)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-5)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_from_its_weights(run, tmp_path, tiles):
+    options = {"data": tiles, "weights": run, **SMALL, **MOCO, "max_steps": 2, "precision": "32"}
+    whole, cut = (pretrain(out=tmp_path / name, **options) for name in ("whole", "cut"))
+    (cut / "checkpoints" / "last.ckpt").unlink()
+    pretrain(out=cut, **options, resume=True)
+    exported = [load_file(out / "exported" / "backbone.safetensors") for out in (whole, cut)]
+    assert all(torch.equal(exported[0][name], exported[1][name]) for name in exported[0])
+
+
+def test_resuming_refuses_other_options_and_takes_over_the_precision(run, tiles):
+    same = {"data": tiles, "out": run, **SMALL, **MOCO, "resume": True}
+    with pytest.raises(UserError, match=r"other values of batch_size, max_steps, optimizer\.lr"):
+        pretrain(**same | {"batch_size": 4, "max_steps": 8, "optimizer": Optimizer(lr=0.1)})
+    assert pretrain(**same | {"max_steps": 4, "precision": "auto", "workers": 1, "log_every": 7}) == run
+    (tiles / "new.png").write_bytes((tiles / "00.png").read_bytes())
+    with pytest.raises(UserError, match="started with 40 images, but there are 41"):
+        pretrain(**same, max_steps=4)
+
+
+def test_epochs_are_passes_over_the_images(tmp_path, tiles):
+    out = pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, epochs=1.4, precision="32")
+    assert read_checkpoint(out / "checkpoints" / "last.ckpt")["step"] == 7
+
+
+def test_an_optimizer_step_has_as_many_images_however_it_is_split(tmp_path, tiles):
+    options = {"data": tiles, **SMALL, **MOCO, "epochs": 1, "precision": "32", "accumulate": 2}
+    out = pretrain(out=tmp_path / "run", **options)
+    state = read_checkpoint(out / "checkpoints" / "last.ckpt")
+    assert state["step"] == 5  # 40 images, 8 to a step
+    assert int(state["state_dict"]["method.queue.pointer"]) == 40 % 32
+    with pytest.raises(UserError, match="multiple of 3"):
+        pretrain(out=tmp_path / "other", **options | {"accumulate": 3})
+
+
+def test_bfloat16_leaves_weights_and_geometry_in_float32(tmp_path, tiles, monkeypatch):
+    from densepath.methods import MoCoV2
+
+    seen = []
+    forward = MoCoV2.forward
+
+    def spy(self, batch):
+        seen.append((torch.is_autocast_enabled("cpu"), batch["query"].map, batch["query"].pixels.clone()))
+        return forward(self, batch)
+
+    monkeypatch.setattr(MoCoV2, "forward", spy)
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 1}
+    out = pretrain(out=tmp_path / "bf16", **options, precision="bf16-mixed")
+    pretrain(out=tmp_path / "32", **options, precision="32")
+    (mixed, one_map, one), (plain, other_map, other) = seen
+    assert (mixed, plain) == (True, False)
+    assert torch.equal(one_map, other_map) and torch.equal(one, other)
+    state = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
+    probed = []
+
+    def probe(backbone, data):
+        assert not backbone.training and data == tmp_path / "labelled"
+        probed.append(next(backbone.parameters()).detach().clone())
+        return {"miou": 0.5 + len(probed), "what": "text"}
+
+    options = {"data": tiles, **SMALL, **MOCO, "epochs": 3, "precision": "32"}
+    out = pretrain(out=tmp_path / "a", **options, probe_data=tmp_path / "labelled", probe_every=1, probe=probe)
+    rows = [row for row in read_metrics(out / "metrics.csv") if "probe_miou" in row]
+    assert [(row["step"], row["probe_miou"]) for row in rows] == [(5, 1.5), (10, 2.5), (15, 3.5)]
+    assert not torch.equal(probed[0], probed[1])
+    plain = pretrain(out=tmp_path / "b", **options)
+    ends = [read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (out, plain)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    with pytest.raises(UserError, match="probe"):
+        pretrain(out=tmp_path / "c", **options, probe_data=tmp_path)
+
+
+WRONG = {
+    "no method is called 'mocov2'; did you mean moco_v2": {"method": "mocov2"},
+    "no option 'queue'; did you mean queue_size": {"method_options": {"queue": 3}},
+    "unknown backbone": {"backbone": "resnet19"},
+    "both epochs and max_steps": {"epochs": 1},
+    "queue of 4 keys": {"method_options": {"queue_size": 4}},
+    "no weights": {"weights": "nowhere.pth"},
+    "smaller batch_size": {"batch_size": 64, "method_options": {"queue_size": 64}},
+    "has a side of": {"view_size": 200},
+    "devices": {"devices": "tpu"},
+    "log_every": {"log_every": 0},
+    "no logger": {"loggers": ["excel"]},
+    "accumulate": {"accumulate": 0},
+}
+
+
+@pytest.mark.parametrize(("message", "change"), WRONG.items())
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, tiles, message, change):
+    options = {"data": tiles, "out": tmp_path / "run", **SMALL, **MOCO, "max_steps": 2}
+    with pytest.raises(UserError, match=message) as caught:
+        pretrain(**options | change)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_empty_data_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for data in ("missing", "empty"):
+        with pytest.raises(UserError, match=data):
+            pretrain(data=tmp_path / data, out=tmp_path / "run", **SMALL, **MOCO, max_steps=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_augmentation_can_be_changed(tmp_path, tiles):
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 2, "precision": "32"}
+    plain = pretrain(out=tmp_path / "plain", **options)
+    still = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0, jitter=0, grayscale=0, blur=0)
+    same = pretrain(out=tmp_path / "same", **options, augment=still)
+    losses = [read_metrics(out / "metrics.csv")[0]["loss"] for out in (plain, same)]
+    assert losses[1] < losses[0]  # two equal views are told apart from the queue at once
+    assert yaml.safe_load((same / "config.yaml").read_text())["augment"]["blur"] == 0
+
+
+def test_too_many_damaged_images_end_the_run_with_their_names(tmp_path, tiles):
+    for number in (3, 17):
+        (tiles / f"{number:02d}.png").write_bytes(b"not an image")
+    options = {"data": tiles, **SMALL, **MOCO, "epochs": 1, "precision": "32"}
+    for cache in ("ram", "none"):
+        with pytest.raises(UserError, match=r"damaged.*03\.png"):
+            pretrain(out=tmp_path / "run", **options, cache=cache)
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,100 @@
+import inspect
+
+import pytest
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.training.optimizers import Optimizer
+from densepath.training.pretrain import pretrain
+from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
+from densepath.views.augment import Augment
+
+NAMES = ["concl", "concl_grid", "concl_grid_small", "concl_small", "moco_v2", "moco_v2_small"]
+
+
+def resolved(name):
+    """What a recipe sets, over the defaults of the run and of its method."""
+    defaults = {key: parameter.default for key, parameter in inspect.signature(pretrain).parameters.items()}
+    options = defaults | typed_options(load_recipe(name))
+    options["method_options"] = all_options(options["method"], options["method_options"])
+    return options
+
+
+def test_all_recipes_are_there():
+    assert recipe_names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
+    options = resolved(name)
+    assert options.keys() == inspect.signature(pretrain).parameters.keys()
+    assert (options["epochs"] is None) != (options["max_steps"] is None)
+    method = find_method(options["method"])(build_backbone(options["backbone"]), **options["method_options"])
+    method.check(options["view_size"], options["batch_size"])
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "concl", "concl_grid"])
+def test_the_papers_recipes_hold_its_constants(name):
+    options = resolved(name)
+    assert (options["epochs"], options["batch_size"], options["view_size"]) == (200, 256, 224)
+    assert options["backbone"] == "resnet18"
+    assert options["optimizer"] == Optimizer(name="sgd", lr=0.03, momentum=0.9, weight_decay=1e-4, schedule="cosine")
+    assert (options["augment"] or Augment()) == Augment()
+    method = options["method_options"]
+    assert (method["temperature"], method["queue_size"], method["momentum"]) == (0.2, 16384, 0.999)
+    assert (method["dim"], method["hidden_dim"]) == (128, 512)
+    if name != "moco_v2":
+        assert (method["concept_queue_size"], method["warmup"], method["concept_weight"]) == (16384, 0.1, 1.0)
+    if name == "concl":
+        assert (method["concepts"], method["num_concepts"], method["stage"]) == ("kmeans", 8, 4)
+    if name == "concl_grid":
+        assert (method["concepts"], method["grid_size"]) == ("grid", 3)
+
+
+@pytest.mark.parametrize("name", ["moco_v2", "concl", "concl_grid"])
+def test_small_recipes_fit_two_thousand_tiles(name):
+    options = resolved(f"{name}_small")
+    assert options["max_steps"] * options["batch_size"] == 51_200
+    assert options["method_options"]["queue_size"] < 1000 * 2
+    assert options["optimizer"].lr == 0.015
+
+
+def test_a_users_own_file_is_read(tmp_path):
+    (tmp_path / "mine.yaml").write_text("method: moco_v2\noptimizer: {lr: 1, milestones: [1, 2]}\naugment: {blur: 0}\n")
+    options = typed_options(load_recipe(tmp_path / "mine.yaml"))
+    assert options["optimizer"] == Optimizer(lr=1, milestones=(1, 2))
+    assert options["augment"] == Augment(blur=0)
+
+
+def test_unknown_names_are_met_with_the_closest():
+    with pytest.raises(UserError, match="did you mean concl"):
+        load_recipe("conkl")
+    with pytest.raises(UserError, match=r"there are: concl, concl_grid,.*moco_v2_small"):
+        load_recipe("xyz")
+    with pytest.raises(UserError, match="did you mean moco_v2"):
+        find_method("moco_v1")
+    with pytest.raises(UserError, match="'num_concept'; did you mean num_concepts"):
+        all_options("concl", {"num_concept": 3})
+    with pytest.raises(UserError, match="'learning_rate'; there are: name, lr"):
+        typed_options({"optimizer": {"learning_rate": 1}})
+
+
+def test_the_backbone_is_not_a_methods_option():
+    with pytest.raises(UserError, match="no option 'backbone'"):
+        all_options("moco_v2", {"backbone": "resnet50"})
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "", "a: [", "1: 2", "method: !!python/object/apply:os.mkdir [exploded]", "\x00"]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_recipe(tmp_path / "bad.yaml")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+        load_recipe(tmp_path / "none.yaml")

@@ -1,0 +1,181 @@
+"""``detect`` learns, repeats itself, resumes bit for bit, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from densepath.core.errors import UserError
+from densepath.images.coco import open_split, write_coco
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import save_backbone
+from densepath.transfer.average_precision import average_precision
+from densepath.transfer.detection import DETECTOR_FILE, detect
+from densepath.transfer.detection_module import DetectionModule, parameter_groups
+from densepath.transfer.detector_file import DetectorNotes, load_detector
+from densepath.transfer.solver import make_solver
+
+SMALL: dict[str, Any] = {
+    "detector": "mask_rcnn_fpn_small",
+    "batch_size": 3,
+    "train_size": (96, 96),
+    "test_size": 96,
+    "precision": "32",
+    "devices": "cpu",
+    "pictures": 2,
+}
+
+
+def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three dark ellipses on a bright ground."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(150, 200, (96, 96, 3)).astype(np.uint8)
+    labels = np.zeros((96, 96), np.int32)
+    rows, columns = np.mgrid[:96, :96]
+    for number, place in enumerate([(26, 26), (68, 30), (40, 70)], start=1):
+        y, x = place + rng.integers(-6, 7, 2)
+        height, width = rng.integers(12, 20, 2)
+        inside = ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 <= 1
+        image[inside] = rng.integers(40, 90, (inside.sum(), 3))
+        labels[inside] = number
+    return image, labels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detect") / "data"
+    scenes = [(f"scene{seed}", *scene(seed)) for seed in range(3)]
+    write_coco(folder, {"train": scenes, "test": scenes})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    return out, detect(data=data, out=out, max_steps=50, lr=0.03, precise_bn_batches=10, **SMALL)
+
+
+def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, float]]) -> None:
+    out, metrics = trained
+    assert metrics["box_ap50"] > 0.9 and metrics["mask_ap50"] > 0.9
+    assert metrics["mask_ap"] > 0.7
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
+def test_the_run_folder_holds_predictions_and_pictures(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+    out, metrics = trained
+    results = json.loads((out / "predictions.json").read_text())
+    truth = open_split(data, "test").coco_ground_truth()
+    assert average_precision(truth, results) == metrics
+    assert {r["category_id"] for r in results} == {1}
+    pictures = sorted((out / "pictures").iterdir())
+    assert [p.name for p in pictures] == ["scene0.png", "scene2.png"]
+    assert Image.open(pictures[0]).size[0] > 2 * 96
+    assert (out / "config.yaml").exists() and (out / "metrics.csv").exists()
+
+
+def test_evaluation_alone_gives_the_same_scores(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+    out, metrics = trained
+    (out / "metrics.json").unlink()
+    assert detect(data=data, out=out, evaluate=True, devices="cpu", precision="32") == pytest.approx(metrics)
+    assert (out / "metrics.json").exists()
+
+
+def test_a_resumed_run_and_a_repeated_one_end_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": data, "max_steps": 4, "precise_bn_batches": 1, "save_every_steps": 2} | SMALL
+    first = detect(out=tmp_path / "a", **options)
+    weights = load_file(tmp_path / "a" / DETECTOR_FILE)
+
+    detect(out=tmp_path / "b", **options)
+    assert all(torch.equal(weights[k], v) for k, v in load_file(tmp_path / "b" / DETECTOR_FILE).items())
+
+    checkpoints = tmp_path / "b" / "checkpoints"
+    os.replace(checkpoints / "previous.ckpt", checkpoints / "last.ckpt")  # as if it had been killed after step 2
+    shutil.rmtree(tmp_path / "b" / "exported")
+    assert detect(out=tmp_path / "b", resume=True, **options) == first
+    resumed = load_file(tmp_path / "b" / DETECTOR_FILE)
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[k], resumed[k]) for k in weights)
+
+
+def test_weights_and_their_color_statistics_reach_the_detector(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    backbone = build_backbone("resnet18")
+    save_backbone(tmp_path / "w.safetensors", backbone, metadata={"mean": "[0.7, 0.5, 0.6]", "std": "[0.2, 0.2, 0.2]"})
+    rates = {"max_steps": 1, "warmup_steps": 0, "lr": 1e-9, "precise_bn_batches": 0}
+    detect(data=data, out=tmp_path / "run", weights=tmp_path / "w.safetensors", **rates, **SMALL)
+    model, notes = load_detector(tmp_path / "run" / DETECTOR_FILE)
+    assert (notes.mean, notes.std) == ((0.7, 0.5, 0.6), (0.2, 0.2, 0.2))
+    assert (notes.category_ids, notes.category_names) == ((1,), ("gland",))
+    for name, value in backbone.named_parameters():
+        torch.testing.assert_close(model.pyramid.backbone.get_parameter(name), value, rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
+    notes = DetectorNotes("mask_rcnn_fpn_small", "resnet18", (1,), ("gland",), 96, (0.5,) * 3, (0.2,) * 3)
+    model = notes.build()
+    optimizer = DetectionModule(model, notes, make_solver("1x")).configure_optimizers()["optimizer"]
+    decayed, free = optimizer.param_groups
+    assert (decayed["weight_decay"], free["weight_decay"], decayed["momentum"]) == (1e-4, 0.0, 0.9)
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    norms = {names[id(p)] for p in parameter_groups(model)[1]["params"]}
+    assert len(norms) == 2 * 28  # ResNet-18 and the pyramid
+    assert {"pyramid.backbone.net.bn1.weight", "pyramid.fpn.inner_blocks.0.1.bias"} <= norms
+    assert "heads.box_head.fc6.bias" not in norms
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"detector": "yolo"}, "no detector is called 'yolo'"),
+        ({"schedule": "7x"}, "no schedule is called '7x'"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"train_size": (99, 96)}, "train_size is"),
+        ({"drops": (400.0,)}, "shares of the run"),
+        ({"lr": -1.0}, "must be positive"),
+        ({"backbone": "resnet19"}, "resnet19"),
+        ({"weights": "nowhere.pth"}, "nowhere.pth"),
+        ({"evaluate": True}, "there is no trained detector"),
+    ],
+)
+def test_a_mistake_is_named_and_leaves_nothing_behind(
+    options: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        detect(data=data, out=tmp_path / "run", **SMALL | {"max_steps": 1} | options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+    with pytest.raises(UserError, match="already holds a run"):
+        detect(data=data, out=trained[0], max_steps=1, **SMALL)
+
+
+def test_nothing_outlined_and_other_categories_are_refused(data: Path, tmp_path: Path) -> None:
+    for split, change, message in (
+        ("train", {"annotations": []}, "outlines no object"),
+        ("test", {"annotations": [], "categories": [{"id": 2, "name": "cell"}]}, "other categories"),
+    ):
+        copy = tmp_path / split
+        shutil.copytree(data, copy)
+        path = copy / "annotations" / f"{split}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(UserError, match=message):
+            detect(data=copy, out=tmp_path / "run", max_steps=1, **SMALL)
+
+
+def test_a_foreign_file_is_no_detector(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "w.safetensors", build_backbone("resnet18"))
+    with pytest.raises(UserError, match="holds no detector"):
+        load_detector(tmp_path / "w.safetensors")

@@ -1,0 +1,171 @@
+"""AP is COCO's, masks land where their boxes are, and pictures tell hits from misses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from densepath.core.errors import UserError
+from densepath.transfer.average_precision import average_precision
+from densepath.transfer.instances import coco_results, decode_mask, encode_mask, paste_mask
+from densepath.transfer.overlay import match_masks, overlay
+
+SIZE = (60, 80)
+
+
+def ellipse(rng: np.random.Generator) -> np.ndarray:
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    y, x = rng.uniform(10, 50), rng.uniform(10, 70)
+    return ((rows - y) / rng.uniform(5, 14)) ** 2 + ((columns - x) / rng.uniform(5, 14)) ** 2 <= 1
+
+
+def box_of(mask: np.ndarray) -> list[float]:
+    rows, columns = np.nonzero(mask)
+    low, high = (columns.min(), rows.min()), (columns.max() + 1, rows.max() + 1)
+    return [float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])]
+
+
+def write_truth(path: Path, images: int = 6, per_image: int = 4, first_id: int = 1) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image in range(images):
+        for _ in range(per_image):
+            mask = ellipse(rng)
+            annotations.append(
+                {
+                    "id": first_id + len(annotations),
+                    "image_id": 7 + image,
+                    "category_id": 3,
+                    "iscrowd": 0,
+                    "bbox": box_of(mask),
+                    "area": int(mask.sum()),
+                    "segmentation": encode_mask(mask),
+                }
+            )
+    truth = {
+        "images": [{"id": 7 + i, "height": 60, "width": 80, "file_name": f"{i}.png"} for i in range(images)],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "gland"}],
+    }
+    path.write_text(json.dumps(truth))
+    return truth
+
+
+def noisy_results(truth: dict[str, Any]) -> list[dict[str, Any]]:
+    """Shifted copies of the truth, some missing, and false ones between them."""
+    rng = np.random.default_rng(1)
+    results = []
+    for annotation in truth["annotations"]:
+        mask = np.roll(decode_mask(annotation["segmentation"]), tuple(rng.integers(-3, 4, 2)), axis=(0, 1))
+        for wanted, shape in ((rng.random() < 0.8, mask), (rng.random() < 0.3, ellipse(rng))):
+            if wanted:
+                results.append(
+                    {
+                        "image_id": annotation["image_id"],
+                        "category_id": 3,
+                        "score": float(rng.random()),
+                        "bbox": box_of(shape),
+                        "segmentation": encode_mask(shape),
+                    }
+                )
+    return results
+
+
+def test_ap_equals_pycocotools(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json")
+    results = noisy_results(truth)
+    metrics = average_precision(truth, results)
+    coco = COCO(str(tmp_path / "truth.json"))
+    for name, kind in (("box", "bbox"), ("mask", "segm")):
+        oracle = COCOeval(coco, coco.loadRes([dict(r) for r in results]), kind)
+        oracle.evaluate()
+        oracle.accumulate()
+        oracle.summarize()
+        found = [metrics[f"{name}_{suffix}"] for suffix in ("ap", "ap50", "ap75")]
+        assert found == pytest.approx(oracle.stats[:3].tolist(), abs=1e-9)
+        assert 0.05 < found[0] < 0.95
+
+
+@pytest.mark.filterwarnings("error")
+def test_perfect_results_have_an_ap_of_one_and_none_have_zero(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json", first_id=0)
+    results = [
+        {k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.9}
+        for a in truth["annotations"]
+    ]
+    assert set(average_precision(truth, results).values()) == {1.0}
+    assert set(average_precision(truth, []).values()) == {0.0}
+
+
+def test_truth_without_instances_is_named(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json", per_image=0)
+    with pytest.raises(UserError, match="holds no instance"):
+        average_precision(truth, [])
+
+
+def test_a_pasted_mask_fills_its_box_to_the_pixel() -> None:
+    image = paste_mask(torch.ones(28, 28), torch.tensor([10.0, 20.0, 40.0, 50.0]), SIZE)
+    expected = np.zeros(SIZE, dtype=bool)
+    expected[20:50, 10:40] = True
+    assert np.array_equal(image, expected)
+
+
+def test_a_pasted_half_is_cut_in_the_middle_of_its_box_and_at_the_image_border() -> None:
+    mask = torch.zeros(28, 28)
+    mask[:, 14:] = 1
+    image = paste_mask(mask, torch.tensor([60.0, -10.0, 100.0, 30.0]), SIZE)
+    expected = np.zeros(SIZE, dtype=bool)
+    expected[:30, 80:] = True
+    assert np.array_equal(image, expected)
+    image = paste_mask(mask, torch.tensor([-30.0, 40.0, 30.0, 70.0]), SIZE)
+    expected[:] = False
+    expected[40:, :30] = True
+    assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize("box", [[80.0, 0.0, 90.0, 10.0], [5.2, 5.2, 5.4, 5.4], [-9.0, -9.0, 0.0, 0.0]])
+def test_a_box_without_a_pixel_pastes_nothing(box: list[float]) -> None:
+    assert not paste_mask(torch.ones(28, 28), torch.tensor(box), SIZE).any()
+
+
+def test_results_survive_json_and_name_the_category() -> None:
+    detections = {
+        "boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]),
+        "scores": torch.tensor([0.75]),
+        "labels": torch.tensor([2]),
+        "masks": torch.ones(1, 28, 28),
+    }
+    (result,) = json.loads(json.dumps(coco_results(detections, 7, SIZE, [3, 8])))
+    assert (result["image_id"], result["category_id"], result["score"]) == (7, 8, 0.75)
+    assert result["bbox"] == [10, 20, 30, 30]
+    assert decode_mask(result["segmentation"])[20:50, 10:40].all()
+    assert rle.area(result["segmentation"]) == 900
+
+
+def test_matches_are_greedy_and_each_true_object_is_found_once() -> None:
+    a, b = np.zeros((2, *SIZE), dtype=bool)
+    a[:20, :20] = b[30:50, 30:50] = True
+    close = np.roll(a, 2, axis=0)
+    assert match_masks([a, b], [a, close, b, np.roll(b, 15, axis=1)]) == [0, None, 1, None]
+
+
+def test_an_overlay_draws_hits_and_errors_in_their_colors() -> None:
+    image = np.full((*SIZE, 3), 200, dtype=np.uint8)
+    a, wrong = np.zeros((2, *SIZE), dtype=bool)
+    a[5:25, 5:25] = wrong[30:50, 40:70] = True
+    picture = np.asarray(overlay(image, [a], [a, wrong, ~a], [0.9, 0.6, 0.4]))
+    half = picture.shape[1] // 2
+
+    def count(part: np.ndarray, color: tuple[int, int, int]) -> int:
+        return int((part == color).all(-1).sum())
+
+    assert count(picture[:, :half], (0, 255, 64)) == count(picture[:, half:], (0, 255, 64)) > 0
+    assert count(picture[:, :half], (255, 0, 0)) == 0 < count(picture[:, half:], (255, 0, 0))
