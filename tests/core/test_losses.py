@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 
-from densepath.core.losses import info_nce, masked_mean
+from densepath.core.losses import info_nce, masked_mean, standardize
 
 
 def unit(rows: int, dim: int = 16) -> torch.Tensor:
@@ -55,3 +55,16 @@ def test_masked_mean_of_nothing_is_zero_with_zero_gradient():
     mean = masked_mean(values, torch.zeros(3, dtype=torch.bool))
     mean.backward()
     assert mean.item() == 0 and not values.grad.any()
+
+
+def test_standardize_is_a_batch_norm_over_the_rows_that_count():
+    x, mask = torch.randn(9, 5) * 3 + 7, torch.arange(9) % 3 > 0
+    norm = torch.nn.BatchNorm1d(5, affine=False)
+    torch.testing.assert_close(standardize(x), norm(x))
+    torch.testing.assert_close(standardize(x, mask)[mask], norm(x[mask]))
+
+
+def test_standardize_of_no_rows_is_finite():
+    x = torch.randn(4, 3, requires_grad=True)
+    standardize(x, torch.zeros(4, dtype=torch.bool)).sum().backward()
+    assert torch.isfinite(x.grad).all()

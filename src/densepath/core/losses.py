@@ -41,3 +41,16 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """
     count = mean(mask.sum().to(values.dtype))
     return torch.where(mask, values, 0.0).sum() / count.clamp(min=1e-6)
+
+
+def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Give each column mean 0 and variance 1 over the rows that count, as a batch norm without parameters does.
+
+    Args:
+        x: (N, D) floats.
+        mask: (N,) bool: which rows count; all of them by default. The others are shifted and scaled alike.
+    """
+    weight = x.new_ones(len(x)) if mask is None else mask.to(x.dtype)
+    weight = weight / weight.sum().clamp(min=1)
+    centered = x - weight @ x
+    return centered * torch.rsqrt(weight @ centered**2 + 1e-5)

@@ -46,7 +46,7 @@ class ConCL(MoCoV2):
         warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
             epochs.
         concept_queue_size: concepts remembered as negatives.
-        dim, hidden_dim, temperature, queue_size, momentum, batch_norm: as in :class:`MoCoV2`.
+        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm: as in :class:`MoCoV2`.
 
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
     """
@@ -66,9 +66,10 @@ class ConCL(MoCoV2):
         temperature: float = 0.2,
         queue_size: int = 16384,
         momentum: float = 0.999,
+        standardize: bool = False,
         batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
     ) -> None:
-        super().__init__(backbone, dim, hidden_dim, temperature, queue_size, momentum, batch_norm)
+        super().__init__(backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm)
         if not 0 <= concept_weight <= 1:
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
@@ -120,12 +121,13 @@ class ConCL(MoCoV2):
         in_query = self.restore(batch, concepts.labels, "query", query)
         in_key = self.restore(batch, concepts.labels, "key", key)
         shared = in_query.present() & in_key.present()  # (B, K)
+        rows = shared.flatten()
         # Concepts that are not shared go along, masked: their number stays on the device, and shapes stay fixed.
-        q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1))
+        q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1), rows)
         losses = info_nce(q, k, self.concept_queue.keys(), self.temperature)
-        self.concept_queue.enqueue(k, shared.flatten())
+        self.concept_queue.enqueue(k, rows)
         statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}
-        return masked_mean(losses, shared.flatten()), statistics
+        return masked_mean(losses, rows), statistics
 
     def restore(self, batch: Batch, labels: Tensor, view: str, features: Tensor) -> Regions:
         """The concepts (B, H, W) of the reference views on the cells of a view's features."""

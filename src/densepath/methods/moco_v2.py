@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
-from densepath.core.losses import info_nce
+from densepath.core.losses import info_nce, standardize
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.methods.base import Losses, Method
@@ -32,6 +32,9 @@ class MoCoV2(Method):
         temperature: of the contrast.
         queue_size: keys remembered as negatives.
         momentum: of the key encoder, per step.
+        standardize: whether embeddings are standardized over the batch before they become unit vectors. The paper does
+            not. Without it the embeddings of all images begin nearly parallel, and a run of a few thousand steps learns
+            little but to turn their common direction away from that of older keys.
         batch_norm: "shuffled": keys are exchanged between processes before they are encoded; "per_process"; or
             "synchronized" statistics. On one process all three are the same.
 
@@ -46,6 +49,7 @@ class MoCoV2(Method):
         temperature: float = 0.2,
         queue_size: int = 16384,
         momentum: float = 0.999,
+        standardize: bool = False,
         batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
     ) -> None:
         super().__init__()
@@ -62,6 +66,7 @@ class MoCoV2(Method):
         self.queue = Queue(queue_size, dim)
         self.temperature = temperature
         self.momentum = momentum
+        self.standardize = standardize
         self.batch_norm = batch_norm
 
     @staticmethod
@@ -103,9 +108,11 @@ class MoCoV2(Method):
         self.queue.enqueue(k)
         return loss
 
-    def project(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings, unit vectors (N, dim), of pooled features (N, C)."""
-        q = F.normalize(self.head(query).float(), dim=1)
+    def project(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings, unit vectors (N, dim), of pooled features (N, C); ``mask`` (N,) names the rows that count."""
+        q = self.head(query).float()
         with torch.no_grad():
-            k = F.normalize(self.key_head(key).float(), dim=1)
-        return q, k
+            k = self.key_head(key).float()
+        if self.standardize:
+            q, k = standardize(q, mask), standardize(k, mask)
+        return F.normalize(q, dim=1), F.normalize(k, dim=1)
