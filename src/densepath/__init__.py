@@ -10,6 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densepath.analysis.show import show_concepts as show_concepts
+    from densepath.analysis.show import show_views as show_views
+    from densepath.images.glas import convert_glas as convert_glas
+    from densepath.images.sources import pack as pack
+    from densepath.images.tissue import write_tissue as write_tissue
     from densepath.training.export import export as export
     from densepath.training.pretrain import pretrain as pretrain
     from densepath.transfer.detection import detect as detect
@@ -24,6 +29,7 @@ _HOME = {
     "pack": "densepath.images.sources",
     "pretrain": "densepath.training.pretrain",
     "probe": "densepath.transfer.probe",
+    "demo": "densepath.demo",
     "show_concepts": "densepath.analysis.show",
     "show_views": "densepath.analysis.show",
     "write_tissue": "densepath.images.tissue",
@@ -35,7 +41,9 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    # Kept, so that a function which bears its module's name is not hidden by the module once that is imported.
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

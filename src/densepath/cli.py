@@ -1,0 +1,167 @@
+"""The command line: one verb per job, each a public function whose signature is its options."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from densepath import __version__
+from densepath.command import Command
+from densepath.core.errors import UserError
+from densepath.options import close_match
+
+EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb of the command line calls.
+
+    Args:
+        function: "module:name" of it, imported only when the verb is used: most of them need torch.
+        help: a line for the list of verbs.
+        positional: the parameters that are given without their name, in this order.
+    given: functions that it is called with, by parameter.
+    """
+
+    function: str
+    help: str
+    positional: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, name: str) -> Command:
+        """The verb with its options."""
+        given = {parameter: _load(place) for parameter, place in self.given.items()}
+        return Command(f"densepath {name}", _load(self.function), self.positional, given)
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(import_module(f"densepath.{module}"), name)
+    return function
+
+
+VERBS = {
+    "demo": Verb("demo:demo", "all of it on built-in tissue, in minutes on a CPU"),
+    "data glas": Verb(
+        "images.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
+    ),
+    "data pack": Verb("images.sources:pack", "images -> one store that trains without decoding", ("source", "dest")),
+    "data tissue": Verb("images.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "pretrain": Verb(
+        "training.pretrain:pretrain",
+        "learn features from unlabelled images",
+        given={"probe": "transfer.probe:probe_backbone"},
+    ),
+    "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
+    "probe": Verb("transfer.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
+    "detect": Verb("transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects"),
+    "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
+    "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 2 for what the user can mend; 130 when interrupted; 1 for a bug.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(argv)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Python would complain at its end that it cannot flush to a reader that is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        return _fail(f"{error.filename}: {reason}" if error.filename else reason)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            return _fail("the device has not enough memory; lower --batch_size or --view_size")
+        traceback.print_exc()
+        command = shlex.join(["densepath", *argv])
+        return _fail(
+            f"this is a bug in densepath {__version__}; please report the lines above and: {command}", EXIT_BUG
+        )
+
+
+def _fail(message: str, code: int = EXIT_USER) -> int:
+    print(f"densepath: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _run(argv: list[str]) -> None:
+    if argv == ["--version"]:
+        print(f"densepath {__version__}")
+        return
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    name, words = _find_verb(argv)
+    if name is None:
+        print(_overview(argv[0]))
+        return
+    command = VERBS[name].command(name)
+    if "-h" in words or "--help" in words:
+        print(command.help(words))
+    elif command.takes_recipe and "--print_config" in words:
+        print(command.configuration(words), end="")
+    else:
+        _report(command.run(words))
+
+
+def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The verb that the words begin with, and what follows it; no verb where only a group such as ``data`` is named."""
+    for length in (1, 2):
+        name = " ".join(argv[:length])
+        if name in VERBS:
+            return name, argv[length:]
+    group = [verb for verb in VERBS if verb.startswith(f"{argv[0]} ")]
+    if group and (len(argv) == 1 or argv[1] in ("-h", "--help")):
+        return None, []
+    known = group or list(dict.fromkeys(verb.split()[0] for verb in VERBS))
+    wrong = " ".join(argv[: 2 if group else 1])
+    raise UserError(f"unknown verb {wrong!r}; {close_match(wrong, known) or 'there are: ' + ', '.join(known)}")
+
+
+def _overview(group: str = "") -> str:
+    """The verbs, all or those of a group, with a line about each."""
+    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(group)}
+    width = max(map(len, verbs)) + 2
+    return "\n".join(
+        [
+            f"usage: densepath {group or 'VERB'} ...",
+            "",
+            "Learn visual features from unlabelled tissue, and move them to detection and segmentation.",
+            "",
+            *(f"  {name:{width}}{verb.help}" for name, verb in verbs.items()),
+            "",
+            "densepath VERB --help lists the options of a verb, densepath --version the version.",
+        ]
+    )
+
+
+def _report(result: Any) -> None:
+    """Print what a verb gives: scores as a table, a path as it is. Of several processes one speaks."""
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return
+    if isinstance(result, dict):
+        for name, value in result.items():
+            print(f"{name:24}{value:.4g}" if isinstance(value, float) else f"{name:24}{value}")
+    elif isinstance(result, Path):
+        print(result)

@@ -1,0 +1,163 @@
+"""One verb of the command line: its options, the recipe under them, and the call they become."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.core.errors import UserError
+from densepath.options import Option, Parser, call_with, close_match, describe_parameters, options_of
+
+# Of two options that say the same thing, one that is typed takes the place of the recipe's other one.
+_RIVALS = {"epochs": "max_steps", "max_steps": "epochs"}
+_METHOD = "method."
+
+
+class Command:
+    """A function that can be called by typed words.
+
+    A function with the parameters ``method`` and ``method_options`` takes recipes: ``--config`` names one, ``--method``
+    a method, and ``--method.num_concepts 8`` and the like are the parameters of that method's constructor.
+
+    Args:
+        prog: the command, for help and errors.
+        function: what is called.
+        positional: its parameters that are given without their name.
+        given: its parameters that nobody types, and their values.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        function: Callable[..., Any],
+        positional: Sequence[str] = (),
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.prog = prog
+        self.function = function
+        self.positional = positional
+        self.given = dict(given or {})
+        self.parameters = inspect.signature(function).parameters
+        self.takes_recipe = "method_options" in self.parameters
+
+    def run(self, words: Sequence[str]) -> Any:
+        """Call the function and return what it returns."""
+        return call_with(self.function, {**self.parse(words), **self.given})
+
+    def help(self, words: Sequence[str]) -> str:
+        """All options, those of the method that the words choose among them."""
+        return self._prepare([word for word in words if word not in ("-h", "--help")])[0].format_help()
+
+    def configuration(self, words: Sequence[str]) -> str:
+        """What the words resolve to, as YAML that ``--config`` takes."""
+        values = self.parse([word for word in words if word != "--print_config"], complete=False)
+        required = [name for name, parameter in self.parameters.items() if parameter.default is parameter.empty]
+        named = {name: value for name, value in values.items() if value is not None or name not in required}
+        return yaml.safe_dump(_plain(named), sort_keys=False)
+
+    def parse(self, words: Sequence[str], complete: bool = True) -> dict[str, Any]:
+        """The arguments of the call; its dataclasses are still dictionaries of their fields.
+
+        Args:
+            words: what was typed.
+            complete: whether what has no default must be given.
+
+        Raises:
+            UserError: the words, or the recipe that they name, are not what the function takes.
+        """
+        parser, words, method = self._prepare(words, complete)
+        typed = parser.parse(words)
+        values = {name: value for name, value in typed.items() if name in self.parameters}
+        for name, parameter in self.parameters.items():
+            touched = any(word.startswith((f"--{name}.", f"--no_{name}.")) for word in words)
+            if isinstance(values.get(name), dict) and parameter.default is None and not touched:
+                values[name] = None
+        if method:
+            values |= {"method": method, "method_options": typed["method"]}
+        return values
+
+    def _prepare(self, words: Sequence[str], complete: bool = True) -> tuple[Parser, list[str], str | None]:
+        """The parser for the words, the words with those of the recipe in front, and the method they choose."""
+        parser = Parser(self.prog, self.function, self.positional, complete)
+        options = list(options_of(self.function, skip=("method", "method_options", *self.given)))
+        described = describe_parameters(self.function)
+        for part, members in groupby(sorted(options, key=_part), key=_part):
+            parser.add_options(members, f"{part}: {described.get(part, '')}" if part else None)
+        if not self.takes_recipe:
+            return parser, list(words), None
+        # Imported here, because these need torch.
+        from densepath.methods import METHODS
+        from densepath.training.recipes import find_method, load_recipe, recipe_names
+
+        config, words = _take(words, "--config")
+        chosen, words = _take(words, "--method")
+        recipe = load_recipe(config) if config else {}
+        method = str(chosen or recipe.get("method") or self.parameters["method"].default)
+        constructor = find_method(method)
+        parser.add_options(
+            options_of(constructor, skip=[next(iter(inspect.signature(constructor).parameters))], prefix=_METHOD),
+            f"method: {method}",
+            f"--method NAME takes another one: {', '.join(METHODS)}. With --help it lists the options of that one.",
+        )
+        group = parser.add_argument_group("recipe", "Options that are given beside a recipe take the place of its own.")
+        group.add_argument("--config", metavar="NAME", help=f"a recipe ({', '.join(recipe_names())}) or a YAML file")
+        group.add_argument("--print_config", action="store_true", help="print what the options resolve to, and exit")
+        if recipe.get("method", method) != method:
+            recipe.pop("method_options", None)
+        return parser, [*_words_of(recipe, words, parser, str(config)), *words], method
+
+
+def _part(option: Option) -> str:
+    """The part that an option belongs to, "" for the function itself."""
+    return option.key.rpartition(".")[0]
+
+
+def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value that the words give an option, and the other words."""
+    value, rest = None, list(words)
+    for position, word in reversed(list(enumerate(words))):
+        if word == name:
+            if position + 1 >= len(rest) or rest[position + 1].startswith("--"):
+                raise UserError(f"{name} needs a value")
+            value, rest = value or rest[position + 1], rest[:position] + rest[position + 2 :]
+        elif word.startswith(f"{name}="):
+            value, rest = value or word.partition("=")[2], rest[:position] + rest[position + 1 :]
+    return value, rest
+
+
+def _words_of(recipe: Mapping[str, Any], words: Sequence[str], parser: Parser, name: str) -> Iterator[str]:
+    """The options that a recipe sets, as they would be typed."""
+    typed = {word.removeprefix("--").partition("=")[0] for word in words}
+    for key, value in _flatten(recipe, parser):
+        if key not in parser.options:
+            hint = close_match(key, list(parser.options))
+            raise UserError(f"the recipe {name} sets {key}, which is no option; {hint or 'take it out'}")
+        if _RIVALS.get(key) not in typed and not (value is None and parser.options[key].default is None):
+            yield from parser.options[key].words(value)
+
+
+def _flatten(recipe: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in recipe.items():
+        key = prefix + name
+        if key == "method":
+            continue
+        key = "method" if key == "method_options" else key
+        is_part = any(option.startswith(f"{key}.") for option in parser.options)
+        if is_part and isinstance(value, Mapping):
+            yield from _flatten(value, parser, f"{key}.")
+        elif not (is_part and value is None):
+            yield key, value
+
+
+def _plain(value: Any) -> Any:
+    """A value in the types of YAML."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

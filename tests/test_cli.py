@@ -1,0 +1,387 @@
+"""The command line: what it accepts, what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import densepath
+from densepath import cli
+from densepath.cli import VERBS, main
+from densepath.images.tissue import write_tissue
+from densepath.methods import METHODS
+from densepath.training.recipes import recipe_names
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set: train/, test/, annotations/, tiles/."""
+    return write_tissue(tmp_path_factory.mktemp("cli") / "tissue", train=2, test=1, tiles=8, size=SIZE, seed=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tissue: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the data set under the name ``tissue``."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tissue, "tissue")
+    return tmp_path
+
+
+SMALL = "--batch_size 4 --view_size 64 --method.queue_size 16 --method.concept_queue_size 64 --devices cpu"
+PRETRAIN = f"pretrain --config concl_small --data tissue/tiles --max_steps 2 --method.num_concepts 4 {SMALL} --out run"
+DETECT = (
+    "detect --data tissue --detector mask_rcnn_fpn_small --max_steps 1 --batch_size 1 --train_size 64 64 "
+    "--test_size 64 --workers 0 --devices cpu --out run"
+)
+
+
+def test_help_and_version_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from densepath.cli import main;"
+        "assert main(['--help']) == main(['--version']) == main(['data']) == 0;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"densepath {densepath.__version__}" in done.stdout
+    assert all(name in done.stdout for name in VERBS)
+
+
+def test_python_dash_m_is_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "densepath", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"densepath {densepath.__version__}\n")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_of_a_verb_explains_every_parameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = VERBS[name].function.partition(":")[0]
+    assert find_spec(f"densepath.{module}")
+    assert main([*name.split(), "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    command = VERBS[name].command(name)
+    for parameter in inspect.signature(command.function).parameters:
+        if parameter not in command.given and parameter != "method_options":
+            option = parameter if parameter in command.positional else f"--{parameter}"
+            assert option in text
+    # An option without a description would be followed by its type at once.
+    assert not re.search(r"--[\w.]+(?: [A-Z_]+)? \((?:required, )?type:", text)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_of_a_method_are_its_constructor(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--method", method, "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
+    assert printed["method"] == method
+    assert printed["method_options"] == {parameter.name: parameter.default for parameter in parameters}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_printed_config_of_a_recipe_is_a_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--config", name, "--print_config"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(first)
+    assert main(["pretrain", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--method.num_concepts 5", {"method_options.num_concepts": 5, "method_options.queue_size": 1024}),
+        ("--method moco_v2 --method.dim 64", {"method": "moco_v2", "method_options.dim": 64}),
+        ("--epochs 3", {"epochs": 3.0, "max_steps": None}),
+        ("--max_steps 7", {"epochs": None, "max_steps": 7}),
+        ("--optimizer.name adamw", {"optimizer.name": "adamw", "optimizer.lr": 0.015}),
+        ("--augment.scale 0.1 0.5", {"augment.scale": [0.1, 0.5], "augment.flip": 0.5}),
+        ("--augment.scale [0.1,0.5]", {"augment.scale": [0.1, 0.5]}),
+        ("--augment.quarter_turns", {"augment.quarter_turns": True}),
+        ("--no_channels_last --resume", {"channels_last": False, "resume": True, "augment": None}),
+        ("--loggers tensorboard wandb", {"loggers": ["tensorboard", "wandb"]}),
+        ("--precision 32 --devices 2", {"precision": "32", "devices": 2}),
+        ("--optimizer.lr 1e-3 --probe_data 7", {"optimizer.lr": 0.001, "probe_data": "7"}),
+    ],
+)
+def test_options_take_the_place_of_the_recipes(
+    words: str, expected: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in (f"--config concl_small {words}", f"{words} --config=concl_small"):
+        assert main(["pretrain", *line.split(), "--print_config"]) == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        for key, value in expected.items():
+            found = config
+            for name in key.split("."):
+                found = found[name]
+            assert found == value, key
+
+
+def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(line: str) -> str:
+        assert main(line.split()) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    assert run("data pack tissue/tiles tiles.safetensors").endswith("tiles.safetensors\n")
+    assert run(PRETRAIN.replace("tissue/tiles", "tiles.safetensors")) == "run\n"
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["method_options"]["num_concepts"] == 4
+    assert Path("run/exported/backbone.safetensors").is_file()
+    run("export run --layout torchvision --to weights.safetensors")
+    scores = dict(line.split(maxsplit=1) for line in run("probe --data tissue --weights run --size 64").splitlines())
+    assert 0 <= float(scores["mean_iou"]) <= 1
+    assert (
+        Path(run("show views --data tissue/tiles --out views.png --count 2 --view_size 64").strip()).stat().st_size > 0
+    )
+    run("data tissue large --train 2 --test 1 --size 128")
+    assert Path(
+        run("show concepts --data large/train --weights run random --out concepts.png --count 2").strip()
+    ).is_file()
+    scores = dict(line.split() for line in run(DETECT.replace("--out run", "--weights run --out found")).splitlines())
+    assert set(scores) == {"box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"}
+
+
+# What a user may do wrong. Each: what happens to the data first, the command, and what its one line must say.
+def _nothing(folder: Path) -> None:
+    pass
+
+
+def _empty(folder: Path) -> None:
+    (folder / "none").mkdir()
+
+
+def _unreadable(folder: Path) -> None:
+    for path in (folder / "tissue" / "tiles").iterdir():
+        path.write_bytes(b"no image")
+
+
+def _text_file(folder: Path) -> None:
+    (folder / "file").write_text("text")
+
+
+def _small(folder: Path) -> None:
+    for path in (folder / "tissue" / "tiles").iterdir():
+        Image.open(path).resize((20, 20)).save(path)
+
+
+def _other_run(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text("method: concl\n")
+
+
+def _other_files(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "thesis.txt").write_text("precious")
+
+
+def _stopped_run(folder: Path) -> Path:
+    assert main(PRETRAIN.split()) == 0
+    return folder / "run" / "checkpoints" / "last.ckpt"
+
+
+def _truncated_checkpoint(folder: Path) -> None:
+    checkpoint = _stopped_run(folder)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+
+
+def _foreign_checkpoint(folder: Path) -> None:
+    _stopped_run(folder).write_bytes(b"PK\3\4 something else")
+
+
+def _foreign_weights(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"encoder.first": torch.zeros(3), "encoder.second": torch.zeros(3)}, folder / "foreign.safetensors")
+
+
+def _pickled_code(folder: Path) -> None:
+    import pickle
+
+    (folder / "evil.pth").write_bytes(pickle.dumps(print))
+
+
+def _missing_images(folder: Path) -> None:
+    for path in (folder / "tissue" / "train").iterdir():
+        path.unlink()
+
+
+def _other_instances(folder: Path) -> None:
+    (folder / "tissue" / "annotations" / "train.json").write_text("{}")
+
+
+def _glas(folder: Path, mask: tuple[int, int], names: tuple[str, str] = ("train_1", "train_1")) -> None:
+    (folder / "glas").mkdir()
+    for name in (names[0], "testA_1"):
+        Image.new("RGB", (40, 30)).save(folder / "glas" / f"{name}.bmp")
+    Image.new("L", mask).save(folder / "glas" / f"{names[1]}_anno.bmp")
+    Image.new("L", (40, 30)).save(folder / "glas" / "testA_1_anno.bmp")
+
+
+def _masks_of_another_size(folder: Path) -> None:
+    _glas(folder, (30, 40))
+
+
+def _masks_of_another_name(folder: Path) -> None:
+    _glas(folder, (40, 30), ("train_1", "train_2"))
+
+
+def _recipe(text: str) -> object:
+    def write(folder: Path) -> None:
+        (folder / "mine.yaml").write_text(text)
+
+    return write
+
+
+MISTAKES = {
+    "unknown verb": (_nothing, "pretrian --data x", "did you mean pretrain"),
+    "unknown verb of a group": (_nothing, "data glass a b", "did you mean data glas"),
+    "no verb of that group": (_nothing, "show gland", "show views"),
+    "unknown option": (_nothing, f"{PRETRAIN} --epoch 3", "did you mean --epochs"),
+    "unknown option of a method": (
+        _nothing,
+        f"{PRETRAIN} --method.num_concept 3",
+        "did you mean --method.num_concepts",
+    ),
+    "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
+    "option without a value": (_nothing, "export run --to", "--to needs a value"),
+    "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
+    "one word too many": (_nothing, "export run another", "another"),
+    "required options": (_nothing, "pretrain --config concl_small", "--data and --out must be given"),
+    "required words": (_nothing, "data pack tissue/tiles", "dest must be given"),
+    "text for a number": (_nothing, f"{PRETRAIN} --seed one", "--seed takes a whole number, not 'one'"),
+    "too few values": (_nothing, f"{DETECT} --train_size 64", "--train_size takes 2 values, each a whole number"),
+    "unknown choice": (_nothing, "export run --layout tim", "did you mean timm"),
+    "unknown recipe": (_nothing, f"{PRETRAIN} --config conlc", "did you mean concl"),
+    "unknown method": (_nothing, f"{PRETRAIN} --method moco_v3", "moco_v2"),
+    "unknown backbone": (_nothing, f"{PRETRAIN} --backbone resnet1", "resnet1"),
+    "recipe that is no YAML": (_recipe("{"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
+    "recipe that is no mapping": (_recipe("- 1"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
+    "recipe with an unknown option": (_recipe("epoch: 1"), f"{PRETRAIN} --config mine.yaml", "did you mean epochs"),
+    "recipe with text for a number": (_recipe("seed: one"), f"{PRETRAIN} --config mine.yaml", "'one'"),
+    "recipe with a class": (
+        _recipe("augment: {class_path: os.system, init_args: {command: touch owned}}"),
+        f"{PRETRAIN} --config mine.yaml",
+        "augment.class_path",
+    ),
+    "recipe with a tag": (
+        _recipe("seed: !!python/object/apply:os.system [touch owned]"),
+        "pretrain --config mine.yaml",
+        "mine",
+    ),
+    "missing folder": (_nothing, PRETRAIN.replace("tissue/tiles", "nowhere"), "nowhere"),
+    "empty folder": (_empty, PRETRAIN.replace("tissue/tiles", "none"), "none"),
+    "no readable image": (_unreadable, PRETRAIN, "tissue/tiles"),
+    "images too small": (_small, PRETRAIN, "20 px"),
+    "unknown stage": (_nothing, f"{PRETRAIN} --method.stage 6", "6"),
+    "more concepts than cells": (_nothing, f"{PRETRAIN} --method.num_concepts 17", "16 cells of stage f4"),
+    "queue smaller than a batch": (_nothing, f"{PRETRAIN} --method.queue_size 3", "smaller than a batch of 4"),
+    "batch larger than the data": (_nothing, f"{PRETRAIN} --batch_size 16", "16"),
+    "epochs and steps": (_nothing, f"{PRETRAIN} --epochs 1 --max_steps 1", "epochs and max_steps"),
+    "no such weights": (_nothing, "probe --data tissue --weights nowhere.safetensors", "nowhere.safetensors"),
+    "foreign weights": (_foreign_weights, "probe --data tissue --weights foreign.safetensors", "conv1.weight"),
+    "weights with code": (_pickled_code, "probe --data tissue --weights evil.pth", "evil.pth"),
+    "no run to export": (_nothing, "export nowhere", "nowhere"),
+    "folder of another run": (_other_run, PRETRAIN, "run already holds a run"),
+    "folder with other files": (_other_files, PRETRAIN, "run already exists"),
+    "file in the place of a folder": (_text_file, PRETRAIN.replace("--out run", "--out file/run"), "file"),
+    "truncated checkpoint": (_truncated_checkpoint, f"{PRETRAIN} --resume", "last.ckpt"),
+    "foreign checkpoint": (_foreign_checkpoint, f"{PRETRAIN} --resume", "last.ckpt"),
+    "resume with another seed": (_stopped_run, f"{PRETRAIN} --resume --seed 5", "seed"),
+    "COCO JSON with missing images": (_missing_images, DETECT, "train"),
+    "COCO JSON without images": (_other_instances, DETECT, "train.json"),
+    "no instances": (_nothing, DETECT.replace("tissue", "nowhere"), "nowhere"),
+    "unknown detector": (_nothing, f"{DETECT} --detector yolo", "yolo"),
+    "unknown schedule": (_nothing, DETECT.replace("--max_steps 1", "--schedule 4x"), "4x"),
+    "nothing to evaluate": (_nothing, f"{DETECT} --evaluate", "run"),
+    "masks of another size": (_masks_of_another_size, "data glas glas run", "train_1"),
+    "masks of another name": (_masks_of_another_name, "data glas glas run", "train_1"),
+    "no GlaS": (_empty, "data glas none run", "none"),
+    "data where something stands": (_other_files, "data tissue run", "run already exists"),
+    "picture that is none": (_nothing, "show views --data tissue/tiles --out views.doc", "views.doc"),
+}
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_line_and_leaves_nothing(
+    mistake: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare, line, expected = MISTAKES[mistake]
+    prepare(folder)
+    before = _contents(folder)
+    capsys.readouterr()
+    code = main(line.split())
+    error = [text for text in capsys.readouterr().err.splitlines() if not text.startswith("densepath: resnet18 with")]
+    assert code == 2
+    assert len(error) == 1, error
+    assert error[0].startswith("densepath: error: ")
+    assert expected in error[0]
+    assert _contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "run/last.ckpt"), 2, "run/last.ckpt: No space left on device"),
+        (PermissionError(13, "Permission denied", "run"), 2, "run: Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: BaseException, code: int, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert main(["probe"]) == code
+    assert capsys.readouterr().err == f"densepath: error: {expected}\n"
+
+
+def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: list[str]) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert main(["probe", "--data", "my data"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "ZeroDivisionError: a bug" in error
+    assert error.splitlines()[-1].endswith("densepath probe --data 'my data'")
+
+
+def test_a_reader_that_is_gone_is_no_error() -> None:
+    command = [sys.executable, "-m", "densepath", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_public_functions_are_those_of_the_verbs() -> None:
+    names = {name: verb.function.replace(":", ".") for name, verb in VERBS.items()}
+    code = (
+        "import densepath, sys; assert 'torch' not in sys.modules;"
+        f"names = {sorted(names.values())!r};"
+        "short = [name.rpartition('.')[2] for name in names]; assert set(short) <= set(dir(densepath));"
+        "found = [getattr(densepath, name) for name in short];"
+        "assert all(callable(function) for function in found), found;"
+        "assert found == [getattr(densepath, name) for name in short]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
+        _ = densepath.pretrian
