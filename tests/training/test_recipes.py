@@ -55,8 +55,12 @@ def test_the_papers_recipes_hold_its_constants(name):
 def test_small_recipes_fit_two_thousand_tiles(name):
     options = resolved(f"{name}_small")
     assert options["max_steps"] * options["batch_size"] == 51_200
-    assert options["method_options"]["queue_size"] < 1000 * 2
-    assert options["optimizer"].lr == 0.015
+    method = options["method_options"]
+    # Queues hold well under half of 2,000 images, and keys in them stay nearly as they were: the encoder that made the
+    # oldest has moved by a few percent since.
+    assert method["queue_size"] <= 2000 / 2
+    assert 1 - method["momentum"] ** (method["queue_size"] / options["batch_size"]) < 0.05
+    assert method["standardize"]
 
 
 def test_a_users_own_file_is_read(tmp_path):

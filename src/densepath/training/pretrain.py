@@ -138,10 +138,8 @@ def pretrain(
 
     torch.manual_seed(seed)
     network = build_backbone(backbone)
-    if old is None or not has_checkpoint(out / CHECKPOINTS):
-        loaded = load_weights(network, weights)
-        if hardware.rank == 0:
-            say(f"densepath: {loaded}")
+    fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
+    loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
     learner = find_method(method)(network, **options)
     learner.check(view_size, batch * hardware.world_size)
@@ -166,6 +164,8 @@ def pretrain(
     probe_steps = max(1, round(probe_every * steps_per_epoch))
     first = hardware.rank == 0
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
+        if first and loaded:
+            say(f"densepath: {loaded}")
         done = fit(
             module,
             batches,

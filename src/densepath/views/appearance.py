@@ -150,16 +150,17 @@ def jitter_stain(x: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
 
     Args:
         x: (B, 3, H, W) in [0, 1].
-        factors, shifts: (B, 3), for hematoxylin, eosin and the residual.
+        factors, shifts: (B, 3), for hematoxylin, eosin and the residual, on the CPU.
 
     Source: Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 2001; Tellez et al., IEEE TMI 2018.
     """
-    stains = torch.tensor(_STAINS, device=x.device, dtype=x.dtype)
+    stains = torch.tensor(_STAINS, dtype=x.dtype)
     stains = stains / stains.norm(dim=1, keepdim=True)
-    change = torch.linalg.inv(stains) @ torch.diag_embed(factors.to(x)) @ stains  # (B, 3, 3), density -> density
-    offset = shifts.to(x) @ stains
+    # The small matrices are made on the CPU: an inverse on the device would have to be waited for.
+    change = torch.linalg.inv(stains) @ torch.diag_embed(factors) @ stains  # (B, 3, 3), density -> density
+    offset = (shifts @ stains).unsqueeze(-1).to(x.device)
     density = -torch.log(x.clamp(min=_DARKEST)).flatten(2)  # (B, 3, H * W)
-    density = torch.baddbmm(offset.unsqueeze(-1), change.transpose(1, 2), density)
+    density = torch.baddbmm(offset, change.transpose(1, 2).to(x.device), density)
     return torch.exp(-density).clamp_(0, 1).view_as(x)
 
 
