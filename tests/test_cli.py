@@ -99,15 +99,15 @@ def test_printed_config_of_a_recipe_is_a_recipe(name: str, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--method.num_concepts 5", {"method_options.num_concepts": 5, "method_options.queue_size": 1024}),
+        ("--method.num_concepts 5", {"method_options.num_concepts": 5, "method_options.queue_size": 512}),
         ("--method moco_v2 --method.dim 64", {"method": "moco_v2", "method_options.dim": 64}),
         ("--epochs 3", {"epochs": 3.0, "max_steps": None}),
         ("--max_steps 7", {"epochs": None, "max_steps": 7}),
-        ("--optimizer.name adamw", {"optimizer.name": "adamw", "optimizer.lr": 0.015}),
+        ("--optimizer.name adamw", {"optimizer.name": "adamw", "optimizer.lr": 0.06}),
         ("--augment.scale 0.1 0.5", {"augment.scale": [0.1, 0.5], "augment.flip": 0.5}),
         ("--augment.scale [0.1,0.5]", {"augment.scale": [0.1, 0.5]}),
         ("--augment.quarter_turns", {"augment.quarter_turns": True}),
-        ("--no_channels_last --resume", {"channels_last": False, "resume": True, "augment": None}),
+        ("--no_channels_last --resume", {"channels_last": False, "resume": True, "augment.stain": 0.5}),
         ("--loggers tensorboard wandb", {"loggers": ["tensorboard", "wandb"]}),
         ("--precision 32 --devices 2", {"precision": "32", "devices": 2}),
         ("--optimizer.lr 1e-3 --probe_data 7", {"optimizer.lr": 0.001, "probe_data": "7"}),

@@ -42,4 +42,6 @@ def test_occupied_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not empty"):
         require_new_folder(tmp_path, "a run")
+    with pytest.raises(UserError, match="is no folder"):
+        require_new_folder(tmp_path / "file", "a run")
     assert require_new_folder(tmp_path / "new", "a run") == tmp_path / "new"

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from densepath.core.errors import UserError
+from densepath.images.tissue import write_tissue
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.training.checkpoints import read_checkpoint
@@ -154,6 +155,7 @@ def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
         probed.append(next(backbone.parameters()).detach().clone())
         return {"miou": 0.5 + len(probed), "what": "text"}
 
+    write_tissue(tmp_path / "labelled", train=1, test=1, size=64)
     options = {"data": tiles, **SMALL, **MOCO, "epochs": 3, "precision": "32"}
     out = pretrain(out=tmp_path / "a", **options, probe_data=tmp_path / "labelled", probe_every=1, probe=probe)
     rows = [row for row in read_metrics(out / "metrics.csv") if "probe_miou" in row]

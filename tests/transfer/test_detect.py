@@ -120,6 +120,26 @@ def test_weights_and_their_color_statistics_reach_the_detector(data: Path, tmp_p
         torch.testing.assert_close(model.pyramid.backbone.get_parameter(name), value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_without_a_checkpoint_resumes_from_its_weights(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    torch.manual_seed(5)
+    save_backbone(weights, build_backbone())
+    options = {**SMALL, "max_steps": 1, "precise_bn_batches": 0, "weights": weights}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    detect(data=data, out=whole, **options)
+    cut.mkdir()
+    shutil.copy(whole / "config.yaml", cut)  # killed before its first checkpoint
+    detect(data=data, out=cut, resume=True, **options)
+    states = [load_file(run / DETECTOR_FILE) for run in (whole, cut)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_folder_of_another_kind_of_run_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: concl\n")
+    with pytest.raises(UserError, match="another kind of run"):
+        detect(data=data, out=tmp_path, resume=True, **SMALL)
+
+
 def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
     notes = DetectorNotes("mask_rcnn_fpn_small", "resnet18", (1,), ("gland",), 96, (0.5,) * 3, (0.2,) * 3)
     model = notes.build()

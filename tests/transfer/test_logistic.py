@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from densepath.transfer.logistic import fit_logistic, fit_parts
+from densepath.transfer.logistic import fit_logistic, fit_stages
 
 
 def correlated_problem(n: int = 500, channels: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,19 +34,32 @@ def test_the_gradient_vanishes_at_the_solution() -> None:
     assert error.mean().abs() < 1e-4
 
 
-def test_parts_hold_for_features_as_they_come() -> None:
+def test_classifiers_hold_for_features_as_they_come() -> None:
+    """Two stages, of three and two channels, each brought to a total variance of 1."""
     standard, y = correlated_problem(channels=5)
     x = standard * torch.tensor([1.0, 10.0, 0.1, 3.0, 1.0]) + torch.tensor([5.0, 0.0, -2.0, 100.0, 0.0])
-    weights, biases = fit_parts(x.clone(), y, [slice(0, 5), slice(3, 5)], 1e-2)
-    for part, weight, bias in zip((slice(0, 5), slice(3, 5)), weights, biases, strict=True):
-        expected, offset = fit_logistic(standard[:, part], y, 1e-2)
-        torch.testing.assert_close(x @ weight + bias, standard[:, part] @ expected + offset, atol=2e-3, rtol=1e-3)
-    assert not weights[1, :3].any()
+    weights, biases = fit_stages(x.clone(), y, [slice(0, 3), slice(3, 5)], each=True, l2=1e-2)
+    scaled = standard / torch.tensor([3.0, 3.0, 3.0, 2.0, 2.0]).sqrt()
+    parts = (slice(0, 5), slice(0, 3), slice(3, 5))
+    for part, weight, bias in zip(parts, weights, biases, strict=True):
+        expected, offset = fit_logistic(scaled[:, part], y, 1e-2)
+        torch.testing.assert_close(x @ weight + bias, scaled[:, part] @ expected + offset, atol=2e-3, rtol=1e-3)
+    assert not weights[1, 3:].any()
+    assert not weights[2, :3].any()
+
+
+def test_a_stage_weighs_the_same_whatever_its_number_of_channels() -> None:
+    x, y = correlated_problem(channels=2)
+    once, _ = fit_stages(x.clone(), y, [slice(0, 1), slice(1, 2)], each=False, l2=1e-2)
+    repeated = torch.cat((x[:, :1], x[:, 1:].expand(-1, 8)), dim=1)
+    eightfold, _ = fit_stages(repeated, y, [slice(0, 1), slice(1, 9)], each=False, l2=1e-2)
+    torch.testing.assert_close(eightfold[0, 1:].sum(), once[0, 1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(eightfold[0, 0], once[0, 0], atol=1e-3, rtol=1e-3)
 
 
 def test_a_channel_that_never_changes_has_no_weight() -> None:
     x, y = correlated_problem(channels=3)
     x = torch.cat((x, torch.full((len(x), 1), 7.0)), dim=1)
-    weights, biases = fit_parts(x, y, [slice(0, 4)], 1e-2)
+    weights, biases = fit_stages(x, y, [slice(0, 4)], each=False, l2=1e-2)
     assert weights[0, 3] == 0
     assert biases.isfinite().all()

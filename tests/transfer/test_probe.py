@@ -96,7 +96,7 @@ def test_a_file_of_weights_is_what_is_probed(tmp_path: Path) -> None:
     torch.manual_seed(3)
     save_backbone(tmp_path / "weights.safetensors", build_backbone("resnet18"))
     out = tmp_path / "scores.json"
-    options = {"data": data, "size": 64, "stages": (1, 2), "device": "cpu"}
+    options = {"data": data, "size": 64, "stages": (1, 2), "devices": "cpu"}
     loaded = probe(weights=tmp_path / "weights.safetensors", seed=7, out=out, each_stage=True, **options)
     fresh = probe(weights="random", seed=3, **options)
     assert loaded["mean_iou"] == fresh["mean_iou"]
@@ -126,5 +126,9 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         probe(data=data, stages=(7,))
     with pytest.raises(UserError, match=r"ends in \.json"):
         probe(data=data, out=tmp_path / "scores")
+    with pytest.raises(UserError, match="devices is 'tpu'"):
+        probe(data=data, devices="tpu")
+    with pytest.raises(UserError, match="32 pixels or more"):
+        probe(data=data, size=0)
     with pytest.raises(UserError, match="nowhere"):
         probe(data=tmp_path / "nowhere")

@@ -115,7 +115,7 @@ def warp_labels(
     shares = label_shares(labels, from_map, to_map, size, num_labels)
     handicap = _TIE * torch.arange(num_labels, device=shares.device).view(-1, *[1] * len(size))
     share, label = (shares - handicap).max(dim=1)
-    valid = inside(between(from_map, to_map).to(labels.device), size)
+    valid = inside(between(from_map, to_map).to(labels.device, non_blocking=True), size)
     return torch.where(valid & (share + handicap.flatten()[label] > 0), label, -1), valid
 
 

@@ -62,8 +62,8 @@ class Shuffle:
 
     def deal(self, x: Tensor) -> Tensor:
         """This process's share of the shuffled global batch."""
-        return x if world_size() == 1 else gather(x)[self._order[self._mine].to(x.device)]
+        return x if world_size() == 1 else gather(x)[self._order[self._mine].to(x.device, non_blocking=True)]
 
     def restore(self, x: Tensor) -> Tensor:
         """What was computed from the dealt rows, back at the rows that this process owns."""
-        return x if world_size() == 1 else gather(x)[self._order.argsort()[self._mine].to(x.device)]
+        return x if world_size() == 1 else gather(x)[self._order.argsort()[self._mine].to(x.device, non_blocking=True)]

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 
+# It can only be read by setting it, for all threads at once: so once, before there are others.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
@@ -20,9 +24,7 @@ def _remove(path: Path) -> None:
 
 def _open_to_readers(path: Path) -> None:
     """Permissions as of any new file: some writers go through a private temporary file of their own."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(0o666 & ~_UMASK)
 
 
 def _sync(path: Path) -> None:
@@ -65,9 +67,11 @@ def require_new_folder(path: str | Path, what: str) -> Path:
     """Check that ``path`` is free to be made into a folder of ``what``.
 
     Raises:
-        UserError: a file or a folder that is not empty stands there.
+        UserError: a folder that is not empty stands there, or something else than a folder.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder; name another place for {what}")
+    if path.exists() and any(path.iterdir()):
         raise UserError(f"{path} already exists and is not empty; name another folder for {what} or remove it first")
     return path

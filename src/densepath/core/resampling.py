@@ -55,9 +55,9 @@ def resample(
     else:
         out = x.new_empty(len(x), x.shape[1], *size)
         for axes, rows in groups:
-            here = rows.to(x.device)
+            here = rows.to(x.device, non_blocking=True)
             out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes)
-    valid = inside(maps.to(x.device), size)
+    valid = inside(maps.to(x.device, non_blocking=True), size)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
         out = out * valid.unsqueeze(1)
     return out, valid
@@ -118,7 +118,7 @@ def _axis_taps(
     step = (high - low) / 2 * extent / n_out
     # On the CPU, where the maps lie: the number of taps must be known here.
     taps = math.ceil(2 * _REACH[kind] * max(1.0, float(step.abs().max()))) + 1
-    start, step, extent = ((low + 1) / 2 * extent).to(device), step.to(device), extent.to(device)
+    start, step, extent = (v.to(device, non_blocking=True) for v in ((low + 1) / 2 * extent, step, extent))
     place = torch.arange(n_out, device=device, dtype=low.dtype) + 0.5
     center = torch.addcmul(start.view(-1, 1), step.view(-1, 1), place.view(1, -1)).unsqueeze(-1)
     width = step.abs().view(-1, 1, 1)
@@ -197,9 +197,9 @@ def _resample_grid(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, e
     share = (cells / canvas).unsqueeze(-1)
     onto_canvas = maps * share
     onto_canvas[..., -1:] += share - 1
-    grid = F.affine_grid(onto_canvas.to(x.device), [len(x), 1, *fine_size], align_corners=False)
+    grid = F.affine_grid(onto_canvas.to(x.device, non_blocking=True), [len(x), 1, *fine_size], align_corners=False)
     # Never sample the padding beyond an input: stay half a cell inside.
-    edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device)
+    edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device, non_blocking=True)
     grid = torch.minimum(grid, edge)
     mode = "nearest" if kind == "area" else "bilinear"
     samples = F.grid_sample(x, grid.to(x.dtype), mode=mode, padding_mode="border", align_corners=False)

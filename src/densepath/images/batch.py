@@ -39,10 +39,6 @@ class ImageBatch:
         """The batch with its pixels on another device. Views are drawn from the rest, on the CPU."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> ImageBatch:
-        """The batch with its pixels in page-locked memory, from where a GPU fetches them while other work runs."""
-        return replace(self, pixels=self.pixels.pin_memory())
-
 
 def new_canvas(count: int, height: int, width: int, pin: bool = False) -> Tensor:
     """Room for images, (count, height, width, 3) uint8, its content undefined; page-locked with ``pin``."""

@@ -97,16 +97,19 @@ def _has_area(box: Any, image: dict[str, Any]) -> bool:
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, int | float) for n in box):
         return False
     x, y, width, height = box
-    return min(width, height) > 0 and -width < x < image["width"] and -height < y < image["height"]
+    corners = np.array([[x, x + width], [y, y + height]], np.float32)  # as the detector will see them
+    inside = corners.clip(0, np.array([[image["width"]], [image["height"]]]))
+    return bool((inside[:, 0] < inside[:, 1]).all())
 
 
 def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
+    far = 10 * max(image["height"], image["width"])  # a corner beyond is no corner, and takes memory to draw
     if isinstance(segmentation, list):
         return bool(segmentation) and all(
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
-            and all(isinstance(n, int | float) for n in polygon)
+            and all(isinstance(n, int | float) and abs(n) <= far for n in polygon)
             for polygon in segmentation
         )
     if not isinstance(segmentation, dict) or segmentation.get("size") != [image["height"], image["width"]]:

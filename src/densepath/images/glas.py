@@ -108,7 +108,8 @@ def _unequal(image: Path, mask: Path) -> str:
 def _outlined(pairs: list[Pair]) -> Iterator[Outlined]:
     for image, mask in pairs:
         try:
-            yield image.stem, read_image(image) if image.suffix.lower() == ".bmp" else image, _read_labels(mask)
+            pixels = read_image(image)  # in any case: a file may be cut short behind a sound header
+            yield image.stem, pixels if image.suffix.lower() == ".bmp" else image, _read_labels(mask)
         except DamagedImage as error:
             raise UserError(f"{error}; replace the file") from error
 

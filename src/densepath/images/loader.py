@@ -125,7 +125,7 @@ class ImageBatches:
             sampler=(chunk for _, index in self._order() for chunk in index.split(_CHUNK)),
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # or it would draw from the user's global one
         )
         try:
@@ -172,7 +172,7 @@ class _Decoder(Dataset[Gathered]):
         return self.files.gather(index)
 
 
-def _outlive_signals(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """Ctrl-C and a cluster's SIGTERM reach workers too, while the main process still ends its step and saves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # whose signal then ends the process

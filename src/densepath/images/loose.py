@@ -87,10 +87,6 @@ class ImageFiles:
         sides = {position: min(size) for position, size in self.sample_sizes().items()}
         return min(sides.items(), key=lambda item: item[1])
 
-    def min_size(self) -> int:
-        """The shortest side in pixels among a sample of the files."""
-        return self.smallest()[1]
-
     def gather(self, index: Tensor) -> Gathered:
         """Decode the images at the positions ``index`` (B,) int64.
 

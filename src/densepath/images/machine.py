@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +32,11 @@ def available_memory() -> int:
 
 
 def processes_on_node() -> int:
-    """How many processes of this run share the machine, as far as the environment tells (at most too many)."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    """How many processes of this run share the machine, as far as torchrun's, Lightning's or SLURM's variables tell."""
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+        if count := re.match(r"[1-9]\d*", os.environ.get(name, "")):  # SLURM writes 4(x2),3
+            return int(count[0])
+    return 1
 
 
 def usable_cores() -> int:
@@ -43,7 +47,7 @@ def usable_cores() -> int:
 
 def first_on_node() -> bool:
     """Whether this process is the one that speaks for all processes of a run on this machine."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -38,7 +38,7 @@ class PackedTiles:
         self._whole = torch.ones(len(sizes), dtype=torch.bool)
         self._whole[self._damaged_positions] = False
         kept = sizes[self._whole]
-        self._uniform = bool((kept == kept[0]).all())
+        self.uniform = bool((kept == kept[0]).all())
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -63,10 +63,6 @@ class PackedTiles:
         position = int(sides.argmin())
         return position, int(sides[position])
 
-    def min_size(self) -> int:
-        """The shortest side in pixels."""
-        return self.smallest()[1]
-
     def gather(self, index: Tensor, pin: bool = False) -> Gathered:
         """Copy images onto one canvas, on the device where the pixels lie.
 
@@ -82,7 +78,7 @@ class PackedTiles:
             canvas = self._gather_on_device(sizes, starts, height, width)
             return Gathered(canvas, sizes, index, {})
         canvas = new_canvas(len(index), height, width, pin)
-        if self._uniform:
+        if self.uniform:
             tile = height * width * CHANNELS
             tiles = self.pixels.numpy()[: self.pixels.numel() // tile * tile].reshape(-1, height, width, CHANNELS)
             rows = (starts // tile).numpy()
@@ -92,7 +88,7 @@ class PackedTiles:
         return Gathered(canvas, sizes, index, {})
 
     def _gather_on_device(self, sizes: Tensor, starts: Tensor, height: int, width: int) -> Tensor:
-        if self._uniform:
+        if self.uniform:
             tile = height * width * CHANNELS
             tiles = self.pixels[: self.pixels.numel() // tile * tile].view(-1, tile)
             rows = (starts // tile).to(self.device, non_blocking=True)

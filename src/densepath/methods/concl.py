@@ -91,18 +91,18 @@ class ConCL(MoCoV2):
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
-        contrast_concepts = batch.progress >= self.warmup and self.concept_weight > 0
-        instances_count = not contrast_concepts or self.concept_weight < 1
+        if batch.progress < self.warmup or self.concept_weight == 0:
+            instance_loss = self.instance_loss(query, key)
+            return Losses(instance_loss, {"instance_loss": instance_loss.detach()})
+        # First, because autocast would hand on the weights that it converts for a pass without gradient.
+        concept_loss, statistics = self.concept_loss(batch, query, key)
+        instances_count = self.concept_weight < 1
         with nullcontext() if instances_count else torch.no_grad():
             instance_loss = self.instance_loss(query, key)
-        terms = {"instance_loss": instance_loss.detach()}
-        if not contrast_concepts:
-            return Losses(instance_loss, terms)
-        concept_loss, statistics = self.concept_loss(batch, query, key)
-        terms["concept_loss"] = concept_loss.detach()
         total = self.concept_weight * concept_loss
         if instances_count:
             total = total + (1 - self.concept_weight) * instance_loss
+        terms = {"instance_loss": instance_loss.detach(), "concept_loss": concept_loss.detach()}
         return Losses(total, terms, statistics)
 
     def check(self, view_size: int, batch_size: int) -> None:

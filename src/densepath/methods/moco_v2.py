@@ -83,6 +83,8 @@ class MoCoV2(Method):
         return self.backbone
 
     def check(self, view_size: int, batch_size: int) -> None:
+        if self.standardize and batch_size < 2:
+            raise UserError("a batch of one image cannot be standardized; take two or more")
         if self.queue.size < batch_size:
             raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
 

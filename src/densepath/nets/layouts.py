@@ -47,7 +47,7 @@ def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[st
 def timm_state(name: str) -> dict[str, Tensor]:
     """The state of the whole timm network without classifier; leaves the global random numbers as they were."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs' generators, too
         return timm.create_model(name, num_classes=0).state_dict()
 
 

@@ -81,7 +81,19 @@ def save_backbone(
         if path.suffix == ".pth":
             torch.save({"model": state, "matching_heuristics": True, "metadata": notes}, temporary)
         else:
-            save_file(state, temporary, metadata=notes)
+            write_tensors(state, temporary, notes)
+
+
+def write_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        UserError: it cannot be written, for example because the disk is full.
+    """
+    try:
+        save_file(state, path, metadata=metadata)
+    except SafetensorError as error:
+        raise UserError(f"weights cannot be written to {path.parent} ({error}); make room there") from None
 
 
 def read_weights(source: str | Path) -> Weights:

@@ -56,7 +56,10 @@ class LARS(Optimizer):
         if not weights:
             return
         gradients: list[Tensor] = [p.grad for p in weights if p.grad is not None]
-        buffers: list[Tensor] = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
+        for p in weights:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers: list[Tensor] = [self.state[p]["momentum_buffer"] for p in weights]
         decay = group["weight_decay"]
         steps = torch._foreach_add(gradients, weights, alpha=decay)
         if group["adapt"]:

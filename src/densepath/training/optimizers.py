@@ -50,6 +50,10 @@ class Optimizer:
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
         if not self.lr > 0:
             raise UserError(f"the learning rate must be positive, not {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"the momentum must be at least 0 and less than 1, not {self.momentum}")
+        if not self.weight_decay >= 0:
+            raise UserError(f"the weight decay must not be negative, as {self.weight_decay} is")
 
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:

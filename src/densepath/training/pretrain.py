@@ -16,6 +16,7 @@ import torch
 from densepath import __version__
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
+from densepath.images.coco import open_split
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import check_size, open_images
 from densepath.methods import Method
@@ -37,7 +38,8 @@ from densepath.views.maker import ViewMaker
 Probe = Callable[[Backbone, Path], Mapping[str, float]]
 
 DEFAULT_EPOCHS = 200.0
-# What may change when a run is resumed: none of it changes what is computed.
+# What may change when a run is resumed: none of it changes what is computed. (The number of processes may not: it is
+# one of the run's facts.)
 _FREE = (
     *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every"),
     *("log_every", "save_every_steps", "save_every_minutes"),
@@ -112,7 +114,7 @@ def pretrain(
         log_every: write measurements every so many optimizer steps.
         loggers: besides the CSV file: "tensorboard", "wandb".
         probe_data: labelled images that the backbone is probed on during the run.
-        probe_every: epochs between probes.
+        probe_every: epochs between probes; 0 for never.
         probe: scores a backbone on ``probe_data``.
 
     Returns:
@@ -128,6 +130,11 @@ def pretrain(
         raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
     if probe_data is not None and probe is None:
         raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
+    if probe_data is not None:
+        for split in ("train", "test"):
+            open_split(Path(probe_data), split)  # now, rather than epochs later
+    if workers is not None and workers < 0:
+        raise UserError(f"workers is {workers}; give a number of processes, or 0 for none")
     if epochs is None and max_steps is None:
         asked["epochs"] = epochs = DEFAULT_EPOCHS
     old = read_config(out) if resume else None
@@ -141,6 +148,8 @@ def pretrain(
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
+    if options.get("batch_norm") == "synchronized" and hardware.kind == "cpu" and hardware.world_size > 1:
+        raise UserError("torch synchronizes batch norms on GPUs only; take batch_norm shuffled or per_process")
     learner = find_method(method)(network, **options)
     learner.check(view_size, batch * hardware.world_size)
 
@@ -161,7 +170,7 @@ def pretrain(
     views = ViewMaker(learner.views(augment), view_size, seed, memory_format=hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch)
     config = _record(asked, hardware, options)
-    probe_steps = max(1, round(probe_every * steps_per_epoch))
+    probe_steps = max(1, round(probe_every * steps_per_epoch)) if probe_every > 0 else 0
     first = hardware.rank == 0
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
@@ -173,7 +182,7 @@ def pretrain(
             hardware=hardware,
             rhythm=Rhythm(log_every, save_every_steps, save_every_minutes, probe_steps),
             config=config,
-            facts={"images": len(images), "steps": steps},
+            facts={"images": len(images), "steps": steps, "processes": hardware.world_size},
             accumulate=accumulate,
             seed=seed,
             resume=resume,

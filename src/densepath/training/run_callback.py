@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.training.checkpoints import CHECKPOINTS, write_checkpoint
+from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint, write_checkpoint
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
 from densepath.training.progress import Progress
@@ -189,9 +189,12 @@ class RunCallback(L.Callback):
         if rank() == 0:
             with atomic_write(note) as part:
                 part.write_text(json.dumps({"step": step, "images": images}))
+        remedy = "lower the learning rate, take larger batches, or try precision 32"
+        if not has_checkpoint(self.out / CHECKPOINTS):
+            raise UserError(f"the loss is not finite at step {step}, before the first checkpoint; {remedy}")
         raise UserError(
             f"the loss is not finite at step {step} ({note} lists the images of its batch); the checkpoint from before "
-            "is kept; lower the learning rate, or try precision 32"
+            f"is kept; {remedy}"
         )
 
     def _save(self, trainer: L.Trainer, step: int) -> None:

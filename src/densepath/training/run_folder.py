@@ -54,7 +54,8 @@ def open_run(
 ) -> Iterator[Path]:
     """Make the folder of a new run, or return to that of an old one. One process of a run calls this.
 
-    A new run that fails before it has anything to show leaves no folder behind.
+    A new run leaves no folder behind that fails before it has anything to show, or before its first checkpoint by a
+    mistake that the user can mend.
 
     Args:
         out: the folder.
@@ -85,8 +86,10 @@ def open_run(
         stale.unlink(missing_ok=True)
     try:
         yield out
-    except BaseException:
-        if old is None and {path.name for path in out.rglob("*") if path.is_file()} == {CONFIG}:
+    except BaseException as error:
+        files = {path.name for path in out.rglob("*") if path.is_file()}
+        saved = any(name.endswith(".ckpt") for name in files)
+        if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
             shutil.rmtree(out, ignore_errors=True)
         raise
 

@@ -14,6 +14,7 @@ from densepath import __version__
 from densepath.core.errors import UserError
 from densepath.images.coco import CocoImages, open_split
 from densepath.nets.weights import load_weights, read_weights
+from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.training.hardware import Hardware, Precision, choose_hardware
 from densepath.training.progress import say
 from densepath.training.run_callback import Rhythm
@@ -89,7 +90,8 @@ def detect(
         save_every_steps: write a checkpoint every so many steps; 0 for never.
         save_every_minutes: write a checkpoint every so many minutes; 0 for never.
         resume: go on with the run in ``out``.
-        evaluate: train nothing; score the detector that ``out`` holds once more.
+        evaluate: train nothing; score the detector that ``out`` holds once more, on the test images of ``data`` at the
+            size that it was trained for. Scores, predictions and pictures replace those in ``out``.
 
     Returns:
         box_ap, box_ap50, box_ap75, mask_ap, mask_ap50, mask_ap75, from 0 to 1 (nothing on all processes but the first).
@@ -102,6 +104,8 @@ def detect(
     asked = dict(locals())
     out = Path(out)
     old = read_config(out) if resume else None
+    if old is not None and "detector" not in old:
+        raise UserError(f"{out} holds another kind of run; name another folder")
     if old is not None and precision == "auto":
         precision = old["precision"]  # that of the hardware where it was started
     hardware = choose_hardware(devices, precision)
@@ -109,11 +113,15 @@ def detect(
     if evaluate:
         model, notes = load_detector(out / DETECTOR_FILE)
         test = open_split(data, "test")
+        if tuple(test.category_ids) != notes.category_ids:
+            raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
         return evaluate_detector(model.to(hardware.device), notes, test, out, pictures=pictures, bfloat16=half)
     if detector not in DETECTORS:
         raise UserError(f"no detector is called {detector!r}; use one of {', '.join(DETECTORS)}")
     if batch_size < 1 or batch_size % hardware.world_size:
         raise UserError(f"batch_size is {batch_size}; give a multiple of the {hardware.world_size} devices")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers is {workers}; give a number of processes, or 0 for none")
     if not _LEAST_SIZE <= train_size[0] <= train_size[1] or test_size < _LEAST_SIZE:
         sizes = f"train_size is {list(train_size)} and test_size {test_size}"
         raise UserError(f"{sizes}; give the least and the greatest, of {_LEAST_SIZE} pixels or more")
@@ -125,7 +133,8 @@ def detect(
     mean, std = _pixel_statistics(weights) if old is None else (old["mean"], old["std"])
     notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, tuple(mean), tuple(std))
     model = notes.build()
-    line = f"the {backbone} of {out}" if old else load_weights(model.pyramid.backbone, weights)
+    fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
+    line = load_weights(model.pyramid.backbone, weights) if fresh else f"the {backbone} of {out}"
     config = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
     config |= {"precision": hardware.precision, "lr": solver.lr, "mean": mean, "std": std}
     del config["resume"], config["evaluate"]

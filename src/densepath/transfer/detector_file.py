@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import write_tensors
 from densepath.transfer.mask_rcnn import DETECTORS, MaskRCNN
 
 _KEY = "densepath_detector"
@@ -47,7 +47,7 @@ def save_detector(path: Path, model: MaskRCNN, notes: DetectorNotes) -> None:
     """Write a safetensors file."""
     with atomic_write(path) as part:
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        save_file(state, part, metadata={"format": "pt", _KEY: json.dumps(asdict(notes))})
+        write_tensors(state, part, {"format": "pt", _KEY: json.dumps(asdict(notes))})
 
 
 def load_detector(path: Path) -> tuple[MaskRCNN, DetectorNotes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection.image_list import ImageList
 
+from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
 from densepath.images.coco import CocoImages
+from densepath.images.loader import outlive_signals
+from densepath.images.prefetch import ahead
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
 _DIVISOR = 32  # the coarsest stride of the backbone
@@ -107,13 +110,23 @@ class TrainingBatches:
         return self.total_steps - self.start_step
 
     def __iter__(self) -> Iterator[SampleBatch]:
+        # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is.
+        return ahead(self._decoded(), 1)
+
+    def _decoded(self) -> Generator[SampleBatch, None, None]:
         loader: DataLoader = DataLoader(
             _Samples(self.images),
             batch_sampler=self.plan(),
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator(),  # or it would draw from the user's global one
         )
-        return iter(loader)
+        try:
+            yield from loader
+        except UserError as error:
+            # A worker's error comes with its traceback; what it says stands at the end.
+            raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
 
     def plan(self) -> Iterator[list[Shown]]:
         """What each batch will show."""
@@ -160,14 +173,14 @@ def into_detector(
         resized = F.interpolate(
             pixels.permute(2, 0, 1)[None].float() / 255, shape, mode="bilinear", antialias=True, align_corners=False
         )
-        boxes = torch.as_tensor(sample["boxes"]).to(device, torch.float32)
+        boxes = torch.as_tensor(sample["boxes"]).to(device, torch.float32, non_blocking=True)
         masks = torch.as_tensor(sample["masks"]).to(device, non_blocking=True)
         if sample["flip"]:
             resized, masks = resized.flip(-1), masks.flip(-1)
             x1, y1, x2, y2 = boxes.unbind(1)
             boxes = torch.stack((width - x2, y1, width - x1, y2), dim=1)
         images.append(((resized - center) / spread)[0])
-        labels = torch.as_tensor(sample["labels"]).to(device)
+        labels = torch.as_tensor(sample["labels"]).to(device, non_blocking=True)
         targets.append({"boxes": boxes / scale, "labels": labels, "masks": masks, "scale": scale})
     return _padded(images), targets
 

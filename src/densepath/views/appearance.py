@@ -56,7 +56,7 @@ def _jitter(augment: Augment, x: Tensor, draw: Draw) -> None:
     spread = torch.tensor((augment.brightness, augment.contrast, augment.saturation, augment.hue))
     middle = torch.tensor((1.0, 1.0, 1.0, 0.0))
     low = torch.cat(((middle - spread)[:3].clamp(min=0), -spread[3:]))
-    factors = (low + (middle + spread - low) * draw(Slot.JITTER_FACTORS)).to(x.device)
+    factors = low + (middle + spread - low) * draw(Slot.JITTER_FACTORS)
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for place in range(4):
         for number, operation in enumerate(operations):
@@ -64,7 +64,7 @@ def _jitter(augment: Augment, x: Tensor, draw: Draw) -> None:
                 continue
 
             def adjust(part: Tensor, rows: Tensor, number: int = number, operation: Adjust = operation) -> Tensor:
-                return operation(part, factors[rows.to(part.device), number])
+                return operation(part, factors[rows, number].to(part.device, non_blocking=True))
 
             _change(x, chosen & (order[:, place] == number), adjust)
 
@@ -132,11 +132,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     reach = math.ceil(_BLUR_REACH * float(sigma.max()))
     offsets = torch.arange(-reach, reach + 1)
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
-    weights = (weights / weights.sum(1, keepdim=True)).to(x.device).unsqueeze(1)  # (B, 1, T)
+    weights = (weights / weights.sum(1, keepdim=True)).to(x.device, non_blocking=True).unsqueeze(1)  # (B, 1, T)
     blurred = x.permute(0, 2, 3, 1)
     for axis in (1, 2):
         n = blurred.shape[axis]
-        cells = (torch.arange(n).unsqueeze(1) + offsets).clamp_(0, n - 1).to(x.device)  # (n, T)
+        cells = (torch.arange(n).unsqueeze(1) + offsets).clamp_(0, n - 1).to(x.device, non_blocking=True)  # (n, T)
         shape = (len(x), n, len(offsets))
         blurred = weighted_rows(blurred, cells.expand(shape), weights.expand(shape), axis)
     return blurred.permute(0, 3, 1, 2)
@@ -158,9 +158,9 @@ def jitter_stain(x: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
     stains = stains / stains.norm(dim=1, keepdim=True)
     # The small matrices are made on the CPU: an inverse on the device would have to be waited for.
     change = torch.linalg.inv(stains) @ torch.diag_embed(factors) @ stains  # (B, 3, 3), density -> density
-    offset = (shifts @ stains).unsqueeze(-1).to(x.device)
+    offset = (shifts @ stains).unsqueeze(-1).to(x.device, non_blocking=True)
     density = -torch.log(x.clamp(min=_DARKEST)).flatten(2)  # (B, 3, H * W)
-    density = torch.baddbmm(offset, change.transpose(1, 2).to(x.device), density)
+    density = torch.baddbmm(offset, change.transpose(1, 2).to(x.device, non_blocking=True), density)
     return torch.exp(-density).clamp_(0, 1).view_as(x)
 
 

@@ -70,6 +70,6 @@ class ViewMaker:
         return (crop / 255).clamp_(0, 1).contiguous()
 
     def _normalize(self, colors: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=colors.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=colors.device).view(1, 3, 1, 1)
+        statistics = torch.tensor((self.mean, self.std)).to(colors.device, non_blocking=True)
+        mean, std = statistics.view(2, 1, 3, 1, 1)
         return ((colors - mean) / std).contiguous(memory_format=self.memory_format)
