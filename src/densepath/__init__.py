@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_views as show_views
+    from densepath.demonstration import demo as demo
     from densepath.images.glas import convert_glas as convert_glas
     from densepath.images.sources import pack as pack
     from densepath.images.tissue import write_tissue as write_tissue
@@ -24,12 +25,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "convert_glas": "densepath.images.glas",
+    "demo": "densepath.demonstration",
     "detect": "densepath.transfer.detection",
     "export": "densepath.training.export",
     "pack": "densepath.images.sources",
     "pretrain": "densepath.training.pretrain",
     "probe": "densepath.transfer.probe",
-    "demo": "densepath.demo",
     "show_concepts": "densepath.analysis.show",
     "show_views": "densepath.analysis.show",
     "write_tissue": "densepath.images.tissue",

@@ -49,7 +49,7 @@ def _load(place: str) -> Callable[..., Any]:
 
 
 VERBS = {
-    "demo": Verb("demo:demo", "all of it on built-in tissue, in minutes on a CPU"),
+    "demo": Verb("demonstration:demo", "all of it on built-in tissue, in minutes on a CPU"),
     "data glas": Verb(
         "images.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
     ),

@@ -1,0 +1,1 @@
+"""Pictures of what goes into a training and of what was learned."""

@@ -1,0 +1,226 @@
+"""Pictures: the views of a batch, concepts on tiles, objects on images, curves of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Polygon
+from skimage.segmentation import find_boundaries
+from torch import Tensor
+
+from densepath.analysis.sheet import CONCEPTS, FAINT, INK, LINES, OBJECTS, WRONG, Sheet, frame, new_figure, save, show
+from densepath.core.affine import apply
+from densepath.core.errors import UserError
+from densepath.images.batch import ImageBatch
+from densepath.images.coco import CocoImages
+from densepath.training.metrics import read_metrics
+from densepath.transfer.instances import decode_mask
+from densepath.transfer.overlay import match_masks
+from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
+from densepath.views.view import Batch
+
+_CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+_SMOOTHING = 25  # points of a curve are averaged over this part of it
+_NOT_CURVES = ("step", "epoch")
+_SHOWN_SCORE = 0.5  # what a detector itself doubts is left out
+
+
+def draw_views(images: ImageBatch, batch: Batch, path: str | Path) -> Path:
+    """Draw each image with the outlines of its views, and the views beside it.
+
+    A dot marks the view's upper left corner: it shows flips and turns.
+
+    Args:
+        images: what the views were made of.
+        batch: the views, normalized by ImageNet's mean and standard deviation.
+        path: a PNG file.
+    """
+    sheet = Sheet(len(batch), 1 + len(batch.views), titles=["image", *batch.views], breaks=[1])
+    for row, axes in enumerate(sheet.axes):
+        height, width = images.sizes[row].tolist()
+        show(axes[0], images.pixels[row, :height, :width].cpu().numpy())
+        # The first view is drawn last: it lies on top.
+        for view, color, panel in reversed(list(zip(batch.views.values(), LINES, axes[1:], strict=False))):
+            show(panel, colors_of(view.pixels[row]))
+            frame(panel, color)
+            side = view.pixels.shape[-1]
+            panel.plot(side * 0.04, side * 0.04, "o", color=color, ms=5, mec="white", mew=0.8)
+            corners = (apply(view.map[row : row + 1], _CORNERS.unsqueeze(0))[0] + 1) / 2 * torch.tensor([width, height])
+            _outline(axes[0], corners.numpy(), color)
+    return save(sheet.figure, path)
+
+
+def colors_of(pixels: Tensor) -> np.ndarray:
+    """The colors (H, W, 3) in [0, 1] of normalized pixels (3, H, W)."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels.detach().float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def draw_concepts(
+    tiles: Sequence[np.ndarray],
+    columns: Mapping[str, Sequence[np.ndarray]],
+    path: str | Path,
+    *,
+    breaks: Sequence[int] = (1,),
+) -> Path:
+    """Draw tiles and, beside each, the concepts that several sources see on it.
+
+    Args:
+        tiles: images (H, W, 3) uint8.
+        columns: title -> a label map (h, w) for each tile, as coarse as it is.
+        path: a PNG file.
+        breaks: columns, counted from the tiles' 0, that a wider gap sets apart from those before.
+    """
+    sheet = Sheet(len(tiles), 1 + len(columns), titles=["tile", *columns], breaks=breaks)
+    for row, (tile, axes) in enumerate(zip(tiles, sheet.axes, strict=True)):
+        show(axes[0], tile)
+        for panel, maps in zip(axes[1:], columns.values(), strict=True):
+            show(panel, paint_concepts(tile, maps[row]))
+    return save(sheet.figure, path)
+
+
+def paint_concepts(tile: np.ndarray, labels: np.ndarray, strength: float = 0.62) -> np.ndarray:
+    """A tile under the colors of its concepts, which go from violet for the darkest to red for the lightest.
+
+    Args:
+        tile: (H, W, 3) uint8.
+        labels: (h, w) ids; every cell covers an equal part of the tile.
+        strength: how much of the color is the concept's.
+
+    Returns:
+        (H, W, 3) float in [0, 1].
+    """
+    height, width = tile.shape[:2]
+    rows = np.arange(height) * labels.shape[0] // height
+    columns = np.arange(width) * labels.shape[1] // width
+    full = labels[np.ix_(rows, columns)]
+    grey = tile.mean(axis=2) / 255
+    ids = np.unique(full)
+    from_dark = ids[np.argsort([grey[full == i].mean() for i in ids])]
+    palette = np.array([to_rgb(c) for c in CONCEPTS])
+    places = np.linspace(0, len(palette) - 1, max(len(ids), 2))
+    colors = np.stack([np.interp(places, np.arange(len(palette)), palette[:, c]) for c in range(3)], axis=1)
+    painted = np.empty((height, width, 3))
+    for place, i in enumerate(from_dark):
+        painted[full == i] = colors[place]
+    # Light and shade of the tissue shine through.
+    mixed = strength * painted + (1 - strength) * grey[..., None]
+    mixed[find_boundaries(full, mode="inner")] *= 0.75
+    return mixed
+
+
+def draw_detections(
+    images: CocoImages, runs: Mapping[str, str | Path], path: str | Path, *, indices: Sequence[int]
+) -> Path:
+    """Draw images with the outlines of their objects, and beside each what detectors found.
+
+    A found object has the color of the true one that it matches (mask IoU of at least 0.5), and red where there is
+    none.
+
+    Args:
+        images: with the truth.
+        runs: title -> folder of a detection run.
+        path: a PNG file.
+        indices: which images.
+    """
+    found = {title: json.loads((Path(run) / "predictions.json").read_text()) for title, run in runs.items()}
+    sheet = Sheet(len(indices), 1 + len(runs), titles=["truth", *runs], breaks=[1])
+    for axes, index in zip(sheet.axes, indices, strict=True):
+        sample = images[index]
+        truth = list(sample["masks"])
+        colors = [OBJECTS[i % len(OBJECTS)] for i in range(len(truth))]
+        paint_objects(axes[0], sample["image"], truth, colors)
+        for panel, results in zip(axes[1:], found.values(), strict=True):
+            sure = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
+            masks = [decode_mask(r["segmentation"]) for r in sure]
+            matches = match_masks(truth, masks)
+            paint_objects(panel, sample["image"], masks, [WRONG if m is None else colors[m] for m in matches])
+    return save(sheet.figure, path)
+
+
+def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str]) -> None:
+    """Put an image (H, W, 3) uint8 and the outlines of objects, masks (H, W) bool, into a panel."""
+    show(axes, image)
+    height, width = image.shape[:2]
+    # A rim of background closes the outlines of objects at the border.
+    xs, ys = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
+    for mask, color in zip(masks, colors, strict=True):
+        if mask.any():
+            padded = np.pad(mask, 1).astype(float)
+            axes.contour(xs, ys, padded, levels=[0.5], colors="#1a1a1a", linewidths=2.8)
+            axes.contour(xs, ys, padded, levels=[0.5], colors=color, linewidths=1.7)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+
+
+def draw_curves(
+    runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None, per_row: int = 4
+) -> Path:
+    """Draw what runs have logged: one panel for each column, one line for each run.
+
+    Args:
+        runs: name -> metrics file.
+        path: a PNG file.
+        columns: which to draw; all but step and epoch where None.
+        per_row: panels side by side.
+
+    Raises:
+        UserError: the files hold no numbers.
+    """
+    measured = {name: read_metrics(Path(file)) for name, file in runs.items()}
+    if columns is None:
+        found = dict.fromkeys(c for rows in measured.values() for row in rows for c in row if c not in _NOT_CURVES)
+        columns = sorted(found, key=lambda c: "loss" not in c)
+    if not columns or not any(measured.values()):
+        raise UserError(f"there is nothing to draw in {', '.join(map(str, runs.values()))}; train for some steps first")
+    across = min(per_row, len(columns))
+    down = -(-len(columns) // across)
+    figure = new_figure(2.7 * across, 1.95 * down)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, column in zip(grid.flat, columns, strict=False):
+        for (_, rows), color in zip(measured.items(), LINES, strict=False):
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            if points:
+                paint_curve(axes, np.array(points), color)
+        style_curve(axes, column.replace("_", " "))
+    for axes in grid.flat[len(columns) :]:
+        axes.set_axis_off()
+    if len(runs) > 1:
+        handles = [grid.flat[0].plot([], [], color=c, lw=2)[0] for _, c in zip(runs, LINES, strict=False)]
+        grid.flat[0].legend(handles, list(runs), frameon=False, fontsize=8, labelcolor=INK)
+    figure.tight_layout(pad=0.7)
+    return save(figure, path)
+
+
+def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
+    """Put points (N, 2) into a panel, faintly, and their running mean."""
+    window = max(1, len(points) // _SMOOTHING)
+    if window > 1:
+        axes.plot(*points.T, color=color, lw=0.7, alpha=0.3)
+        kernel = np.ones(window) / window
+        points = np.stack([np.convolve(p, kernel, mode="valid") for p in points.T], axis=1)
+    axes.plot(*points.T, color=color, lw=1.8, marker="o" if len(points) == 1 else None)
+
+
+def style_curve(axes: Axes, title: str) -> None:
+    """Give a panel of curves its title and quiet axes."""
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.set_xlabel("step", fontsize=7.5, color=FAINT, labelpad=1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT)
+    axes.grid(axis="y", color="#e6e6ec", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+
+
+def _outline(axes: Axes, corners: np.ndarray, color: str) -> None:
+    for line, ink in ((3.2, "white"), (1.9, color)):
+        axes.add_patch(Polygon(corners, fill=False, ec=ink, lw=line, joinstyle="round", clip_on=False))
+    axes.plot(*corners[0], "o", color=color, ms=5, mec="white", mew=0.8, clip_on=False)

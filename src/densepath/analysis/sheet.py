@@ -1,0 +1,139 @@
+"""The look that all pictures share: sheets of square panels with a few words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from densepath.core.files import atomic_write
+
+INK = "#2b2b33"
+FAINT = "#8a8a96"
+# Told apart on pink and violet tissue, and by most color-blind eyes.
+LINES = ("#0072b2", "#e66100", "#009e73", "#b5179e", "#8c6d1f", "#4d4d4d")
+# From the darkest to the lightest concept of a tile.
+CONCEPTS = ("#3b0f70", "#2c6fbb", "#1fa39a", "#57b947", "#c6d92f", "#f9c22e", "#f3722c", "#d62f4b")
+# Stand out from stained tissue.
+OBJECTS = ("#00e5ff", "#ffe600", "#39ff6a", "#ff9d00", "#f5f5f5", "#9d8cff")
+WRONG = "#ff1f3d"
+
+DPI = 120
+_GAP = 0.06  # inches between panels
+_TITLE = 0.30  # inches above the columns
+_LABEL = 0.28  # inches left of the rows
+_FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": FAINT}
+
+
+class Sheet:
+    """A figure of rows x columns of equal panels, placed to the pixel.
+
+    Args:
+        rows, columns: how many panels.
+        panel: side of a panel in inches.
+        titles: words above the columns.
+        labels: words left of the rows, turned upright.
+        breaks: columns that a wider gap separates from those before them.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        panel: float = 1.8,
+        titles: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        breaks: Sequence[int] = (),
+    ) -> None:
+        left = _LABEL if labels else _GAP
+        top = _TITLE if titles else _GAP
+        lefts = [left + c * (panel + _GAP) + 3 * _GAP * sum(b <= c for b in breaks) for c in range(columns)]
+        width = lefts[-1] + panel + _GAP
+        height = top + rows * (panel + _GAP)
+        self.figure = new_figure(width, height)
+        self.axes = [
+            [self._panel(x / width, 1 - (top + r * (panel + _GAP) + panel) / height, panel) for x in lefts]
+            for r in range(rows)
+        ]
+        for x, title in zip(lefts, titles, strict=False):
+            y = 1 - (top - 0.07) / height
+            self.figure.text((x + panel / 2) / width, y, title, ha="center", va="bottom")
+        for r, label in enumerate(labels):
+            y = 1 - (top + r * (panel + _GAP) + panel / 2) / height
+            self.figure.text((left - 0.07) / width, y, label, ha="right", va="center", rotation=90)
+
+    def _panel(self, x: float, y: float, side: float) -> Axes:
+        width, height = self.figure.get_size_inches()
+        axes = self.figure.add_axes((x, y, side / width, side / height))
+        axes.set_axis_off()
+        return axes
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure, in inches, that no global state knows of."""
+    with matplotlib.rc_context(_FONT):
+        figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+    return figure
+
+
+def show(axes: Axes, image: np.ndarray) -> None:
+    """Put an image (H, W, 3) into a panel. Its axis is in pixels, the image's edges at 0 and at W and H."""
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased", aspect="equal")
+
+
+def frame(axes: Axes, color: str, width: float = 2.0) -> None:
+    """Draw a frame around the image of a panel."""
+    box = axes.images[0].get_extent()
+    axes.add_patch(
+        matplotlib.patches.Rectangle(
+            (box[0], box[3]), box[1] - box[0], box[2] - box[3], fill=False, color=color, lw=width, clip_on=False
+        )
+    )
+
+
+def compose(columns: Sequence[Sequence[tuple[str, Path]]], path: str | Path, *, note: str = "") -> Path:
+    """Put pictures together: columns side by side, in each the pictures under each other, with a heading.
+
+    Args:
+        columns: (heading, PNG file) of each picture, from above.
+        path: a PNG file.
+        note: words below the first column.
+    """
+    head, gap = round(0.34 * DPI), round(0.16 * DPI)
+    pictures = [[(heading, np.asarray(Image.open(file).convert("RGB"))) for heading, file in c] for c in columns]
+    widths = [max(p.shape[1] for _, p in column) for column in pictures]
+    heights = [sum(head + p.shape[0] for _, p in column) for column in pictures]
+    canvas = np.full((max(heights), sum(widths) + gap * (len(widths) - 1), 3), 255, np.uint8)
+    figure = new_figure(canvas.shape[1] / DPI, canvas.shape[0] / DPI)
+    left = 0
+    for column, width, used in zip(pictures, widths, heights, strict=True):
+        top, spare = 0, (max(heights) - used) // max(len(column) - 1, 1)
+        for heading, picture in column:
+            x, y = (left + round(_GAP * DPI)) / canvas.shape[1], 1 - (top + 0.7 * head) / canvas.shape[0]
+            figure.text(x, y, heading, weight="bold", size=11, ha="left", va="baseline")
+            top += head
+            canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            top += picture.shape[0] + spare
+        left += width + gap
+    x, y = _GAP * DPI / canvas.shape[1], 1 - (heights[0] + 0.1 * DPI) / canvas.shape[0]
+    figure.text(x, y, note, size=9, ha="left", va="top", linespacing=1.5)
+    figure.figimage(canvas, zorder=-1)
+    return save(figure, path)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    path = Path(path)
+    with atomic_write(path) as part, matplotlib.rc_context(_FONT):
+        figure.savefig(part, format="png", dpi=figure.dpi)
+    return path

@@ -1,0 +1,218 @@
+"""The whole job on built-in tissue: pre-train, probe, detect, and draw what happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from densepath import __version__
+from densepath.analysis.concepts import find_concepts
+from densepath.analysis.pictures import draw_concepts, draw_curves, draw_detections
+from densepath.analysis.sheet import compose
+from densepath.analysis.show import show_concepts, show_views
+from densepath.core.files import atomic_write, require_new_folder
+from densepath.images.coco import open_split
+from densepath.images.decode import read_image
+from densepath.images.tissue import write_tiles, write_tissue
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
+from densepath.training.pretrain import pretrain
+from densepath.training.recipes import load_recipe, typed_options
+from densepath.transfer.detection import detect
+from densepath.transfer.probe import probe
+
+MARKER = "demo.json"
+_REAL = "immunohistochemistry.png"
+_FOLDERS = ("tissue", "tiles", "real", "pretrained", "detector_random", "detector_pretrained", "pictures")
+_TILE, _IMAGE = 128, 256  # pixels
+_BATCH = 64
+_TITLES = {"random": "random weights", "pretrained": "pre-trained weights"}
+_NOTE = """Query and key are random views of one image, the reference covers both. A dot marks a view's
+upper left corner. Outlines: colors pair what was found with the truth, red is wrong."""
+_SCORES = {
+    "probe, mean IoU": ("probe", "mean_iou"),
+    "probe, Dice of glands": ("probe", "dice"),
+    "detector, box AP50": ("detect", "box_ap50"),
+    "detector, mask AP50": ("detect", "mask_ap50"),
+    "detector, mask AP": ("detect", "mask_ap"),
+}
+
+
+def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float = 1.0) -> None:
+    """Learn features of procedural tissue, and see what they are worth on images held out.
+
+    Makes unlabelled tiles, and images with outlined glands; pre-trains ConCL on the tiles; probes and fine-tunes a
+    small detector from random and from pre-trained weights; draws views, concepts, detections and curves. Takes about
+    six minutes on two CPU cores.
+
+    Args:
+        out: a new folder, or that of an earlier demo, which is replaced.
+        seed: of the tissue, the weights and the training.
+        scale: share of the images and steps; less is quicker and shows less.
+
+    Raises:
+        UserError: ``out`` holds something else than a demo.
+    """
+    out = _make_room(Path(out))
+    console = Console()
+    started = time.perf_counter()
+
+    def share(number: int, least: int) -> int:
+        return max(least, round(number * scale))
+
+    with _chapter(console, "1/6  tissue: unlabelled tiles, and images with outlined glands"):
+        tiles = share(800, 16)
+        write_tiles(out / "tiles", tiles, _TILE, seed)
+        write_tissue(out / "tissue", train=share(48, 4), test=share(24, 3), size=_IMAGE, seed=seed)
+        real = _real_tile(out / "real", console)
+    with _chapter(console, "2/6  pre-training: ConCL on the tiles"):
+        run = _pretrain(out, seed, share(400, 4), min(_BATCH, tiles))
+        weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
+    results: dict[str, dict[str, Any]] = {name: {} for name in weights}
+    with _chapter(console, "3/6  probe: a linear pixel classifier on frozen features"):
+        for name, source in weights.items():
+            results[name]["probe"] = probe(data=out / "tissue", weights=source, seed=seed)
+            console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
+    for number, (name, source) in enumerate(weights.items(), 4):
+        with _chapter(console, f"{number}/6  detector from {name} weights"):
+            results[name]["detect"] = _detect(out, name, source, seed, share(150, 3))
+    with _chapter(console, "6/6  pictures"):
+        _draw(out, real, seed)
+    _write_marker(out, {"seed": seed, "scale": scale, "seconds": time.perf_counter() - started} | results)
+    _report(console, out, results, started)
+
+
+def _make_room(out: Path) -> Path:
+    """The folder, empty but for its marker; a former demo's content is removed."""
+    if _is_demo(out):
+        for name in _FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+    else:
+        require_new_folder(out, "the demo")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_marker(out, {})
+    return out
+
+
+def _is_demo(out: Path) -> bool:
+    try:
+        return "densepath_demo" in json.loads((out / MARKER).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _write_marker(out: Path, results: Mapping[str, Any]) -> None:
+    with atomic_write(out / MARKER) as part:
+        part.write_text(json.dumps({"densepath_demo": __version__} | dict(results), indent=2) + "\n")
+
+
+@contextmanager
+def _chapter(console: Console, title: str) -> Iterator[None]:
+    start = time.perf_counter()
+    console.print(f"\n[bold]{title}[/bold]")
+    yield
+    console.print(f"[dim]{time.perf_counter() - start:.0f} s[/dim]")
+
+
+def _real_tile(folder: Path, console: Console) -> Path | None:
+    """The stained section that scikit-image carries; None where an installation lacks it."""
+    try:
+        tile = skimage.data.immunohistochemistry()
+    except Exception as error:  # a missing file makes it try the network, which fails in many ways
+        console.print(f"scikit-image's immunohistochemistry tile is missing here ({type(error).__name__}); going on")
+        return None
+    folder.mkdir()
+    Image.fromarray(np.asarray(tile)).save(folder / _REAL)
+    return folder
+
+
+def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
+    recipe = typed_options(load_recipe("concl_small")) | {"max_steps": steps, "batch_size": batch_size}
+    return pretrain(data=out / "tiles", out=out / "pretrained", seed=seed, **recipe)
+
+
+def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) -> dict[str, float]:
+    return detect(
+        data=out / "tissue",
+        out=out / f"detector_{name}",
+        weights=weights,
+        detector="mask_rcnn_fpn_small",
+        max_steps=steps,
+        batch_size=4,
+        lr=0.05,
+        train_size=(192, _IMAGE),
+        test_size=_IMAGE,
+        precise_bn_batches=20,
+        pictures=4,
+        seed=seed,
+        log_every=5,
+    )
+
+
+def _draw(out: Path, real: Path | None, seed: int) -> None:
+    pictures = out / "pictures"
+    views = show_views(data=out / "tiles", out=pictures / "views.png", view_size=_TILE, count=4, seed=seed)
+    test = open_split(out / "tissue", "test")
+    detectors = {title: out / f"detector_{name}" for name, title in _TITLES.items()}
+    crowded = sorted(range(len(test)), key=lambda i: -len(test[i]["masks"]))
+    shown = sorted(crowded[len(crowded) // 4 :][:3])  # neither the fullest nor the emptiest
+    detections = draw_detections(test, detectors, pictures / "detections.png", indices=shown)
+    learning = ("instance_loss", "concept_loss", "shared_concepts", "lr")
+    draw_curves({"pre-training": out / "pretrained" / "metrics.csv"}, pictures / "pretraining.png", columns=learning)
+    metrics = {title: folder / "metrics.csv" for title, folder in detectors.items()}
+    losses = ("loss", "loss_objectness", "loss_class", "loss_mask")
+    draw_curves(metrics, pictures / "detection.png", columns=losses)
+    right = [("Glands found in held-out tissue", detections)]
+    if real is not None:
+        weights = ("random", str(out / "pretrained"))
+        show_concepts(data=real, out=pictures / "concepts.png", weights=weights, count=1, seed=seed)
+        right.insert(0, ("Concepts on a real section", _draw_real(out, real, seed)))
+    compose([[("Views of unlabelled tissue", views)], right], pictures / "summary.png", note=_NOTE)
+
+
+def _draw_real(out: Path, real: Path, seed: int) -> Path:
+    """The concepts of f4 on the real tile, in the columns of the detections."""
+    tile = read_image(real / _REAL)
+    columns: dict[str, list[np.ndarray]] = {}
+    sources: tuple[str | Path, ...] = ("random", out / "pretrained")
+    for title, weights in zip(_TITLES.values(), sources, strict=True):
+        torch.manual_seed(seed)
+        backbone = build_backbone()
+        load_weights(backbone, weights)
+        columns[title] = [find_concepts(backbone, tile, stages=(4,), seed=seed)[4]]
+    return draw_concepts([tile], columns, out / "pictures" / "concepts_f4.png")
+
+
+def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]], started: float) -> None:
+    table = Table(title="on images held out, in percent", title_justify="left")
+    table.add_column("")
+    for name in results:
+        table.add_column(_TITLES[name], justify="right")
+    for label, (task, score) in _SCORES.items():
+        table.add_row(label, *(f"{100 * result[task][score]:.1f}" for result in results.values()))
+    console.print()
+    console.print(table)
+    minutes = (time.perf_counter() - started) / 60
+    console.print(f"One seed, a few minutes of training. {minutes:.1f} minutes in all.")
+    console.print(f"\nEverything lies in {out}/; look at {out}/pictures/summary.png first. On your own data:\n")
+    for line in (
+        "densepath pretrain --config concl_small --data TILES --out RUN",
+        "densepath probe --data OUTLINED --weights RUN",
+        "densepath detect --data OUTLINED --weights RUN --out DETECTOR",
+    ):
+        console.print(f"  {line}", highlight=False)
+    console.print(
+        "\nTILES is a folder of images; OUTLINED holds images and COCO instances, as `densepath data glas` writes them."
+    )

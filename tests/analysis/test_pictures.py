@@ -1,0 +1,157 @@
+"""Pictures show what they are given, where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from densepath.analysis.pictures import (
+    colors_of,
+    draw_concepts,
+    draw_curves,
+    draw_detections,
+    draw_views,
+    paint_concepts,
+)
+from densepath.analysis.sheet import CONCEPTS, LINES, OBJECTS, WRONG, compose
+from densepath.core.affine import from_box
+from densepath.core.errors import UserError
+from densepath.images.batch import ImageBatch
+from densepath.images.coco import open_split, write_coco
+from densepath.training.metrics import MetricsFile
+from densepath.transfer.instances import encode_mask
+from densepath.views.augment import Augment
+from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch, View
+
+
+def where(path: Path, color: str, columns: slice = slice(None)) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the pixels of a color in a part of a picture."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)[:, columns]
+    rows, cols = np.nonzero(np.abs(pixels - np.round(np.array(to_rgb(color)) * 255)).max(axis=2) < 12)
+    return cols.min(), rows.min(), cols.max(), rows.max()
+
+
+def test_views_are_outlined_where_they_lie(tmp_path: Path) -> None:
+    """A view of the middle of a black image, whose panel is 216 px wide."""
+    images = ImageBatch(torch.zeros(1, 80, 80, 3, dtype=torch.uint8), torch.tensor([[80, 80]]), torch.tensor([0]))
+    maps = from_box(torch.tensor([[-0.5, -0.25]]), torch.tensor([[0.5, 0.25]]))
+    batch = Batch({"query": View(torch.zeros(1, 3, 32, 32), maps)}, images.index, 0, 0, 0.0, 0.0)
+    path = draw_views(images, batch, tmp_path / "views.png")
+    picture = np.asarray(Image.open(path).convert("L"))
+    black = np.nonzero((picture < 5).sum(axis=0) > 60)[0]  # the columns of the image
+    panel_left, panel = black.min(), black.max() - black.min() + 1
+    left, top, right, bottom = where(path, LINES[0], slice(0, panel_left + panel))
+    assert (left - panel_left) / panel == pytest.approx(0.25, abs=0.04)
+    assert (right - panel_left) / panel == pytest.approx(0.75, abs=0.04)
+    assert (bottom - top) / panel == pytest.approx(0.25, abs=0.05)
+
+
+def test_views_have_their_colors_back() -> None:
+    pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    images = ImageBatch(pixels, torch.tensor([[64, 64]]), torch.tensor([0]))
+    plain = Augment(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)
+    view = ViewMaker({"query": plain}, 64, 0)(images)["query"]
+    np.testing.assert_allclose(colors_of(view.pixels[0]), pixels[0] / 255, atol=1e-3)
+
+
+def test_each_image_has_a_row_and_each_view_a_column(tmp_path: Path) -> None:
+    sizes = torch.tensor([[40, 64], [64, 48], [64, 64]])
+    images = ImageBatch(torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8), sizes, torch.arange(3))
+    maker = ViewMaker({"query": Augment(), "key": Augment()}, 32, 0)
+    width, height = Image.open(draw_views(images, maker(images), tmp_path / "views.png")).size
+    assert width == pytest.approx(height * 3 / 3, rel=0.1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "views.png"]
+
+
+def test_concepts_are_colored_from_dark_to_light_whatever_their_ids() -> None:
+    tile = np.full((64, 64, 3), 40, np.uint8)
+    tile[:, 32:] = 200
+    for labels in (np.array([[0, 1]]), np.array([[7, 2]])):
+        painted = paint_concepts(tile, labels, strength=1.0)
+        np.testing.assert_allclose(painted[32, 10], to_rgb(CONCEPTS[0]), atol=1e-6)
+        np.testing.assert_allclose(painted[32, 54], to_rgb(CONCEPTS[-1]), atol=1e-6)
+
+
+def test_a_cell_of_a_label_map_covers_its_part_of_the_tile() -> None:
+    tile = np.full((60, 90, 3), 100, np.uint8)
+    labels = np.arange(6).reshape(2, 3)
+    painted = paint_concepts(tile, labels, strength=1.0)
+    cells = painted.reshape(2, 30, 3, 30, 3)[:, 15, :, 15]
+    assert len(np.unique(cells.reshape(6, 3), axis=0)) == 6
+    assert np.array_equal(painted[3:27, 3:27], np.broadcast_to(painted[15, 15], (24, 24, 3)))
+
+
+def test_a_sheet_of_concepts_has_a_column_for_each_source(tmp_path: Path) -> None:
+    tiles = [np.full((64, 64, 3), 90, np.uint8)] * 2
+    maps = [np.zeros((4, 4), int)] * 2
+    one = Image.open(draw_concepts(tiles, {"a": maps}, tmp_path / "one.png")).width
+    two = Image.open(draw_concepts(tiles, {"a": maps, "b": maps}, tmp_path / "two.png")).width
+    three = Image.open(draw_concepts(tiles, {"a": maps, "b": maps, "c": maps}, tmp_path / "three.png")).width
+    assert three - two == pytest.approx(two - one, abs=1)
+
+
+def test_curves_have_a_panel_for_each_column_and_a_color_for_each_run(tmp_path: Path) -> None:
+    for name, level in (("low", 1.0), ("high", 2.0)):
+        metrics = MetricsFile(tmp_path / f"{name}.csv")
+        for step in range(100):
+            metrics.write({"step": step, "epoch": step / 10, "loss": level, "lr": 0.1})
+    runs = {name: tmp_path / f"{name}.csv" for name in ("low", "high")}
+    path = draw_curves(runs, tmp_path / "curves.png", columns=["loss"])
+    low, high = (where(path, color) for color in LINES[:2])
+    assert low[3] > high[3]  # the lower loss is drawn lower
+    both = draw_curves(runs, tmp_path / "both.png")
+    assert Image.open(both).width == 2 * Image.open(path).width
+
+
+def test_curves_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to draw"):
+        draw_curves({"run": tmp_path / "none.csv"}, tmp_path / "curves.png")
+
+
+def test_found_objects_have_the_color_of_the_true_ones_they_match(tmp_path: Path) -> None:
+    labels = np.zeros((80, 80), np.int32)
+    labels[10:40, 10:40] = 1
+    sample = ("tissue", np.full((80, 80, 3), 120, np.uint8), labels)
+    write_coco(tmp_path / "data", {"test": [sample]})
+    found, wrong = np.zeros((2, 80, 80), bool)
+    found[12:40, 10:38] = True
+    wrong[50:70, 50:70] = True
+    results = [
+        {"image_id": 1, "category_id": 1, "score": score, "segmentation": encode_mask(mask)}
+        for mask, score in ((found, 0.9), (wrong, 0.8), (~found, 0.1))
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "predictions.json").write_text(json.dumps(results))
+    images = open_split(tmp_path / "data", "test")
+    path = draw_detections(images, {"run": tmp_path / "run"}, tmp_path / "found.png", indices=[0])
+    half = Image.open(path).width // 2
+    left, top, right, bottom = where(path, OBJECTS[0], slice(half, None))
+    assert right - left == pytest.approx(216 * 28 / 80, abs=8)  # the panel is 216 px wide
+    wrong_left, wrong_top, wrong_right, _ = where(path, WRONG, slice(half, None))
+    assert wrong_left > right
+    assert wrong_top > bottom > top
+    assert wrong_right - wrong_left == pytest.approx(216 * 20 / 80, abs=8)
+    with pytest.raises(ValueError, match="zero-size"):
+        where(path, WRONG, slice(0, half))
+
+
+def test_pictures_are_put_together_without_resampling(tmp_path: Path) -> None:
+    colors = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+    for number, (name, color) in enumerate(colors.items(), 1):
+        Image.new("RGB", (100 * number, 60), color).save(tmp_path / f"{name}.png")
+    files = {name: tmp_path / f"{name}.png" for name in colors}
+    columns = [[("Red", files["red"]), ("Green", files["green"])], [("Blue", files["blue"])]]
+    path = compose(columns, tmp_path / "all.png")
+    places = {name: where(path, name) for name in colors}
+    for number, (left, top, right, bottom) in enumerate(places.values(), 1):
+        assert (right - left + 1, bottom - top + 1) == (100 * number, 60)
+    assert places["green"][0] == places["red"][0] == 0
+    assert places["green"][1] > places["red"][3]
+    assert places["blue"][0] > places["green"][2]

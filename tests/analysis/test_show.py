@@ -1,0 +1,59 @@
+"""The verbs that draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densepath.analysis.show import show_concepts, show_views
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import save_backbone
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_views_can_be_drawn_again_and_differ_between_epochs(tiles: Path, tmp_path: Path) -> None:
+    options = {"data": tiles, "config": "concl_small", "count": 2, "view_size": 64}
+    first, again, later = (
+        Image.open(show_views(out=tmp_path / f"{n}.png", epoch=epoch, **options)).tobytes()
+        for n, epoch in enumerate((0, 0, 1))
+    )
+    assert first == again
+    assert first != later
+
+
+def test_a_recipe_decides_which_views_there_are(tiles: Path, tmp_path: Path) -> None:
+    options = {"data": tiles, "count": 1, "view_size": 64}
+    concl = Image.open(show_views(out=tmp_path / "concl.png", config="concl", **options)).width
+    moco = Image.open(show_views(out=tmp_path / "moco.png", config="moco_v2", **options)).width
+    assert 1.2 < concl / moco < 1.5  # four columns against three
+
+
+def test_concepts_of_several_weights_stand_side_by_side(tiles: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    save_backbone(tmp_path / "other.safetensors", build_backbone("resnet18"))
+    options = {"data": tiles, "count": 2, "stages": (3, 4)}
+    both = [str(tmp_path / "other.safetensors"), "random"]
+    one = Image.open(show_concepts(out=tmp_path / "one.png", weights="random", **options)).width
+    two = Image.open(show_concepts(out=tmp_path / "two.png", weights=both, **options)).width
+    assert two / one == pytest.approx(5 / 3, abs=0.05)  # the tiles and two columns for each
+
+
+def test_a_picture_needs_the_name_of_a_png_file(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        show_views(data=tiles, out=tmp_path / "views")
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        show_concepts(data=tiles, out=tmp_path / "concepts.jpg")

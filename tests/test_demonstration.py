@@ -1,0 +1,58 @@
+"""The demo, made tiny."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+from rich.console import Console
+
+from densepath.core.errors import UserError
+from densepath.demonstration import MARKER, _make_room, _real_tile, demo
+
+
+def test_the_demo_leaves_scores_pictures_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    demo(out=out, scale=0.01)
+    scores = json.loads((out / MARKER).read_text())
+    for name in ("random", "pretrained"):
+        assert 0 < scores[name]["probe"]["mean_iou"] < 1
+        assert 0 <= scores[name]["detect"]["mask_ap"] <= 1
+    assert scores["random"]["probe"]["mean_iou"] != scores["pretrained"]["probe"]["mean_iou"]
+    pictures = {"views", "concepts", "concepts_f4", "detections", "pretraining", "detection", "summary"}
+    assert {p.stem for p in (out / "pictures").glob("*.png")} == pictures
+    assert Image.open(out / "pictures" / "summary.png").width > 1000
+    assert (out / "pretrained" / "exported" / "backbone.safetensors").is_file()
+    printed = capsys.readouterr().out
+    assert f"{100 * scores['random']['probe']['mean_iou']:.1f}" in printed
+    assert "densepath pretrain --config concl_small" in printed
+
+
+def test_a_former_demo_is_replaced_and_nothing_else_in_its_folder(tmp_path: Path) -> None:
+    out = _make_room(tmp_path / "demo")
+    (out / "tiles").mkdir()
+    (out / "notes.txt").write_text("mine")
+    _make_room(out)
+    assert {p.name for p in out.iterdir()} == {MARKER, "notes.txt"}
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / MARKER).write_text("{}")
+    with pytest.raises(UserError, match="not empty"):
+        demo(out=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"tiles", MARKER}
+
+
+def test_the_demo_goes_on_without_the_real_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ModuleNotFoundError("pooch")
+
+    monkeypatch.setattr(skimage.data, "immunohistochemistry", missing)
+    said = io.StringIO()
+    assert _real_tile(tmp_path / "real", Console(file=said)) is None
+    assert "going on" in said.getvalue()
