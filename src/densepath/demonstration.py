@@ -163,7 +163,10 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
 
 def _draw(out: Path, real: Path | None, seed: int) -> None:
     pictures = out / "pictures"
-    views = show_views(data=out / "tiles", out=pictures / "views.png", view_size=_TILE, count=4, seed=seed)
+    recipe = out / "pretrained" / "config.yaml"
+    views = show_views(
+        data=out / "tiles", out=pictures / "views.png", config=recipe, view_size=_TILE, count=4, seed=seed
+    )
     test = open_split(out / "tissue", "test")
     detectors = {title: out / f"detector_{name}" for name, title in _TITLES.items()}
     crowded = sorted(range(len(test)), key=lambda i: -len(test[i]["masks"]))

@@ -39,10 +39,14 @@ def processes_on_node() -> int:
     return 1
 
 
+def cores() -> int:
+    """The processor cores that the processes of this run may use on this machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """The processor cores that this process may keep busy."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes_on_node())
+    return max(1, cores() // processes_on_node())
 
 
 def first_on_node() -> bool:

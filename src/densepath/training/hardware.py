@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.environments import (
 )
 
 from densepath.core.errors import UserError
+from densepath.images.machine import cores
 
 Precision = Literal["auto", "32", "bf16-mixed"]
 
@@ -99,6 +100,13 @@ def choose_hardware(
         deterministic=deterministic,
         environment=environment,
     )
+
+
+def choose_workers(hardware: Hardware) -> int:
+    """Processes that decode images for one device, where the user didn't say."""
+    share = cores() // hardware.devices
+    # On a CPU the training itself takes the cores; a GPU waits for nothing else.
+    return min(share // 4, 2) if hardware.kind == "cpu" else max(1, min(share - 1, 16))
 
 
 def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:

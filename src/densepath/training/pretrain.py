@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from densepath.nets.weights import load_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.training.export import EXPORTED, export_backbone
 from densepath.training.fit import fit
-from densepath.training.hardware import Hardware, Precision, choose_hardware
+from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.progress import say
@@ -163,7 +162,7 @@ def pretrain(
         epochs=epochs,
         rank=hardware.rank,
         world_size=hardware.world_size,
-        workers=_choose_workers(hardware) if workers is None else workers,
+        workers=choose_workers(hardware) if workers is None else workers,
         device=hardware.device,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
@@ -204,13 +203,6 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
             f"make it a multiple of {max(parts, 1)}"
         )
     return batch_size // parts
-
-
-def _choose_workers(hardware: Hardware) -> int:
-    """Processes that decode images for one device, where the user didn't say."""
-    cores = (os.cpu_count() or 1) // hardware.devices
-    # On a CPU the training itself takes the cores; a GPU waits for nothing else.
-    return min(cores // 4, 2) if hardware.kind == "cpu" else max(1, min(cores - 1, 16))
 
 
 def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from densepath.core.errors import UserError
 from densepath.images.coco import CocoImages, open_split
 from densepath.nets.weights import load_weights, read_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
-from densepath.training.hardware import Hardware, Precision, choose_hardware
+from densepath.training.hardware import Precision, choose_hardware, choose_workers
 from densepath.training.progress import say
 from densepath.training.run_callback import Rhythm
 from densepath.training.run_folder import open_run, read_config
@@ -146,7 +145,7 @@ def detect(
         sizes=train_size,
         rank=hardware.rank,
         world_size=hardware.world_size,
-        workers=_choose_workers(hardware) if workers is None else workers,
+        workers=choose_workers(hardware) if workers is None else workers,
     )
     first = hardware.rank == 0
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
@@ -194,9 +193,3 @@ def _pixel_statistics(weights: str | Path) -> tuple[list[float], list[float]]:
     said = read_weights(weights).metadata if Path(weights).exists() else {}
     mean, std = (json.loads(said.get(key, "null")) for key in ("mean", "std"))
     return mean or list(IMAGENET_DEFAULT_MEAN), std or list(IMAGENET_DEFAULT_STD)
-
-
-def _choose_workers(hardware: Hardware) -> int:
-    """Processes that decode images for one device, where the user didn't say."""
-    cores = (os.cpu_count() or 1) // hardware.devices
-    return 0 if hardware.kind == "cpu" else max(1, min(cores - 1, 8))
