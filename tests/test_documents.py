@@ -26,6 +26,7 @@ def blocks(page: str, language: str) -> list[str]:
 def commands() -> list[str]:
     """Every command line of densepath in the pages' code blocks."""
     text = "".join(block for page in PAGES for block in blocks(str(page.relative_to(ROOT)), ""))
+    text = re.sub(r"\\\n\s*", " ", text)  # lines that go on
     return [line.split("#")[0].strip() for line in text.splitlines() if line.startswith("densepath ")]
 
 

@@ -22,6 +22,7 @@ from densepath.analysis.concepts import find_concepts
 from densepath.analysis.pictures import draw_concepts, draw_curves, draw_detections
 from densepath.analysis.sheet import compose
 from densepath.analysis.show import show_concepts, show_views
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.images.coco import open_split
 from densepath.images.decode import read_image
@@ -63,8 +64,10 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float = 1.
         scale: share of the images and steps; less is quicker and shows less.
 
     Raises:
-        UserError: ``out`` holds something else than a demo.
+        UserError: ``out`` holds something else than a demo, or the seed is negative.
     """
+    if seed < 0:
+        raise UserError(f"seed is {seed}; give one that is not negative")
     out = _make_room(Path(out))
     console = Console()
     started = time.perf_counter()

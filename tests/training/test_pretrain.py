@@ -40,7 +40,7 @@ def test_a_run_folder_is_self_contained(run):
     assert rows[1]["loss"] == rows[1]["instance_loss"]
 
 
-def test_the_configuration_is_resolved_and_can_be_run_again(run, tmp_path):
+def test_the_configuration_is_complete_and_can_be_run_again(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     parameters = set(inspect.signature(pretrain).parameters) - {"resume", "probe"}
     assert set(config) == parameters
