@@ -56,7 +56,7 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float = 1.
 
     Makes unlabelled tiles, and images with outlined glands; pre-trains ConCL on the tiles; probes and fine-tunes a
     small detector from random and from pre-trained weights; draws views, concepts, detections and curves. Takes about
-    six minutes on two CPU cores.
+    seven minutes on two CPU cores.
 
     Args:
         out: a new folder, or that of an earlier demo, which is replaced.
@@ -81,7 +81,7 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float = 1.
         write_tissue(out / "tissue", train=share(48, 4), test=share(24, 3), size=_IMAGE, seed=seed)
         real = _real_tile(out / "real", console)
     with _chapter(console, "2/6  pre-training: ConCL on the tiles"):
-        run = _pretrain(out, seed, share(400, 4), min(_BATCH, tiles))
+        run = _pretrain(out, seed, share(780, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _chapter(console, "3/6  probe: a linear pixel classifier on frozen features"):
