@@ -8,13 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from densepath.concepts.kmeans import ITERATIONS
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.core.random import uniform
 from densepath.nets.backbones import Backbone
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
-_ITERATIONS = 10
 _MARGIN = 96  # pixels, a multiple of every stride
 
 
@@ -65,8 +65,8 @@ def find_concepts(
         cells = inner.shape[2] * inner.shape[3]
         if cells < num_concepts:
             raise UserError(f"{num_concepts} concepts cannot be found in {cells} cells of stage f{stage}; take fewer")
-        draws = uniform(seed, 0, torch.arange((1 + _ITERATIONS) * num_concepts), view=0, slot=stage)[:, 0]
-        cell = (draws * cells).long().view(1 + _ITERATIONS, 1, num_concepts).to(device)
+        draws = uniform(seed, 0, torch.arange((1 + ITERATIONS) * num_concepts), view=0, slot=stage)[:, 0]
+        cell = (draws * cells).long().view(1 + ITERATIONS, 1, num_concepts).to(device)
         labels, _ = spherical_kmeans(inner.flatten(2).transpose(1, 2), cell[0], cell[1:])
         concepts[stage] = labels.view(inner.shape[2:]).cpu().numpy()
     return concepts

@@ -12,7 +12,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
 
-_ITERATIONS = 10  # the released code
+ITERATIONS = 10  # the released code
 
 
 class KMeansConcepts:
@@ -52,8 +52,8 @@ class KMeansConcepts:
         features = encoder(pixels, last=self.stage)[self.stage]
         count, cells = len(features), features.shape[2] * features.shape[3]
         self._check_cells(cells)
-        draws = batch.uniform((1 + _ITERATIONS) * self.num_concepts)
-        positions = (draws * cells).long().view(count, 1 + _ITERATIONS, self.num_concepts).transpose(0, 1)
+        draws = batch.uniform((1 + ITERATIONS) * self.num_concepts)
+        positions = (draws * cells).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)
         positions = positions.to(pixels.device, non_blocking=True)
         labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), positions[0], positions[1:])
         return Concepts(labels.view(count, *features.shape[2:]), {"empty_clusters": empty.float().mean()})
