@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from densepath.core.errors import UserError
+from densepath.images import names
 from densepath.images.files import find_images
 from densepath.images.names import Names
 
@@ -102,3 +106,17 @@ def test_names_cost_their_bytes_and_eight_more_each() -> None:
     assert names.text.nbytes + names.starts.nbytes == sum(len(os.fsencode(s)) for s in strings) + 8 * 1001
     with pytest.raises(IndexError):
         names[1000]
+
+
+def test_names_of_millions_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    strings = [f"folder/é{number}.png" for number in range(1000)]
+    few = Names.of(strings)
+    opened: list[IO[bytes]] = []
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: opened.append(make()) or opened[-1])
+    monkeypatch.setattr(names, "_IN_MEMORY", 100)
+    monkeypatch.setattr(names, "_BLOCK", 7)
+    many = Names.of(iter(strings))
+    assert len(opened) == 2 and all(file.closed for file in opened)
+    assert list(many) == list(few) == strings
+    assert list(pickle.loads(pickle.dumps(many))) == strings

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.resampling import Filter, inside, resample
+from densepath.core.resampling import Filter, inside, resample, sample
 
 # Shares of area closer than this are a tie: rounding must not decide it.
 _TIE = 4e-6
@@ -99,7 +99,7 @@ def label_shares(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequenc
     """
     ids = torch.arange(num_labels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
     one_hot = (labels.unsqueeze(1) == ids).to(torch.float32)
-    return resample(one_hot, between(from_map, to_map), size, kind="area")[0]
+    return sample(one_hot, between(from_map, to_map), size, kind="area")
 
 
 def warp_labels(

@@ -26,9 +26,14 @@ _AXIS_TOLERANCE = 1e-6
 _EDGE_TOLERANCE = 1e-6
 
 
-def resample(
+def resample(x: Tensor, maps: Tensor, size: Sequence[int], *, kind: Filter = "bilinear") -> tuple[Tensor, Tensor]:
+    """What :func:`sample` gives, and (B, *size) bool: whether a cell's center lies in the input."""
+    return sample(x, maps, size, kind=kind), inside(maps.to(x.device, non_blocking=True), size)
+
+
+def sample(
     x: Tensor, maps: Tensor, size: Sequence[int], *, kind: Filter = "bilinear", extent: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Sample inputs through maps that take output coordinates to input coordinates (see ``core.affine``).
 
     The filters are a box ("area": weights are shares of area), a triangle ("bilinear") and Keys' cubic with a = -0.5
@@ -44,7 +49,7 @@ def resample(
             larger canvas; the maps' coordinates are those of the inputs.
 
     Returns:
-        (B, C, *size) floats, zero where invalid, and (B, *size) bool: whether a cell's center lies in the input.
+        (B, C, *size) floats, zero where a cell's center lies outside the input.
     """
     x = x if x.is_floating_point() else x.to(torch.float32)
     extent = torch.tensor(x.shape[2:]).expand(len(x), -1) if extent is None else extent.cpu()
@@ -57,10 +62,9 @@ def resample(
         for axes, rows in groups:
             here = rows.to(x.device, non_blocking=True)
             out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes)
-    valid = inside(maps.to(x.device, non_blocking=True), size)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
-        out = out * valid.unsqueeze(1)
-    return out, valid
+        out = out * inside(maps.to(x.device, non_blocking=True), size).unsqueeze(1)
+    return out
 
 
 def inside(maps: Tensor, size: Sequence[int]) -> Tensor:

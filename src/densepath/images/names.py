@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from array import array
+import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_BLOCK = 2**14  # names that are taken at a time
+_IN_MEMORY = 2**24  # bytes of a table; what is longer goes to a temporary file, which is mapped
+
 
 class Names:
-    """A sequence of strings that costs their bytes and eight more each.
+    """A sequence of strings that costs their bytes and eight more each; of millions, on disk rather than in memory.
 
     Tensors, because worker processes get those through shared memory, however they are started.
 
@@ -27,12 +33,14 @@ class Names:
     @classmethod
     def of(cls, strings: Iterable[str]) -> Names:
         """Take the strings one at a time, so that they may come from a generator."""
-        text, starts = bytearray(), array("q", [0])
-        for string in strings:
-            text += os.fsencode(string)
-            starts.append(len(text))
-        flat = torch.frombuffer(text, dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
-        return cls(flat, torch.frombuffer(starts, dtype=torch.int64))
+        text, starts = _Table(), _Table()
+        starts.add(bytes(8))
+        names = iter(strings)
+        while block := [os.fsencode(name) for name in islice(names, _BLOCK)]:
+            ends = text.length + np.cumsum([len(name) for name in block], dtype="<i8")
+            text.add(b"".join(block))
+            starts.add(ends.tobytes())
+        return cls(text.tensor(np.dtype("u1")), starts.tensor(np.dtype("<i8")))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -45,3 +53,33 @@ class Names:
             raise IndexError(position)
         start, end = self.starts[position : position + 2].tolist()
         return os.fsdecode(self.text[start:end].numpy().tobytes())
+
+
+class _Table:
+    """Bytes that grow at their end, in memory while they are few."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._recent = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def add(self, data: bytes) -> None:
+        self._recent += data
+        self.length += len(data)
+        if len(self._recent) > _IN_MEMORY:
+            self._spill()
+
+    def tensor(self, dtype: np.dtype[Any]) -> Tensor:
+        """What was added, as numbers."""
+        if self._file is None:
+            return torch.from_numpy(np.frombuffer(self._recent, dtype))
+        self._spill()
+        with self._file:
+            return torch.from_numpy(np.memmap(self._file, dtype, mode="r+"))
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed once it is mapped)
+        self._file.write(self._recent)
+        self._file.flush()
+        self._recent.clear()

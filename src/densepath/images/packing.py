@@ -25,13 +25,13 @@ from densepath.images.damage import Damage
 from densepath.images.files import list_images
 from densepath.images.loose import MAX_SIDE, ImageFiles, decode_all
 from densepath.images.names import Names
-from densepath.images.store import CHANNELS, PackedTiles
+from densepath.images.store import BLOCK, CHANNELS, PackedTiles
 
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "densepath-tiles", "1"
 _HEADER = 4096  # bytes in front of the pixels: the header's length in 8 bytes, then JSON, then spaces
 _LONGEST_HEADER = 2**20
-_TABLES = {"pixels", "offsets", "name_starts", "sizes", "names"}
+_TABLES = {"pixels": "U8", "offsets": "I64", "name_starts": "I64", "sizes": "I32", "names": "U8"}
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
 
@@ -85,15 +85,22 @@ def open_store(path: str | Path) -> PackedTiles:
 
 def _consistent(tensors: dict[str, Tensor]) -> bool:
     sizes, offsets, starts = tensors["sizes"], tensors["offsets"], tensors["name_starts"]
-    if sizes.ndim != 2 or not len(sizes) == len(offsets) == len(starts) - 1 > 0 or int(sizes.min()) < 1:
+    count = len(sizes) if sizes.ndim else 0
+    if not count or sizes.shape != (count, 2) or offsets.shape != (count,) or starts.shape != (count + 1,):
         return False
-    bytes_each = sizes.to(torch.int64).prod(dim=1) * CHANNELS
-    ends = bytes_each.cumsum(0)
-    return (
-        torch.equal(offsets, ends - bytes_each)
-        and int(ends[-1]) == tensors["pixels"].numel()
-        and int(starts[-1]) == len(tensors["names"])
-    )
+    total, end = tensors["pixels"].numel(), 0
+    for first in range(0, count, BLOCK):
+        block = slice(first, first + BLOCK)
+        # In floating point first: products of absurd sizes would wrap around.
+        if int(sizes[block].min()) < 1 or float(sizes[block].double().prod(dim=1).max()) > total:
+            return False
+        bytes_each = sizes[block].to(torch.int64).prod(dim=1) * CHANNELS
+        ends = bytes_each.cumsum(0) + end
+        names_grow = int(starts[first : first + BLOCK + 1].diff().min()) >= 0
+        if not names_grow or not torch.equal(offsets[block], ends - bytes_each):
+            return False
+        end = int(ends[-1])
+    return end == total and int(starts[0]) == 0 and int(starts[-1]) == len(tensors["names"])
 
 
 def _relative(name: str, root: Path) -> str:
@@ -151,7 +158,7 @@ def _map(path: Path) -> dict[str, Tensor]:
         header = json.loads(text)
         metadata = header.pop("__metadata__")
         foreign = metadata["format"] != FORMAT
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         foreign = True
     if foreign:
         raise UserError(f"{path} is no packed store of images; make one with `densepath data pack`")
@@ -165,16 +172,18 @@ def _map(path: Path) -> dict[str, Tensor]:
         if start + max(ends) != size:
             raise _damaged(path, f"{size:,} bytes instead of {start + max(ends):,}")
         mapped = np.memmap(path, np.uint8, mode="c")  # private pages: tensors want memory that may be written
-        if not header.keys() >= _TABLES:
-            raise LookupError
-        return {key: _view(mapped[start:], entry) for key, entry in header.items()}
-    except (ValueError, LookupError, TypeError) as error:
+        if any(header[key]["dtype"] != kind for key, kind in _TABLES.items()):
+            raise ValueError
+        return {key: _view(mapped[start:], header[key]) for key in _TABLES}
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise _damaged(path, "its header is broken") from error
 
 
 def _view(data: npt.NDArray[np.uint8], entry: dict[str, Any]) -> Tensor:
     begin, end = entry["data_offsets"]
     dtype = _DTYPES[entry["dtype"]]
-    if begin < 0 or end - begin != math.prod(entry["shape"]) * dtype.itemsize:
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *entry["shape"])):
+        raise ValueError
+    if end - begin != math.prod(entry["shape"]) * dtype.itemsize:
         raise ValueError
     return torch.from_numpy(data[begin:end].view(dtype).reshape(entry["shape"]))

@@ -13,6 +13,7 @@ from densepath.images.loose import Gathered
 from densepath.images.names import Names
 
 CHANNELS = 3
+BLOCK = 2**20  # entries of a table that are looked at together: a table of millions is never copied
 
 
 class PackedTiles:
@@ -35,10 +36,9 @@ class PackedTiles:
         self._names = names
         self.damaged = damaged or {}
         self._damaged_positions = torch.tensor(sorted(self.damaged), dtype=torch.int64)
-        self._whole = torch.ones(len(sizes), dtype=torch.bool)
-        self._whole[self._damaged_positions] = False
-        kept = sizes[self._whole]
-        self.uniform = bool((kept == kept[0]).all())
+        first = next(position for position in range(len(sizes)) if position not in self.damaged)
+        self._size = sizes[first].tolist()
+        self.uniform = all(self._is_uniform(start) for start in range(0, len(sizes), BLOCK))
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -59,7 +59,10 @@ class PackedTiles:
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels."""
-        sides = self.sizes.amin(dim=1).masked_fill(~self._whole, torch.iinfo(torch.int32).max)
+        if self.uniform:
+            return next(position for position in range(len(self)) if position not in self.damaged), min(self._size)
+        sides = self.sizes.amin(dim=1)
+        sides[self._damaged_positions] = torch.iinfo(torch.int32).max
         position = int(sides.argmin())
         return position, int(sides[position])
 
@@ -96,6 +99,11 @@ class PackedTiles:
         canvas = torch.empty((len(sizes), height, width, CHANNELS), dtype=torch.uint8, device=self.device)
         lay(canvas, _images(self.pixels, sizes, starts))
         return canvas
+
+    def _is_uniform(self, start: int) -> bool:
+        """Whether the readable images of a block have the size of the first one."""
+        other = (self.sizes[start : start + BLOCK] != torch.tensor(self._size)).any(dim=1).nonzero().flatten() + start
+        return bool(torch.isin(other, self._damaged_positions).all())
 
     def _readable(self, index: Tensor) -> Tensor:
         if self.damaged:

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from densepath.core.errors import UserError
 from densepath.training.checkpoints import CHECKPOINTS, newest_checkpoint
-from densepath.training.hardware import Hardware
+from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.loggers import make_loggers
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
@@ -119,6 +119,8 @@ def fit(
             say(f"densepath: going on with {out} at step {start} of {total}")
     batches.start_step = start * accumulate
     module.to(memory_format=hardware.memory_format)
+    if hardware.kind == "cpu":
+        keep_freed_memory()
 
     first = hardware.rank == 0
     meter: Meter = Meter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,8 @@ from densepath.core.errors import UserError
 from densepath.images.machine import cores
 
 Precision = Literal["auto", "32", "bf16-mixed"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,20 @@ def choose_workers(hardware: Hardware) -> int:
     share = cores() // hardware.devices
     # On a CPU the training itself takes the cores; a GPU waits for nothing else.
     return min(share // 4, 2) if hardware.kind == "cpu" else max(1, min(share - 1, 16))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, on a CPU.
+
+    The GNU C library gives large blocks back to the system, which hands them out again page by page, filled with zeros:
+    a fifth of the time of a step at 224 px. Other C libraries are left as they are.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+        tune(option, 2**31 - 1)
 
 
 def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from densepath.core.affine import union
 from densepath.core.random import uniform
-from densepath.core.resampling import resample
+from densepath.core.resampling import sample
 from densepath.images.batch import ImageBatch
 from densepath.views.appearance import apply_appearance
 from densepath.views.augment import Augment, Union
-from densepath.views.geometry import random_maps
+from densepath.views.geometry import Draw, random_maps
+from densepath.views.slots import COUNT
 from densepath.views.view import Batch, View
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
+_CACHED = 2**18
 
 
 class ViewMaker:
@@ -50,26 +53,45 @@ class ViewMaker:
 
     @torch.no_grad()
     def __call__(self, images: ImageBatch) -> Batch:
-        index, sizes = images.index, images.sizes
-        pixels = images.pixels.permute(0, 3, 1, 2).to(torch.float32)
         views: dict[str, View] = {}
+        draws: dict[str, Tensor] = {}
+        slots = torch.arange(COUNT)
+        shape = (len(images), 3, self.size, self.size)
         for number, (name, view) in enumerate(self.views.items()):
             if isinstance(view, Union):
                 first, second = view.of
                 maps = union(views[first].map, views[second].map)
-                colors = self._crop(pixels, maps, sizes, view)
             else:
-                draw = partial(uniform, self.seed, int(images.epoch), index, number)
-                maps = random_maps(view, sizes, draw)
-                colors = apply_appearance(view, self._crop(pixels, maps, sizes, view), draw)
-            views[name] = View(self._normalize(colors), maps)
-        return Batch(views, index, self.seed, images.step, images.epoch, images.progress)
+                draws[name] = uniform(self.seed, int(images.epoch), images.index[:, None], number, slots)
+                maps = random_maps(view, images.sizes, _by_slot(draws[name]))
+            pixels = torch.empty(shape, device=images.pixels.device, memory_format=self.memory_format)
+            views[name] = View(pixels, maps)
+        for rows in self._shares(images):
+            source = images.pixels[rows].permute(0, 3, 1, 2).to(torch.float32)
+            for name, view in self.views.items():
+                colors = self._crop(source, views[name].map[rows], images.sizes[rows], view)
+                if isinstance(view, Augment):
+                    apply_appearance(view, colors, _by_slot(draws[name][rows]))
+                views[name].pixels[rows] = self._normalize(colors)
+        return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress)
+
+    def _shares(self, images: ImageBatch) -> list[slice]:
+        """The parts of a batch that are worked on one after another."""
+        count = len(images)
+        if images.pixels.device.type == "cpu":
+            count = max(1, torch.get_num_threads() * _CACHED // self.size**2)
+        return [slice(start, start + count) for start in range(0, len(images), count)]
 
     def _crop(self, pixels: Tensor, maps: Tensor, sizes: Tensor, view: Augment | Union) -> Tensor:
-        crop, _ = resample(pixels, maps, (self.size, self.size), kind=view.interpolation, extent=sizes)
-        return (crop / 255).clamp_(0, 1).contiguous()
+        crop = sample(pixels, maps, (self.size, self.size), kind=view.interpolation, extent=sizes)
+        return crop.contiguous().div_(255).clamp_(0, 1)
 
     def _normalize(self, colors: Tensor) -> Tensor:
         statistics = torch.tensor((self.mean, self.std)).to(colors.device, non_blocking=True)
         mean, std = statistics.view(2, 1, 3, 1, 1)
-        return ((colors - mean) / std).contiguous(memory_format=self.memory_format)
+        return colors.sub_(mean).div_(std)
+
+
+def _by_slot(numbers: Tensor) -> Draw:
+    """The numbers (B, slots, 4) of a view, slot by slot."""
+    return lambda slot: numbers[:, slot]

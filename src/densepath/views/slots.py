@@ -17,3 +17,6 @@ class Slot(IntEnum):
     GRAYSCALE = 23
     BLUR = 24
     SOLARIZE = 25
+
+
+COUNT = 1 + max(Slot)

@@ -55,5 +55,5 @@ class Batch:
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) numbers in [0, 1) for the method's own use, on the CPU: a function of image and epoch."""
-        blocks = [uniform(self.seed, int(self.epoch), self.index, _METHOD, slot) for slot in range(-(-count // 4))]
-        return torch.cat(blocks, dim=1)[:, :count]
+        slots = torch.arange(-(-count // 4))
+        return uniform(self.seed, int(self.epoch), self.index[:, None], _METHOD, slots).flatten(1)[:, :count]

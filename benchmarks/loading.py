@@ -1,0 +1,110 @@
+"""How fast images come, from files, from a packed store and from a store on the device; and what a million tiles cost.
+
+Memory is that of this process alone (anonymous pages: what a mapped file leaves in the system's cache does not count).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import now, parser, report, status_mib
+from benchmarks.tiles import jpeg_folder
+from densepath.images.loader import ImageBatches
+from densepath.images.loose import ImageFiles
+from densepath.images.names import Names
+from densepath.images.packing import pack
+from densepath.images.sources import open_images
+from densepath.images.store import PackedTiles
+
+_COUNTS = (10**3, 10**5, 10**7)
+
+
+def images_per_second(batches: ImageBatches, device: torch.device, steps: int) -> float:
+    """Of batches brought to the device, after the first ones."""
+    iterator = iter(batches)
+    for batch in islice(iterator, 4):
+        batch.to(device)
+    start = now(device)
+    count = sum(len(batch.to(device)) for batch in islice(iterator, steps))
+    seconds = now(device) - start
+    iterator.close()  # type: ignore[attr-defined]
+    return count / seconds
+
+
+def speed(folder: Path, batch_size: int, steps: int, workers: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """Images per second of each kind of source, one row each."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    store = pack(folder, folder.parent / "loading.safetensors")
+    sources: dict[str, tuple[Callable[[], Any], int]] = {
+        "JPEGs, no workers": (lambda: open_images(folder, cache="none"), 0),
+        f"JPEGs, {workers} workers": (lambda: open_images(folder, cache="none"), workers),
+        "JPEGs, decoded into memory": (lambda: open_images(folder, cache="ram"), 0),
+        "packed store": (lambda: open_images(store, cache="none"), 0),
+    }
+    if device.type == "cuda":
+        sources["store on the device"] = (lambda: open_images(store, device=device), 0)
+    found: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(repeats):
+        for name, (source, count) in sources.items():
+            batches = ImageBatches(
+                source(), batch_size=batch_size, seed=0, max_steps=steps + 4, workers=count, device=device
+            )
+            found[name].append(images_per_second(batches, device, steps))
+    for name, values in found.items():
+        yield {"case": name, "images_per_second": statistics.median(values)}
+
+
+def memory(count: int) -> dict[str, Any]:
+    """What the names and the shuffled order of ``count`` files cost, without reading one."""
+    before, start = status_mib("RssAnon"), time.perf_counter()
+    files = ImageFiles(Names.of(f"tiles/{number // 10000:06d}/{number:010d}.jpg" for number in range(count)))
+    row: dict[str, Any] = {"case": f"{count:,} files", "names_mib": status_mib("RssAnon") - before}
+    row["names_seconds"] = time.perf_counter() - start
+    before, start = status_mib("RssAnon"), time.perf_counter()
+    steps = sum(1 for _ in islice(ImageBatches(files, batch_size=256, seed=0, epochs=1)._order(), 2000))
+    row["order_mib"] = status_mib("RssAnon") - before
+    row["order_us_per_image"] = (time.perf_counter() - start) / (256 * steps) * 1e6
+    return row
+
+
+def store_memory(count: int, folder: Path) -> dict[str, Any]:
+    """What a packed store of ``count`` tiles costs when it is opened: a file with holes stands for the pixels."""
+    path = folder / "holes.bin"
+    with path.open("wb") as file:
+        file.truncate(count * 3 * 4)
+    before, start = status_mib("RssAnon"), time.perf_counter()
+    pixels = torch.from_file(str(path), shared=True, size=count * 12, dtype=torch.uint8)
+    sizes = torch.full((1, 2), 2, dtype=torch.int32).expand(count, 2)
+    offsets = torch.from_file(str(path), shared=True, size=count, dtype=torch.int64)
+    store = PackedTiles(pixels, sizes, offsets, Names.of(["tile"]))
+    store.gather(torch.arange(256) % count)
+    return {"case": f"{count:,} tiles", "mib": status_mib("RssAnon") - before, "seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Measure the speed, then the memory."""
+    made = parser(__doc__.splitlines()[0])
+    made.add_argument("--count", type=int, default=2000, help="tiles in the folder")
+    made.add_argument("--image_size", type=int, default=224)
+    made.add_argument("--batch_size", type=int, default=64)
+    made.add_argument("--steps", type=int, default=24)
+    made.add_argument("--workers", type=int, default=2)
+    asked = made.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [memory(count) for count in _COUNTS] + [store_memory(count, Path(scratch)) for count in _COUNTS]
+    report("memory of the main process against the number of tiles", rows)
+    with jpeg_folder(asked.data, asked.count, asked.image_size) as folder:
+        speeds = list(speed(folder, asked.batch_size, asked.steps, asked.workers, asked.repeats))
+    report(f"images of {asked.image_size} px", speeds, asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Clocks, memory and tables that the benchmarks share.
+
+Machines are noisy, so what is compared is measured in turns, and what is reported are medians and ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import densepath
+
+MIB = 2**20
+
+
+def machine() -> dict[str, str]:
+    """What was measured on."""
+    name = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((line.split(":")[1].strip() for line in info.open() if line.startswith("model name")), name)
+    facts = {
+        "densepath": densepath.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": f"{name}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads",
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def now(device: torch.device) -> float:
+    """Seconds, with everything on the device done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turns(
+    cases: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device, warmup: int = 2, calls: int = 1
+) -> dict[str, list[float]]:
+    """Seconds per call of each case, once in each of ``repeats`` rounds.
+
+    Args:
+        cases: name -> what is timed.
+        repeats: rounds that count, after ``warmup`` others.
+        device: that computes.
+        calls: calls of a case before the clock is read: on a GPU one call alone would be measured with its start.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(warmup + repeats):
+        for name, case in cases.items():
+            start = now(device)
+            for _ in range(calls):
+                case()
+            if turn >= warmup:
+                seconds[name].append((now(device) - start) / calls)
+    return seconds
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """The median over the rounds of one time divided by another of the same round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+class Parts:
+    """How long functions take inside something larger, by name; on a GPU by events, so that nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._spans: dict[str, list[Any]] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    def watch(self, owner: Any, attribute: str, name: str) -> None:
+        """Time each call of ``owner.attribute`` under ``name``."""
+        function = getattr(owner, attribute)
+        had = attribute in vars(owner)
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = self._mark()
+            result = function(*args, **kwargs)
+            self._spans.setdefault(name, []).append((start, self._mark()))
+            return result
+
+        setattr(owner, attribute, timed)
+        self._undo.append(lambda: setattr(owner, attribute, function) if had else delattr(owner, attribute))
+
+    def clear(self) -> None:
+        """Forget what was timed so far."""
+        self._spans.clear()
+
+    def seconds(self) -> dict[str, float]:
+        """The sum of the calls, by name."""
+        now(self.device)
+        return {name: sum(self._span(*span) for span in spans) for name, spans in self._spans.items()}
+
+    def restore(self) -> None:
+        """Put the functions back."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _span(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1e3 if self.device.type == "cuda" else end - start
+
+
+@contextmanager
+def peak_memory(device: torch.device, result: dict[str, float]) -> Iterator[None]:
+    """Put the most memory that is held inside into ``result["peak_mib"]``: of the GPU, or of this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield
+        result["peak_mib"] = torch.cuda.max_memory_allocated(device) / MIB
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    yield
+    result["peak_mib"] = status_mib("VmHWM")
+
+
+def status_mib(field: str) -> float:
+    """An entry of /proc/self/status in MiB: VmHWM (peak resident), VmRSS, RssAnon."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+class TreeMemory:
+    """The most memory of a process and its children together, sampled from outside; shared pages count once."""
+
+    def __init__(self, pid: int, every: float = 0.25) -> None:
+        self.peak_mib = 0.0
+        self._pid, self._every = pid, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> TreeMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every):
+            self.peak_mib = max(self.peak_mib, sum(_proportional_mib(pid) for pid in _family(self._pid)))
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return [pid]
+    return [pid, *(member for child in children for member in _family(child))]
+
+
+def _proportional_mib(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0.0
+
+
+def report(title: str, rows: list[dict[str, Any]], out: str | None = None) -> None:
+    """Print each row's measures as a column under its "case", with the machine; ``out`` names a file for the JSON."""
+    facts = machine()
+    table = Table(title=title, caption="; ".join(f"{key} {value}" for key, value in facts.items()))
+    table.add_column("")
+    for row in rows:
+        table.add_column(row["case"], justify="right")
+    for measure in dict.fromkeys(key for row in rows for key in row if key != "case"):
+        table.add_row(measure.replace("_", " "), *(_text(row.get(measure, "")) for row in rows))
+    Console(width=max(100, Console().width)).print(table)
+    if out:
+        Path(out).write_text(json.dumps({"title": title, "machine": facts, "rows": rows}, indent=1) + "\n")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+    return str(value)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--data", help="a folder of images or a packed store; procedural tissue by default")
+    made.add_argument("--repeats", type=int, default=7, help="rounds that are measured")
+    made.add_argument("--json", help="a file for the result")
+    return made

@@ -1,0 +1,176 @@
+"""The peers: MoCo-v2 and DenseCL made of lightly's own parts, with its transforms, as its documentation shows them.
+
+``python -m benchmarks.peers --method moco_v2 --data FOLDER`` trains one with Lightning and prints images/s as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import time
+import warnings
+from typing import Any
+
+import lightning as L
+import torch
+import torchvision
+from lightly.data import LightlyDataset
+from lightly.loss import NTXentLoss
+from lightly.models.modules import DenseCLProjectionHead, MoCoProjectionHead
+from lightly.models.utils import deactivate_requires_grad, select_most_similar, update_momentum
+from lightly.transforms import DenseCLTransform, MoCoV2Transform
+from torch import Tensor, nn
+
+MOMENTUM, MEMORY = 0.999, 16384
+
+
+class LightlyMoCoV2(nn.Module):
+    """MoCo-v2: one head on pooled features."""
+
+    transform = MoCoV2Transform
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        network = getattr(torchvision.models, backbone)()
+        width = network.fc.in_features
+        self.backbone = nn.Sequential(*list(network.children())[:-1])
+        self.head = MoCoProjectionHead(width, 512, 128)
+        self.backbone_momentum, self.head_momentum = _copies(self.backbone, self.head)
+        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(MEMORY, 128))
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        update_momentum(self.backbone, self.backbone_momentum, MOMENTUM)
+        update_momentum(self.head, self.head_momentum, MOMENTUM)
+        q = self.head(self.backbone(query).flatten(1))
+        with torch.no_grad():
+            k = self.head_momentum(self.backbone_momentum(key).flatten(1))
+        return self.criterion(q, k)
+
+
+class LightlyDenseCL(nn.Module):
+    """DenseCL: a head on pooled features and one on each cell, matched by the features' similarity."""
+
+    transform = DenseCLTransform
+
+    def __init__(self, backbone: str) -> None:
+        super().__init__()
+        network = getattr(torchvision.models, backbone)()
+        width = network.fc.in_features
+        self.backbone = nn.Sequential(*list(network.children())[:-2])
+        self.head_global = DenseCLProjectionHead(width, 512, 128)
+        self.head_local = DenseCLProjectionHead(width, 512, 128)
+        copies = _copies(self.backbone, self.head_global, self.head_local)
+        self.backbone_momentum, self.head_global_momentum, self.head_local_momentum = copies
+        self.criterion_global = NTXentLoss(temperature=0.2, memory_bank_size=(MEMORY, 128))
+        self.criterion_local = NTXentLoss(temperature=0.2, memory_bank_size=(MEMORY, 128))
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        for slow, fast in (
+            (self.backbone_momentum, self.backbone),
+            (self.head_global_momentum, self.head_global),
+            (self.head_local_momentum, self.head_local),
+        ):
+            update_momentum(fast, slow, MOMENTUM)
+        q, q_global, q_local = _dense(query, self.backbone, self.head_global, self.head_local)
+        with torch.no_grad():
+            momentum = (self.backbone_momentum, self.head_global_momentum, self.head_local_momentum)
+            k, k_global, k_local = _dense(key, *momentum)
+        k_local = select_most_similar(q, k, k_local)
+        local = self.criterion_local(q_local.flatten(end_dim=1), k_local.flatten(end_dim=1))
+        return 0.5 * self.criterion_global(q_global, k_global) + 0.5 * local
+
+
+PEERS: dict[str, type[LightlyMoCoV2 | LightlyDenseCL]] = {"moco_v2": LightlyMoCoV2, "densecl": LightlyDenseCL}
+
+
+def _copies(*modules: nn.Module) -> list[Any]:
+    copies = [copy.deepcopy(module) for module in modules]
+    for module in copies:
+        deactivate_requires_grad(module)
+    return copies
+
+
+def _dense(
+    x: Tensor, backbone: nn.Module, head_global: nn.Module, head_local: nn.Module
+) -> tuple[Tensor, Tensor, Tensor]:
+    features = backbone(x)
+    cells = features.flatten(start_dim=2).permute(0, 2, 1)
+    return cells, head_global(features.mean((2, 3))), head_local(cells)
+
+
+class PeerModule(L.LightningModule):
+    """A peer as its documentation trains it: SGD, no schedule."""
+
+    def __init__(self, method: str, backbone: str) -> None:
+        super().__init__()
+        self.method = PEERS[method](backbone)
+        self.ends: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        query, key = batch[0]
+        return self.method(query, key)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.ends.append(time.perf_counter())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+
+
+def loader(method: str, data: str, size: int, batch_size: int, workers: int, device: str) -> Any:
+    """The peer's own way to its batches."""
+    dataset = LightlyDataset(data, transform=PEERS[method].transform(input_size=size))
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=device == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def main() -> None:
+    """Train for some steps and print images per second after the first ones."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--method", choices=PEERS, default="moco_v2")
+    made.add_argument("--data", required=True)
+    made.add_argument("--backbone", default="resnet18")
+    made.add_argument("--size", type=int, default=224)
+    made.add_argument("--batch_size", type=int, default=64)
+    made.add_argument("--workers", type=int, default=2)
+    made.add_argument("--steps", type=int, default=20)
+    made.add_argument("--skip", type=int, default=5, help="first steps that do not count")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--precision", default="32-true")
+    made.add_argument("--channels_last", action="store_true")
+    asked = made.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    module = PeerModule(asked.method, asked.backbone)
+    if asked.channels_last:
+        module.to(memory_format=torch.channels_last)
+    trainer = L.Trainer(
+        accelerator=asked.device,
+        devices=1,
+        max_steps=asked.steps,
+        precision=asked.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = loader(asked.method, asked.data, asked.size, asked.batch_size, asked.workers, asked.device)
+    trainer.fit(module, batches)
+    seconds = module.ends[-1] - module.ends[asked.skip - 1]
+    print(json.dumps({"images_per_second": (asked.steps - asked.skip) * asked.batch_size / seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Images to measure with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from densepath.images.batch import ImageBatch
+from densepath.images.files import find_images
+from densepath.images.sources import open_images
+from densepath.images.store import PackedTiles
+from densepath.images.tissue import write_tiles
+
+
+@contextmanager
+def jpeg_folder(data: str | None, count: int, size: int) -> Iterator[Path]:
+    """A folder of ``count`` JPEGs: of the images in ``data`` (repeated if there are fewer), or of procedural tissue."""
+    with tempfile.TemporaryDirectory() as folder:
+        made, out = Path(folder, "made"), Path(folder, "jpeg")
+        out.mkdir()
+        if data is None:
+            write_tiles(made, min(count, 128), size, seed=0)
+        paths = find_images(data or made)
+        for number in range(count):
+            picture = Image.open(paths[number % len(paths)]).convert("RGB")
+            picture.save(out / f"{number:06d}.jpg", quality=90)
+        yield out
+
+
+def tiles_in_memory(data: str | None, count: int, size: int) -> PackedTiles:
+    """Decoded images: those of ``data``, or procedural tissue."""
+    if data is not None:
+        return _packed(data)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiles(Path(folder, "tiles"), count, size, seed=0)
+        return _packed(Path(folder, "tiles"))
+
+
+def _packed(source: str | Path) -> PackedTiles:
+    images = open_images(source, cache="ram")
+    assert isinstance(images, PackedTiles)
+    return images
+
+
+def batch_of(images: PackedTiles, batch_size: int, step: int, device: torch.device) -> ImageBatch:
+    """A batch in the second half of a run, where every method does all that it does."""
+    index = (torch.arange(batch_size) + step * batch_size) % len(images)
+    gathered = images.gather(index)
+    batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index, step, epoch=float(step), progress=0.5)
+    return batch.to(device)
