@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from densepath.core.distributed import Shuffle, gather, mean, rank, world_size
+from densepath.core.distributed import Shuffle, exchange, gather, mean, rank, total, world_size
 from densepath.core.losses import masked_mean
 from densepath.core.queue import Queue
 
@@ -30,7 +30,16 @@ def worker(process: int, port: int, folder: Path) -> None:
     dealt = shuffle.deal(rows)
     weight = torch.ones(1, requires_grad=True)
     masked_mean((weight * rows).sum(1), mask).backward()
+    part = rows.clone().requires_grad_()
+    summed = total(part)
+    ((process + 1) * summed.sum()).backward()
+    sent, received = [1, 2], [1, 1] if process == 0 else [2, 2]
+    images = rows[:, :1, None, None].expand(-1, 4, 2, 2).contiguous(memory_format=torch.channels_last)
     result = {
+        "total": summed.detach(),
+        "of the total": part.grad,
+        "exchanged": exchange(rows, sent, received),
+        "images": exchange(images, sent, received),
         "rank": rank(),
         "world": world_size(),
         "gathered": gather(rows),
@@ -63,10 +72,25 @@ def test_two_processes_agree_with_one(tmp_path):
     dealt = torch.cat((first["dealt"], second["dealt"]))
     assert not torch.equal(dealt, rows) and torch.equal(dealt.sort(0).values, rows)
     assert torch.equal(torch.cat((first["restored"], second["restored"])), 10 * rows)
+    # One process with as many groups deals alike.
+    shuffle = Shuffle(6, seed=1, step=2, group=3)
+    assert torch.equal(shuffle.deal(rows), dealt)
+    assert torch.equal(shuffle.restore(dealt), rows)
 
     weight = torch.ones(1, requires_grad=True)
     masked_mean((weight * rows).sum(1), mask).backward()
     torch.testing.assert_close(first["gradient"], weight.grad)
+
+    # A sum goes to all processes, and the gradients of all come back.
+    for number, result in enumerate((first, second)):
+        assert torch.equal(result["total"], rows[:3] + rows[3:])
+        assert torch.equal(result["of the total"], torch.full((3, 2), 3.0))
+        # A row to each process, the others to the second: they come in the order of the ranks.
+        assert torch.equal(result["exchanged"], rows[[0, 3]] if number == 0 else rows[[1, 2, 4, 5]])
+        image = result["images"]
+        assert image.is_contiguous(memory_format=torch.channels_last) and torch.equal(
+            image[:, 0, 0, 0], result["exchanged"][:, 0]
+        )
 
 
 def test_one_process_changes_nothing():

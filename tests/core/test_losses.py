@@ -41,6 +41,12 @@ def test_info_nce_is_float32_within_autocast():
         torch.testing.assert_close(info_nce(q, k, negatives, 0.07), expected)
 
 
+def test_losses_keep_the_digits_of_float64():
+    q, k, negatives = (unit(n).double() for n in (3, 3, 20))
+    expected = -(torch.cat(((q * k).sum(1, keepdim=True), q @ negatives.T), 1) / 0.2).log_softmax(1)[:, 0]
+    torch.testing.assert_close(info_nce(q, k, negatives, 0.2), expected, rtol=1e-13, atol=1e-13)
+
+
 def test_masked_mean_counts_only_what_counts():
     values = torch.tensor([1.0, 2.0, float("inf"), 4.0], requires_grad=True)
     mask = torch.tensor([True, True, False, True])

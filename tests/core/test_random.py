@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from densepath.core.random import bits, permute, philox, uniform
+from densepath.core.random import bits, permute, philox, shuffled, uniform
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -71,6 +71,13 @@ def test_shuffle_reaches_every_order_equally_often():
     orders = Counter(tuple(permute(torch.arange(4), 4, seed, 0).tolist()) for seed in range(4800))
     assert len(orders) == 24
     assert stats.chisquare(list(orders.values())).pvalue > 1e-3
+
+
+def test_a_shuffled_batch_has_any_order_equally_often():
+    orders = Counter(tuple(shuffled(4, seed, 0).tolist()) for seed in range(2400))
+    assert len(orders) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert stats.chisquare(list(orders.values())).pvalue > 1e-3
+    assert not torch.equal(shuffled(64, 0, 0), shuffled(64, 0, 1))
 
 
 def test_shuffle_sends_positions_everywhere():

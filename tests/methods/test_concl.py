@@ -160,7 +160,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     there = replace(images, pixels=images.pixels.to("meta"))
     batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
-    for options in ({}, {"concepts": "grid"}):
+    for options in ({}, {"concepts": "grid", "batch_norm_group": 2, "standardize": True}):
         losses = make(ConCL, **options).to("meta")(batch)
         losses.total.backward()
         assert losses.total.device.type == "meta"

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.errors import UserError
+from densepath.core.random import shuffled
 from densepath.methods import MoCoV2
 from densepath.nets.backbones import build_backbone
 
@@ -68,6 +71,41 @@ def test_wrong_hyper_parameters_are_named(make):
         make(MoCoV2, momentum=1.5)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
         make(MoCoV2).check(96, 65)
+    with pytest.raises(UserError, match="unknown batch_norm 'ghost'"):
+        make(MoCoV2, batch_norm="ghost")
+    with pytest.raises(UserError, match="synchronized batch norms have no groups"):
+        make(MoCoV2, batch_norm="synchronized", batch_norm_group=2)
+    with pytest.raises(UserError, match="at least one image, not -1"):
+        make(MoCoV2, batch_norm_group=-1)
+    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds in a batch"):
+        make(MoCoV2, batch_norm_group=8).check(96, 40, processes=2)
+    make(MoCoV2, batch_norm_group=10).check(96, 40, processes=2)
+
+
+def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):
+    method, twin = make(MoCoV2, batch_norm_group=2), make(MoCoV2)
+    method(batch)
+    order = shuffled(4, batch.seed, batch.step)
+    assert not torch.equal(order.view(2, 2).sort(1).values, torch.arange(4).view(2, 2))  # keys meet other images
+    keys = torch.empty(4, 16)
+    for group in order.view(2, 2):
+        features = twin.key_backbone(batch["key"].pixels[group])[5]
+        keys[group] = F.normalize(twin.key_head(features.mean((2, 3))), dim=1)
+    torch.testing.assert_close(method.queue.keys()[:4], keys)
+
+
+@pytest.mark.parametrize("options", [{"batch_norm_group": 2}, {"batch_norm": "synchronized"}])
+def test_the_backbone_to_keep_has_plain_batch_norms(make, batch, options):
+    method, plain = make(MoCoV2, **options), make(MoCoV2)
+    assert plain.backbone_to_keep() is plain.backbone
+    kept = method.backbone_to_keep()
+    assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
+    assert {type(norm) for norm in method.backbone.modules() if isinstance(norm, _BatchNorm)} != {nn.BatchNorm2d}
+    pixels = batch["query"].pixels[:3]
+    assert torch.equal(kept(pixels)[5], plain.backbone(pixels)[5])  # in training, too, and for any batch
+    assert list(method.state_dict()) == list(plain.state_dict())
+    for one, other in zip(kept.state_dict().values(), method.backbone.state_dict().values(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
 
 
 def test_any_convnet_will_do(batch):

@@ -1,14 +1,21 @@
-"""Losses: pure functions of tensors, computed in float32 whatever the precision around them."""
+"""Losses: pure functions of tensors, computed in float32 (float64 for float64) whatever the precision around them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from densepath.core.distributed import mean
+from densepath.core.distributed import mean, total
 
 
-def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def full_precision(x: Tensor) -> Tensor:
+    """A tensor of floats in float32, or in float64 if it is so already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def info_nce(
+    query: Tensor, positive: Tensor, negatives: Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
     """InfoNCE with a queue of negatives: -log(exp(q k+ / t) / (exp(q k+ / t) + sum exp(q k- / t))).
 
     Args:
@@ -16,17 +23,26 @@ def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: fl
         positive: (N, D) the key of each query.
         negatives: (M, D) keys that belong to none of the queries.
         temperature: t.
+        mask: (N,) bool: the queries that count; all of them by default.
 
     Returns:
-        (N,) one loss for each query.
+        (N,) one loss for each query; anything finite for one that does not count.
 
     Source: ConCL (ECCV 2022), Equations 1 and 2; MoCo (CVPR 2020), Equation 1.
     """
     with torch.autocast(query.device.type, enabled=False):
-        query, positive, negatives = query.float(), positive.float(), negatives.float()
-        own = (query * positive).sum(-1) / temperature
-        others = (query @ negatives.T) / temperature
-        return torch.logaddexp(own, others.logsumexp(-1)) - own
+        query, positive, negatives = (full_precision(x) for x in (query, positive, negatives))
+        if mask is not None and mask.device.type == "cpu":  # where to ask how many these are costs nothing
+            losses = info_nce(query[mask], positive[mask], negatives, temperature)
+            return torch.zeros_like(query[:, 0]).masked_scatter(mask, losses)
+        query = query / temperature
+        own = (query * positive).sum(-1)
+        return torch.logaddexp(own, _logsumexp(query @ negatives.T)) - own
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    """log sum exp of each row of (N, M), by torch's log_softmax: one pass over the numbers, where its own takes four."""
+    return x[:, 0] - x.log_softmax(1)[:, 0]
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -46,11 +62,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Give each column mean 0 and variance 1 over the rows that count, as a batch norm without parameters does.
 
+    The rows are those of all processes, and gradients flow through their statistics.
+
     Args:
         x: (N, D) floats.
         mask: (N,) bool: which rows count; all of them by default. The others are shifted and scaled alike.
     """
     weight = x.new_ones(len(x)) if mask is None else mask.to(x.dtype)
-    weight = weight / weight.sum().clamp(min=1)
-    centered = x - weight @ x
-    return centered * torch.rsqrt(weight @ centered**2 + 1e-5)
+    weight = weight / total(weight.sum()).clamp(min=1)
+    centered = x - total(weight @ x)
+    return centered * torch.rsqrt(total(weight @ centered**2) + 1e-5)

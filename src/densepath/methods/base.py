@@ -46,5 +46,11 @@ class Method(nn.Module):
     def backbone_to_keep(self) -> Backbone:
         """The backbone that is exported."""
 
-    def check(self, view_size: int, batch_size: int) -> None:
-        """Raise UserError where the hyper-parameters do not fit views of ``view_size`` pixels or a global batch."""
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        """Raise UserError where the hyper-parameters do not fit.
+
+        Args:
+            view_size: height and width of the views in pixels.
+            batch_size: images that the method sees at a time, over all processes.
+            processes: how many share them, equally.
+        """

@@ -46,7 +46,8 @@ class ConCL(MoCoV2):
         warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
             epochs.
         concept_queue_size: concepts remembered as negatives.
-        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm: as in :class:`MoCoV2`.
+        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group: as in
+            :class:`MoCoV2`. The reference views keep their order, whatever batch norms do.
 
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
     """
@@ -68,8 +69,11 @@ class ConCL(MoCoV2):
         momentum: float = 0.999,
         standardize: bool = False,
         batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
+        batch_norm_group: int = 0,
     ) -> None:
-        super().__init__(backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm)
+        super().__init__(
+            backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
+        )
         if not 0 <= concept_weight <= 1:
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
@@ -105,8 +109,8 @@ class ConCL(MoCoV2):
         terms = {"instance_loss": instance_loss.detach(), "concept_loss": concept_loss.detach()}
         return Losses(total, terms, statistics)
 
-    def check(self, view_size: int, batch_size: int) -> None:
-        super().check(view_size, batch_size)
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        super().check(view_size, batch_size, processes)
         self.source.check(self.backbone, view_size)
         rows = batch_size * self.source.num_concepts
         if self.concept_queue.size < rows:
@@ -124,7 +128,7 @@ class ConCL(MoCoV2):
         rows = shared.flatten()
         # Concepts that are not shared go along, masked: their number stays on the device, and shapes stay fixed.
         q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1), rows)
-        losses = info_nce(q, k, self.concept_queue.keys(), self.temperature)
+        losses = info_nce(q, k, self.concept_queue.keys(), self.temperature, rows)
         self.concept_queue.enqueue(k, rows)
         statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}
         return masked_mean(losses, rows), statistics

@@ -6,16 +6,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
-from densepath.core.losses import info_nce, standardize
+from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import MLPHead
+from densepath.nets.norms import group_batch_norm, plain_batch_norm, synchronize_batch_norm
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -35,8 +36,11 @@ class MoCoV2(Method):
         standardize: whether embeddings are standardized over the batch before they become unit vectors. The paper does
             not. Without it the embeddings of all images begin nearly parallel, and a run of a few thousand steps learns
             little but to turn their common direction away from that of older keys.
-        batch_norm: "shuffled": keys are exchanged between processes before they are encoded; "per_process"; or
-            "synchronized" statistics. On one process all three are the same.
+        batch_norm: whose statistics: "per_process"; "shuffled": per process, and keys change places in the global batch
+            before they are encoded; or "synchronized": over all images.
+        batch_norm_group: images that have their statistics in common, for the first two; 0 for as many as a process
+            holds in a batch. With a number the run is the same on any number of processes, but for rounding. The
+            released configuration had 32, as 8 GPUs shared 256. With one group in all, "shuffled" changes nothing.
 
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297.
     """
@@ -51,14 +55,21 @@ class MoCoV2(Method):
         momentum: float = 0.999,
         standardize: bool = False,
         batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
+        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"the temperature must be positive, not {temperature}")
         if not 0 <= momentum <= 1:
             raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+        if batch_norm not in ("shuffled", "per_process", "synchronized"):
+            raise UserError(f"unknown batch_norm {batch_norm!r}; there are: shuffled, per_process, synchronized")
         if batch_norm == "synchronized":
-            backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+            if batch_norm_group:
+                raise UserError("synchronized batch norms have no groups; set batch_norm_group to 0")
+            synchronize_batch_norm(backbone)
+        elif batch_norm_group:
+            group_batch_norm(backbone, batch_norm_group)
         self.backbone = backbone
         self.head = MLPHead(backbone.channels[5], hidden_dim, dim)
         self.key_backbone = Momentum(self.backbone)
@@ -68,6 +79,7 @@ class MoCoV2(Method):
         self.momentum = momentum
         self.standardize = standardize
         self.batch_norm = batch_norm
+        self.batch_norm_group = batch_norm_group
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -80,9 +92,15 @@ class MoCoV2(Method):
         return Losses(loss, {"instance_loss": loss.detach()})
 
     def backbone_to_keep(self) -> Backbone:
-        return self.backbone
+        return plain_batch_norm(self.backbone)
 
-    def check(self, view_size: int, batch_size: int) -> None:
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        local, group = batch_size // processes, self.batch_norm_group
+        if group and local % group:
+            raise UserError(
+                f"batch-norm groups of {group} images do not divide the {local} that a process holds in a batch; "
+                "set batch_norm_group to 0 or to a divisor of that, or change batch_size"
+            )
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; take two or more")
         if self.queue.size < batch_size:
@@ -96,7 +114,7 @@ class MoCoV2(Method):
             self.key_head.update(self.head, self.momentum)
             pixels = batch["key"].pixels
             if self.batch_norm == "shuffled":
-                shuffle = Shuffle(len(pixels), batch.seed, batch.step)
+                shuffle = Shuffle(len(pixels), batch.seed, batch.step, self.batch_norm_group)
                 # The whole map is put back in order: ConCL pools it with the masks of its own images.
                 key = shuffle.restore(self.key_backbone(shuffle.deal(pixels))[5])
             else:
@@ -112,9 +130,9 @@ class MoCoV2(Method):
 
     def project(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings, unit vectors (N, dim), of pooled features (N, C); ``mask`` (N,) names the rows that count."""
-        q = self.head(query).float()
+        q = full_precision(self.head(query))
         with torch.no_grad():
-            k = self.key_head(key).float()
+            k = full_precision(self.key_head(key))
         if self.standardize:
             q, k = standardize(q, mask), standardize(k, mask)
         return F.normalize(q, dim=1), F.normalize(k, dim=1)

@@ -41,7 +41,7 @@ def apply_appearance(augment: Augment, x: Tensor, draw: Draw) -> Tensor:
     _change(x, chosen(Slot.GRAYSCALE, augment.grayscale), lambda part, _: luma(part).expand_as(part))
     low, high = augment.blur_sigma
     blurred = chosen(Slot.BLUR, augment.blur)
-    _change(x, blurred, lambda part, rows: gaussian_blur(part, low + (high - low) * draw(Slot.BLUR)[rows, 1]))
+    _change(x, blurred, lambda part, rows: gaussian_blur(part, low + (high - low) * draw(Slot.BLUR)[rows, 1], high))
     _change(x, chosen(Slot.SOLARIZE, augment.solarize), lambda part, _: solarize(part))
     return x
 
@@ -125,15 +125,16 @@ def solarize(x: Tensor) -> Tensor:
     return torch.where(x >= 0.5, 1 - x, x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """Blur (B, C, H, W), each image by its own standard deviation; edges are continued.
 
     Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions.
 
     Args:
         sigma: (B,) in pixels, on the CPU.
+        largest: what sigma may be at most: it says how many pixels are summed, whoever else is in the batch.
     """
-    reach = math.ceil(_BLUR_REACH * float(sigma.max()))
+    reach = math.ceil(_BLUR_REACH * largest)
     offsets = torch.arange(-reach, reach + 1)
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     weights = (weights / weights.sum(1, keepdim=True)).to(x.device, non_blocking=True).unsqueeze(1)  # (B, 1, T)

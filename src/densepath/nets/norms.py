@@ -1,0 +1,190 @@
+"""Batch norms whose statistics are over fewer images than a process holds, or over those of all processes.
+
+Networks are converted in place, as torch does for its own sharded and parametrized modules: a layer gets another class,
+and keeps its tensors, its hooks, and its name in the state dict. In evaluation all of them are plain batch norms.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densepath.core.distributed import gather, total, world_size
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over groups of images: each group of a batch is normalized by statistics of its own.
+
+    Running statistics follow the mean of the groups' statistics: what the processes of a data-parallel run that hold
+    one group each would hold in the mean.
+
+    Args:
+        group: images in a group; a batch in training is a multiple of it.
+
+    Raises:
+        UserError: a batch in training cannot be divided into groups.
+
+    Source: Hoffer et al., "Train longer, generalize better", NeurIPS 2017, section 4 ("ghost batch norm").
+    """
+
+    group: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or len(x) == self.group:
+            return super().forward(x)
+        if len(x) % self.group:
+            raise UserError(f"a batch of {len(x)} images cannot be divided into batch-norm groups of {self.group}")
+        parts = x.split(self.group)  # views, also where channels lie last
+        means, variances = torch.zeros(2, len(parts), self.num_features, dtype=self.weight.dtype, device=x.device)
+        # A momentum of one writes a group's own statistics into its row.
+        normalized = [
+            F.batch_norm(part, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            for part, mean, variance in zip(parts, means, variances, strict=True)
+        ]
+        _follow(self, means.mean(0), variances.mean(0))
+        return torch.cat(normalized)
+
+
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the images of all processes: by torch's own functions on a GPU; on a CPU it has none.
+
+    It is no ``nn.SyncBatchNorm``, which data-parallel training refuses on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        if x.device.type != "cpu":
+            running, share = (self.running_mean, self.running_var), float(_count_batch(self))
+            everyone = (dist.group.WORLD, world_size())
+            return SyncBatchNormFunction.apply(x, self.weight, self.bias, *running, self.eps, share, *everyone)
+        wide, over = full_precision(x), (0, 2, 3)
+        count = torch.full((1,), x.numel() / x.shape[1], dtype=wide.dtype)
+        *sums, count = total(torch.cat((wide.sum(over), count))).split((self.num_features, 1))
+        mean = sums[0] / count
+        # Of what is centered: a difference of two large sums would lose the digits that a small variance needs.
+        centered = wide - mean.view(1, -1, 1, 1)
+        variance = total(centered.square().sum(over)) / count
+        _follow(self, mean.detach(), (variance * count / (count - 1)).detach())
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return torch.addcmul(self.bias.view(1, -1, 1, 1), centered, scale.view(1, -1, 1, 1)).to(x.dtype)
+
+
+class _Activated:
+    """What timm's norms do behind the normalization."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[misc]
+
+
+class GhostBatchNormAct2d(_Activated, GhostBatchNorm2d):
+    """:class:`GhostBatchNorm2d` with timm's activation behind it."""
+
+
+class SynchronizedBatchNormAct2d(_Activated, SynchronizedBatchNorm2d):
+    """:class:`SynchronizedBatchNorm2d` with timm's activation behind it."""
+
+
+_GHOST = {nn.BatchNorm2d: GhostBatchNorm2d, BatchNormAct2d: GhostBatchNormAct2d}
+_SYNCHRONIZED = {nn.BatchNorm2d: SynchronizedBatchNorm2d, BatchNormAct2d: SynchronizedBatchNormAct2d}
+_PLAIN: dict[type, type] = {ours: plain for kinds in (_GHOST, _SYNCHRONIZED) for plain, ours in kinds.items()}
+
+
+def group_batch_norm(network: nn.Module, group: int) -> None:
+    """Let each ``group`` images of a batch have statistics of their own.
+
+    Raises:
+        UserError: the group is empty, or the network has batch norms of another kind than timm's usual ones.
+    """
+    if group < 1:
+        raise UserError(f"batch norms need groups of at least one image, not {group}")
+    for norm in _convert(network, _GHOST):
+        norm.group = group
+
+
+def synchronize_batch_norm(network: nn.Module) -> None:
+    """Let the images of all processes have statistics in common. Raises as :func:`group_batch_norm`."""
+    _convert(network, _SYNCHRONIZED)
+
+
+def plain_batch_norm(network: Network) -> Network:
+    """The network with plain batch norms, for other uses: the same tensors, in a copy where anything was converted."""
+    if not any(type(module) in _PLAIN for module in network.modules()):
+        return network
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    twin = copy.deepcopy(network, shared)
+    for module in twin.modules():
+        module.__class__ = _PLAIN.get(type(module), type(module))
+    return twin
+
+
+def running_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of all batch norms, by their names in the state dict."""
+    ends = ("running_mean", "running_var")
+    return {name: buffer for name, buffer in network.named_buffers() if name.endswith(ends)}
+
+
+@torch.no_grad()
+def gather_statistics(network: nn.Module) -> Tensor:
+    """The running statistics of every process, (processes, numbers). All processes call this."""
+    buffers = [buffer.flatten() for buffer in running_statistics(network).values()]
+    return gather(torch.cat(buffers).unsqueeze(0)) if buffers else torch.zeros(world_size(), 0)
+
+
+def name_statistics(network: nn.Module, numbers: Tensor) -> dict[str, Tensor]:
+    """The statistics that (numbers,), one row of :func:`gather_statistics`, stand for; names as in the state dict."""
+    buffers = running_statistics(network)
+    parts = numbers.split([buffer.numel() for buffer in buffers.values()])
+    return {name: part.view_as(buffer) for (name, buffer), part in zip(buffers.items(), parts, strict=True)}
+
+
+@torch.no_grad()
+def set_statistics(network: nn.Module, numbers: Tensor) -> None:
+    """Give a network the running statistics of one row of :func:`gather_statistics`."""
+    buffers = running_statistics(network)
+    for name, value in name_statistics(network, numbers).items():
+        buffers[name].copy_(value)
+
+
+def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:
+    converted = []
+    for name, module in network.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        if type(module) not in kinds or not module.track_running_stats or not module.affine:
+            raise UserError(
+                f"the backbone's batch norm {name} is a {type(module).__name__}, which is over the images of a process "
+                "alone; take shuffled or per_process batch norms without groups, or another backbone"
+            )
+        module.__class__ = kinds[type(module)]
+        converted.append(module)
+    return converted
+
+
+def _count_batch(norm: Any) -> float | Tensor:
+    """Count a batch; how much of it the running statistics take."""
+    norm.num_batches_tracked.add_(1)
+    return 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+
+
+@torch.no_grad()
+def _follow(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics towards those of a batch."""
+    share = _count_batch(norm)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)

@@ -1,0 +1,114 @@
+"""Three steps of training by one process, and the same by two over gloo; forked from one that has imported everything.
+
+Usage: python twins.py FOLDER. Writes what each process saw to FOLDER/CASE.PROCESSES.RANK.pt.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from densepath.core.affine import from_box
+from densepath.core.distributed import mean, rank, world_size
+from densepath.images.batch import ImageBatch
+from densepath.methods import ConCL, MoCoV2
+from densepath.nets.backbones import build_backbone
+from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch, View
+
+IMAGES = 8
+STEPS = 3
+SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
+CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
+KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
+GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
+# name: the options that both have, of one process, and of each of two.
+CASES = {
+    "default": ({}, {"batch_norm_group": 4}, {}),
+    "groups": ({"batch_norm": "per_process", "batch_norm_group": 2, "standardize": True}, {}, {}),
+    "shuffled": ({"batch_norm": "shuffled", "batch_norm_group": 2}, {}, {}),
+    "synchronized": ({"standardize": True}, {"batch_norm": "per_process"}, {"batch_norm": "synchronized"}),
+}
+
+
+def views_of(step, part=slice(IMAGES)):
+    """The views of a step's global batch, or of a part of it."""
+    coarse = torch.rand(IMAGES, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+    pixels = F.interpolate(coarse, size=(48, 48), mode="bicubic").clamp(0, 1) * 255
+    pixels, sizes = pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((IMAGES, 2), 48)
+    index = torch.arange(IMAGES) + IMAGES * step
+    images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5)
+    return ViewMaker(ConCL.views(), 48, seed=3)(images)
+
+
+def batch_of(step, batch):
+    """This process's part of a step's views. In the second step the last images' views show nothing in common."""
+    count = IMAGES // world_size()
+    part = slice(rank() * count, (rank() + 1) * count)
+    views = {}
+    for name, view in batch.views.items():
+        maps = view.map.clone()
+        if step == 1:
+            low, high = {"query": (-1.0, 0.0), "key": (0.0, 1.0), "reference": (-1.0, 1.0)}[name]
+            corner = torch.ones(IMAGES // 2, 2)
+            maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
+        views[name] = View(view.pixels[part].double(), maps[part])
+    return Batch(views, batch.index[part], batch.seed, batch.step, batch.epoch, batch.progress)
+
+
+def train(kind, case, options, batches):
+    """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
+    torch.manual_seed(0)
+    concepts = CONCL | (GRID if case in GRIDS else KMEANS) if kind is ConCL else {}
+    method = kind(build_backbone("test_resnet"), **SMALL, **concepts, **options).double()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
+    seen = {"losses": [], "gradients": [], "shared": []}
+    for step, batch in enumerate(batches):
+        losses = method(batch_of(step, batch))
+        optimizer.zero_grad()
+        losses.total.backward()
+        for parameter in method.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(mean(parameter.grad))
+        optimizer.step()
+        seen["losses"].append({name: mean(value) for name, value in {"total": losses.total, **losses.terms}.items()})
+        seen["gradients"].append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
+        seen["shared"].append(losses.statistics.get("shared_concepts", torch.zeros(())))
+    set_statistics(method, gather_statistics(method).mean(0))
+    return seen | {"state": method.state_dict()}
+
+
+def process(folder, number, processes, batches):
+    if processes > 1:
+        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
+    for case, (both, one, two) in CASES.items():
+        for kind in (MoCoV2, ConCL):
+            seen = train(kind, case, both | (two if processes > 1 else one), batches)
+            torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def fork(action, *arguments):
+    child = os.fork()
+    if not child:
+        try:
+            action(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    batches = [views_of(step) for step in range(STEPS)]
+    children = [fork(process, where, number, count, batches) for number, count in ((0, 1), (0, 2), (1, 2))]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -1,0 +1,121 @@
+"""Batch norms over groups of images, against plain ones over each group."""
+
+import pytest
+import torch
+from timm.layers import SplitBatchNorm2d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.norms import (
+    gather_statistics,
+    group_batch_norm,
+    name_statistics,
+    plain_batch_norm,
+    set_statistics,
+    synchronize_batch_norm,
+)
+
+
+def layer(**options):
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(5, **options).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def grouped(norm, group):
+    group_batch_norm(norm, group)
+    return norm
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_groups_have_statistics_of_their_own(memory_format):
+    x = torch.randn(6, 5, 4, 4).double() * 3 + torch.arange(6.0).view(6, 1, 1, 1)
+    x = x.to(memory_format=memory_format).requires_grad_()
+    norm, plain = grouped(layer(), 2), layer()
+    out = norm(x)
+    assert out.is_contiguous(memory_format=memory_format)
+
+    expected = torch.empty_like(x)
+    for i in (0, 2, 4):
+        part = x[i : i + 2]
+        variance, mean = torch.var_mean(part, (0, 2, 3), correction=0, keepdim=True)
+        expected[i : i + 2] = (part - mean) / (variance + 1e-5).sqrt()
+    expected = expected * plain.weight.view(1, -1, 1, 1) + plain.bias.view(1, -1, 1, 1)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn_like(x)
+    ours = torch.autograd.grad((out * weights).sum(), (x, norm.weight, norm.bias))
+    theirs = torch.autograd.grad((expected * weights).sum(), (x, plain.weight, plain.bias))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_follow_the_mean_of_the_groups(momentum):
+    norm, plain = grouped(layer(momentum=momentum), 2), [layer(momentum=momentum) for _ in range(3)]
+    for _ in range(2):
+        x = torch.randn(6, 5, 4, 4).double() * 3 + torch.arange(6.0).view(6, 1, 1, 1)
+        norm(x)
+        for part, one in zip(x.split(2), plain, strict=True):
+            one(part)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(norm, name), torch.stack([getattr(one, name) for one in plain]).mean(0))
+    assert norm.num_batches_tracked == 2
+
+
+def test_a_batch_that_groups_do_not_divide_is_refused_in_training_alone():
+    norm, x = grouped(layer(), 4), torch.randn(6, 5, 4, 4).double()
+    with pytest.raises(UserError, match="6 images cannot be divided into batch-norm groups of 4"):
+        norm(x)
+    assert torch.equal(norm.eval()(x), layer().eval()(x))
+    assert torch.equal(norm.train()(x[:4]), layer()(x[:4]))
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "mobilenetv3_small_050"]
+)  # the second has timm's norms with activation
+@pytest.mark.parametrize("convert", [lambda net: group_batch_norm(net, 2), synchronize_batch_norm])
+def test_a_converted_network_is_the_same_network(name, convert):
+    network, plain = build_backbone(name), build_backbone(name)
+    plain.load_state_dict(network.state_dict())
+    convert(network)
+    assert list(network.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for mode in (True, False):
+        torch.testing.assert_close(network.train(mode)(x), plain.train(mode)(x))
+    torch.testing.assert_close(network.state_dict(), plain.state_dict())
+    back = plain_batch_norm(network)
+    kinds = [type(norm) for norm in plain.modules() if isinstance(norm, _BatchNorm)]
+    assert [type(norm) for norm in back.modules() if isinstance(norm, _BatchNorm)] == kinds
+    torch.testing.assert_close(back.train()(x), plain.train()(x))
+
+
+def test_groups_of_a_network_do_not_touch_each_other():
+    network, plain = build_backbone("mobilenetv3_small_050"), build_backbone("mobilenetv3_small_050")
+    plain.load_state_dict(network.state_dict())
+    group_batch_norm(network, 2)
+    x = torch.randn(4, 3, 64, 64)
+    torch.testing.assert_close(network(x)[5], torch.cat((plain(x[:2])[5], plain(x[2:])[5])))
+
+
+def test_statistics_go_out_and_come_back_by_their_names():
+    network, other = build_backbone("test_resnet"), build_backbone("test_resnet")
+    network(torch.randn(2, 3, 64, 64))
+    numbers = gather_statistics(network)
+    assert len(numbers) == 1
+    state = network.state_dict()
+    named = name_statistics(network, numbers[0])
+    assert len(named) == 2 * sum(isinstance(norm, _BatchNorm) for norm in network.modules())
+    assert all(torch.equal(state[name], value) for name, value in named.items())
+    set_statistics(other, numbers[0])
+    torch.testing.assert_close({name: other.state_dict()[name] for name in named}, named)
+    assert gather_statistics(nn.Linear(2, 2)).shape == (1, 0)
+
+
+def test_what_cannot_be_converted_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), SplitBatchNorm2d(4))
+    for convert in (lambda: group_batch_norm(network, 2), lambda: synchronize_batch_norm(network)):
+        with pytest.raises(UserError, match="batch norm 1 is a SplitBatchNorm2d"):
+            convert()
