@@ -1,31 +1,38 @@
 """How much more a training step costs than its bare passes, and where the rest goes.
 
 The step starts from uint8 images in the memory of the device; the bare passes from views that lie ready. Both alternate
-in one process. Peers (lightly) step on views that lie ready, too: what their transforms cost beside that is measured by
-``benchmarks.end_to_end``.
+in one process. Peers (lightly) are measured twice: on views that lie ready, and with their own loader and transforms,
+from JPEGs of the same images.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.bare import bare_step
 from benchmarks.measure import Parts, in_turns, parser, peak_memory, ratio, report
-from benchmarks.tiles import batch_of, tiles_in_memory
+from benchmarks.peers import PEERS, loader
+from benchmarks.tiles import batch_of, jpeg_folder, tiles_in_memory
 from densepath.concepts import kmeans
 from densepath.images.store import PackedTiles
 from densepath.methods import METHODS, concl
 from densepath.nets.backbones import build_backbone
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import load_recipe, typed_options
 from densepath.views.maker import ViewMaker
+
+_PARTS = ("views", "k-means", "restoration", "queue", "EMA", "optimizer", "logging")
 
 
 class Step:
@@ -65,18 +72,22 @@ class Step:
         self.batches = [batch_of(images, batch_size, step, self.device) for step in range(4)]
         self.ready = views(self.batches[0])
         self._bare = bare_step(method, self.ready)
-        self._next = 0
+        self.meter: Meter[Any] = Meter()
+        self._done = 0
 
     def __call__(self) -> None:
-        """One step: views, losses, gradients, weights."""
-        batch = self.batches[self._next % len(self.batches)]
-        self._next += 1
+        """One step: views, losses, gradients, weights; what it measures is kept, and looked at every ten steps."""
+        batch = self.batches[self._done % len(self.batches)]
         with self._precision():
-            loss = self.module.training_step(batch, 0)["loss"]
+            outputs = self.module.training_step(batch, 0)
         self.optimizer.zero_grad()
-        loss.backward()
+        outputs["loss"].backward()
         self.optimizer.step()
         self.schedule.step()
+        self.meter.record(self._done, outputs, batch)
+        self._done += 1
+        if self._done % 10 == 0:
+            self.meter.collect()
 
     def bare(self) -> None:
         """The passes alone."""
@@ -96,6 +107,8 @@ class Step:
         for name in ("key_backbone", "key_head"):
             parts.watch(getattr(method, name), "update", "EMA")
         parts.watch(self.optimizer, "step", "optimizer")
+        for name in ("record", "collect"):
+            parts.watch(self.meter, name, "logging")
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
@@ -115,23 +128,24 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
     spent = parts.seconds()
     parts.restore()
     turns = repeats + 2  # those of the warm-up are in the sums
-    for name in ("views", "k-means", "restoration", "queue", "EMA", "optimizer"):
+    for name in _PARTS:
         row[f"{name} %"] = 100 * spent.get(name, 0.0) / turns / statistics.median(watched)
+    row["the rest %"] = 100 * (1 - 1 / row["step/bare"]) - sum(row[f"{name} %"] for name in _PARTS)
     with peak_memory(step.device, row):
         step()
     return row
 
 
-def peer_step(name: str, views: Any, backbone: str, hardware: Hardware) -> Callable[[], None]:
-    """A step of a peer on views that lie ready, in the same precision and layout."""
-    from benchmarks.peers import PEERS
-
+def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A step of a peer on query and key, in the same precision and layout."""
     torch.manual_seed(0)
     peer = PEERS[name](backbone).to(hardware.device, memory_format=hardware.memory_format)
     optimizer = torch.optim.SGD(peer.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
-    query, key = (views[view].pixels for view in ("query", "key"))
 
-    def step() -> None:
+    def step(query: torch.Tensor, key: torch.Tensor) -> None:
+        query, key = (
+            view.to(hardware.device, memory_format=hardware.memory_format, non_blocking=True) for view in (query, key)
+        )
         optimizer.zero_grad()
         with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
             loss = peer(query, key)
@@ -141,11 +155,28 @@ def peer_step(name: str, views: Any, backbone: str, hardware: Hardware) -> Calla
     return step
 
 
+def measure_peer(name: str, step: Step, folder: Path, asked: Any, hardware: Hardware, calls: int) -> dict[str, Any]:
+    """One row of the table."""
+    peer = peer_step(name, asked.backbone, hardware)
+    query, key = (step.ready[view].pixels for view in ("query", "key"))
+    made = loader(name, str(folder), asked.size, asked.batch_size, asked.workers, hardware.kind)
+    batches = (batch for epoch in count() for batch in made)
+    cases = {"loaded": lambda: peer(*next(batches)[0]), "ready": lambda: peer(query, key)}
+    seconds = in_turns(cases, asked.repeats, hardware.device, calls=calls)
+    row: dict[str, Any] = {"case": f"lightly {name}"}
+    row["images_per_second"] = asked.batch_size / statistics.median(seconds["loaded"])
+    row["views ready, images per second"] = asked.batch_size / statistics.median(seconds["ready"])
+    with peak_memory(hardware.device, row):
+        peer(query, key)
+    return row
+
+
 def main() -> None:
     """Measure recipes and peers in turn."""
     made = parser(__doc__.splitlines()[0])
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
-    made.add_argument("--peer", nargs="*", default=[], choices=("moco_v2", "densecl"), help="of lightly")
+    made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="of lightly")
+    made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the peers' loader")
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224, help="of the views, in pixels")
     made.add_argument("--image_size", type=int, default=224, help="of the images, in pixels")
@@ -159,19 +190,12 @@ def main() -> None:
     images = tiles_in_memory(asked.data, 64, asked.image_size)
     calls = 1 if hardware.kind == "cpu" else 10
     rows = []
-    step = None
     for name in asked.method:
         step = Step(name, images, asked.size, asked.batch_size, asked.backbone, hardware)
         rows.append({"case": f"densepath {name}"} | measure(step, asked.batch_size, asked.repeats, calls))
-    for name in asked.peer:
-        assert step is not None
-        peer = peer_step(name, step.ready, asked.backbone, hardware)
-        seconds = in_turns({"step": peer, "bare": step.bare}, asked.repeats, hardware.device, calls=calls)
-        row: dict[str, Any] = {"case": f"lightly {name}, views ready"}
-        row["images_per_second"] = asked.batch_size / statistics.median(seconds["step"])
-        with peak_memory(hardware.device, row):
-            peer()
-        rows.append(row)
+    if asked.peer:
+        with jpeg_folder(asked.data, 4 * asked.batch_size, asked.image_size) as folder:
+            rows += [measure_peer(name, step, folder, asked, hardware, calls) for name in asked.peer]
     title = f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, {hardware.kind}, {hardware.precision}"
     report(title, rows, asked.json)
 
