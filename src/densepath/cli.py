@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the device has not enough memory; lower --batch_size or --view_size")
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            return _fail("this machine has not enough memory for that; ask for less (--batch_size, queues, sizes)")
         traceback.print_exc()
         command = shlex.join(["densepath", *argv])
         return _fail(

@@ -14,7 +14,10 @@ from PIL import Image
 @pytest.fixture
 def tiles(tmp_path):
     """A folder of 40 images of 64 px, smooth enough that views of one image are alike."""
-    folder = tmp_path / "tiles"
+    return draw_tiles(tmp_path / "tiles")
+
+
+def draw_tiles(folder):
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(40):

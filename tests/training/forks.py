@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ from densepath.training import checkpoints
 from densepath.training.module import PretrainModule
 from densepath.training.pretrain import pretrain
 from densepath.training.run_callback import Rhythm
+from densepath.views.augment import Augment
+from densepath.views.maker import ViewMaker
+from densepath.views.view import View
 
 OPTIONS = {
     "moco_v2": {"queue_size": 40},
@@ -33,12 +37,12 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_method(folder, method, out, **options):
+def run_method(folder, method, out, changes=None, **options):
     pretrain(
         data=folder / "tiles",
         out=folder / out,
         method=method,
-        method_options=OPTIONS[method],
+        method_options=OPTIONS[method] | (changes or {}),
         backbone="test_resnet",
         max_steps=STEPS,
         batch_size=8,
@@ -62,6 +66,20 @@ def in_step(number, act):
         return outputs
 
     PretrainModule.training_step = disturbed
+
+
+def in_float64():
+    """Compute in float64: what rounding does within a dozen steps then stays small."""
+    init, make_views = PretrainModule.__init__, ViewMaker.__call__
+
+    def double_init(self, method, *settings):
+        init(self, method.double(), *settings)
+
+    def make_double(self, images):
+        batch = make_views(self, images)
+        return replace(batch, views={name: View(view.pixels.double(), view.map) for name, view in batch.views.items()})
+
+    PretrainModule.__init__, ViewMaker.__call__ = double_init, make_double
 
 
 def in_saving(number, moment):
@@ -141,12 +159,18 @@ def processes(folder):
     """A run of one process, the same in two, and one in two of which the second is told to stop."""
     rhythm = Rhythm(log_every=5)
 
-    def stopped():
-        def stop():
-            if os.environ["RANK"] == "1":
-                os.kill(os.getpid(), signal.SIGTERM)
+    def stop():
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
 
+    def stopped():
         fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), rhythm=rhythm)
+
+    def method(out, changes=None, stop=None):
+        in_float64()
+        if stop:
+            in_step(4, stop)
+        run_method(folder, "concl", out, changes, augment=Augment(blur=0))
 
     def keep(name, toy):
         torch.save(toy.state_dict(), folder / f"{name}.{os.environ.get('RANK', 0)}.pt")
@@ -158,7 +182,10 @@ def processes(folder):
         two(stopped),
         two(lambda: keep("cut", fit_toy(folder / "cut", 20, rhythm=rhythm, resume=True))),
         two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), rhythm=rhythm)),
-        two(lambda: run_method(folder, "concl", "method")),
+        two(lambda: method("method")),
+        two(lambda: method("method_cut", stop=stop)),
+        two(lambda: method("method_cut")),
+        ended(fork(lambda: method("method_one", {"batch_norm_group": 4}))),
     ]
 
 

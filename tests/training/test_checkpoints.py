@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 import zipfile
 
 import pytest
@@ -11,14 +12,14 @@ from densepath.training.checkpoints import newest_checkpoint, read_checkpoint, w
 
 
 def state(step):
-    return {"step": step, "weights": {"a": torch.arange(5000.0) + step}, "notes": '{"lr": 0.1}'}
+    return {"step": step, "state_dict": {"a": torch.arange(5000.0) + step}, "notes": '{"lr": 0.1}'}
 
 
 def test_what_is_written_comes_back(tmp_path):
     path = write_checkpoint(tmp_path, state(3))
     back = read_checkpoint(path)
     assert back["step"] == 3 and back["notes"] == '{"lr": 0.1}'
-    assert torch.equal(back["weights"]["a"], torch.arange(5000.0) + 3)
+    assert torch.equal(back["state_dict"]["a"], torch.arange(5000.0) + 3)
 
 
 def test_a_checkpoint_is_an_ordinary_torch_file(tmp_path):
@@ -56,6 +57,27 @@ def test_a_cut_checkpoint_is_refused_by_name(tmp_path, share):
     last.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"last\.ckpt"):
         newest_checkpoint(tmp_path)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    for step in (1, 2):
+        write_checkpoint(tmp_path, state(step))
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert newest_checkpoint(tmp_path)["step"] == 1
+
+    def killed(source, target):
+        if target == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, state(3))
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path)["step"] == 1
+    write_checkpoint(tmp_path, state(3))
+    assert read_checkpoint(last)["step"] == 3
+    assert read_checkpoint(tmp_path / "previous.ckpt")["step"] == 1
 
 
 def test_without_a_last_one_the_previous_is_used(tmp_path):
@@ -97,15 +119,14 @@ def test_a_torch_file_of_somebody_else_is_refused(tmp_path):
         read_checkpoint(path)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path):
     write_checkpoint(tmp_path, state(1))
-
-    def full(value, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="No space left"):
-        write_checkpoint(tmp_path, state(2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*last\.ckpt \(.*File too large\); make room"):
+            write_checkpoint(tmp_path, state(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert newest_checkpoint(tmp_path)["step"] == 1

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from densepath.training import meter as meter_module
+from densepath.training import stopwatch as stopwatch_module
 from densepath.training.meter import Meter
 
 
@@ -20,7 +20,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr(meter_module.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(stopwatch_module.time, "perf_counter", lambda: Clock.now)
     return Clock
 
 

@@ -1,19 +1,26 @@
 """Several processes make one run."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from densepath.core.errors import UserError
 from densepath.training.checkpoints import read_checkpoint
 from densepath.training.metrics import read_metrics
+from densepath.training.pretrain import pretrain
 
 
 def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, whole, stopped, resumed, broken, method), stderr = forks("processes")
+    (one, even, whole, stopped, resumed, broken, *methods), stderr = forks("processes")
     stop = 128 + signal.SIGTERM
-    assert (one, even, whole, stopped, resumed, method) == (0, [0, 0], [0, 0], [stop, stop], [0, 0], [0, 0])
+    assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
+    assert methods == [[0, 0], [stop, stop], [0, 0], 0]
 
     def weight(name):
         return torch.load(tmp_path / f"{name}.pt", weights_only=True)["net.weight"]
@@ -28,14 +35,56 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     # draws numbers of its own.
     assert torch.equal(weight("cut.0"), weight("whole.0"))
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
-    assert stderr.count("goes on with") == 1
+    assert stderr.count("goes on with") == 2  # once for each of the two runs that were stopped
 
     # A loss that is not finite ends both.
     assert broken == [1, 1]
     assert json.loads((tmp_path / "nan" / "not_finite.json").read_text())["step"] == 7
     assert stderr.count("not finite at step 7") == 2
 
-    state = read_checkpoint(tmp_path / "method" / "checkpoints" / "last.ckpt")
-    assert state["step"] == 12
-    assert int(state["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
-    assert (tmp_path / "method" / "exported" / "backbone.safetensors").exists()
+    # A method that was stopped and resumed ends with the bits of the undisturbed run, in all processes.
+    paths = [tmp_path / name for name in ("method", "method_cut", "method_one")]
+    two, cut, alone = (read_checkpoint(path / "checkpoints" / "last.ckpt") for path in paths)
+    assert two["step"] == cut["step"] == 12
+    assert two["state_dict"].keys() == cut["state_dict"].keys()
+    assert [name for name, value in two["state_dict"].items() if not torch.equal(value, cut["state_dict"][name])] == []
+    assert torch.equal(two["statistics"], cut["statistics"])
+
+    # Each keeps running statistics of its own; their mean is saved and exported. One process that has the images of
+    # both, in groups, gives the same weights, queues and statistics.
+    assert len(two["statistics"]) == 2 and not torch.equal(*two["statistics"])
+    torch.testing.assert_close(two["state_dict"], alone["state_dict"], rtol=1e-7, atol=1e-9)
+    exported = [load_file(path / "exported" / "backbone.safetensors") for path in paths]
+    torch.testing.assert_close(exported[0], exported[2], rtol=1e-7, atol=1e-9)
+    kept = {name: two["state_dict"][f"method.backbone.net.{name}"] for name in exported[0]}
+    assert all(torch.equal(value, kept[name]) for name, value in exported[0].items())
+    losses = [[row["loss"] for row in read_metrics(path / "metrics.csv")] for path in paths]
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-8)
+    assert int(two["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
+
+
+def test_torchrun_makes_the_run_of_one_process(tmp_path, tiles):
+    options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
+    options |= {"max_steps": 2, "accumulate": 2, "precision": "32", "devices": "cpu"}
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m densepath pretrain"
+    words = " ".join(f"--{name} {value}" for name, value in options.items())
+    command = f"{torchrun} {words} --out {tmp_path}/two --method.queue_size 32 --method.batch_norm synchronized"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command.split()], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    pretrain(**options, out=tmp_path / "one", method_options={"queue_size": 32, "batch_norm": "per_process"})
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+    assert (len(one["random"]), len(two["random"])) == (1, 2)
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-3, atol=1e-4)
+    exported = [load_file(tmp_path / name / "exported" / "backbone.safetensors") for name in ("one", "two")]
+    torch.testing.assert_close(*exported, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_norm_group_lies_within_one_process(tmp_path, tiles):
+    options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
+    groups = {"queue_size": 32, "batch_norm_group": 8}
+    with pytest.raises(UserError, match="groups of 8 images do not divide the 4 that a process holds"):
+        pretrain(**options, devices="cpu:2", out=tmp_path / "run", max_steps=2, method_options=groups)
+    assert not (tmp_path / "run").exists()

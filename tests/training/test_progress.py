@@ -1,4 +1,4 @@
-from densepath.training import progress as progress_module
+from densepath.training import stopwatch as stopwatch_module
 from densepath.training.progress import Progress, clock
 
 ROW = {"loss": 1.23456, "images_per_second": 200.0, "waiting": 0.25}
@@ -6,7 +6,7 @@ ROW = {"loss": 1.23456, "images_per_second": 200.0, "waiting": 0.25}
 
 def test_plain_lines_come_at_intervals_and_at_the_end(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopwatch_module.time, "perf_counter", lambda: now[0])
     progress = Progress(start=0, total=100)
     now[0] = 1000.0  # compilers and processes take their time to start
     progress.begin()
@@ -21,7 +21,7 @@ def test_plain_lines_come_at_intervals_and_at_the_end(capsys, monkeypatch):
 
 def test_a_resumed_run_estimates_from_its_own_steps(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopwatch_module.time, "perf_counter", lambda: now[0])
     progress = Progress(start=500, total=1000)
     progress.begin()
     now[0] = 100.0

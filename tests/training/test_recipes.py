@@ -9,7 +9,16 @@ from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
 from densepath.views.augment import Augment
 
-NAMES = ["concl", "concl_grid", "concl_grid_small", "concl_small", "moco_v2", "moco_v2_small"]
+NAMES = [
+    "concl",
+    "concl_grid",
+    "concl_grid_small",
+    "concl_small",
+    "densecl",
+    "densecl_small",
+    "moco_v2",
+    "moco_v2_small",
+]
 
 
 def resolved(name):
@@ -33,7 +42,7 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     method.check(options["view_size"], options["batch_size"])
 
 
-@pytest.mark.parametrize("name", ["moco_v2", "concl", "concl_grid"])
+@pytest.mark.parametrize("name", ["moco_v2", "densecl", "concl", "concl_grid"])
 def test_the_papers_recipes_hold_its_constants(name):
     options = resolved(name)
     assert (options["epochs"], options["batch_size"], options["view_size"]) == (200, 256, 224)
@@ -43,7 +52,10 @@ def test_the_papers_recipes_hold_its_constants(name):
     method = options["method_options"]
     assert (method["temperature"], method["queue_size"], method["momentum"]) == (0.2, 16384, 0.999)
     assert (method["dim"], method["hidden_dim"]) == (128, 512)
-    if name != "moco_v2":
+    assert (method["batch_norm"], method["batch_norm_group"]) == ("shuffled", 256 // 8)  # 8 GPUs
+    if name == "densecl":
+        assert (method["match"], method["dense_weight"]) == ("features", 0.5)
+    if "concl" in name:
         assert (method["concept_queue_size"], method["warmup"], method["concept_weight"]) == (16384, 0.1, 1.0)
     if name == "concl":
         assert (method["concepts"], method["num_concepts"], method["stage"]) == ("kmeans", 8, 4)
@@ -51,7 +63,7 @@ def test_the_papers_recipes_hold_its_constants(name):
         assert (method["concepts"], method["grid_size"]) == ("grid", 3)
 
 
-@pytest.mark.parametrize("name", ["moco_v2", "concl", "concl_grid"])
+@pytest.mark.parametrize("name", ["moco_v2", "densecl", "concl", "concl_grid"])
 def test_small_recipes_fit_two_thousand_tiles(name):
     options = resolved(f"{name}_small")
     assert options["max_steps"] * options["batch_size"] == 51_200

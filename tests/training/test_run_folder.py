@@ -76,9 +76,21 @@ def test_leftovers_of_a_killed_writer_are_swept_up(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".last.ckpt.123.part").write_text("half")
     (tmp_path / "checkpoints" / "last.ckpt").write_text("whole")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / ".backbone.safetensors.123.part").write_text("half")
+    (tmp_path / ".mine.part").write_text("the user's own")
     with open_run(tmp_path, CONFIG, resume=True):
         pass
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".mine.part", "checkpoints/last.ckpt", "config.yaml"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_while_its_configuration_was_written_can_begin_again(tmp_path, resume):
+    (tmp_path / ".config.yaml.123.part").write_text("data: ti")
+    with open_run(tmp_path, CONFIG, resume=resume):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "just text", "!!python/object/apply:os.mkdir [exploded]"])

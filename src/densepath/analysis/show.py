@@ -50,7 +50,9 @@ def show_views(
     """
     out = _picture(out)
     recipe = typed_options(load_recipe(config))
-    size = view_size or int(recipe.get("view_size", 224))
+    size = recipe.get("view_size", 224) if view_size is None else view_size
+    if type(size) is not int or size < 1:
+        raise UserError(f"view_size is {size!r}; give a number of pixels")
     views = find_method(recipe.get("method", "concl")).views(recipe.get("augment"))
     images = open_images(data, cache="none")
     check_size(images, size // 2)

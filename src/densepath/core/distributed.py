@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.random import shuffled
@@ -64,6 +65,13 @@ def total(x: Tensor) -> Tensor:
     The shapes must be equal, and all processes must go backward if one does.
     """
     return x if world_size() == 1 else _Total.apply(x)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """The rows (N, D) of all processes, in the order of their ranks; gradients flow as through :func:`total`."""
+    if world_size() == 1:
+        return x
+    return total(F.pad(x, (0, 0, rank() * len(x), (world_size() - 1 - rank()) * len(x))))
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.core.distributed import mean, total
+from densepath.core.distributed import gather_with_gradient, mean, rank, total
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -41,8 +42,28 @@ def info_nce(
 
 
 def _logsumexp(x: Tensor) -> Tensor:
-    """log sum exp of each row of (N, M), by torch's log_softmax: one pass over the numbers, where its own takes four."""
+    """log sum exp of each row of (N, M), by torch's log_softmax: one pass where its own takes four."""
     return x[:, 0] - x.log_softmax(1)[:, 0]
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent: each view of an image against its other view, among all other views of the images of all processes.
+
+    Args:
+        first, second: (B, D) unit vectors, the two views of this process's images; B alike on all processes.
+        temperature: of the contrast.
+
+    Returns:
+        A scalar, the mean over this process's 2B views. Its gradient reaches the views of the other processes: the
+        average of all processes' gradients is that of the mean over the global batch.
+
+    Source: SimCLR (ICML 2020), Equation 1.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        views = torch.stack((full_precision(first), full_precision(second)), dim=1).flatten(0, 1)  # pairs side by side
+        own = rank() * len(views) + torch.arange(len(views), device=views.device)
+        logits = views @ gather_with_gradient(views).T / temperature
+        return F.cross_entropy(logits.scatter(1, own.unsqueeze(1), -torch.inf), own ^ 1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

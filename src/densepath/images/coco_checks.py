@@ -14,11 +14,12 @@ from densepath.core.errors import UserError
 from densepath.images.decode import DamagedImage, read_size
 
 _SHOWN = 3  # cases that a message names
-_NEEDED = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("image_id", "category_id", "bbox", "segmentation"),
-    "categories": ("id",),
+_NEEDED: dict[str, dict[str, type | None]] = {  # the kinds of those that others are found by
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "annotations": {"image_id": int, "category_id": int, "bbox": None, "segmentation": None},
+    "categories": {"id": int},
 }
+_KINDS: dict[type | None, str] = {int: "a whole number", str: "text"}
 
 
 def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
     remedy = "correct or remove them"
     refuse((n for n, a in entries if a["image_id"] not in images), "annotations of unlisted images", remedy)
     refuse((n for n, a in entries if a["category_id"] not in categories), "annotations of unknown categories", remedy)
+    refuse((n for n, a in entries if a.get("iscrowd", 0) not in (0, 1)), "iscrowd neither 0 nor 1", remedy)
+    refuse((n for n, a in entries if not _is_small(a.get("area", 0))), "areas that are no numbers", remedy)
     refuse((n for n, a in entries if not _has_area(a["bbox"], images[a["image_id"]])), "boxes without area", remedy)
     refuse(
         (n for n, a in entries if not _can_be_drawn(a["segmentation"], images[a["image_id"]])),
@@ -67,7 +70,9 @@ def _read(path: Path) -> dict[str, Any]:
         truth = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path of a COCO instances JSON") from None
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a COCO instances JSON") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); give a COCO instances JSON") from None
     for part, keys in _NEEDED.items():
         entries = truth.get(part) if isinstance(truth, dict) else None
@@ -77,7 +82,20 @@ def _read(path: Path) -> dict[str, Any]:
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
                 raise UserError(f"{path} is no COCO instances JSON: {part}[{place}] has no {missing[0]!r}; add it")
+            wrong = [key for key, kind in keys.items() if kind and not _is(kind, entry[key])]
+            if wrong:
+                kind = _KINDS[keys[wrong[0]]]
+                raise UserError(
+                    f"{path} is no COCO instances JSON: {wrong[0]!r} of {part}[{place}] is not {kind}; correct it"
+                )
     return truth
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Whether a value is of a kind, and small enough to be an index where it is a number."""
+    if kind is int:
+        return type(value) is int and abs(value) < 2**63
+    return isinstance(value, str) and "\0" not in value
 
 
 def _unlike(folder: Path, images: Iterable[dict[str, Any]]) -> Iterable[str]:
@@ -94,12 +112,17 @@ def _unlike(folder: Path, images: Iterable[dict[str, Any]]) -> Iterable[str]:
 
 def _has_area(box: Any, image: dict[str, Any]) -> bool:
     """Whether a box x y width height covers some of its image."""
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, int | float) for n in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_small(n) for n in box):
         return False
     x, y, width, height = box
     corners = np.array([[x, x + width], [y, y + height]], np.float32)  # as the detector will see them
     inside = corners.clip(0, np.array([[image["width"]], [image["height"]]]))
     return bool((inside[:, 0] < inside[:, 1]).all())
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a value is a number that float32 holds."""
+    return isinstance(value, int | float) and abs(value) < 1e30
 
 
 def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
@@ -126,7 +149,7 @@ def _runs(counts: Any) -> npt.NDArray[np.int64] | None:
     the difference to the last but one.
     """
     if isinstance(counts, list):
-        return np.array(counts, np.int64) if all(isinstance(n, int) for n in counts) else None
+        return np.array(counts, np.int64) if all(isinstance(n, int) and abs(n) < 2**40 for n in counts) else None
     if not isinstance(counts, str) or not counts.isascii():
         return None
     codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from densepath.core.errors import one_line
+
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB")
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, where Pillow begins to warn of decompression bombs
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _PLANES_TAG = 259, 262, 274, 284
+_TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _WHITE_IS_ZERO = 0
+_DEFLATE, _UNBOUNDED = (8, 32946, 50013), (34925, 50000)  # compressions; the latter are LZMA and Zstandard
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what ails a file is said once, by DamagedImage
 Image.init()  # Pillow loads its plugins at the first use, which threads must not do at the same time
@@ -34,7 +40,7 @@ class DamagedImage(Exception):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.why}"
+        return one_line(f"{self.path}: {self.why}")
 
 
 def read_image(path: str | Path, max_side: int | None = None) -> npt.NDArray[np.uint8]:
@@ -103,6 +109,7 @@ def _open(path: str | Path) -> Image.Image:
     _refuse_bomb(path, *image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns such files itself, and garbles uncompressed ones; it garbles 16-bit planes, too
+        _refuse_bomb(path, image.tag_v2.get(_TILE_WIDTH_TAG, 0), image.tag_v2.get(_TILE_HEIGHT_TAG, 0))
         turned = image.tag_v2.get(_ORIENTATION_TAG, 1) != 1
         planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
         if turned or planes:
@@ -114,9 +121,13 @@ def _open(path: str | Path) -> Image.Image:
 def _open_tiff(path: str | Path) -> Image.Image:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
-        _refuse_bomb(path, page.imagewidth, page.imagelength)
+        _refuse_bomb(path, page.imagewidth, page.imagelength * page.imagedepth)
+        _refuse_bomb(path, page.tilewidth, page.tilelength * page.tiledepth)
         if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
             raise DamagedImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
+        if max(page.databytecounts, default=0) > tiff.filehandle.size:
+            raise DamagedImage(str(path), "it claims more bytes than it has; copy it again")
+        _refuse_swelling(path, page)
         pixels = page.asarray()
         if page.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
@@ -128,6 +139,23 @@ def _open_tiff(path: str | Path) -> Image.Image:
 def _refuse_bomb(path: str | Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DamagedImage(str(path), f"{width} x {height} px are more than {MAX_PIXELS:,}; cut it into tiles first")
+
+
+def _refuse_swelling(path: str | Path, page: tifffile.TiffPage) -> None:
+    """Refuse compressed parts that hold more than they should: tifffile would take the memory for all of it."""
+    if page.compression in _UNBOUNDED:
+        kind = tifffile.COMPRESSION(page.compression).name
+        raise DamagedImage(str(path), f"TIFF compressed by {kind} is not read; save it with deflate")
+    if page.compression not in _DEFLATE or page.dtype is None:
+        return
+    high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    most = min(high * wide * page.samplesperpixel * page.dtype.itemsize, 8 * MAX_PIXELS)
+    segments: Any = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)
+    for data, _ in segments:
+        inflater = zlib.decompressobj()
+        inflater.decompress(data or b"", most)
+        if inflater.unconsumed_tail and inflater.decompress(inflater.unconsumed_tail, 1):
+            raise DamagedImage(str(path), "a part of it holds more pixels than it should; save it anew")
 
 
 def _factor(size: tuple[int, int], max_side: int | None) -> int:

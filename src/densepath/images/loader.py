@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -128,17 +129,8 @@ class ImageBatches:
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # or it would draw from the user's global one
         )
-        try:
+        with telling_of_death(self.workers, "use fewer workers, or pack the images first"):
             yield from loader
-        except (RuntimeError, OSError, EOFError) as error:
-            # What came through from a worker that lives begins with "Caught"
-            if not self.workers or str(error).startswith("Caught"):
-                raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"a process that decodes images died, most likely for want of memory ({reason}); "
-                "use fewer workers, or pack the images first"
-            ) from error
 
     def _batch(self, step: int, gathered: Gathered, damaged: tuple[str, ...] = ()) -> ImageBatch:
         epoch, progress = step / self.steps_per_epoch, step / self.total_steps
@@ -170,6 +162,29 @@ class _Decoder(Dataset[Gathered]):
 
     def __getitem__(self, index: Tensor) -> Gathered:
         return self.files.gather(index)
+
+
+@contextmanager
+def telling_of_death(workers: int, remedy: str) -> Iterator[None]:
+    """Say that a process died that decodes images, where the loader in use says something else.
+
+    Args:
+        workers: how many such processes there are.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: one of them died.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        # What came through from a worker that lives begins with "Caught"
+        if not workers or str(error).startswith("Caught"):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"a process that decodes images died, most likely for want of memory ({reason}); {remedy}"
+        ) from error
 
 
 def outlive_signals(worker: int) -> None:

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write ``last.ckpt``; the one that stood there becomes ``previous.ckpt``.
+    """Write ``last.ckpt``; the one that stood there becomes ``previous.ckpt``, unless it is damaged.
 
     Args:
         folder: where the checkpoints of a run lie.
@@ -42,12 +42,13 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     last = folder / LAST
     try:
         with atomic_write(last) as part:
-            torch.save({"format": _FORMAT, **state}, part)
+            with part.open("wb") as file:
+                torch.save({"format": _FORMAT, **state}, file)
             _seal(part)
-            if last.exists():
+            if _is_whole(last):  # or it would take the place of the one that the run went on from
                 os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
+        why = str(_first_cause(error)).splitlines()[0]
         raise UserError(
             f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then go on with --resume"
         ) from error
@@ -67,7 +68,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is not a checkpoint of densepath; use one that densepath wrote") from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    known = isinstance(state, dict) and state.get("format") == _FORMAT
+    if not (known and isinstance(state.get("step"), int) and isinstance(state.get("state_dict"), dict)):
         raise UserError(f"{path} is not a checkpoint of this version of densepath; use one that it wrote")
     return state
 
@@ -118,6 +120,21 @@ def _seal(path: Path) -> None:
             raise RuntimeError("torch.save wrote something else than a ZIP archive")
         file.seek(length)
         file.write(len(seal).to_bytes(2, "little") + seal)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What came first: torch fails once more where it tidies up."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path)
+    except (UserError, FileNotFoundError):
+        return False
+    return True
 
 
 def _verify(path: Path) -> None:

@@ -35,16 +35,17 @@ def export(run: str | Path, to: str | Path | None = None, layout: Layout = "timm
     """
     run = Path(run)
     config = read_config(run)
-    if config is None or "method" not in config:
+    if config is None or not config.keys() >= {"method", "backbone", "method_options"}:
         raise UserError(f"{run} is not the folder of a pre-training run; name one")
     state = newest_checkpoint(run / CHECKPOINTS)
     if state is None:
         raise UserError(f"the run in {run} has no checkpoint yet; go on with it by --resume")
-    method = find_method(config["method"])(build_backbone(config["backbone"]), **config["method_options"])
     weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
+    method_type = find_method(config["method"])
     try:
+        method = method_type(build_backbone(str(config["backbone"])), **config["method_options"])
         method.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
         raise UserError(
             f"the checkpoint in {run} does not belong to its config.yaml; restore one of the two"
         ) from error

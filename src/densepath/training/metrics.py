@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from densepath.core.files import atomic_write
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, writing
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -21,13 +22,20 @@ class MetricsFile:
     Args:
         path: of the file, which is made with its first row.
         resume_at: the step that a resumed run goes on from: later rows will come anew and are taken out.
+
+    Raises:
+        UserError: the file that is there holds something else.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
         self._path = path
         self._columns: list[str] = []
         if path.exists():
-            self._rewrite([row for row in _read_rows(path) if int(row["step"]) <= resume_at])
+            try:
+                kept = [row for row in _read_rows(path) if int(row["step"]) <= resume_at]
+            except (ValueError, LookupError, TypeError, csv.Error) as error:
+                raise UserError(f"{path} is damaged or holds no measurements; move it away") from error
+            self._rewrite(kept)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one row, which must name its ``step``, a whole number."""
@@ -35,7 +43,7 @@ class MetricsFile:
         if new:
             self._columns += new
             self._rewrite(_read_rows(self._path))
-        with self._path.open("a", newline="") as file:
+        with writing(self._path), self._path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:

@@ -20,6 +20,7 @@ from densepath.images.loader import ImageBatches
 from densepath.images.sources import check_size, open_images
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.training.export import EXPORTED, export_backbone
@@ -147,10 +148,8 @@ def pretrain(
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
-    if options.get("batch_norm") == "synchronized" and hardware.kind == "cpu" and hardware.world_size > 1:
-        raise UserError("torch synchronizes batch norms on GPUs only; take batch_norm shuffled or per_process")
     learner = find_method(method)(network, **options)
-    learner.check(view_size, batch * hardware.world_size)
+    learner.check(view_size, batch * hardware.world_size, hardware.world_size)
 
     images = open_images(data, cache=cache, device=hardware.device)
     check_size(images, view_size // 2)
@@ -217,8 +216,9 @@ def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) 
 
 
 def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
-    """Scores of the backbone as it is; the other processes wait at their next step."""
+    """Scores of the backbone as it would be exported; the other processes wait at their next step."""
+    network = copy.deepcopy(learner.backbone_to_keep()).eval()
+    set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
-    network = copy.deepcopy(learner.backbone_to_keep()).eval()
     return {f"probe_{name}": value for name, value in probe(network, data).items() if isinstance(value, int | float)}

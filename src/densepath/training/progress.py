@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from densepath.training.stopwatch import Stopwatch
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -35,8 +36,8 @@ class Progress:
     def __init__(self, start: int, total: int, shown: bool = True) -> None:
         self._start, self._total = start, total
         self._shown = shown
-        self._began = time.monotonic()
-        self._line_at = self._began
+        self._watch = Stopwatch()
+        self._began = self._line_at = self._watch.read()
         self._text = ""
         self._bar: RichProgress | None = None
         console = Console(stderr=True)
@@ -51,12 +52,13 @@ class Progress:
                 TimeRemainingColumn(),
                 console=console,
                 refresh_per_second=2,
+                get_time=Stopwatch().read,
             )
             self._task = self._bar.add_task("", total=total, completed=start, text="")
 
     def begin(self) -> None:
         """The first step begins: the time until now tells nothing about the time that is left."""
-        self._began = self._line_at = time.monotonic()
+        self._began = self._line_at = self._watch.read()
         if self._bar is not None:
             self._bar.start()
 
@@ -69,7 +71,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self._text)
             return
-        now = time.monotonic()
+        now = self._watch.read()
         first = row is not None and self._line_at == self._began
         if first or now - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = now

@@ -15,7 +15,7 @@ import yaml
 from densepath.core.errors import UserError
 from densepath.methods import METHODS, Method
 from densepath.training.optimizers import Optimizer
-from densepath.views.augment import augment_from
+from densepath.views.augment import Augment, augment_from
 
 
 def recipe_names() -> list[str]:
@@ -35,7 +35,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
     text = _read(str(name))
     try:
         recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
@@ -53,6 +53,9 @@ def typed_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
         options["optimizer"] = _optimizer_from(options["optimizer"])
     if isinstance(options.get("augment"), Mapping):
         options["augment"] = augment_from(dict(options["augment"]))
+    for name, kind in (("optimizer", Optimizer), ("augment", Augment)):
+        if options.get(name) is not None and not isinstance(options[name], kind):
+            raise UserError(f"{name} is {options[name]!r}; give its options by name")
     return options
 
 
@@ -62,8 +65,8 @@ def find_method(name: str) -> type[Method]:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in METHODS:
-        raise UserError(f"no method is called {name!r}; {_suggest(name, METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"no method is called {name!r}; {_suggest(str(name), METHODS)}")
     return METHODS[name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,14 @@ from lightning.pytorch.loggers import Logger
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint, write_checkpoint
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
 from densepath.training.progress import Progress
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
 from densepath.training.signals import StopSignals
+from densepath.training.stopwatch import Stopwatch
 
 Evaluate = Callable[[], Mapping[str, float]]
 
@@ -51,7 +52,9 @@ class RunCallback(L.Callback):
     """Accompanies a run from its first or its resumed step to its last.
 
     Several processes look at the clock, the signals and the losses only every ``log_every`` steps, and agree there on
-    what to do.
+    what to do. Each keeps running statistics of its own in its batch norms; the weights in a checkpoint, and those of
+    every process at the end of the run, have their mean. As they are moving averages, it is what one process would hold
+    that has the images of all of them, in batch-norm groups.
 
     Args:
         out: the run folder.
@@ -90,7 +93,8 @@ class RunCallback(L.Callback):
         self.signals, self.loggers, self.evaluate = signals, loggers, evaluate
         self.stopped_by: int | None = None
         self._lr = 0.0
-        self._saved_at = time.monotonic()
+        self._watch = Stopwatch()
+        self._saved_at = self._watch.read()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
@@ -99,6 +103,8 @@ class RunCallback(L.Callback):
                 optimizer.load_state_dict(kept)
             for config, kept in zip(trainer.lr_scheduler_configs, self.state["schedules"], strict=True):
                 config.scheduler.load_state_dict(kept)
+            if world_size() > 1 and len(self.state.get("statistics", ())) == world_size():
+                set_statistics(pl_module, self.state["statistics"][rank()])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -136,12 +142,12 @@ class RunCallback(L.Callback):
         saves = last or _due(step, rhythm.save_every_steps)
         stop = 0
         if logs or saves or world_size() == 1:
-            minutes = (time.monotonic() - self._saved_at) / 60
+            minutes = (self._watch.read() - self._saved_at) / 60
             late = 0 < rhythm.save_every_minutes <= minutes
             stop, late = self._agree(trainer, self.signals.received or 0, late)
             saves = saves or late or stop > 0
         if logs or saves:
-            self._require_finite(trainer)
+            self._require_finite(trainer.lightning_module, weights=saves)
         row = self._measure(trainer.lightning_module, step, logs)
         self.progress.step(step, row if logs else None)
         if saves:
@@ -176,8 +182,12 @@ class RunCallback(L.Callback):
         stop, agreed = wishes.tolist()
         return stop, bool(agreed)
 
-    def _require_finite(self, trainer: L.Trainer) -> None:
+    def _require_finite(self, module: L.LightningModule, weights: bool) -> None:
+        """Stop the run where a loss, or one of the weights that are about to be saved, is not a finite number."""
         bad = self.meter.not_finite()
+        what = "the loss is"
+        if weights and bad is None and not _all_finite(module):
+            bad, what = self.meter.newest(), "weights are"
         if world_size() > 1:
             found: list[tuple[int, list[int]] | None] = [None] * world_size()
             dist.all_gather_object(found, bad)
@@ -191,9 +201,9 @@ class RunCallback(L.Callback):
                 part.write_text(json.dumps({"step": step, "images": images}))
         remedy = "lower the learning rate, take larger batches, or try precision 32"
         if not has_checkpoint(self.out / CHECKPOINTS):
-            raise UserError(f"the loss is not finite at step {step}, before the first checkpoint; {remedy}")
+            raise UserError(f"{what} not finite at step {step}, before the first checkpoint; {remedy}")
         raise UserError(
-            f"the loss is not finite at step {step} ({note} lists the images of its batch); the checkpoint from before "
+            f"{what} not finite at step {step} ({note} lists the images of its batch); the checkpoint from before "
             f"is kept; {remedy}"
         )
 
@@ -202,18 +212,31 @@ class RunCallback(L.Callback):
         if world_size() > 1:
             states *= world_size()
             dist.all_gather_object(states, random_state())
+        module = trainer.lightning_module
+        statistics = gather_statistics(module)
         if rank() == 0:
-            module = trainer.lightning_module
+            weights = module.state_dict()
+            weights.update(name_statistics(module, statistics.mean(0)))
             state = {
                 "step": step,
                 **self.notes,
-                "state_dict": module.state_dict(),
+                "state_dict": weights,
+                "statistics": statistics,  # of each process
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
                 "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
                 "random": states,
             }
             write_checkpoint(self.out / CHECKPOINTS, state)
-        self._saved_at = time.monotonic()
+        trainer.strategy.barrier()  # a launcher may end the others as soon as one process has left
+        if step == self.total:
+            set_statistics(module, statistics.mean(0))  # what is exported is what was saved
+        self._saved_at = self._watch.read()
+
+
+def _all_finite(module: L.LightningModule) -> bool:
+    """Whether all weights are finite numbers; waits for the device."""
+    with torch.no_grad():
+        return bool(torch.stack([weight.isfinite().all() for weight in module.parameters()]).all())
 
 
 def _due(step: int, every: int) -> bool:

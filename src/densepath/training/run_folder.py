@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, require_new_folder
-from densepath.training.checkpoints import CHECKPOINTS
+from densepath.core.files import atomic_write, remove_remains, require_new_folder
 
 CONFIG = "config.yaml"
 _ABSENT = object()
@@ -29,9 +28,9 @@ def read_config(out: Path) -> dict[str, Any] | None:
         return None
     try:
         config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read; name another folder") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UserError(f"{path} is not the configuration of a run; name another folder")
     return config
 
@@ -67,6 +66,8 @@ def open_run(
     Raises:
         UserError: the folder holds another run, or something else.
     """
+    for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed at once
+        stale.unlink(missing_ok=True)
     old = read_config(out)
     if old is not None:
         if not resume:
@@ -82,8 +83,7 @@ def open_run(
         with atomic_write(out / CONFIG) as part:
             head = f"# {note}\n" if note else ""
             part.write_text(head + yaml.safe_dump(_plain(config), sort_keys=False))
-    for stale in (out / CHECKPOINTS).glob(".*.part"):
-        stale.unlink(missing_ok=True)
+    remove_remains(out)
     try:
         yield out
     except BaseException as error:

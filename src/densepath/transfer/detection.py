@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,7 +19,7 @@ from densepath.training.hardware import Precision, choose_hardware, choose_worke
 from densepath.training.progress import say
 from densepath.training.run_callback import Rhythm
 from densepath.training.run_folder import open_run, read_config
-from densepath.transfer.detector_file import DetectorNotes, load_detector, save_detector
+from densepath.transfer.detector_file import Color, DetectorNotes, check_colors, load_detector, save_detector
 from densepath.transfer.evaluation import evaluate_detector
 from densepath.transfer.fine_tuning import fine_tune, settle_batch_norm
 from densepath.transfer.mask_rcnn import DETECTORS
@@ -103,7 +104,7 @@ def detect(
     asked = dict(locals())
     out = Path(out)
     old = read_config(out) if resume else None
-    if old is not None and "detector" not in old:
+    if old is not None and not old.keys() >= {"detector", "precision", "mean", "std"}:
         raise UserError(f"{out} holds another kind of run; name another folder")
     if old is not None and precision == "auto":
         precision = old["precision"]  # that of the hardware where it was started
@@ -129,8 +130,8 @@ def detect(
     names = _category_names(train, test)
 
     torch.manual_seed(seed)
-    mean, std = _pixel_statistics(weights) if old is None else (old["mean"], old["std"])
-    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, tuple(mean), tuple(std))
+    mean, std = _pixel_statistics(weights) if old is None else _checked(old["mean"], old["std"], f"the run in {out}")
+    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, mean, std)
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     line = load_weights(model.pyramid.backbone, weights) if fresh else f"the {backbone} of {out}"
@@ -188,8 +189,25 @@ def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
     return tuple(names[i] for i in train.category_ids)
 
 
-def _pixel_statistics(weights: str | Path) -> tuple[list[float], list[float]]:
+def _pixel_statistics(weights: str | Path) -> tuple[Color, Color]:
     """Mean and standard deviation of the colors that the weights were trained with, as their file says."""
     said = read_weights(weights).metadata if Path(weights).exists() else {}
-    mean, std = (json.loads(said.get(key, "null")) for key in ("mean", "std"))
-    return mean or list(IMAGENET_DEFAULT_MEAN), std or list(IMAGENET_DEFAULT_STD)
+    try:
+        mean = json.loads(said["mean"]) if "mean" in said else IMAGENET_DEFAULT_MEAN
+        std = json.loads(said["std"]) if "std" in said else IMAGENET_DEFAULT_STD
+    except (ValueError, RecursionError):
+        mean = std = ()
+    return _checked(mean, std, str(weights))
+
+
+def _checked(mean: Any, std: Any, source: str) -> tuple[Color, Color]:
+    """The mean and standard deviation of colors that a source names.
+
+    Raises:
+        UserError: they are none.
+    """
+    try:
+        check_colors(mean, std)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{source} names no mean and std of three colors; make it anew") from error
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

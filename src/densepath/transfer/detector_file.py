@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
 from densepath.transfer.mask_rcnn import DETECTORS, MaskRCNN
 
+Color = tuple[float, float, float]  # red, green, blue in 0-1
 _KEY = "densepath_detector"
 
 
@@ -35,8 +38,8 @@ class DetectorNotes:
     category_ids: tuple[int, ...]
     category_names: tuple[str, ...]
     test_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Color
+    std: Color
 
     def build(self) -> MaskRCNN:
         """The detector with random weights."""
@@ -62,10 +65,30 @@ def load_detector(path: Path) -> tuple[MaskRCNN, DetectorNotes]:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             said = json.loads(file.metadata()[_KEY])
-        fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-        notes = DetectorNotes(**fields)
+        notes = _notes_from(said)
         model = notes.build()
         model.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{path} holds no detector of this version of densepath; train it anew") from error
     return model.eval(), notes
+
+
+def _notes_from(said: Any) -> DetectorNotes:
+    """Notes from plain values, which must be of the kinds that they stand for."""
+    fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    notes = DetectorNotes(**fields)
+    numbers = (*notes.category_ids, notes.test_size)
+    if not notes.category_ids or len(notes.category_names) != len(notes.category_ids):
+        raise ValueError("categories")
+    if any(type(number) is not int for number in numbers) or notes.test_size < 1:
+        raise ValueError("whole numbers")
+    if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
+        raise ValueError("names")
+    check_colors(notes.mean, notes.std)
+    return notes
+
+
+def check_colors(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError where these are not the mean and the standard deviation of three colors."""
+    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise ValueError(f"mean {mean}, std {std}")

@@ -15,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
 from densepath.images.coco import CocoImages
-from densepath.images.loader import outlive_signals
+from densepath.images.loader import outlive_signals, telling_of_death
 from densepath.images.prefetch import ahead
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
@@ -123,10 +123,12 @@ class TrainingBatches:
             generator=torch.Generator(),  # or it would draw from the user's global one
         )
         try:
-            yield from loader
+            with telling_of_death(self.workers, "use fewer workers"):
+                yield from loader
         except UserError as error:
             # A worker's error comes with its traceback; what it says stands at the end.
-            raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
+            said = str(error.args[0]).strip()
+            raise UserError(said.splitlines()[-1].partition("UserError: ")[2] or said) from None
 
     def plan(self) -> Iterator[list[Shown]]:
         """What each batch will show."""
@@ -182,10 +184,10 @@ def into_detector(
         images.append(((resized - center) / spread)[0])
         labels = torch.as_tensor(sample["labels"]).to(device, non_blocking=True)
         targets.append({"boxes": boxes / scale, "labels": labels, "masks": masks, "scale": scale})
-    return _padded(images), targets
+    return padded(images), targets
 
 
-def _padded(images: Sequence[Tensor]) -> ImageList:
+def padded(images: Sequence[Tensor]) -> ImageList:
     """Images (3, H_i, W_i) in one tensor, with zeros at the bottom and on the right."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (-(-max(side) // _DIVISOR) * _DIVISOR for side in zip(*sizes, strict=True))

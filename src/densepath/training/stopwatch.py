@@ -1,0 +1,20 @@
+"""Time that passes, whatever the system's clock does."""
+
+from __future__ import annotations
+
+import time
+
+
+class Stopwatch:
+    """Counts seconds; a clock that jumps back (a machine that was moved or put to sleep) costs one interval."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._read_at = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds since it was made, never fewer than at the last reading."""
+        now = time.perf_counter()
+        self._seconds += max(now - self._read_at, 0.0)
+        self._read_at = now
+        return self._seconds
