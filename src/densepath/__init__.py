@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_views as show_views
     from densepath.demonstration import demo as demo
+    from densepath.images.crag import convert_crag as convert_crag
     from densepath.images.glas import convert_glas as convert_glas
+    from densepath.images.instances import convert_instances as convert_instances
     from densepath.images.sources import pack as pack
     from densepath.images.tissue import write_tissue as write_tissue
     from densepath.training.export import export as export
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "convert_crag": "densepath.images.crag",
     "convert_glas": "densepath.images.glas",
+    "convert_instances": "densepath.images.instances",
     "demo": "densepath.demonstration",
     "detect": "densepath.transfer.detection",
     "export": "densepath.training.export",

@@ -50,8 +50,14 @@ def _load(place: str) -> Callable[..., Any]:
 
 VERBS = {
     "demo": Verb("demonstration:demo", "all of it on built-in tissue, in minutes on a CPU"),
+    "data crag": Verb(
+        "images.crag:convert_crag", "CRAG as its authors ship it -> images and COCO JSON", ("source", "dest")
+    ),
     "data glas": Verb(
         "images.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
+    ),
+    "data instances": Verb(
+        "images.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
     ),
     "data pack": Verb("images.sources:pack", "images -> one store that trains without decoding", ("source", "dest")),
     "data tissue": Verb("images.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from densepath.nets.heads import MLPHead
+from densepath.nets.heads import DenseHead, MLPHead
 
 
 def test_head_is_two_linear_layers_with_a_relu_between() -> None:
@@ -21,3 +21,15 @@ def test_head_is_initialised_kaiming_normal_over_the_fan_in_with_zero_bias() -> 
         # A normal distribution has kurtosis 3; a uniform one, torch's default, has 1.8.
         assert abs((layer.weight**4).mean().item() / layer.weight.var().item() ** 2 - 3) < 0.1
         assert not layer.bias.any()
+
+
+def test_a_dense_head_projects_every_cell_alike_and_keeps_the_initialisation_of_torch() -> None:
+    head = DenseHead(8, 16, 4)
+    x = torch.randn(2, 8, 3, 3)
+    first, second = (layer.weight.flatten(1) for layer in (head.conv1, head.conv2))
+    hidden = (x[1, :, 0, 2] @ first.T + head.conv1.bias).clamp(min=0)
+    torch.testing.assert_close(head(x)[1, :, 0, 2], hidden @ second.T + head.conv2.bias)
+    for layer, fan_in in ((head.conv1, 8), (head.conv2, 16)):
+        largest = layer.weight.abs().max().item()
+        assert 0.8 < largest * fan_in**0.5 <= 1  # uniform within one over the root of the fan-in
+        assert layer.bias.any()

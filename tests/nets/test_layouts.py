@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torchvision
+from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.layouts import arrange, from_detectron2, match_names, timm_state, to_detectron2
+from densepath.nets.layouts import arrange, match_names, timm_state, to_detectron2
 
 # Written from detectron2's ResNet, not from the mapping.
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -61,21 +63,36 @@ def test_detectron2_places() -> None:
 def test_detectron2_there_and_back_is_the_identity(name: str, prefix: str) -> None:
     state = {key: value for key, value in timm_state(name).items() if not key.endswith("num_batches_tracked")}
     inside = {prefix + key: value for key, value in to_detectron2(state).items()}
-    back = from_detectron2(inside)
-    assert list(back) == list(state)
-    assert all(back[key] is state[key] for key in state)
+    match = match_names(inside | {"backbone.fpn_lateral2.weight": torch.zeros(1)}, timm_state(name))
+    assert list(match.found) == list(state)
+    assert all(match.found[key] is state[key] for key in state)
+    assert (match.prefix, match.unused) == (prefix, ["backbone.fpn_lateral2.weight"])
 
 
-def test_a_detector_around_the_backbone_is_dropped() -> None:
-    state = to_detectron2(timm_state("resnet18"))
-    detector = {f"backbone.bottom_up.{key}": value for key, value in state.items()}
-    detector["backbone.fpn_lateral2.weight"] = torch.zeros(1)
-    assert len(from_detectron2(detector)) == len(state)
+@pytest.mark.parametrize("prefix", ["", "backbone.", "model.net."])
+def test_a_sequence_of_a_resnets_children_is_told_by_their_numbers(prefix: str) -> None:
+    network = torchvision.models.resnet50(num_classes=3)
+    state = nn.Sequential(*list(network.children())[:-1]).state_dict(prefix=prefix)
+    match = match_names(state | {f"{prefix}8.weight": torch.zeros(1)}, timm_state("resnet50"))
+    assert match.found.keys() == timm_state("resnet50").keys()
+    assert all(match.found[key].data_ptr() == network.state_dict()[key].data_ptr() for key in match.found)
+    assert (match.prefix, match.others) == (prefix, ["8.weight"])
 
 
-def test_other_layouts_pass_untouched() -> None:
-    state = timm_state("resnet18")
-    assert from_detectron2(state) == state
+def test_frozen_norms_of_scale_and_bias_alone_get_statistics_that_change_nothing() -> None:
+    state = {key: value for key, value in to_detectron2(timm_state("resnet18")).items() if "running" not in key}
+    names = timm_state("resnet18")
+    found = match_names(state, names).found
+    assert {key for key in names if "num_batches" not in key} == found.keys()
+    norm = nn.BatchNorm2d(64).eval()
+    norm.load_state_dict(
+        {key.removeprefix("bn1."): found[key] for key in found if key.startswith("bn1.")}, strict=False
+    )
+    x = torch.randn(1, 64, 5, 5)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        torch.testing.assert_close(norm(x), x * norm.weight[:, None, None] + norm.bias[:, None, None])
+    assert "bn1.running_mean" not in match_names({key: state[key] for key in state if "norm" not in key}, names).found
 
 
 def test_the_random_numbers_of_a_run_do_not_notice_an_export() -> None:
@@ -130,25 +147,43 @@ def test_the_query_backbone_wins_over_its_slow_copy() -> None:
     checkpoint = {f"method.momentum.net.{key}": torch.zeros_like(value) for key, value in names.items()}
     checkpoint |= {f"method.backbone.net.{key}": value for key, value in names.items()}
     checkpoint["method.head.fc1.weight"] = torch.zeros(2, 2)
-    found, others = match_names(checkpoint, names)
-    assert others == []
+    found, prefix, others, unused = match_names(checkpoint, names)
+    assert (prefix, others) == ("method.backbone.net.", [])
+    assert "method.head.fc1.weight" in unused and len(unused) == len(names) + 1
     assert all(found[key] is names[key] for key in names)
 
 
 @pytest.mark.parametrize(
-    ("trained", "slow", "slow_first"),
+    ("trained", "slow"),
     [
-        ("module.encoder_q.", "module.encoder_k.", False),
-        ("module.encoder_q.", "module.encoder_k.", True),
-        ("backbone.", "encoder_k.0.", True),
-        ("unknown.", "another.", False),
+        ("module.encoder_q.", "module.encoder_k."),  # MoCo, PCL
+        ("backbone.", "encoder_k.0."),  # OpenSelfSup, ConCL
+        ("backbone.", "encoder_k.module.0."),  # mmselfsup
+        ("online_net.0.", "target_net.module.0."),  # BYOL
+        ("backbone.", "backbone_momentum."),  # lightly
+        ("backbone.", "momentum_backbone."),  # solo-learn
+        ("student.module.backbone.", "teacher.backbone."),  # DINO
+        ("net.online_encoder.net.", "net.target_encoder.net."),
     ],
 )
-def test_the_trained_encoder_of_a_foreign_checkpoint_is_found(trained: str, slow: str, slow_first: bool) -> None:
+@pytest.mark.parametrize("slow_first", [True, False])
+def test_the_trained_encoder_wins_over_its_slow_copy(trained: str, slow: str, slow_first: bool) -> None:
     names = timm_state("resnet18")
     checkpoint = {f"{trained}{key}": value for key, value in names.items()} | {f"{trained}fc.0.weight": torch.zeros(1)}
     copy = {f"{slow}{key}": torch.zeros_like(value) for key, value in names.items()}
-    checkpoint = copy | checkpoint if slow_first else checkpoint | copy
-    found, others = match_names(checkpoint, names)
-    assert others == ["fc.0.weight"]
-    assert all(found[key] is names[key] for key in names)
+    match = match_names(copy | checkpoint if slow_first else checkpoint | copy, names)
+    assert match.prefix == trained
+    assert match.others == ["fc.0.weight"]
+    assert match.unused == [f"{trained}fc.0.weight", *copy]
+    assert all(match.found[key] is names[key] for key in names)
+
+
+def test_of_two_encoders_alike_the_first_is_taken() -> None:
+    names = timm_state("resnet18")
+    checkpoint = {f"{prefix}{key}": value for prefix in ("unknown.", "another.") for key, value in names.items()}
+    assert match_names(checkpoint, names).prefix == "unknown."
+
+
+def test_names_of_thousands_of_parts_take_no_time() -> None:
+    match = match_names({f"{'a.' * 10**6}conv1.weight": torch.zeros(1)}, timm_state("resnet18"))
+    assert match.found == {}

@@ -29,8 +29,8 @@ from densepath.images.store import BLOCK, CHANNELS, PackedTiles
 
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "densepath-tiles", "1"
-_HEADER = 4096  # bytes in front of the pixels: the header's length in 8 bytes, then JSON, then spaces
-_LONGEST_HEADER = 2**20
+HEADER = 4096  # bytes in front of the pixels: the header's length in 8 bytes, then JSON, then spaces
+_LONGESTHEADER = 2**20
 _TABLES = {"pixels": "U8", "offsets": "I64", "name_starts": "I64", "sizes": "I32", "names": "U8"}
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
@@ -63,7 +63,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> P
         names = Names.of(
             _relative(files.names(position), root) for position in range(len(files)) if position not in damage.found
         )
-        _write_tables(file, sizes, names)
+        write_tables(file, sizes, names)
     return dest
 
 
@@ -113,7 +113,7 @@ def _damaged(path: str | Path, why: str) -> UserError:
 
 
 def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.int32]:
-    file.seek(_HEADER)
+    file.seek(HEADER)
     sizes = array("i")
     for image in images:
         sizes.extend(image.shape[:2])
@@ -121,7 +121,8 @@ def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[np.uint8]]) -> np
     return np.frombuffer(sizes, dtype=np.int32).reshape(-1, 2)
 
 
-def _write_tables(file: BinaryIO, sizes: npt.NDArray[np.int32], names: Names) -> None:
+def write_tables(file: BinaryIO, sizes: npt.NDArray[np.int32], names: Names) -> None:
+    """Write what stands behind the pixels, where the file stands now, and the header in front of them."""
     bytes_each = sizes.astype(np.int64).prod(axis=1) * CHANNELS
     total = int(bytes_each.sum())
     uniform = bool((sizes == sizes[0]).all())
@@ -145,14 +146,14 @@ def _write_tables(file: BinaryIO, sizes: npt.NDArray[np.int32], names: Names) ->
         file.write(np.ascontiguousarray(table).data)
     text = json.dumps(header).encode()
     file.seek(0)
-    file.write((_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8))
+    file.write((HEADER - 8).to_bytes(8, "little") + text.ljust(HEADER - 8))
 
 
 def _map(path: Path) -> dict[str, Tensor]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, _LONGEST_HEADER))
+        text = file.read(min(length, _LONGESTHEADER))
     start = 8 + length
     try:
         header = json.loads(text)

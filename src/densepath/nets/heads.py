@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from densepath.core.errors import UserError
+
+
+class LinearHead(nn.Linear):
+    """One linear layer: the MoCo-v1 projector.
+
+    Args:
+        in_features, out_features: as in :class:`MLPHead`.
+
+    Source: ConCL (ECCV 2022) uses 512-128 for ResNet-18.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        _check_widths(out_features)
+        super().__init__(in_features, out_features)
+        _initialize(self)
+
 
 class MLPHead(nn.Module):
     """Linear, ReLU, Linear: the MoCo-v2 projector.
@@ -18,12 +35,72 @@ class MLPHead(nn.Module):
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
         super().__init__()
+        _check_widths(hidden_features, out_features)
         self.fc1 = nn.Linear(in_features, hidden_features)
         self.fc2 = nn.Linear(hidden_features, out_features)
-        for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        _initialize(self.fc1, self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (..., in_features) to (..., out_features); the result is not normalised."""
         return self.fc2(self.fc1(x).relu())
+
+
+class DenseHead(nn.Module):
+    """1 x 1 convolution, ReLU, 1 x 1 convolution: the DenseCL projector of every cell of a feature map.
+
+    Its initialisation is torch's own, as in the released DenseCL, whose initialiser touches linear layers alone.
+
+    Args:
+        in_features, hidden_features, out_features: as in :class:`MLPHead`.
+
+    Source: Wang et al., DenseCL, CVPR 2021, section 3.2.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        _check_widths(hidden_features, out_features)
+        self.conv1 = nn.Conv2d(in_features, hidden_features, 1)
+        self.conv2 = nn.Conv2d(hidden_features, out_features, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (B, in_features, h, w) to (B, out_features, h, w); the result is not normalised."""
+        return self.conv2(self.conv1(x).relu())
+
+
+class NormedHead(nn.Module):
+    """Linear, batch norm, ReLU, Linear, perhaps another batch norm: the projectors of SimCLR and BYOL.
+
+    A linear layer before a batch norm has no bias, as the norm would take it away again.
+
+    Args:
+        in_features, hidden_features, out_features: as in :class:`MLPHead`.
+        last_norm: whether a batch norm comes last, as in SimCLR.
+
+    Source: ConCL (ECCV 2022) uses 512-512-128 for SimCLR and 512-512-256 for BYOL.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, last_norm: bool = False) -> None:
+        super().__init__()
+        _check_widths(hidden_features, out_features)
+        self.fc1 = nn.Linear(in_features, hidden_features, bias=False)
+        self.norm1 = nn.BatchNorm1d(hidden_features)
+        self.fc2 = nn.Linear(hidden_features, out_features, bias=not last_norm)
+        self.norm2 = nn.BatchNorm1d(out_features) if last_norm else nn.Identity()
+        _initialize(self.fc1, self.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project (B, in_features) to (B, out_features); the result is not normalised to unit length."""
+        return self.norm2(self.fc2(self.norm1(self.fc1(x)).relu()))
+
+
+def _check_widths(*widths: int) -> None:
+    if min(widths) < 1:
+        raise UserError(f"the layers of a head need at least one channel, not {min(widths)}")
+
+
+def _initialize(*layers: nn.Linear) -> None:
+    """Kaiming-normal over the fan-in with the gain of a ReLU, biases zero."""
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from typing import NamedTuple
 
 import timm
 import torch
@@ -16,7 +17,11 @@ from densepath.nets.backbones import Backbone
 
 LAYOUTS = ("timm", "torchvision", "detectron2")
 
-_TRAINED = ("method.backbone.", "backbone.", "module.encoder_q.")  # densepath, OpenSelfSup, MoCo
+# The slow copy of a trained network: encoder_k, momentum_encoder, backbone_momentum, teacher, target_net and so on.
+_SLOW = re.compile(r"(?:^|[._])(?:k|key|ema|momentum|slow|target|teacher)(?=[._])")
+_DEEPEST = 16  # parts of a name that may be a prefix
+_NORM_EPS = 1e-5  # detectron2's and torch's
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}  # of a ResNet
 
 _TIMM_RESNET = re.compile(r"(?:layer([1-4])\.(\d+)\.)?(?:(conv|bn)([1-3])|downsample\.([01]))\.(\w+)")
 _DETECTRON2 = re.compile(r"(?:stem|res([2-5])\.(\d+))\.(?:conv([1-3])|(shortcut))(\.norm)?\.(\w+)")
@@ -63,34 +68,51 @@ def feature_name(key: str, names: Container[str]) -> str | None:
     return None
 
 
-def match_names(state: Mapping[str, Tensor], names: Container[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Find the prefix under which most keys of a checkpoint are names of a features_only network.
+class Match(NamedTuple):
+    """What a checkpoint holds of a network.
 
-    Where two parts of a checkpoint fit alike (an encoder and its slow copy), the one under a trained encoder's usual
-    name is taken, else the one that stands first in the file.
-
-    Returns:
-        The tensors found there, under the network's own names; and the other keys there, without the prefix.
+    Args:
+        found: the network's tensors, under its own names.
+        prefix: what stands before their names in the checkpoint.
+        others: the other tensors under that prefix, without it, as timm would call them.
+        unused: the checkpoint's own names of all that was not found, those under the prefix first.
     """
-    counts: Counter[str] = Counter()
+
+    found: dict[str, Tensor]
+    prefix: str
+    others: list[str]
+    unused: list[str]
+
+
+def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
+    """Find the prefix and the spelling under which most keys of a checkpoint are names of a features_only network.
+
+    Where two parts of a checkpoint fit alike, a slow copy (momentum encoder, teacher) gives way to the trained encoder;
+    else the one that stands first in the file is taken.
+    """
+    counts: Counter[tuple[str, Spelling]] = Counter()
     for key in state:
-        parts = key.split(".")
+        parts = key.split(".", _DEEPEST)
         for i in range(len(parts)):
-            if feature_name(".".join(parts[i:]), names):
-                counts["".join(f"{part}." for part in parts[:i])] += 1
+            tail = ".".join(parts[i:])
+            prefix = key.removesuffix(tail)
+            counts.update((prefix, spelling) for spelling in _SPELLINGS if spelling(tail, names) in names)
     if not counts:
-        return {}, list(state)
-    prefix = max(counts, key=lambda prefix: (counts[prefix], prefix.startswith(_TRAINED)))
-    found, others = {}, []
+        return Match({}, "", list(state), list(state))
+    prefix, spelling = max(counts, key=lambda place: (counts[place], not _SLOW.search(place[0])))
+    found: dict[str, Tensor] = {}
+    others, under, beside = [], [], []
     for key, value in state.items():
-        if key.startswith(prefix):
-            short = key.removeprefix(prefix)
-            name = feature_name(short, names)
-            if name:
-                found[name] = value
-            else:
-                others.append(short)
-    return found, others
+        tail = key.removeprefix(prefix)
+        name = spelling(tail, names) if key.startswith(prefix) else None
+        if name is not None and name in names and name not in found:
+            found[name] = value
+        elif key.startswith(prefix):
+            others.append(name or tail)
+            under.append(key)
+        else:
+            beside.append(key)
+    return Match(_thawed(found) if spelling is _from_detectron2 else found, prefix, others, under + beside)
 
 
 def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,26 +140,43 @@ def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the ResNet of a detectron2 file, wherever in a detector it stands, its timm names; drop the rest.
+Spelling = Callable[[str, Container[str]], str | None]  # a name in a file, the network's names -> what timm calls it
 
-    A file of another layout comes back as it is.
-    """
-    anchor = "stem.conv1.weight"
-    prefixes = (key.removesuffix(anchor) for key in state if key.endswith(anchor))
-    prefix = next((prefix for prefix in prefixes if f"{prefix}res2.0.conv1.weight" in state), None)
-    if prefix is None:
-        return dict(state)
-    renamed = {}
-    for key, value in state.items():
-        match = _DETECTRON2.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
-        if match is None:
-            continue
-        stage, block, number, shortcut, norm, leaf = match.groups()
-        home = f"layer{int(stage) - 1}.{block}." if stage else ""
-        layer = f"downsample.{1 if norm else 0}" if shortcut else f"{'bn' if norm else 'conv'}{number}"
-        renamed[f"{home}{layer}.{leaf}"] = value
-    return renamed
+
+def _from_timm(key: str, names: Container[str]) -> str | None:
+    """timm's and torchvision's own names."""
+    return feature_name(key, names)
+
+
+def _from_detectron2(key: str, names: Container[str]) -> str | None:
+    """The way back from :func:`to_detectron2`."""
+    match = _DETECTRON2.fullmatch(key)
+    if match is None:
+        return None
+    stage, block, number, shortcut, norm, leaf = match.groups()
+    home = f"layer{int(stage) - 1}.{block}." if stage else ""
+    layer = f"downsample.{1 if norm else 0}" if shortcut else f"{'bn' if norm else 'conv'}{number}"
+    return f"{home}{layer}.{leaf}"
+
+
+def _from_sequence(key: str, names: Container[str]) -> str | None:
+    """A ResNet whose children were put into an ``nn.Sequential``, as lightly's examples do: 4.0.conv1.weight."""
+    child, _, rest = key.partition(".")
+    return f"{_CHILDREN[child]}.{rest}" if child in _CHILDREN else None
+
+
+_SPELLINGS: tuple[Spelling, ...] = (_from_timm, _from_detectron2, _from_sequence)
+
+
+def _thawed(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Complete frozen batch norms, of which old detectron2 files hold scale and bias alone, by neutral statistics."""
+    if any(name.endswith("running_var") for name in found):
+        return found
+    for name in [name for name in found if re.search(r"(?:bn\d|downsample\.1)\.weight$", name)]:
+        norm, scale = name.removesuffix("weight"), found[name]
+        found |= {f"{norm}running_mean": torch.zeros_like(scale)}
+        found |= {f"{norm}running_var": torch.full_like(scale, 1 - _NORM_EPS)}
+    return found
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ and keeps its tensors, its hooks, and its name in the state dict. In evaluation 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from densepath.core.losses import full_precision
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class GhostBatchNorm2d(nn.BatchNorm2d):
+class _Ghost(_BatchNorm):
     """Batch norm over groups of images: each group of a batch is normalized by statistics of its own.
 
     Running statistics follow the mean of the groups' statistics: what the processes of a data-parallel run that hold
@@ -57,7 +58,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(normalized)
 
 
-class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+class _Synchronized(_BatchNorm):
     """Batch norm over the images of all processes: by torch's own functions on a GPU; on a CPU it has none.
 
     It is no ``nn.SyncBatchNorm``, which data-parallel training refuses on a CPU.
@@ -70,16 +71,33 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
             running, share = (self.running_mean, self.running_var), float(_count_batch(self))
             everyone = (dist.group.WORLD, world_size())
             return SyncBatchNormFunction.apply(x, self.weight, self.bias, *running, self.eps, share, *everyone)
-        wide, over = full_precision(x), (0, 2, 3)
+        wide = full_precision(x)
+        over, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
         count = torch.full((1,), x.numel() / x.shape[1], dtype=wide.dtype)
         *sums, count = total(torch.cat((wide.sum(over), count))).split((self.num_features, 1))
         mean = sums[0] / count
         # Of what is centered: a difference of two large sums would lose the digits that a small variance needs.
-        centered = wide - mean.view(1, -1, 1, 1)
+        centered = wide - mean.view(shape)
         variance = total(centered.square().sum(over)) / count
         _follow(self, mean.detach(), (variance * count / (count - 1)).detach())
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return torch.addcmul(self.bias.view(1, -1, 1, 1), centered, scale.view(1, -1, 1, 1)).to(x.dtype)
+        return torch.addcmul(self.bias.view(shape), centered, scale.view(shape)).to(x.dtype)
+
+
+class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
+    """Batch norm of vectors (B, C) over groups of images."""
+
+
+class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
+    """Batch norm of feature maps (B, C, h, w) over groups of images."""
+
+
+class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):
+    """Batch norm of vectors (B, C) over the images of all processes."""
+
+
+class SynchronizedBatchNorm2d(_Synchronized, nn.BatchNorm2d):
+    """Batch norm of feature maps (B, C, h, w) over the images of all processes."""
 
 
 class _Activated:
@@ -100,19 +118,66 @@ class SynchronizedBatchNormAct2d(_Activated, SynchronizedBatchNorm2d):
     """:class:`SynchronizedBatchNorm2d` with timm's activation behind it."""
 
 
-_GHOST = {nn.BatchNorm2d: GhostBatchNorm2d, BatchNormAct2d: GhostBatchNormAct2d}
-_SYNCHRONIZED = {nn.BatchNorm2d: SynchronizedBatchNorm2d, BatchNormAct2d: SynchronizedBatchNormAct2d}
+_GHOST = {
+    nn.BatchNorm1d: GhostBatchNorm1d,
+    nn.BatchNorm2d: GhostBatchNorm2d,
+    BatchNormAct2d: GhostBatchNormAct2d,
+}
+_SYNCHRONIZED = {
+    nn.BatchNorm1d: SynchronizedBatchNorm1d,
+    nn.BatchNorm2d: SynchronizedBatchNorm2d,
+    BatchNormAct2d: SynchronizedBatchNormAct2d,
+}
 _PLAIN: dict[type, type] = {ours: plain for kinds in (_GHOST, _SYNCHRONIZED) for plain, ours in kinds.items()}
+
+
+def set_batch_norm(
+    network: nn.Module, batch_norm: str, group: int, kinds: Sequence[str] = ("per_process", "synchronized")
+) -> None:
+    """Give batch norms the statistics that a method's options of these names ask for.
+
+    Args:
+        network: what holds them.
+        batch_norm: one of ``kinds``; all but "synchronized" are over the images of a process.
+        group: images that have their statistics in common; 0 for those of a process or of all.
+        kinds: what the method knows.
+
+    Raises:
+        UserError: the kind is unknown, or synchronized in groups; and as :func:`group_batch_norm`.
+    """
+    if batch_norm not in kinds:
+        raise UserError(f"unknown batch_norm {batch_norm!r}; there are: {', '.join(kinds)}")
+    if batch_norm == "synchronized":
+        if group:
+            raise UserError("synchronized batch norms have no groups; give --method.batch_norm_group 0, too")
+        synchronize_batch_norm(network)
+    elif group:
+        group_batch_norm(network, group)
+
+
+def check_batch_norm_group(group: int, batch_size: int, processes: int) -> None:
+    """Check that groups of images lie within processes, which share a batch equally.
+
+    Raises:
+        UserError: they do not.
+    """
+    local = batch_size // processes
+    if group and local % group:
+        raise UserError(
+            f"batch-norm groups of {group} images do not divide the {local} that a process holds in a batch; "
+            "set --method.batch_norm_group to a divisor of that (or 0: all of them), or change batch_size, accumulate "
+            "or the number of processes"
+        )
 
 
 def group_batch_norm(network: nn.Module, group: int) -> None:
     """Let each ``group`` images of a batch have statistics of their own.
 
     Raises:
-        UserError: the group is empty, or the network has batch norms of another kind than timm's usual ones.
+        UserError: groups of less than two images, or a network with batch norms of another kind than timm's usual ones.
     """
-    if group < 1:
-        raise UserError(f"batch norms need groups of at least one image, not {group}")
+    if group < 2:
+        raise UserError(f"batch norms need groups of two images or more, not {group}")
     for norm in _convert(network, _GHOST):
         norm.group = group
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import warnings
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -21,15 +20,18 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
-from densepath.nets.layouts import arrange, feature_name, from_detectron2, match_names, timm_state
+from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
+from densepath.nets.weight_files import read_tensors
 
 FORMAT_VERSION = "1"
-ACCEPTED = "a .safetensors, .pth, .pt or .ckpt file, a run folder, a timm name such as resnet18.a1_in1k, or random"
+ACCEPTED = (
+    "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, or random"
+)
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must hold
 
 
 class Weights(NamedTuple):
-    """Tensors under timm's names (with the prefix, if any, that they have in their file) and what the file says."""
+    """Tensors under the names that they have in their file, and what the file says of itself."""
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]
@@ -100,8 +102,8 @@ def read_weights(source: str | Path) -> Weights:
     """Read tensors from a file of any layout, or from a run folder.
 
     Args:
-        source: a ``.safetensors`` file, a torch file, or a run folder: its ``exported/backbone.safetensors``, else its
-            ``checkpoints/last.ckpt``, else the checkpoint before.
+        source: a ``.safetensors`` file, a torch file, a pickle of arrays as detectron2 ships, or a run folder: its
+            ``exported/backbone.safetensors``, else its ``checkpoints/last.ckpt``, else the checkpoint before.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds something else than tensors.
@@ -118,12 +120,12 @@ def read_weights(source: str | Path) -> Weights:
         path = found
     if not (path.is_file() and os.access(path, os.R_OK)):
         raise UserError(f"there are no weights to read at {path}; give {ACCEPTED}")
-    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state, metadata = read_tensors(path)
     if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this one")
     if not state:
         raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
-    return Weights(from_detectron2(state), metadata)
+    return Weights(state, metadata)
 
 
 def load_weights(backbone: Backbone, source: str | Path) -> str:
@@ -148,27 +150,49 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     if not Path(source).exists():
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     weights = read_weights(source)
-    names = backbone.net.state_dict()
-    found, others = match_names(weights.state_dict, names)
-    advice = f"name the backbone that they belong to (--backbone {weights.metadata.get('backbone', 'resnet50, say')})"
-    for problem in (_other_shapes(found, names), _other_layers(backbone, others)):
-        if problem:
-            raise UserError(f"{name} does not fit {backbone.name}: {problem}; {advice}")
-    # Some layouts don't count batches; the count plays no part in a batch norm with a momentum.
-    wanted = [key for key in names if not key.endswith("num_batches_tracked")]
-    missing = [key for key in wanted if key not in found]
-    if len(wanted) - len(missing) < _LEAST_SHARE * len(wanted):
+    match = match_names(weights.state_dict, backbone.net.state_dict())
+    if problem := _misfit(backbone, match):
+        other = weights.metadata.get("backbone", "resnet50, say")
         raise UserError(
-            f"{name} has {len(wanted) - len(missing)} of the {len(wanted)} tensors of {backbone.name} "
-            f"(not {_first(missing)}); {advice}"
+            f"{name} does not fit {backbone.name}: {problem}; name the backbone that they belong to "
+            f"(--backbone {other})"
         )
-    backbone.net.load_state_dict(found, strict=False)
+    backbone.net.load_state_dict(match.found, strict=False)
+    wanted, missing = _wanted(backbone, match)
     line = f"{backbone.name} with {len(wanted) - len(missing)} of {len(wanted)} tensors from {name}"
+    if match.prefix:
+        line += f" under {match.prefix}"
     if missing:
         line += f"; not in the file: {_first(missing)}"
-    if others:
-        line += f"; not used: {_first(others)}"
+    if match.unused:
+        line += f"; not used: {_first(match.unused)}"
     return line
+
+
+def _misfit(backbone: Backbone, match: Match) -> str:
+    """Why a checkpoint is not of this backbone, or nothing."""
+    wanted, missing = _wanted(backbone, match)
+    absent = [key for key in wanted if key not in match.found]
+    blocks = {_block(key) for key in wanted} - {_block(key) for key in wanted if key in match.found}
+    if not blocks and len(wanted) - len(absent) >= _LEAST_SHARE * len(wanted):
+        return _other_shapes(match.found, backbone.net.state_dict()) or _other_layers(backbone, match.others)
+    there = f"; instead {_first(match.unused)}" if match.unused else ""
+    return f"it has {len(wanted) - len(missing)} of the {len(wanted)} tensors (not {_first(missing)}{there})"
+
+
+def _wanted(backbone: Backbone, match: Match) -> tuple[list[str], list[str]]:
+    """The tensors that a checkpoint should hold, and those of them that it does not hold in their shape.
+
+    Some layouts don't count batches; the count plays no part in a batch norm with a momentum.
+    """
+    own, found = backbone.net.state_dict(), match.found
+    wanted = [key for key in own if not key.endswith("num_batches_tracked")]
+    return wanted, [key for key in wanted if key not in found or found[key].shape != own[key].shape]
+
+
+def _block(key: str) -> str:
+    """The layer of the stem or the block that a tensor belongs to; none of them may be missing as a whole."""
+    return re.match(r"(?:model\.)?[^.]*(?:\.\d+)?", key)[0]  # type: ignore[index]
 
 
 def _load_pretrained(backbone: Backbone, name: str) -> str:
@@ -189,37 +213,6 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
     if statistics != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
         line += f"; it was trained with other normalisation: mean {statistics[0]}, std {statistics[1]}"
     return line
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or is no safetensors file; copy or export it again") from error
-
-
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch wonders aloud about files that it then refuses
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, or is no torch file, and could run code if it were loaded; "
-            "save its state_dict() alone"
-        ) from error
-    except Exception as error:  # a damaged file fails wherever the reader happens to be
-        raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
-    if not isinstance(content, dict):
-        return {}, {}
-    notes = content.get("metadata")
-    metadata = {str(key): str(value) for key, value in notes.items()} if isinstance(notes, dict) else {}
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    return state, metadata
 
 
 def _other_shapes(found: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,111 @@
+"""The tensors of a file that others wrote: safetensors, torch's, or a pickle of arrays; no code of it is run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.nets.pickles import read_pickle
+
+_HOLDERS = ("state_dict", "model")  # where the tensors of a checkpoint lie, if they don't lie open
+_SETTINGS = re.compile(
+    r"(?:argparse|lightning|mmcv|mmengine|numpy|omegaconf|pathlib|pytorch_lightning|typing)\.[\w.]+|"
+    r"builtins\.(?:bool|dict|float|int|list|str|tuple)"
+)
+_NESTING = 4  # dictionaries within dictionaries that are searched for tensors
+_TORCH_STARTS = (b"PK\3\4", b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # what torch.save writes, and wrote until 1.5
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file under the names that they have there, and what it says of itself.
+
+    Dictionaries of tensors that lie within others are joined to one, their names by dots.
+
+    Raises:
+        UserError: the file is damaged, or holds something else than tensors and settings.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    with path.open("rb") as file:
+        by_torch = file.read(64).startswith(_TORCH_STARTS)
+    content = _read_torch(path) if by_torch else read_pickle(path)
+    return _tensors(content), _notes(content)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or is no safetensors file; copy or export it again") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        harmless: Any = [(_Setting, name) for name in _settings(path)]
+        with (
+            warnings.catch_warnings(action="ignore"),  # torch wonders aloud about files that it then refuses
+            torch.serialization.safe_globals(harmless),
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, or is no torch file, and could run code if it were loaded; "
+            "save its state_dict() alone"
+        ) from error
+    except Exception as error:  # a damaged file fails wherever the reader happens to be
+        raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
+
+
+class _Setting:
+    """Stands in for a setting that a trainer keeps beside the tensors: made, but holding nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _settings(path: Path) -> list[str]:
+    """The classes of settings that a torch file names; they are never imported."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # written before torch 1.6
+        return []
+    return [name for name in names if _SETTINGS.fullmatch(name)]
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, those of dictionaries within it under joined names; an optimizer's are left out."""
+    if not isinstance(content, dict):
+        return {}
+    content = next((content[key] for key in _HOLDERS if isinstance(content.get(key), dict)), content)
+    found: dict[str, Tensor] = {}
+    rest, seen = [("", content)], {id(content)}
+    for prefix, holder in rest:
+        for key, value in holder.items():
+            name = f"{prefix}{key}" if isinstance(key, str | int) else None
+            if name is None or "optimizer" in name:
+                continue
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif isinstance(value, dict) and id(value) not in seen and prefix.count(".") < _NESTING:
+                seen.add(id(value))
+                rest.append((f"{name}.", value))
+    return found
+
+
+def _notes(content: Any) -> dict[str, str]:
+    """What a checkpoint says of itself in words and numbers."""
+    notes = content.get("metadata") if isinstance(content, dict) else None
+    plain = notes.items() if isinstance(notes, dict) else ()
+    return {key: str(value) for key, value in plain if isinstance(key, str) and isinstance(value, str | int | float)}
