@@ -9,16 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from densepath.concepts.kmeans import KMeansConcepts
-from densepath.methods import ConCL, Method, MoCoV2
+from densepath.methods import BYOL, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR
+from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch
 
 
 def bare_step(method: Method, views: Batch) -> Callable[[], None]:
-    """The passes of one step over views that lie ready."""
+    """The passes of one step over views that lie ready, with plain batch norms, whatever the method has."""
     for kind, passes in _PASSES.items():
         if type(method) is kind:
-            return lambda: passes(method, views)
+            plain = plain_batch_norm(method)
+            return lambda: passes(plain, views)
     raise ValueError(f"the bare passes of {type(method).__name__} are not written down here")
+
+
+def _simclr(method: Any, views: Batch) -> None:
+    """Both views forward and backward, as one batch."""
+    pixels = torch.cat((views["first"].pixels, views["second"].pixels))
+    _backward(method, method.head(method.backbone(pixels)[5].mean((2, 3))))
+
+
+def _byol(method: Any, views: Batch) -> None:
+    """Each view forward and backward in the online network, and forward in the target."""
+    predictions = []
+    for name in ("first", "second"):
+        pixels = views[name].pixels
+        predictions.append(method.predictor(method.projector(method.backbone(pixels)[5].mean((2, 3)))))
+        with torch.no_grad():
+            method.target_projector(method.target_backbone(pixels)[5].mean((2, 3)))
+    _backward(method, *predictions)
 
 
 def _moco_v2(method: Any, views: Batch) -> None:
@@ -37,10 +56,28 @@ def _concl(method: Any, views: Batch) -> None:
     _moco_v2(method, views)
 
 
-_PASSES: dict[type, Callable[[Any, Batch], None]] = {MoCoV2: _moco_v2, ConCL: _concl}
+def _densecl(method: Any, views: Batch) -> None:
+    """As MoCo-v2, with a second head on the cells."""
+    query = method.backbone(views["query"].pixels)[5]
+    pooled, cells = method.head(query.mean((2, 3))), method.dense_head(query)
+    with torch.no_grad():
+        key = method.key_backbone(views["key"].pixels)[5]
+        method.key_head(key.mean((2, 3)))
+        method.key_dense_head(key)
+    _backward(method, pooled, cells)
 
 
-def _backward(method: nn.Module, output: Tensor) -> None:
-    output.float().square().mean().backward()
+_PASSES: dict[type, Callable[[Any, Batch], None]] = {
+    SimCLR: _simclr,
+    BYOL: _byol,
+    MoCoV1: _moco_v2,
+    MoCoV2: _moco_v2,
+    DenseCL: _densecl,
+    ConCL: _concl,
+}
+
+
+def _backward(method: nn.Module, *outputs: Tensor) -> None:
+    torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
     for parameter in method.parameters():
         parameter.grad = None

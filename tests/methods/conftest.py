@@ -1,5 +1,7 @@
 """Small views and small methods."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -30,8 +32,9 @@ def make():
     def build(method, **options):
         torch.manual_seed(0)
         sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
-        if method is ConCL:
-            sizes |= {"concept_queue_size": 256, "num_concepts": 4}
+        sizes |= {"concept_queue_size": 256, "num_concepts": 4}
+        known = inspect.signature(method).parameters
+        sizes = {name: size for name, size in sizes.items() if name in known}
         return method(build_backbone("resnet18"), **{**sizes, **options})
 
     return build

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from twins import CASES, GRIDS, IMAGES, STEPS, views_of
+from twins import CASES, GRIDS, IMAGES, KINDS, STEPS, views_of
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-11}  # everything is in float64
 
@@ -29,8 +29,7 @@ def seen(tmp_path_factory):
     return load
 
 
-@pytest.mark.parametrize("method", ["MoCoV2", "ConCL"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("method", "case"), [(kind.__name__, case) for kind, cases in KINDS.items() for case in cases])
 def test_two_processes_are_one(seen, case, method):
     one, first, second = seen(case, method)
     for part in ("losses", "gradients", "state"):
@@ -38,7 +37,9 @@ def test_two_processes_are_one(seen, case, method):
         torch.testing.assert_close(second[part], one[part], **EQUAL)
     assert all(gradient.any() for gradients in one["gradients"] for gradient in gradients.values())
     queues = {name: value for name, value in one["state"].items() if "queue.pointer" in name}
-    assert queues.pop("queue.pointer") == STEPS * IMAGES % 24
+    assert all(queues.pop(f"{name}.pointer", 0) == STEPS * IMAGES % 24 for name in ("queue", "dense_queue"))
+    if method == "DenseCL" and case in GRIDS:
+        assert second["matched"][1] == 0 and 0 < first["matched"][1] < 1
     if method == "ConCL":
         shared = torch.tensor([[float(count) for count in process["shared"]] for process in (first, second)])
         assert (shared[0] != shared[1]).any()

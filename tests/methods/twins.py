@@ -3,6 +3,7 @@
 Usage: python twins.py FOLDER. Writes what each process saw to FOLDER/CASE.PROCESSES.RANK.pt.
 """
 
+import inspect
 import os
 import sys
 import traceback
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.images.batch import ImageBatch
-from densepath.methods import ConCL, MoCoV2
+from densepath.methods import BYOL, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
@@ -33,6 +34,14 @@ CASES = {
     "groups": ({"batch_norm": "per_process", "batch_norm_group": 2, "standardize": True}, {}, {}),
     "shuffled": ({"batch_norm": "shuffled", "batch_norm_group": 2}, {}, {}),
     "synchronized": ({"standardize": True}, {"batch_norm": "per_process"}, {"batch_norm": "synchronized"}),
+}
+KINDS = {
+    MoCoV2: tuple(CASES),
+    ConCL: tuple(CASES),
+    DenseCL: ("default", "synchronized"),  # by features and by geometry
+    SimCLR: ("groups", "synchronized"),
+    BYOL: ("groups", "synchronized"),
+    MoCoV1: ("shuffled",),
 }
 
 
@@ -58,16 +67,19 @@ def batch_of(step, batch):
             corner = torch.ones(IMAGES // 2, 2)
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
+    views |= {"first": views["query"], "second": views["key"]}
     return Batch(views, batch.index[part], batch.seed, batch.step, batch.epoch, batch.progress)
 
 
 def train(kind, case, options, batches):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
-    concepts = CONCL | (GRID if case in GRIDS else KMEANS) if kind is ConCL else {}
-    method = kind(build_backbone("test_resnet"), **SMALL, **concepts, **options).double()
+    options = SMALL | CONCL | (GRID if case in GRIDS else KMEANS) | options
+    options |= {"match": "geometry" if case in GRIDS else "features"}
+    known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
+    method = kind(build_backbone("test_resnet"), **known).double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
-    seen = {"losses": [], "gradients": [], "shared": []}
+    seen = {"losses": [], "gradients": [], "shared": [], "matched": []}
     for step, batch in enumerate(batches):
         losses = method(batch_of(step, batch))
         optimizer.zero_grad()
@@ -79,6 +91,7 @@ def train(kind, case, options, batches):
         seen["losses"].append({name: mean(value) for name, value in {"total": losses.total, **losses.terms}.items()})
         seen["gradients"].append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
         seen["shared"].append(losses.statistics.get("shared_concepts", torch.zeros(())))
+        seen["matched"].append(losses.statistics.get("matched_cells", torch.ones(())))
     set_statistics(method, gather_statistics(method).mean(0))
     return seen | {"state": method.state_dict()}
 
@@ -86,8 +99,9 @@ def train(kind, case, options, batches):
 def process(folder, number, processes, batches):
     if processes > 1:
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
-    for case, (both, one, two) in CASES.items():
-        for kind in (MoCoV2, ConCL):
+    for kind, cases in KINDS.items():
+        for case in cases:
+            both, one, two = CASES[case]
             seen = train(kind, case, both | (two if processes > 1 else one), batches)
             torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
     if processes > 1:

@@ -1,9 +1,20 @@
 """Pre-training methods, one file each."""
 
 from densepath.methods.base import Losses, Method
+from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
+from densepath.methods.densecl import DenseCL
+from densepath.methods.moco_v1 import MoCoV1
 from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.simclr import SimCLR
 
-METHODS: dict[str, type[Method]] = {"moco_v2": MoCoV2, "concl": ConCL}
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "moco_v1": MoCoV1,
+    "moco_v2": MoCoV2,
+    "densecl": DenseCL,
+    "concl": ConCL,
+}
 
-__all__ = ["METHODS", "ConCL", "Losses", "Method", "MoCoV2"]
+__all__ = ["BYOL", "METHODS", "ConCL", "DenseCL", "Losses", "Method", "MoCoV1", "MoCoV2", "SimCLR"]

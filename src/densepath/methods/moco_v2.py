@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
@@ -16,7 +16,7 @@ from densepath.core.queue import Queue
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import MLPHead
-from densepath.nets.norms import group_batch_norm, plain_batch_norm, synchronize_batch_norm
+from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -62,18 +62,11 @@ class MoCoV2(Method):
             raise UserError(f"the temperature must be positive, not {temperature}")
         if not 0 <= momentum <= 1:
             raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
-        if batch_norm not in ("shuffled", "per_process", "synchronized"):
-            raise UserError(f"unknown batch_norm {batch_norm!r}; there are: shuffled, per_process, synchronized")
-        if batch_norm == "synchronized":
-            if batch_norm_group:
-                raise UserError("synchronized batch norms have no groups; set batch_norm_group to 0")
-            synchronize_batch_norm(backbone)
-        elif batch_norm_group:
-            group_batch_norm(backbone, batch_norm_group)
+        set_batch_norm(backbone, batch_norm, batch_norm_group, ("shuffled", "per_process", "synchronized"))
         self.backbone = backbone
-        self.head = MLPHead(backbone.channels[5], hidden_dim, dim)
+        self.head: nn.Module = MLPHead(backbone.channels[5], hidden_dim, dim)
         self.key_backbone = Momentum(self.backbone)
-        self.key_head = Momentum(self.head)
+        self.key_head: Momentum[nn.Module] = Momentum(self.head)
         self.queue = Queue(queue_size, dim)
         self.temperature = temperature
         self.momentum = momentum
@@ -95,12 +88,7 @@ class MoCoV2(Method):
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        local, group = batch_size // processes, self.batch_norm_group
-        if group and local % group:
-            raise UserError(
-                f"batch-norm groups of {group} images do not divide the {local} that a process holds in a batch; "
-                "set batch_norm_group to 0 or to a divisor of that, or change batch_size"
-            )
+        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; take two or more")
         if self.queue.size < batch_size:

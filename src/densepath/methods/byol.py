@@ -1,0 +1,102 @@
+"""BYOL: each view of an image predicts what a slow network makes of the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.core.momentum import Momentum
+from densepath.core.schedules import cosine
+from densepath.methods.base import Losses, Method
+from densepath.nets.backbones import Backbone
+from densepath.nets.heads import NormedHead
+from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class BYOL(Method):
+    """Bootstrap your own latent: no negatives.
+
+    L = |q(z1) - z2'|^2 + |q(z2) - z1'|^2 of unit vectors (Equation 2, for both views): the online network's z = g(f(x))
+    goes through a predictor q; z' is the target network's, its momentum copy, without gradient. The momentum rises from
+    m to 1 as 1 - (1 - m) (cos(pi k / K) + 1) / 2 at step k of K.
+
+    The released code of ConCL's benchmark leaves the constant 4 out of the loss and synchronizes the backbone's batch
+    norms alone; this synchronizes those of the heads, too, as the paper does. It updates the target after each step,
+    this before the next, which is the same but for the momentum being that of one step later.
+
+    Args:
+        backbone: the online encoder; the target encoder is its momentum copy.
+        dim: length of the embeddings.
+        hidden_dim: width of the hidden layers of projector and predictor.
+        momentum: m, of the target network at the start of the run.
+        batch_norm: whose statistics, in backbone and heads: "synchronized": over all images; or "per_process".
+        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
+            in a batch. With a number the run is the same on any number of processes, but for rounding.
+
+    Source: Grill et al., NeurIPS 2020, arXiv 2006.07733; heads and momentum as ConCL (ECCV 2022) runs it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dim: int = 256,
+        hidden_dim: int = 512,
+        momentum: float = 0.996,
+        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
+        batch_norm_group: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+        self.backbone = backbone
+        self.projector = NormedHead(backbone.channels[5], hidden_dim, dim)
+        self.predictor = NormedHead(dim, hidden_dim, dim)
+        for layer in (self.predictor.fc1, self.predictor.fc2):
+            nn.init.normal_(layer.weight, std=0.01)  # as released
+        for network in (self.backbone, self.projector, self.predictor):
+            set_batch_norm(network, batch_norm, batch_norm_group)
+        self.target_backbone = Momentum(self.backbone)
+        self.target_projector = Momentum(self.projector)
+        self.momentum = momentum
+        self.batch_norm = batch_norm
+        self.batch_norm_group = batch_norm_group
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """The first view is always blurred, the second at times solarized; an ``augment`` is that of both."""
+        if augment is not None:
+            return {"first": augment, "second": augment}
+        augment = Augment(scale=(0.08, 1.0), saturation=0.2, interpolation="bicubic")
+        return {"first": replace(augment, blur=1.0), "second": replace(augment, blur=0.1, solarize=0.2)}
+
+    def forward(self, batch: Batch) -> Losses:
+        momentum = cosine(self.momentum, 1.0, batch.progress)
+        self.target_backbone.update(self.backbone, momentum)
+        self.target_projector.update(self.projector, momentum)
+        first, second = batch["first"].pixels, batch["second"].pixels
+        loss = self.distance(first, second) + self.distance(second, first)
+        return Losses(loss, {"prediction_loss": loss.detach()})
+
+    def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
+        """The mean of |q(z) - z'|^2 over the images, between 0 and 4, of views (B, 3, S, S)."""
+        prediction = self.predictor(self.projector(self.backbone(pixels)[5].mean((2, 3))))
+        with torch.no_grad():
+            target = self.target_projector(self.target_backbone(others)[5].mean((2, 3)))
+        return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
+
+    def backbone_to_keep(self) -> Backbone:
+        return plain_batch_norm(self.backbone)
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
+        alone = self.batch_norm_group or batch_size // processes
+        if (batch_size if self.batch_norm == "synchronized" else alone) < 2:
+            raise UserError("the batch norms of its heads need at least two images each; make the batch larger")

@@ -1,0 +1,89 @@
+"""SimCLR: contrast of whole images within a batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision, nt_xent
+from densepath.methods.base import Losses, Method
+from densepath.nets.backbones import Backbone
+from densepath.nets.heads import NormedHead
+from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class SimCLR(Method):
+    """Two views of an image attract each other among all the views of a batch.
+
+    With z = g(GAP(f5(x))), unit vectors, of the 2N views of N images, and j the other view of i's image (Equation 1),
+
+    l_i = -log(exp(z_i z_j / t) / sum over k != i of exp(z_i z_k / t)), averaged over the 2N views.
+
+    The N images are those of all processes, and gradients flow into the views of each from the losses of all. Both
+    views pass through the network as one batch, so batch norms have the statistics of both.
+
+    Args:
+        backbone: the encoder.
+        dim: length of the embeddings.
+        hidden_dim: width of the head's hidden layer.
+        temperature: t.
+        batch_norm: whose statistics, in backbone and head: "synchronized": over all images; or "per_process".
+        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
+            in a batch. With a number the run is the same on any number of processes, but for rounding.
+
+    Source: Chen et al., ICML 2020, arXiv 2002.05709; head, temperature and augmentation as ConCL (ECCV 2022) runs it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dim: int = 128,
+        hidden_dim: int = 512,
+        temperature: float = 0.1,
+        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
+        batch_norm_group: int = 0,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(f"the temperature must be positive, not {temperature}")
+        self.backbone = backbone
+        self.head = NormedHead(backbone.channels[5], hidden_dim, dim, last_norm=True)
+        for network in (self.backbone, self.head):
+            set_batch_norm(network, batch_norm, 2 * batch_norm_group)  # two views of each image
+        self.temperature = temperature
+        self.batch_norm_group = batch_norm_group
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        augment = augment or Augment(
+            scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5
+        )
+        return {"first": augment, "second": augment}
+
+    def forward(self, batch: Batch) -> Losses:
+        first, second = self.embed(batch["first"].pixels, batch["second"].pixels)
+        loss = nt_xent(first, second, self.temperature)
+        return Losses(loss, {"instance_loss": loss.detach()})
+
+    def embed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, unit vectors (B, dim), of two views (B, 3, S, S)."""
+        group = self.batch_norm_group or len(first)
+        pairs = zip(first.split(group), second.split(group), strict=True)  # what has batch statistics in common
+        features = self.backbone(torch.cat([view for pair in pairs for view in pair]))[5]
+        z = F.normalize(full_precision(self.head(features.mean((2, 3)))), dim=1)
+        of_first, of_second = z.view(-1, 2, group, z.shape[1]).unbind(1)
+        return of_first.flatten(0, 1), of_second.flatten(0, 1)
+
+    def backbone_to_keep(self) -> Backbone:
+        return plain_batch_norm(self.backbone)
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
+        if batch_size < 2:
+            raise UserError("a batch of one image has nothing to contrast it with; take two or more")

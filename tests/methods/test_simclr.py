@@ -1,0 +1,128 @@
+"""SimCLR against lightly's loss, and its batch norms."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densepath.core.errors import UserError
+from densepath.core.losses import nt_xent
+from densepath.methods import SimCLR
+from densepath.nets.backbones import build_backbone
+from densepath.training.optimizers import Optimizer, parameter_groups
+from densepath.views.augment import Augment
+from densepath.views.maker import ViewMaker
+
+
+@pytest.fixture
+def batch(images):
+    return ViewMaker(SimCLR.views(), 64, seed=0)(images)
+
+
+def test_loss_is_that_of_lightly_on_embeddings_of_both_views_in_one_batch(make, batch):
+    method, twin = make(SimCLR), make(SimCLR)
+    losses = method(batch)
+    pixels = torch.cat((batch["first"].pixels, batch["second"].pixels))
+    z = twin.head(twin.backbone(pixels)[5].mean((2, 3)))
+    torch.testing.assert_close(losses.total, NTXentLoss(temperature=0.1)(*z.split(4)))
+    assert losses.terms["instance_loss"] == losses.total
+
+
+def test_nt_xent_and_its_gradient_are_the_equation():
+    first, second = (torch.nn.functional.normalize(torch.randn(5, 7).double(), dim=1) for _ in range(2))
+    views = torch.cat((first, second)).requires_grad_()
+    losses = []
+    for i in range(10):
+        others = torch.stack([views[i] @ views[k] / 0.3 for k in range(10) if k != i])
+        losses.append(-(views[i] @ views[(i + 5) % 10] / 0.3 - others.exp().sum().log()))
+    expected = torch.stack(losses).mean()
+    ours = nt_xent(*views.split(5), 0.3)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(torch.autograd.grad(ours, views), torch.autograd.grad(expected, views))
+
+
+def test_the_head_is_two_linear_layers_with_batch_norms_and_no_bias(make):
+    head = make(SimCLR).head
+    x = torch.randn(6, 512)
+    hidden = nn.functional.batch_norm(x @ head.fc1.weight.T, None, None, training=True).relu()
+    expected = nn.functional.batch_norm(hidden @ head.fc2.weight.T, None, None, training=True)
+    torch.testing.assert_close(head(x), expected)
+    assert sorted(dict(head.named_parameters())) == [
+        *("fc1.weight", "fc2.weight", "norm1.bias", "norm1.weight", "norm2.bias", "norm2.weight"),
+    ]
+
+
+def test_a_group_of_batch_norms_is_both_views_of_its_images(make, batch):
+    method, twin = make(SimCLR, batch_norm="per_process", batch_norm_group=2), make(SimCLR)
+    first, second = method.embed(batch["first"].pixels, batch["second"].pixels)
+    for part in (slice(2), slice(2, 4)):
+        expected = twin.embed(batch["first"].pixels[part], batch["second"].pixels[part])
+        torch.testing.assert_close((first[part], second[part]), expected)
+    kept = method.backbone_to_keep()
+    assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
+
+
+def test_the_views_are_those_of_the_paper():
+    views = SimCLR.views()
+    assert views["first"] == views["second"]
+    jitter = {"jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    assert views["first"] == Augment(scale=(0.08, 1), grayscale=0.2, blur=0.5, blur_sigma=(0.1, 2), **jitter)
+    still = Augment(jitter=0)
+    assert SimCLR.views(still) == {"first": still, "second": still}
+
+
+def test_lars_scales_the_weights_of_layers_alone(make):
+    method = make(SimCLR)
+    scaled, excluded = parameter_groups(method, Optimizer(name="lars", weight_decay=1e-6))
+    layers = [m for m in method.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert {id(p) for p in scaled["params"]} == {id(layer.weight) for layer in layers}
+    norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
+    assert {id(p) for p in excluded["params"]} == {id(p) for norm in norms for p in norm.parameters()}
+    assert (excluded["weight_decay"], excluded["adapt"]) == (0, False)
+
+
+def test_step_never_waits_for_the_device(make, images, monkeypatch):
+    """On the meta device nothing has a value: whatever asks for one raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
+    batch = ViewMaker(SimCLR.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
+    losses = make(SimCLR, batch_norm="per_process", batch_norm_group=2).to("meta")(batch)
+    losses.total.backward()
+    assert losses.total.device.type == "meta"
+
+
+def test_overfits_one_batch(make, batch):
+    method = make(SimCLR)
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
+    history = []
+    for _ in range(12):
+        loss = method(batch).total
+        history.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert history[-1] < 0.5 * history[0]
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto"])
+def test_any_convnet_will_do(batch, name):
+    method = SimCLR(build_backbone(name))
+    method(batch).total.backward()
+    assert method.backbone_to_keep().name == name
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_wrong_hyper_parameters_are_named(make):
+    with pytest.raises(UserError, match="temperature must be positive, not 0"):
+        make(SimCLR, temperature=0)
+    with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: per_process, synchronized"):
+        make(SimCLR, batch_norm="shuffled")
+    with pytest.raises(UserError, match="synchronized batch norms have no groups"):
+        make(SimCLR, batch_norm_group=2)
+    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds"):
+        make(SimCLR, batch_norm="per_process", batch_norm_group=8).check(96, 40, processes=2)
+    with pytest.raises(UserError, match="a batch of one image has nothing to contrast it with"):
+        make(SimCLR).check(96, 1)

@@ -1,0 +1,28 @@
+"""What every method owes to a run, whatever it learns."""
+
+import pytest
+import torch
+
+from densepath.methods import METHODS
+from densepath.training.checkpoints import read_checkpoint
+from densepath.training.pretrain import pretrain
+from densepath.training.recipes import all_options
+
+SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method):
+    options = {name: value for name, value in SMALL.items() if name in all_options(method, {})}
+    options = {"data": tiles, "out": tmp_path / "run", "method": method, "method_options": options, "max_steps": 4}
+    options |= {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32"}
+    folder = pretrain(**options, save_every_steps=2) / "checkpoints"
+    whole = read_checkpoint(folder / "last.ckpt")
+    (folder / "last.ckpt").unlink()
+    assert read_checkpoint(folder / "previous.ckpt")["step"] == 2
+    pretrain(**options, save_every_steps=2, resume=True)
+    resumed = read_checkpoint(folder / "last.ckpt")
+    assert resumed["step"] == whole["step"] == 4
+    assert whole["state_dict"].keys() == resumed["state_dict"].keys()
+    pairs = {name: (value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items()}
+    assert [name for name, (one, other) in pairs.items() if not torch.equal(one, other)] == []
