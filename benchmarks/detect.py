@@ -32,6 +32,8 @@ from densepath.transfer.samples import LONGEST, TrainingBatches, into_detector, 
 from densepath.transfer.solver import make_solver
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
+_CALLS = 4
+
 
 def training_step(module: DetectionModule, hardware: Hardware) -> Callable[[Callable[[], torch.Tensor]], None]:
     """Losses, gradients and weights, from what the model takes."""
@@ -160,7 +162,7 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
         asked.detector, asked.backbone, tuple(train.category_ids), names, asked.test_size, IMAGENET_MEAN, IMAGENET_STD
     )
     sizes = (asked.train_size[0], asked.train_size[1])
-    steps = asked.repeats + 4
+    steps = (asked.repeats + 1) * _CALLS + 1
     module = DetectionModule(
         notes.build().to(hardware.device, memory_format=hardware.memory_format),
         notes,
@@ -171,7 +173,8 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
     loader = reference_loader(data, sizes, asked.batch_size, asked.workers)
     loops = {"densepath": ours(module, batches, hardware), "torchvision": reference(module, loader, hardware)}
     cases = {name: lambda loop=loop: next(loop) for name, loop in loops.items()}
-    seconds = in_turns(cases, asked.repeats, hardware.device)
+    # Several steps a turn: a batch that one of them has made in the turn of the other weighs little.
+    seconds = in_turns(cases, asked.repeats, hardware.device, warmup=1, calls=_CALLS)
     rows: list[dict[str, Any]] = [
         {"case": f"training, {name}", "images_per_second": asked.batch_size / statistics.median(values)}
         for name, values in seconds.items()

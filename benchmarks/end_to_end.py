@@ -50,18 +50,20 @@ def densepath_run(recipe: str, data: Path, asked: Any) -> dict[str, float]:
     return {
         "images_per_second": statistics.harmonic_mean([row["images_per_second"] for row in rows]),
         "waiting_%": 100 * statistics.fmean(row["waiting"] for row in rows),
-        "peak_mib": memory,
+        "peak_mib_of_the_host": memory,
     }
 
 
-def lightly_run(method: str, data: Path, asked: Any) -> dict[str, float]:
+def lightly_run(method: str, data: Path, workers: int, asked: Any) -> dict[str, float]:
     """The same of the peer."""
     command = ["benchmarks.peers", "--method", method, "--data", data, "--backbone", asked.backbone]
-    command += ["--size", asked.size, "--batch_size", asked.batch_size, "--workers", asked.peer_workers]
+    command += ["--size", asked.size, "--batch_size", asked.batch_size, "--workers", workers]
     command += ["--steps", asked.steps, "--skip", _SKIP]
+    if asked.devices.startswith("cpu"):
+        command += ["--device", "cpu"]
     command += ["--precision", {"32": "32-true"}.get(asked.precision, "bf16-mixed"), "--channels_last"]
     printed, memory = run([str(word) for word in command])
-    return json.loads(printed.splitlines()[-1]) | {"peak_mib": memory}
+    return json.loads(printed.splitlines()[-1]) | {"peak_mib_of_the_host": memory}
 
 
 def bare(recipe: str, asked: Any) -> float:
@@ -70,8 +72,10 @@ def bare(recipe: str, asked: Any) -> float:
         out = Path(folder, "step.json")
         command = ["benchmarks.step", "--method", recipe, "--size", asked.size, "--batch_size", asked.batch_size]
         command += ["--backbone", asked.backbone, "--precision", asked.precision, "--repeats", 3, "--json", out]
+        command += ["--device", asked.devices]
         run([str(word) for word in command])
-        return json.loads(out.read_text())["rows"][0]["bare_images_per_second"]
+        (rows,) = json.loads(out.read_text())["tables"].values()
+        return rows[0]["bare_images_per_second"]
 
 
 def main() -> None:
@@ -80,11 +84,10 @@ def main() -> None:
     made.set_defaults(repeats=3)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
     made.add_argument("--peer", nargs="*", default=["moco_v2", "densecl"], choices=("moco_v2", "densecl"))
-    made.add_argument("--peer_workers", type=int, default=len(os.sched_getaffinity(0)))
+    made.add_argument("--peer_workers", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--size", type=int, default=224, help="of the views, in pixels")
     made.add_argument("--image_size", type=int, default=224)
-    made.add_argument("--count", type=int, default=1000, help="tiles")
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--devices", default="auto")
@@ -92,7 +95,7 @@ def main() -> None:
     made.add_argument("--precision", default="32", choices=("32", "bf16-mixed"), help="of both")
     asked = made.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
-    with jpeg_folder(asked.data, asked.count, asked.image_size) as folder:
+    with jpeg_folder(asked.data, asked.steps * asked.batch_size, asked.image_size) as folder:
         store = pack(folder, folder.parent / "tiles.safetensors")
         for _ in range(asked.repeats):
             for recipe in asked.method:
@@ -103,7 +106,9 @@ def main() -> None:
                     row["share of bare"] = row["images_per_second"] / speed
                     found.setdefault(f"densepath {recipe}, {name}", []).append(row)
             for method in asked.peer:
-                found.setdefault(f"lightly {method}, JPEGs", []).append(lightly_run(method, folder, asked))
+                for workers in asked.peer_workers:
+                    row = lightly_run(method, folder, workers, asked)
+                    found.setdefault(f"lightly {method}, JPEGs, {workers} workers", []).append(row)
     rows = [{"case": name} | _median(measured) for name, measured in found.items()]
     report(
         f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, precision {asked.precision}", rows, asked.json

@@ -1,17 +1,19 @@
 """Everything that has to be measured on a GPU, in one go, without a network: correctness first, then speed and memory.
 
-``python -m benchmarks.gpu --minutes 8 --json gpu.json``. What no longer fits into the time is named as left out.
+``python -m benchmarks.gpu --minutes 8 --json gpu.json``. A section that fails is reported and the next one goes on;
+what no longer fits into the time is named as left out.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,101 +21,104 @@ from typing import Any
 import torch
 
 from benchmarks import detect, end_to_end, loading
-from benchmarks.measure import machine, parser, report
-from benchmarks.step import Step, measure
-from benchmarks.tiles import tiles_in_memory
-from densepath.images.packing import pack
+from benchmarks.measure import isolated, report, write_json
+from benchmarks.step import Step, measure_peer, measure_recipe, options
+from benchmarks.tiles import jpeg_folder
+from densepath.images.packing import open_store, pack
 from densepath.images.store import PackedTiles
 from densepath.images.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware
 
 _PAPER_IMAGES = 200 * 80_000  # ConCL: 200 epochs of NCT-CRC-HE-100K's 80,000 training tiles
+_BATCH = 64  # of the comparison with the CPU: two of the recipes' batch-norm groups
+_TARGETS = {"moco_v2": 8000.0, "concl": _PAPER_IMAGES / 3600}  # images/s, ResNet-18 at 224 px on one H200
 
 
 @contextmanager
-def no_waiting(device: torch.device) -> Any:
-    """Whatever makes the host wait for the GPU is an error."""
+def waits(device: torch.device) -> Iterator[list[str]]:
+    """Where the host waited for the GPU."""
+    places: list[str] = []
     if device.type != "cuda":
-        yield
+        yield places
         return
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield places
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    places += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
 def correctness(recipe: str, images: PackedTiles, asked: Namespace, hardware: Hardware) -> dict[str, Any]:
-    """The device in float32 and in its own precision, against the CPU in float32, on the same images and weights."""
+    """The device in float32 and in its own precision against the CPU in float32, on the same images and weights."""
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     host = replace(choose_hardware("cpu", "32"), channels_last=hardware.channels_last)
-    exact = Step(recipe, images, asked.size, 16, asked.backbone, host)
-    same = Step(recipe, images, asked.size, 16, asked.backbone, replace(hardware, precision="32"))
-    own = Step(recipe, images, asked.size, 16, asked.backbone, hardware)
-    names = list(exact.ready.views)
+    exact = Step(recipe, images, asked.size, _BATCH, asked.backbone, host)
+    same = Step(recipe, images, asked.size, _BATCH, asked.backbone, replace(hardware, precision="32"))
+    own = Step(recipe, images, asked.size, _BATCH, asked.backbone, hardware)
+    pairs = [(view.pixels, same.ready[name].pixels.cpu()) for name, view in exact.ready.views.items()]
+    found = {"views, largest difference": (max(float((a - b).abs().max()) for a, b in pairs), 1e-3)}
+    loss, gradients = exact.gradients()
+    for name, step, loose in (("float32", same, 1e-3), (hardware.precision, own, 5e-2)):
+        other, others = step.gradients()
+        found[f"{name}: loss, relative difference"] = (abs(other - loss) / abs(loss), loose)
+        found[f"{name}: gradient, relative difference"] = (
+            float((others - gradients).norm() / gradients.norm()),
+            10 * loose,
+        )
+    torch.backends.cudnn.allow_tf32 = tf32
     row: dict[str, Any] = {"case": recipe}
-    pairs = [(exact.ready[name].pixels, same.ready[name].pixels.cpu()) for name in names]
-    row["views: largest difference"] = max(float((a - b).abs().max()) for a, b in pairs)
-    losses = {}
-    for name, step in (("float32 on the CPU", exact), ("float32", same), (hardware.precision, own)):
-        tf32 = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
-        with torch.autocast(step.device.type, torch.bfloat16) if step.autocast else nullcontext():
-            losses[name] = float(step.module.training_step(step.batches[0], 0)["loss"].detach())
-        torch.backends.cudnn.allow_tf32 = tf32
-    row |= {f"loss, {name}": value for name, value in losses.items()}
+    for name, (value, limit) in found.items():
+        row[name] = f"{value:.2g} ({'ok' if value <= limit else 'FAILED'}, limit {limit:.0e})"
     own()
-    with no_waiting(own.device):
+    with waits(own.device) as places:
         own()
-    row["a step waits for the device"] = "no"
+    row["waits for the device in a step"] = "none" if not places else f"{len(places)} FAILED: {places[0]}"
     return row
 
 
-def projected(row: dict[str, Any]) -> dict[str, Any]:
-    """With the minutes that the paper's pre-training would take at this speed."""
-    return row | {"minutes_for_200_epochs_of_80,000": _PAPER_IMAGES / row["images_per_second"] / 60}
+def projected(row: dict[str, Any], recipe: str, backbone: str) -> dict[str, Any]:
+    """With the minutes that the paper's pre-training would take at this speed, and whether the target is met."""
+    speed = row["images_per_second"]
+    row = row | {"minutes_for_200_epochs_of_80,000": _PAPER_IMAGES / speed / 60}
+    if recipe in _TARGETS and backbone == "resnet18":
+        row["target, images per second"] = (
+            f"{_TARGETS[recipe]:,.0f} ({'met' if speed >= _TARGETS[recipe] else 'missed'})"
+        )
+    return row
 
 
 def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """What is measured, the most important first."""
-    images = tiles_in_memory(asked.data, max(64, 2 * asked.batch_size), asked.image_size)
+    """What is measured, the most important first. JPEGs and their store are made in ``scratch`` first."""
+    folder, store = scratch / "jpeg", scratch / "tiles.safetensors"
+    with jpeg_folder(asked.data, max(4 * asked.batch_size, 4 * _BATCH), asked.image_size) as made:
+        made.rename(folder)
+    pack(folder, store)
+
+    def compare() -> list[dict[str, Any]]:
+        images = open_store(store).to("cpu")
+        return [correctness(recipe, images, asked, hardware) for recipe in asked.method]
 
     def steps(backbone: str) -> list[dict[str, Any]]:
-        return [
-            {"case": f"{recipe}, {backbone}"}
-            | projected(
-                measure(
-                    Step(recipe, images, asked.size, asked.batch_size, backbone, hardware),
-                    asked.batch_size,
-                    asked.repeats,
-                    calls=asked.calls,
-                )
-            )
-            for recipe in asked.method
-        ]
+        options = Namespace(**(vars(asked) | {"backbone": backbone}))
+        rows = {recipe: isolated(measure_recipe, recipe, store, options) for recipe in asked.method}
+        return [projected(row, recipe, backbone) for recipe, row in rows.items()]
+
+    def peers() -> list[dict[str, Any]]:
+        return [isolated(measure_peer, name, folder, asked) for name in asked.peer]
 
     def whole_runs() -> list[dict[str, Any]]:
-        folder = scratch / "jpeg"
-        _write_jpegs(images, folder, asked.batch_size * 4)
-        store = pack(folder, scratch / "tiles.safetensors")
-        options = Namespace(
-            steps=asked.steps,
-            batch_size=asked.batch_size,
-            size=asked.size,
-            backbone=asked.backbone,
-            precision=hardware.precision,
-            devices="1" if hardware.kind == "cuda" else "cpu",
-            cache="auto",
-        )
-        return [
-            {"case": f"densepath pretrain, {recipe}, packed store"}
-            | projected(end_to_end.densepath_run(recipe, store, options))
-            for recipe in asked.method
-        ]
-
-    def sources() -> list[dict[str, Any]]:
-        folder = scratch / "jpeg"
-        _write_jpegs(images, folder, asked.batch_size * 4)
-        return list(loading.speed(folder, asked.batch_size, asked.steps, asked.workers, asked.repeats))
+        devices = "1" if hardware.kind == "cuda" else "cpu"
+        options = Namespace(**(vars(asked) | {"precision": hardware.precision, "devices": devices, "cache": "auto"}))
+        rows = []
+        for recipe in asked.method:
+            bare = end_to_end.bare(recipe, options)
+            row = end_to_end.densepath_run(recipe, store, options)
+            row["share of bare"] = row["images_per_second"] / bare
+            rows.append(projected({"case": f"densepath {recipe}, packed store"} | row, recipe, asked.backbone))
+        return rows
 
     def detectors() -> list[dict[str, Any]]:
         data = scratch / "tissue"
@@ -125,56 +130,42 @@ def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, C
         return detect.measure(data, Namespace(**options), hardware)
 
     return {
-        "correctness": lambda: [correctness(recipe, images, asked, hardware) for recipe in asked.method],
+        "correctness": compare,
         f"steps, {asked.backbone}": lambda: steps(asked.backbone),
         "whole runs": whole_runs,
-        "loading": sources,
+        "peers": peers,
+        "loading": lambda: list(loading.speed(folder, asked.batch_size, asked.steps, asked.workers, asked.repeats)),
         "detection": detectors,
         **{f"steps, {name}": lambda name=name: steps(name) for name in asked.more_backbones},
     }
 
 
-def _write_jpegs(images: PackedTiles, folder: Path, count: int) -> None:
-    from PIL import Image
-
-    if folder.exists():
-        return
-    folder.mkdir()
-    for number in range(count):
-        pixels = images.gather(torch.tensor([number % len(images)])).pixels[0].cpu().numpy()
-        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=90)
-
-
 def main() -> None:
     """Measure section after section until the time is up."""
-    made = parser(__doc__.splitlines()[0])
+    made = options(__doc__.splitlines()[0])
+    made.set_defaults(batch_size=256, workers=8, peer=["moco_v2", "densecl"], repeats=5)
     made.add_argument("--minutes", type=float, default=8.0, help="no section starts after three quarters of them")
-    made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
-    made.add_argument("--backbone", default="resnet18")
     made.add_argument("--more_backbones", nargs="*", default=["resnet50"])
-    made.add_argument("--size", type=int, default=224)
-    made.add_argument("--image_size", type=int, default=224)
-    made.add_argument("--batch_size", type=int, default=256)
-    made.add_argument("--calls", type=int, default=10, help="steps between two looks at the clock")
     made.add_argument("--steps", type=int, default=200, help="of a whole run")
-    made.add_argument("--workers", type=int, default=8)
-    made.add_argument("--device", default="auto", help="cpu tries the program out, and measures nothing of interest")
     asked = made.parse_args()
     if asked.device == "auto" and not torch.cuda.is_available():
         sys.exit("there is no GPU here; --device cpu tries the program out at small --size and --batch_size")
-    hardware = choose_hardware(asked.device)
+    hardware = choose_hardware(asked.device, asked.precision)
     end = time.monotonic() + 60 * 0.75 * asked.minutes
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for title, section in sections(asked, hardware, Path(scratch)).items():
-            if time.monotonic() > end:
-                found[title] = "left out: no time"
-                print(f"{title}: left out, no time")
-                continue
-            found[title] = section()
-            report(title, found[title])
+            try:
+                found[title] = section() if time.monotonic() < end else "left out: no time"
+            except (Exception, SystemExit) as error:  # the other sections are worth having
+                traceback.print_exc()
+                found[title] = f"FAILED: {error}"
+            if isinstance(found[title], str):
+                print(f"{title}: {found[title]}")
+            else:
+                report(title, found[title])
             if asked.json:  # after each section: a run that is cut off leaves what it has
-                Path(asked.json).write_text(json.dumps({"machine": machine(), "sections": found}, indent=1) + "\n")
+                write_json(asked.json, found)
 
 
 if __name__ == "__main__":

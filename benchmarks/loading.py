@@ -13,16 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.measure import now, parser, report, status_mib
+from benchmarks.measure import isolated, now, parser, report, status_mib, write_json
 from benchmarks.tiles import jpeg_folder
 from densepath.images.loader import ImageBatches
 from densepath.images.loose import ImageFiles
 from densepath.images.names import Names
-from densepath.images.packing import pack
+from densepath.images.packing import HEADER, open_store, pack, write_tables
 from densepath.images.sources import open_images
-from densepath.images.store import PackedTiles
 
 _COUNTS = (10**3, 10**5, 10**7)
 
@@ -75,18 +75,22 @@ def memory(count: int) -> dict[str, Any]:
     return row
 
 
-def store_memory(count: int, folder: Path) -> dict[str, Any]:
-    """What a packed store of ``count`` tiles costs when it is opened: a file with holes stands for the pixels."""
-    path = folder / "holes.bin"
+def write_holes(path: Path, count: int) -> None:
+    """A packed store of ``count`` tiles of 2 x 2 px whose pixels take no room on the disk."""
     with path.open("wb") as file:
-        file.truncate(count * 3 * 4)
+        file.seek(HEADER + 12 * count)
+        write_tables(file, np.full((count, 2), 2, np.int32), Names.of(f"{number}.png" for number in range(count)))
+
+
+def store_memory(count: int, folder: Path) -> dict[str, Any]:
+    """What opening a packed store of ``count`` tiles costs, and gathering a batch from it."""
+    path = folder / f"{count}.safetensors"
+    isolated(write_holes, path, count)
     before, start = status_mib("RssAnon"), time.perf_counter()
-    pixels = torch.from_file(str(path), shared=True, size=count * 12, dtype=torch.uint8)
-    sizes = torch.full((1, 2), 2, dtype=torch.int32).expand(count, 2)
-    offsets = torch.from_file(str(path), shared=True, size=count, dtype=torch.int64)
-    store = PackedTiles(pixels, sizes, offsets, Names.of(["tile"]))
+    store = open_store(path)
     store.gather(torch.arange(256) % count)
-    return {"case": f"{count:,} tiles", "mib": status_mib("RssAnon") - before, "seconds": time.perf_counter() - start}
+    row = {"case": f"store of {count:,}", "open_mib": status_mib("RssAnon") - before}
+    return row | {"open_seconds": time.perf_counter() - start}
 
 
 def main() -> None:
@@ -100,10 +104,12 @@ def main() -> None:
     asked = made.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = [memory(count) for count in _COUNTS] + [store_memory(count, Path(scratch)) for count in _COUNTS]
-    report("memory of the main process against the number of tiles", rows)
     with jpeg_folder(asked.data, asked.count, asked.image_size) as folder:
         speeds = list(speed(folder, asked.batch_size, asked.steps, asked.workers, asked.repeats))
-    report(f"images of {asked.image_size} px", speeds, asked.json)
+    report("memory of the main process against the number of tiles", rows)
+    report(f"images of {asked.image_size} px", speeds)
+    if asked.json:
+        write_json(asked.json, {"memory": rows, "speed": speeds})
 
 
 if __name__ == "__main__":

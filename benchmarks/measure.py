@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -71,6 +73,12 @@ def in_turns(
             if turn >= warmup:
                 seconds[name].append((now(device) - start) / calls)
     return seconds
+
+
+def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, in whose memory there is nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def ratio(above: list[float], below: list[float]) -> float:
@@ -196,7 +204,12 @@ def report(title: str, rows: list[dict[str, Any]], out: str | None = None) -> No
         table.add_row(measure.replace("_", " "), *(_text(row.get(measure, "")) for row in rows))
     Console(width=max(100, Console().width)).print(table)
     if out:
-        Path(out).write_text(json.dumps({"title": title, "machine": facts, "rows": rows}, indent=1) + "\n")
+        write_json(out, {title: rows})
+
+
+def write_json(path: str, tables: Mapping[str, Any]) -> None:
+    """Write tables, by title, with the machine."""
+    Path(path).write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1) + "\n")
 
 
 def _text(value: Any) -> str:

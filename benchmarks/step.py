@@ -1,16 +1,18 @@
 """How much more a training step costs than its bare passes, and where the rest goes.
 
-The step starts from uint8 images in the memory of the device; the bare passes from views that lie ready. Both alternate
-in one process. Peers (lightly) are measured twice: on views that lie ready, and with their own loader and transforms,
-from JPEGs of the same images.
+The step starts from uint8 images in the memory of the device; the bare passes from views that lie ready, with plain
+batch norms. Both alternate in one process. Peers (lightly) are measured twice: on views that lie ready, and with their
+own loader and transforms, from JPEGs of the same images. Peak memory is that of a process that does nothing else.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from typing import Any
 import torch
 
 from benchmarks.bare import bare_step
-from benchmarks.measure import Parts, in_turns, parser, peak_memory, ratio, report
+from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report
 from benchmarks.peers import PEERS, loader
-from benchmarks.tiles import batch_of, jpeg_folder, tiles_in_memory
+from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
+from densepath.core.momentum import Momentum
+from densepath.images.packing import open_store
 from densepath.images.store import PackedTiles
-from densepath.methods import METHODS, concl
+from densepath.methods import METHODS, concl, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
@@ -31,6 +35,7 @@ from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import load_recipe, typed_options
 from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch
 
 _PARTS = ("views", "k-means", "restoration", "queue", "EMA", "optimizer", "logging")
 
@@ -70,8 +75,6 @@ class Step:
         made = self.module.configure_optimizers()
         self.optimizer, self.schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
         self.batches = [batch_of(images, batch_size, step, self.device) for step in range(4)]
-        self.ready = views(self.batches[0])
-        self._bare = bare_step(method, self.ready)
         self.meter: Meter[Any] = Meter()
         self._done = 0
 
@@ -89,10 +92,27 @@ class Step:
         if self._done % 10 == 0:
             self.meter.collect()
 
+    @cached_property
+    def ready(self) -> Batch:
+        """Views that lie ready."""
+        return self.module.make_views(self.batches[0])
+
+    @cached_property
+    def _bare(self) -> Callable[[], None]:
+        return bare_step(self.module.method, self.ready)
+
     def bare(self) -> None:
         """The passes alone."""
         with self._precision():
             self._bare()
+
+    def gradients(self) -> tuple[float, torch.Tensor]:
+        """The loss of the first batch, and its gradients, one after another, on the CPU."""
+        with self._precision():
+            loss = self.module.training_step(self.batches[0], 0)["loss"]
+        loss.backward()
+        trained = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(loss.detach()), torch.cat([gradient.flatten() for gradient in trained]).cpu()
 
     def watch(self, parts: Parts) -> None:
         """Time what is not a pass of a network."""
@@ -100,12 +120,15 @@ class Step:
         parts.watch(self.module, "make_views", "views")
         parts.watch(kmeans, "spherical_kmeans", "k-means")
         parts.watch(concl, "warp_labels", "restoration")
-        for name in ("queue", "concept_queue"):
+        parts.watch(densecl, "warp", "restoration")
+        parts.watch(densecl, "most_similar", "restoration")
+        for name in ("queue", "concept_queue", "dense_queue"):
             if hasattr(method, name):
                 parts.watch(getattr(method, name), "enqueue", "queue")
                 parts.watch(getattr(method, name), "keys", "queue")
-        for name in ("key_backbone", "key_head"):
-            parts.watch(getattr(method, name), "update", "EMA")
+        for module in method.modules():
+            if isinstance(module, Momentum):
+                parts.watch(module, "update", "EMA")
         parts.watch(self.optimizer, "step", "optimizer")
         for name in ("record", "collect"):
             parts.watch(self.meter, name, "logging")
@@ -117,6 +140,9 @@ class Step:
 def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[str, Any]:
     """One row of the table."""
     row: dict[str, Any] = {}
+    in_turns({"step": step}, 1, step.device)
+    with peak_memory(step.device, row):  # before there are views that lie ready
+        step()
     seconds = in_turns({"step": step, "bare": step.bare}, repeats, step.device, calls=calls)
     whole = statistics.median(seconds["step"])
     row["images_per_second"] = batch_size / whole
@@ -124,16 +150,32 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
     row["step/bare"] = ratio(seconds["step"], seconds["bare"])
     parts = Parts(step.device)
     step.watch(parts)
-    watched = in_turns({"step": step}, repeats, step.device)["step"]
+    watched = in_turns({"step": step}, repeats, step.device, warmup=0)["step"]
     spent = parts.seconds()
     parts.restore()
-    turns = repeats + 2  # those of the warm-up are in the sums
     for name in _PARTS:
-        row[f"{name} %"] = 100 * spent.get(name, 0.0) / turns / statistics.median(watched)
+        row[f"{name} %"] = 100 * spent.get(name, 0.0) / sum(watched)
     row["the rest %"] = 100 * (1 - 1 / row["step/bare"]) - sum(row[f"{name} %"] for name in _PARTS)
-    with peak_memory(step.device, row):
-        step()
     return row
+
+
+def _hardware(asked: Any) -> Hardware:
+    hardware = choose_hardware(asked.device, asked.precision)
+    if hardware.kind == "cpu":
+        keep_freed_memory()
+    return hardware
+
+
+def _calls(hardware: Hardware) -> int:
+    return 1 if hardware.kind == "cpu" else 10
+
+
+def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
+    """The row of one recipe of densepath."""
+    hardware = _hardware(asked)
+    images = open_store(store).to("cpu")
+    step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware)
+    return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 
 
 def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -155,25 +197,29 @@ def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[[torch.T
     return step
 
 
-def measure_peer(name: str, step: Step, folder: Path, asked: Any, hardware: Hardware, calls: int) -> dict[str, Any]:
-    """One row of the table."""
+def measure_peer(name: str, folder: Path, asked: Any) -> dict[str, Any]:
+    """The row of one peer."""
+    hardware = _hardware(asked)
     peer = peer_step(name, asked.backbone, hardware)
-    query, key = (step.ready[view].pixels for view in ("query", "key"))
+    calls = _calls(hardware)
     made = loader(name, str(folder), asked.size, asked.batch_size, asked.workers, hardware.kind)
-    batches = (batch for epoch in count() for batch in made)
-    cases = {"loaded": lambda: peer(*next(batches)[0]), "ready": lambda: peer(query, key)}
-    seconds = in_turns(cases, asked.repeats, hardware.device, calls=calls)
+    query, key = next(iter(made))[0]
     row: dict[str, Any] = {"case": f"lightly {name}"}
-    row["images_per_second"] = asked.batch_size / statistics.median(seconds["loaded"])
-    row["views ready, images per second"] = asked.batch_size / statistics.median(seconds["ready"])
+    for _ in range(2):
+        peer(query, key)
     with peak_memory(hardware.device, row):
         peer(query, key)
+    ready = in_turns({"": lambda: peer(query, key)}, asked.repeats, hardware.device, calls=calls)[""]
+    batches = (batch for epoch in count() for batch in made)  # from here on, processes load in the background
+    loaded = in_turns({"": lambda: peer(*next(batches)[0])}, asked.repeats, hardware.device, calls=calls)[""]
+    row["images_per_second"] = asked.batch_size / statistics.median(loaded)
+    row["views ready, images per second"] = asked.batch_size / statistics.median(ready)
     return row
 
 
-def main() -> None:
-    """Measure recipes and peers in turn."""
-    made = parser(__doc__.splitlines()[0])
+def options(description: str) -> argparse.ArgumentParser:
+    """The options of a step, for other benchmarks, too."""
+    made = parser(description)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
     made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="of lightly")
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the peers' loader")
@@ -183,20 +229,20 @@ def main() -> None:
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--device", default="auto")
     made.add_argument("--precision", default="auto", choices=("auto", "32", "bf16-mixed"))
-    asked = made.parse_args()
-    hardware = choose_hardware(asked.device, asked.precision)
-    if hardware.kind == "cpu":
-        keep_freed_memory()
-    images = tiles_in_memory(asked.data, 64, asked.image_size)
-    calls = 1 if hardware.kind == "cpu" else 10
-    rows = []
-    for name in asked.method:
-        step = Step(name, images, asked.size, asked.batch_size, asked.backbone, hardware)
-        rows.append({"case": f"densepath {name}"} | measure(step, asked.batch_size, asked.repeats, calls))
+    return made
+
+
+def main() -> None:
+    """Measure recipes and peers, each in a process of its own."""
+    asked = options(__doc__.splitlines()[0]).parse_args()
+    kind = choose_hardware(asked.device, asked.precision)
+    with packed_store(asked.data, 4 * asked.batch_size, asked.image_size) as store:
+        rows = [isolated(measure_recipe, name, store, asked) for name in asked.method]
     if asked.peer:
-        with jpeg_folder(asked.data, 4 * asked.batch_size, asked.image_size) as folder:
-            rows += [measure_peer(name, step, folder, asked, hardware, calls) for name in asked.peer]
-    title = f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, {hardware.kind}, {hardware.precision}"
+        enough = (asked.repeats + 4) * _calls(kind) * asked.batch_size  # for one epoch: none begins in between
+        with jpeg_folder(asked.data, enough, asked.image_size) as folder:
+            rows += [isolated(measure_peer, name, folder, asked) for name in asked.peer]
+    title = f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, {kind.kind}, {kind.precision}"
     report(title, rows, asked.json)
 
 

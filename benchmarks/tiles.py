@@ -12,7 +12,7 @@ from PIL import Image
 
 from densepath.images.batch import ImageBatch
 from densepath.images.files import find_images
-from densepath.images.sources import open_images
+from densepath.images.packing import pack
 from densepath.images.store import PackedTiles
 from densepath.images.tissue import write_tiles
 
@@ -32,19 +32,11 @@ def jpeg_folder(data: str | None, count: int, size: int) -> Iterator[Path]:
         yield out
 
 
-def tiles_in_memory(data: str | None, count: int, size: int) -> PackedTiles:
-    """Decoded images: those of ``data``, or procedural tissue."""
-    if data is not None:
-        return _packed(data)
-    with tempfile.TemporaryDirectory() as folder:
-        write_tiles(Path(folder, "tiles"), count, size, seed=0)
-        return _packed(Path(folder, "tiles"))
-
-
-def _packed(source: str | Path) -> PackedTiles:
-    images = open_images(source, cache="ram")
-    assert isinstance(images, PackedTiles)
-    return images
+@contextmanager
+def packed_store(data: str | None, count: int, size: int) -> Iterator[Path]:
+    """A packed store of ``count`` of the images in ``data``, or of procedural tissue."""
+    with jpeg_folder(data, count, size) as folder:
+        yield pack(folder, folder.parent / "tiles.safetensors")
 
 
 def batch_of(images: PackedTiles, batch_size: int, step: int, device: torch.device) -> ImageBatch:

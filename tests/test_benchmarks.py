@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, loading, measure, peers, step
+from benchmarks import bare, gpu, loading, measure, peers, step
+from densepath.methods import METHODS
 from densepath.training.hardware import choose_hardware
 
 TINY = ["--backbone", "test_resnet", "--size", "64", "--image_size", "64", "--batch_size", "4", "--repeats", "1"]
@@ -18,10 +19,14 @@ def test_a_step_is_compared_with_its_bare_passes(tmp_path: Path, monkeypatch: py
     out = tmp_path / "step.json"
     monkeypatch.setattr(sys, "argv", ["step", *TINY, "--device", "cpu", "--method", "concl", "--json", str(out)])
     step.main()
-    (row,) = json.loads(out.read_text())["rows"]
+    ((row,),) = json.loads(out.read_text())["tables"].values()
     assert row["case"] == "densepath concl"
-    assert row["step/bare"] > 1 and 0 < row["views %"] < 100 and row["k-means %"] > 0 and row["queue %"] > 0
-    assert row["bare_images_per_second"] > row["images_per_second"] > 0 and row["peak_mib"] > 100
+    assert 0 < row["views %"] < 100 and row["k-means %"] > 0 and row["queue %"] > 0 and row["logging %"] > 0
+    assert row["bare_images_per_second"] > 0 and row["images_per_second"] > 0 and row["peak_mib"] > 100
+
+
+def test_the_bare_passes_of_every_method_are_written_down() -> None:
+    assert set(bare._PASSES) == set(METHODS.values())
 
 
 def test_watched_functions_are_put_back() -> None:
@@ -45,13 +50,21 @@ def test_peers_learn(name: str) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
     loading.memory(1000), loading.store_memory(1000, tmp_path)
-    assert loading.memory(10**6)["order_mib"] < 16  # the names alone are 32 MiB, and lie in a file
-    assert loading.store_memory(10**6, tmp_path)["mib"] < 32
+    many = loading.memory(10**6)
+    assert many["names_mib"] < 24 and many["order_mib"] < 16  # their 39 MiB lie in a file
+    assert (
+        loading.store_memory(10**6, tmp_path)["open_mib"] < 40
+    )  # of 27 MiB of tables, and what looking them over takes
 
 
-def test_the_device_is_compared_with_the_cpu(tmp_path: Path) -> None:
-    options = {"data": None, "batch_size": 4, "image_size": 64, "size": 64, "backbone": "test_resnet"}
+def test_what_differs_from_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_BATCH", 4)
+    options = {"data": None, "batch_size": 1, "image_size": 64, "size": 64, "backbone": "test_resnet"}
     asked = Namespace(method=["concl"], more_backbones=[], **options)
-    made = gpu.sections(asked, choose_hardware("cpu"), tmp_path)
+    made = gpu.sections(asked, choose_hardware("cpu", "32"), tmp_path)
     (row,) = made["correctness"]()
-    assert row["views: largest difference"] == 0 and row["loss, float32"] == row["loss, float32 on the CPU"]
+    assert row["waits for the device in a step"] == "none" and "FAILED" not in str(row)
+
+    gradients, calls = step.Step.gradients, iter(range(9))
+    monkeypatch.setattr(step.Step, "gradients", lambda self: (gradients(self)[0] + next(calls), gradients(self)[1]))
+    assert str(made["correctness"]()).count("FAILED") == 2

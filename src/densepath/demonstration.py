@@ -87,12 +87,12 @@ def _play(out: Path, console: Console, seed: int, scale: float, started: float) 
         return max(least, round(number * scale))
 
     with _chapter(console, "1/6  tissue: unlabelled tiles, and images with outlined glands"):
-        tiles = share(800, 16)
+        tiles = share(500, 16)
         write_tiles(out / "tiles", tiles, _TILE, seed)
         write_tissue(out / "tissue", train=share(48, 4), test=share(24, 3), size=_IMAGE, seed=seed)
         real = _real_tile(out / "real", console)
     with _chapter(console, "2/6  pre-training: ConCL on the tiles"):
-        run = _pretrain(out, seed, share(500, 4), min(_BATCH, tiles))
+        run = _pretrain(out, seed, share(300, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _chapter(console, "3/6  probe: a linear pixel classifier on frozen features"):
@@ -101,7 +101,7 @@ def _play(out: Path, console: Console, seed: int, scale: float, started: float) 
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _chapter(console, f"{number}/6  detector from {name} weights"):
-            results[name]["detect"] = _detect(out, name, source, seed, share(150, 3))
+            results[name]["detect"] = _detect(out, name, source, seed, share(100, 3))
     with _chapter(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(out, {"seed": seed, "scale": scale, "seconds": time.perf_counter() - started} | results)

@@ -74,3 +74,19 @@ def test_standardize_of_no_rows_is_finite():
     x = torch.randn(4, 3, requires_grad=True)
     standardize(x, torch.zeros(4, dtype=torch.bool)).sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_standardize_is_float32_within_autocast():
+    x = unit(300) * 0.1 + unit(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        means = standardize(x).mean(0)
+    assert float(means.abs().max()) < 1e-4
+
+
+def test_rows_that_do_not_count_change_neither_loss_nor_gradient():
+    q, k, negatives = unit(12).requires_grad_(), unit(12), unit(50)
+    for mask in (torch.arange(12) % 3 == 0, torch.zeros(12, dtype=torch.bool)):
+        expected = masked_mean(info_nce(q, k, negatives, 0.2), mask)
+        found = masked_mean(info_nce(q, k, negatives, 0.2, mask), mask)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, q)[0], torch.autograd.grad(expected, q)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.errors import UserError
 from densepath.images.coco import open_split, write_coco
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
+from densepath.training.hardware import choose_hardware
+from densepath.training.run_callback import Rhythm
+from densepath.transfer import fine_tuning
 from densepath.transfer.average_precision import average_precision
 from densepath.transfer.detection import DETECTOR_FILE, detect
 from densepath.transfer.detection_module import DetectionModule, parameter_groups
 from densepath.transfer.detector_file import DetectorNotes, load_detector
+from densepath.transfer.samples import TrainingBatches
 from densepath.transfer.solver import make_solver
 
 SMALL: dict[str, Any] = {
@@ -199,3 +205,25 @@ def test_a_foreign_file_is_no_detector(tmp_path: Path) -> None:
     save_backbone(tmp_path / "w.safetensors", build_backbone("resnet18"))
     with pytest.raises(UserError, match="holds no detector"):
         load_detector(tmp_path / "w.safetensors")
+
+
+def test_several_processes_synchronize_norms_and_keep_their_activations(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = DetectorNotes("mask_rcnn_fpn_small", "regnetx_002", (1,), ("thing",), 96, (0.5,) * 3, (0.25,) * 3)
+    model = notes.build().eval()
+    x = torch.rand(1, 3, 64, 64)
+    before = model.pyramid(x)
+    seen: list[torch.nn.Module] = []
+    monkeypatch.setattr(fine_tuning, "fit", lambda module, *_, **__: seen.append(module.model))
+    batches = TrainingBatches(open_split(data, "train"), 2, 1, 0, (96, 96), world_size=2)
+    hardware = replace(choose_hardware("cpu", "32"), devices=2)
+    solver = make_solver("1x", 1)
+    options: dict[str, Any] = {"hardware": hardware, "rhythm": Rhythm(), "config": {}, "seed": 0, "resume": False}
+    trained = fine_tuning.fine_tune(model, notes, solver, batches, tmp_path, **options)
+    (trains,) = seen
+    assert all(type(m).__name__.startswith("Synchronized") for m in trains.modules() if isinstance(m, _BatchNorm))
+    assert not any(type(m).__name__.startswith("Synchronized") for m in trained.modules())
+    for name, level in before.items():
+        torch.testing.assert_close(trains.pyramid(x)[name], level)
+        torch.testing.assert_close(trained.eval().pyramid(x)[name], level)

@@ -89,7 +89,9 @@ def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
         x: (N, D) floats.
         mask: (N,) bool: which rows count; all of them by default. The others are shifted and scaled alike.
     """
-    weight = x.new_ones(len(x)) if mask is None else mask.to(x.dtype)
-    weight = weight / total(weight.sum()).clamp(min=1)
-    centered = x - total(weight @ x)
-    return centered * torch.rsqrt(total(weight @ centered**2) + 1e-5)
+    with torch.autocast(x.device.type, enabled=False):
+        x = full_precision(x)
+        weight = x.new_ones(len(x)) if mask is None else mask.to(x.dtype)
+        weight = weight / total(weight.sum()).clamp(min=1)
+        centered = x - total(weight @ x)
+        return centered * torch.rsqrt(total(weight @ centered**2) + 1e-5)

@@ -23,6 +23,8 @@ from densepath.training.progress import Progress, say
 from densepath.training.run_callback import Evaluate, Rhythm, RunCallback
 from densepath.training.signals import Interrupted, StopSignals
 
+_SET_BY = {"images": "data", "steps": "length", "processes": "number of processes (--devices, or the launcher's)"}
+
 
 class Batches(Protocol):
     """What :func:`fit` iterates over.
@@ -175,7 +177,7 @@ def _check_facts(now: Mapping[str, int], then: Mapping[str, int], out: Path) -> 
         if then.get(name) != number:
             raise UserError(
                 f"the run in {out} was started with {then.get(name)} {name}, but there are {number} now; "
-                "resume it with the same data, or name another folder"
+                f"resume it with the same {_SET_BY.get(name, 'options')}, or name another folder"
             )
 
 

@@ -22,6 +22,7 @@ from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
 from densepath.training.progress import Progress
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
+from densepath.training.run_folder import NOT_FINITE
 from densepath.training.signals import StopSignals
 from densepath.training.stopwatch import Stopwatch
 
@@ -195,13 +196,16 @@ class RunCallback(L.Callback):
         if bad is None:
             return
         step, images = bad
-        note = self.out / "not_finite.json"
+        note = self.out / NOT_FINITE
         if rank() == 0:
             with atomic_write(note) as part:
                 part.write_text(json.dumps({"step": step, "images": images}))
         remedy = "lower the learning rate, take larger batches, or try precision 32"
         if not has_checkpoint(self.out / CHECKPOINTS):
-            raise UserError(f"{what} not finite at step {step}, before the first checkpoint; {remedy}")
+            raise UserError(
+                f"{what} not finite at step {step}, before the first checkpoint ({note} lists its images); "
+                f"{remedy}, and name another folder"
+            )
         raise UserError(
             f"{what} not finite at step {step} ({note} lists the images of its batch); the checkpoint from before "
             f"is kept; {remedy}"

@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, require_new_folder
 
 CONFIG = "config.yaml"
+NOT_FINITE = "not_finite.json"  # which images a loss that is no number came from
 _ABSENT = object()
 
 
@@ -88,7 +89,7 @@ def open_run(
         yield out
     except BaseException as error:
         files = {path.name for path in out.rglob("*") if path.is_file()}
-        saved = any(name.endswith(".ckpt") for name in files)
+        saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
         if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
             shutil.rmtree(out, ignore_errors=True)
         raise

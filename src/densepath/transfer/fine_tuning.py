@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from densepath.nets.norms import synchronize_batch_norm
 from densepath.training.fit import fit
 from densepath.training.hardware import Hardware
 from densepath.training.progress import say
@@ -47,10 +47,9 @@ def fine_tune(
     Returns:
         The trained detector on this process's device, with batch norms that need no other process.
     """
-    # torch synchronizes batch norms on GPUs only.
-    synchronized = hardware.kind == "cuda" and hardware.world_size > 1
-    network = nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronized else model
-    module = DetectionModule(network, notes, solver, hardware.memory_format)
+    if hardware.world_size > 1:
+        synchronize_batch_norm(model)
+    module = DetectionModule(model, notes, solver, hardware.memory_format)
     fit(
         module,
         batches,
@@ -58,14 +57,14 @@ def fine_tune(
         hardware=hardware,
         rhythm=rhythm,
         config=config,
-        facts={"images": len(batches.images), "steps": solver.steps},
+        facts={"images": len(batches.images), "steps": solver.steps, "processes": hardware.world_size},
         seed=seed,
         resume=resume,
         equal_shapes=False,
         name=out.name,
     )
     trained = notes.build()
-    trained.load_state_dict(network.state_dict())
+    trained.load_state_dict(model.state_dict())
     return trained.to(hardware.device)
 
 
