@@ -75,7 +75,7 @@ def test_wrong_hyper_parameters_are_named(make):
         make(MoCoV2, batch_norm="ghost")
     with pytest.raises(UserError, match="synchronized batch norms have no groups"):
         make(MoCoV2, batch_norm="synchronized", batch_norm_group=2)
-    with pytest.raises(UserError, match="at least one image, not -1"):
+    with pytest.raises(UserError, match="two images or more, not -1"):
         make(MoCoV2, batch_norm_group=-1)
     with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds in a batch"):
         make(MoCoV2, batch_norm_group=8).check(96, 40, processes=2)
