@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from densepath.core.errors import UserError
-from densepath.demonstration import MARKER, _make_room, _real_tile, demo
+from densepath.demonstration import MARKER, _affordable, _make_room, _real_tile, demo
 
 
 def test_the_demo_leaves_scores_pictures_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,3 +56,8 @@ def test_the_demo_goes_on_without_the_real_tile(tmp_path: Path, monkeypatch: pyt
     said = io.StringIO()
     assert _real_tile(tmp_path / "real", Console(file=said)) is None
     assert "going on" in said.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(0.005, 1.0), (0.035, 1.0), (0.045, 0.8), (0.06, 0.6), (1.0, 0.6)])
+def test_slow_machines_make_fewer_steps(seconds: float, share: float) -> None:
+    assert _affordable(seconds) == share
