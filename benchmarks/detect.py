@@ -143,8 +143,7 @@ def main() -> None:
     made.add_argument("--device", default="auto")
     asked = made.parse_args()
     hardware = choose_hardware(asked.device)
-    if hardware.kind == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(hardware)
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(asked.data or Path(scratch, "tissue"))
         if not asked.data:

@@ -161,8 +161,7 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
 
 def _hardware(asked: Any) -> Hardware:
     hardware = choose_hardware(asked.device, asked.precision)
-    if hardware.kind == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(hardware)
     return hardware
 
 

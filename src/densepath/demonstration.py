@@ -84,26 +84,23 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
 
 def _play(out: Path, console: Console, seed: int, scale: float | None, started: float) -> None:
     """The chapters of the demo, one after another."""
-    steps = scale
-
-    def share(number: int, least: int) -> int:
-        return max(least, round(number * (1.0 if scale is None else scale)))
-
-    def length(number: int, least: int) -> int:
-        return max(least, round(number * (1.0 if steps is None else steps)))
-
+    of_images = of_steps = 1.0 if scale is None else scale
     with _chapter(console, "1/6  tissue: unlabelled tiles, and images with outlined glands"):
-        tiles = share(500, 16)
+        tiles = _share(500, of_images, 16)
         before = time.perf_counter()
         write_tiles(out / "tiles", tiles, _TILE, seed)
         if scale is None:
-            steps = _affordable((time.perf_counter() - before) / tiles)
-            if steps < 1:
-                console.print(f"This machine is slow: {steps:.0%} of the steps. All of them, and more time: --scale 1")
-        write_tissue(out / "tissue", train=share(48, 4), test=share(24, 3), size=_IMAGE, seed=seed)
+            of_steps = _affordable((time.perf_counter() - before) / tiles)
+            if of_steps < 1:
+                console.print(
+                    f"This machine is slow: {of_steps:.0%} of the steps. All of them, and more time: --scale 1"
+                )
+        write_tissue(
+            out / "tissue", train=_share(48, of_images, 4), test=_share(24, of_images, 3), size=_IMAGE, seed=seed
+        )
         real = _real_tile(out / "real", console)
     with _chapter(console, "2/6  pre-training: ConCL on the tiles"):
-        run = _pretrain(out, seed, length(500, 4), min(_BATCH, tiles))
+        run = _pretrain(out, seed, _share(500, of_steps, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _chapter(console, "3/6  probe: a linear pixel classifier on frozen features"):
@@ -112,13 +109,17 @@ def _play(out: Path, console: Console, seed: int, scale: float | None, started: 
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _chapter(console, f"{number}/6  detector from {name} weights"):
-            results[name]["detect"] = _detect(out, name, source, seed, length(150, 3))
+            results[name]["detect"] = _detect(out, name, source, seed, _share(150, of_steps, 3))
     with _chapter(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(
-        out, {"seed": seed, "scale": scale, "steps": steps, "seconds": time.perf_counter() - started} | results
+        out, {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | results
     )
     _report(console, out, results, started)
+
+
+def _share(number: int, part: float, least: int) -> int:
+    return max(least, round(number * part))
 
 
 def _affordable(seconds_per_tile: float) -> float:

@@ -38,3 +38,27 @@ def make():
         return method(build_backbone("resnet18"), **{**sizes, **options})
 
     return build
+
+
+@pytest.fixture
+def losses_on():
+    """Train on one batch; gives the loss of each step.
+
+    A ``queue`` keeps the negatives that it holds: the batch's own keys are none.
+    """
+
+    def train(method, batch, steps, lr, queue=None):
+        negatives = queue.rows.clone() if queue else None
+        optimizer = torch.optim.SGD(method.parameters(), lr=lr, momentum=0.9)
+        history = []
+        for _ in range(steps):
+            if queue:
+                queue.rows.copy_(negatives)
+            loss = method(batch).total
+            history.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return history
+
+    return train

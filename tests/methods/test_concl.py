@@ -175,18 +175,9 @@ def test_concepts_of_an_image_do_not_depend_on_the_batch(make, batch, images):
     assert torch.equal(method.source(single, method.key_backbone.network).labels[0], together[2])
 
 
-def test_overfits_one_batch(make, batch):
+def test_overfits_one_batch(make, batch, losses_on):
     method = make(ConCL)
-    negatives = method.concept_queue.rows.clone()
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
-    history = []
-    for _ in range(15):
-        method.concept_queue.rows.copy_(negatives)
-        loss = method(batch).total
-        history.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    history = losses_on(method, batch, steps=15, lr=0.1, queue=method.concept_queue)
     assert history[-1] < 0.75 * history[0]
 
 

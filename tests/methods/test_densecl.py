@@ -167,18 +167,9 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch, match):
 
 
 @pytest.mark.parametrize("match", ["features", "geometry"])
-def test_overfits_one_batch(make, batch, match):
+def test_overfits_one_batch(make, batch, losses_on, match):
     method = make(DenseCL, match=match, dense_weight=1.0)
-    negatives = method.dense_queue.rows.clone()
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
-    history = []
-    for _ in range(12):
-        method.dense_queue.rows.copy_(negatives)
-        loss = method(batch).total
-        history.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    history = losses_on(method, batch, steps=12, lr=0.1, queue=method.dense_queue)
     assert history[-1] < 0.7 * history[0]
 
 

@@ -63,18 +63,9 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     assert losses.total.device.type == "meta"
 
 
-def test_overfits_one_batch(make, batch):
+def test_overfits_one_batch(make, batch, losses_on):
     method = make(MoCoV1)
-    negatives = method.queue.rows.clone()
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.9)
-    history = []
-    for _ in range(12):
-        method.queue.rows.copy_(negatives)  # the same negatives: its own keys are none
-        loss = method(batch).total
-        history.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    history = losses_on(method, batch, steps=12, lr=0.03, queue=method.queue)
     assert history[-1] < 0.5 * history[0]
 
 

@@ -50,18 +50,10 @@ def test_batch_norm_statistics_are_each_encoders_own(make, batch):
     assert not torch.equal(query, key) and key.any()
 
 
-def test_overfits_one_batch(make, batch):
+def test_overfits_one_batch(make, batch, losses_on):
     method = make(MoCoV2)
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
-    first = None
-    for _ in range(15):
-        method.queue.rows.copy_(make(MoCoV2).queue.rows)  # the same negatives: its own keys are none
-        loss = method(batch).total
-        first = loss.item() if first is None else first
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.7 * first and math.isfinite(loss.item())
+    history = losses_on(method, batch, steps=15, lr=0.1, queue=method.queue)
+    assert history[-1] < 0.7 * history[0] and math.isfinite(history[-1])
 
 
 def test_wrong_hyper_parameters_are_named(make):

@@ -94,16 +94,9 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     assert losses.total.device.type == "meta"
 
 
-def test_overfits_one_batch(make, batch):
+def test_overfits_one_batch(make, batch, losses_on):
     method = make(SimCLR)
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
-    history = []
-    for _ in range(12):
-        loss = method(batch).total
-        history.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    history = losses_on(method, batch, steps=12, lr=0.01)
     assert history[-1] < 0.5 * history[0]
 
 

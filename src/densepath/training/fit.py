@@ -121,8 +121,7 @@ def fit(
             say(f"densepath: going on with {out} at step {start} of {total}")
     batches.start_step = start * accumulate
     module.to(memory_format=hardware.memory_format)
-    if hardware.kind == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(hardware)
 
     first = hardware.rank == 0
     meter: Meter = Meter()

@@ -112,12 +112,14 @@ def choose_workers(hardware: Hardware) -> int:
     return min(share // 4, 2) if hardware.kind == "cpu" else max(1, min(share - 1, 16))
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors for the next ones, on a CPU.
+def keep_freed_memory(hardware: Hardware) -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, where a CPU computes.
 
     The GNU C library gives large blocks back to the system, which hands them out again page by page, filled with zeros:
     a fifth of the time of a step at 224 px. Other C libraries are left as they are.
     """
+    if hardware.kind != "cpu":
+        return
     try:
         tune = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
