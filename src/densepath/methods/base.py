@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
@@ -54,3 +55,6 @@ class Method(nn.Module):
             batch_size: images that the method sees at a time, over all processes.
             processes: how many share them, equally.
         """
+
+    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+        """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images."""

@@ -153,6 +153,7 @@ def pretrain(
 
     images = open_images(data, cache=cache, device=hardware.device)
     check_size(images, view_size // 2)
+    learner.prepare(images)
     batches = ImageBatches(
         images,
         batch_size=batch,
