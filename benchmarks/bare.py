@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.concepts.kmeans import KMeansConcepts
-from densepath.methods import BYOL, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR
+from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR, Supervised
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch
 
@@ -67,6 +67,11 @@ def _densecl(method: Any, views: Batch) -> None:
     _backward(method, pooled, cells)
 
 
+def _supervised(method: Any, views: Batch) -> None:
+    """The view forward and backward."""
+    _backward(method, method.classifier(method.backbone(views["image"].pixels)[5].mean((2, 3))))
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -74,6 +79,8 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     MoCoV2: _moco_v2,
     DenseCL: _densecl,
     ConCL: _concl,
+    PCLV2: _moco_v2,
+    Supervised: _supervised,
 }
 
 

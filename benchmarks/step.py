@@ -67,6 +67,7 @@ class Step:
         if batch_size % (method_options.get("batch_norm_group") or 1):
             method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
         method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        method.prepare(images)
         views = ViewMaker(
             method.views(recipe_options.get("augment")), size, seed=0, memory_format=hardware.memory_format
         )

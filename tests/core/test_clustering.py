@@ -1,12 +1,14 @@
 """Batched spherical k-means against a plain loop and scikit-learn."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from densepath.core.clustering import spherical_kmeans
+from densepath.core import clustering
+from densepath.core.clustering import kmeans, spherical_kmeans
 
 
 def loop_kmeans(points: np.ndarray, start: np.ndarray, reseed: np.ndarray) -> tuple[np.ndarray, int]:
@@ -60,3 +62,25 @@ def test_images_do_not_touch_each_other():
     together, _ = spherical_kmeans(points, start, reseed)
     alone, _ = spherical_kmeans(points[1:2], start[1:2], reseed[:, 1:2])
     assert torch.equal(together[1], alone[0])
+
+
+def test_of_one_set_equals_scikit_learn(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(300, 5, generator=generator, dtype=torch.float64)
+    order = torch.randperm(300, generator=generator)
+    for iterations in (1, 4, 30):
+        oracle = KMeans(12, init=points[order[:12]].numpy(), n_init=1, max_iter=iterations, tol=0).fit(points.numpy())
+        for distances in (2**24, 100):  # at once, and a few points at a time
+            monkeypatch.setattr(clustering, "_DISTANCES", distances)
+            centroids, labels = kmeans(points, order, 12, iterations)
+            np.testing.assert_allclose(centroids, oracle.cluster_centers_, atol=1e-12)
+            np.testing.assert_array_equal(labels, oracle.labels_)
+
+
+def test_a_centroid_without_points_goes_on_at_one_of_them():
+    points = torch.tensor([0.0, 0.0, 1.0, 5.0, 5.2]).unsqueeze(1)
+    order = torch.tensor([0, 1, 3, 4, 2])  # two centroids start at the same place: the second is left without points
+    centroids, labels = kmeans(points, order, 3, 1)
+    torch.testing.assert_close(centroids.flatten(), torch.tensor([1 / 3, 1.0, 5.1]))  # the fifth of the order
+    assert labels.tolist() == [0, 0, 1, 2, 2]
+    assert kmeans(points, order, 3, 2)[0].flatten().tolist() == pytest.approx([0, 1, 5.1])

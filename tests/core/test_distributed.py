@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from densepath.core.distributed import Shuffle, exchange, gather, mean, rank, total, world_size
+from densepath.core.distributed import Shuffle, broadcast, exchange, gather, mean, rank, total, world_size
 from densepath.core.losses import masked_mean
 from densepath.core.queue import Queue
 
@@ -40,6 +40,7 @@ def worker(process: int, port: int, folder: Path) -> None:
         "of the total": part.grad,
         "exchanged": exchange(rows, sent, received),
         "images": exchange(images, sent, received),
+        "broadcast": broadcast(rows),
         "rank": rank(),
         "world": world_size(),
         "gathered": gather(rows),
@@ -62,6 +63,7 @@ def test_two_processes_agree_with_one(tmp_path):
         assert result["world"] == 2
         assert torch.equal(result["gathered"], rows)
         assert result["mean"] == rows.sum() / 2
+        assert torch.equal(result["broadcast"], rows[:3])
     assert (first["rank"], second["rank"]) == (0, 1)
 
     torch.manual_seed(0)
@@ -96,5 +98,9 @@ def test_two_processes_agree_with_one(tmp_path):
 def test_one_process_changes_nothing():
     rows = torch.randn(4, 3)
     shuffle = Shuffle(4, 0, 0)
-    assert torch.equal(gather(rows), rows) and torch.equal(shuffle.restore(shuffle.deal(rows)), rows)
+    assert (
+        torch.equal(gather(rows), rows)
+        and torch.equal(broadcast(rows), rows)
+        and torch.equal(shuffle.restore(shuffle.deal(rows)), rows)
+    )
     assert rank() == 0 and world_size() == 1

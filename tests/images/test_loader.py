@@ -69,6 +69,25 @@ def same(a: ImageBatch, b: ImageBatch) -> bool:
     )
 
 
+@pytest.mark.parametrize(("kind", "workers"), [("store", 0), ("files", 2)])
+def test_each_image_comes_once_to_one_of_the_processes(tiles: Path, tmp_path: Path, kind: str, workers: int) -> None:
+    source = source_of(kind, tiles, tmp_path)
+    for processes in (1, 3):
+        seen = []
+        for rank in range(processes):
+            shared = {"rank": rank, "world_size": processes, "workers": workers}
+            batches = list(ImageBatches(source, batch_size=4, seed=0, max_steps=1, **shared).each_image())
+            assert torch.cat([batch.index for batch in batches]).tolist() == list(range(rank, COUNT, processes))
+            assert all(len(batch) == 4 for batch in batches[:-1])
+            seen += batches
+        for batch in seen:
+            for image, (height, width), position in zip(
+                batch.pixels, batch.sizes.tolist(), batch.index.tolist(), strict=True
+            ):
+                with Image.open(tiles / f"{position:03d}.png") as stored:
+                    np.testing.assert_array_equal(image[:height, :width], np.asarray(stored))
+
+
 @pytest.mark.parametrize(("kind", "workers"), [("store", 0), ("ram", 0), ("files", 0), ("files", 2)])
 def test_batches_hold_the_images_of_their_positions(tiles: Path, tmp_path: Path, kind: str, workers: int) -> None:
     source = source_of(kind, tiles, tmp_path)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.images.batch import ImageBatch
-from densepath.methods import BYOL, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR
+from densepath.images.sources import ImageFiles
+from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR, Supervised
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
@@ -26,6 +27,7 @@ IMAGES = 8
 STEPS = 3
 SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
+PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
 # name: the options that both have, of one process, and of each of two.
@@ -42,6 +44,8 @@ KINDS = {
     SimCLR: ("groups", "synchronized"),
     BYOL: ("groups", "synchronized"),
     MoCoV1: ("shuffled",),
+    PCLV2: ("shuffled", "synchronized"),
+    Supervised: ("groups", "synchronized"),
 }
 
 
@@ -67,21 +71,27 @@ def batch_of(step, batch):
             corner = torch.ones(IMAGES // 2, 2)
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
-    views |= {"first": views["query"], "second": views["key"]}
+    views |= {"first": views["query"], "second": views["key"], "image": views["query"]}
     return Batch(views, batch.index[part], batch.seed, batch.step, batch.epoch, batch.progress)
 
 
 def train(kind, case, options, batches):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
-    options = SMALL | CONCL | (GRID if case in GRIDS else KMEANS) | options
+    options = SMALL | CONCL | PCL | (GRID if case in GRIDS else KMEANS) | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
-    method = kind(build_backbone("test_resnet"), **known).double()
+    method = kind(build_backbone("test_resnet"), **known)
+    method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
+    method.double()
+    described = torch.randn(STEPS * IMAGES, SMALL["dim"], generator=torch.Generator().manual_seed(5)).double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
     seen = {"losses": [], "gradients": [], "shared": [], "matched": []}
     for step, batch in enumerate(batches):
-        losses = method(batch_of(step, batch))
+        batch = batch_of(step, batch)
+        if method.wants_features(batch):
+            method.take_features(described, batch)
+        losses = method(batch)
         optimizer.zero_grad()
         losses.total.backward()
         for parameter in method.parameters():

@@ -29,6 +29,7 @@ from densepath.views.view import View
 OPTIONS = {
     "moco_v2": {"queue_size": 40},
     "concl": {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25},
+    "pcl_v2": {"queue_size": 40, "num_clusters": (9, 15), "num_negatives": 4, "warmup": 0.25},
 }
 STEPS = 12
 
@@ -166,11 +167,11 @@ def processes(folder):
     def stopped():
         fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), rhythm=rhythm)
 
-    def method(out, changes=None, stop=None):
+    def method(out, changes=None, stop=None, kind="concl"):
         in_float64()
         if stop:
             in_step(4, stop)
-        run_method(folder, "concl", out, changes, augment=Augment(blur=0))
+        run_method(folder, kind, out, changes, augment=Augment(blur=0))
 
     def keep(name, toy):
         torch.save(toy.state_dict(), folder / f"{name}.{os.environ.get('RANK', 0)}.pt")
@@ -186,6 +187,8 @@ def processes(folder):
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),
         ended(fork(lambda: method("method_one", {"batch_norm_group": 4}))),
+        two(lambda: method("swept", kind="pcl_v2")),
+        ended(fork(lambda: method("swept_one", {"batch_norm_group": 4}, kind="pcl_v2"))),
     ]
 
 

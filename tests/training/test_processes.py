@@ -20,7 +20,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     (one, even, whole, stopped, resumed, broken, *methods), stderr = forks("processes")
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
-    assert methods == [[0, 0], [stop, stop], [0, 0], 0]
+    assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], 0]
 
     def weight(name):
         return torch.load(tmp_path / f"{name}.pt", weights_only=True)["net.weight"]
@@ -61,6 +61,14 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     losses = [[row["loss"] for row in read_metrics(path / "metrics.csv")] for path in paths]
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-8)
     assert int(two["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
+
+    # What learns from features of all images finds the same in them.
+    paths = [tmp_path / name for name in ("swept", "swept_one")]
+    two, alone = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in paths)
+    torch.testing.assert_close(two, alone, rtol=1e-7, atol=1e-9)
+    assert two["method._extra_state"] == 2 and two["method.prototypes"].any()
+    losses = [[row["loss"] for row in read_metrics(path / "metrics.csv")] for path in paths]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-8)
 
 
 def test_torchrun_makes_the_run_of_one_process(tmp_path, tiles):

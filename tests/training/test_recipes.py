@@ -9,7 +9,7 @@ from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
 from densepath.views.augment import Augment
 
-PAPER = ["byol", "concl", "concl_grid", "densecl", "moco_v1", "moco_v2", "simclr"]
+PAPER = ["byol", "concl", "concl_grid", "densecl", "moco_v1", "moco_v2", "pcl_v2", "simclr", "supervised"]
 NAMES = sorted([*PAPER, *(f"{name}_small" for name in PAPER)])
 
 
@@ -34,7 +34,7 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     method.check(options["view_size"], options["batch_size"])
 
 
-@pytest.mark.parametrize("name", ["moco_v2", "densecl", "concl", "concl_grid"])
+@pytest.mark.parametrize("name", ["moco_v2", "densecl", "concl", "concl_grid", "pcl_v2"])
 def test_the_papers_recipes_hold_its_constants(name):
     options = resolved(name)
     assert (options["epochs"], options["batch_size"], options["view_size"]) == (200, 256, 224)
@@ -47,6 +47,8 @@ def test_the_papers_recipes_hold_its_constants(name):
     assert (method["batch_norm"], method["batch_norm_group"]) == ("shuffled", 256 // 8)  # 8 GPUs
     if name == "densecl":
         assert (method["match"], method["dense_weight"]) == ("features", 0.5)
+    if name == "pcl_v2":
+        assert (method["num_clusters"], method["num_negatives"], method["warmup"]) == ((), 2000, 0.1)
     if "concl" in name:
         assert (method["concept_queue_size"], method["warmup"], method["concept_weight"]) == (16384, 0.1, 1.0)
     if name == "concl":
@@ -75,6 +77,15 @@ def test_the_papers_recipes_of_the_baselines_hold_their_constants():
     assert moco["method_options"] == {"dim": 128, "temperature": 0.07, **queue, **norms}
 
 
+def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
+    options = resolved("supervised")
+    assert (options["epochs"], options["batch_size"], options["view_size"]) == (100, 256, 224)
+    step = {"schedule": "step", "milestones": (80,)}
+    assert options["optimizer"] == Optimizer(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, **step)
+    assert options["augment"] is None  # the method's own
+    assert options["method_options"] == {"labels": "folders", "batch_norm": "synchronized", "batch_norm_group": 0}
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_small_recipes_fit_two_thousand_tiles(name):
     options = resolved(f"{name}_small")
@@ -86,6 +97,8 @@ def test_small_recipes_fit_two_thousand_tiles(name):
         assert method["queue_size"] <= 2000 / 2
         assert 1 - method["momentum"] ** (method["queue_size"] / options["batch_size"]) < 0.05
         assert method["standardize"]
+    if "num_clusters" in method:
+        assert options["batch_size"] < min(method["num_clusters"]) and max(method["num_clusters"]) <= 2000 / 2
 
 
 def test_a_users_own_file_is_read(tmp_path):

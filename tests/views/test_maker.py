@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 from densepath.core.affine import bounds, warp
 from densepath.core.errors import UserError
 from densepath.images.batch import ImageBatch
-from densepath.views.augment import Augment, Union, augment_from
+from densepath.views.augment import Augment, Center, Union, augment_from
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD, ViewMaker
 
 PLAIN = Augment(jitter=0, grayscale=0, blur=0)
@@ -127,3 +127,19 @@ def test_wrong_options_are_named(options, message):
 
 def test_options_from_a_file():
     assert augment_from({"scale": [0.5, 1.0], "blur": 0.1}) == Augment(scale=(0.5, 1.0), blur=0.1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 320), (384, 256)])
+def test_the_center_is_that_of_resizing_and_cropping(height, width):
+    """Resize to 256, crop 224 (here 32 and 28 for a view of 28 px): against torchvision, on smooth images."""
+    coarse = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+    pixels = (smooth * 255).round().to(torch.uint8)
+    batch = ImageBatch(pixels.permute(0, 2, 3, 1).contiguous(), torch.tensor([[height, width]] * 2), torch.arange(2))
+    made = ViewMaker({"center": Center()}, 28, seed=0)(batch)["center"]
+    expected = TF.center_crop(TF.resize(pixels / 255, 32, antialias=True), 28)
+    torch.testing.assert_close(colors(made.pixels), expected, rtol=0, atol=0.02)
+    low, high = bounds(made.map)
+    side = 0.875 * min(height, width)
+    torch.testing.assert_close((high - low) / 2 * torch.tensor([width, height]), torch.full((2, 2), side))
+    torch.testing.assert_close(low, -high)

@@ -1,10 +1,12 @@
-"""Clustering of cells, for a whole batch at once."""
+"""Clustering: of the cells of each image, for a whole batch at once; and of one large set."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_DISTANCES = 2**24  # that are computed at a time
 
 
 @torch.no_grad()
@@ -40,3 +42,40 @@ def spherical_kmeans(points: Tensor, start: Tensor, reseed: Tensor) -> tuple[Ten
             means = F.normalize(torch.bmm(members, points), dim=-1)
             centroids = torch.where(empty.unsqueeze(-1), pick(positions), means)
     return labels, empty.sum(-1)
+
+
+@torch.no_grad()
+def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:
+    """K-means by Euclidean distance, of one large set.
+
+    Centroids start at ``count`` of the points. A fixed number of iterations; in each, points go to the nearest centroid
+    and centroids become the means of their points. A centroid without points is put on one of the points.
+
+    Args:
+        points: (N, D) floats.
+        order: (N,) int64, the points in random order: the first are where centroids start, and those that follow, over
+            and over, where one goes on that lost its points.
+        count: K, the number of clusters, at most N.
+        iterations: how many.
+
+    Returns:
+        (K, D) centroids and (N,) int64, the nearest to each point.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        centroids = points[order[:count]]
+        for iteration in range(iterations):
+            labels = nearest(points, centroids)
+            members = torch.bincount(labels, minlength=count)
+            sums = torch.zeros_like(centroids).index_add_(0, labels, points)
+            places = (count * (iteration + 1) + torch.arange(count, device=order.device)) % len(order)
+            means = sums / members.clamp(min=1).unsqueeze(1)
+            centroids = torch.where(members.unsqueeze(1) == 0, points[order[places]], means)
+        return centroids, nearest(points, centroids)
+
+
+def nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """(N,) int64, for each of the points (N, D) the nearest of the centroids (K, D)."""
+    # |x - c|^2 without |x|^2, which is the same for all c; in parts, as (N, K) may be larger than the memory.
+    half = centroids.square().sum(1) / 2
+    parts = points.split(max(1, _DISTANCES // len(centroids)))
+    return torch.cat([torch.addmm(half, part, centroids.T, alpha=-1).argmin(1) for part in parts])

@@ -35,6 +35,16 @@ def gather(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def broadcast(x: Tensor) -> Tensor:
+    """What the first process holds; the shapes must be equal, no gradient flows."""
+    if world_size() == 1:
+        return x.detach()
+    out = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(out, 0)
+    return out
+
+
+@torch.no_grad()
 def mean(x: Tensor) -> Tensor:
     """The mean over the processes; no gradient flows."""
     return x.detach() if world_size() == 1 else total(x) / world_size()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -24,6 +24,8 @@ _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: what is under way is bounded whatever the batch size
 _GRACE = 10  # seconds that a worker lives on after SIGTERM
 _BLOCK = 8192  # positions that are shuffled at a time
+
+_Order = Callable[[], Iterator[tuple[int, Tensor]]]  # each step with the positions (B,) of its images
 
 
 class ImageBatches:
@@ -97,33 +99,44 @@ class ImageBatches:
         return tuple(self.images.names(position) for position in sorted(self._damage.found))
 
     def __iter__(self) -> Iterator[ImageBatch]:
+        return self._made(self._order)
+
+    def each_image(self) -> Iterator[ImageBatch]:
+        """This process's share of all images, once: every ``world_size``-th, from that of its rank on.
+
+        The last batch may be smaller. Where an image is damaged another takes its place.
+        """
+        share = torch.arange(self.rank, len(self.images), self.global_size // self.batch_size)
+        return self._made(lambda: ((0, index) for index in share.split(self.batch_size)))
+
+    def _made(self, order: _Order) -> Iterator[ImageBatch]:
         if isinstance(self.images, PackedTiles):
-            batches = self._from_store(self.images)
+            batches = self._from_store(self.images, order)
             return batches if self.images.pixels.is_cuda else ahead(batches, _AHEAD)
         # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is
-        return ahead(self._from_files(self.images), _AHEAD)
+        return ahead(self._from_files(self.images, order), _AHEAD)
 
-    def _from_store(self, images: PackedTiles) -> Generator[ImageBatch, None, None]:
+    def _from_store(self, images: PackedTiles, order: _Order) -> Generator[ImageBatch, None, None]:
         pin = self._pins()
-        for step, index in self._order():
+        for step, index in order():
             yield self._batch(step, images.gather(index, pin))
 
-    def _from_files(self, files: ImageFiles) -> Generator[ImageBatch, None, None]:
+    def _from_files(self, files: ImageFiles, order: _Order) -> Generator[ImageBatch, None, None]:
         pin = self._pins()
-        parts = self._decoded(files)
-        for step, index in self._order():
+        parts = self._decoded(files, order)
+        for step, index in order():
             batch = list(islice(parts, math.ceil(len(index) / _CHUNK)))
             damaged = {position: what for part in batch for position, what in part.damaged.items()}
             new = [position for position, what in damaged.items() if self._damage.add(position, what)]
             self._damage.check()
             yield self._batch(step, join(batch, pin), tuple(files.names(position) for position in new))
 
-    def _decoded(self, files: ImageFiles) -> Iterator[Gathered]:
-        """The images of the run in chunks, decoded by other processes if there are any."""
+    def _decoded(self, files: ImageFiles, order: _Order) -> Iterator[Gathered]:
+        """Images in chunks, decoded by other processes if there are any."""
         loader = DataLoader(
             _Decoder(files),
             batch_size=None,
-            sampler=(chunk for _, index in self._order() for chunk in index.split(_CHUNK)),
+            sampler=(chunk for _, index in order() for chunk in index.split(_CHUNK)),
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
             worker_init_fn=outlive_signals,

@@ -6,15 +6,31 @@ from densepath.methods.concl import ConCL
 from densepath.methods.densecl import DenseCL
 from densepath.methods.moco_v1 import MoCoV1
 from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.pcl_v2 import PCLV2
 from densepath.methods.simclr import SimCLR
+from densepath.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "byol": BYOL,
     "moco_v1": MoCoV1,
     "moco_v2": MoCoV2,
+    "pcl_v2": PCLV2,
     "densecl": DenseCL,
     "concl": ConCL,
+    "supervised": Supervised,
 }
 
-__all__ = ["BYOL", "METHODS", "ConCL", "DenseCL", "Losses", "Method", "MoCoV1", "MoCoV2", "SimCLR"]
+__all__ = [
+    "BYOL",
+    "METHODS",
+    "PCLV2",
+    "ConCL",
+    "DenseCL",
+    "Losses",
+    "Method",
+    "MoCoV1",
+    "MoCoV2",
+    "SimCLR",
+    "Supervised",
+]

@@ -56,5 +56,23 @@ class Method(nn.Module):
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
-        """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images."""
+    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+        """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
+
+        Returns:
+            What was found, a line for the user.
+        """
+        return None
+
+    def wants_features(self, batch: Batch) -> bool:
+        """Whether, before it is given this batch, it wants features of all images: whoever trains it then calls
+        :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and :meth:`take_features`.
+        """
+        return False
+
+    def describe(self, pixels: Tensor) -> Tensor:
+        """Features (B, D) of views (B, 3, S, S), where it wants any."""
+        raise NotImplementedError(f"{type(self).__name__} wants no features")
+
+    def take_features(self, features: Tensor, batch: Batch) -> None:
+        """Learn the features (N, D) of all images, in the order of their source and alike on all processes."""

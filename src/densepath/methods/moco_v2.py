@@ -111,7 +111,10 @@ class MoCoV2(Method):
 
     def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:
         """L_q of two feature maps (B, C, h, w); their keys then join the queue."""
-        q, k = self.project(query.mean((2, 3)), key.mean((2, 3)))
+        return self.contrast(*self.project(query.mean((2, 3)), key.mean((2, 3))))
+
+    def contrast(self, q: Tensor, k: Tensor) -> Tensor:
+        """L_q of embeddings (B, dim); the keys then join the queue."""
         loss = info_nce(q, k, self.queue.keys(), self.temperature).mean()
         self.queue.enqueue(k)
         return loss

@@ -11,6 +11,7 @@ from torch import Tensor
 from densepath.images.batch import ImageBatch
 from densepath.methods.base import Method
 from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule
+from densepath.training.sweep import Sweep
 from densepath.views.maker import ViewMaker
 
 
@@ -23,10 +24,17 @@ class PretrainModule(L.LightningModule):
         optimizer: how its weights are updated.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
+        sweep: gives the features of all images to a method that asks for them.
     """
 
     def __init__(
-        self, method: Method, views: ViewMaker, optimizer: Optimizer, total_steps: int, steps_per_epoch: float
+        self,
+        method: Method,
+        views: ViewMaker,
+        optimizer: Optimizer,
+        total_steps: int,
+        steps_per_epoch: float,
+        sweep: Sweep | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -34,6 +42,7 @@ class PretrainModule(L.LightningModule):
         self.optimizer_settings = optimizer
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
+        self.sweep = sweep
 
     def transfer_batch_to_device(self, batch: ImageBatch, device: torch.device, dataloader_idx: int) -> ImageBatch:
         """Lightning does not know the type."""
@@ -43,6 +52,8 @@ class PretrainModule(L.LightningModule):
         """The loss, its terms and the method's statistics; the epochs done before this batch."""
         with torch.autocast(self.device.type, enabled=False):
             views = self.make_views(batch)
+        if self.sweep is not None and self.method.wants_features(views):
+            self.method.take_features(self.sweep(self.method, self.device), views)
         losses = self.method(views)
         return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": batch.epoch}
 

@@ -32,6 +32,7 @@ from densepath.training.progress import say
 from densepath.training.recipes import all_options, find_method
 from densepath.training.run_callback import Rhythm
 from densepath.training.run_folder import open_run, read_config
+from densepath.training.sweep import Sweep
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 
@@ -153,7 +154,7 @@ def pretrain(
 
     images = open_images(data, cache=cache, device=hardware.device)
     check_size(images, view_size // 2)
-    learner.prepare(images)
+    found = learner.prepare(images)
     batches = ImageBatches(
         images,
         batch_size=batch,
@@ -167,13 +168,16 @@ def pretrain(
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     views = ViewMaker(learner.views(augment), view_size, seed, memory_format=hardware.memory_format)
-    module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch)
+    sweep = Sweep(batches, view_size, hardware.memory_format)
+    module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
     config = _record(asked, hardware, options)
     probe_steps = max(1, round(probe_every * steps_per_epoch)) if probe_every > 0 else 0
     first = hardware.rank == 0
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")
+        if first and found:
+            say(f"densepath: {found}")
         done = fit(
             module,
             batches,

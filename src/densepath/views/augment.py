@@ -85,6 +85,19 @@ class Union:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
 
 
+@dataclass(frozen=True)
+class Center:
+    """The plain view: the square in the middle of an image, with untouched colors.
+
+    Args:
+        share: of the image's shorter side that it covers. The default is that of "resize to 256, crop 224".
+        interpolation: the filter of its resampling.
+    """
+
+    share: float = 224 / 256
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
 def augment_from(options: dict[str, object]) -> Augment:
     """An Augment from plain values, as a YAML file holds them.
 

@@ -43,6 +43,18 @@ def random_maps(augment: Augment, sizes: Tensor, draw: Draw) -> Tensor:
     return maps
 
 
+def center_maps(share: float, sizes: Tensor) -> Tensor:
+    """The maps (B, 2, 3) of central squares.
+
+    Args:
+        share: of the shorter side that they cover.
+        sizes: (B, 2) int64, height and width of the images in pixels.
+    """
+    across = sizes.flip(1).to(torch.float32)  # x first
+    spread = share * across.amin(1, keepdim=True) / across
+    return torch.cat((torch.diag_embed(spread), torch.zeros(len(sizes), 2, 1)), dim=-1)
+
+
 def _random_crop(augment: Augment, height: Tensor, width: Tensor, draw: Draw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Width, height, left and top in pixels of the first of ten random rectangles that fits, else a central one."""
     low, high = augment.scale

@@ -12,8 +12,8 @@ from densepath.core.random import uniform
 from densepath.core.resampling import sample
 from densepath.images.batch import ImageBatch
 from densepath.views.appearance import apply_appearance
-from densepath.views.augment import Augment, Union
-from densepath.views.geometry import Draw, random_maps
+from densepath.views.augment import Augment, Center, Union
+from densepath.views.geometry import Draw, center_maps, random_maps
 from densepath.views.slots import COUNT
 from densepath.views.view import Batch, View
 
@@ -37,7 +37,7 @@ class ViewMaker:
 
     def __init__(
         self,
-        views: Mapping[str, Augment | Union],
+        views: Mapping[str, Augment | Union | Center],
         size: int,
         seed: int,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -61,6 +61,8 @@ class ViewMaker:
             if isinstance(view, Union):
                 first, second = view.of
                 maps = union(views[first].map, views[second].map)
+            elif isinstance(view, Center):
+                maps = center_maps(view.share, images.sizes)
             else:
                 draws[name] = uniform(self.seed, int(images.epoch), images.index[:, None], number, slots)
                 maps = random_maps(view, images.sizes, _by_slot(draws[name]))
@@ -82,7 +84,7 @@ class ViewMaker:
             count = max(1, torch.get_num_threads() * _CACHED // self.size**2)
         return [slice(start, start + count) for start in range(0, len(images), count)]
 
-    def _crop(self, pixels: Tensor, maps: Tensor, sizes: Tensor, view: Augment | Union) -> Tensor:
+    def _crop(self, pixels: Tensor, maps: Tensor, sizes: Tensor, view: Augment | Union | Center) -> Tensor:
         crop = sample(pixels, maps, (self.size, self.size), kind=view.interpolation, extent=sizes)
         return crop.contiguous().div_(255).clamp_(0, 1)
 

@@ -12,6 +12,7 @@ from densepath.core.random import uniform
 
 # A number that no view of an image has: what a method draws is apart from what its views drew.
 _METHOD = 0xFFFF
+_COMMON = 0xFFFE  # and apart from what it draws for a whole batch
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,8 @@ class Batch:
         """(B, count) numbers in [0, 1) for the method's own use, on the CPU: a function of image and epoch."""
         slots = torch.arange(-(-count // 4))
         return uniform(self.seed, int(self.epoch), self.index[:, None], _METHOD, slots).flatten(1)[:, :count]
+
+    def common_uniform(self, count: int) -> Tensor:
+        """(count,) numbers in [0, 1) for the batch as a whole, on the CPU: a function of the step on all processes."""
+        slots = torch.arange(-(-count // 4))
+        return uniform(self.seed, self.step, torch.zeros((), dtype=torch.int64), _COMMON, slots).flatten()[:count]

@@ -1,0 +1,198 @@
+"""PCL-v2: contrast of whole images, and of images with the prototypes of their clusters."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densepath.core.clustering import kmeans
+from densepath.core.distributed import broadcast, gather, rank, world_size
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision, info_nce, standardize
+from densepath.core.random import shuffled
+from densepath.images.sources import ImageFiles, PackedTiles
+from densepath.methods.base import Losses
+from densepath.methods.moco_v2 import MoCoV2
+from densepath.nets.backbones import Backbone
+from densepath.views.view import Batch
+
+ITERATIONS = 20  # of k-means, as released
+SMOOTHING = 10  # alpha of the concentration (paper, section 3.3)
+IMAGES_PER_CLUSTER = (32, 16, 8)  # by default: 2500, 5000 and 10000 clusters of 80,000 images
+
+
+class PCLV2(MoCoV2):
+    """Prototypical contrastive learning.
+
+    At the start of each epoch the momentum encoder describes all images, and k-means sorts them into clusters at M
+    granularities, whose prototypes c are the centroids. With an image's own prototype c_s and r others (Equation 11),
+
+    L = L_q + mean over granularities of -log(exp(q c_s / phi_s) / sum of exp(q c_j / phi_j)),
+
+    where L_q is the loss of MoCo-v2 and phi = sum |v - c| / (Z log(Z + 10)) says how wide a cluster of Z images v is
+    (Equation 12); it is scaled to a mean of the temperature over a granularity's clusters. As released, phi is first
+    clipped to its 10th and 90th percentile, and clusters of one image have the largest; here the former also counts no
+    less than a hundredth of the latter, or copies of an image would divide by zero.
+
+    As in the paper, the denominator holds an image's own prototype and the r others; the released code adds the
+    prototypes of all images of the batch, its own among them once more for each image of its cluster. As released, the
+    others belong to no image of the batch; here to none of the global batch, and all processes draw the same, so that a
+    run is the same on any number of them. K-means starts once for each granularity, not five times.
+
+    Args:
+        backbone: the query encoder.
+        num_clusters: K of each granularity. By default they are a 32nd, a 16th and an 8th of the number of images; the
+            paper has 25000, 50000 and 100000 for the 1.28 million of ImageNet. K must be more than the images of a
+            batch, and at most half of all.
+        num_negatives: r; where less than r prototypes are sure to be beside those of a batch, as many as are.
+        warmup: the share of the run that contrasts instances alone; the first clusters are those of its end. The
+            paper's 20 of 200 epochs.
+        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group: as in
+            :class:`MoCoV2`. What k-means clusters is standardized over all images.
+
+    Source: Li et al., ICLR 2021, arXiv 2005.04966; constants as ConCL (ECCV 2022) compares with it.
+    """
+
+    prototypes: Tensor
+    concentrations: Tensor
+    assignments: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_clusters: tuple[int, ...] = (),
+        num_negatives: int = 2000,
+        warmup: float = 0.1,
+        dim: int = 128,
+        hidden_dim: int = 512,
+        temperature: float = 0.2,
+        queue_size: int = 16384,
+        momentum: float = 0.999,
+        standardize: bool = False,
+        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
+        batch_norm_group: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
+        )
+        if any(count < 2 for count in num_clusters):
+            raise UserError(f"there must be two clusters or more, not {min(num_clusters)}")
+        if num_negatives < 1:
+            raise UserError(f"an image needs at least one negative prototype, not {num_negatives}")
+        if not 0 <= warmup <= 1:
+            raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
+        self.num_clusters = tuple(num_clusters)
+        self.num_negatives = num_negatives
+        self.warmup = warmup
+        self.clustered_in = -1  # the epoch that the clusters are of; none yet
+        self.register_buffer("prototypes", torch.zeros(0, dim))
+        self.register_buffer("concentrations", torch.zeros(0))
+        self.register_buffer("assignments", torch.zeros(0, 0, dtype=torch.int32))
+        self.register_load_state_dict_pre_hook(_take_shapes)
+
+    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+        count = len(images)
+        self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
+        counts = ", ".join(map(str, self.num_clusters))
+        if max(self.num_clusters) > count // 2:
+            raise UserError(f"{counts} clusters are too many for {count} images; give --method.num_clusters up to half")
+        self.prototypes = self.prototypes.new_zeros(sum(self.num_clusters), self.prototypes.shape[1])
+        self.concentrations = self.concentrations.new_ones(sum(self.num_clusters))
+        self.assignments = self.assignments.new_zeros(count, len(self.num_clusters))
+        return f"{counts} clusters of {count} images, made anew in each epoch after the warm-up"
+
+    def wants_features(self, batch: Batch) -> bool:
+        return batch.progress >= self.warmup and int(batch.epoch) != self.clustered_in
+
+    @torch.no_grad()
+    def describe(self, pixels: Tensor) -> Tensor:
+        """Embeddings (B, dim) by the momentum encoder, of any length."""
+        return full_precision(self.key_head(self.key_backbone(pixels)[5].mean((2, 3))))
+
+    @torch.no_grad()
+    def take_features(self, features: Tensor, batch: Batch) -> None:
+        """Cluster all images: on the first process, whose result is that of all."""
+        points = F.normalize(standardize(features) if self.standardize else features, dim=1)
+        first = 0
+        for number, count in enumerate(self.num_clusters if rank() == 0 else ()):
+            order = shuffled(len(points), batch.seed + number, int(batch.epoch)).to(points.device)
+            centroids, labels = kmeans(points, order, count, ITERATIONS)
+            distances = (points - centroids[labels]).norm(dim=1)
+            rows = slice(first, first + count)
+            self.prototypes[rows] = F.normalize(centroids, dim=1)
+            self.concentrations[rows] = concentration(distances, labels, count, self.temperature)
+            self.assignments[:, number] = first + labels
+            first += count
+        for clusters in (self.prototypes, self.concentrations, self.assignments):
+            clusters.copy_(broadcast(clusters))
+        self.clustered_in = int(batch.epoch)
+
+    def forward(self, batch: Batch) -> Losses:
+        self._require_room(len(batch) * world_size())
+        if self.wants_features(batch):
+            raise ValueError("it wants the features of all images first: see Method.wants_features")
+        query, key = self.encode(batch)
+        q, k = self.project(query.mean((2, 3)), key.mean((2, 3)))
+        instance_loss = self.contrast(q, k)
+        if self.clustered_in < 0:
+            return Losses(instance_loss, {"instance_loss": instance_loss.detach()})
+        prototype_loss = self.prototype_loss(q, batch)
+        terms = {"instance_loss": instance_loss.detach(), "prototype_loss": prototype_loss.detach()}
+        return Losses(instance_loss + prototype_loss, terms)
+
+    def prototype_loss(self, q: Tensor, batch: Batch) -> Tensor:
+        """The mean of the second term over images and granularities, of query embeddings (B, dim)."""
+        own = self.assignments[batch.index.to(q.device, non_blocking=True)].long()  # (B, M)
+        scaled = self.prototypes / self.concentrations.unsqueeze(1)
+        draws = batch.common_uniform(len(scaled)).to(q.device, non_blocking=True)
+        draws.index_fill_(0, gather(own).flatten(), 1.0)  # come last
+        losses = []
+        for number, (drawn, others) in enumerate(
+            zip(draws.split(self.num_clusters), scaled.split(self.num_clusters), strict=True)
+        ):
+            most = len(others) - len(batch) * world_size()
+            negatives = others[drawn.argsort(stable=True)[: min(self.num_negatives, most)]]
+            losses.append(info_nce(q, scaled[own[:, number]], negatives, temperature=1.0))
+        return torch.stack(losses).mean()
+
+    def get_extra_state(self) -> Tensor:
+        """The epoch that the clusters are of, which is no buffer: a step must not ask the device for it."""
+        return torch.tensor(self.clustered_in)
+
+    def set_extra_state(self, state: Any) -> None:
+        self.clustered_in = int(state)
+
+    def _require_room(self, batch: int) -> None:
+        if self.num_clusters and min(self.num_clusters) <= batch:
+            raise UserError(
+                f"{min(self.num_clusters)} clusters leave no prototype beside those of a batch of {batch} images; take "
+                "smaller batches, or more clusters by --method.num_clusters"
+            )
+
+
+def _take_shapes(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Before a state is loaded: an export sees no images, and so does not know how many clusters there are."""
+    for name in ("prototypes", "concentrations", "assignments"):
+        if not len(getattr(method, name)) and prefix + name in state:
+            setattr(method, name, torch.empty_like(state[prefix + name]))
+
+
+def concentration(distances: Tensor, labels: Tensor, count: int, temperature: float) -> Tensor:
+    """phi (count,) of each cluster, with a mean of the temperature.
+
+    Args:
+        distances: (N,) of the images from the centroids of their clusters.
+        labels: (N,) int64, the clusters, at least one of two images or more.
+        count: how many clusters there are.
+        temperature: the mean.
+    """
+    members = torch.bincount(labels, minlength=count).to(distances)
+    sums = distances.new_zeros(count).index_add_(0, labels, distances)
+    phi = sums / (members * torch.log(members + SMOOTHING)).clamp(min=1)
+    phi = torch.where(members < 2, phi[members > 1].max(), phi)
+    low, high = torch.quantile(phi, phi.new_tensor([0.1, 0.9])).clamp(min=1e-8)
+    phi = phi.clamp(torch.maximum(low, high / 100), high)
+    return temperature * phi / phi.mean()

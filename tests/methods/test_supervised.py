@@ -1,0 +1,122 @@
+"""Supervised pre-training: its loss, its labels, its classifier's width."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densepath.core.errors import UserError
+from densepath.images.sources import ImageFiles
+from densepath.methods import Supervised
+from densepath.nets.backbones import build_backbone
+from densepath.views.augment import Augment
+from densepath.views.maker import ViewMaker
+
+FILES = ImageFiles(["TUM/1.png", "ADI/1.png", "STR/1.png", "ADI/2.png", "TUM/2.png"])  # classes 2, 0, 1, 0, 2
+
+
+@pytest.fixture
+def batch(images):
+    batch = ViewMaker(Supervised.views(), 64, seed=0)(images)
+    return replace(batch, index=torch.tensor([4, 0, 2, 3]))
+
+
+@pytest.fixture
+def prepared(make):
+    def build(**options):
+        method = make(Supervised, **options)
+        method.prepare(FILES)
+        return method
+
+    return build
+
+
+def test_loss_and_accuracy_are_those_of_the_images_classes(prepared, batch):
+    method, twin = prepared(), prepared()
+    losses = method(batch)
+    features = twin.backbone(batch["image"].pixels)[5].mean((2, 3))
+    logits = (features @ twin.classifier.weight.T + twin.classifier.bias).double()
+    expected, right = [], 0
+    for row, target in zip(logits, [2, 2, 1, 0], strict=True):
+        expected.append(-(row[target] - row.exp().sum().log()))
+        right += int(row.argmax()) == target
+    assert losses.total.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    assert losses.statistics["accuracy"].item() == right / 4
+    assert losses.terms["classification_loss"] == losses.total
+
+
+def test_prepare_says_what_there_is_and_makes_the_classifier(make):
+    method = make(Supervised)
+    assert method.prepare(FILES) == "3 classes: ADI (2), STR (1), TUM (2)"
+    assert method.classifier.weight.shape == (3, 512) and not method.classifier.bias.any()
+    assert method.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert all(p.requires_grad for p in method.parameters())
+
+
+def test_labels_may_come_from_a_table(make, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("TUM/1.png,x\nADI/1.png,x\nSTR/1.png,y\nADI/2.png,x\nTUM/2.png,y\n")
+    method = make(Supervised, labels=str(table))
+    assert method.prepare(FILES) == "2 classes: x (3), y (2)"
+    assert method.targets.tolist() == [0, 0, 1, 0, 1]
+
+
+def test_the_view_is_a_crop_of_untouched_colors():
+    assert Supervised.views() == {"image": Augment(scale=(0.08, 1), flip=0.5, jitter=0, grayscale=0, blur=0)}
+    still = Augment(blur=0)
+    assert Supervised.views(still) == {"image": still}
+
+
+def test_a_state_gives_an_unprepared_method_its_classifier(prepared, make):
+    """As exporting does, which sees no images."""
+    state = prepared().state_dict()
+    method = make(Supervised)
+    method.load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
+
+
+def test_a_state_of_other_labels_or_classes_is_refused(prepared, make):
+    method, state = prepared(), prepared().state_dict()
+    method.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="labels are not those"):
+        method.load_state_dict(state | {"targets": state["targets"].flip(0).roll(1)})
+    fewer = make(Supervised)
+    fewer.prepare(ImageFiles(["TUM/1.png", "ADI/1.png", "TUM/1.png", "ADI/2.png", "TUM/2.png"]))
+    with pytest.raises(RuntimeError, match=r"size mismatch for classifier\.weight"):
+        fewer.load_state_dict(state)
+
+
+def test_overfits_one_batch(prepared, batch, losses_on):
+    history = losses_on(prepared(), batch, steps=12, lr=0.02)
+    assert history[-1] < 0.1 * history[0]
+
+
+def test_step_never_waits_for_the_device(prepared, images):
+    """On the meta device nothing has a value: whatever asks for one raises."""
+    batch = ViewMaker(Supervised.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
+    losses = prepared(batch_norm="per_process", batch_norm_group=2).to("meta")(batch)
+    losses.total.backward()
+    assert losses.total.device.type == "meta"
+
+
+def test_the_backbone_to_keep_has_plain_batch_norms(prepared):
+    kept = prepared(batch_norm="synchronized").backbone_to_keep()
+    assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002"])
+def test_any_convnet_will_do(batch, name):
+    method = Supervised(build_backbone(name))
+    method.prepare(FILES)
+    method(batch).total.backward()
+    assert method.backbone_to_keep().name == name
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_wrong_hyper_parameters_are_named(make):
+    with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: per_process, synchronized"):
+        make(Supervised, batch_norm="shuffled")
+    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds"):
+        make(Supervised, batch_norm="per_process", batch_norm_group=8).check(96, 40, processes=2)
