@@ -48,7 +48,7 @@ def test_the_papers_recipes_hold_its_constants(name):
     if name == "densecl":
         assert (method["match"], method["dense_weight"]) == ("features", 0.5)
     if name == "pcl_v2":
-        assert (method["num_clusters"], method["num_negatives"], method["warmup"]) == ((), 2000, 0.1)
+        assert (method["num_clusters"], method["num_negatives"], method["warmup"]) == (None, 2000, 0.1)
     if "concl" in name:
         assert (method["concept_queue_size"], method["warmup"], method["concept_weight"]) == (16384, 0.1, 1.0)
     if name == "concl":

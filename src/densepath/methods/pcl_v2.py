@@ -63,7 +63,7 @@ class PCLV2(MoCoV2):
     def __init__(
         self,
         backbone: Backbone,
-        num_clusters: tuple[int, ...] = (),
+        num_clusters: tuple[int, ...] | None = None,
         num_negatives: int = 2000,
         warmup: float = 0.1,
         dim: int = 128,
@@ -78,13 +78,13 @@ class PCLV2(MoCoV2):
         super().__init__(
             backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
         )
-        if any(count < 2 for count in num_clusters):
-            raise UserError(f"there must be two clusters or more, not {min(num_clusters)}")
+        self.num_clusters = tuple(num_clusters or ())
+        if any(count < 2 for count in self.num_clusters):
+            raise UserError(f"there must be two clusters or more, not {min(self.num_clusters)}")
         if num_negatives < 1:
             raise UserError(f"an image needs at least one negative prototype, not {num_negatives}")
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
-        self.num_clusters = tuple(num_clusters)
         self.num_negatives = num_negatives
         self.warmup = warmup
         self.clustered_in = -1  # the epoch that the clusters are of; none yet
