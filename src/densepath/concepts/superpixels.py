@@ -28,7 +28,7 @@ class Superpixels:
 
     parallel = True
 
-    def __init__(self, scale: int = 500) -> None:
+    def __init__(self, scale: int = 50) -> None:
         if scale < 1:
             raise UserError(f"the scale of superpixels is a number of pixels, at least 1, not {scale}")
         self.scale = scale

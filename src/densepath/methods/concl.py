@@ -68,7 +68,7 @@ class ConCL(MoCoV2):
         num_concepts: int = 8,
         stage: int = 4,
         grid_size: int = 3,
-        superpixel_scale: int = 500,
+        superpixel_scale: int = 50,
         nucleus_radius: float = 8.0,
         concept_files: str | None = None,
         concept_cache: str | None = None,
