@@ -165,6 +165,7 @@ def pretrain(
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if workers is None else workers,
         device=hardware.device,
+        label_maps=learner.label_maps,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     views = ViewMaker(learner.views(augment), view_size, seed, memory_format=hardware.memory_format)
