@@ -123,7 +123,7 @@ def test_weights_and_their_color_statistics_reach_the_detector(data: Path, tmp_p
     assert (notes.mean, notes.std) == ((0.7, 0.5, 0.6), (0.2, 0.2, 0.2))
     assert (notes.category_ids, notes.category_names) == ((1,), ("gland",))
     for name, value in backbone.named_parameters():
-        torch.testing.assert_close(model.pyramid.backbone.get_parameter(name), value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.backbone.get_parameter(name), value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_without_a_checkpoint_resumes_from_its_weights(data: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     norms = {names[id(p)] for p in parameter_groups(model)[1]["params"]}
     assert len(norms) == 2 * 28  # ResNet-18 and the pyramid
-    assert {"pyramid.backbone.net.bn1.weight", "pyramid.fpn.inner_blocks.0.1.bias"} <= norms
+    assert {"features.backbone.net.bn1.weight", "features.fpn.inner_blocks.0.1.bias"} <= norms
     assert "heads.box_head.fc6.bias" not in norms
 
 
@@ -213,7 +213,7 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
     notes = DetectorNotes("mask_rcnn_fpn_small", "regnetx_002", (1,), ("thing",), 96, (0.5,) * 3, (0.25,) * 3)
     model = notes.build().eval()
     x = torch.rand(1, 3, 64, 64)
-    before = model.pyramid(x)
+    before = model.features(x)
     seen: list[torch.nn.Module] = []
     monkeypatch.setattr(fine_tuning, "fit", lambda module, *_, **__: seen.append(module.model))
     batches = TrainingBatches(open_split(data, "train"), 2, 1, 0, (96, 96), world_size=2)
@@ -225,5 +225,5 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
     assert all(type(m).__name__.startswith("Synchronized") for m in trains.modules() if isinstance(m, _BatchNorm))
     assert not any(type(m).__name__.startswith("Synchronized") for m in trained.modules())
     for name, level in before.items():
-        torch.testing.assert_close(trains.pyramid(x)[name], level)
-        torch.testing.assert_close(trained.eval().pyramid(x)[name], level)
+        torch.testing.assert_close(trains.features(x)[name], level)
+        torch.testing.assert_close(trained.eval().features(x)[name], level)
