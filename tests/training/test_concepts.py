@@ -68,6 +68,7 @@ def test_each_image_meets_its_own_map(tmp_path, tiles, run, monkeypatch):
     restore = ConCL.restore
 
     def watched(self, batch, concepts, cells):
+        assert set(batch.views) == {"query", "key"}  # the reference view is not asked for
         seen.append((batch.index, concepts.labels))
         return restore(self, batch, concepts, cells)
 
