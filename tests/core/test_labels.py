@@ -81,10 +81,15 @@ def test_few_labels_are_those_of_their_masks(d, few, monkeypatch):
 def test_equal_shares_go_to_the_smallest_label(few, monkeypatch):
     """Whatever the position: thirds and sevenths are no whole numbers of bits."""
     monkeypatch.setattr(core_labels, "_FEW", few)
-    for count in (2, 3, 6, 7):
-        labels = torch.arange(count).flip(0).view(1, 1, -1) + 5
-        assert main_labels(labels, identity(1), identity(1), (1, 1)).item() == 5
-        assert main_labels(labels, identity(1), from_box(-torch.ones(1, 2), torch.ones(1, 2)).neg(), (1, 1)).item() == 5
+    for count in (2, 3, 7, 11, 37, 80):
+        labels = (torch.arange(count).flip(0) + 5).view(1, 1, -1).expand(count - 1, -1, -1)
+        left = 2 * torch.arange(count - 1) / count - 1
+        low, high = (
+            torch.stack((left, -torch.ones(count - 1)), 1),
+            torch.stack((left + 4 / count, torch.ones(count - 1)), 1),
+        )
+        pairs = main_labels(labels, identity(count - 1), from_box(low, high), (1, 1))
+        assert torch.equal(pairs.flatten(), torch.arange(count - 1).flip(0) + 5)
 
 
 @pytest.mark.parametrize("few", [0, 1024])
@@ -95,6 +100,10 @@ def test_outside_and_unlabelled_cells_have_no_label(few, monkeypatch):
     beyond = from_box(torch.tensor([[0.0, -1.0]]), torch.tensor([[2.0, 1.0]]))
     expected = torch.tensor([[3, 3, -1, -1], [3, 3, -1, -1], [-1] * 4, [-1] * 4])
     assert torch.equal(main_labels(labels, identity(1), beyond, (4, 4))[0], expected)
+    part = from_box(torch.tensor([[0.8, -1.0]]), torch.tensor([[1.8, 1.0]]))
+    assert torch.equal(
+        main_labels(labels, identity(1), part, (2, 2))[0], torch.full((2, 2), -1)
+    )  # 40% of two lie inside
 
 
 def test_labels_are_numbered_in_the_order_of_the_first_map():
