@@ -104,14 +104,14 @@ def test_masks_of_a_folder_are_split_at_the_middle_of_their_range(tmp_path):
     (tmp_path / "tiles").mkdir()
     (tmp_path / "masks").mkdir()
     for name, values in {"a": (0, 255), "b": (40, 60), "c": (0, 0)}.items():
-        Image.new("RGB", (112, 112)).save(tmp_path / "tiles" / f"{name}.png")
-        mask = np.full((112, 112), values[0], np.uint8)
+        Image.new("RGB", (80, 80)).save(tmp_path / "tiles" / f"{name}.png")
+        mask = np.full((80, 80), values[0], np.uint8)
         mask[:, 40:] = values[1]
         mask[0, 0] = sum(values) // 2  # half is not above half
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
     source = ImageLabels(Saliency(tmp_path / "masks"), 2, tmp_path / "cache")
     maps = source.prepare(open_images(tmp_path / "tiles")).maps
-    expected = np.zeros((112, 112))
+    expected = np.zeros((80, 80))
     expected[:, 40:] = 1
     assert np.array_equal(maps[0], expected) and np.array_equal(maps[1], expected) and not maps[2].any()
 

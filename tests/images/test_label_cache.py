@@ -62,7 +62,7 @@ def files(folder: Path) -> list[str]:
 def test_maps_are_made_once_however_the_images_are_read(tmp_path, tiles, labeller):
     first = label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache")
     assert labeller.asked() == list("012345")
-    assert first.maps.shape == (6, 112, 112) and first.maps[3, :, 0].max() == 0 and (first.maps[3, :, 5:] == 1).all()
+    assert first.maps.shape == (6, 80, 80) and first.maps[3, :, 0].max() == 0 and (first.maps[3, :, 5:] == 1).all()
     again = label_images(open_images(tiles, cache="ram"), labeller, tmp_path / "cache")
     assert labeller.asked() == []
     assert np.array_equal(first.maps, again.maps)

@@ -57,8 +57,8 @@ def views_of(step, part=slice(IMAGES)):
     pixels = F.interpolate(coarse, size=(48, 48), mode="bicubic").clamp(0, 1) * 255
     pixels, sizes = pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((IMAGES, 2), 48)
     index = torch.arange(IMAGES) + IMAGES * step
-    # As of superpixels: more than a view has cells, and none across images
-    labels = (index.view(-1, 1, 1) * 36 + torch.arange(36).view(6, 6)).repeat_interleave(2, 1).repeat_interleave(3, 2)
+    # As of superpixels: each in one image alone, more than a view has cells
+    labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
     images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5, labels=labels[part])
     return ViewMaker(ConCL.views(), 48, seed=3)(images)
 

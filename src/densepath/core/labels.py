@@ -10,15 +10,16 @@ from torch import Tensor
 from densepath.core.affine import TIE, between
 from densepath.core.resampling import axis_taps, group_by_axes, inside, sample_finely
 
-# Weights are whole numbers: their sums are exact, whatever the order, so equal shares are equal to the bit.
-_UNIT = 2**20
+# Sums of whole numbers are the same in any order: a GPU's sums of floats are not.
+_UNIT = 2**40
+_FEW = 1024
 
 
 def main_labels(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int]) -> Tensor:
     """The label that covers most of each cell of another view, of equals the smallest.
 
-    What :func:`densepath.core.affine.warp_labels` gives, in memory that does not grow with the number of labels: the
-    labels under each cell are sorted, and their shares of its area added up.
+    What :func:`densepath.core.affine.warp_labels` gives, but without a mask for each label: the shares of the labels
+    under each cell are added up.
 
     Args:
         labels: (B, *spatial) integers on the *from* view; negative ones belong to nothing.
@@ -66,34 +67,50 @@ def number_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], axes: tuple[int, ...] | None) -> Tensor:
     if axes is None:
-        under, weights = _under_turned_cells(labels, maps, size)
+        under, shares = _under_turned_cells(labels, maps, size)
     else:
-        under, weights = _under_upright_cells(labels, maps, size, axes)
-    d = maps.shape[1]
+        under, shares = _under_upright_cells(labels, maps, size, axes)
+    shares = shares * (under >= 0)
+    # On a CPU it costs nothing to ask how many labels there are, and few are summed up several times as fast.
+    few = under.device.type == "cpu" and int(under.max()) < _FEW
+    main = _main_of_few(under, shares) if few else _main_of_many(under, shares)
+    return main.view(len(labels), *size)
+
+
+def _main_of_few(under: Tensor, shares: Tensor) -> Tensor:
+    """The label with the largest sum of shares (B, cells, T), by a table of all labels."""
+    table = shares.new_zeros(*under.shape[:2], max(1, int(under.max()) + 1))
+    table.scatter_add_(2, under.to(torch.int64).clamp(min=0), shares)
+    most = table.amax(-1, keepdim=True)
+    first = (table >= most - TIE).to(torch.uint8).argmax(-1)
+    return torch.where(most.squeeze(-1) > TIE, first, -1)
+
+
+def _main_of_many(under: Tensor, shares: Tensor) -> Tensor:
+    """The same by sorting; it asks the device for nothing."""
     under, order = under.sort(dim=-1)
-    covered = (weights.gather(-1, order) * (under >= 0)).cumsum(-1)
+    covered = (shares.gather(-1, order) * _UNIT).to(torch.int64).cumsum(-1)
     change = under[..., 1:] != under[..., :-1]
     last = torch.cat((change, torch.ones_like(change[..., :1])), dim=-1)  # of each label's run
     ends = torch.where(last, covered, 0).cummax(-1).values
     before = torch.cat((torch.zeros_like(ends[..., :1]), ends[..., :-1]), dim=-1)
-    shares = torch.where(last, covered - before, 0)
-    most = shares.amax(-1, keepdim=True)
-    tolerance = int(TIE * _UNIT**d)
-    best = (shares >= (most - tolerance).clamp(min=1)).to(torch.uint8).argmax(-1, keepdim=True)
-    label = torch.where(most > tolerance, under.gather(-1, best).to(torch.int64), -1)
-    return label.view(len(labels), *size)
+    sums = torch.where(last, covered - before, 0)
+    most = sums.amax(-1, keepdim=True)
+    tie = int(TIE * _UNIT)
+    first = (sums >= (most - tie).clamp(min=1)).to(torch.uint8).argmax(-1, keepdim=True)
+    return torch.where(most > tie, under.gather(-1, first).to(torch.int64), -1).squeeze(-1)
 
 
 def _under_upright_cells(
     labels: Tensor, maps: Tensor, size: Sequence[int], axes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The labels under each output cell and how much of it each covers, both (B, cells, T).
+    """The labels under each output cell and what share of it each covers, both (B, cells, T).
 
     ``axes[i]``: the output coordinate that input coordinate i (x first) follows.
     """
     d, count = len(axes), len(labels)
     place = torch.zeros(count, *[1] * (2 * d), dtype=torch.int64, device=labels.device)
-    weight = torch.ones_like(place)
+    share = torch.ones_like(place, dtype=torch.float32)
     stride = 1
     for row in range(d):  # the last axis of the tensor first
         axis, out_axis = d - 1 - row, d - 1 - axes[row]
@@ -103,14 +120,14 @@ def _under_upright_cells(
         shape = [count, *[1] * (2 * d)]
         shape[1 + out_axis], shape[1 + d + out_axis] = cells.shape[1:]
         place = place + stride * cells.view(shape)
-        weight = weight * (weights * _UNIT).round().to(torch.int64).view(shape)
+        share = share * weights.view(shape)
         stride *= labels.shape[1 + axis]
     under = labels.flatten(1).gather(1, place.flatten(1)).view(place.shape)
-    return under.flatten(1, d).flatten(2), weight.flatten(1, d).flatten(2)
+    return under.flatten(1, d).flatten(2), share.flatten(1, d).flatten(2)
 
 
 def _under_turned_cells(labels: Tensor, maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The same for maps that turn by any angle: samples on a finer grid, all of one weight."""
+    """The same for maps that turn by any angle: samples on a finer grid, all of one share."""
     d = maps.shape[1]
     extent = torch.tensor(labels.shape[1:]).expand(len(labels), -1)
     # In floats, which hold whole numbers to 2**24.
@@ -119,4 +136,4 @@ def _under_turned_cells(labels: Tensor, maps: Tensor, size: Sequence[int]) -> tu
     axes = [0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)]
     under = samples.to(labels.dtype).view(len(labels), *split).permute(axes)
     under = under.flatten(1, d).flatten(2)
-    return under, torch.full_like(under, _UNIT**d // under.shape[-1], dtype=torch.int64)
+    return under, torch.full_like(under, 1 / under.shape[-1], dtype=torch.float32)

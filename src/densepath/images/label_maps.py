@@ -9,8 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Rows and columns of a map. A view that shows a fifth of its image has about 50 of them for its 7 cells.
-SIDE = 112
+# Rows and columns of a map. A view that shows a fifth of its image has 36 of them for its 7 cells. On tiles of 224 px
+# 2% of the cells of views get another label than from maps of 224, and 6% where regions are smaller than cells, as
+# superpixels of scale 50 are.
+SIDE = 80
 
 
 class LabelMaps:

@@ -36,9 +36,11 @@ class Method(nn.Module):
 
     Attributes:
         label_maps: label maps of the images that :meth:`prepare` saw, where the method wants them in its batches.
+        unused_views: those of :meth:`views` that need not be made with these hyper-parameters.
     """
 
     label_maps: LabelMaps | None = None
+    unused_views: tuple[str, ...] = ()
 
     @staticmethod
     @abstractmethod

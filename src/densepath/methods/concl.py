@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from densepath.concepts.choice import choose_source
+from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
 from densepath.core.affine import warp_labels
 from densepath.core.errors import UserError
@@ -101,6 +102,8 @@ class ConCL(MoCoV2):
             files=concept_files,
             cache=concept_cache,
         )
+        if isinstance(self.source, ImageLabels):
+            self.unused_views = ("reference",)
         self.concept_queue = Queue(concept_queue_size, dim)
         self.concept_weight = concept_weight
         self.warmup = warmup
