@@ -35,7 +35,7 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
     source = open_images(tiles, cache=cache)
     method = PCLV2(build_backbone("test_resnet"), num_clusters=(9, 12), queue_size=8)
     method.train()
-    method.key_backbone.eval()  # a part that was so remains so
+    method.backbone.eval()  # a part that was so remains so
     with torch.no_grad():
         for name, statistic in method.named_buffers():
             if name.endswith("running_var"):
@@ -43,7 +43,7 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
     before = {name: value.clone() for name, value in method.state_dict().items()}
     batches = ImageBatches(source, batch_size=8, seed=0, max_steps=4)
     features = Sweep(batches, 48, torch.contiguous_format)(method, torch.device("cpu"))
-    assert method.training and method.backbone.training and not method.key_backbone.training
+    assert method.training and method.key_backbone.training and not method.backbone.training
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     assert not features.requires_grad and features.shape == (101, 128)
     files = open_images(tiles, cache="none")

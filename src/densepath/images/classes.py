@@ -61,7 +61,7 @@ def read_classes(images: ImageFiles | PackedTiles, labels: str) -> Classes:
             contradicts itself; or an image has no label in it.
     """
     names, found = _by_folder(images) if labels == FOLDERS else _by_table(images, labels)
-    used, found = np.unique(found, return_inverse=True)
+    used, inverse = np.unique(found, return_inverse=True)
     present = [names[number] for number in used]
     if len(present) < 2:
         raise UserError(
@@ -71,7 +71,7 @@ def read_classes(images: ImageFiles | PackedTiles, labels: str) -> Classes:
     order = sorted(range(len(present)), key=present.__getitem__)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
-    return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[found]))
+    return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
 
 
 def _by_folder(images: ImageFiles | PackedTiles) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -145,13 +145,14 @@ def _read_table(path: str) -> _Table:
     if not keys:
         raise UserError(f"the table of labels {path} is empty; give lines of file,label")
     order = np.frombuffer(keys, np.int64).argsort(kind="stable")
-    table: Any = [np.frombuffer(column, column.typecode)[order] for column in (keys, labels, lines)]
-    twice = (table[0][1:] == table[0][:-1]) & (table[1][1:] != table[1][:-1])
-    if twice.any():
-        one, other = table[2][int(twice.argmax()) :][:2]
+    key, label_of, line_of = (np.frombuffer(column, column.typecode)[order] for column in (keys, labels, lines))
+    again = key[1:] == key[:-1]
+    contrary = again & (label_of[1:] != label_of[:-1])
+    if contrary.any():
+        one, other = line_of[int(contrary.argmax()) :][:2]
         raise UserError(f"lines {one} and {other} of {path} give one file two labels; keep one of them")
-    kept = np.append(True, table[0][1:] != table[0][:-1])
-    return _Table(list(numbers), *(column[kept] for column in table), sorted(depths, reverse=True))
+    kept = np.append(True, ~again)
+    return _Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
 
 
 def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
