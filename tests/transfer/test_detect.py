@@ -77,6 +77,40 @@ def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, 
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
+@pytest.mark.parametrize(
+    ("detector", "steps", "lr"),
+    [("mask_rcnn_c4_small", 45, 0.03), ("mask_rcnn_dc5_small", 50, 0.03), ("retinanet_small", 100, 0.02)],
+)
+def test_the_other_detectors_learn_them_too(detector: str, steps: int, lr: float, data: Path, tmp_path: Path) -> None:
+    options = SMALL | {"detector": detector, "backbone": "test_resnet", "max_steps": steps, "lr": lr}
+    metrics = detect(data=data, out=tmp_path, precise_bn_batches=10, **options)
+    kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
+    assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
+    assert all(metrics[f"{kind}_ap50"] > 0.9 for kind in kinds)
+    assert metrics.get("mask_ap", 1) > 0.6
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert {"segmentation" in result for result in found} == {"mask" in kinds}
+    again = detect(data=data, out=tmp_path, evaluate=True, devices="cpu", precision="32", pictures=2)
+    assert again == pytest.approx(metrics)
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "scene0.png"))
+    rows, columns = (picture[:, : picture.shape[1] // 2] == (0, 255, 64)).all(-1).nonzero()  # the first true object
+    assert len(rows) > 100
+    drawn_as_box = (picture[rows.min(), columns.min()] == (0, 255, 64)).all()
+    assert drawn_as_box == (kinds == ("box",))
+
+
+def test_the_head_of_c4_repeats_itself_to_the_bit(data: Path, tmp_path: Path) -> None:
+    options = SMALL | {"detector": "mask_rcnn_c4_small", "backbone": "test_resnet", "max_steps": 2}
+    states = []
+    for name in ("a", "b", "b"):
+        resume = (tmp_path / name).exists()  # the third is only settled and scored once more
+        detect(data=data, out=tmp_path / name, precise_bn_batches=2, resume=resume, **options)
+        states.append(load_file(tmp_path / name / DETECTOR_FILE))
+    assert states[0]["heads.box_roi_pool.norm.num_batches_tracked"] == 2  # those that it was settled on
+    assert all(torch.equal(state[key], value) for state in states[1:] for key, value in states[0].items())
+
+
 def test_the_run_folder_holds_predictions_and_pictures(trained: tuple[Path, dict[str, float]], data: Path) -> None:
     out, metrics = trained
     results = json.loads((out / "predictions.json").read_text())
@@ -169,6 +203,12 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"train_size": (99, 96)}, "train_size is"),
         ({"drops": (400.0,)}, "shares of the run"),
+        ({"base_steps": 1}, "base_steps is 1"),
+        ({"train_crop": 8}, "train_crop is 8"),
+        ({"detections_per_image": 0}, "detections_per_image is 0"),
+        ({"anchor_sizes": ()}, "anchor_sizes are"),
+        ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
+        ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run its last stage alone"),
         ({"lr": -1.0}, "must be positive"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"weights": "nowhere.pth"}, "nowhere.pth"),

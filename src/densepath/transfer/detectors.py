@@ -30,6 +30,7 @@ _NARROW = HeadSize(64, 256, 2, before_nms=(500, 250), after_nms=(200, 200), rois
 # One map has the proposals of all sizes.
 _WIDE_SINGLE = replace(_WIDE, before_nms=(12000, 6000), after_nms=(2000, 1000))
 _NARROW_SINGLE = replace(_NARROW, before_nms=(1000, 500))
+_NARROW_STAGE = replace(_NARROW_SINGLE, after_nms=(200, 50), rois=16)  # stage 5 is no narrower, so it sees fewer boxes
 
 
 class Builder(Protocol):
@@ -146,7 +147,7 @@ DETECTORS: dict[str, Builder] = {
     "mask_rcnn_fpn": mask_rcnn_fpn,
     "mask_rcnn_fpn_small": partial(mask_rcnn_fpn, size=_NARROW),
     "mask_rcnn_c4": mask_rcnn_c4,
-    "mask_rcnn_c4_small": partial(mask_rcnn_c4, size=_NARROW_SINGLE),
+    "mask_rcnn_c4_small": partial(mask_rcnn_c4, size=_NARROW_STAGE),
     "mask_rcnn_dc5": mask_rcnn_dc5,
     "mask_rcnn_dc5_small": partial(mask_rcnn_dc5, size=_NARROW_SINGLE),
     "retinanet": RetinaNet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -21,6 +21,7 @@ _STAGES = (3, 4, 5)
 _STRIDES = (8, 16, 32, 64, 128)  # pixels, of P3-P7
 _OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 _SCORE, _NMS = 0.05, 0.5
+_CHANNELS = 256
 _CANDIDATES = 1000  # of each level, before non-maximum suppression
 
 
@@ -48,7 +49,7 @@ class RetinaNet(Detector):
         self,
         backbone: Backbone,
         classes: int,
-        channels: int = 256,
+        channels: int = _CHANNELS,
         anchor_sizes: Sequence[int] = ANCHOR_SIZES,
         detections_per_image: int = DETECTIONS,
     ) -> None:
@@ -63,6 +64,10 @@ class RetinaNet(Detector):
         self._coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         for part in (self.head.classification_head, self.head.regression_head):
             part.register_forward_hook(to_float32)
+            for layer in part.modules():
+                if isinstance(layer, nn.Conv2d):
+                    # The usual start is made for 256 channels; through narrower layers it would let nothing pass.
+                    layer.weight.data *= (_CHANNELS / channels) ** 0.5
 
     def forward(self, images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The losses; see :meth:`Detector.forward`. Masks are not looked at."""
