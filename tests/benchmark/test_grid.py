@@ -47,8 +47,8 @@ def test_seeds_share_a_pre_training_or_have_their_own(lay_out):
 
 
 def test_rows_of_one_pre_training_share_it(lay_out):
-    twin = "  - {name: MoCo, recipe: moco_v2_small"
-    grid = lay_out((twin, f"{twin[:12]}Twin, recipe: moco_v2_small}}\n{twin}"))
+    row = "  - {name: MoCo, recipe: moco_v2_small"
+    grid = lay_out((row, f"{row.replace('MoCo', 'Twin')}}}\n{row}"))
     assert len(grid.cells) == 9
     assert grid.places["Twin", "probe", 0] is grid.places["MoCo", "probe", 0]
 
@@ -164,7 +164,7 @@ def test_the_command_of_a_run_is_one_that_can_be_typed(lay_out, tmp_path):
 
 def test_the_cost_is_assumed_until_a_like_run_is_measured(lay_out, table, tmp_path):
     grid = lay_out(pretrain_seed=None)
-    cells = [cell for cell in grid.cells.values() if cell.verb != "detect"]
+    cells = [cell for verb in ("pretrain", "probe") for cell in grid.cells.values() if cell.verb == verb]
     pretraining, probing = estimate(cells, tmp_path)
     assert (pretraining.runs, pretraining.done, pretraining.assumed, pretraining.unknown) == (2, 0, 2, 0)
     assert pretraining.hours == pytest.approx(2 * (600 / 100 + 10) / 3600)  # images, rate, and the start

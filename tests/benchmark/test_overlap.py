@@ -65,7 +65,7 @@ def test_a_digest_is_that_of_eight_orientations_and_no_other():
 
 
 def test_patients_are_compared_where_both_sets_know_them(data, tmp_path):
-    test = sorted(path.stem for path in (data / "test").iterdir())
+    test = sorted(f"test/{path.name}" for path in (data / "test").iterdir())
     (tmp_path / "source").mkdir()
     (tmp_path / "tiles").rename(tmp_path / "source" / "tiles")
     tiles = sorted(path.name for path in (tmp_path / "source" / "tiles").iterdir())

@@ -63,7 +63,7 @@ def test_what_depends_on_a_run_follows_it_and_falls_with_it(play, tmp_path):
     scripts["bad"] = "import sys; sys.exit('densepath: error: no luck')"
     # What needs the first one comes before it here, and has to wait.
     runner = play(scripts, [after, first, second, never, other], slots=1)
-    assert (tmp_path / "order").read_text() == "first other after "
+    assert (tmp_path / "order").read_text() == "first after other "
     assert runner.failed.keys() == {second.name, never.name}
     assert runner.failed[second.name].startswith("no luck (log: ")
     assert runner.failed[never.name] == f"{second.name} failed"
@@ -73,7 +73,7 @@ def test_what_depends_on_a_run_follows_it_and_falls_with_it(play, tmp_path):
     del scripts["bad"]
     again = play(scripts, [first, after, second, never, other])
     assert again.failed == {} and again.changes == 2
-    assert (tmp_path / "order").read_text() == "first other after never "
+    assert (tmp_path / "order").read_text() == "first after other never "
     assert "error" not in CellFolder(tmp_path, second).notes()
 
 

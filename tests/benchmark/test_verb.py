@@ -31,7 +31,7 @@ def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue,
     assert {path.name for path in (tmp_path / "T").iterdir()} == {"digests.json"}
 
     process = densepath(line, tmp_path)
-    while not list(tmp_path.glob("T/cells/*/run/metrics.csv")):
+    while not list(tmp_path.glob("T/cells/pretrain-*/run/metrics.csv")):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     ended(process, 128 + signal.SIGINT)

@@ -4,6 +4,7 @@ Usage: python warm.py FOLDER. It puts an executable ``python`` into FOLDER, whic
 all else a process of its own: exit code, output, signals, working folder, environment.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -66,10 +67,15 @@ def keep(link, main, client):
     lines.write(f"{job}\n")
     lines.flush()
     # The caller never writes again: an end of its words is the end of the caller, by a kill that it could not hand on.
-    threading.Thread(target=lambda: lines.readline() == "" and os.kill(job, signal.SIGKILL), daemon=True).start()
+    threading.Thread(target=lambda: lines.readline() == "" and end(job), daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
     link.sendall(f"{code}\n".encode())
     os._exit(0)
+
+
+def end(job):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job, signal.SIGKILL)
 
 
 def play(main, descriptors, where, environment, client):

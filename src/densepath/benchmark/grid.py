@@ -170,7 +170,7 @@ def _pretraining(
         images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names))
     return Cell(
         verb="pretrain",
-        label=Path(str(row.recipe)).stem,
+        label=f"pretrain-{Path(str(row.recipe)).stem}",
         seed=seed,
         data=_absolute(tiles.source),
         options=options,
@@ -188,7 +188,7 @@ def _transfer(
     weights = None if parent else str(row.weights)
     source = parent.digest if parent else digest_of_given(weights, digests)
     options = {**task.options, "backbone": row.backbone}
-    origin = parent.label if parent else Path(str(weights)).stem
+    origin = Path(str(row.recipe or weights)).stem
     return Cell(
         verb=task.verb,
         label=f"{task.verb}-{task.data}-{origin}",

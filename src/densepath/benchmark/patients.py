@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,8 @@ def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
     """The patients of images: name -> patient, for those that the manifest knows.
 
     The manifest lies in the source's folder or the one above. Its columns are found by their names: a file (relative to
-    the manifest, or its name alone, with or without suffix) and a patient.
+    the manifest, or its name alone, which then stands for every file of that name; with or without suffix) and a
+    patient.
 
     Args:
         source: a folder, or something that lies in one.
@@ -34,8 +34,8 @@ def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
         known = _read(place / MANIFEST)
         if known:
             for name in names:
-                relative = os.path.relpath(name, place)
-                keys = (relative, name, os.path.basename(name), os.path.splitext(os.path.basename(name))[0])
+                ways = (os.path.relpath(name, place), name, os.path.basename(name))
+                keys = [key for way in ways for key in (way, os.path.splitext(way)[0])]
                 patient = next((known[key] for key in keys if key in known), None)
                 if patient is not None:
                     found.setdefault(name, patient)
@@ -43,7 +43,7 @@ def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """File -> patient; a file's bare name, too, where it stands for one file."""
+    """File -> patient, the files with their suffixes and without."""
     if not path.is_file():
         return {}
     try:
@@ -57,8 +57,4 @@ def _read(path: Path) -> dict[str, str]:
             pairs = [(row[file].strip(), row[patient].strip()) for row in table if row[file] and row[patient]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); mend it or take it away") from None
-    known = dict(pairs)
-    for shorten in (os.path.basename, lambda name: os.path.splitext(os.path.basename(name))[0]):
-        uses = Counter(shorten(name) for name, _ in pairs)
-        known = {shorten(name): patient for name, patient in pairs if uses[shorten(name)] == 1} | known
-    return known
+    return {os.path.splitext(name)[0]: patient for name, patient in pairs} | dict(pairs)
