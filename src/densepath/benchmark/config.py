@@ -195,7 +195,14 @@ def _task(entry: Any) -> Task:
 
 
 def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone: str) -> Row:
-    defaults = {"recipe": None, "weights": None, "options": {}, "backbone": backbone, "needs": {}, "paper": {}}
+    defaults: dict[str, Any] = {
+        "recipe": None,
+        "weights": None,
+        "options": {},
+        "backbone": backbone,
+        "needs": {},
+        "paper": {},
+    }
     said = _fields(entry, Row, "a row", defaults)
     name = said["name"]
     if (said["recipe"] is None) == (said["weights"] is None):

@@ -29,8 +29,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     Returns:
         The file, or None where the table has no curves, or no points yet.
     """
-    tasks = [column[0] for columns in results.parts().values() for column in columns]
-    tasks = list(dict.fromkeys(task.name for task in tasks))
+    tasks = dict.fromkeys(task.name for columns in results.parts().values() for task, _ in columns)
     shown = [e for e in results.entries.values() if e.row.curve is not None and e.metric == e.task.metrics[0]]
     panels = [[entry for entry in shown if entry.task.name == task] for task in tasks]
     panels = [panel for panel in panels if any(entry.values for entry in panel)]

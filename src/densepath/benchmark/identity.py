@@ -88,14 +88,14 @@ def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSe
     Raises:
         UserError: it is none, or a file cannot be read.
     """
-    parts, outlines = [], []
+    found = {}
     for split in ("train", "test"):
-        images = open_split(folder, split)  # type: ignore[arg-type]
+        images = open_split(folder, split)
         paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
-        parts.append(_image_set(str(images.folder), paths, digests, f"reading {name}"))
-        outlines.append(images.annotations)
-    texts = [found.content for found in digests.of(outlines, f"reading {name}")]
-    return LabelledSet(name, *parts, digest_of([*(part.digest for part in parts), *texts]))
+        (outlines,) = digests.of([images.annotations], f"reading {name}")
+        found[split] = _image_set(str(images.folder), paths, digests, f"reading {name}"), outlines.content
+    digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))
+    return LabelledSet(name, found["train"][0], found["test"][0], digest)
 
 
 def digest_of_given(value: Any, digests: Digests) -> str:
