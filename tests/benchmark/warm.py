@@ -45,14 +45,15 @@ def serve(folder):
     server.bind(address)
     server.listen()
     print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # of the keepers nobody asks how they ended
+    keepers = set()
     while True:
         link, _ = server.accept()
-        if os.fork() == 0:
+        keeper = os.fork()
+        if keeper == 0:
             server.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            keep(link, lambda words: cli.main(words), str(client))
+            keep(link, cli.main, str(client))
         link.close()
+        keepers = {pid for pid in {*keepers, keeper} if os.waitpid(pid, os.WNOHANG)[0] == 0}
 
 
 def keep(link, main, client):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from densepath.analysis.pictures import style_curve
 from densepath.analysis.sheet import FAINT, INK, LINES, new_figure, save
@@ -14,6 +15,7 @@ from densepath.benchmark.results import Entry, Results, column_name
 
 _PANEL = (4.4, 2.9)  # inches
 _MOST_ACROSS = 3
+_MARKERS = "os^"  # of the first lines in all colors, of the next, and so on
 
 
 def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path) -> Path | None:
@@ -36,32 +38,36 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     if not panels:
         return None
     names = list(dict.fromkeys(entry.row.curve for panel in panels for entry in panel))
+    trained = [name for name in names if any(e.row.curve == name and e.row.name in budgets for p in panels for e in p)]
+    looks = {name: (LINES[i % len(LINES)], _MARKERS[i // len(LINES) % len(_MARKERS)]) for i, name in enumerate(trained)}
     across = min(_MOST_ACROSS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(_PANEL[0] * across, _PANEL[1] * down + 0.35)
     grid = figure.subplots(down, across, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        for number, name in enumerate(names):
-            _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, LINES[number % len(LINES)])
+        for name in names:
+            _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, *looks.get(name, (FAINT, "")))
         first = panel[0]
         style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}")
         axes.set_xlabel("images in pre-training", fontsize=7.5, color=FAINT, labelpad=1)
         axes.margins(x=0.05)
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5))
-        axes.xaxis.get_offset_text().set(fontsize=7, color=FAINT)
+        axes.xaxis.set_major_formatter(EngFormatter())
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    handles = [grid.flat[0].plot([], [], color=LINES[i % len(LINES)], lw=2)[0] for i in range(len(names))]
+    handles = []
+    for name in names:
+        color, marker = looks.get(name, (FAINT, ""))
+        handles += grid.flat[0].plot([], [], color=color, marker=marker, ms=4, lw=1.8)
     labels = [str(name) for name in names]
     if any(entry.paper is not None for panel in panels for entry in panel):
-        handles.append(grid.flat[0].plot([], [], color=FAINT, lw=1.3, ls="--")[0])
+        handles += grid.flat[0].plot([], [], color=INK, lw=1.3, ls="--", alpha=0.6)
         labels.append("the paper's")
     figure.tight_layout(pad=0.8, rect=(0, 0.35 / figure.get_size_inches()[1], 1, 1))
-    figure.legend(handles, labels, loc="lower center", ncol=6, frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(handles, labels, loc="lower center", ncol=8, frameon=False, fontsize=8, labelcolor=INK)
     return save(figure, path)
 
 
-def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str) -> None:
+def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
     """One curve, with standard deviations, and the paper's."""
     for entry in entries:
         if entry.row.name not in budgets and entry.mean_std:
@@ -73,7 +79,7 @@ def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: s
     points = [(budgets[e.row.name], *e.mean_std) for e in placed if e.mean_std]
     if points:
         x, mean, std = np.array([(x, mean, std or 0.0) for x, mean, std in points]).T
-        axes.errorbar(x, mean, std, color=color, lw=1.8, marker="o", ms=4, capsize=3, elinewidth=1)
+        axes.errorbar(x, mean, std, color=color, lw=1.8, marker=marker, ms=4, capsize=3, elinewidth=1)
     published = [(budgets[e.row.name], e.paper) for e in placed if e.paper is not None]
     if published:
         axes.plot(*np.array(published).T, color=color, lw=1.3, ls="--", alpha=0.6)
