@@ -1,6 +1,7 @@
 """The tables that come with the package against what the paper says of itself, and tables that are wrong."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_every_table_can_be_laid_out(name):
     assert grid.skipped == []
     assert len(grid.places) == len(table.rows) * len(table.tasks) * len(table.seeds)
     assert all(cell.rate for cell in grid.cells.values())
+
+
+def test_the_table_of_the_documents_can_be_laid_out(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "benchmark_tables.md"
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.yaml").write_text(text)
+    table = load_table(tmp_path / "mine.yaml")
+    mine = {"mine": LabelledSet("mine", images(4), images(2), "mine")}
+    grid = make_grid(table, mine, images(100), {}, Digests("nowhere.json"))
+    assert len(grid.places) == 4 * 2 * 3
+    assert [cell.images for cell in grid.cells.values() if cell.verb == "pretrain"] == [2000 * 64] * 6
 
 
 def numbers(table, row, task):

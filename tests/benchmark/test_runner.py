@@ -132,6 +132,28 @@ def test_a_folder_is_taken_until_the_last_process_in_it_ends(tmp_path):
     os.close(lock)
 
 
+def test_a_run_that_outlives_its_runner_keeps_its_folder(play, tmp_path):
+    for name in ("started", "go"):
+        os.mkfifo(tmp_path / name)
+    scripts = {"a": f"open('{tmp_path}/started', 'w').close(); open('{tmp_path}/go').read()"}
+    runner = os.fork()
+    if runner == 0:
+        play(scripts, [probe("a")])
+        os._exit(0)
+    (tmp_path / "started").read_bytes()
+    os.kill(runner, signal.SIGKILL)
+    os.waitpid(runner, 0)
+    folder = CellFolder(tmp_path, probe("a"))
+    assert folder.lock() is None
+    (tmp_path / "go").write_bytes(b"")
+    while (lock := folder.lock()) is None:
+        pass
+    os.close(lock)
+    assert folder.result() is None  # nobody was there to take it
+    assert play({}, [probe("a")]).failed == {}
+    assert folder.result() == {"mean_iou": 0.5}
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_in_other_hands_is_waited_for(play, tmp_path, monkeypatch, finished):
     cell = probe("a")
