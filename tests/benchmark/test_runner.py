@@ -114,8 +114,9 @@ def test_the_second_ctrl_c_does_not_wait(play, tmp_path):
         "os.kill(os.getppid(), signal.SIGINT)\n"
         "while True: signal.pause()"
     }
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as end:
         play(scripts, [probe("a")])
+    assert end.tb is not None  # it holds the process, which nobody has asked how it ended
     assert os.waitpid(int((tmp_path / "pid").read_text()), 0)[1] == signal.SIGKILL
 
 

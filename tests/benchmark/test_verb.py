@@ -116,6 +116,17 @@ def test_a_mistake_is_told_in_one_line_and_leaves_no_table(change, said, tissue,
     assert not list(tmp_path.glob("T/*.md")) and not list(tmp_path.glob("T/cells"))
 
 
+def test_overlap_ends_the_command_unless_it_is_allowed(tissue, table, tmp_path, capsys):
+    options = {"config": table, "data": [str(tissue)], "tiles": tissue / "test", "devices": "cpu"}
+    with pytest.raises(UserError, match="2 of 2 test images are among the tiles for pre-training"):
+        benchmark_table(out=tmp_path / "T", **options)
+    assert benchmark_table(out=tmp_path / "T", **options, allow_overlap=True, dry_run=True) is None
+    told = capsys.readouterr().err
+    assert "OVERLAP, which was allowed. tissue: 2 of 2 test images are among the tiles" in told
+    assert "tissue: 3 training and 2 test images, digest " in told
+    assert [path.name for path in (tmp_path / "T").iterdir()] == ["digests.json"]
+
+
 def test_a_folder_of_something_else_is_left_alone(tissue, table, tmp_path):
     (tmp_path / "T").mkdir()
     (tmp_path / "T" / "thesis.txt").write_text("mine")

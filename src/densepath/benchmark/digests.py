@@ -20,6 +20,7 @@ from densepath.images.decode import DamagedImage, read_image
 from densepath.images.machine import usable_cores, with_progress
 from densepath.images.packing import SUFFIX, open_store
 
+SHOWN_DIGITS = 10  # of a digest, where people read it
 _CHUNK = 2**22
 _BYTES = 16  # of a digest: two of 10^9 different images agree by chance once in 10^20 times
 

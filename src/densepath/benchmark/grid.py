@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from densepath.benchmark.config import VERBS, Row, TableConfig, Task, Verb, merged
-from densepath.benchmark.digests import Digests, digest_of
+from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
 from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given
 from densepath.core.errors import UserError
 from densepath.training.pretrain import DEFAULT_EPOCHS
@@ -21,7 +21,6 @@ from densepath.transfer.solver import make_solver
 
 # A recipe may be the configuration of an earlier run, which says these, too.
 _OF_THE_GRID = ("data", "out", "seed", "devices", "workers", "resume")
-_SHOWN_DIGITS = 10  # of a cell's digest, in the name of its folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.label}-seed{self.seed}-{self.digest[:_SHOWN_DIGITS]}"
+        return f"{self.label}-seed{self.seed}-{self.digest[:SHOWN_DIGITS]}"
 
 
 @dataclass

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from densepath.benchmark.digests import Digests, digest_of
+from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
 from densepath.core.errors import UserError
 from densepath.images.coco import open_split
 from densepath.images.files import list_images
@@ -38,6 +38,9 @@ class ImageSet:
     names: tuple[str, ...]
     pixels: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{len(self.names)} images, digest {self.digest[:SHOWN_DIGITS]}"
+
 
 @dataclass(frozen=True)
 class LabelledSet:
@@ -58,6 +61,10 @@ class LabelledSet:
     def folder(self) -> str:
         """Where it lies."""
         return os.path.dirname(self.train.source)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.train.names)} training and {len(self.test.names)} test images"
+        return f"{counts}, digest {self.digest[:SHOWN_DIGITS]}"
 
 
 @cache

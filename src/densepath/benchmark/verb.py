@@ -52,7 +52,8 @@ def benchmark_table(
     is done.
 
     Args:
-        config: a table of the package ("table1", "glas_probe", ...) or a YAML file.
+        config: "table1", "table2", "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
+            "figure1" of the ConCL paper, the small "glas_small" (a GPU) and "glas_probe" (a CPU), or a YAML file.
         out: the folder of the table.
         data: the labelled sets, as NAME=FOLDER by the table's names; the folder alone where the table has one. Tasks on
             others are left out.
@@ -85,7 +86,9 @@ def benchmark_table(
     folders = _folders(data, table)
     labelled = {name: read_labelled(name, folder, digests) for name, folder in folders.items()}
     unlabelled = read_tiles(tiles, digests) if tiles is not None and any(row.recipe for row in table.rows) else None
-    notes = check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)
+    notes = [f"{data.name}: {data}." for data in labelled.values()]
+    notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
+    notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)
     grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), digests)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
