@@ -1,5 +1,7 @@
 """Nuclei of a drawn tissue, whose places are known."""
 
+import json
+
 import numpy as np
 import pytest
 from skimage.color import hed2rgb
@@ -39,6 +41,7 @@ def test_the_radius_is_that_of_the_nuclei():
     fine, coarse = Nuclei(16).label(draw(places, zoom=2), ""), Nuclei(8).label(draw(places), "")
     assert (fine[::2, ::2] == coarse).mean() > 0.97
     assert Nuclei(16).identity() != Nuclei(8).identity()
+    assert json.dumps(Nuclei(8).identity()) == json.dumps(Nuclei(8.0).identity())
 
 
 def test_specks_are_no_nuclei():

@@ -39,7 +39,7 @@ class Nuclei:
     def __init__(self, radius: float = 8.0) -> None:
         if radius < 1:
             raise UserError(f"the radius of a nucleus is a number of pixels, at least 1, not {radius}")
-        self.radius = radius
+        self.radius = float(radius)  # 8 and 8.0 are one cache
 
     def identity(self) -> dict[str, Any]:
         return {"nuclei": [self.radius, _BLUR, _OPENING, _NEAR], "skimage": version("scikit-image")}
