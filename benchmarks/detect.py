@@ -26,8 +26,8 @@ from densepath.images.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.detection_module import DetectionModule
 from densepath.transfer.detector_file import DetectorNotes
+from densepath.transfer.detectors import DETECTORS
 from densepath.transfer.evaluation import evaluate_detector
-from densepath.transfer.mask_rcnn import DETECTORS
 from densepath.transfer.samples import LONGEST, TrainingBatches, into_detector, padded
 from densepath.transfer.solver import make_solver
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD

@@ -19,7 +19,7 @@ from densepath import cli
 from densepath.cli import VERBS, main
 from densepath.images.tissue import write_tissue
 from densepath.methods import METHODS
-from densepath.training.recipes import recipe_names
+from densepath.training.recipes import load_recipe, recipe_names
 
 SIZE = 64
 
@@ -124,6 +124,27 @@ def test_options_take_the_place_of_the_recipes(
             for name in key.split("."):
                 found = found[name]
             assert found == value, key
+
+
+@pytest.mark.parametrize("name", recipe_names("detect"))
+def test_a_recipe_of_detect_sets_its_options(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = load_recipe(name, "detect")
+    assert main(["detect", "--config", name, "--seed", "7", "--batch_size", "4", "--print_config"]) == 0
+    first = capsys.readouterr().out
+    assert yaml.safe_load(first).items() >= (said | {"seed": 7, "batch_size": 4}).items()
+    (tmp_path / "printed.yaml").write_text(first)
+    assert main(["detect", "--config", str(tmp_path / "printed.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_the_recipe_of_glas_is_what_detect_does_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for line in ("detect --config glas --print_config", "detect --print_config"):
+        assert main(line.split()) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert main(["detect", "--help"]) == 0
+    assert "crag, glas, monuseg" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +282,8 @@ MISTAKES = {
     "too few values": (_nothing, f"{DETECT} --train_size 64", "--train_size takes 2 values, each a whole number"),
     "unknown choice": (_nothing, "export run --layout tim", "did you mean timm"),
     "unknown recipe": (_nothing, f"{PRETRAIN} --config conlc", "did you mean concl"),
+    "recipe of another verb": (_nothing, f"{DETECT} --config concl", "there are: crag, glas, monuseg"),
+    "anchors of no level": (_nothing, f"{DETECT} --anchor_sizes 8 16", "give 5 sizes"),
     "unknown method": (_nothing, f"{PRETRAIN} --method moco_v3", "moco_v2"),
     "unknown backbone": (_nothing, f"{PRETRAIN} --backbone resnet1", "resnet1"),
     "recipe that is no YAML": (_recipe("{"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),

@@ -76,3 +76,9 @@ def test_a_command_of_the_pages_is_understood(line: str) -> None:
 def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_every_method_is_described() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    table = page[: page.index("**Which one?**")]
+    assert [name for name in METHODS if f"`{name}`" not in table] == []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_views as show_views
+    from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.demonstration import demo as demo
     from densepath.images.crag import convert_crag as convert_crag
     from densepath.images.glas import convert_glas as convert_glas
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "benchmark_table": "densepath.benchmark.verb",
     "convert_crag": "densepath.images.crag",
     "convert_glas": "densepath.images.glas",
     "convert_instances": "densepath.images.instances",

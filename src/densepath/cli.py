@@ -28,18 +28,20 @@ class Verb:
         function: "module:name" of it, imported only when the verb is used: most of them need torch.
         help: a line for the list of verbs.
         positional: the parameters that are given without their name, in this order.
-    given: functions that it is called with, by parameter.
+        given: functions that it is called with, by parameter.
+        recipes: as for :class:`~densepath.command.Command`.
     """
 
     function: str
     help: str
     positional: tuple[str, ...] = ()
     given: Mapping[str, str] = field(default_factory=dict)
+    recipes: str = ""
 
     def command(self, name: str) -> Command:
         """The verb with its options."""
         given = {parameter: _load(place) for parameter, place in self.given.items()}
-        return Command(f"densepath {name}", _load(self.function), self.positional, given)
+        return Command(f"densepath {name}", _load(self.function), self.positional, given, self.recipes)
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -68,7 +70,10 @@ VERBS = {
     ),
     "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
     "probe": Verb("transfer.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
-    "detect": Verb("transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects"),
+    "detect": Verb(
+        "transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects", recipes="detect"
+    ),
+    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
 }

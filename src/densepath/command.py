@@ -21,14 +21,16 @@ _METHOD = "method."
 class Command:
     """A function that can be called by typed words.
 
-    A function with the parameters ``method`` and ``method_options`` takes recipes: ``--config`` names one, ``--method``
-    a method, and ``--method.num_concepts 8`` and the like are the parameters of that method's constructor.
+    ``--config`` names a recipe for a function that has such. One with the parameters ``method`` and ``method_options``
+    has those of pre-training: ``--method`` names a method, and ``--method.num_concepts 8`` and the like are the
+    parameters of that method's constructor.
 
     Args:
         prog: the command, for help and errors.
         function: what is called.
         positional: its parameters that are given without their name.
         given: its parameters that nobody types, and their values.
+        recipes: the verb under which the package has recipes for it.
     """
 
     def __init__(
@@ -37,13 +39,16 @@ class Command:
         function: Callable[..., Any],
         positional: Sequence[str] = (),
         given: Mapping[str, Any] | None = None,
+        recipes: str = "",
     ) -> None:
         self.prog = prog
         self.function = function
         self.positional = positional
         self.given = dict(given or {})
         self.parameters = inspect.signature(function).parameters
-        self.takes_recipe = "method_options" in self.parameters
+        self.recipes = recipes
+        self.takes_method = "method_options" in self.parameters
+        self.takes_recipe = self.takes_method or bool(recipes)
 
     def run(self, words: Sequence[str]) -> Any:
         """Call the function and return what it returns."""
@@ -91,25 +96,35 @@ class Command:
         if not self.takes_recipe:
             return parser, list(words), None
         # Imported here, because these need torch.
-        from densepath.methods import METHODS
-        from densepath.training.recipes import find_method, load_recipe, recipe_names
+        from densepath.training.recipes import load_recipe, recipe_names
 
         config, words = _take(words, "--config")
-        chosen, words = _take(words, "--method")
-        recipe = load_recipe(config) if config else {}
-        method = str(chosen or recipe.get("method") or self.parameters["method"].default)
-        constructor = find_method(method)
-        parser.add_options(
-            options_of(constructor, skip=[next(iter(inspect.signature(constructor).parameters))], prefix=_METHOD),
-            f"method: {method}",
-            f"--method NAME takes another one: {', '.join(METHODS)}. With --help it lists the options of that one.",
-        )
+        recipe = load_recipe(config, self.recipes) if config else {}
+        method = None
+        if self.takes_method:
+            chosen, words = _take(words, "--method")
+            method = str(chosen or recipe.get("method") or self.parameters["method"].default)
+            _add_method(parser, method)
+            if recipe.get("method", method) != method:
+                recipe.pop("method_options", None)
+        names = ", ".join(recipe_names(self.recipes))
         group = parser.add_argument_group("recipe", "Options that are given beside a recipe take the place of its own.")
-        group.add_argument("--config", metavar="NAME", help=f"a recipe ({', '.join(recipe_names())}) or a YAML file")
+        group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")
         group.add_argument("--print_config", action="store_true", help="print what the options resolve to, and exit")
-        if recipe.get("method", method) != method:
-            recipe.pop("method_options", None)
         return parser, [*_words_of(recipe, words, parser, str(config)), *words], method
+
+
+def _add_method(parser: Parser, method: str) -> None:
+    """Add the options of a method."""
+    from densepath.methods import METHODS
+    from densepath.training.recipes import find_method
+
+    constructor = find_method(method)
+    parser.add_options(
+        options_of(constructor, skip=[next(iter(inspect.signature(constructor).parameters))], prefix=_METHOD),
+        f"method: {method}",
+        f"--method NAME takes another one: {', '.join(METHODS)}. With --help it lists the options of that one.",
+    )
 
 
 def _part(option: Option) -> str:

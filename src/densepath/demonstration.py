@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ MARKER = "demo.json"
 _REAL = "immunohistochemistry.png"
 _FOLDERS = ("tissue", "tiles", "real", "pretrained", "detector_random", "detector_pretrained", "pictures")
 _TILE, _IMAGE = 128, 256  # pixels
+_SHOWN = 160  # pixels: what the detector sees of an image
 _BATCH = 64
 _SWIFT = 0.035  # seconds; machines that draw a tile faster make all steps within the demo's eight minutes
 _BACKBONE = "regnetx_002"  # learns six times as fast as ResNet-18 where there is no GPU
@@ -65,7 +67,7 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
         out: a new folder, or that of an earlier demo, which is replaced.
         seed: of the tissue, the weights and the training.
         scale: share of the images and steps; less is quicker and shows less. By default 1, or where drawing the tissue
-            shows that the machine is slow, down to 0.6 of the steps: there pre-training has hardly begun to pay.
+            shows that the machine is slow, down to 0.6 of the steps.
 
     Raises:
         UserError: ``out`` holds something else than a demo, or the seed is negative.
@@ -109,7 +111,7 @@ def _play(out: Path, console: Console, seed: int, scale: float | None, started: 
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _chapter(console, f"{number}/6  detector from {name} weights"):
-            results[name]["detect"] = _detect(out, name, source, seed, _share(150, of_steps, 3))
+            results[name]["detect"] = _detect(out, name, source, seed, _share(300, of_steps, 3))
     with _chapter(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(
@@ -173,6 +175,9 @@ def _real_tile(folder: Path, console: Console) -> Path | None:
 
 def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
     recipe = typed_options(load_recipe("concl_small")) | {"max_steps": steps, "batch_size": batch_size}
+    # So few steps pay if they are large: chosen by the probe, on tissue of this kind.
+    recipe["optimizer"] = replace(recipe["optimizer"], lr=0.2)
+    recipe["method_options"]["momentum"] = 0.99
     return pretrain(data=out / "tiles", out=out / "pretrained", backbone=_BACKBONE, seed=seed, **recipe)
 
 
@@ -186,8 +191,8 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
         max_steps=steps,
         batch_size=4,
         lr=0.1,
-        train_size=(192, _IMAGE),
-        test_size=_IMAGE,
+        train_size=(128, _SHOWN),
+        test_size=_SHOWN,
         precise_bn_batches=20,
         pictures=4,
         seed=seed,

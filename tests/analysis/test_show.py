@@ -52,6 +52,30 @@ def test_concepts_of_several_weights_stand_side_by_side(tiles: Path, tmp_path: P
     assert two / one == pytest.approx(5 / 3, abs=0.05)  # the tiles and two columns for each
 
 
+def test_sources_of_concepts_stand_side_by_side(tiles: Path, tmp_path: Path) -> None:
+    options = {"data": tiles, "count": 2, "stages": (4,)}
+    one = Image.open(show_concepts(out=tmp_path / "one.png", **options))
+    sources = ("kmeans", "grid", "superpixels", "nuclei")
+    four = Image.open(show_concepts(out=tmp_path / "four.png", concepts=sources, **options))
+    assert four.width / one.width == pytest.approx(5 / 2, abs=0.1)
+    (tmp_path / "maps").mkdir()
+    for tile in tiles.iterdir():
+        Image.fromarray(np.arange(9, dtype=np.uint8).reshape(3, 3)).save(tmp_path / "maps" / tile.name)
+    grid, files = (
+        np.asarray(Image.open(show_concepts(out=tmp_path / "same.png", concepts=name, **options, **more)))
+        for name, more in (("grid", {}), ("files", {"concept_files": str(tmp_path / "maps")}))
+    )
+    title = 40  # pixels above the panels
+    assert np.array_equal(grid[title:], files[title:])
+
+
+def test_sources_that_need_a_file_each_are_drawn_one_at_a_time(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one of them at a time"):
+        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("files", "saliency"), concept_files=str(tmp_path))
+    with pytest.raises(UserError, match="unknown concepts 'stars'"):
+        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("stars",), count=1)
+
+
 def test_a_picture_needs_the_name_of_a_png_file(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.png"):
         show_views(data=tiles, out=tmp_path / "views")

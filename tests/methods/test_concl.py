@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
 from densepath.core.errors import UserError
 from densepath.methods import ConCL, MoCoV2
@@ -28,17 +29,15 @@ def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int) -> np.
     return (shares / shares.sum(0)).round(6).argmax(0)  # equal shares: the smallest id
 
 
-def by_the_book(method: ConCL, batch: Batch, labels: torch.Tensor) -> tuple[float, int]:
+def by_the_book(method: ConCL, batch: Batch, concepts: Concepts) -> tuple[float, int]:
     """L_c of Equation 2 and the number of shared concepts; loops, float64, the method's own networks."""
-    count = method.source.num_concepts
+    labels, count = concepts.labels, int(concepts.labels.max()) + 1
     query = method.backbone(batch["query"].pixels)[5].double().numpy(force=True)
     key = method.key_backbone(batch["key"].pixels)[5].double().numpy(force=True)
     negatives = method.concept_queue.keys().double()
     losses = []
     for image in range(len(query)):
-        maps = {
-            name: between(batch["reference"].map, batch[name].map)[image].double().numpy() for name in ("query", "key")
-        }
+        maps = {name: between(concepts.map, batch[name].map)[image].double().numpy() for name in ("query", "key")}
         on_query = restore(labels[image].numpy(), maps["query"], query.shape[2], count)
         on_key = restore(labels[image].numpy(), maps["key"], key.shape[2], count)
         for concept in set(on_query.flatten()) & set(on_key.flatten()):
@@ -55,13 +54,46 @@ def by_the_book(method: ConCL, batch: Batch, labels: torch.Tensor) -> tuple[floa
 def test_concept_loss_is_the_equation(make, batch, options):
     method, twin = make(ConCL, **options), make(ConCL, **options)
     losses = method(batch)
-    labels = make(ConCL, **options).source(batch, make(ConCL, **options).key_backbone.network).labels
+    concepts = make(ConCL, **options).source(batch, make(ConCL, **options).key_backbone.network)
     # The reference pass precedes in the method: batch statistics alone matter in training, so the order does not.
-    expected, shared = by_the_book(twin, batch, labels)
+    expected, shared = by_the_book(twin, batch, concepts)
     assert losses.total.item() == pytest.approx(expected, rel=2e-3)
     assert losses.statistics["shared_concepts"].item() == pytest.approx(shared / 4)
     assert int(method.concept_queue.pointer) == shared
     assert shared > 4
+
+
+def test_concepts_of_the_images_themselves_obey_the_equation(make, batch):
+    """Hundreds of labels, in blocks that lie across the cells of the views, and an empty reference view."""
+    blocks = torch.randperm(400, generator=torch.Generator().manual_seed(1)).view(4, 10, 10)
+    labels = blocks.repeat_interleave(3, 1).repeat_interleave(2, 2).to(torch.int16)
+    batch = replace(batch, labels=labels, views={name: batch[name] for name in ("query", "key")})
+    method, twin = make(ConCL, concepts="superpixels"), make(ConCL, concepts="superpixels")
+    losses = method(batch)
+    expected, shared = by_the_book(twin, batch, Concepts(labels, identity(4)))
+    assert losses.total.item() == pytest.approx(expected, rel=2e-3)
+    assert losses.statistics["shared_concepts"].item() == pytest.approx(shared / 4)
+    assert int(method.concept_queue.pointer) == shared
+    assert shared > 4
+
+
+def test_two_labels_give_the_same_whether_their_number_is_known(make, batch):
+    """Masks of a few labels and the sorting of many agree; only the order in which concepts queue up differs."""
+    labels = (torch.arange(24).view(24, 1) + torch.arange(24) > 25).to(torch.int16).expand(4, -1, -1)
+    batch = replace(batch, labels=labels)
+    known, unknown = make(ConCL, concepts="superpixels"), make(ConCL, concepts="superpixels")
+    known.source.num_concepts = 2
+    one, other = known(batch), unknown(batch)
+    torch.testing.assert_close(one.total, other.total)
+    assert one.statistics["shared_concepts"] == other.statistics["shared_concepts"] > 1
+    keys = [method.concept_queue.keys()[:7].sum(0) for method in (known, unknown)]
+    assert known.concept_queue.pointer == unknown.concept_queue.pointer == 7
+    torch.testing.assert_close(*keys)
+
+
+def test_a_batch_without_the_label_maps_is_refused(make, batch):
+    with pytest.raises(UserError, match="the batch has none; call the method's prepare"):
+        make(ConCL, concepts="superpixels")(batch)
 
 
 def test_one_concept_is_the_whole_image(make, batch):
@@ -90,10 +122,10 @@ def flipped(view: View) -> View:
 def test_flipping_a_view_flips_its_concepts(make, batch):
     method = make(ConCL, concepts="grid")
     features = torch.randn(4, 8, 3, 3)
-    labels = torch.arange(9).view(1, 3, 3).expand(4, -1, -1)
+    concepts = Concepts(torch.arange(9).view(1, 3, 3).expand(4, -1, -1), batch["reference"].map)
     mirrored = replace(batch, views={**batch.views, "query": flipped(batch["query"])})
-    plain = method.restore(batch, labels, "query", features).pool(features)
-    turned = method.restore(mirrored, labels, "query", features.flip(-1)).pool(features.flip(-1))
+    plain = method.restore(batch, concepts, features.shape[2:])[0].pool(features)
+    turned = method.restore(mirrored, concepts, features.shape[2:])[0].pool(features.flip(-1))
     torch.testing.assert_close(plain, turned)
 
 
@@ -160,7 +192,9 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     there = replace(images, pixels=images.pixels.to("meta"))
     batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
-    for options in ({}, {"concepts": "grid", "batch_norm_group": 2, "standardize": True}):
+    batch = replace(batch, labels=torch.empty(4, 24, 24, dtype=torch.int16, device="meta"))
+    grid, superpixels = {"concepts": "grid", "batch_norm_group": 2, "standardize": True}, {"concepts": "superpixels"}
+    for options in ({}, grid, superpixels):
         losses = make(ConCL, **options).to("meta")(batch)
         losses.total.backward()
         assert losses.total.device.type == "meta"
@@ -187,6 +221,7 @@ def test_overfits_one_batch(make, batch, losses_on):
         ({"stage": 6}, "no stage f6"),
         ({"stage": 5, "num_concepts": 10}, "10 concepts cannot be found in the 9 cells of stage f5"),
         ({"concept_queue_size": 8}, "a concept queue of 8 keys is smaller than the 16 concepts"),
+        ({"concepts": "superpixels", "concept_queue_size": 35}, r"the 36 concepts \(9 on each of 4 images\)"),
         ({"queue_size": 3}, "a queue of 3 keys is smaller than a batch of 4 images"),
     ],
 )
@@ -203,6 +238,12 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"warmup": 20}, "the warm-up is a share of the run"),
         ({"num_concepts": 0}, "at least one concept"),
         ({"concepts": "grid", "grid_size": 0}, "at least one cell"),
+        ({"concepts": "superpixels", "superpixel_scale": 0}, "the scale of superpixels is a number of pixels"),
+        ({"concepts": "nuclei", "nucleus_radius": 0.5}, "the radius of a nucleus is a number of pixels"),
+        ({"concepts": "files"}, "concepts files need concept_files; give a folder of label maps"),
+        ({"concepts": "saliency"}, "concepts saliency need concept_files; give a folder of masks, or a model's"),
+        ({"concepts": "files", "concept_files": "nowhere"}, "there is no folder nowhere of label maps"),
+        ({"concepts": "saliency", "concept_files": "nowhere"}, "no saliency model and no folder of masks at nowhere"),
     ],
 )
 def test_wrong_hyper_parameters_are_named(make, options, message):

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2, SimCL
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
-from densepath.views.view import Batch, View
+from densepath.views.view import View
 
 IMAGES = 8
 STEPS = 3
@@ -29,6 +30,7 @@ SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
+SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
 # name: the options that both have, of one process, and of each of two.
 CASES = {
@@ -55,7 +57,9 @@ def views_of(step, part=slice(IMAGES)):
     pixels = F.interpolate(coarse, size=(48, 48), mode="bicubic").clamp(0, 1) * 255
     pixels, sizes = pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((IMAGES, 2), 48)
     index = torch.arange(IMAGES) + IMAGES * step
-    images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5)
+    # As of superpixels: each in one image alone, more than a view has cells
+    labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5, labels=labels[part])
     return ViewMaker(ConCL.views(), 48, seed=3)(images)
 
 
@@ -72,17 +76,19 @@ def batch_of(step, batch):
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
     views |= {"first": views["query"], "second": views["key"], "image": views["query"]}
-    return Batch(views, batch.index[part], batch.seed, batch.step, batch.epoch, batch.progress)
+    return replace(batch, views=views, index=batch.index[part], labels=batch.labels[part])
 
 
 def train(kind, case, options, batches):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
-    options = SMALL | CONCL | PCL | (GRID if case in GRIDS else KMEANS) | options
+    source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
+    options = SMALL | CONCL | PCL | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     method = kind(build_backbone("test_resnet"), **known)
-    method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
+    if kind is not ConCL:  # which would read them
+        method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
     method.double()
     described = torch.randn(STEPS * IMAGES, SMALL["dim"], generator=torch.Generator().manual_seed(5)).double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)

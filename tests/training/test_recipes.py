@@ -9,8 +9,21 @@ from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
 from densepath.views.augment import Augment
 
-PAPER = ["byol", "concl", "concl_grid", "densecl", "moco_v1", "moco_v2", "pcl_v2", "simclr", "supervised"]
-NAMES = sorted([*PAPER, *(f"{name}_small" for name in PAPER)])
+PAPER = [
+    "byol",
+    "concl",
+    "concl_grid",
+    "concl_saliency",
+    "concl_superpixels",
+    "densecl",
+    "moco_v1",
+    "moco_v2",
+    "pcl_v2",
+    "simclr",
+    "supervised",
+]
+OWN = ["concl_files", "concl_nuclei"]
+NAMES = sorted([*PAPER, *OWN, *(f"{name}_small" for name in PAPER + OWN)])
 
 
 def resolved(name):
@@ -26,15 +39,19 @@ def test_all_recipes_are_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
+def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name, tmp_path):
     options = resolved(name)
+    if options["method_options"].get("concepts") in ("files", "saliency"):
+        with pytest.raises(UserError, match="need concept_files"):
+            find_method("concl")(build_backbone("test_resnet"), **options["method_options"])
+        options["method_options"]["concept_files"] = str(tmp_path)
     assert options.keys() == inspect.signature(pretrain).parameters.keys()
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     method = find_method(options["method"])(build_backbone(options["backbone"]), **options["method_options"])
     method.check(options["view_size"], options["batch_size"])
 
 
-@pytest.mark.parametrize("name", ["moco_v2", "densecl", "concl", "concl_grid", "pcl_v2"])
+@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("moco_v2", "densecl", "concl", "pcl"))])
 def test_the_papers_recipes_hold_its_constants(name):
     options = resolved(name)
     assert (options["epochs"], options["batch_size"], options["view_size"]) == (200, 256, 224)
@@ -55,6 +72,10 @@ def test_the_papers_recipes_hold_its_constants(name):
         assert (method["concepts"], method["num_concepts"], method["stage"]) == ("kmeans", 8, 4)
     if name == "concl_grid":
         assert (method["concepts"], method["grid_size"]) == ("grid", 3)
+    if name == "concl_superpixels":
+        assert (method["concepts"], method["superpixel_scale"]) == ("superpixels", 50)
+    if name == "concl_saliency":
+        assert method["concepts"] == "saliency"
 
 
 def test_the_papers_recipes_of_the_baselines_hold_their_constants():
@@ -86,7 +107,7 @@ def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
     assert options["method_options"] == {"labels": "folders", "batch_norm": "synchronized", "batch_norm_group": 0}
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", PAPER + OWN)
 def test_small_recipes_fit_two_thousand_tiles(name):
     options = resolved(f"{name}_small")
     assert options["max_steps"] * options["batch_size"] == 51_200

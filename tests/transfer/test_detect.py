@@ -77,6 +77,40 @@ def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, 
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
+@pytest.mark.parametrize(
+    ("detector", "steps", "lr"),
+    [("mask_rcnn_c4_small", 45, 0.03), ("mask_rcnn_dc5_small", 50, 0.03), ("retinanet_small", 100, 0.02)],
+)
+def test_the_other_detectors_learn_them_too(detector: str, steps: int, lr: float, data: Path, tmp_path: Path) -> None:
+    options = SMALL | {"detector": detector, "backbone": "test_resnet", "max_steps": steps, "lr": lr}
+    metrics = detect(data=data, out=tmp_path, precise_bn_batches=10, **options)
+    kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
+    assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
+    assert all(metrics[f"{kind}_ap50"] > 0.9 for kind in kinds)
+    assert metrics.get("mask_ap", 1) > 0.6
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert {"segmentation" in result for result in found} == {"mask" in kinds}
+    again = detect(data=data, out=tmp_path, evaluate=True, devices="cpu", precision="32", pictures=2)
+    assert again == pytest.approx(metrics)
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "scene0.png"))
+    rows, columns = (picture[:, : picture.shape[1] // 2] == (0, 255, 64)).all(-1).nonzero()  # the first true object
+    assert len(rows) > 100
+    drawn_as_box = (picture[rows.min(), columns.min()] == (0, 255, 64)).all()
+    assert drawn_as_box == (kinds == ("box",))
+
+
+def test_the_head_of_c4_repeats_itself_to_the_bit(data: Path, tmp_path: Path) -> None:
+    options = SMALL | {"detector": "mask_rcnn_c4_small", "backbone": "test_resnet", "max_steps": 2}
+    states = []
+    for name in ("a", "b", "b"):
+        resume = (tmp_path / name).exists()  # the third is only settled and scored once more
+        detect(data=data, out=tmp_path / name, precise_bn_batches=2, resume=resume, **options)
+        states.append(load_file(tmp_path / name / DETECTOR_FILE))
+    assert states[0]["heads.box_roi_pool.norm.num_batches_tracked"] == 2  # those that it was settled on
+    assert all(torch.equal(state[key], value) for state in states[1:] for key, value in states[0].items())
+
+
 def test_the_run_folder_holds_predictions_and_pictures(trained: tuple[Path, dict[str, float]], data: Path) -> None:
     out, metrics = trained
     results = json.loads((out / "predictions.json").read_text())
@@ -123,7 +157,7 @@ def test_weights_and_their_color_statistics_reach_the_detector(data: Path, tmp_p
     assert (notes.mean, notes.std) == ((0.7, 0.5, 0.6), (0.2, 0.2, 0.2))
     assert (notes.category_ids, notes.category_names) == ((1,), ("gland",))
     for name, value in backbone.named_parameters():
-        torch.testing.assert_close(model.pyramid.backbone.get_parameter(name), value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.backbone.get_parameter(name), value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_without_a_checkpoint_resumes_from_its_weights(data: Path, tmp_path: Path) -> None:
@@ -156,7 +190,7 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     norms = {names[id(p)] for p in parameter_groups(model)[1]["params"]}
     assert len(norms) == 2 * 28  # ResNet-18 and the pyramid
-    assert {"pyramid.backbone.net.bn1.weight", "pyramid.fpn.inner_blocks.0.1.bias"} <= norms
+    assert {"features.backbone.net.bn1.weight", "features.fpn.inner_blocks.0.1.bias"} <= norms
     assert "heads.box_head.fc6.bias" not in norms
 
 
@@ -169,6 +203,12 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"train_size": (99, 96)}, "train_size is"),
         ({"drops": (400.0,)}, "shares of the run"),
+        ({"base_steps": 1}, "base_steps is 1"),
+        ({"train_crop": 8}, "train_crop is 8"),
+        ({"detections_per_image": 0}, "detections_per_image is 0"),
+        ({"anchor_sizes": ()}, "anchor_sizes are"),
+        ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
+        ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run its last stage alone"),
         ({"lr": -1.0}, "must be positive"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"weights": "nowhere.pth"}, "nowhere.pth"),
@@ -213,7 +253,7 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
     notes = DetectorNotes("mask_rcnn_fpn_small", "regnetx_002", (1,), ("thing",), 96, (0.5,) * 3, (0.25,) * 3)
     model = notes.build().eval()
     x = torch.rand(1, 3, 64, 64)
-    before = model.pyramid(x)
+    before = model.features(x)
     seen: list[torch.nn.Module] = []
     monkeypatch.setattr(fine_tuning, "fit", lambda module, *_, **__: seen.append(module.model))
     batches = TrainingBatches(open_split(data, "train"), 2, 1, 0, (96, 96), world_size=2)
@@ -225,5 +265,5 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
     assert all(type(m).__name__.startswith("Synchronized") for m in trains.modules() if isinstance(m, _BatchNorm))
     assert not any(type(m).__name__.startswith("Synchronized") for m in trained.modules())
     for name, level in before.items():
-        torch.testing.assert_close(trains.pyramid(x)[name], level)
-        torch.testing.assert_close(trained.eval().pyramid(x)[name], level)
+        torch.testing.assert_close(trains.features(x)[name], level)
+        torch.testing.assert_close(trained.eval().features(x)[name], level)

@@ -15,7 +15,8 @@ from pycocotools.cocoeval import COCOeval
 
 from densepath.core.errors import UserError
 from densepath.transfer.average_precision import average_precision
-from densepath.transfer.instances import coco_results, decode_mask, encode_mask, paste_mask
+from densepath.transfer.evaluation import describe
+from densepath.transfer.instances import coco_results, decode_mask, encode_mask, objects_of, paste_mask
 from densepath.transfer.overlay import match_masks, overlay
 
 SIZE = (60, 80)
@@ -94,6 +95,30 @@ def test_ap_equals_pycocotools(tmp_path: Path) -> None:
         assert 0.05 < found[0] < 0.95
 
 
+@pytest.mark.parametrize("limit", [3, 150])
+def test_ap_counts_as_many_detections_as_asked_for(tmp_path: Path, limit: int) -> None:
+    truth = write_truth(tmp_path / "truth.json", images=2, per_image=130)
+    results = noisy_results(truth)
+    coco = COCO(str(tmp_path / "truth.json"))
+    oracle = COCOeval(coco, coco.loadRes([dict(r) for r in results]), "bbox")
+    oracle.params.maxDets = [limit]
+    oracle.evaluate()
+    oracle.accumulate()
+    expected = float(oracle.eval["precision"][:, :, :, 0, -1].mean())  # of objects of any size
+    assert average_precision(truth, results, detections_per_image=limit)["box_ap"] == pytest.approx(expected, abs=1e-9)
+    assert average_precision(truth, results)["box_ap"] != pytest.approx(expected, abs=1e-3)
+
+
+def test_boxes_alone_are_scored_as_boxes(tmp_path: Path) -> None:
+    truth = write_truth(tmp_path / "truth.json")
+    results = noisy_results(truth)
+    boxes = [{key: value for key, value in r.items() if key != "segmentation"} for r in results]
+    metrics = average_precision(truth, boxes, masks=False)
+    assert set(metrics) == {"box_ap", "box_ap50", "box_ap75"}
+    assert metrics == {key: value for key, value in average_precision(truth, results).items() if key in metrics}
+    assert describe(metrics, 6).count("AP50") == 1 and "masks" not in describe(metrics, 6)
+
+
 @pytest.mark.filterwarnings("error")
 def test_perfect_results_have_an_ap_of_one_and_none_have_zero(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json", first_id=0)
@@ -148,6 +173,43 @@ def test_results_survive_json_and_name_the_category() -> None:
     assert result["bbox"] == [10, 20, 30, 30]
     assert decode_mask(result["segmentation"])[20:50, 10:40].all()
     assert rle.area(result["segmentation"]) == 900
+
+
+def test_boxes_alone_are_compared_as_full_boxes() -> None:
+    detections = {
+        "boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0], [-5.0, 0.0, 20.0, 90.0]]),
+        "scores": torch.tensor([0.75, 0.5]),
+        "labels": torch.tensor([1, 1]),
+    }
+    results = coco_results(detections, 7, SIZE, [3])
+    assert [sorted(result) for result in results] == [["bbox", "category_id", "image_id", "score"]] * 2
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[30, 12] = True
+    sample = {"image": np.zeros((*SIZE, 3)), "boxes": np.float32([[10, 20, 40, 51]]), "masks": mask[None]}
+    (true,), found = objects_of(sample, results)
+    expected = np.zeros((2, *SIZE), dtype=bool)
+    expected[0, 20:50, 10:40] = expected[1, :, :20] = True
+    assert np.array_equal(found, expected)
+    assert true.sum() == 30 * 31 and match_masks([true], found) == [0, None]
+    with_masks = [result | {"segmentation": encode_mask(mask)} for result in results]
+    (true,), found = objects_of(sample, with_masks)
+    assert np.array_equal(true, mask) and np.array_equal(found, [mask, mask])
+    assert [len(objects) for objects in objects_of(sample, [])] == [1, 0]
+
+
+def test_matches_equal_a_plain_loop_over_pixels() -> None:
+    rng = np.random.default_rng(2)
+    truth = [ellipse(rng) for _ in range(12)]
+    found = [np.roll(truth[i], tuple(rng.integers(-4, 5, 2)), axis=(0, 1)) for i in rng.integers(0, 12, 30)]
+    free, expected = set(range(12)), []
+    for mask in found:
+        overlaps = {i: (truth[i] & mask).sum() / (truth[i] | mask).sum() for i in sorted(free)}
+        best = max(overlaps, key=overlaps.__getitem__)
+        expected.append(best if overlaps[best] >= 0.5 else None)
+        free -= {best} if overlaps[best] >= 0.5 else set()
+    assert match_masks(truth, found) == expected
+    assert None in expected and len(free) < 6
+    assert match_masks(truth, []) == [] and match_masks([], found[:2]) == [None, None]
 
 
 def test_matches_are_greedy_and_each_true_object_is_found_once() -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from densepath.nets.backbones import build_backbone
+from densepath.transfer.anchors import ANCHOR_SIZES, Anchors
+from densepath.transfer.detectors import DETECTORS
 from densepath.transfer.mask_heads import mask_targets
-from densepath.transfer.mask_rcnn import DETECTORS, MaskRCNN
 from densepath.transfer.precise_norm import precise_batch_norm
-from densepath.transfer.pyramid import PyramidAnchors, PyramidPool
+from densepath.transfer.roi_pool import RoIPool
 
 
-def build(name: str = "mask_rcnn_fpn_small", classes: int = 1) -> MaskRCNN:
-    return MaskRCNN(build_backbone("resnet18"), classes, DETECTORS[name])
+def build(name: str = "mask_rcnn_fpn_small", backbone: str = "resnet18", **options: Any) -> Any:
+    return DETECTORS[name](build_backbone(backbone), 1, **options)
 
 
 @pytest.fixture(scope="module")
-def full() -> MaskRCNN:
+def full() -> Any:
     return build("mask_rcnn_fpn")
 
 
@@ -30,7 +33,7 @@ def square_target(size: int = 96) -> dict[str, Tensor]:
     return {"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64), "masks": masks, "scale": torch.ones(4)}
 
 
-def test_proposals_and_heads_are_those_of_the_paper(full: MaskRCNN) -> None:
+def test_proposals_and_heads_are_those_of_the_paper(full: Any) -> None:
     rpn, heads = full.rpn, full.heads
     full.train()
     assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (2000, 1000)
@@ -45,14 +48,14 @@ def test_proposals_and_heads_are_those_of_the_paper(full: MaskRCNN) -> None:
     assert heads.box_predictor.cls_score.out_features == 2
 
 
-def test_batch_norm_is_in_backbone_and_pyramid_and_not_in_the_heads(full: MaskRCNN) -> None:
+def test_batch_norm_is_in_backbone_and_pyramid_and_not_in_the_heads(full: Any) -> None:
     def norms(module: nn.Module) -> int:
         return sum(isinstance(m, nn.BatchNorm2d) for m in module.modules())
 
-    assert norms(full.pyramid.fpn) == 8  # a lateral and an output convolution for each of four stages
-    assert norms(full.pyramid.backbone) == 20  # ResNet-18
+    assert norms(full.features.fpn) == 8  # a lateral and an output convolution for each of four stages
+    assert norms(full.backbone) == 20  # ResNet-18
     assert norms(full.rpn) == norms(full.heads) == 0
-    assert all(m.bias is None for m in full.pyramid.fpn.modules() if isinstance(m, nn.Conv2d))
+    assert all(m.bias is None for m in full.features.fpn.modules() if isinstance(m, nn.Conv2d))
     assert all(p.requires_grad for p in full.parameters())
 
 
@@ -87,17 +90,19 @@ def test_images_without_instances_can_be_trained_on() -> None:
 def test_anchors_have_one_size_per_level_and_sit_on_the_true_strides() -> None:
     sides = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]  # of a 96 x 128 image: P6 has an odd P5 below it
     maps = [torch.zeros(1, 8, *side) for side in sides]
-    anchors = PyramidAnchors()(ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)]), maps)[0]
+    made = Anchors([[size] for size in ANCHOR_SIZES], (4, 8, 16, 32, 64))
+    anchors = made(ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)]), maps)[0]
     start = 0
     for (height, width), size, stride in zip(sides, (32, 64, 128, 256, 512), (4, 8, 16, 32, 64), strict=True):
         level = anchors[start : start + 3 * height * width].view(height, width, 3, 4)
         start += level[..., 0].numel()
         centers = (level[..., :2] + level[..., 2:]) / 2
-        assert torch.equal(centers[..., 0], stride * torch.arange(width)[None, :, None].expand(height, width, 3))
-        assert torch.equal(centers[..., 1], stride * torch.arange(height)[:, None, None].expand(height, width, 3))
+        columns, rows = stride * torch.arange(float(width)), stride * torch.arange(float(height))
+        torch.testing.assert_close(centers[..., 0], columns[None, :, None].expand(height, width, 3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(centers[..., 1], rows[:, None, None].expand(height, width, 3), rtol=0, atol=1e-5)
         extent = level[0, 0, :, 2:] - level[0, 0, :, :2]
-        torch.testing.assert_close(extent.prod(1).sqrt(), torch.full((3,), float(size)), rtol=0.02, atol=0)
-        torch.testing.assert_close(extent[:, 1] / extent[:, 0], torch.tensor([0.5, 1.0, 2.0]), rtol=0.05, atol=0)
+        torch.testing.assert_close(extent.prod(1).sqrt(), torch.full((3,), float(size)))
+        torch.testing.assert_close(extent[:, 1] / extent[:, 0], torch.tensor([0.5, 1.0, 2.0]))
     assert start == len(anchors)
 
 
@@ -112,7 +117,7 @@ def test_pool_reads_exact_positions_from_the_level_that_fits() -> None:
     for name in levels:
         levels[name] = torch.cat((levels[name], torch.full_like(levels[name], float(name))), dim=1)
     boxes = torch.tensor([[40.0, 40.0, 96.0, 96.0], [100, 100, 212, 212], [80, 80, 304, 304], [32, 32, 480, 480]])
-    pooled = PyramidPool(7)(levels, [boxes], [(512, 512)])
+    pooled = RoIPool(7, (2, 3, 4, 5))(levels, [boxes], [(512, 512)])
     assert pooled[:, 1, 0, 0].tolist() == [2, 3, 4, 5]  # 56, 112, 224 and 448 pixels
     for row, (x1, _, x2, _) in zip(pooled[:, 0], boxes.tolist(), strict=True):
         centers = x1 + (torch.arange(7) + 0.5) * (x2 - x1) / 7

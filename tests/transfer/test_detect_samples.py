@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from densepath.images.coco import CocoImages, open_split, write_coco
+from densepath.training.recipes import load_recipe
 from densepath.transfer.samples import SampleBatch, TrainingBatches, into_detector, resized_shape
 from densepath.transfer.solver import make_solver
 
@@ -58,13 +59,48 @@ def test_processes_share_the_batch_that_one_would_have(images: CocoImages) -> No
     assert [first + second for first, second in zip(*shares, strict=True)] == shown(batches(images))
 
 
+def test_a_crop_is_what_a_sample_has_there(images: CocoImages) -> None:
+    whole = images[2]
+    assert images.size(2) == whole["image"].shape[:2] == (48, 64)
+    for left, top, side in ((0, 0, 48), (25, 13, 12), (36, 28, 30), (45, 2, 8), (39, 31, 2)):
+        part = images.crop(2, left, top, side)
+        window = np.s_[top : top + side, left : left + side]
+        assert np.array_equal(part["image"], whole["image"][window])
+        seen = whole["masks"][0][window]
+        assert len(part["masks"]) == len(part["boxes"]) == len(part["labels"]) == seen.any()
+        if seen.any():
+            assert np.array_equal(part["masks"][0], seen)
+            rows, columns = seen.nonzero()
+            assert part["boxes"].tolist() == [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+        assert part["boxes"].shape[1] == 4 and part["masks"].shape[1:] == part["image"].shape[:2]
+
+
+def test_crops_lie_anywhere_and_are_the_same_in_workers(images: CocoImages) -> None:
+    run = batches(images, crop=32, total_steps=40)
+    samples = [sample for batch in run for sample in batch.samples]
+    assert {tuple(sample["image"].shape) for sample in samples} == {(32, 32, 3)}
+    again = [s for batch in batches(images, crop=32, total_steps=40, start_step=35, workers=1) for s in batch.samples]
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(samples[-20:], again, strict=True))
+    places = np.array([sample["place"] for sample in samples])
+    assert abs(places.mean(0) - 0.5).max() < 3.3 / np.sqrt(12 * len(samples)) and (places >= 0).all()
+    for sample in samples:
+        left, top = int(sample["place"][0] * 33), int(sample["place"][1] * 17)
+        expected = images[sample["position"]]["image"][top : top + 32, left : left + 32]
+        assert np.array_equal(sample["image"].numpy(), expected)
+
+
+def test_an_image_smaller_than_the_crop_is_shown_whole(images: CocoImages) -> None:
+    batch = next(iter(batches(images, crop=100)))
+    assert {tuple(sample["image"].shape) for sample in batch.samples} == {(48, 64, 3)}
+
+
 def test_sizes_and_flips_are_drawn_uniformly(images: CocoImages) -> None:
     drawn = [shown for batch in batches(images, total_steps=100).plan() for shown in batch]
-    edges = torch.tensor([edge for _, edge, _ in drawn])
+    edges = torch.tensor([shown.short_edge for shown in drawn])
     assert edges.min() == 40 and edges.max() == 50
     counts = torch.bincount(edges - 40, minlength=11)
     assert ((counts - 400 / 11) ** 2 / (400 / 11)).sum() < 29.6  # chi-squared, 10 degrees of freedom, p = 0.001
-    assert abs(sum(flip for _, _, flip in drawn) - 200) < 33  # 3.3 standard deviations
+    assert abs(sum(shown.flip for shown in drawn) - 200) < 33  # 3.3 standard deviations
 
 
 @pytest.mark.parametrize(
@@ -126,3 +162,25 @@ def test_a_given_length_scales_warmup_and_drops_and_batch_size_the_rate() -> Non
     assert (short.steps, short.warmup, short.drops, short.lr) == (100, 20, (60, 90), 0.005)
     assert make_solver("1x", max_steps=20000).warmup == 1000
     assert make_solver("1x", max_steps=100, warmup_steps=3, lr=0.1, batch_size=4).lr == 0.1
+    assert make_solver("1x", batch_size=8, base_lr=0.01).lr == 0.005
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "steps", "drops"),
+    [
+        ("glas", "0.5x", 2500, (2000,)),
+        ("glas", "1x", 5000, (4000,)),
+        ("glas", "5x", 25000, (20000,)),
+        ("crag", "0.5x", 7500, (5000, 6500)),
+        ("crag", "1x", 15000, (10000, 13000)),
+        ("crag", "2x", 30000, (20000, 26000)),
+        ("crag", "3x", 45000, (30000, 39000)),
+        ("crag", "5x", 75000, (50000, 65000)),
+    ],
+)
+def test_recipes_have_the_papers_steps(recipe: str, name: str, steps: int, drops: tuple[int, ...]) -> None:
+    said = load_recipe(recipe, "detect")
+    solver = make_solver(name, drops=said["drops"], batch_size=said["batch_size"], base_steps=said["base_steps"])
+    assert (solver.steps, solver.drops, solver.lr, solver.warmup) == (steps, drops, 0.02, 1000)
+    sizes = {"glas": ([400, 522], 522), "crag": ([768, 1024], 768)}
+    assert (said["train_size"], said["test_size"]) == sizes[recipe]

@@ -20,7 +20,7 @@ from densepath.core.errors import UserError
 from densepath.images.batch import ImageBatch
 from densepath.images.coco import CocoImages
 from densepath.training.metrics import read_metrics
-from densepath.transfer.instances import decode_mask
+from densepath.transfer.instances import objects_of
 from densepath.transfer.overlay import match_masks
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 from densepath.views.view import Batch
@@ -120,8 +120,8 @@ def draw_detections(
 ) -> Path:
     """Draw images with the outlines of their objects, and beside each what detectors found.
 
-    A found object has the color of the true one that it matches (mask IoU of at least 0.5), and red where there is
-    none.
+    A found object has the color of the true one that it matches (mask IoU of at least 0.5, or box IoU where a detector
+    finds boxes alone), and red where there is none.
 
     Args:
         images: with the truth.
@@ -138,8 +138,8 @@ def draw_detections(
         paint_objects(axes[0], sample["image"], truth, colors)
         for panel, results in zip(axes[1:], found.values(), strict=True):
             sure = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
-            masks = [decode_mask(r["segmentation"]) for r in sure]
-            matches = match_masks(truth, masks)
+            wanted, masks = objects_of(sample, sure)
+            matches = match_masks(wanted, masks)
             paint_objects(panel, sample["image"], masks, [WRONG if m is None else colors[m] for m in matches])
     return save(sheet.figure, path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 
 from densepath.analysis.concepts import find_concepts
 from densepath.analysis.pictures import draw_concepts, draw_views
+from densepath.concepts.choice import choose_source
+from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
 from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
@@ -19,6 +22,8 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.training.recipes import find_method, load_recipe, typed_options
 from densepath.views.maker import ViewMaker
+
+Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
 
 
 def show_views(
@@ -64,22 +69,33 @@ def show_concepts(
     *,
     data: str | Path,
     out: str | Path,
+    concepts: Sequence[str] = ("kmeans",),
     weights: Sequence[str] = ("random",),
     backbone: str = "resnet18",
     stages: Sequence[int] = (3, 4, 5),
     num_concepts: int = 8,
+    grid_size: int = 3,
+    superpixel_scale: int = 50,
+    nucleus_radius: float = 8.0,
+    concept_files: str | None = None,
     count: int = 6,
     seed: int = 0,
 ) -> Path:
-    """Draw tiles and, beside each, the concepts that one or several weights see on it.
+    """Draw tiles and, beside each, the concepts of one or several sources on it.
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
         out: a PNG file.
-        weights: files, run folders, "random", or timm names.
-        backbone: a timm name.
-        stages: which features f1..f5 are clustered.
-        num_concepts: K.
+        concepts: where they come from, as ConCL's own option: "kmeans", "grid", "superpixels", "nuclei", "saliency",
+            "files".
+        weights: of "kmeans": files, run folders, "random", or timm names.
+        backbone: of "kmeans", a timm name.
+        stages: of "kmeans", which features f1..f5 are clustered.
+        num_concepts: of "kmeans", K.
+        grid_size: of "grid".
+        superpixel_scale: of "superpixels".
+        nucleus_radius: of "nuclei", in pixels.
+        concept_files: of "saliency", a model or a folder of masks; of "files", a folder of label maps.
         count: how many tiles.
         seed: of the tiles that are drawn, of random weights, and of the clusters' starts.
 
@@ -87,12 +103,48 @@ def show_concepts(
         ``out``.
 
     Raises:
-        UserError: no such images, weights or stage, or a file name that does not end in .png.
+        UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
     out = _picture(out)
-    batch = _draw(open_images(data, cache="none"), count, seed)
+    if {"saliency", "files"} <= set(concepts):
+        raise UserError("saliency and files need concept_files each; draw one of them at a time")
+    images = open_images(data, cache="none")
+    batch = _draw(images, count, seed)
     tiles = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
-    columns: dict[str, list[np.ndarray]] = {}
+    groups: list[Columns] = []
+    for name in [concepts] if isinstance(concepts, str) else concepts:
+        if name == "kmeans":
+            groups += _clusters(tiles, weights, backbone, stages, num_concepts, seed)
+            continue
+        source = choose_source(
+            name,
+            num_concepts=num_concepts,
+            stage=max(stages),
+            grid_size=grid_size,
+            superpixel_scale=superpixel_scale,
+            nucleus_radius=nucleus_radius,
+            files=concept_files,
+        )
+        if isinstance(source, ImageLabels):
+            source.labeller.begin([images.names(position) for position in range(len(images))])
+            files = (images.names(position) for position in batch.index.tolist())
+            groups.append({name: [source.labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
+        else:
+            groups.append({name: [np.arange(grid_size**2).reshape(grid_size, grid_size)] * count})
+    columns = {title: maps for group in groups for title, maps in group.items()}
+    return draw_concepts(tiles, columns, out, breaks=list(accumulate(map(len, groups), initial=1))[:-1])
+
+
+def _clusters(
+    tiles: list[np.ndarray],
+    weights: Sequence[str],
+    backbone: str,
+    stages: Sequence[int],
+    num_concepts: int,
+    seed: int,
+) -> list[Columns]:
+    """The clusters of several weights' features."""
+    groups = []
     sources = [weights] if isinstance(weights, str) else weights
     for source in sources:
         torch.manual_seed(seed)
@@ -100,8 +152,8 @@ def show_concepts(
         load_weights(network, source)
         maps = [find_concepts(network, tile, stages, num_concepts, seed) for tile in tiles]
         name = f"{Path(source).stem} " if len(sources) > 1 else ""
-        columns |= {f"{name}f{stage}": [m[stage] for m in maps] for stage in stages}
-    return draw_concepts(tiles, columns, out, breaks=range(1, 1 + len(columns), len(stages)))
+        groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})
+    return groups
 
 
 def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch:

@@ -6,6 +6,7 @@ import torch
 
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
+from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
 
@@ -28,6 +29,10 @@ class GridConcepts:
     def check(self, backbone: Backbone, view_size: int) -> None:
         """A grid fits every view."""
 
+    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+        """Nothing depends on the images."""
+
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         cells = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)
-        return Concepts(cells.view(1, self.size, self.size).expand(len(batch), -1, -1))
+        labels = cells.view(1, self.size, self.size).expand(len(batch), -1, -1)
+        return Concepts(labels, batch["reference"].map)

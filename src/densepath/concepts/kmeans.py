@@ -9,6 +9,7 @@ import torch
 from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
+from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
 
@@ -39,6 +40,9 @@ class KMeansConcepts:
         backbone.check_stage(self.stage)
         self._check_cells(math.ceil(view_size / 2**self.stage) ** 2)
 
+    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+        """The clusters change with the encoder: nothing can be made beforehand."""
+
     def _check_cells(self, cells: int) -> None:
         if cells < self.num_concepts:
             raise UserError(
@@ -56,4 +60,5 @@ class KMeansConcepts:
         positions = (draws * cells).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)
         positions = positions.to(pixels.device, non_blocking=True)
         labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), positions[0], positions[1:])
-        return Concepts(labels.view(count, *features.shape[2:]), {"empty_clusters": empty.float().mean()})
+        labels = labels.view(count, *features.shape[2:])
+        return Concepts(labels, batch["reference"].map, {"empty_clusters": empty.float().mean()})

@@ -7,34 +7,39 @@ from typing import Protocol
 
 from torch import Tensor
 
+from densepath.images.label_maps import LabelMaps
+from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
 
 
 @dataclass(frozen=True)
 class Concepts:
-    """Concepts on the reference views of a batch.
+    """Concepts on the images of a batch, or on views of them.
 
     Args:
-        labels: (B, H, W) int64 ids in 0 .. num_concepts - 1; an id means something within its image only.
+        labels: (B, H, W) integer ids from 0; an id means something within its image only.
+        map: (B, 2, 3) from the labels' coordinates to those of the images (see ``core.affine``).
         statistics: scalars to log.
     """
 
     labels: Tensor
+    map: Tensor
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ConceptSource(Protocol):
-    """Labels the reference views of a batch.
+    """Labels the images of a batch."""
 
-    Attributes:
-        num_concepts: the largest number of concepts on one image.
-    """
-
-    num_concepts: int
+    @property
+    def num_concepts(self) -> int | None:
+        """The largest number of concepts on one image, whose ids are below it; None where nobody knows."""
 
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Raise UserError where the source cannot label views of this size."""
 
+    def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps | None:
+        """Look at the images before the first step; give the label maps that shall come along in ``batch.labels``."""
+
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
-        """Label ``batch["reference"]``; ``encoder`` is the momentum encoder, for sources that ask it."""
+        """Label a batch; ``encoder`` is the momentum encoder, for sources that ask it."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from densepath.core.resampling import Filter, inside, resample, sample
 
 # Shares of area closer than this are a tie: rounding must not decide it.
-_TIE = 4e-6
+TIE = 4e-6
 
 
 def identity(batch: int, d: int = 2) -> Tensor:
@@ -113,7 +113,7 @@ def warp_labels(
         (B, *size) int64, -1 where invalid or where no label is; (B, *size) bool, as in :func:`warp`.
     """
     shares = label_shares(labels, from_map, to_map, size, num_labels)
-    handicap = _TIE * torch.arange(num_labels, device=shares.device).view(-1, *[1] * len(size))
+    handicap = TIE * torch.arange(num_labels, device=shares.device).view(-1, *[1] * len(size))
     share, label = (shares - handicap).max(dim=1)
     valid = inside(between(from_map, to_map).to(labels.device, non_blocking=True), size)
     return torch.where(valid & (share + handicap.flatten()[label] > 0), label, -1), valid

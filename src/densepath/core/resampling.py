@@ -54,7 +54,7 @@ def sample(
     x = x if x.is_floating_point() else x.to(torch.float32)
     extent = torch.tensor(x.shape[2:]).expand(len(x), -1) if extent is None else extent.cpu()
     host = maps.detach().cpu()
-    groups = _group_by_axes(host)
+    groups = group_by_axes(host)
     if len(groups) == 1:
         out = _resample_group(x, host, size, kind, extent, groups[0][0])
     else:
@@ -104,7 +104,7 @@ def weighted_rows(x: Tensor, cells: Tensor, weights: Tensor, axis: int) -> Tenso
     return sums.view(count, cells.shape[1], *moved.shape[2:]).movedim(1, axis)
 
 
-def _axis_taps(
+def axis_taps(
     low: Tensor, high: Tensor, n_out: int, kind: Filter, extent: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Which cells each output cell of an axis takes, and how much of each.
@@ -148,7 +148,7 @@ def _keys_cubic(distance: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
-def _group_by_axes(maps: Tensor) -> list[tuple[tuple[int, ...] | None, Tensor]]:
+def group_by_axes(maps: Tensor) -> list[tuple[tuple[int, ...] | None, Tensor]]:
     """Rows of the batch by the axes that their maps exchange; None for maps that mix axes."""
     linear = maps[..., :-1].abs()
     along = linear > _AXIS_TOLERANCE * linear.amax(dim=(-1, -2), keepdim=True)
@@ -182,7 +182,7 @@ def _resample_axes(
     for row in reversed(range(d)):
         axis, out_axis = d - 1 - row, d - 1 - axes[row]
         scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
-        taps = _axis_taps(shift - scale, shift + scale, size[out_axis], kind, extent[:, axis], x.device)
+        taps = axis_taps(shift - scale, shift + scale, size[out_axis], kind, extent[:, axis], x.device)
         cells = weighted_rows(cells, *taps, axis=1 + axis)
         order[out_axis] = axis
     return cells.permute(0, -1, *[1 + axis for axis in order])
@@ -190,6 +190,19 @@ def _resample_axes(
 
 def _resample_grid(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor) -> Tensor:
     """Maps that turn by any angle: samples on a finer grid, averaged."""
+    samples, finer = sample_finely(x, maps, size, kind, extent)
+    if max(finer) == 1:
+        return samples
+    return (F.avg_pool2d if maps.shape[1] == 2 else F.avg_pool3d)(samples, finer)
+
+
+def sample_finely(
+    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor
+) -> tuple[Tensor, list[int]]:
+    """Samples on a grid that divides each output cell: (B, C, *finer grid), and into how many along each axis.
+
+    Arguments as for :func:`sample`, with an ``extent`` on the CPU.
+    """
     d = maps.shape[1]
     cells = extent.flip(-1).to(maps)  # x first, like the maps
     steps = (maps[..., :-1] * cells.unsqueeze(-1)).norm(dim=1) / torch.tensor(tuple(size)).flip(0)
@@ -206,7 +219,4 @@ def _resample_grid(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, e
     edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device, non_blocking=True)
     grid = torch.minimum(grid, edge)
     mode = "nearest" if kind == "area" else "bilinear"
-    samples = F.grid_sample(x, grid.to(x.dtype), mode=mode, padding_mode="border", align_corners=False)
-    if max(finer) == 1:
-        return samples
-    return (F.avg_pool2d if d == 2 else F.avg_pool3d)(samples, finer)
+    return F.grid_sample(x, grid.to(x.dtype), mode=mode, padding_mode="border", align_corners=False), finer

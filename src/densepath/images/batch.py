@@ -22,6 +22,7 @@ class ImageBatch:
         epoch: how many epochs the run made before this batch, fractions included.
         progress: the share of the run before this batch, in [0, 1).
         damaged: the files found damaged while this batch was made.
+        labels: (B, h, w) integers, each image's label map, for methods that asked for them.
     """
 
     pixels: Tensor
@@ -31,13 +32,15 @@ class ImageBatch:
     epoch: float = 0.0
     progress: float = 0.0
     damaged: tuple[str, ...] = ()
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ImageBatch:
-        """The batch with its pixels on another device. Views are drawn from the rest, on the CPU."""
-        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
+        """The batch with its pixels and labels on another device. Views are drawn from the rest, on the CPU."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), labels=labels)
 
 
 def new_canvas(count: int, height: int, width: int, pin: bool = False) -> Tensor:

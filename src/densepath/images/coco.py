@@ -138,14 +138,46 @@ class CocoImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self._images[index]
         objects = self._objects[image["id"]]
-        boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
+        boxes = self._boxes(objects)
         limits = np.array([image["width"], image["height"]] * 2, np.float32)
         return {
             "image": self._read(image["file_name"]),
             "boxes": np.clip(boxes, 0, limits),
             "masks": self._masks(image, objects),
-            "labels": np.array([self.category_ids.index(o["category_id"]) + 1 for o in objects], np.int64),
+            "labels": self._labels(objects),
+            "image_id": image["id"],
+            "name": image["file_name"],
+        }
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        image = self._images[index]
+        return image["height"], image["width"]
+
+    def crop(self, index: int, left: int, top: int, side: int) -> dict[str, Any]:
+        """A sample of what lies in a square of an image: the parts of its objects that are seen, with tight boxes.
+
+        Masks of other objects are not decoded: an image of a thousand nuclei would take a gigabyte.
+
+        Args:
+            left, top, side: of the square, in pixels; it is cut off where the image ends.
+        """
+        image = self._images[index]
+        objects = self._objects[image["id"]]
+        boxes = self._boxes(objects)
+        # A JSON's boxes may be off by a pixel.
+        near = np.all(boxes[:, :2] < (left + side + 1, top + side + 1), axis=1)
+        near &= np.all(boxes[:, 2:] > (left - 1, top - 1), axis=1)
+        window = np.s_[top : top + side, left : left + side]
+        parts = [(o, self._mask(image, o)[window].copy()) for o, here in zip(objects, near, strict=True) if here]
+        seen = [(o, part) for o, part in parts if part.any()]
+        pixels = self._read(image["file_name"])[window]
+        masks = np.array([part for _, part in seen], bool).reshape(-1, *pixels.shape[:2])
+        return {
+            "image": np.ascontiguousarray(pixels),
+            "boxes": np.array([_bounds(mask) for mask in masks], np.float32).reshape(-1, 4),
+            "masks": masks,
+            "labels": self._labels([o for o, _ in seen]),
             "image_id": image["id"],
             "name": image["file_name"],
         }
@@ -175,11 +207,32 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def _masks(self, image: dict[str, Any], objects: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
         """(N, H, W)"""
-        height, width = image["height"], image["width"]
-        masks = np.zeros((len(objects), height, width), bool)
+        masks = np.zeros((len(objects), image["height"], image["width"]), bool)
         for mask, annotation in zip(masks, objects, strict=True):
-            mask[:] = rle.decode(_run_lengths(annotation["segmentation"], height, width))
+            mask[:] = self._mask(image, annotation)
         return masks
+
+    def _mask(self, image: dict[str, Any], annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
+        """(H, W)"""
+        runs = _run_lengths(annotation["segmentation"], image["height"], image["width"])
+        mask: npt.NDArray[np.bool_] = rle.decode(runs).astype(bool)
+        return mask
+
+    def _boxes(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
+        """(N, 4) x1 y1 x2 y2"""
+        boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    def _labels(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.int64]:
+        """(N,)"""
+        return np.array([self.category_ids.index(o["category_id"]) + 1 for o in objects], np.int64)
+
+
+def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """x1 y1 x2 y2 of what a mask (H, W) covers."""
+    rows, columns = np.nonzero(mask)
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
 def _run_lengths(segmentation: Any, height: int, width: int) -> Any:

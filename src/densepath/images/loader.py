@@ -16,6 +16,7 @@ from densepath.core.errors import UserError
 from densepath.core.random import permute
 from densepath.images.batch import ImageBatch, new_canvas
 from densepath.images.damage import Damage
+from densepath.images.label_maps import LabelMaps
 from densepath.images.loose import Gathered
 from densepath.images.prefetch import ahead
 from densepath.images.sources import ImageFiles, PackedTiles
@@ -46,6 +47,7 @@ class ImageBatches:
         workers: processes that decode files.
         start_step: the first step, for a run that is resumed.
         device: where the training runs; for a GPU the batches come in page-locked memory.
+        label_maps: label maps of the images, which then come with them.
 
     Raises:
         UserError: the batches of all processes together need more images than there are; while iterating: more than
@@ -65,12 +67,14 @@ class ImageBatches:
         workers: int = 0,
         start_step: int = 0,
         device: torch.device | str | None = None,
+        label_maps: LabelMaps | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")
         if max_steps is None and epochs is None:
             raise ValueError("one of max_steps and epochs is needed")
         self.images = images
+        self.label_maps = label_maps
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -147,7 +151,9 @@ class ImageBatches:
 
     def _batch(self, step: int, gathered: Gathered, damaged: tuple[str, ...] = ()) -> ImageBatch:
         epoch, progress = step / self.steps_per_epoch, step / self.total_steps
-        return ImageBatch(gathered.pixels, gathered.sizes, gathered.index, step, epoch, progress, damaged)
+        # Those of the images that were read, which may stand in for damaged ones.
+        labels = None if self.label_maps is None else self.label_maps.gather(gathered.index, self._pins())
+        return ImageBatch(gathered.pixels, gathered.sizes, gathered.index, step, epoch, progress, damaged, labels)
 
     def _order(self) -> Iterator[tuple[int, Tensor]]:
         """Each step of the run with the positions (B,) of its images in the source."""

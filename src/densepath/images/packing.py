@@ -80,7 +80,7 @@ def open_store(path: str | Path) -> PackedTiles:
     if not _consistent(tensors):
         raise _damaged(path, "its tables do not fit its pixels")
     names = Names(tensors["names"], tensors["name_starts"])
-    return PackedTiles(tensors["pixels"].flatten(), tensors["sizes"], tensors["offsets"], names)
+    return PackedTiles(tensors["pixels"].flatten(), tensors["sizes"], tensors["offsets"], names, file=Path(path))
 
 
 def _consistent(tensors: dict[str, Tensor]) -> bool:

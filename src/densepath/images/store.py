@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,24 @@ class PackedTiles:
         offsets: (N,) int64 on the CPU, where in ``pixels`` each image begins.
         names: the images' file names.
         damaged: positions whose file could not be read, with file name and reason; the next image takes their place.
+        file: the packed store on disk that holds them, if there is one.
     """
 
     def __init__(
-        self, pixels: Tensor, sizes: Tensor, offsets: Tensor, names: Names, damaged: dict[int, str] | None = None
+        self,
+        pixels: Tensor,
+        sizes: Tensor,
+        offsets: Tensor,
+        names: Names,
+        damaged: dict[int, str] | None = None,
+        file: Path | None = None,
     ) -> None:
         self.pixels = pixels
         self.sizes = sizes
         self.offsets = offsets
         self._names = names
         self.damaged = damaged or {}
+        self.file = file
         self._damaged_positions = torch.tensor(sorted(self.damaged), dtype=torch.int64)
         first = next(position for position in range(len(sizes)) if position not in self.damaged)
         self._size = sizes[first].tolist()
@@ -55,7 +64,7 @@ class PackedTiles:
     def to(self, device: torch.device | str) -> PackedTiles:
         """The store with its pixels in the memory of a device (copied there, also from a file to the CPU's memory)."""
         pixels = self.pixels.to(device, copy=True)
-        return PackedTiles(pixels, self.sizes, self.offsets, self._names, self.damaged)
+        return PackedTiles(pixels, self.sizes, self.offsets, self._names, self.damaged, self.file)
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from densepath.images.label_maps import LabelMaps
 from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
 from densepath.views.augment import Augment, Union
@@ -32,7 +33,14 @@ class Method(nn.Module):
     """A pre-training method. It knows nothing of trainers, files or command lines.
 
     A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train.
+
+    Attributes:
+        label_maps: label maps of the images that :meth:`prepare` saw, where the method wants them in its batches.
+        unused_views: those of :meth:`views` that need not be made with these hyper-parameters.
     """
+
+    label_maps: LabelMaps | None = None
+    unused_views: tuple[str, ...] = ()
 
     @staticmethod
     @abstractmethod
@@ -58,6 +66,8 @@ class Method(nn.Module):
 
     def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
         """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
+
+        A method that wants label maps of them in ``Batch.labels`` sets ``label_maps`` here.
 
         Returns:
             What was found, a line for the user.

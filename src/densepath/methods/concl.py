@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from densepath.concepts.grid import GridConcepts
-from densepath.concepts.kmeans import KMeansConcepts
-from densepath.concepts.source import ConceptSource
+from densepath.concepts.choice import choose_source
+from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.source import Concepts
 from densepath.core.affine import warp_labels
 from densepath.core.errors import UserError
+from densepath.core.labels import main_labels, number_together
 from densepath.core.losses import info_nce, masked_mean
 from densepath.core.queue import Queue
 from densepath.core.regions import Regions
+from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.nets.backbones import Backbone
@@ -26,7 +29,8 @@ from densepath.views.view import Batch
 class ConCL(MoCoV2):
     """Concept contrastive learning.
 
-    1. The reference view, the smallest rectangle that covers query and key, is cut into concepts.
+    1. The reference view, the smallest rectangle that covers query and key, is cut into concepts; or the whole image
+       is, once, before the run.
     2. They are restored in both views by the views' geometry; a concept of a view is its masked average of f5.
     3. L = lambda * L_c + (1 - lambda) * L_q (section 5.2), where L_c (Equation 2) is InfoNCE over the concepts that
        both views show, against a queue of concepts. Instances and concepts share one head.
@@ -38,10 +42,16 @@ class ConCL(MoCoV2):
 
     Args:
         backbone: the query encoder.
-        concepts: where concepts come from: "kmeans" of the momentum encoder's features (b-ConCL) or a "grid" (g-ConCL).
+        concepts: where concepts come from: "kmeans" of the momentum encoder's features (b-ConCL), a "grid" (g-ConCL),
+            "superpixels" (fh-ConCL), a "saliency" model (bas-ConCL), "nuclei" of H&E-stained tissue, or "files".
         num_concepts: K of "kmeans".
         stage: the features f1..f5 that "kmeans" clusters.
         grid_size: s of "grid": s x s cells.
+        superpixel_scale: s of "superpixels": the scale, and the least number of pixels, of one.
+        nucleus_radius: of "nuclei", in pixels of the images.
+        concept_files: of "files", a folder with the label map of each image; of "saliency", a model's file (.pt2,
+            TorchScript, .onnx) or a folder with the mask of each image. Load only models of people you trust.
+        concept_cache: the folder where what was found on the images is kept; ~/.cache/densepath/labels by default.
         concept_weight: lambda.
         warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
             epochs.
@@ -55,10 +65,14 @@ class ConCL(MoCoV2):
     def __init__(
         self,
         backbone: Backbone,
-        concepts: Literal["kmeans", "grid"] = "kmeans",
+        concepts: Literal["kmeans", "grid", "superpixels", "saliency", "nuclei", "files"] = "kmeans",
         num_concepts: int = 8,
         stage: int = 4,
         grid_size: int = 3,
+        superpixel_scale: int = 50,
+        nucleus_radius: float = 8.0,
+        concept_files: str | None = None,
+        concept_cache: str | None = None,
         concept_weight: float = 1.0,
         warmup: float = 0.1,
         concept_queue_size: int = 16384,
@@ -78,13 +92,18 @@ class ConCL(MoCoV2):
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
-        self.source: ConceptSource
-        if concepts == "kmeans":
-            self.source = KMeansConcepts(stage, num_concepts)
-        elif concepts == "grid":
-            self.source = GridConcepts(grid_size)
-        else:
-            raise UserError(f"unknown concepts {concepts!r}; there are: kmeans, grid")
+        self.source = choose_source(
+            concepts,
+            num_concepts=num_concepts,
+            stage=stage,
+            grid_size=grid_size,
+            superpixel_scale=superpixel_scale,
+            nucleus_radius=nucleus_radius,
+            files=concept_files,
+            cache=concept_cache,
+        )
+        if isinstance(self.source, ImageLabels):
+            self.unused_views = ("reference",)
         self.concept_queue = Queue(concept_queue_size, dim)
         self.concept_weight = concept_weight
         self.warmup = warmup
@@ -112,18 +131,21 @@ class ConCL(MoCoV2):
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         super().check(view_size, batch_size, processes)
         self.source.check(self.backbone, view_size)
-        rows = batch_size * self.source.num_concepts
-        if self.concept_queue.size < rows:
+        most = self.source.num_concepts or math.ceil(view_size / 32) ** 2
+        if self.concept_queue.size < batch_size * most:
             raise UserError(
-                f"a concept queue of {self.concept_queue.size} keys is smaller than the {rows} concepts "
-                f"({self.source.num_concepts} on each of {batch_size} images) that one batch may bring"
+                f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
+                f"({most} on each of {batch_size} images) that one batch may bring"
             )
+
+    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+        self.label_maps = self.source.prepare(images)
+        return None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_c of two feature maps (B, C, h, w); their shared concepts then join the concept queue."""
         concepts = self.source(batch, self.key_backbone.network)
-        in_query = self.restore(batch, concepts.labels, "query", query)
-        in_key = self.restore(batch, concepts.labels, "key", key)
+        in_query, in_key = self.restore(batch, concepts, query.shape[2:])
         shared = in_query.present() & in_key.present()  # (B, K)
         rows = shared.flatten()
         # Concepts that are not shared go along, masked: their number stays on the device, and shapes stay fixed.
@@ -133,8 +155,15 @@ class ConCL(MoCoV2):
         statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}
         return masked_mean(losses, rows), statistics
 
-    def restore(self, batch: Batch, labels: Tensor, view: str, features: Tensor) -> Regions:
-        """The concepts (B, H, W) of the reference views on the cells of a view's features."""
-        cells = features.shape[2:]
-        on_view, _ = warp_labels(labels, batch["reference"].map, batch[view].map, cells, self.source.num_concepts)
-        return Regions(on_view, self.source.num_concepts)
+    def restore(self, batch: Batch, concepts: Concepts, cells: torch.Size) -> tuple[Regions, Regions]:
+        """The concepts on the cells (h, w) of the query's and the key's features."""
+        maps = (batch["query"].map, batch["key"].map)
+        count = self.source.num_concepts
+        if count is not None:
+            query, key = (warp_labels(concepts.labels, concepts.map, to_map, cells, count)[0] for to_map in maps)
+        else:
+            # Of all that an image may have, a view shows at most as many as it has cells.
+            count = cells.numel()
+            query, key = (main_labels(concepts.labels, concepts.map, to_map, cells) for to_map in maps)
+            query, key = number_together(query, key)
+        return Regions(query, count), Regions(key, count)

@@ -86,6 +86,17 @@ class Backbone(nn.Module):
                     break
         return maps
 
+    def last_stage(self) -> tuple[nn.Module, ...]:
+        """The modules that, one after the other, make the deepest map of the one before it, or of any parts of that.
+
+        Raises:
+            UserError: the network is of a timm family that computes its stages in one piece.
+        """
+        if type(self.net) is not FeatureListNet:
+            raise UserError(f"{self.name} cannot run its last stage alone; take a ResNet, ConvNeXt or RegNet")
+        before = list(self.net.return_layers)[-2]
+        return tuple(self.net.values())[list(self.net).index(before) + 1 :]
+
     def check_stage(self, stage: int) -> None:
         """Check that f_stage exists.
 

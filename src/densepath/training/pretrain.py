@@ -165,9 +165,11 @@ def pretrain(
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if workers is None else workers,
         device=hardware.device,
+        label_maps=learner.label_maps,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    views = ViewMaker(learner.views(augment), view_size, seed, memory_format=hardware.memory_format)
+    seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
+    views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
     sweep = Sweep(batches, view_size, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
     config = _record(asked, hardware, options)

@@ -18,21 +18,23 @@ from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+def recipe_names(verb: str = "") -> list[str]:
+    """The recipes that come with the package: for pre-training, or for the verb that is named."""
+    entries = _folder(verb).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
-def load_recipe(name: str | Path) -> dict[str, Any]:
+def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
     """The options that a recipe sets, by the names of :func:`densepath.pretrain`, in the plain types of YAML.
 
     Args:
         name: a recipe of the package, or the path of a YAML file, a run's ``config.yaml`` for instance.
+        verb: "detect" for a recipe of :func:`densepath.detect`.
 
     Raises:
         UserError: there is no such recipe, or it is no YAML mapping.
     """
-    text = _read(str(name))
+    text = _read(str(name), verb)
     try:
         recipe = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -85,20 +87,20 @@ def all_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     return resolved
 
 
-def _folder() -> Any:
-    return files("densepath") / "recipes"
+def _folder(verb: str) -> Any:
+    return files("densepath") / "recipes" / verb
 
 
-def _read(name: str) -> str:
+def _read(name: str, verb: str) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             return path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the recipe {name} cannot be read ({type(error).__name__}); check its path") from None
-    if name not in recipe_names():
-        raise UserError(f"no recipe is called {name!r}; {_suggest(name, recipe_names())}")
-    text: str = (_folder() / f"{name}.yaml").read_text()
+    if name not in recipe_names(verb):
+        raise UserError(f"no recipe is called {name!r}; {_suggest(name, recipe_names(verb))}")
+    text: str = (_folder(verb) / f"{name}.yaml").read_text()
     return text
 
 

@@ -10,19 +10,23 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from densepath.core.errors import UserError
 
-_KINDS = {"box": "bbox", "mask": "segm"}
 _QUIET = logging.getLogger(__name__).debug
 
 
-def average_precision(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """COCO AP over the IoU thresholds 0.50:0.05:0.95, at 0.50 and at 0.75, of at most 100 detections per image.
+def average_precision(
+    truth: Mapping[str, Any], results: list[dict[str, Any]], *, masks: bool = True, detections_per_image: int = 100
+) -> dict[str, float]:
+    """COCO AP over the IoU thresholds 0.50:0.05:0.95, at 0.50 and at 0.75.
 
     Args:
         truth: the content of a COCO instances JSON.
-        results: in COCO's results format, with ``bbox`` and an RLE ``segmentation`` each; may be empty.
+        results: in COCO's results format, with ``bbox`` and, where there are masks, an RLE ``segmentation`` each; may
+            be empty.
+        masks: score the masks, too.
+        detections_per_image: so many of each category, the best, count; 100 is COCO's number.
 
     Returns:
-        box_ap, box_ap50, box_ap75, mask_ap, mask_ap50, mask_ap75, from 0 to 1.
+        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, from 0 to 1.
 
     Raises:
         UserError: the truth holds no instance, so that there is no precision to speak of.
@@ -38,8 +42,9 @@ def average_precision(truth: Mapping[str, Any], results: list[dict[str, Any]]) -
         raise UserError("the test split holds no instance to evaluate against; outline some instances in its images")
     coco = COCO({**truth, "annotations": instances}, print_function=_QUIET)
     metrics = {}
-    for name, kind in _KINDS.items():
+    for name, kind in {"box": "bbox", "mask": "segm"}.items() if masks else [("box", "bbox")]:
         evaluator = COCOeval_faster(coco, coco.loadRes([dict(r) for r in results]), kind, print_function=_QUIET)
+        evaluator.params.maxDets = [1, min(10, detections_per_image), detections_per_image]  # the last is that of AP
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

@@ -19,12 +19,14 @@ from densepath.training.hardware import Precision, choose_hardware, choose_worke
 from densepath.training.progress import say
 from densepath.training.run_callback import Rhythm
 from densepath.training.run_folder import open_run, read_config
+from densepath.transfer.anchors import ANCHOR_SIZES, check_anchor_sizes
+from densepath.transfer.detector import DETECTIONS
 from densepath.transfer.detector_file import Color, DetectorNotes, check_colors, load_detector, save_detector
+from densepath.transfer.detectors import BASE_LR, DETECTORS
 from densepath.transfer.evaluation import evaluate_detector
 from densepath.transfer.fine_tuning import fine_tune, settle_batch_norm
-from densepath.transfer.mask_rcnn import DETECTORS
 from densepath.transfer.samples import TrainingBatches
-from densepath.transfer.solver import make_solver
+from densepath.transfer.solver import STEPS, make_solver
 
 DETECTOR_FILE = Path("exported") / "detector.safetensors"
 _LEAST_SIZE = 32  # pixels
@@ -39,13 +41,17 @@ def detect(
     weights: str | Path = "random",
     backbone: str = "resnet18",
     detector: str = "mask_rcnn_fpn",
+    anchor_sizes: tuple[int, ...] = ANCHOR_SIZES,
+    detections_per_image: int = DETECTIONS,
     schedule: str = "1x",
+    base_steps: int = STEPS,
     max_steps: int | None = None,
     warmup_steps: int | None = None,
     drops: tuple[float, ...] = (0.8,),
     batch_size: int = 16,
     lr: float | None = None,
     train_size: tuple[int, int] = (400, 522),
+    train_crop: int | None = None,
     test_size: int = 522,
     precise_bn_batches: int = 200,
     pictures: int = 8,
@@ -61,8 +67,7 @@ def detect(
 ) -> dict[str, float]:
     """Fine-tune a detector on outlined objects and score it on the test images.
 
-    The defaults are the paper's for GlaS. For CRAG it takes --max_steps 15000 --drops 0.667 0.867 --train_size 768 1024
-    --test_size 768.
+    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg hold what suits these data sets.
 
     Args:
         data: a folder as ``densepath data`` writes it: images and COCO instances, train and test.
@@ -70,14 +75,22 @@ def detect(
             ``exported/detector.safetensors``, and what every run has.
         weights: of the backbone: a file, a run folder, "random", or a timm name.
         backbone: a timm name.
-        detector: "mask_rcnn_fpn", or "mask_rcnn_fpn_small" with narrow heads for a CPU.
-        schedule: "0.5x", "1x" (5000 steps), "2x", "3x" or "5x".
+        detector: "mask_rcnn_fpn"; "mask_rcnn_c4", whose head is the backbone's own stage 5; "mask_rcnn_dc5", with a
+            dilated stage 5; or "retinanet", which finds boxes alone. With "_small" behind its name each has narrow
+            heads, for a CPU.
+        anchor_sizes: of the boxes that it starts from, in pixels of the resized image: one for each of five levels, for
+            C4 and DC5 as many as you like.
+        detections_per_image: at most; also in scoring.
+        schedule: "0.5x", "1x", "2x", "3x" or "5x".
+        base_steps: of the schedule 1x.
         max_steps: takes the place of the schedule.
         warmup_steps: of linear warm-up; 1000, but with ``max_steps`` a fifth of them at most.
         drops: shares of the run after which the learning rate is divided by 10.
         batch_size: images per step, over all devices.
-        lr: learning rate; 0.02 for 16 images, and in proportion for other batch sizes.
+        lr: learning rate; 0.02 (RetinaNet: 0.01) for 16 images, and in proportion for other batch sizes.
         train_size: least and greatest short edge in training, drawn uniformly, in pixels.
+        train_crop: side of a square that is cut out of each training image, anywhere, before it is resized, in pixels;
+            for large images with many objects.
         test_size: short edge in testing, in pixels.
         precise_bn_batches: training batches over which the batch-norm statistics are averaged before the evaluation
             (never more than were trained on; 0 keeps the running ones).
@@ -94,7 +107,8 @@ def detect(
             size that it was trained for. Scores, predictions and pictures replace those in ``out``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, mask_ap, mask_ap50, mask_ap75, from 0 to 1 (nothing on all processes but the first).
+        box_ap, box_ap50, box_ap75, and where the detector finds masks mask_ap, mask_ap50, mask_ap75, from 0 to 1
+        (nothing on all processes but the first).
 
     Raises:
         UserError: the data, the weights or an option are not what they should be.
@@ -125,16 +139,31 @@ def detect(
     if not _LEAST_SIZE <= train_size[0] <= train_size[1] or test_size < _LEAST_SIZE:
         sizes = f"train_size is {list(train_size)} and test_size {test_size}"
         raise UserError(f"{sizes}; give the least and the greatest, of {_LEAST_SIZE} pixels or more")
-    solver = make_solver(schedule, max_steps, warmup_steps, drops, batch_size, lr)
+    if train_crop is not None and train_crop < _LEAST_SIZE:
+        raise UserError(f"train_crop is {train_crop}; give {_LEAST_SIZE} pixels or more")
+    if detections_per_image < 1:
+        raise UserError(f"detections_per_image is {detections_per_image}; give at least 1")
+    check_anchor_sizes(anchor_sizes)
+    solver = make_solver(
+        schedule,
+        max_steps,
+        warmup_steps,
+        drops,
+        batch_size,
+        lr,
+        base_steps=base_steps,
+        base_lr=BASE_LR[detector],
+    )
     train, test = open_split(data, "train"), open_split(data, "test")
     names = _category_names(train, test)
 
     torch.manual_seed(seed)
     mean, std = _pixel_statistics(weights) if old is None else _checked(old["mean"], old["std"], f"the run in {out}")
-    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, mean, std)
+    found = (tuple(anchor_sizes), detections_per_image)
+    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, mean, std, *found)
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
-    line = load_weights(model.pyramid.backbone, weights) if fresh else f"the {backbone} of {out}"
+    line = load_weights(model.backbone, weights) if fresh else f"the {backbone} of {out}"
     config = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
     config |= {"precision": hardware.precision, "lr": solver.lr, "mean": mean, "std": std}
     del config["resume"], config["evaluate"]
@@ -144,6 +173,7 @@ def detect(
         total_steps=solver.steps,
         seed=seed,
         sizes=train_size,
+        crop=train_crop,
         rank=hardware.rank,
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if workers is None else workers,
@@ -169,7 +199,7 @@ def detect(
             return {}
         settle = min(precise_bn_batches, solver.steps)
         if settle:
-            settle_batch_norm(model, notes, batches.beyond(settle), hardware)
+            settle_batch_norm(model, notes, batches.beyond(settle), hardware, seed)
         save_detector(out / DETECTOR_FILE, model, notes)
         return evaluate_detector(model, notes, test, out, pictures=pictures, bfloat16=half)
 

@@ -15,7 +15,9 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
-from densepath.transfer.mask_rcnn import DETECTORS, MaskRCNN
+from densepath.transfer.anchors import ANCHOR_SIZES
+from densepath.transfer.detector import DETECTIONS, Detector
+from densepath.transfer.detectors import DETECTORS
 
 Color = tuple[float, float, float]  # red, green, blue in 0-1
 _KEY = "densepath_detector"
@@ -31,6 +33,8 @@ class DetectorNotes:
         category_ids, category_names: what the labels 1, 2, ... stand for.
         test_size: short edge in pixels of the images that it is shown.
         mean, std: of the colors red, green, blue in 0-1.
+        anchor_sizes: in pixels of what it is shown.
+        detections_per_image: at most.
     """
 
     detector: str
@@ -40,20 +44,27 @@ class DetectorNotes:
     test_size: int
     mean: Color
     std: Color
+    anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
+    detections_per_image: int = DETECTIONS
 
-    def build(self) -> MaskRCNN:
+    def build(self) -> Detector:
         """The detector with random weights."""
-        return MaskRCNN(build_backbone(self.backbone), len(self.category_ids), DETECTORS[self.detector])
+        return DETECTORS[self.detector](
+            build_backbone(self.backbone),
+            len(self.category_ids),
+            anchor_sizes=self.anchor_sizes,
+            detections_per_image=self.detections_per_image,
+        )
 
 
-def save_detector(path: Path, model: MaskRCNN, notes: DetectorNotes) -> None:
+def save_detector(path: Path, model: Detector, notes: DetectorNotes) -> None:
     """Write a safetensors file."""
     with atomic_write(path) as part:
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         write_tensors(state, part, {"format": "pt", _KEY: json.dumps(asdict(notes))})
 
 
-def load_detector(path: Path) -> tuple[MaskRCNN, DetectorNotes]:
+def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
     """Build the detector that a file holds, on the CPU and ready to detect.
 
     Raises:
@@ -77,10 +88,10 @@ def _notes_from(said: Any) -> DetectorNotes:
     """Notes from plain values, which must be of the kinds that they stand for."""
     fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     notes = DetectorNotes(**fields)
-    numbers = (*notes.category_ids, notes.test_size)
+    sizes = (notes.test_size, notes.detections_per_image, *notes.anchor_sizes)
     if not notes.category_ids or len(notes.category_names) != len(notes.category_ids):
         raise ValueError("categories")
-    if any(type(number) is not int for number in numbers) or notes.test_size < 1:
+    if any(type(number) is not int for number in (*notes.category_ids, *sizes)) or min(sizes) < 1:
         raise ValueError("whole numbers")
     if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
         raise ValueError("names")

@@ -16,15 +16,15 @@ from densepath.core.files import atomic_write
 from densepath.images.coco import CocoImages
 from densepath.training.progress import say
 from densepath.transfer.average_precision import average_precision
+from densepath.transfer.detector import Detector
 from densepath.transfer.detector_file import DetectorNotes
-from densepath.transfer.instances import coco_results, decode_mask
-from densepath.transfer.mask_rcnn import MaskRCNN
+from densepath.transfer.instances import coco_results, objects_of
 from densepath.transfer.overlay import overlay
 from densepath.transfer.samples import into_detector
 
 
 def evaluate_detector(
-    model: MaskRCNN, notes: DetectorNotes, images: CocoImages, out: Path, *, pictures: int = 8, bfloat16: bool = False
+    model: Detector, notes: DetectorNotes, images: CocoImages, out: Path, *, pictures: int = 8, bfloat16: bool = False
 ) -> dict[str, float]:
     """Detect on all images, score, and write it down.
 
@@ -49,7 +49,9 @@ def evaluate_detector(
         results += found
         if i in drawn:
             _draw(sample, found, out / "pictures")
-    metrics = average_precision(images.coco_ground_truth(), results)
+    metrics = average_precision(
+        images.coco_ground_truth(), results, masks=model.finds_masks, detections_per_image=notes.detections_per_image
+    )
     _write_json(out / "predictions.json", results)
     _write_json(out / "metrics.json", metrics)
     say("densepath: " + describe(metrics, len(images)))
@@ -60,12 +62,14 @@ def describe(metrics: dict[str, float], images: int) -> str:
     """The metrics in one line, in percent."""
     parts = []
     for kind, label in (("box", "boxes"), ("mask", "masks")):
+        if f"{kind}_ap" not in metrics:
+            continue
         ap, ap50, ap75 = (100 * metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
         parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
     return f"{images} test images  |  " + "  |  ".join(parts)
 
 
-def _detect(model: MaskRCNN, notes: DetectorNotes, sample: dict[str, Any], bfloat16: bool) -> list[dict[str, Any]]:
+def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], bfloat16: bool) -> list[dict[str, Any]]:
     """One image's detections in COCO's results format."""
     device = next(model.parameters()).device
     shown = sample | {"short_edge": notes.test_size, "flip": False}
@@ -77,12 +81,8 @@ def _detect(model: MaskRCNN, notes: DetectorNotes, sample: dict[str, Any], bfloa
 
 
 def _draw(sample: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> None:
-    picture = overlay(
-        np.asarray(sample["image"]),
-        list(np.asarray(sample["masks"])),
-        [decode_mask(result["segmentation"]) for result in found],
-        [result["score"] for result in found],
-    )
+    truth, masks = objects_of(sample, found)
+    picture = overlay(np.asarray(sample["image"]), truth, masks, [result["score"] for result in found])
     with atomic_write(folder / f"{Path(sample['name']).stem}.png") as part:
         picture.save(part, format="PNG")
 

@@ -12,17 +12,18 @@ from densepath.nets.norms import synchronize_batch_norm
 from densepath.training.fit import fit
 from densepath.training.hardware import Hardware
 from densepath.training.progress import say
+from densepath.training.random_state import seed_generators
 from densepath.training.run_callback import Rhythm
 from densepath.transfer.detection_module import DetectionModule
+from densepath.transfer.detector import Detector
 from densepath.transfer.detector_file import DetectorNotes
-from densepath.transfer.mask_rcnn import MaskRCNN
 from densepath.transfer.precise_norm import precise_batch_norm
 from densepath.transfer.samples import SampleBatch, TrainingBatches, into_detector
 from densepath.transfer.solver import Solver
 
 
 def fine_tune(
-    model: MaskRCNN,
+    model: Detector,
     notes: DetectorNotes,
     solver: Solver,
     batches: TrainingBatches,
@@ -33,7 +34,7 @@ def fine_tune(
     config: Mapping[str, Any],
     seed: int,
     resume: bool,
-) -> MaskRCNN:
+) -> Detector:
     """Train a detector, or what is left of its training.
 
     Args:
@@ -68,20 +69,27 @@ def fine_tune(
     return trained.to(hardware.device)
 
 
-def settle_batch_norm(model: MaskRCNN, notes: DetectorNotes, batches: TrainingBatches, hardware: Hardware) -> None:
-    """Give the batch norms the mean statistics of training batches.
+def settle_batch_norm(
+    model: Detector, notes: DetectorNotes, batches: TrainingBatches, hardware: Hardware, seed: int
+) -> None:
+    """Give the batch norms the mean statistics of training batches; in a head, those of boxes drawn as in training.
 
     Args:
         model: on its device.
         notes: say how it is shown images.
         batches: of training, whole ones: this runs on one process.
         hardware: names the precision.
+        seed: of the boxes that are drawn.
     """
     say(f"densepath: batch-norm statistics from {len(batches)} training batches")
 
-    def show(batch: SampleBatch) -> None:
-        images, _ = into_detector(batch.samples, notes.mean, notes.std, hardware.device)
-        with torch.autocast(hardware.kind, torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
-            model.pyramid(images.tensors.contiguous(memory_format=hardware.memory_format))
+    # The generators stand elsewhere in a run that was cut off after its last step.
+    seed_generators(seed, rank=0)
 
-    precise_batch_norm(model.pyramid, batches, show)
+    def show(batch: SampleBatch) -> None:
+        images, targets = into_detector(batch.samples, notes.mean, notes.std, hardware.device)
+        images.tensors = images.tensors.contiguous(memory_format=hardware.memory_format)
+        with torch.autocast(hardware.kind, torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
+            model.run_batch_norms(images, targets)
+
+    precise_batch_norm(model, batches, show)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,13 +45,13 @@ def coco_results(
     """One image's detections in COCO's results format, best first.
 
     Args:
-        detections: boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, masks (N, M, M).
+        detections: boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, and perhaps masks (N, M, M).
         size: height, width of the image.
         category_ids: of the labels 1, 2, ...
     """
-    boxes, scores, labels, masks = (detections[k].float().cpu() for k in ("boxes", "scores", "labels", "masks"))
-    results = []
-    for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True):
+    found = {key: value.float().cpu() for key, value in detections.items()}
+    results: list[dict[str, Any]] = []
+    for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
         x1, y1, x2, y2 = box.tolist()
         results.append(
             {
@@ -59,10 +59,36 @@ def coco_results(
                 "category_id": category_ids[int(label) - 1],
                 "score": score.item(),
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "segmentation": encode_mask(paste_mask(mask, box, size)),
             }
         )
+    if "masks" in found:
+        for result, mask, box in zip(results, found["masks"], found["boxes"], strict=True):
+            result["segmentation"] = encode_mask(paste_mask(mask, box, size))
     return results
+
+
+def objects_of(
+    sample: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The true and the found objects of an image as masks (H, W) bool that can be compared.
+
+    Args:
+        sample: image (H, W, 3), boxes (N, 4) x1 y1 x2 y2, masks (N, H, W).
+        results: what was found in it, in COCO's results format. If that is boxes alone, all objects are full boxes.
+    """
+    if all("segmentation" in result for result in results):
+        return list(np.asarray(sample["masks"])), [decode_mask(result["segmentation"]) for result in results]
+    size = sample["image"].shape[:2]
+    found = [(x, y, x + width, y + height) for x, y, width, height in (result["bbox"] for result in results)]
+    return [fill_box(box, size) for box in sample["boxes"]], [fill_box(box, size) for box in found]
+
+
+def fill_box(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    """The pixels of an image (height, width) whose centers lie in a box x1 y1 x2 y2, (height, width) bool."""
+    x1, y1, x2, y2 = (max(round(float(edge)), 0) for edge in box)
+    mask = np.zeros(size, dtype=bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

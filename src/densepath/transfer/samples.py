@@ -40,11 +40,19 @@ class SampleBatch:
 
 
 class Shown(NamedTuple):
-    """Which image, and how it is shown: its short edge in pixels, and whether it is flipped."""
+    """Which image, and how it is shown.
+
+    Args:
+        position: of the image.
+        short_edge: in pixels.
+        flip: whether it is flipped.
+        place: where a crop lies: from 0, at the left and the top, to 1.
+    """
 
     position: int
     short_edge: int
     flip: bool
+    place: tuple[float, float]
 
 
 def draw(positions: Tensor, images: int, seed: int, sizes: tuple[int, int]) -> list[Shown]:
@@ -61,20 +69,32 @@ def draw(positions: Tensor, images: int, seed: int, sizes: tuple[int, int]) -> l
     shown = []
     for epoch in epochs.unique().tolist():
         index = permute(positions[epochs == epoch] % images, images, seed, epoch)
-        resize, flip, *_ = uniform(seed, epoch, index, view=0, slot=0).unbind(1)
+        resize, flip, *place = uniform(seed, epoch, index, view=0, slot=0).unbind(1)
         edges = low + (resize * (high - low + 1)).long()
-        shown += [Shown(*one) for one in zip(index.tolist(), edges.tolist(), (flip < 0.5).tolist(), strict=True)]
+        columns = (index, edges, flip < 0.5, torch.stack(place, 1))
+        shown += [
+            Shown(i, edge, flipped, (x, y))
+            for i, edge, flipped, (x, y) in zip(*(column.tolist() for column in columns), strict=True)
+        ]
     return shown
 
 
 class _Samples(Dataset):
-    """The images, read as they are to be shown."""
+    """The images or squares of them, read as they are to be shown."""
 
-    def __init__(self, images: CocoImages) -> None:
+    def __init__(self, images: CocoImages, crop: int | None) -> None:
         self.images = images
+        self.crop = crop
 
     def __getitem__(self, shown: Shown) -> dict[str, Any]:
-        sample = self.images[shown.position] | shown._asdict()
+        if self.crop is None:
+            sample = self.images[shown.position]
+        else:
+            height, width = self.images.size(shown.position)
+            room = (max(width - self.crop, 0), max(height - self.crop, 0))
+            left, top = (int(share * (most + 1)) for share, most in zip(shown.place, room, strict=True))
+            sample = self.images.crop(shown.position, left, top, self.crop)
+        sample |= shown._asdict()
         # As tensors they come from the worker processes through shared memory.
         return sample | {key: torch.from_numpy(sample[key]) for key in ("image", "masks")}
 
@@ -91,6 +111,8 @@ class TrainingBatches:
         total_steps: of the whole run.
         seed: of order, sizes and flips.
         sizes: least and greatest short edge in pixels, drawn uniformly.
+        crop: side in pixels of the square, anywhere in an image, that is cut out before it is resized; None for whole
+            images.
         start_step: the first step that is wanted.
         rank, world_size: which share of each batch.
         workers: processes that decode images.
@@ -101,6 +123,7 @@ class TrainingBatches:
     total_steps: int
     seed: int
     sizes: tuple[int, int]
+    crop: int | None = None
     start_step: int = 0
     rank: int = 0
     world_size: int = 1
@@ -115,7 +138,7 @@ class TrainingBatches:
 
     def _decoded(self) -> Generator[SampleBatch, None, None]:
         loader: DataLoader = DataLoader(
-            _Samples(self.images),
+            _Samples(self.images, self.crop),
             batch_sampler=self.plan(),
             num_workers=self.workers,
             collate_fn=_collate,
@@ -156,7 +179,7 @@ def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGE
 def into_detector(
     samples: Sequence[dict[str, Any]], mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> tuple[ImageList, list[dict[str, Tensor]]]:
-    """Make of samples the images and targets that :class:`~densepath.transfer.mask_rcnn.MaskRCNN` takes.
+    """Make of samples the images and targets that :class:`~densepath.transfer.detector.Detector` takes.
 
     Images are resized with antialiasing, and boxes with them; masks keep their own resolution.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from densepath.core.errors import UserError
 from densepath.core.schedules import lr_factor
 
-SCHEDULES = {"0.5x": 2500, "1x": 5000, "2x": 10000, "3x": 15000, "5x": 25000}  # steps, the paper's for GlaS
+SCHEDULES = {"0.5x": 0.5, "1x": 1, "2x": 2, "3x": 3, "5x": 5}
+STEPS = 5000  # of 1x: the paper's for GlaS
 _WARMUP, _WARMUP_START = 1000, 1e-3  # steps; Detectron2's
 _BASE_LR, _BASE_BATCH = 0.02, 16
 
@@ -42,19 +43,28 @@ def make_solver(
     drops: Sequence[float] = (0.8,),
     batch_size: int = _BASE_BATCH,
     lr: float | None = None,
+    *,
+    base_steps: int = STEPS,
+    base_lr: float = _BASE_LR,
 ) -> Solver:
     """Turn the options of :func:`~densepath.transfer.detection.detect` into steps and rates.
+
+    Args:
+        schedule, max_steps, warmup_steps, drops, batch_size, lr, base_steps: as there.
+        base_lr: the learning rate for 16 images, where ``lr`` is not given.
 
     Raises:
         UserError: they make no sense.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"no schedule is called {schedule!r}; use one of {', '.join(SCHEDULES)}, or give max_steps")
-    steps = SCHEDULES[schedule] if max_steps is None else max_steps
+    if base_steps < 2:
+        raise UserError(f"base_steps is {base_steps}; give at least 2")
+    steps = round(SCHEDULES[schedule] * base_steps) if max_steps is None else max_steps
     if steps < 1:
         raise UserError(f"max_steps is {steps}; give at least 1")
     if lr is None:
-        lr = _BASE_LR * batch_size / _BASE_BATCH
+        lr = base_lr * batch_size / _BASE_BATCH
     if lr <= 0:
         raise UserError(f"the learning rate must be positive, not {lr}")
     if not all(0 < share <= 1 for share in drops):

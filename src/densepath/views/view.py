@@ -39,6 +39,7 @@ class Batch:
         step: 0-based step of the run.
         epoch: epochs done so far, with the fraction.
         progress: the share of the run that is done, in [0, 1].
+        labels: (B, h, w) integers, the images' own label maps, on the views' device, for methods that asked for them.
     """
 
     views: Mapping[str, View]
@@ -47,6 +48,7 @@ class Batch:
     step: int
     epoch: float
     progress: float
+    labels: Tensor | None = None
 
     def __getitem__(self, name: str) -> View:
         return self.views[name]

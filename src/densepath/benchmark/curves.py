@@ -1,0 +1,85 @@
+"""Pictures of scores against the length of pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from densepath.analysis.pictures import style_curve
+from densepath.analysis.sheet import FAINT, INK, LINES, new_figure, save
+from densepath.benchmark.results import Entry, Results, column_name
+
+_PANEL = (4.4, 2.9)  # inches
+_MOST_ACROSS = 3
+_MARKERS = "os^"  # of the first lines in all colors, of the next, and so on
+
+
+def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path) -> Path | None:
+    """Draw the first score of every task against the images of pre-training, one line for each curve of the table.
+
+    A row that has a curve and no pre-training is a level line. The paper's numbers are dashed.
+
+    Args:
+        results: what is measured.
+        budgets: row -> images that its pre-training goes through.
+        path: a PNG file.
+
+    Returns:
+        The file, or None where the table has no curves, or no points yet.
+    """
+    tasks = dict.fromkeys(task.name for columns in results.parts().values() for task, _ in columns)
+    shown = [e for e in results.entries.values() if e.row.curve is not None and e.metric == e.task.metrics[0]]
+    panels = [[entry for entry in shown if entry.task.name == task] for task in tasks]
+    panels = [panel for panel in panels if any(entry.values for entry in panel)]
+    if not panels:
+        return None
+    names = list(dict.fromkeys(entry.row.curve for panel in panels for entry in panel))
+    trained = [name for name in names if any(e.row.curve == name and e.row.name in budgets for p in panels for e in p)]
+    looks = {name: (LINES[i % len(LINES)], _MARKERS[i // len(LINES) % len(_MARKERS)]) for i, name in enumerate(trained)}
+    across = min(_MOST_ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    figure = new_figure(_PANEL[0] * across, _PANEL[1] * down + 0.35)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        for name in names:
+            _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, *looks.get(name, (FAINT, "")))
+        first = panel[0]
+        style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}")
+        axes.set_xlabel("images in pre-training", fontsize=7.5, color=FAINT, labelpad=1)
+        axes.margins(x=0.05)
+        axes.xaxis.set_major_formatter(EngFormatter())
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    handles = []
+    for name in names:
+        color, marker = looks.get(name, (FAINT, ""))
+        handles += grid.flat[0].plot([], [], color=color, marker=marker, ms=4, lw=1.8)
+    labels = [str(name) for name in names]
+    if any(entry.paper is not None for panel in panels for entry in panel):
+        handles += grid.flat[0].plot([], [], color=INK, lw=1.3, ls="--", alpha=0.6)
+        labels.append("the paper's")
+    figure.tight_layout(pad=0.8, rect=(0, 0.35 / figure.get_size_inches()[1], 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncol=8, frameon=False, fontsize=8, labelcolor=INK)
+    return save(figure, path)
+
+
+def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
+    """One curve, with standard deviations, and the paper's."""
+    for entry in entries:
+        if entry.row.name not in budgets and entry.mean_std:
+            axes.axhline(entry.mean_std[0], color=color, lw=1.4)
+            if entry.mean_std[1]:
+                low, high = (entry.mean_std[0] + sign * entry.mean_std[1] for sign in (-1, 1))
+                axes.axhspan(low, high, color=color, alpha=0.1, lw=0)
+    placed = sorted((entry for entry in entries if entry.row.name in budgets), key=lambda e: budgets[e.row.name])
+    points = [(budgets[e.row.name], *e.mean_std) for e in placed if e.mean_std]
+    if points:
+        x, mean, std = np.array([(x, mean, std or 0.0) for x, mean, std in points]).T
+        axes.errorbar(x, mean, std, color=color, lw=1.8, marker=marker, ms=4, capsize=3, elinewidth=1)
+    published = [(budgets[e.row.name], e.paper) for e in placed if e.paper is not None]
+    if published:
+        axes.plot(*np.array(published).T, color=color, lw=1.3, ls="--", alpha=0.6)

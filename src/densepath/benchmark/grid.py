@@ -1,0 +1,249 @@
+"""The runs of a table: which there are, what each depends on, and what may be shared."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.benchmark.config import VERBS, Row, TableConfig, Task, Verb, merged
+from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
+from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given
+from densepath.core.errors import UserError
+from densepath.training.pretrain import DEFAULT_EPOCHS
+from densepath.training.recipes import all_options, load_recipe, typed_options
+from densepath.transfer.solver import make_solver
+
+# A recipe may be the configuration of an earlier run, which says these, too.
+_OF_THE_GRID = ("data", "out", "seed", "devices", "workers", "resume")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run.
+
+    Args:
+        verb: what it does.
+        label: what it is called, for people; cells of one label differ in their digests.
+        seed: of the run.
+        data: the path of its images.
+        options: of the verb, but for those that the grid decides.
+        weights: what it starts from: "random", a file, a run folder, a timm name. None where a cell makes them:
+        parent: that cell.
+        identity: all that its result depends on.
+        images: how many go through the network, as often as they do.
+        rate: assumed images per second; None where nothing is assumed.
+    """
+
+    verb: Verb
+    label: str
+    seed: int
+    data: str
+    options: Mapping[str, Any]
+    weights: str | None
+    parent: Cell | None
+    identity: Mapping[str, Any]
+    images: int
+    rate: float | None
+
+    @property
+    def digest(self) -> str:
+        """Of everything that the result depends on."""
+        return digest_of([yaml.safe_dump(dict(self.identity), sort_keys=True)])
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.label}-seed{self.seed}-{self.digest[:SHOWN_DIGITS]}"
+
+
+@dataclass
+class Grid:
+    """The runs of a table.
+
+    Args:
+        cells: by name, each after what it depends on; those of the first seed come first.
+        places: (row, task, seed) -> the cell that is measured there.
+        budgets: row -> images that its pre-training goes through; none where there is none.
+        skipped: lines about rows and tasks that are left out.
+    """
+
+    cells: dict[str, Cell] = field(default_factory=dict)
+    places: dict[tuple[str, str, int], Cell] = field(default_factory=dict)
+    budgets: dict[str, int] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, cell: Cell) -> Cell:
+        """Add a cell, or find the same one."""
+        return self.cells.setdefault(cell.name, cell)
+
+
+def make_grid(
+    table: TableConfig,
+    labelled: Mapping[str, LabelledSet],
+    tiles: ImageSet | None,
+    given: Mapping[str, str],
+    digests: Digests,
+) -> Grid:
+    """Lay out all runs of a table.
+
+    Args:
+        table: what is asked for.
+        labelled: the labelled sets, by the table's names; tasks on others are left out.
+        tiles: the images for pre-training; rows that pre-train are left out without them.
+        given: values of what rows need; rows that need something else are left out.
+        digests: of files.
+
+    Raises:
+        UserError: an option of a row makes no sense, or nothing is left.
+    """
+    grid = Grid()
+    tasks = [task for task in table.tasks if task.data in labelled]
+    for data in dict.fromkeys(task.data for task in table.tasks if task.data not in labelled):
+        grid.skipped.append(f"no {data}: give it by --data {data}=FOLDER")
+    rows = []
+    for row in table.rows:
+        missing = [name for name in row.needs if name not in given]
+        if missing:
+            words = " ".join(f"{name}=..." for name in missing)
+            grid.skipped.append(f"no row {row.name!r}: it needs {' and '.join(missing)} (--given {words})")
+        elif row.recipe is not None and tiles is None:
+            grid.skipped.append(f"no row {row.name!r}: it pre-trains, so it needs --tiles")
+        else:
+            rows.append((row, _pretrain_options(row, given) if row.recipe else None))
+    if not tasks or not rows:
+        raise UserError(f"there is nothing to run in {table.name}; {'; '.join(grid.skipped)}")
+    for seed in table.seeds:
+        for row, options in rows:
+            parent = None
+            if options is not None and tiles is not None:
+                pretrain_seed = seed if table.pretrain_seed is None else table.pretrain_seed
+                parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, digests))
+                grid.budgets[row.name] = parent.images
+            for task in tasks:
+                cell = _transfer(row, task, parent, seed, labelled[task.data], table, digests)
+                grid.places[row.name, task.name, seed] = grid.add(cell)
+    return grid
+
+
+def _pretrain_options(row: Row, given: Mapping[str, str]) -> dict[str, Any]:
+    """All options of a row's pre-training, checked as far as they can be before it starts.
+
+    Raises:
+        UserError: they name something that does not exist.
+    """
+    try:
+        recipe = {name: value for name, value in load_recipe(str(row.recipe)).items() if name not in _OF_THE_GRID}
+        options = merged(recipe, row.options) | {"backbone": row.backbone}
+        for name, place in row.needs.items():
+            _set(options, place, _absolute(given[name]))
+        all_options(_method(options), options.get("method_options"))
+        typed_options(options)
+    except UserError as error:
+        raise UserError(f"the row {row.name!r}: {error}") from None
+    return options
+
+
+def _pretraining(
+    row: Row,
+    options: Mapping[str, Any],
+    seed: int,
+    tiles: ImageSet,
+    given: Mapping[str, str],
+    table: TableConfig,
+    digests: Digests,
+) -> Cell:
+    told = copy.deepcopy(dict(options))
+    told["method_options"] = all_options(_method(told), told.get("method_options"))
+    for name, place in row.needs.items():
+        _set(told, place, digest_of_given(given[name], digests))
+    batch = options.get("batch_size", _default("pretrain", "batch_size"))
+    if options.get("max_steps") is not None:
+        images = options["max_steps"] * batch
+    else:
+        images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names))
+    return Cell(
+        verb="pretrain",
+        label=f"pretrain-{Path(str(row.recipe)).stem}",
+        seed=seed,
+        data=_absolute(tiles.source),
+        options=options,
+        weights=None,
+        parent=None,
+        identity=_identity("pretrain", told, seed, tiles.digest),
+        images=images,
+        rate=row.rate or table.rates.get("pretrain"),
+    )
+
+
+def _transfer(
+    row: Row, task: Task, parent: Cell | None, seed: int, data: LabelledSet, table: TableConfig, digests: Digests
+) -> Cell:
+    weights = None if parent else str(row.weights)
+    source = parent.digest if parent else digest_of_given(weights, digests)
+    options = {**task.options, "backbone": row.backbone}
+    origin = Path(str(row.recipe or weights)).stem
+    return Cell(
+        verb=task.verb,
+        label=f"{task.verb}-{task.data}-{origin}",
+        seed=seed,
+        data=_absolute(data.folder),
+        options=options,
+        weights=_absolute(weights) if weights else None,
+        parent=parent,
+        identity=_identity(task.verb, options, seed, data.digest) | {"weights": source},
+        images=_images(task, data),
+        rate=task.rate or table.rates.get(task.verb),
+    )
+
+
+def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
+    """What a result depends on. An option that is told to be what it is by default makes no other run."""
+    changed = {name: value for name, value in _plain(options).items() if value != _plain(_default(verb, name))}
+    return {"verb": verb, "options": changed, "seed": seed, "data": data, "code": code_digest(verb)}
+
+
+def _images(task: Task, data: LabelledSet) -> int:
+    if task.verb == "probe":
+        return len(data.train.names) + len(data.test.names)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(VERBS["detect"]).parameters.items()}
+    options = defaults | dict(task.options)
+    known = inspect.signature(make_solver).parameters
+    steps = make_solver(**{name: value for name, value in options.items() if name in known}).steps
+    settling = min(options["precise_bn_batches"], steps)
+    return (steps + settling) * options["batch_size"] + len(data.test.names)
+
+
+def _method(options: Mapping[str, Any]) -> str:
+    return str(options.get("method", _default("pretrain", "method")))
+
+
+def _default(verb: str, option: str) -> Any:
+    return inspect.signature(VERBS[verb]).parameters[option].default
+
+
+def _set(options: dict[str, Any], place: str, value: Any) -> None:
+    """Give a dotted option its value."""
+    *parts, last = place.split(".")
+    for part in parts:
+        options[part] = dict(options.get(part) or {})
+        options = options[part]
+    options[last] = value
+
+
+def _absolute(value: Any) -> str:
+    """A path that holds in every folder; what is none stays as it is."""
+    text = str(value)
+    is_path = Path(text).exists() or any(sign in text for sign in "*?[")
+    return str(Path(text).absolute()) if is_path else text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

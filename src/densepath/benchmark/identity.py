@@ -1,0 +1,144 @@
+"""What a result depends on: the code that computed it, and the data."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
+from densepath.core.errors import UserError
+from densepath.images.coco import open_split
+from densepath.images.files import list_images
+from densepath.images.packing import SUFFIX, open_store
+
+# A change of what draws and tabulates results makes no result another one.
+_PRETRAINING = ("core", "images", "views", "nets", "concepts", "methods", "training")
+_ROOMS = {"pretrain": _PRETRAINING, "probe": (*_PRETRAINING, "transfer"), "detect": (*_PRETRAINING, "transfer")}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images as they were found.
+
+    Args:
+        source: the folder, list, pattern or store.
+        digest: of the names and the content of all its files.
+        names: of the images.
+        pixels: their digests, "" for a damaged one.
+    """
+
+    source: str
+    digest: str
+    names: tuple[str, ...]
+    pixels: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} images, digest {self.digest[:SHOWN_DIGITS]}"
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A data set of outlined objects.
+
+    Args:
+        name: what the table calls it.
+        train, test: its images.
+        digest: of the images and their outlines.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    digest: str
+
+    @property
+    def folder(self) -> str:
+        """Where it lies."""
+        return os.path.dirname(self.train.source)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.train.names)} training and {len(self.test.names)} test images"
+        return f"{counts}, digest {self.digest[:SHOWN_DIGITS]}"
+
+
+@cache
+def code_digest(verb: str) -> str:
+    """The digest of all source files that a verb's result depends on."""
+    package = Path(str(files("densepath")))
+    sources = sorted(path for room in _ROOMS[verb] for path in (package / room).rglob("*.py"))
+    return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
+
+
+def read_tiles(source: str | Path, digests: Digests) -> ImageSet:
+    """The unlabelled images of a source.
+
+    Raises:
+        UserError: as for :func:`densepath.images.sources.open_images`.
+    """
+    if str(source).lower().endswith(SUFFIX):
+        store = open_store(source)
+        (found,) = digests.of([source], "reading tiles", pixels=True)
+        names = tuple(store.names(position) for position in range(len(store)))
+        return ImageSet(str(source), found.content, names, found.pixels)
+    return _image_set(str(source), list(list_images(source)), digests, "reading tiles")
+
+
+def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSet:
+    """A data set as ``densepath data`` writes it.
+
+    Raises:
+        UserError: it is none, or a file cannot be read.
+    """
+    found = {}
+    for split in ("train", "test"):
+        images = open_split(folder, split)
+        paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
+        (outlines,) = digests.of([images.annotations], f"reading {name}")
+        found[split] = _image_set(str(images.folder), paths, digests, f"reading {name}"), outlines.content
+    digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))
+    return LabelledSet(name, found["train"][0], found["test"][0], digest)
+
+
+def digest_of_given(value: Any, digests: Digests) -> str:
+    """What a value stands for: a path for what lies there, anything else for itself.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    path = Path(str(value))
+    if path.is_file():
+        return digests.of([path], "reading")[0].content
+    if path.is_dir():
+        inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        return _named(path, inside, [found.content for found in digests.of(inside, f"reading {path.name}")])
+    return str(value)
+
+
+def hardware_name() -> str:
+    """The processor of this machine, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _image_set(source: str, paths: Sequence[str], digests: Digests, what: str) -> ImageSet:
+    if not paths:
+        raise UserError(f"{source} holds no images; check the path")
+    found = digests.of(paths, what, pixels=True)
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    digest = _named(base, paths, [entry.content for entry in found])
+    return ImageSet(source, digest, tuple(paths), tuple(entry.pixels[0] if entry.pixels else "" for entry in found))
+
+
+def _named(base: str | Path, paths: Sequence[str | Path], contents: Sequence[str]) -> str:
+    """The digest of names below a folder and their contents, in their order: it is that of the training."""
+    names = [os.path.relpath(os.path.abspath(path), base) for path in paths]
+    return digest_of(part for pair in zip(names, contents, strict=True) for part in pair)

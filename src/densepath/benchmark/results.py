@@ -1,0 +1,119 @@
+"""What has been measured so far, by row, task and metric, beside the paper's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from densepath.benchmark.cell_folder import CellFolder
+from densepath.benchmark.config import Row, TableConfig, Task
+from densepath.benchmark.grid import Grid
+from densepath.benchmark.statistics import Comparison, compare, mean_std
+
+_METRICS = {
+    "box_ap": "box AP",
+    "box_ap50": "box AP50",
+    "box_ap75": "box AP75",
+    "mask_ap": "mask AP",
+    "mask_ap50": "mask AP50",
+    "mask_ap75": "mask AP75",
+    "mean_iou": "mean IoU",
+    "iou_object": "IoU object",
+    "iou_rest": "IoU rest",
+    "dice": "Dice",
+    "accuracy": "accuracy",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of the table, and what it is made of. All in percent.
+
+    Args:
+        row, task, metric: its place.
+        values: seed -> score.
+        comparison: with the baseline; None for the baseline itself, and where there is nothing to compare.
+        paper: the paper's number.
+    """
+
+    row: Row
+    task: Task
+    metric: str
+    values: Mapping[int, float]
+    comparison: Comparison | None
+    paper: float | None
+
+    @property
+    def mean_std(self) -> tuple[float, float | None] | None:
+        """Mean and standard deviation over the seeds, None where there is nothing yet."""
+        return mean_std(list(self.values.values())) if self.values else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All entries of a table.
+
+    Args:
+        config: the table.
+        entries: (row, task, metric) by their names -> entry; rows that are left out have none.
+        hardware: the machines and versions that the scores come from.
+        runs, done: cells of the grid.
+    """
+
+    config: TableConfig
+    entries: Mapping[tuple[str, str, str], Entry]
+    hardware: tuple[str, ...]
+    runs: int
+    done: int
+
+    def rows(self) -> Iterator[Row]:
+        """The rows that are not left out."""
+        present = {row for row, _, _ in self.entries}
+        return (row for row in self.config.rows if row.name in present)
+
+    def parts(self) -> dict[str, list[tuple[Task, str]]]:
+        """Heading -> the columns below it, each a task and a metric."""
+        parts: dict[str, list[tuple[Task, str]]] = {}
+        present = {task for _, task, _ in self.entries}
+        for task in self.config.tasks:
+            if task.name in present:
+                parts.setdefault(task.table, []).extend((task, metric) for metric in task.metrics)
+        return parts
+
+    def has_paper(self, columns: Sequence[tuple[Task, str]]) -> bool:
+        """Whether the paper has a number in one of the columns."""
+        return any(self.entries[row.name, t.name, m].paper is not None for row in self.rows() for t, m in columns)
+
+
+def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
+    """Read the results of the cells that are done."""
+    found = {name: CellFolder(root, cell).result() for name, cell in grid.cells.items()}
+    notes = [CellFolder(root, cell).notes() for name, cell in grid.cells.items() if found[name] is not None]
+    scores: dict[tuple[str, str, str], dict[int, float]] = {}
+    for (row, task, seed), cell in grid.places.items():
+        for metric in next(t for t in config.tasks if t.name == task).metrics:
+            values = scores.setdefault((row, task, metric), {})
+            result = found[cell.name]
+            if result is not None and metric in result:
+                values[seed] = 100 * result[metric]
+    entries = {}
+    rows, tasks = {row.name: row for row in config.rows}, {task.name: task for task in config.tasks}
+    for (row, task, metric), values in scores.items():
+        baseline = scores.get((config.baseline, task, metric), {})
+        numbers = rows[row].paper.get(task)
+        entries[row, task, metric] = Entry(
+            rows[row],
+            tasks[task],
+            metric,
+            values,
+            compare(values, baseline) if row != config.baseline else None,
+            None if numbers is None else numbers[tasks[task].metrics.index(metric)],
+        )
+    machines = {f"{note['hardware']}, torch {note['torch']}, densepath {note['densepath']}" for note in notes}
+    return Results(config, entries, tuple(sorted(machines)), len(grid.cells), len(notes))
+
+
+def column_name(task: Task, metric: str) -> str:
+    """The heading of a column."""
+    return f"{task.column} {_METRICS[metric]}".strip()

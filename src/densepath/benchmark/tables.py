@@ -1,0 +1,146 @@
+"""A table's results as Markdown, CSV and HTML: the same numbers in each."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Sequence
+
+from densepath.benchmark.results import Entry, Results, column_name
+from densepath.benchmark.statistics import LEAST_FOR_RANKS
+
+NONE = "—"
+_CSV = (
+    *("table", "row", "task", "metric", "n", "mean", "std", "baseline", "pairs", "difference"),
+    *("p_t_test", "p_signed_rank", "paper", "values"),
+)
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#2b2b33;max-width:75em;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}thead{border-bottom:1.5px solid #2b2b33}tr.base{background:#f1f1f5}
+td.paper{color:#8a8a96}td.far{color:#5a5a66}tbody tr{border-bottom:1px solid #e6e6ec}img{max-width:100%}"""
+
+
+def measured(entry: Entry) -> str:
+    """Mean and standard deviation."""
+    if entry.mean_std is None:
+        return NONE
+    mean, std = entry.mean_std
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def compared(entry: Entry) -> str:
+    """The difference from the baseline, and its p."""
+    if entry.comparison is None:
+        return NONE
+    p = entry.comparison.p
+    return f"{entry.comparison.difference:+.1f}" + ("" if p is None else f" (p {_shown_p(p)})")
+
+
+def paper(entry: Entry) -> str:
+    """The paper's number."""
+    return NONE if entry.paper is None else f"{entry.paper:.1f}"
+
+
+def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> str:
+    """The table for a reader of text."""
+    lines = [f"# {results.config.title}", "", *([results.config.source, ""] if results.config.source else [])]
+    for heading, columns in results.parts().items():
+        names = [column_name(task, metric) for task, metric in columns]
+        published = results.has_paper(columns)
+        head = ["weights", "seeds"]
+        for name in names:
+            head += [name, f"vs. {results.config.baseline}", *["paper"] * published]
+        lines += [f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        for row in results.rows():
+            entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
+            cells = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
+            lines.append(_line([row.name, seeds(entries), *cells]))
+        lines.append("")
+    lines += [f"![Scores against pre-training]({picture})", ""] if picture else []
+    lines += [*(f"- {note}" for note in [*explanation(results), *notes]), ""]
+    return "\n".join(lines)
+
+
+def to_html(results: Results, notes: Sequence[str], picture: str | None) -> str:
+    """The table for a browser."""
+    escape = html.escape
+    lines = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(results.config.title)}</title>',
+        f"<style>{_STYLE}</style></head><body><h1>{escape(results.config.title)}</h1>",
+        f"<p>{escape(results.config.source)}</p>",
+    ]
+    for heading, columns in results.parts().items():
+        published = results.has_paper(columns)
+        lines.append(f"<h2>{escape(heading)}</h2><table><thead><tr><th></th><th></th>")
+        lines += [f'<th colspan="{2 + published}">{escape(column_name(*column))}</th>' for column in columns]
+        lines.append("</tr><tr><th>weights</th><th>seeds</th>")
+        head = f"<th>here</th><th>vs. {escape(results.config.baseline)}</th>" + "<th>paper</th>" * published
+        lines += [head] * len(columns)
+        lines.append("</tr></thead><tbody>")
+        for row in results.rows():
+            entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
+            kind = ' class="base"' if row.name == results.config.baseline else ""
+            lines.append(f"<tr{kind}><td>{escape(row.name)}</td><td>{escape(seeds(entries))}</td>")
+            for entry in entries:
+                lines.append(f'<td>{measured(entry)}</td><td class="far">{compared(entry)}</td>')
+                lines += [f'<td class="paper">{paper(entry)}</td>'] * published
+            lines.append("</tr>")
+        lines.append("</tbody></table>")
+    lines += [f'<p><img src="{escape(picture)}" alt="Scores against pre-training"></p>'] if picture else []
+    told = [f"<li>{escape(note)}</li>" for note in [*explanation(results), *notes]]
+    lines += ["<ul>", *told, "</ul></body></html>", ""]
+    return "\n".join(lines)
+
+
+def to_csv(results: Results) -> str:
+    """One line for each number, with the values that it is made of; percent, not rounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV)
+    for entry in results.entries.values():
+        mean, std = entry.mean_std or (None, None)
+        pairs = entry.comparison
+        values = " ".join(f"{seed}:{value!r}" for seed, value in sorted(entry.values.items()))
+        writer.writerow(
+            [
+                *(entry.task.table, entry.row.name, entry.task.name, entry.metric, len(entry.values), mean, std),
+                results.config.baseline,
+                *((pairs.n, pairs.difference, pairs.p, pairs.p_ranks) if pairs else [None] * 4),
+                *(entry.paper, values),
+            ]
+        )
+    return text.getvalue()
+
+
+def seeds(entries: Sequence[Entry]) -> str:
+    """How many seeds the numbers of a row are made of."""
+    counts = sorted({len(entry.values) for entry in entries})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+
+
+def explanation(results: Results) -> list[str]:
+    """What the numbers are."""
+    config = results.config
+    lines = [
+        f"{results.done} of {results.runs} runs are done.",
+        "Percent; mean ± standard deviation of the sample over seeds.",
+        f"vs. {config.baseline}: the mean difference, and p of a two-sided paired t-test over the seeds that both "
+        "have. The p-values are not corrected for the number of comparisons. With fewer than "
+        f"{LEAST_FOR_RANKS} seeds no test of ranks can fall below 0.05; with more, table.csv has Wilcoxon's.",
+    ]
+    if config.pretrain_seed is not None and any(row.recipe for row in config.rows):
+        lines.append(
+            f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
+            "the transfer alone."
+        )
+    lines += [f"Computed on: {machine}." for machine in results.hardware]
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _shown_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"

@@ -1,0 +1,164 @@
+"""``densepath benchmark``: a paper's table, run and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from densepath.benchmark.cell_folder import CellFolder
+from densepath.benchmark.config import TableConfig, checked_seeds, load_table
+from densepath.benchmark.cost import describe, estimate
+from densepath.benchmark.curves import draw_budgets
+from densepath.benchmark.digests import Digests
+from densepath.benchmark.grid import Grid, make_grid
+from densepath.benchmark.identity import read_labelled, read_tiles
+from densepath.benchmark.overlap import check_overlap
+from densepath.benchmark.results import collect
+from densepath.benchmark.runner import Runner
+from densepath.benchmark.slots import make_slots
+from densepath.benchmark.tables import to_csv, to_html, to_markdown
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, require_new_folder
+
+TABLE, PICTURE = "table", "curves.png"
+_CELLS, _DIGESTS = "cells", "digests.json"
+_OWN = (_CELLS, _DIGESTS, f"{TABLE}.md")
+
+
+def benchmark_table(
+    *,
+    config: str | Path,
+    out: str | Path,
+    data: Sequence[str] = (),
+    tiles: str | Path | None = None,
+    given: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    rows: Sequence[str] = (),
+    baseline: str | None = None,
+    cells: str | Path | None = None,
+    devices: int | str = "auto",
+    allow_overlap: bool = False,
+    dry_run: bool = False,
+) -> Path | None:
+    """Run a paper's table: pre-train every row, measure it by every task, with several seeds.
+
+    Each run is a cell with a folder of its own, named by a digest of its options, its data and the code. A cell that is
+    done is not run again, one that was stopped or killed goes on, and a change of options, data or code makes other
+    cells: nothing is mixed. ``table.md``, ``table.csv``, ``table.html`` and ``curves.png`` are written whenever a cell
+    is done.
+
+    Args:
+        config: "table1", "table2", "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
+            "figure1" of the ConCL paper, the small "glas_small" (a GPU) and "glas_probe" (a CPU), or a YAML file.
+        out: the folder of the table.
+        data: the labelled sets, as NAME=FOLDER by the table's names; the folder alone where the table has one. Tasks on
+            others are left out.
+        tiles: the unlabelled images: a folder, a text list, a glob, or a packed store.
+        given: what rows need beside that, as NAME=VALUE; rows that lack it are left out.
+        seeds: take the place of the table's.
+        rows: only these, and the baseline.
+        baseline: takes the place of the table's.
+        cells: the folder of the cells; ``out/cells`` by default. Tables that share one share their pre-trainings, too.
+        devices: "auto" (one GPU, or else the CPU), a number of GPUs, "cuda:0,1", "cpu", or "cpu:2" for two runs side by
+            side.
+        allow_overlap: go on where test images, or their patients, are among the tiles; the table says so.
+        dry_run: only tell what would run, what is done, and what the rest costs.
+
+    Returns:
+        ``out/table.md``; None of a dry run.
+
+    Raises:
+        UserError: the table or the data are not what they should be, test images are among those for pre-training, or
+            cells have failed; the others have run by then.
+        Interrupted: Ctrl-C or SIGTERM; the runs have saved their state.
+    """
+    table = _chosen(load_table(config), seeds, rows, baseline)
+    slots = make_slots(devices)
+    out = Path(out)
+    if not any((out / name).exists() for name in _OWN):
+        require_new_folder(out, "the table")
+    root = Path(cells) if cells is not None else out / _CELLS
+    digests = Digests(out / _DIGESTS)
+    folders = _folders(data, table)
+    labelled = {name: read_labelled(name, folder, digests) for name, folder in folders.items()}
+    unlabelled = read_tiles(tiles, digests) if tiles is not None and any(row.recipe for row in table.rows) else None
+    notes = [f"{data.name}: {data}." for data in labelled.values()]
+    notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
+    notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)
+    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), digests)
+    notes += [f"Left out: {line}." for line in grid.skipped]
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"{table.title}: {len(table.seeds)} seeds", markup=False)
+    for line in [*notes, *describe(estimate(list(grid.cells.values()), root), table, len(slots))]:
+        console.print(line, markup=False)
+    if dry_run:
+        for name, cell in grid.cells.items():
+            console.print(f"{'done' if CellFolder(root, cell).result() is not None else 'to do'}  {name}", markup=False)
+        return None
+    runner = Runner(root, list(grid.cells.values()), slots, partial(_write, out, table, grid, root, notes))
+    runner.run()
+    failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
+    written = _write(out, table, grid, root, [*notes, *failures])
+    if runner.failed:
+        name, why = next(iter(runner.failed.items()))
+        raise UserError(
+            f"{len(runner.failed)} of {len(grid.cells)} runs failed, first {name}: {why}; mend the cause and give the "
+            f"same command again ({written} has the others)"
+        )
+    return written
+
+
+def _chosen(table: TableConfig, seeds: Sequence[int], rows: Sequence[str], baseline: str | None) -> TableConfig:
+    """The table with what the user changes of it."""
+    names = [row.name for row in table.rows]
+    for name in [*rows, *([baseline] if baseline is not None else [])]:
+        if name not in names:
+            raise UserError(f"{table.name} has no row {name!r}; there are: {', '.join(names)}")
+    table = replace(table, baseline=baseline or table.baseline, seeds=checked_seeds(seeds) if seeds else table.seeds)
+    kept = [row for row in table.rows if not rows or row.name in (*rows, table.baseline)]
+    return replace(table, rows=tuple(kept))
+
+
+def _folders(data: Sequence[str], table: TableConfig) -> dict[str, str]:
+    """The labelled sets' folders by their names."""
+    known = list(dict.fromkeys(task.data for task in table.tasks))
+    if len(data) == 1 and len(known) == 1 and "=" not in data[0]:
+        return {known[0]: data[0]}
+    folders = _pairs(data, "data")
+    if not folders:
+        raise UserError(f"{table.name} needs labelled images: --data {known[0]}=FOLDER")
+    for name in folders:
+        if name not in known:
+            raise UserError(f"{table.name} has no labelled set {name!r}; there are: {', '.join(known)}")
+    return folders
+
+
+def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise UserError(f"{option} is {word!r}; write NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _write(out: Path, table: TableConfig, grid: Grid, root: Path, notes: Sequence[str]) -> Path:
+    """Write the table as it stands."""
+    results = collect(table, grid, root)
+    picture = draw_budgets(results, grid.budgets, out / PICTURE)
+    name = picture.name if picture else None
+    texts = {
+        "md": to_markdown(results, notes, name),
+        "html": to_html(results, notes, name),
+        "csv": to_csv(results),
+    }
+    for suffix, text in texts.items():
+        with atomic_write(out / f"{TABLE}.{suffix}") as part:
+            part.write_text(text, encoding="utf-8")
+    return out / f"{TABLE}.md"

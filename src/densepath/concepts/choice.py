@@ -1,0 +1,58 @@
+"""The sources of concepts by their names."""
+
+from __future__ import annotations
+
+from densepath.concepts.grid import GridConcepts
+from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.kmeans import KMeansConcepts
+from densepath.concepts.map_files import MapFiles
+from densepath.concepts.nuclei import Nuclei
+from densepath.concepts.saliency import Saliency
+from densepath.concepts.source import ConceptSource
+from densepath.concepts.superpixels import Superpixels
+from densepath.core.errors import UserError
+
+CONCEPTS = ("kmeans", "grid", "superpixels", "saliency", "nuclei", "files")
+
+
+def choose_source(
+    name: str,
+    *,
+    num_concepts: int,
+    stage: int,
+    grid_size: int,
+    superpixel_scale: int,
+    nucleus_radius: float,
+    files: str | None,
+    cache: str | None = None,
+) -> ConceptSource:
+    """A source of concepts.
+
+    Args:
+        name: one of :data:`CONCEPTS`.
+        num_concepts, stage: of "kmeans".
+        grid_size: of "grid".
+        superpixel_scale: of "superpixels".
+        nucleus_radius: of "nuclei".
+        files: of "files" and "saliency".
+        cache: where what is found on images is kept.
+
+    Raises:
+        UserError: an unknown name, or a value that does not fit.
+    """
+    if name == "kmeans":
+        return KMeansConcepts(stage, num_concepts)
+    if name == "grid":
+        return GridConcepts(grid_size)
+    if name == "superpixels":
+        return ImageLabels(Superpixels(superpixel_scale), cache=cache)
+    if name == "nuclei":
+        return ImageLabels(Nuclei(nucleus_radius), cache=cache)
+    if name not in CONCEPTS:
+        raise UserError(f"unknown concepts {name!r}; there are: {', '.join(CONCEPTS)}")
+    if files is None:
+        what = "label maps" if name == "files" else "masks, or a model's file,"
+        raise UserError(f"concepts {name} need concept_files; give a folder of {what} for them")
+    if name == "saliency":
+        return ImageLabels(Saliency(files), Saliency.num_concepts, cache)
+    return ImageLabels(MapFiles(files), cache=cache)

@@ -1,0 +1,44 @@
+"""Concepts that belong to the images themselves: found once, kept on disk, and carried into the views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.concepts.source import Concepts
+from densepath.core.affine import identity
+from densepath.core.errors import UserError
+from densepath.images.label_cache import Labeller, label_images
+from densepath.images.label_maps import LabelMaps
+from densepath.images.sources import ImageFiles, PackedTiles
+from densepath.nets.backbones import Backbone
+from densepath.views.view import Batch
+
+
+class ImageLabels:
+    """The label maps of the images as concepts.
+
+    Args:
+        labeller: makes the label map of an image.
+        num_concepts: how many labels there are, below which all ids lie; None where nobody knows.
+        cache: the folder where label maps are kept; the user's cache folder by default.
+    """
+
+    def __init__(self, labeller: Labeller, num_concepts: int | None = None, cache: str | Path | None = None) -> None:
+        self.labeller = labeller
+        self.num_concepts = num_concepts
+        self.cache = cache
+
+    def check(self, backbone: Backbone, view_size: int) -> None:
+        """Regions of an image fit every view."""
+
+    def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps:
+        """Make the maps of all images, or find them in the cache. Raises UserError where one cannot be made."""
+        return label_images(images, self.labeller, self.cache)
+
+    def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
+        if batch.labels is None:
+            raise UserError(
+                "these concepts are label maps of the images, and the batch has none; call the method's prepare, "
+                "and give its label_maps to ImageBatches"
+            )
+        return Concepts(batch.labels, identity(len(batch)))

@@ -1,0 +1,139 @@
+"""Label maps with any number of labels, carried to the cells of views without a mask for each label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from densepath.core.affine import TIE, between
+from densepath.core.resampling import axis_taps, group_by_axes, inside, sample_finely
+
+# Sums of whole numbers are the same in any order: a GPU's sums of floats are not.
+_UNIT = 2**40
+_FEW = 1024
+
+
+def main_labels(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int]) -> Tensor:
+    """The label that covers most of each cell of another view, of equals the smallest.
+
+    What :func:`densepath.core.affine.warp_labels` gives, but without a mask for each label: the shares of the labels
+    under each cell are added up.
+
+    Args:
+        labels: (B, *spatial) integers on the *from* view; negative ones belong to nothing.
+        from_map, to_map: (B, d, d + 1) the two views' maps to their common sources, best on the CPU.
+        size: the cells of the *to* view, in the order of the tensor's axes.
+
+    Returns:
+        (B, *size) int64, -1 where a cell's center lies outside the *from* view or no label is under it.
+    """
+    maps = between(from_map, to_map).detach().cpu()
+    groups = group_by_axes(maps)
+    if len(groups) == 1:
+        out = _main_labels(labels, maps, size, groups[0][0])
+    else:
+        out = torch.empty(len(labels), *size, dtype=torch.int64, device=labels.device)
+        for axes, rows in groups:
+            here = rows.to(labels.device, non_blocking=True)
+            out[here] = _main_labels(labels[here], maps[rows], size, axes)
+    return torch.where(inside(maps.to(labels.device, non_blocking=True), size), out, -1)
+
+
+def number_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the labels of the first of two maps from 0, in the order in which they appear, on both maps.
+
+    Args:
+        first, second: (B, *spatial) integers; negative ones belong to nothing.
+
+    Returns:
+        Both maps: ids below the number of cells of the first, -1 for labels of the second that the first lacks.
+    """
+    cells = first.flatten(1)
+    same = cells.unsqueeze(2) == cells.unsqueeze(1)  # (B, cells, cells)
+    earliest = same.to(torch.uint8).argmax(2)
+    new = (earliest == torch.arange(cells.shape[1], device=cells.device)) & (cells >= 0)
+    number = new.cumsum(1) - 1  # at the first cell of each label, its number
+
+    def renumber(labels: Tensor) -> Tensor:
+        flat = labels.flatten(1)
+        matches = (flat.unsqueeze(2) == cells.unsqueeze(1)) & (flat >= 0).unsqueeze(2)
+        found = number.gather(1, matches.to(torch.uint8).argmax(2))
+        return torch.where(matches.any(2), found, -1).view(labels.shape)
+
+    return renumber(first), renumber(second)
+
+
+def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], axes: tuple[int, ...] | None) -> Tensor:
+    if axes is None:
+        under, shares = _under_turned_cells(labels, maps, size)
+    else:
+        under, shares = _under_upright_cells(labels, maps, size, axes)
+    shares = shares * (under >= 0)
+    # On a CPU it costs nothing to ask how many labels there are, and few are summed up several times as fast.
+    few = under.device.type == "cpu" and int(under.max()) < _FEW
+    main = _main_of_few(under, shares) if few else _main_of_many(under, shares)
+    return main.view(len(labels), *size)
+
+
+def _main_of_few(under: Tensor, shares: Tensor) -> Tensor:
+    """The label with the largest sum of shares (B, cells, T), by a table of all labels."""
+    table = shares.new_zeros(*under.shape[:2], max(1, int(under.max()) + 1))
+    table.scatter_add_(2, under.to(torch.int64).clamp(min=0), shares)
+    most = table.amax(-1, keepdim=True)
+    first = (table >= most - TIE).to(torch.uint8).argmax(-1)
+    return torch.where(most.squeeze(-1) > TIE, first, -1)
+
+
+def _main_of_many(under: Tensor, shares: Tensor) -> Tensor:
+    """The same by sorting; it asks the device for nothing."""
+    under, order = under.sort(dim=-1)
+    covered = (shares.gather(-1, order) * _UNIT).to(torch.int64).cumsum(-1)
+    change = under[..., 1:] != under[..., :-1]
+    last = torch.cat((change, torch.ones_like(change[..., :1])), dim=-1)  # of each label's run
+    ends = torch.where(last, covered, 0).cummax(-1).values
+    before = torch.cat((torch.zeros_like(ends[..., :1]), ends[..., :-1]), dim=-1)
+    sums = torch.where(last, covered - before, 0)
+    most = sums.amax(-1, keepdim=True)
+    tie = int(TIE * _UNIT)
+    first = (sums >= (most - tie).clamp(min=1)).to(torch.uint8).argmax(-1, keepdim=True)
+    return torch.where(most > tie, under.gather(-1, first).to(torch.int64), -1).squeeze(-1)
+
+
+def _under_upright_cells(
+    labels: Tensor, maps: Tensor, size: Sequence[int], axes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """The labels under each output cell and what share of it each covers, both (B, cells, T).
+
+    ``axes[i]``: the output coordinate that input coordinate i (x first) follows.
+    """
+    d, count = len(axes), len(labels)
+    place = torch.zeros(count, *[1] * (2 * d), dtype=torch.int64, device=labels.device)
+    share = torch.ones_like(place, dtype=torch.float32)
+    stride = 1
+    for row in range(d):  # the last axis of the tensor first
+        axis, out_axis = d - 1 - row, d - 1 - axes[row]
+        scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
+        extent = torch.full((count,), labels.shape[1 + axis])
+        cells, weights = axis_taps(shift - scale, shift + scale, size[out_axis], "area", extent, labels.device)
+        shape = [count, *[1] * (2 * d)]
+        shape[1 + out_axis], shape[1 + d + out_axis] = cells.shape[1:]
+        place = place + stride * cells.view(shape)
+        share = share * weights.view(shape)
+        stride *= labels.shape[1 + axis]
+    under = labels.flatten(1).gather(1, place.flatten(1)).view(place.shape)
+    return under.flatten(1, d).flatten(2), share.flatten(1, d).flatten(2)
+
+
+def _under_turned_cells(labels: Tensor, maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The same for maps that turn by any angle: samples on a finer grid, all of one share."""
+    d = maps.shape[1]
+    extent = torch.tensor(labels.shape[1:]).expand(len(labels), -1)
+    # In floats, which hold whole numbers to 2**24.
+    samples, finer = sample_finely(labels.unsqueeze(1).to(torch.float32), maps, size, "area", extent)
+    split = [length for n, f in zip(size, finer, strict=True) for length in (n, f)]
+    axes = [0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)]
+    under = samples.to(labels.dtype).view(len(labels), *split).permute(axes)
+    under = under.flatten(1, d).flatten(2)
+    return under, torch.full_like(under, 1 / under.shape[-1], dtype=torch.float32)

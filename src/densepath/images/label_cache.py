@@ -1,0 +1,193 @@
+"""Label maps of a whole source, computed once and kept in a folder for later runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from torch.utils.data import DataLoader, Dataset
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, remove_remains, writing
+from densepath.images.damage import Damage
+from densepath.images.decode import DamagedImage
+from densepath.images.label_maps import SIDE, LabelMaps, shrink
+from densepath.images.loader import outlive_signals, telling_of_death
+from densepath.images.loose import ImageFiles, decode_all
+from densepath.images.machine import cores, with_progress
+from densepath.images.sources import PackedTiles
+
+_VERSION = 1  # of what the files hold
+_FILE = "labels.npy"
+
+Image = npt.NDArray[np.uint8]
+
+
+class Labeller(Protocol):
+    """Makes the label map of one image.
+
+    Attributes:
+        parallel: whether several processes should share the images; the labeller is then sent to them.
+    """
+
+    parallel: bool
+
+    def identity(self) -> dict[str, Any]:
+        """All that the maps depend on besides the images, in the types of JSON."""
+
+    def begin(self, names: list[str]) -> None:
+        """Look at the names of all images, before the first is labelled.
+
+        Raises:
+            UserError: something is missing.
+        """
+
+    def label(self, image: Image, name: str) -> npt.NDArray[Any]:
+        """The label map (h, w) of an image (H, W, 3), as coarse or fine as it likes, in integers from 0.
+
+        Raises:
+            UserError, DamagedImage: it cannot be made.
+        """
+
+
+def cache_folder() -> Path:
+    """Where label maps are kept, if nothing else is said."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "densepath" / "labels"
+
+
+def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: str | Path | None = None) -> LabelMaps:
+    """The label maps of all images of a source: from the cache, or made now and kept there.
+
+    A map is found again as long as the labeller's identity and each image's path, size and time of change are the same
+    (those of the file, for a packed store). Of several processes that need the same maps one makes them, the others
+    wait.
+
+    Args:
+        images: the source.
+        labeller: makes the maps.
+        folder: the cache; ``$XDG_CACHE_HOME/densepath/labels`` or ``~/.cache/densepath/labels`` by default.
+
+    Raises:
+        UserError: the cache cannot be written, an image has no map, or too many images are damaged.
+    """
+    names = [images.names(position) for position in range(len(images))]
+    labeller.begin(names)
+    place = Path(folder or cache_folder()).expanduser() / _key(images, names, labeller)
+    maps = _open(place / _FILE, len(images))
+    if maps is None:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by concept_cache"
+            ) from error
+        lock = place / "lock"
+        with writing(place / _FILE, lock), FileLock(lock):
+            maps = _open(place / _FILE, len(images))  # another process may have made them meanwhile
+            if maps is None:
+                remove_remains(place)
+                _write(place / _FILE, images, names, labeller)
+                maps = _open(place / _FILE, len(images))
+    if maps is None:
+        raise UserError(f"{place / _FILE} was damaged as soon as it was written; check the disk")
+    return maps
+
+
+def _key(images: ImageFiles | PackedTiles, names: list[str], labeller: Labeller) -> str:
+    digest = hashlib.sha256(json.dumps([_VERSION, SIDE, labeller.identity()], sort_keys=True).encode())
+    if isinstance(images, PackedTiles) and images.file is not None:
+        digest.update(file_identity(images.file))
+    else:
+        for position, name in enumerate(names):
+            try:
+                digest.update(file_identity(name))
+            except OSError:  # a damaged image, or one that is in memory alone
+                digest.update(os.fsencode(name))
+                if isinstance(images, PackedTiles):
+                    digest.update(_read(images, position).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def file_identity(path: str | Path) -> bytes:
+    """What changes when a file is replaced: its path, size and time of change."""
+    status = os.stat(path)
+    return os.fsencode(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0")
+
+
+def _open(path: Path, count: int) -> LabelMaps | None:
+    """The maps in a file, or None where it is missing or not what it should be."""
+    try:
+        maps = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return LabelMaps(maps) if maps.shape == (count, SIDE, SIDE) and maps.dtype == np.int16 else None
+
+
+def _write(path: Path, images: ImageFiles | PackedTiles, names: list[str], labeller: Labeller) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (len(images), SIDE, SIDE)})
+        # Written, not mapped: a full disk ends a process that writes through a map.
+        for labels in _labelled(images, names, labeller):
+            file.write(labels.tobytes())
+
+
+def _labelled(
+    images: ImageFiles | PackedTiles, names: list[str], labeller: Labeller
+) -> Iterator[npt.NDArray[np.int16]]:
+    """The maps of all images in their order, made by all cores."""
+    workers = min(cores(), len(images)) if labeller.parallel and cores() > 1 else 0
+    loader = DataLoader(
+        _Labelled(labeller),
+        batch_size=None,
+        sampler=zip(_pixels(images), names, strict=True),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=outlive_signals,
+        generator=torch.Generator(),  # or it would draw from the user's global one
+    )
+    with telling_of_death(workers, "start again where more memory is free"):
+        for labels in loader:
+            if isinstance(labels, str):
+                raise UserError(labels)
+            yield labels.numpy()
+
+
+def _pixels(images: ImageFiles | PackedTiles) -> Iterator[Image | None]:
+    """All images in their order, with a progress bar; None for a damaged one, which the run itself will name."""
+    what = "finding concepts"
+    if isinstance(images, ImageFiles):
+        yield from decode_all(images, Damage(len(images), quiet=True), what)
+    else:
+        for position in with_progress(range(len(images)), len(images), what):
+            yield None if position in images.damaged else _read(images, position)
+
+
+def _read(images: PackedTiles, position: int) -> Image:
+    gathered = images.gather(torch.tensor([position]))
+    height, width = gathered.sizes[0].tolist()
+    return gathered.pixels[0, :height, :width].cpu().numpy()
+
+
+class _Labelled(Dataset[Any]):
+    """Labels what it is asked for: the images themselves stand in the place of their positions."""
+
+    def __init__(self, labeller: Labeller) -> None:
+        self.labeller = labeller
+
+    def __getitem__(self, item: tuple[Image | None, str]) -> npt.NDArray[np.int16] | str:
+        image, name = item
+        if image is None:
+            return np.zeros((SIDE, SIDE), np.int16)
+        try:
+            return shrink(self.labeller.label(image, name))
+        except (UserError, DamagedImage) as error:  # as a value: an exception would arrive with its whole trace
+            return str(error)

@@ -1,0 +1,50 @@
+"""Label maps that belong to the images of a source: one for each, however the images are cut into views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+# Rows and columns of a map. A view that shows a fifth of its image has 36 of them for its 7 cells. On tiles of 224 px
+# 2% of the cells of views get another label than from maps of 224, and 6% where regions are smaller than cells, as
+# superpixels of scale 50 are.
+SIDE = 80
+
+
+class LabelMaps:
+    """The label maps of a source's images, in memory or mapped from a file.
+
+    Args:
+        maps: (N, SIDE, SIDE) int16 ids from 0; each map covers its whole image, whatever the image's shape.
+    """
+
+    def __init__(self, maps: npt.NDArray[np.int16]) -> None:
+        self.maps = maps
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
+        """The maps (B, SIDE, SIDE) int16 of the images at the positions ``index`` (B,) int64.
+
+        Args:
+            index: positions in the source, on the CPU.
+            pin: into page-locked memory, from where a GPU fetches them while other work runs.
+        """
+        out = torch.empty((len(index), *self.maps.shape[1:]), dtype=torch.int16, pin_memory=pin)
+        np.take(self.maps, index.numpy(), axis=0, out=out.numpy(), mode="clip")  # "raise" would copy everything twice
+        return out
+
+
+def shrink(labels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    """A label map (h, w) of any integers as :class:`LabelMaps` holds it: the labels at the centers of its cells.
+
+    The labels are numbered from 0, in their order. A map has fewer cells than int16 has numbers.
+    """
+    rows, columns = ((2 * np.arange(SIDE) + 1) * length // (2 * SIDE) for length in labels.shape)
+    _, numbers = np.unique(labels[np.ix_(rows, columns)], return_inverse=True)
+    return numbers.reshape(SIDE, SIDE).astype(np.int16)

@@ -1,0 +1,102 @@
+"""From pixels to the maps in which a detector looks: a feature pyramid, or one map of stride 16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone
+
+_TRIAL_SIZE = 64  # pixels
+
+
+class FeaturePyramid(nn.Module):
+    """A backbone's stages -> levels with the same number of channels and batch norm on their way, finest first.
+
+    Args:
+        backbone: gives the stages.
+        channels: of every level.
+        stages: those that the pyramid is built on, ascending.
+        extra: makes the levels beyond P5.
+
+    Source: Lin et al., "Feature pyramid networks for object detection", CVPR 2017.
+    """
+
+    def __init__(self, backbone: Backbone, channels: int, stages: Sequence[int], extra: ExtraFPNBlock) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stages = tuple(stages)
+        self.fpn = FeaturePyramidNetwork(
+            [backbone.channels[stage] for stage in stages], channels, extra, nn.BatchNorm2d
+        )
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> the levels by name, finest first: "2" ... "5", or some of them, and the extra ones."""
+        maps = self.backbone(pixels)
+        levels: dict[str, Tensor] = self.fpn({str(stage): maps[stage] for stage in self.stages})
+        return levels
+
+
+class FourthStage(nn.Module):
+    """A backbone's f4 (C4); its stage 5 is left to the heads.
+
+    Args:
+        backbone: gives f4.
+
+    Source: Ren et al., "Faster R-CNN", as He et al. build it on a ResNet (CVPR 2016, appendix A).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> f4 as the level "4"."""
+        return {"4": self.backbone(pixels, last=4)[4]}
+
+
+class DilatedStage(nn.Module):
+    """A backbone's f5 in the resolution of f4 (DC5).
+
+    Args:
+        backbone: is changed, see :func:`dilate_last_stage`.
+
+    Source: Dai et al., "R-FCN", NeurIPS 2016, "À trous and stride".
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        dilate_last_stage(backbone)
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> f5 as the level "4", by its stride."""
+        return {"4": self.backbone(pixels)[5]}
+
+
+@torch.no_grad()
+def dilate_last_stage(backbone: Backbone) -> None:
+    """Take the stride out of stage 5 and widen its later convolutions by as much: f5 gets the stride 16 of f4.
+
+    Every second cell of the new f5, along both axes, is what f5 was. Weights and their names stay. Detectron2 dilates
+    the convolution that had the stride, too, so that pre-trained weights give other features; and only ResNet-50 and
+    up.
+
+    Raises:
+        UserError: timm cannot dilate the network.
+    """
+    try:
+        dilated = timm.create_model(backbone.name, features_only=True, output_stride=16)
+        side = dilated.eval()(torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))[-1].shape[-1]
+        if side != _TRIAL_SIZE // 16:
+            raise ValueError(f"stride {_TRIAL_SIZE // side}")
+        dilated.to(next(backbone.parameters())).load_state_dict(backbone.net.state_dict())
+    except Exception as error:  # each family of timm fails in its own way
+        raise UserError(f"the last stage of {backbone.name} cannot be dilated; take a ResNet") from error
+    backbone.net = dilated.train(backbone.training)

@@ -1,0 +1,78 @@
+"""What lies under a box in the maps of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from densepath.nets.backbones import Backbone
+
+_CANONICAL_SIZE = 224  # pixels: a box of this size is pooled from P4
+_CANONICAL_LEVEL = 4
+_STAGE_CELLS = 14  # side of what stage 5 is given; it halves it
+
+
+class RoIPool(nn.Module):
+    """RoIAlign from the level that fits each box's size, sampled at pixel centers (``aligned=True``).
+
+    torchvision's ``MultiScaleRoIAlign`` reads half a pixel beside the box.
+
+    Args:
+        size: the side of the square that a box becomes, in cells.
+        levels: from which maps, ascending; level i is called "i" and has stride 2**i.
+
+    Source: He et al., "Mask R-CNN", ICCV 2017; levels by Lin et al., "Feature pyramid networks", equation 1.
+    """
+
+    def __init__(self, size: int, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.size = size
+        self.levels = tuple(levels)
+
+    def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
+        """Boxes (N_i, 4) x1 y1 x2 y2 in pixels, one tensor per image -> (sum N_i, C, size, size)."""
+        image = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
+        rois = torch.cat((image, torch.cat(boxes)), dim=1)  # (N, 5)
+        width, height = (rois[:, 3:] - rois[:, 1:3]).unbind(1)
+        fitting = torch.floor(_CANONICAL_LEVEL + torch.log2((width * height).sqrt() / _CANONICAL_SIZE + 1e-8))
+        fitting = fitting.clamp(self.levels[0], self.levels[-1])
+        pooled = rois.new_zeros(len(rois), maps[str(self.levels[0])].shape[1], self.size, self.size)
+        for level in self.levels:
+            here = torch.where(fitting == level)[0]
+            # autocast makes the maps half as precise as the boxes, and roi_align wants one type.
+            features = maps[str(level)].float()
+            found = roi_align(features, rois[here], self.size, 1 / 2**level, sampling_ratio=0, aligned=True)
+            pooled.index_copy_(0, here, found)
+        return pooled
+
+
+class StagePool(nn.Module):
+    """What the backbone's own stage 5 makes of f4 under each box, and a batch norm behind it.
+
+    Stage 5 stays where it is, in the backbone: this module runs it, and holds the batch norm alone.
+
+    Args:
+        backbone: gives f4, and can run its last stage alone.
+
+    Detectron2 builds three bottleneck blocks anew for this, also on a ResNet-18, whose pre-trained stage 5 of two basic
+    blocks then has no place to go. This follows the paper, which "re-targets the 5-th block to be the detection head".
+
+    Source: Yang et al., "ConCL", ECCV 2022, section 5.1; the extra batch norm is that of He et al., "Momentum
+    contrast", CVPR 2020, in its Detectron2 configurations.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.pool = RoIPool(_STAGE_CELLS, (4,))
+        self.norm = nn.BatchNorm2d(backbone.channels[5])
+        self._stage = backbone.last_stage()
+
+    def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
+        """Boxes as for :class:`RoIPool` -> (sum N_i, C, 7, 7)."""
+        inside: Tensor = self.pool(maps, boxes, image_sizes)
+        for module in (*self._stage, self.norm):
+            inside = module(inside)
+        return inside

@@ -1,0 +1,185 @@
+"""What makes two runs the same, and what makes them others."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from densepath.benchmark import grid as room
+from densepath.benchmark.cell_folder import CellFolder
+from densepath.benchmark.config import load_table
+from densepath.benchmark.cost import describe, estimate
+from densepath.benchmark.digests import Digests
+from densepath.benchmark.grid import make_grid
+from densepath.benchmark.identity import code_digest, read_labelled, read_tiles
+from densepath.core.errors import UserError
+
+
+@pytest.fixture
+def lay_out(tissue, table, tmp_path):
+    """The grid of the table, after changes of its text."""
+
+    def lay(*changes, tiles=True, labelled=None, given=None, **replaced):
+        text = table.read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "changed.yaml").write_text(text)
+        digests = Digests(tmp_path / "digests.json")
+        sets = {"tissue": labelled or read_labelled("tissue", tissue, digests)}
+        found = read_tiles(tissue / "tiles", digests) if tiles else None
+        return make_grid(replace(load_table(tmp_path / "changed.yaml"), **replaced), sets, found, given or {}, digests)
+
+    return lay
+
+
+def test_seeds_share_a_pre_training_or_have_their_own(lay_out):
+    shared, own = lay_out(), lay_out(pretrain_seed=None)
+    assert len(shared.cells) == 1 + 2 * 2 * 2
+    assert len(own.cells) == 2 + 2 * 2 * 2
+    assert {c.seed for c in own.cells.values() if c.verb == "pretrain"} == {0, 1}
+    for (row, _, seed), cell in own.places.items():
+        assert (cell.parent.seed if row == "MoCo" else cell.seed) == seed
+    for cell in own.cells.values():
+        names = list(own.cells)
+        assert cell.parent is None or names.index(cell.parent.name) < names.index(cell.name)
+    assert own.budgets == {"MoCo": 100 * 4}
+
+
+def test_rows_of_one_pre_training_share_it(lay_out):
+    row = "  - {name: MoCo, recipe: moco_v2_small"
+    grid = lay_out((row, f"{row.replace('MoCo', 'Twin')}}}\n{row}"))
+    assert len(grid.cells) == 9
+    assert grid.places["Twin", "probe", 0] is grid.places["MoCo", "probe", 0]
+
+
+PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"MoCo probe", "MoCo detect"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("max_steps: 100", "max_steps: 101", PRETRAINING | MOCO),
+        ("queue_size: 16", "queue_size: 20", PRETRAINING | MOCO),
+        ("{size: 64}", "{size: 96}", {"random probe", "MoCo probe"}),
+        ("backbone: test_resnet", "backbone: resnet18", PRETRAINING | MOCO | RANDOM),
+        ("weights: random", "weights: resnet18.none", RANDOM),
+        ("title: A table", "title: Another", set()),
+        # What is said and what holds without being said are the same.
+        ("max_steps: 100", "max_steps: 60, channels_last: true", set()),
+        ("queue_size: 16}", "queue_size: 16, dim: 128}", set()),
+        ("{size: 64}", "{size: 64, l2: 5.0e-5}", set()),
+        ("seeds: [0, 1]", "seeds: [1, 0]", set()),
+    ],
+)
+def test_a_change_makes_other_runs_of_what_it_touches(lay_out, old, new, changed):
+    def names(grid):
+        found = {f"{row} {task}": set() for row, task, _ in grid.places}
+        for (row, task, _), cell in grid.places.items():
+            found[f"{row} {task}"].add(cell.name)
+        return found | {"pretrain": {cell.name for cell in grid.cells.values() if cell.verb == "pretrain"}}
+
+    before, after = names(lay_out()), names(lay_out((old, new)))
+    assert {what for what in before if before[what] != after[what]} == changed
+    assert all(before[what].isdisjoint(after[what]) for what in changed)
+
+
+def test_other_data_and_other_code_make_other_runs(lay_out, tissue, tmp_path, monkeypatch):
+    before = set(lay_out().cells)
+    data = read_labelled("tissue", tissue, Digests(tmp_path / "digests.json"))
+    other = set(lay_out(labelled=replace(data, digest="other")).cells)
+    assert {name.split("-")[0] for name in before & other} == {"pretrain"}
+    monkeypatch.setattr(room, "code_digest", lambda verb: f"other {verb}")
+    assert not before & set(lay_out().cells)
+
+
+def test_the_code_of_a_run_is_that_of_its_rooms(monkeypatch, tmp_path):
+    (tmp_path / "densepath" / "core").mkdir(parents=True)
+    (tmp_path / "densepath" / "transfer").mkdir()
+    (tmp_path / "densepath" / "core" / "a.py").write_text("a = 1")
+    monkeypatch.setattr("densepath.benchmark.identity.files", lambda name: tmp_path / name)
+
+    def digests():
+        code_digest.cache_clear()
+        return [code_digest(verb) for verb in ("pretrain", "probe", "detect")]
+
+    first = digests()
+    (tmp_path / "densepath" / "transfer" / "b.py").write_text("b = 1")
+    second = digests()
+    (tmp_path / "densepath" / "core" / "a.py").write_text("a = 2")
+    third = digests()
+    code_digest.cache_clear()
+    assert [x == y for x, y in zip(first, second, strict=True)] == [True, False, False]
+    assert not any(x == y for x, y in zip(second, third, strict=True))
+
+
+def pretraining(grid):
+    (cell,) = (cell for cell in grid.cells.values() if cell.verb == "pretrain")
+    return cell
+
+
+def test_a_row_that_needs_something_waits_for_it(lay_out, tmp_path):
+    need = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},")
+    grid = lay_out(need)
+    assert {row for row, _, _ in grid.places} == {"random"}
+    assert grid.skipped == ["no row 'MoCo': it needs start (--given start=...)"]
+    given = {"start": tmp_path / "start.pth"}
+    (tmp_path / "start.pth").write_bytes(b"one")
+    first = pretraining(lay_out(need, given=given))
+    assert first.options["weights"] == str(tmp_path / "start.pth")
+    (tmp_path / "start.pth").write_bytes(b"two, longer")
+    second = pretraining(lay_out(need, given=given))
+    assert first.digest != second.digest
+
+
+def test_what_cannot_be_measured_is_left_out(lay_out):
+    grid = lay_out(tiles=False)
+    assert {row for row, _, _ in grid.places} == {"random"}
+    assert grid.skipped == ["no row 'MoCo': it pre-trains, so it needs --tiles"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("recipe: moco_v2_small", "recipe: moco_v2_smal", "the row 'MoCo': no recipe is called"),
+        ("queue_size: 16", "queue_sise: 16", "the row 'MoCo': the method moco_v2 has no option 'queue_sise'"),
+        ("max_steps: 2,", "schedule: 7x,", "no schedule is called '7x'"),
+    ],
+)
+def test_a_mistake_of_a_row_is_told_before_anything_runs(lay_out, old, new, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        lay_out((old, new))
+
+
+def test_the_command_of_a_run_is_one_that_can_be_typed(lay_out, tmp_path):
+    grid = lay_out()
+    cell = grid.places["MoCo", "detect", 1]
+    words = CellFolder(tmp_path, cell).command("cpu")[1:]
+    assert words[:3] == ["-m", "densepath", "detect"]
+    assert {"--seed=1", "--train_size=[64, 64]", "--devices=cpu", "--resume", "--out=run"} <= set(words)
+    assert f"--weights=../{cell.parent.name}/run" in words
+    words = CellFolder(tmp_path, grid.places["random", "probe", 0]).command("1")
+    assert {"--weights=random", "--devices=auto", "--out=scores.json", "--size=64"} <= set(words)
+
+
+def test_the_cost_is_assumed_until_a_like_run_is_measured(lay_out, table, tmp_path):
+    grid = lay_out(pretrain_seed=None)
+    cells = [cell for verb in ("pretrain", "probe") for cell in grid.cells.values() if cell.verb == verb]
+    pretraining, probing = estimate(cells, tmp_path)
+    assert (pretraining.runs, pretraining.done, pretraining.assumed, pretraining.unknown) == (2, 0, 2, 0)
+    assert pretraining.hours == pytest.approx(2 * (400 / 100 + 10) / 3600)  # images, rate, and the start
+    assert (probing.runs, probing.unknown, probing.hours) == (4, 4, 0)
+    folder = CellFolder(tmp_path, cells[0])
+    folder.path.mkdir()
+    folder.begin([], "a machine")
+    (folder.path / "run" / "exported").mkdir(parents=True)
+    (folder.path / "run" / "exported" / "backbone.safetensors").touch()
+    (folder.path / "run" / "metrics.csv").write_text("step,epoch,loss\n150,1,2.5\n")
+    assert folder.finish(900.0) == {"step": 150, "loss": 2.5}
+    pretraining, _ = estimate(cells, tmp_path)
+    assert (pretraining.done, pretraining.assumed, pretraining.hours) == (1, 0, 0.25)
+    lines = describe([pretraining, probing], load_table(table), 2)
+    assert "0.25 device hours left, 0.12 h on 2 side by side" in " ".join(lines)
+    assert "nothing is known of 4 runs" in lines[-1]
+    (folder.path / "run" / "exported" / "backbone.safetensors").unlink()
+    assert folder.result() is None  # a pre-training without its weights is not done

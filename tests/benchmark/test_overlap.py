@@ -1,0 +1,122 @@
+"""Test images among those for pre-training, in whatever shape they are."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.benchmark.digests import Digests, pixel_digest
+from densepath.benchmark.identity import read_labelled, read_tiles
+from densepath.benchmark.overlap import check_overlap
+from densepath.core.errors import UserError
+from densepath.images.sources import pack
+
+
+@pytest.fixture
+def data(tissue, tmp_path):
+    """A labelled set with its tiles beside it."""
+    shutil.copytree(tissue, tmp_path / "data")
+    (tmp_path / "data" / "tiles").rename(tmp_path / "tiles")
+    return tmp_path / "data"
+
+
+def check(tmp_path, tiles="tiles", **options):
+    digests = Digests(tmp_path / "digests.json")
+    return check_overlap(
+        read_tiles(tmp_path / tiles, digests), [read_labelled("tissue", tmp_path / "data", digests)], **options
+    )
+
+
+def test_images_that_differ_are_no_overlap(data, tmp_path):
+    assert check(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["same", "bmp", "mirrored", "turned", "packed"])
+def test_a_test_image_is_found_among_the_tiles(data, tmp_path, change):
+    image = Image.open(sorted((data / "test").iterdir())[0])
+    turns = {"mirrored": Image.Transpose.FLIP_LEFT_RIGHT, "turned": Image.Transpose.ROTATE_90}
+    image = image.transpose(turns[change]) if change in turns else image
+    image.save(tmp_path / "tiles" / ("x.bmp" if change == "bmp" else "x.png"))
+    tiles = "tiles"
+    if change == "packed":
+        pack(tmp_path / "tiles", tmp_path / "tiles.safetensors")
+        tiles = "tiles.safetensors"
+    with pytest.raises(UserError, match=r"1 of 2 test images are among the tiles for pre-training \(.*x\.(png|bmp)\)"):
+        check(tmp_path, tiles)
+    (note,) = check(tmp_path, tiles, allow=True)
+    assert note.startswith("OVERLAP, which was allowed. tissue: 1 of 2 test images")
+
+
+def test_one_other_pixel_is_another_image(data, tmp_path):
+    pixels = np.array(Image.open(sorted((data / "test").iterdir())[0]))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(tmp_path / "tiles" / "x.png")
+    assert check(tmp_path) == []
+
+
+def test_a_digest_is_that_of_eight_orientations_and_no_other():
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    sides = [np.rot90(side, quarter) for side in (image, np.flip(image, 1), np.flip(image, 0)) for quarter in range(4)]
+    assert len({pixel_digest(side) for side in sides}) == 1
+    others = [image[:, :, ::-1], image.reshape(4, 3, 3), image[:, ::-1, :][[1, 0, 2]]]
+    assert pixel_digest(image) not in {pixel_digest(np.ascontiguousarray(other)) for other in others}
+
+
+def test_patients_are_compared_where_both_sets_know_them(data, tmp_path):
+    test = sorted(f"test/{path.name}" for path in (data / "test").iterdir())
+    (tmp_path / "source").mkdir()
+    (tmp_path / "tiles").rename(tmp_path / "source" / "tiles")
+    tiles = sorted(path.name for path in (tmp_path / "source" / "tiles").iterdir())
+    lines = "".join(f"{name},patient {number}\n" for number, name in enumerate(test))
+    (data / "manifest.csv").write_text("name,patient_id\n" + lines)
+    assert check(tmp_path, "source/tiles") == []  # nobody knows the patients of the tiles
+    patients = ["patient 1", "patient 1", *["patient 7"] * (len(tiles) - 2)]
+    lines = "".join(f"tiles/{name},{patient}\n" for name, patient in zip(tiles, patients, strict=True))
+    (tmp_path / "source" / "manifest.csv").write_text("file,Patient\n" + lines)
+    with pytest.raises(UserError, match=r"1 patients \(patient 1\), with 1 of 2 test images, are also among the tiles"):
+        check(tmp_path, "source/tiles")
+    assert len(check(tmp_path, "source/tiles", allow=True)) == 1
+
+
+def test_what_a_labelled_set_shares_between_its_splits_is_told(data, tmp_path):
+    train, test = (sorted((data / split).iterdir()) for split in ("train", "test"))
+    Image.open(train[0]).save(test[0])
+    lines = "".join(
+        f"{split}/{p.name},{n}\n" for split, ps in (("train", train), ("test", test)) for n, p in enumerate(ps)
+    )
+    (data / "manifest.csv").write_text("file,patient\n" + lines)
+    images, patients = check(tmp_path)
+    assert images.startswith("tissue: 1 of 2 test images are among its training images")
+    assert patients == "tissue: 2 patients (0, 1), with 2 of 2 test images, are also among its training images."
+
+
+def test_digests_are_remembered_until_a_file_changes(data, tmp_path, monkeypatch):
+    before = read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest
+    with monkeypatch.context() as patch:
+        patch.setattr("densepath.benchmark.digests._digest", lambda name, pixels: pytest.fail(f"{name} was read again"))
+        assert read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest == before
+    outlines = data / "annotations" / "test.json"
+    truth = json.loads(outlines.read_text())
+    truth["annotations"][0]["bbox"][0] += 1
+    outlines.write_text(json.dumps(truth))
+    assert read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest != before
+
+
+def test_a_damaged_memory_of_digests_is_made_anew(data, tmp_path):
+    before = read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest
+    (tmp_path / "digests.json").write_text('{"a": 1')
+    assert read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest == before
+
+
+def test_the_digest_of_tiles_is_that_of_their_names_and_content_wherever_they_lie(data, tmp_path):
+    def digest(folder):
+        return read_tiles(folder, Digests(tmp_path / "digests.json")).digest
+
+    before = digest(tmp_path / "tiles")
+    shutil.copytree(tmp_path / "tiles", tmp_path / "elsewhere")
+    assert digest(tmp_path / "elsewhere") == before
+    file = sorted((tmp_path / "elsewhere").iterdir())[0]
+    file.rename(file.with_name("0_renamed.png"))
+    assert digest(tmp_path / "elsewhere") != before

@@ -1,0 +1,70 @@
+"""The statistics against plain loops."""
+
+import itertools
+import math
+import random
+
+import pytest
+from scipy.special import betainc
+
+from densepath.benchmark.statistics import compare, mean_std
+
+RUNS = {0: 52.1, 1: 55.4, 2: 53.3, 3: 56.0, 4: 54.2, 5: 53.7, 6: 57.0}
+BASE = {0: 50.0, 1: 52.5, 2: 53.9, 3: 52.6, 4: 51.1, 5: 53.0, 6: 51.2}
+
+
+def first(values, n):
+    return {seed: values[seed] for seed in range(n)}
+
+
+def paired_t(values, baseline):
+    """Two-sided p by the textbook's formulas: t from sums, its tail as an incomplete beta function."""
+    d = [values[seed] - baseline[seed] for seed in sorted(values)]
+    n = len(d)
+    mean = sum(d) / n
+    variance = sum((x - mean) ** 2 for x in d) / (n - 1)
+    t = mean / math.sqrt(variance / n)
+    return betainc((n - 1) / 2, 0.5, (n - 1) / (n - 1 + t * t))
+
+
+def signed_rank(values, baseline):
+    """Two-sided p by counting all ways to sign the ranks."""
+    d = [values[seed] - baseline[seed] for seed in sorted(values)]
+    ranks = {place: rank for rank, place in enumerate(sorted(range(len(d)), key=lambda i: abs(d[i])), 1)}
+    least = min(sum(ranks[i] for i in ranks if d[i] > 0), sum(ranks[i] for i in ranks if d[i] < 0))
+    subsets = itertools.chain.from_iterable(itertools.combinations(ranks.values(), k) for k in range(len(d) + 1))
+    sums = [sum(subset) for subset in subsets]
+    return min(1.0, 2 * sum(total <= least for total in sums) / len(sums))
+
+
+def test_mean_and_deviation_are_those_of_a_sample():
+    values = [1.0, 2.0, 4.0]
+    assert mean_std(values) == pytest.approx((7 / 3, math.sqrt(sum((x - 7 / 3) ** 2 for x in values) / 2)))
+    assert mean_std([3.0]) == (3.0, None)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7])
+def test_p_values_are_the_textbooks(n):
+    values, baseline = first(RUNS, n), first(BASE, n)
+    found = compare(values, baseline)
+    assert found.n == n
+    assert found.difference == pytest.approx(sum(values[s] - baseline[s] for s in range(n)) / n)
+    assert found.p == pytest.approx(paired_t(values, baseline), rel=1e-9)
+    assert found.p_ranks == (pytest.approx(signed_rank(values, baseline)) if n >= 6 else None)
+
+
+def test_seeds_are_paired_whatever_their_order():
+    seeds = list(RUNS)
+    random.Random(0).shuffle(seeds)
+    assert compare({seed: RUNS[seed] for seed in seeds}, BASE) == compare(RUNS, BASE)
+
+
+def test_only_common_seeds_count():
+    assert compare({0: 1.0, 1: 5.0}, {1: 3.0, 2: 9.0}).difference == 2.0
+    assert compare({0: 1.0}, {1: 3.0}) is None
+
+
+def test_one_seed_and_equal_differences_have_no_p():
+    assert compare({0: 2.0}, {0: 1.0}).p is None
+    assert compare({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p is None
+    assert compare(RUNS, RUNS).p is None

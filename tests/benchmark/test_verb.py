@@ -1,0 +1,135 @@
+"""A small table from its first run to its last, with real runs: stopped, gone on with, given once more, failing."""
+
+import csv
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+
+from densepath.benchmark.verb import benchmark_table
+from densepath.core.errors import UserError
+
+
+def ended(process, code=0):
+    """The words of a process that ends with a code."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def notes(out):
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(out).glob("cells/*/cell.json"))}
+
+
+def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue, table, tmp_path, densepath):
+    line = f"benchmark --config {table} --data {tissue} --tiles {tissue}/tiles --out T --devices cpu"
+
+    out, err = ended(densepath(f"{line} --dry_run", tmp_path))
+    assert err.count("to do  ") == 9
+    assert {path.name for path in (tmp_path / "T").iterdir()} == {"digests.json"}
+
+    process = densepath(line, tmp_path)
+    while not list(tmp_path.glob("T/cells/pretrain-*/run/metrics.csv")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    ended(process, 128 + signal.SIGINT)
+    (started,) = [name for name, note in notes(tmp_path / "T").items() if note["identity"]["verb"] == "pretrain"]
+    assert "result" not in notes(tmp_path / "T")[started]
+    assert (tmp_path / "T" / "cells" / started / "run" / "checkpoints" / "last.ckpt").is_file()
+
+    out, err = ended(densepath(line, tmp_path))
+    assert out == "T/table.md\n"
+    assert "going on with run at step" in (tmp_path / "T" / "cells" / started / "log.txt").read_text()
+    cells = notes(tmp_path / "T")
+    assert len(cells) == 9 and all("result" in note for note in cells.values())
+
+    # The table's numbers are those that the runs have written, averaged by hand.
+    with (tmp_path / "T" / "table.csv").open(newline="") as lines:
+        rows = {(row["row"], row["metric"]): row for row in csv.DictReader(lines)}
+    for source, weights in {"random": "random", "MoCo": started}.items():
+        for verb, metric in (("probe", "mean_iou"), ("probe", "dice"), ("detect", "box_ap50")):
+            file = {"probe": "scores.json", "detect": "run/metrics.json"}[verb]
+            mine = [n for n, note in cells.items() if note["weights"] == weights and note["identity"]["verb"] == verb]
+            scores = [100 * json.loads((tmp_path / "T" / "cells" / name / file).read_text())[metric] for name in mine]
+            mean = sum(scores) / 2
+            row = rows[source, metric]
+            assert float(row["mean"]) == pytest.approx(mean)
+            assert float(row["std"]) == pytest.approx(math.sqrt(sum((score - mean) ** 2 for score in scores)))
+            assert row["n"] == "2"
+    assert rows["MoCo", "box_ap50"]["paper"] == "12.5"
+    assert (tmp_path / "T" / "curves.png").stat().st_size > 5000
+
+    # Given once more, the command starts nothing.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")}
+    ended(densepath(line, tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")} == before
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tissue, table, tmp_path, densepath):
+    text = table.read_text()
+    table.write_text(
+        text[: text.index("  - name: detect")] + "rows:\n"
+        "  - {name: random, weights: random}\n"
+        "  - {name: broken, weights: broken.safetensors}\n"
+    )
+    (tmp_path / "broken.safetensors").write_text("no weights")
+    line = f"benchmark --config {table} --data {tissue} --out T --devices cpu:2 --seeds 3"
+    _, err = ended(densepath(line, tmp_path), 2)
+    last = err.splitlines()[-1]
+    assert last.startswith("densepath: error: 1 of 2 runs failed, first probe-tissue-broken-seed3-")
+    assert "broken.safetensors" in last and "log.txt" in last
+    done = [name for name, note in notes(tmp_path / "T").items() if "result" in note]
+    assert len(done) == 1 and done[0].startswith("probe-tissue-random-seed3-")
+    written = (tmp_path / "T" / "table.md").read_text()
+    assert "- Failed: probe-tissue-broken-seed3-" in written
+    assert "- 1 of 2 runs are done." in written
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": ["tissue=nowhere"]}, "nowhere is no data set"),
+        ({"data": []}, "--data tissue=FOLDER"),
+        ({"data": ["gals=x"]}, "no labelled set 'gals'"),
+        ({"data": ["x", "y"]}, "write NAME=VALUE"),
+        ({"tiles": "nowhere"}, "nowhere does not exist"),
+        ({"rows": ["MoCoo"]}, "no row 'MoCoo'"),
+        ({"baseline": "none"}, "no row 'none'"),
+        ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"devices": "gpu"}, "cuda:0,1"),
+        ({"devices": "cuda:64"}, "GPUs"),
+        ({"config": "glas_prob"}, "did you mean glas_probe"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_leaves_no_table(change, said, tissue, table, tmp_path):
+    options = {
+        "config": table,
+        "out": tmp_path / "T",
+        "data": [str(tissue)],
+        "tiles": tissue / "tiles",
+        "devices": "cpu",
+    }
+    with pytest.raises(UserError, match=said):
+        benchmark_table(**{**options, **change})
+    assert not list(tmp_path.glob("T/*.md")) and not list(tmp_path.glob("T/cells"))
+
+
+def test_overlap_ends_the_command_unless_it_is_allowed(tissue, table, tmp_path, capsys):
+    options = {"config": table, "data": [str(tissue)], "tiles": tissue / "test", "devices": "cpu"}
+    with pytest.raises(UserError, match="2 of 2 test images are among the tiles for pre-training"):
+        benchmark_table(out=tmp_path / "T", **options)
+    assert benchmark_table(out=tmp_path / "T", **options, allow_overlap=True, dry_run=True) is None
+    told = capsys.readouterr().err
+    assert "OVERLAP, which was allowed. tissue: 2 of 2 test images are among the tiles" in told
+    assert "tissue: 3 training and 2 test images, digest " in told
+    assert [path.name for path in (tmp_path / "T").iterdir()] == ["digests.json"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tissue, table, tmp_path):
+    (tmp_path / "T").mkdir()
+    (tmp_path / "T" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        benchmark_table(config=table, out=tmp_path / "T", data=[str(tissue)], devices="cpu")
+    assert [path.name for path in (tmp_path / "T").iterdir()] == ["thesis.txt"]

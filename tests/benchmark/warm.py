@@ -1,0 +1,104 @@
+"""``python -m densepath`` without the seconds of its imports: each call is forked from a process that has made them.
+
+Usage: python warm.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS`` and is in
+all else a process of its own: exit code, output, signals, working folder, environment.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+_CLIENT = """#!{python} -S
+import json, os, signal, socket, sys
+assert sys.argv[1:3] == ["-m", "densepath"], sys.argv
+link = socket.socket(socket.AF_UNIX)
+link.connect({address!r})
+socket.send_fds(link, [b"."], [1, 2])
+link.sendall(json.dumps([sys.argv[3:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+lines = link.makefile()
+pid = int(lines.readline())
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, lambda signum, frame: os.kill(pid, signum))
+code = int(lines.readline())
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+
+
+def serve(folder):
+    from densepath import cli
+    from densepath.benchmark import verb  # noqa: F401 (what the calls would import)
+
+    address = str(folder / "socket")
+    client = folder / "python"
+    client.write_text(_CLIENT.format(python=sys.executable, address=address))
+    client.chmod(0o755)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen()
+    print("ready", flush=True)
+    keepers = set()
+    while True:
+        link, _ = server.accept()
+        keeper = os.fork()
+        if keeper == 0:
+            server.close()
+            keep(link, cli.main, str(client))
+        link.close()
+        keepers = {pid for pid in {*keepers, keeper} if os.waitpid(pid, os.WNOHANG)[0] == 0}
+
+
+def keep(link, main, client):
+    """Play one call, and end."""
+    _, descriptors, *_ = socket.recv_fds(link, 1, 2)
+    lines = link.makefile("rw")
+    words, where, environment = json.loads(lines.readline())
+    job = os.fork()
+    if job == 0:
+        link.detach()
+        play(lambda: main(words), descriptors, where, environment, client)
+    lines.write(f"{job}\n")
+    lines.flush()
+    # The caller never writes again: an end of its words is the end of the caller, by a kill that it could not hand on.
+    threading.Thread(target=lambda: lines.readline() == "" and end(job), daemon=True).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
+    link.sendall(f"{code}\n".encode())
+    os._exit(0)
+
+
+def end(job):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job, signal.SIGKILL)
+
+
+def play(main, descriptors, where, environment, client):
+    code = 1
+    try:
+        os.setsid()
+        for number, descriptor in enumerate(descriptors, 1):
+            os.dup2(descriptor, number)
+        os.chdir(where)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.executable = client
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

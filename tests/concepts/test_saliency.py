@@ -1,0 +1,156 @@
+"""Saliency models as files of three kinds, and masks, give two concepts."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.saliency import Saliency
+from densepath.core.errors import UserError
+from densepath.images.label_cache import label_images
+from densepath.images.sources import open_images
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+class Model(nn.Module):
+    """Several outputs, as BASNet has; the first says how red the surroundings are."""
+
+    def __init__(self, final: str = "") -> None:
+        super().__init__()
+        self.blur = nn.AvgPool2d(5, 1, 2, count_include_pad=False)
+        self.final = final
+
+    def forward(self, x):
+        y = 3 * self.blur(x[:, :1] - x[:, 1:2]) - 1
+        if self.final == "sigmoid":
+            y = y.sigmoid()
+        return y, -y
+
+
+def save(path, model=None, size=256):
+    example = torch.rand(1, 3, size, size)
+    model = (model or Model()).eval()
+    if path.suffix == ".pt2":
+        torch.export.save(torch.export.export(model, (example,)), path)
+    else:
+        with pytest.warns(FutureWarning):
+            torch.jit.save(torch.jit.trace(model, example), path)
+    return path
+
+
+@pytest.fixture
+def image():
+    """Noise with a red part."""
+    pixels = np.random.default_rng(0).integers(90, 160, (120, 200, 3), dtype=np.uint8)
+    pixels[30:80, 50:150, 0] += 90
+    return pixels
+
+
+def by_hand(image, final=""):
+    pixels = F.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None] / 255, (256, 256), mode="bilinear", antialias=True
+    )
+    y = Model(final)((pixels - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1))[0][0, 0]
+    y = y if final else 1 / (1 + (-y).exp())
+    return ((y - y.min()) / (y.max() - y.min()) > 0.5).numpy()
+
+
+@pytest.mark.parametrize("final", ["", "sigmoid"])
+@pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+def test_the_first_output_is_stretched_and_split(tmp_path, image, suffix, final):
+    labels = Saliency(save(tmp_path / f"model{suffix}", Model(final))).label(image, "")
+    assert labels.shape == (256, 256)
+    assert np.array_equal(labels, by_hand(image, final))
+    assert labels[106, 128] == 1 and labels[10, 10] == 0
+
+
+def test_onnx_models_run_in_onnxruntime(tmp_path, image, monkeypatch):
+    """The runtime itself is not among the tests' requirements: this stands in for its interface."""
+    model = Model().eval()
+
+    class Session:
+        def __init__(self, path, providers):
+            assert path == tmp_path / "model.onnx" and providers == ["CPU"]
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(name="pixels")]
+
+        def run(self, outputs, inputs):
+            return [output.numpy() for output in model(torch.from_numpy(inputs["pixels"]))]
+
+    runtime = types.SimpleNamespace(InferenceSession=Session, get_available_providers=lambda: ["CPU"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    assert np.array_equal(Saliency(tmp_path / "model.onnx").label(image, ""), by_hand(image))
+
+
+def test_a_missing_runtime_is_named(tmp_path, image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    with pytest.raises(
+        UserError, match=r"model\.onnx needs onnxruntime; install it by pip install 'densepath\[onnx\]'"
+    ):
+        Saliency(tmp_path / "model.onnx").label(image, "")
+
+
+def test_masks_of_a_folder_are_split_at_the_middle_of_their_range(tmp_path):
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "masks").mkdir()
+    for name, values in {"a": (0, 255), "b": (40, 60), "c": (0, 0)}.items():
+        Image.new("RGB", (80, 80)).save(tmp_path / "tiles" / f"{name}.png")
+        mask = np.full((80, 80), values[0], np.uint8)
+        mask[:, 40:] = values[1]
+        mask[0, 0] = sum(values) // 2  # half is not above half
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    source = ImageLabels(Saliency(tmp_path / "masks"), 2, tmp_path / "cache")
+    maps = source.prepare(open_images(tmp_path / "tiles")).maps
+    expected = np.zeros((80, 80))
+    expected[:, 40:] = 1
+    assert np.array_equal(maps[0], expected) and np.array_equal(maps[1], expected) and not maps[2].any()
+
+
+def test_another_model_is_another_cache(tmp_path, image):
+    Image.fromarray(image).save(tmp_path / "image.png")
+    images, found = open_images(tmp_path / "image.png"), []
+    for bias in (0.0, 1.0):
+        model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Sigmoid())
+        nn.init.constant_(model[0].weight, 0.5 - bias)
+        source = Saliency(save(tmp_path / "model.pt2", model))
+        found.append(label_images(images, source, tmp_path / "cache").maps.copy())
+    assert not np.array_equal(*found)
+    source._predict = None
+    (tmp_path / "model.pt2").rename(tmp_path / "other.pt2")
+    unread = Saliency(tmp_path / "other.pt2")
+    assert np.array_equal(label_images(images, unread, tmp_path / "cache").maps, found[1])
+    assert unread._predict is None  # found again, so never loaded
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        (nn.Conv2d(3, 2, 1), 256, r"gives \(1, 2, 256, 256\) where one map of finite numbers should be"),
+        (nn.Flatten(), 256, r"gives \(1, 196608\) where one map"),
+        (nn.Sequential(nn.Conv2d(3, 1, 1), nn.Threshold(1e9, float("nan"))), 256, "where one map of finite numbers"),
+        (nn.Conv2d(3, 1, 1), 128, "fails on an image of 256 x 256 px"),
+    ],
+)
+def test_a_model_that_gives_no_map_is_named(tmp_path, image, model, size, message):
+    with pytest.raises(UserError, match=message):
+        Saliency(save(tmp_path / "model.pt2", model, size)).label(image, "")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pt2", "model.onnx", "model.h5"])
+def test_a_file_that_is_no_model_is_named(tmp_path, image, name, monkeypatch):
+    runtime = types.SimpleNamespace(InferenceSession=lambda *_, **__: 1 / 0, get_available_providers=list)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    (tmp_path / name).write_bytes(b"nothing")
+    message = "is none of .pt2" if name.endswith("h5") else "cannot be read"
+    with pytest.raises(UserError, match=message):
+        Saliency(tmp_path / name).label(image, "")

@@ -1,0 +1,100 @@
+"""Runs whose concepts are label maps of their images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.images import label_cache
+from densepath.images.sources import pack
+from densepath.methods import ConCL
+from densepath.training.checkpoints import read_checkpoint
+from densepath.training.metrics import read_metrics
+from densepath.training.pretrain import pretrain
+
+OPTIONS = {"queue_size": 40, "concept_queue_size": 64, "warmup": 0.0}
+
+
+@pytest.fixture
+def run(tmp_path, tiles):
+    def start(out, concepts="superpixels", data=tiles, **options):
+        method = {**OPTIONS, "concepts": concepts, "concept_cache": str(tmp_path / "cache")}
+        common = {"method": "concl", "backbone": "test_resnet", "max_steps": 4, "batch_size": 8, "view_size": 64}
+        common |= {"devices": "cpu", "precision": "32", "log_every": 1, "cache": "none", "workers": 0}
+        options = common | options
+        options["method_options"] = method | options.get("method_options", {})
+        return pretrain(data=data, out=tmp_path / out, **options)
+
+    return start
+
+
+def weights(out, name="last"):
+    return read_checkpoint(out / "checkpoints" / f"{name}.ckpt")["state_dict"]
+
+
+def different(one, other):
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def test_a_resumed_run_with_superpixels_ends_with_the_same_bits(tmp_path, run, monkeypatch):
+    out = run("run", save_every_steps=2)
+    whole = weights(out)
+    assert all(row["shared_concepts"] > 0 for row in read_metrics(out / "metrics.csv"))
+    (out / "checkpoints" / "last.ckpt").unlink()
+    assert read_checkpoint(out / "checkpoints" / "previous.ckpt")["step"] == 2
+    monkeypatch.setattr(label_cache, "_write", None)  # the maps are there
+    assert different(weights(run("run", save_every_steps=2, resume=True)), whole) == []
+
+
+def test_files_decoded_images_and_a_store_give_the_same_run(tmp_path, tiles, run):
+    store = pack(tiles, tmp_path / "tiles.safetensors")
+    first = weights(run("files", max_steps=2))
+    assert different(weights(run("ram", cache="ram", max_steps=2)), first) == []
+    assert different(weights(run("store", data=store, max_steps=2)), first) == []
+    # The maps count: with others the run is another.
+    assert different(weights(run("other", max_steps=2, method_options={"superpixel_scale": 400})), first)
+
+
+def test_each_image_meets_its_own_map(tmp_path, tiles, run, monkeypatch):
+    """Maps of one label each, the number of the image, against what arrives in the steps."""
+    (tmp_path / "maps").mkdir()
+    for number, tile in enumerate(sorted(tiles.iterdir())):
+        labels = np.zeros((64, 64), np.uint8)
+        labels[: number + 1] = 1
+        Image.fromarray(labels).save(tmp_path / "maps" / tile.name)
+    seen = []
+    restore = ConCL.restore
+
+    def watched(self, batch, concepts, cells):
+        assert set(batch.views) == {"query", "key"}  # the reference view is not asked for
+        seen.append((batch.index, concepts.labels))
+        return restore(self, batch, concepts, cells)
+
+    monkeypatch.setattr(ConCL, "restore", watched)
+    run("files", concepts="files", method_options={"concept_files": str(tmp_path / "maps")})
+    assert len(seen) == 4
+    for index, labels in seen:
+        rows = (labels[:, :, 0] == 1).sum(1) * 64 / 80
+        assert ((rows - (index + 1)).abs() < 1).all()
+
+
+@pytest.mark.parametrize("concepts", ["nuclei", "saliency"])
+def test_every_source_trains(tmp_path, tiles, run, concepts):
+    torch.export.save(
+        torch.export.export(torch.nn.Conv2d(3, 1, 9, padding=4).eval(), (torch.rand(1, 3, 256, 256),)),
+        tmp_path / "model.pt2",
+    )
+    options = {"concept_files": str(tmp_path / "model.pt2")} if concepts == "saliency" else {"nucleus_radius": 3.0}
+    out = run("out", concepts=concepts, max_steps=2, method_options=options)
+    rows = read_metrics(out / "metrics.csv")
+    assert len(rows) == 2 and all(row["shared_concepts"] > 0 for row in rows)
+    assert (out / "exported" / "backbone.safetensors").exists()
+
+
+def test_missing_maps_are_named_before_the_run_begins(tmp_path, tiles, run):
+    (tmp_path / "maps").mkdir()
+    with pytest.raises(UserError, match=r"images without a label map in .*maps: .*00\.png.* and 37 more"):
+        run("out", concepts="files", method_options={"concept_files": str(tmp_path / "maps")})
+    assert not (tmp_path / "out").exists()
