@@ -67,6 +67,18 @@ def test_every_parameter_gets_a_finite_gradient(name: str, targets: list[dict[st
     assert "features" in touched
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_boxes_and_losses_keep_full_precision_in_mixed_precision(name: str) -> None:
+    model = build(name)
+    if not model.finds_masks:
+        nn.init.zeros_(model.head.classification_head.cls_logits.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(images(2), [square(), square()])
+        found = model.eval().detect(images())[0]
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert len(found["boxes"]) and found["boxes"].dtype == found["scores"].dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", WITH_MASKS)
 def test_losses_of_an_untrained_detector_are_those_of_chance(name: str) -> None:
     losses = build(name).train()(images(), [square()])
