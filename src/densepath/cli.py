@@ -69,9 +69,9 @@ VERBS = {
     "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
     "probe": Verb("transfer.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
     "detect": Verb("transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects"),
-    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
+    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
 }
 
 

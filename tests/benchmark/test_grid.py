@@ -66,7 +66,7 @@ PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"M
         ("weights: random", "weights: resnet18.none", RANDOM),
         ("title: A table", "title: Another", set()),
         # What is said and what holds without being said are the same.
-        ("max_steps: 100", "max_steps: 60, channels_last: true", set()),
+        ("max_steps: 100", "max_steps: 100, channels_last: true", set()),
         ("queue_size: 16}", "queue_size: 16, dim: 128}", set()),
         ("{size: 64}", "{size: 64, l2: 5.0e-5}", set()),
         ("seeds: [0, 1]", "seeds: [1, 0]", set()),
@@ -174,8 +174,8 @@ def test_the_cost_is_assumed_until_a_like_run_is_measured(lay_out, table, tmp_pa
     folder.begin([], "a machine")
     (folder.path / "run" / "exported").mkdir(parents=True)
     (folder.path / "run" / "exported" / "backbone.safetensors").touch()
-    (folder.path / "run" / "metrics.csv").write_text("step,epoch,loss\n150,1,2.5\n")
-    assert folder.finish(900.0) == {"step": 150, "loss": 2.5}
+    (folder.path / "run" / "metrics.csv").write_text("step,epoch,loss\n100,1,2.5\n")
+    assert folder.finish(900.0) == {"step": 100, "loss": 2.5}
     pretraining, _ = estimate(cells, tmp_path)
     assert (pretraining.done, pretraining.assumed, pretraining.hours) == (1, 0, 0.25)
     lines = describe([pretraining, probing], load_table(table), 2)
