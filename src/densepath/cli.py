@@ -73,9 +73,9 @@ VERBS = {
     "detect": Verb(
         "transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects", recipes="detect"
     ),
-    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
+    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
 }
 
 

@@ -17,7 +17,7 @@ seeds: [0, 1]
 pretrain_seed: 0
 baseline: random
 backbone: test_resnet
-pretrain: {max_steps: 100, batch_size: 4, view_size: 64, log_every: 1, method_options: {queue_size: 16}}
+pretrain: {max_steps: 80, batch_size: 4, view_size: 64, log_every: 1, method_options: {queue_size: 16}}
 rates: {of: one core, pretrain: 100}
 tasks:
   - {name: probe, verb: probe, data: tissue, table: Tissue, column: probe, metrics: [mean_iou, dice],

@@ -43,7 +43,7 @@ def test_seeds_share_a_pre_training_or_have_their_own(lay_out):
     for cell in own.cells.values():
         names = list(own.cells)
         assert cell.parent is None or names.index(cell.parent.name) < names.index(cell.name)
-    assert own.budgets == {"MoCo": 100 * 4}
+    assert own.budgets == {"MoCo": 80 * 4}
 
 
 def test_rows_of_one_pre_training_share_it(lay_out):
@@ -59,14 +59,14 @@ PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"M
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        ("max_steps: 100", "max_steps: 101", PRETRAINING | MOCO),
+        ("max_steps: 80", "max_steps: 81", PRETRAINING | MOCO),
         ("queue_size: 16", "queue_size: 20", PRETRAINING | MOCO),
         ("{size: 64}", "{size: 96}", {"random probe", "MoCo probe"}),
         ("backbone: test_resnet", "backbone: resnet18", PRETRAINING | MOCO | RANDOM),
         ("weights: random", "weights: resnet18.none", RANDOM),
         ("title: A table", "title: Another", set()),
         # What is said and what holds without being said are the same.
-        ("max_steps: 100", "max_steps: 60, channels_last: true", set()),
+        ("max_steps: 80", "max_steps: 80, channels_last: true", set()),
         ("queue_size: 16}", "queue_size: 16, dim: 128}", set()),
         ("{size: 64}", "{size: 64, l2: 5.0e-5}", set()),
         ("seeds: [0, 1]", "seeds: [1, 0]", set()),
@@ -167,15 +167,15 @@ def test_the_cost_is_assumed_until_a_like_run_is_measured(lay_out, table, tmp_pa
     cells = [cell for verb in ("pretrain", "probe") for cell in grid.cells.values() if cell.verb == verb]
     pretraining, probing = estimate(cells, tmp_path)
     assert (pretraining.runs, pretraining.done, pretraining.assumed, pretraining.unknown) == (2, 0, 2, 0)
-    assert pretraining.hours == pytest.approx(2 * (400 / 100 + 10) / 3600)  # images, rate, and the start
+    assert pretraining.hours == pytest.approx(2 * (320 / 100 + 10) / 3600)  # images, rate, and the start
     assert (probing.runs, probing.unknown, probing.hours) == (4, 4, 0)
     folder = CellFolder(tmp_path, cells[0])
     folder.path.mkdir()
     folder.begin([], "a machine")
     (folder.path / "run" / "exported").mkdir(parents=True)
     (folder.path / "run" / "exported" / "backbone.safetensors").touch()
-    (folder.path / "run" / "metrics.csv").write_text("step,epoch,loss\n150,1,2.5\n")
-    assert folder.finish(900.0) == {"step": 150, "loss": 2.5}
+    (folder.path / "run" / "metrics.csv").write_text("step,epoch,loss\n80,1,2.5\n")
+    assert folder.finish(900.0) == {"step": 80, "loss": 2.5}
     pretraining, _ = estimate(cells, tmp_path)
     assert (pretraining.done, pretraining.assumed, pretraining.hours) == (1, 0, 0.25)
     lines = describe([pretraining, probing], load_table(table), 2)

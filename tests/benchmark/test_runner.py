@@ -139,8 +139,10 @@ def test_a_run_that_outlives_its_runner_keeps_its_folder(play, tmp_path):
     scripts = {"a": f"open('{tmp_path}/started', 'w').close(); open('{tmp_path}/go').read()"}
     runner = os.fork()
     if runner == 0:
-        play(scripts, [probe("a")])
-        os._exit(0)
+        try:
+            play(scripts, [probe("a")])
+        finally:
+            os._exit(0)
     (tmp_path / "started").read_bytes()
     os.kill(runner, signal.SIGKILL)
     os.waitpid(runner, 0)

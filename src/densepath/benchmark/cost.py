@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from densepath.benchmark.cell_folder import CellFolder
 from densepath.benchmark.config import VERBS, TableConfig
@@ -37,28 +38,33 @@ class Cost:
 def estimate(cells: Sequence[Cell], root: Path) -> list[Cost]:
     """What the cells will take that are not done.
 
-    A cell takes what like ones (same verb, recipe, data and number of images) have taken on the average; where none is
-    done, its images at the rate that is assumed, and some seconds.
+    A cell takes what like ones have taken on the average; where none is done, its images at the rate that is assumed,
+    and some seconds.
     """
-    taken: dict[tuple[str, int], list[float]] = defaultdict(list)
+    taken: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     left = []
     for cell in cells:
         folder = CellFolder(root, cell)
         if folder.result() is None:
             left.append(cell)
         else:
-            taken[cell.label, cell.images].append(folder.notes()["seconds"])
+            taken[_kind(cell)].append(folder.notes()["seconds"])
     costs = []
     for verb in VERBS:
         mine = [cell for cell in left if cell.verb == verb]
-        measured = [cell for cell in mine if taken[cell.label, cell.images]]
+        measured = [cell for cell in mine if taken[_kind(cell)]]
         assumed = [cell for cell in mine if cell not in measured and cell.rate]
-        seconds = sum(sum(t := taken[cell.label, cell.images]) / len(t) for cell in measured)
+        seconds = sum(sum(t := taken[_kind(cell)]) / len(t) for cell in measured)
         seconds += sum(cell.images / cell.rate + _START_UP for cell in assumed if cell.rate)
         runs = sum(cell.verb == verb for cell in cells)
         unknown = len(mine) - len(measured) - len(assumed)
         costs.append(Cost(verb, runs, runs - len(mine), seconds / 3600, unknown, len(assumed)))
     return [cost for cost in costs if cost.runs]
+
+
+def _kind(cell: Cell) -> tuple[Any, ...]:
+    """What runs must have in common to take about as long."""
+    return cell.label, cell.images, *(cell.options.get(name) for name in ("backbone", "detector", "view_size"))
 
 
 def describe(costs: Sequence[Cost], table: TableConfig, devices: int) -> list[str]:

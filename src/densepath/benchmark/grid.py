@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from densepath.benchmark.config import VERBS, Row, TableConfig, Task, Verb, merged
 from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
@@ -51,10 +51,10 @@ class Cell:
     images: int
     rate: float | None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of everything that the result depends on."""
-        return digest_of([yaml.safe_dump(dict(self.identity), sort_keys=True)])
+        return digest_of([json.dumps(self.identity, sort_keys=True, default=str)])
 
     @property
     def name(self) -> str:
