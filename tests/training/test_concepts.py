@@ -122,7 +122,7 @@ def test_a_folder_that_holds_a_run_is_refused_before_maps_are_made(tmp_path, run
     run("run", max_steps=1)
     monkeypatch.setattr(ConCL, "prepare", None)
     for options in ({}, {"resume": True, "method_options": {"superpixel_scale": 9}}):
-        with pytest.raises(UserError, match="already holds a run|other values of method_options.superpixel_scale"):
+        with pytest.raises(UserError, match=r"already holds a run|other values of method_options\.superpixel_scale"):
             run("run", max_steps=1, **options)
 
 

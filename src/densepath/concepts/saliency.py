@@ -89,7 +89,5 @@ class Saliency:
         saliency = first.detach().float().cpu().squeeze() if isinstance(first, Tensor) else torch.zeros(0)
         if saliency.ndim != 2 or not saliency.isfinite().all():
             found = tuple(first.shape) if isinstance(first, Tensor) else f"a {type(first).__name__}"
-            raise UserError(
-                f"the saliency model {self.source} gives {found} where one map of finite numbers should be"
-            )
+            raise UserError(f"the saliency model {self.source} gives {found} where one map of finite numbers should be")
         return saliency if saliency.min() >= 0 and saliency.max() <= 1 else saliency.sigmoid()
