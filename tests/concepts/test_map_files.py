@@ -5,6 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.map_files import MapFiles, match_names, same_shape
 from densepath.core.errors import UserError
 from densepath.images.label_cache import label_images
@@ -52,6 +53,13 @@ def test_a_list_of_images_in_one_folder_is_matched_too(folders):
     assert np.array_equal(maps[1], shrink(expected["a/2"]))
     maps = label_images(images, MapFiles(where / "maps"), where / "cache").maps
     assert np.array_equal(maps[1], shrink(expected["a/2"]))
+
+
+def test_the_paths_of_the_maps_are_let_go(folders):
+    where, _ = folders
+    source = ImageLabels(MapFiles(where / "maps"), cache=where / "cache")
+    assert len(source.prepare(open_images(where / "tiles"))) == 4
+    assert not source.labeller._maps
 
 
 def test_a_coarser_map_of_the_same_shape_is_taken(folders):

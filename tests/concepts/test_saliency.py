@@ -132,11 +132,34 @@ def test_another_model_is_another_cache(tmp_path, image):
     assert unread._predict is None  # found again, so never loaded
 
 
+class Named(nn.Module):
+    def forward(self, x):
+        return {"out": Model()(x)[0], "aux": x}
+
+
+class Nested(nn.Module):
+    def forward(self, x):
+        return [[x]]
+
+
+def test_the_first_of_named_outputs_counts(tmp_path, image):
+    assert np.array_equal(Saliency(save(tmp_path / "model.pt2", Named())).label(image, ""), by_hand(image))
+
+
+@pytest.mark.parametrize(("outputs", "what"), [((), "a NoneType"), (None, "a NoneType"), ("map", "a str")])
+def test_a_model_without_a_map_is_named(tmp_path, image, outputs, what):
+    source = Saliency(tmp_path)
+    source.parallel, source._predict = False, lambda pixels: outputs
+    with pytest.raises(UserError, match=f"gives {what} where one map of finite numbers should be"):
+        source._saliency(image)
+
+
 @pytest.mark.parametrize(
     ("model", "size", "message"),
     [
         (nn.Conv2d(3, 2, 1), 256, r"gives \(1, 2, 256, 256\) where one map of finite numbers should be"),
         (nn.Flatten(), 256, r"gives \(1, 196608\) where one map"),
+        (Nested(), 256, "gives a list where one map"),
         (nn.Sequential(nn.Conv2d(3, 1, 1), nn.Threshold(1e9, float("nan"))), 256, "where one map of finite numbers"),
         (nn.Conv2d(3, 1, 1), 128, "fails on an image of 256 x 256 px"),
     ],

@@ -62,6 +62,12 @@ def test_a_table_gives_each_image_its_label(tmp_path, text):
     assert classes.labels.tolist() == [1, 0, 1, 0]
 
 
+def test_a_table_of_absolute_paths_fits_images_that_are_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = "".join(f"{tmp_path / name},{label}\n" for name, label in zip(NAMES, "abab", strict=True))
+    assert by(tmp_path, table).labels.tolist() == [0, 1, 0, 1]
+
+
 WRONG = {
     "2 of 4 images have no label in .*, the first is tiles/ADI/1.png": "TUM/1.png,t\nTUM/2.png,t\n",
     "lines 2 and 4 of .* give one file two labels": "3.png,a\nTUM/1.png,t\nTUM/2.png,t\nTUM/1.png,a\n",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
 from densepath.core.errors import UserError
+from densepath.images.sources import ImageFiles
 from densepath.methods import ConCL, MoCoV2
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
@@ -242,10 +243,20 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"concepts": "nuclei", "nucleus_radius": 0.5}, "the radius of a nucleus is a number of pixels"),
         ({"concepts": "files"}, "concepts files need concept_files; give a folder of label maps"),
         ({"concepts": "saliency"}, "concepts saliency need concept_files; give a folder of masks, or a model's"),
-        ({"concepts": "files", "concept_files": "nowhere"}, "there is no folder nowhere of label maps"),
-        ({"concepts": "saliency", "concept_files": "nowhere"}, "no saliency model and no folder of masks at nowhere"),
     ],
 )
 def test_wrong_hyper_parameters_are_named(make, options, message):
     with pytest.raises(UserError, match=message):
         make(ConCL, **options)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [
+        ("files", "there is no folder nowhere of label maps"),
+        ("saliency", "no saliency model and no folder of masks at nowhere"),
+    ],
+)
+def test_missing_files_are_named_before_the_first_step(make, concepts, message):
+    with pytest.raises(UserError, match=message):
+        make(ConCL, concepts=concepts, concept_files="nowhere").prepare(ImageFiles(["a.png"]))

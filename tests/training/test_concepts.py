@@ -10,6 +10,7 @@ from densepath.images import label_cache
 from densepath.images.sources import pack
 from densepath.methods import ConCL
 from densepath.training.checkpoints import read_checkpoint
+from densepath.training.export import export
 from densepath.training.metrics import read_metrics
 from densepath.training.pretrain import pretrain
 
@@ -91,6 +92,38 @@ def test_every_source_trains(tmp_path, tiles, run, concepts):
     rows = read_metrics(out / "metrics.csv")
     assert len(rows) == 2 and all(row["shared_concepts"] > 0 for row in rows)
     assert (out / "exported" / "backbone.safetensors").exists()
+
+
+@pytest.fixture
+def maps(tmp_path, tiles):
+    """A label map for each tile."""
+    (tmp_path / "maps").mkdir()
+    for tile in tiles.iterdir():
+        Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).save(tmp_path / "maps" / tile.name)
+    return tmp_path / "maps"
+
+
+def test_an_export_needs_no_maps(tmp_path, run, maps):
+    out = run("run", concepts="files", max_steps=1, method_options={"concept_files": str(maps)})
+    maps.rename(tmp_path / "elsewhere")
+    assert export(out, tmp_path / "weights.safetensors").exists()
+
+
+def test_a_resumed_run_may_find_its_maps_and_its_cache_elsewhere(tmp_path, run, maps):
+    options = {"concept_files": str(maps)}
+    whole = weights(run("run", concepts="files", save_every_steps=2, method_options=options))
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    options = {"concept_files": str(maps.rename(tmp_path / "elsewhere")), "concept_cache": str(tmp_path / "other")}
+    again = run("run", concepts="files", save_every_steps=2, resume=True, method_options=options)
+    assert different(weights(again), whole) == []
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_maps_are_made(tmp_path, run, monkeypatch):
+    run("run", max_steps=1)
+    monkeypatch.setattr(ConCL, "prepare", None)
+    for options in ({}, {"resume": True, "method_options": {"superpixel_scale": 9}}):
+        with pytest.raises(UserError, match=r"already holds a run|other values of method_options\.superpixel_scale"):
+            run("run", max_steps=1, **options)
 
 
 def test_missing_maps_are_named_before_the_run_begins(tmp_path, tiles, run):

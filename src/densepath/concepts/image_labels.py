@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from densepath.concepts.source import Concepts
@@ -33,7 +34,8 @@ class ImageLabels:
 
     def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps:
         """Make the maps of all images, or find them in the cache. Raises UserError where one cannot be made."""
-        return label_images(images, self.labeller, self.cache)
+        # A copy: the paths of millions of files that it holds, or a model on the GPU, go with it.
+        return label_images(images, copy.copy(self.labeller), self.cache)
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         if batch.labels is None:

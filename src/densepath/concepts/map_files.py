@@ -25,24 +25,21 @@ class MapFiles:
     :data:`densepath.images.labels.LABEL_SUFFIXES`. It may be coarser or finer than the image, but not of another shape.
 
     Args:
-        folder: holds the maps.
-
-    Raises:
-        UserError: there is no such folder.
+        folder: holds the maps. It is looked at once there are images: an export needs none.
     """
 
     parallel = True
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"there is no folder {folder} of label maps; correct the path")
         self._maps: dict[str, Path] = {}
 
     def identity(self) -> dict[str, Any]:
         return {"files": paths_identity(self._maps.values())}
 
     def begin(self, names: list[str]) -> None:
+        if not self.folder.is_dir():
+            raise UserError(f"there is no folder {self.folder} of label maps; correct the path")
         self._maps = match_names(names, self.folder)
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,7 @@ class Saliency:
 
     Args:
         source: the file of a model (see :func:`load_saliency_model`), or a folder of grey masks, one for each image
-            and of its name.
-
-    Raises:
-        UserError: there is no such file or folder.
+            and of its name. It is looked at once there are images: an export needs none.
 
     Source: ConCL (ECCV 2022), section 4.3, with BASNet (Qin et al., CVPR 2019).
     """
@@ -44,8 +42,6 @@ class Saliency:
 
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)
-        if not self.source.exists():
-            raise UserError(f"there is no saliency model and no folder of masks at {source}; correct the path")
         self.parallel = self.source.is_dir()  # a model uses all cores by itself
         self._masks: dict[str, Path] = {}
         self._predict: Predict | None = None
@@ -57,6 +53,8 @@ class Saliency:
             return {"saliency": hashlib.file_digest(file, "sha256").hexdigest(), "threshold": THRESHOLD}
 
     def begin(self, names: list[str]) -> None:
+        if not self.source.exists():
+            raise UserError(f"there is no saliency model and no folder of masks at {self.source}; correct the path")
         if self.source.is_dir():
             self._masks = match_names(names, self.source, SUFFIXES)
 
@@ -86,10 +84,10 @@ class Saliency:
             raise UserError(
                 f"the saliency model {self.source} fails on an image of {SIDE} x {SIDE} px ({reason})"
             ) from error
-        first = outputs if isinstance(outputs, Tensor) else next(iter(outputs))
-        saliency = first.detach().float().cpu().squeeze()
+        outputs = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+        first = next(iter(outputs), None) if isinstance(outputs, Sequence) else outputs
+        saliency = first.detach().float().cpu().squeeze() if isinstance(first, Tensor) else torch.zeros(0)
         if saliency.ndim != 2 or not saliency.isfinite().all():
-            raise UserError(
-                f"the saliency model {self.source} gives {tuple(first.shape)} where one map of finite numbers should be"
-            )
+            found = tuple(first.shape) if isinstance(first, Tensor) else f"a {type(first).__name__}"
+            raise UserError(f"the saliency model {self.source} gives {found} where one map of finite numbers should be")
         return saliency if saliency.min() >= 0 and saliency.max() <= 1 else saliency.sigmoid()

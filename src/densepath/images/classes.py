@@ -48,9 +48,10 @@ def read_classes(images: ImageFiles | PackedTiles, labels: str) -> Classes:
     """Look up the class of each image.
 
     A table is a CSV or TSV file of two columns, the file and its label; with a header that names them ``file`` and
-    ``label`` it may have others. A file is given by its path relative to the folder of the images, by any longer path
-    that ends so, or by its bare name where no other image has that name. Lines for other files are passed over. Of the
-    table only checksums are kept, so that millions of lines take little memory.
+    ``label`` it may have others. A file is given by its path relative to the folder of the images, by its absolute path
+    (not in a packed store) or a part of that which ends so, or by its bare name where no other image has that name.
+    Lines for other files are passed over. Of the table only checksums are kept, so that millions of lines take little
+    memory.
 
     Args:
         images: the source.
@@ -89,7 +90,8 @@ def _by_table(images: ImageFiles | PackedTiles, path: str) -> tuple[list[str], n
     table = _read_table(path)
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
-        tails = (os.fsencode(images.names(position)).split(b"/")[-depth:] for position in range(len(images)))
+        paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
+        tails = (os.fsencode(path).split(b"/")[-depth:] for path in paths)
         keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
         place = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
         row = np.where((row < 0) & (table.keys[place] == keys), place, row)

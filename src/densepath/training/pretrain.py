@@ -31,7 +31,7 @@ from densepath.training.optimizers import Optimizer
 from densepath.training.progress import say
 from densepath.training.recipes import all_options, find_method
 from densepath.training.run_callback import Rhythm
-from densepath.training.run_folder import open_run, read_config
+from densepath.training.run_folder import check_run, open_run, read_config
 from densepath.training.sweep import Sweep
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -44,6 +44,7 @@ DEFAULT_EPOCHS = 200.0
 _FREE = (
     *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every"),
     *("log_every", "save_every_steps", "save_every_minutes"),
+    *(f"method_options.{name}" for name in ("concept_cache", "concept_files", "labels")),  # where files lie, as data
 )
 _PAPER = Optimizer()
 
@@ -151,6 +152,10 @@ def pretrain(
     options = all_options(method, method_options)
     learner = find_method(method)(network, **options)
     learner.check(view_size, batch * hardware.world_size, hardware.world_size)
+    config = _record(asked, hardware, options)
+    first = hardware.rank == 0
+    if first:
+        check_run(out, config, resume=resume, free=_FREE)  # now, rather than after hours of looking at the images
 
     images = open_images(data, cache=cache, device=hardware.device)
     check_size(images, view_size // 2)
@@ -172,9 +177,7 @@ def pretrain(
     views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
     sweep = Sweep(batches, view_size, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
-    config = _record(asked, hardware, options)
     probe_steps = max(1, round(probe_every * steps_per_epoch)) if probe_every > 0 else 0
-    first = hardware.rank == 0
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")

@@ -39,13 +39,39 @@ def read_config(out: Path) -> dict[str, Any] | None:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:
     """The dotted names of what two configurations set differently, but for those that are free to differ."""
     names: list[str] = []
-    for key in sorted({*old, *new} - set(free)):
+    for key in sorted({*old, *new}):
         mine, other = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if prefix + key in free or mine == other:
+            continue
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
-            names += differences(mine, other, (), f"{prefix}{key}.")
-        elif mine != other:
+            names += differences(mine, other, free, f"{prefix}{key}.")
+        else:
             names.append(prefix + key)
     return names
+
+
+def check_run(
+    out: Path, config: Mapping[str, Any], *, resume: bool, free: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """The configuration of the run in a folder that is gone on with; None where a new one may begin there.
+
+    Arguments and errors as for :func:`open_run`. Nothing is written.
+    """
+    for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed at once
+        stale.unlink(missing_ok=True)
+    old = read_config(out)
+    if old is None:
+        require_new_folder(out, "the run")
+        return None
+    if not resume:
+        raise UserError(f"{out} already holds a run; name another folder, or go on with that run by --resume")
+    changed = differences(old, _plain(config), free)
+    if changed:
+        raise UserError(
+            f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
+            "resume it with those, or name another folder"
+        )
+    return old
 
 
 @contextmanager
@@ -61,26 +87,14 @@ def open_run(
         out: the folder.
         config: what the run was asked for, in the plain types of YAML.
         resume: go on with the run that is there; without one, begin.
-        free: names in ``config`` that may change when a run is resumed.
+        free: dotted names in ``config`` of what may change when a run is resumed.
         note: a comment at the head of ``config.yaml``.
 
     Raises:
         UserError: the folder holds another run, or something else.
     """
-    for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed at once
-        stale.unlink(missing_ok=True)
-    old = read_config(out)
-    if old is not None:
-        if not resume:
-            raise UserError(f"{out} already holds a run; name another folder, or go on with that run by --resume")
-        changed = differences(old, _plain(config), free)
-        if changed:
-            raise UserError(
-                f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
-                "resume it with those, or name another folder"
-            )
-    else:
-        require_new_folder(out, "the run")
+    old = check_run(out, config, resume=resume, free=free)
+    if old is None:
         with atomic_write(out / CONFIG) as part:
             head = f"# {note}\n" if note else ""
             part.write_text(head + yaml.safe_dump(_plain(config), sort_keys=False))
