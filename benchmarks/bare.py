@@ -26,7 +26,7 @@ def bare_step(method: Method, views: Batch) -> Callable[[], None]:
 def _simclr(method: Any, views: Batch) -> None:
     """Both views forward and backward, as one batch."""
     pixels = torch.cat((views["first"].pixels, views["second"].pixels))
-    _backward(method, method.head(method.backbone(pixels)[5].mean((2, 3))))
+    _backward(method, method.head(method.backbone(pixels)[method.backbone.deepest].mean((2, 3))))
 
 
 def _byol(method: Any, views: Batch) -> None:
@@ -34,17 +34,18 @@ def _byol(method: Any, views: Batch) -> None:
     predictions = []
     for name in ("first", "second"):
         pixels = views[name].pixels
-        predictions.append(method.predictor(method.projector(method.backbone(pixels)[5].mean((2, 3)))))
+        features = method.backbone(pixels)[method.backbone.deepest]
+        predictions.append(method.predictor(method.projector(features.mean((2, 3)))))
         with torch.no_grad():
-            method.target_projector(method.target_backbone(pixels)[5].mean((2, 3)))
+            method.target_projector(method.target_backbone(pixels)[method.backbone.deepest].mean((2, 3)))
     _backward(method, *predictions)
 
 
 def _moco_v2(method: Any, views: Batch) -> None:
     """Query forward and backward, key forward."""
-    query = method.head(method.backbone(views["query"].pixels)[5].mean((2, 3)))
+    query = method.head(method.backbone(views["query"].pixels)[method.backbone.deepest].mean((2, 3)))
     with torch.no_grad():
-        method.key_head(method.key_backbone(views["key"].pixels)[5].mean((2, 3)))
+        method.key_head(method.key_backbone(views["key"].pixels)[method.backbone.deepest].mean((2, 3)))
     _backward(method, query)
 
 
@@ -58,10 +59,10 @@ def _concl(method: Any, views: Batch) -> None:
 
 def _densecl(method: Any, views: Batch) -> None:
     """As MoCo-v2, with a second head on the cells."""
-    query = method.backbone(views["query"].pixels)[5]
+    query = method.backbone(views["query"].pixels)[method.backbone.deepest]
     pooled, cells = method.head(query.mean((2, 3))), method.dense_head(query)
     with torch.no_grad():
-        key = method.key_backbone(views["key"].pixels)[5]
+        key = method.key_backbone(views["key"].pixels)[method.backbone.deepest]
         method.key_head(key.mean((2, 3)))
         method.key_dense_head(key)
     _backward(method, pooled, cells)
@@ -69,7 +70,7 @@ def _densecl(method: Any, views: Batch) -> None:
 
 def _supervised(method: Any, views: Batch) -> None:
     """The view forward and backward."""
-    _backward(method, method.classifier(method.backbone(views["image"].pixels)[5].mean((2, 3))))
+    _backward(method, method.classifier(method.backbone(views["image"].pixels)[method.backbone.deepest].mean((2, 3))))
 
 
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {

@@ -27,15 +27,15 @@ def batch(images) -> Batch:
 
 @pytest.fixture
 def make():
-    """Build a method on a fresh ResNet-18, always with the same weights."""
+    """Build a method on a fresh backbone, always with the same weights."""
 
-    def build(method, **options):
+    def build(method, backbone="resnet18", **options):
         torch.manual_seed(0)
         sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
         sizes |= {"concept_queue_size": 256, "num_concepts": 4}
         known = inspect.signature(method).parameters
         sizes = {name: size for name, size in sizes.items() if name in known}
-        return method(build_backbone("resnet18"), **{**sizes, **options})
+        return method(build_backbone(backbone), **{**sizes, **options})
 
     return build
 

@@ -33,8 +33,9 @@ def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int) -> np.
 def by_the_book(method: ConCL, batch: Batch, concepts: Concepts) -> tuple[float, int]:
     """L_c of Equation 2 and the number of shared concepts; loops, float64, the method's own networks."""
     labels, count = concepts.labels, int(concepts.labels.max()) + 1
-    query = method.backbone(batch["query"].pixels)[5].double().numpy(force=True)
-    key = method.key_backbone(batch["key"].pixels)[5].double().numpy(force=True)
+    deepest = method.backbone.deepest
+    query = method.backbone(batch["query"].pixels)[deepest].double().numpy(force=True)
+    key = method.key_backbone(batch["key"].pixels)[deepest].double().numpy(force=True)
     negatives = method.concept_queue.keys().double()
     losses = []
     for image in range(len(query)):
@@ -51,7 +52,16 @@ def by_the_book(method: ConCL, batch: Batch, concepts: Concepts) -> tuple[float,
     return float(np.mean(losses)), len(losses)
 
 
-@pytest.mark.parametrize("options", [{"concepts": "grid"}, {"stage": 4}, {"stage": 3, "num_concepts": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concepts": "grid"},
+        {"stage": 4},
+        {"stage": 3, "num_concepts": 6},
+        {"concepts": "grid", "backbone": "test_vit"},
+        {"stage": 4, "backbone": "test_vit"},
+    ],
+)
 def test_concept_loss_is_the_equation(make, batch, options):
     method, twin = make(ConCL, **options), make(ConCL, **options)
     losses = method(batch)
@@ -64,12 +74,13 @@ def test_concept_loss_is_the_equation(make, batch, options):
     assert shared > 4
 
 
-def test_concepts_of_the_images_themselves_obey_the_equation(make, batch):
+@pytest.mark.parametrize("backbone", ["resnet18", "test_vit"])
+def test_concepts_of_the_images_themselves_obey_the_equation(make, batch, backbone):
     """Hundreds of labels, in blocks that lie across the cells of the views, and an empty reference view."""
     blocks = torch.randperm(400, generator=torch.Generator().manual_seed(1)).view(4, 10, 10)
     labels = blocks.repeat_interleave(3, 1).repeat_interleave(2, 2).to(torch.int16)
     batch = replace(batch, labels=labels, views={name: batch[name] for name in ("query", "key")})
-    method, twin = make(ConCL, concepts="superpixels"), make(ConCL, concepts="superpixels")
+    method, twin = (make(ConCL, backbone, concepts="superpixels") for _ in range(2))
     losses = method(batch)
     expected, shared = by_the_book(twin, batch, Concepts(labels, identity(4)))
     assert losses.total.item() == pytest.approx(expected, rel=2e-3)

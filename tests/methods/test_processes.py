@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from twins import CASES, GRIDS, IMAGES, KINDS, STEPS, views_of
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-11}  # everything is in float64
+NEARLY = {"rtol": 1e-5, "atol": 1e-7}  # but timm interpolates position embeddings in float32
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def seen(tmp_path_factory):
 def test_two_processes_are_one(seen, case, method):
     one, first, second = seen(case, method)
     for part in ("losses", "gradients", "state"):
-        torch.testing.assert_close(first[part], one[part], **EQUAL)
-        torch.testing.assert_close(second[part], one[part], **EQUAL)
+        for two in (first, second):
+            torch.testing.assert_close(two[part], one[part], **(NEARLY if case == "transformer" else EQUAL))
     assert all(gradient.any() for gradients in one["gradients"] for gradient in gradients.values())
     queues = {name: value for name, value in one["state"].items() if "queue.pointer" in name}
     assert all(queues.pop(f"{name}.pointer", 0) == STEPS * IMAGES % 24 for name in ("queue", "dense_queue"))

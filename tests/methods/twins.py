@@ -38,13 +38,14 @@ CASES = {
     "groups": ({"batch_norm": "per_process", "batch_norm_group": 2, "standardize": True}, {}, {}),
     "shuffled": ({"batch_norm": "shuffled", "batch_norm_group": 2}, {}, {}),
     "synchronized": ({"standardize": True}, {"batch_norm": "per_process"}, {"batch_norm": "synchronized"}),
+    "transformer": ({}, {}, {}),
 }
 KINDS = {
     MoCoV2: tuple(CASES),
     ConCL: tuple(CASES),
     DenseCL: ("default", "synchronized"),  # by features and by geometry
-    SimCLR: ("groups", "synchronized"),
-    BYOL: ("groups", "synchronized"),
+    SimCLR: ("groups", "synchronized", "transformer"),
+    BYOL: ("groups", "synchronized", "transformer"),
     MoCoV1: ("shuffled",),
     PCLV2: ("shuffled", "synchronized"),
     Supervised: ("groups", "synchronized"),
@@ -82,11 +83,14 @@ def batch_of(step, batch):
 def train(kind, case, options, batches):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
+    transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
     options = SMALL | CONCL | PCL | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
-    method = kind(build_backbone("test_resnet"), **known)
+    if transformer and "stage" in known:
+        known["stage"] = 4
+    method = kind(build_backbone("test_vit" if transformer else "test_resnet"), **known)
     if kind is not ConCL:  # which would read them
         method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
     method.double()

@@ -12,13 +12,17 @@ SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage":
 SMALL |= {"num_clusters": [9, 12], "labels": "labels.csv"}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "backbone"), [*((method, "test_resnet") for method in METHODS), ("concl", "test_vit")]
+)
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, backbone, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.csv").write_text("".join(f"{number:02d}.png,{number % 3}\n" for number in range(40)))
     options = {name: value for name, value in SMALL.items() if name in all_options(method, {})}
+    if backbone == "test_vit":
+        options["stage"] = 4
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "method_options": options, "max_steps": 4}
-    options |= {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32"}
+    options |= {"backbone": backbone, "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32"}
     folder = pretrain(**options, save_every_steps=2) / "checkpoints"
     whole = read_checkpoint(folder / "last.ckpt")
     (folder / "last.ckpt").unlink()

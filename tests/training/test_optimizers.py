@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
 from densepath.training.lars import LARS
 from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule, parameter_groups
 
@@ -48,6 +49,19 @@ def test_lars_survives_zero_weights_with_zero_gradients():
 
 def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("settings", [{"name": "lars"}, {"name": "adamw", "exclude_norm_and_bias": True}])
+def test_a_transformers_weights_decay_and_neither_its_class_token_nor_its_positions(settings):
+    method = nn.Sequential(build_backbone("test_vit"), nn.Linear(64, 2))
+    names = {parameter: key for key, parameter in method.named_parameters()}
+    decayed, excluded = (
+        [names[p] for p in group["params"]] for group in parameter_groups(method, Optimizer(**settings))
+    )
+    assert len(decayed) + len(excluded) == len(names)
+    assert all(key.endswith(".weight") and "norm" not in key for key in decayed)
+    apart = [key for key in excluded if method.get_parameter(key).ndim > 1]
+    assert sorted(apart) == ["0.net.model.cls_token", "0.net.model.pos_embed"]
 
 
 def test_sgd_decays_everything_and_lars_neither_norms_nor_biases():

@@ -57,7 +57,7 @@ class BYOL(Method):
         if not 0 <= momentum <= 1:
             raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
         self.backbone = backbone
-        self.projector = NormedHead(backbone.channels[5], hidden_dim, dim)
+        self.projector = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.predictor = NormedHead(dim, hidden_dim, dim)
         for layer in (self.predictor.fc1, self.predictor.fc2):
             nn.init.normal_(layer.weight, std=0.01)  # as released
@@ -87,15 +87,17 @@ class BYOL(Method):
 
     def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
         """The mean of |q(z) - z'|^2 over the images, between 0 and 4, of views (B, 3, S, S)."""
-        prediction = self.predictor(self.projector(self.backbone(pixels)[5].mean((2, 3))))
+        deepest = self.backbone.deepest
+        prediction = self.predictor(self.projector(self.backbone(pixels)[deepest].mean((2, 3))))
         with torch.no_grad():
-            target = self.target_projector(self.target_backbone(others)[5].mean((2, 3)))
+            target = self.target_projector(self.target_backbone(others)[deepest].mean((2, 3)))
         return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
 
     def backbone_to_keep(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
         check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         alone = self.batch_norm_group or batch_size // processes
         if (batch_size if self.batch_norm == "synchronized" else alone) < 2:

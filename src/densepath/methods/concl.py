@@ -131,7 +131,7 @@ class ConCL(MoCoV2):
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         super().check(view_size, batch_size, processes)
         self.source.check(self.backbone, view_size)
-        most = self.source.num_concepts or math.ceil(view_size / 32) ** 2
+        most = self.source.num_concepts or math.ceil(view_size / 2**self.backbone.deepest) ** 2
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "

@@ -67,7 +67,7 @@ class DenseCL(MoCoV2):
             raise UserError(f"unknown match {match!r}; there are: features, geometry")
         if not 0 <= dense_weight <= 1:
             raise UserError(f"the dense weight must lie between 0 and 1, not {dense_weight}")
-        self.dense_head = DenseHead(backbone.channels[5], hidden_dim, dim)
+        self.dense_head = DenseHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.key_dense_head = Momentum(self.dense_head)
         self.dense_queue = Queue(queue_size, dim)
         self.match = match

@@ -40,7 +40,7 @@ class MoCoV1(MoCoV2):
         super().__init__(
             backbone, dim, dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
         )
-        self.head = LinearHead(backbone.channels[5], dim)
+        self.head = LinearHead(backbone.channels[backbone.deepest], dim)
         self.key_head = Momentum(self.head)
 
     @staticmethod

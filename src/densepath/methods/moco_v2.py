@@ -64,7 +64,7 @@ class MoCoV2(Method):
             raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
         set_batch_norm(backbone, batch_norm, batch_norm_group, ("shuffled", "per_process", "synchronized"))
         self.backbone = backbone
-        self.head: nn.Module = MLPHead(backbone.channels[5], hidden_dim, dim)
+        self.head: nn.Module = MLPHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.key_backbone = Momentum(self.backbone)
         self.key_head: Momentum[nn.Module] = Momentum(self.head)
         self.queue = Queue(queue_size, dim)
@@ -88,6 +88,7 @@ class MoCoV2(Method):
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
         check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; take two or more")
@@ -96,7 +97,7 @@ class MoCoV2(Method):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last features of the query and key views, each (B, C, h, w); the key encoder takes its step first."""
-        query = self.backbone(batch["query"].pixels)[5]
+        query = self.backbone(batch["query"].pixels)[self.backbone.deepest]
         with torch.no_grad():
             self.key_backbone.update(self.backbone, self.momentum)
             self.key_head.update(self.head, self.momentum)
@@ -104,9 +105,9 @@ class MoCoV2(Method):
             if self.batch_norm == "shuffled":
                 shuffle = Shuffle(len(pixels), batch.seed, batch.step, self.batch_norm_group)
                 # The whole map is put back in order: ConCL pools it with the masks of its own images.
-                key = shuffle.restore(self.key_backbone(shuffle.deal(pixels))[5])
+                key = shuffle.restore(self.key_backbone(shuffle.deal(pixels))[self.backbone.deepest])
             else:
-                key = self.key_backbone(pixels)[5]
+                key = self.key_backbone(pixels)[self.backbone.deepest]
         return query, key
 
     def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:

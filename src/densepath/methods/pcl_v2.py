@@ -110,7 +110,8 @@ class PCLV2(MoCoV2):
     @torch.no_grad()
     def describe(self, pixels: Tensor) -> Tensor:
         """Embeddings (B, dim) by the momentum encoder, of any length."""
-        return full_precision(self.key_head(self.key_backbone(pixels)[5].mean((2, 3))))
+        features = self.key_backbone(pixels)[self.backbone.deepest]
+        return full_precision(self.key_head(features.mean((2, 3))))
 
     @torch.no_grad()
     def take_features(self, features: Tensor, batch: Batch) -> None:

@@ -53,7 +53,7 @@ class SimCLR(Method):
         if not temperature > 0:
             raise UserError(f"the temperature must be positive, not {temperature}")
         self.backbone = backbone
-        self.head = NormedHead(backbone.channels[5], hidden_dim, dim, last_norm=True)
+        self.head = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim, last_norm=True)
         for network in (self.backbone, self.head):
             set_batch_norm(network, batch_norm, 2 * batch_norm_group)  # two views of each image
         self.temperature = temperature
@@ -75,7 +75,8 @@ class SimCLR(Method):
         """Embeddings, unit vectors (B, dim), of two views (B, 3, S, S)."""
         group = self.batch_norm_group or len(first)
         pairs = zip(first.split(group), second.split(group), strict=True)  # what has batch statistics in common
-        features = self.backbone(torch.cat([view for pair in pairs for view in pair]))[5]
+        pixels = torch.cat([view for pair in pairs for view in pair])
+        features = self.backbone(pixels)[self.backbone.deepest]
         z = F.normalize(full_precision(self.head(features.mean((2, 3)))), dim=1)
         of_first, of_second = z.view(-1, 2, group, z.shape[1]).unbind(1)
         return of_first.flatten(0, 1), of_second.flatten(0, 1)
@@ -84,6 +85,7 @@ class SimCLR(Method):
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
         check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         if batch_size < 2:
             raise UserError("a batch of one image has nothing to contrast it with; take two or more")

@@ -67,12 +67,13 @@ class Supervised(Method):
     def set_classes(self, labels: Tensor, count: int) -> None:
         """Make the classifier of ``count`` classes, for images with the labels (N,) int32."""
         self.targets = labels
-        self.classifier = nn.Linear(self.backbone.channels[5], count)
+        self.classifier = nn.Linear(self.backbone.channels[self.backbone.deepest], count)
         nn.init.normal_(self.classifier.weight, std=0.01)  # as released
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, batch: Batch) -> Losses:
-        logits = full_precision(self.classifier(self.backbone(batch["image"].pixels)[5].mean((2, 3))))
+        features = self.backbone(batch["image"].pixels)[self.backbone.deepest]
+        logits = full_precision(self.classifier(features.mean((2, 3))))
         target = self.targets[batch.index.to(self.targets.device, non_blocking=True)].long()
         loss = F.cross_entropy(logits, target)
         accuracy = (logits.argmax(1) == target).float().mean()
@@ -82,6 +83,7 @@ class Supervised(Method):
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
         check_batch_norm_group(self.batch_norm_group, batch_size, processes)
 
 

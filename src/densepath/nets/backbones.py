@@ -1,4 +1,4 @@
-"""Backbones: timm ConvNets that give their stages f1..f5, where stage f_i has stride 2**i."""
+"""Backbones: timm networks that give their stages f1..f5, where stage f_i has stride 2**i."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ from timm.models import FeatureListNet, model_entrypoint
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.nets.transformers import build_transformer, is_transformer
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
 _TRIAL_SIZE = 64  # pixels: every stage then has more than one cell
 
 
 class Backbone(nn.Module):
-    """A ConvNet that returns the feature maps of its stages and can stop early.
+    """A network that returns the feature maps of its stages; a ConvNet can stop early.
 
-    The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key.
+    A vision transformer has one stage: f4 for patches of 16 px, f3 for 8, f5 for 32. Its map holds the patch tokens
+    behind the last block and the final norm, without class and register tokens.
+
+    The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key; a vision
+    transformer's has its final norm, too.
 
     Args:
-        net: a timm network made with ``features_only=True``.
+        net: a timm network made with ``features_only=True``, or a vision transformer by ``build_transformer``.
         name: its timm name.
 
     Attributes:
         name: the timm name.
         channels: stage -> number of channels.
         stages: the stages that exist, ascending: (1, 2, 3, 4, 5) for a ResNet, (2, 3, 4, 5) for a ConvNeXt.
+        deepest: the last of them.
+        patch_size: pixels, whose multiples the sides of images are; 1 for a ConvNet.
     """
 
     def __init__(self, net: nn.Module, name: str) -> None:
@@ -44,6 +51,8 @@ class Backbone(nn.Module):
             if stride in _STAGE_OF_STRIDE
         }
         self.stages: tuple[int, ...] = tuple(self.channels)
+        self.deepest: int = self.stages[-1]
+        self.patch_size: int = self._strides[-1] if is_transformer(name) else 1
 
     def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
         """Compute the stages up to ``last`` and nothing behind it.
@@ -52,17 +61,18 @@ class Backbone(nn.Module):
         NASNet) compute everything, whatever ``last`` is.
 
         Args:
-            x: (B, 3, H, W) normalised images.
+            x: (B, 3, H, W) normalised images; H and W are multiples of ``patch_size``.
             last: the deepest stage that is wanted; one beyond the deepest that exists means all.
 
         Returns:
             Stage i -> f_i, (B, channels[i], H / 2**i, W / 2**i). A ResNet's f1 is taken before its max-pool.
 
         Raises:
-            UserError: the network has no stage ``last``.
+            UserError: the network has no stage ``last``, or its patches do not divide the images.
         """
-        last = min(last, self.stages[-1])
+        last = min(last, self.deepest)
         self.check_stage(last)
+        self.check_size(x.shape[2], x.shape[3])
         count = self._strides.index(2**last) + 1
         if type(self.net) is FeatureListNet:
             maps = self._run_modules(x, count)
@@ -107,6 +117,18 @@ class Backbone(nn.Module):
             have = ", ".join(f"f{i}" for i in self.stages)
             raise UserError(f"{self.name} has no stage f{stage}; choose one of {have}")
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check that images of a size, in pixels, can be divided into patches.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(
+                f"{self.name} divides images into patches of {self.patch_size} px, and {width} x {height} px is no "
+                f"multiple of that; take a size that is one, e.g. {max(1, height // self.patch_size) * self.patch_size}"
+            )
+
 
 def build_backbone(name: str = "resnet18") -> Backbone:
     """Make a backbone with random weights.
@@ -116,8 +138,8 @@ def build_backbone(name: str = "resnet18") -> Backbone:
     initialisation, which belongs to their architecture.
 
     Args:
-        name: a timm architecture, e.g. "resnet18", "convnext_atto". What counts is that its feature maps have the
-            strides that it declares at any input size; vision transformers of one resolution don't.
+        name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". What counts is that its
+            feature maps have the strides that it declares at any input size; transformers with windows don't.
 
     Raises:
         UserError: the name is unknown, or the network gives no feature maps of strides 2 to 32.
@@ -126,18 +148,26 @@ def build_backbone(name: str = "resnet18") -> Backbone:
     """
     _check_name(name)
     try:
-        backbone = Backbone(timm.create_model(name, features_only=True), name)
+        backbone = Backbone(make_network(name), name)
         _check_maps(backbone)
     except UserError:
         raise
     except Exception as error:  # each family of timm fails in its own way
         raise UserError(
-            f"{name} is not a ConvNet that gives feature maps of strides 2 to 32 for images of any size; "
+            f"{name} is no network that gives feature maps of strides 2 to 32 for images of any size; "
             "choose another backbone, e.g. resnet18"
         ) from error
     if model_entrypoint(name).__module__ == "timm.models.resnet":
         backbone.apply(_init_resnet_layer)
     return backbone
+
+
+def make_network(name: str, pretrained: bool = False) -> nn.Module:
+    """timm's network that a :class:`Backbone` wraps; with ``pretrained`` its name may be that of weights."""
+    if is_transformer(name):
+        return build_transformer(name, pretrained)
+    network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True)
+    return network
 
 
 def _check_name(name: str) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.nets.backbones import Backbone
+from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
+from densepath.nets.transformers import resize_positions
 from densepath.nets.weight_files import read_tensors
 
 FORMAT_VERSION = "1"
@@ -151,6 +152,7 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     weights = read_weights(source)
     match = match_names(weights.state_dict, backbone.net.state_dict())
+    match = match._replace(found=resize_positions(backbone.net, match.found))
     if problem := _misfit(backbone, match):
         other = weights.metadata.get("backbone", "resnet50, say")
         raise UserError(
@@ -202,12 +204,12 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
             f"{name} does not fit {backbone.name}; name the backbone it belongs to (--backbone {architecture})"
         )
     try:
-        network: Any = timm.create_model(name, pretrained=True, features_only=True)
+        network: Any = make_network(name, pretrained=True)
     except Exception as error:  # each kind of network failure is another exception
         raise UserError(
             f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"
         ) from error
-    backbone.net.load_state_dict(network.state_dict())
+    backbone.net.load_state_dict(resize_positions(backbone.net, network.state_dict()))
     line = f"{backbone.name} with timm's {name}"
     statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
     if statistics != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
@@ -223,7 +225,7 @@ def _other_shapes(found: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> s
 
 def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
     """Say which tensors belong to blocks that the backbone's stages lack, as in a ResNet-34 beside a ResNet-18."""
-    tops = {key.split(".")[0] for key in backbone.net.state_dict()}
+    tops = {key.removeprefix("model.").split(".")[0] for key in backbone.net.state_dict()}
     suspects = [key for key in others if {key.split(".")[0], key.replace(".", "_", 1).split(".")[0]} & tops]
     if suspects:
         known = timm_state(backbone.name)

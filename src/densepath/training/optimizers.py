@@ -25,8 +25,8 @@ class Optimizer:
         lr: base learning rate, for the recipe's batch size.
         momentum: of SGD and LARS; the first beta of AdamW.
         weight_decay: on the gradient (SGD, LARS) or decoupled (AdamW).
-        exclude_norm_and_bias: no weight decay on biases and on weights of norms. LARS always excludes these, from its
-            layer-wise scaling, too.
+        exclude_norm_and_bias: no weight decay on biases, on weights of norms, and on the position embeddings and class
+            tokens of vision transformers. LARS always excludes these, from its layer-wise scaling, too.
         schedule: "cosine" to zero, "step" (times 0.1 at each milestone) or "constant"; updated at each step.
         warmup_epochs: epochs of linear warm-up from 1e-4 of the learning rate.
         milestones: epochs at which "step" drops.
@@ -59,16 +59,23 @@ class Optimizer:
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """The trainable parameters of a module: those that decay, and those that are excluded from it.
 
-    Biases and the weights of norms are told by having one dimension.
+    Biases and the weights of norms are told by having one dimension; networks of timm name the others.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     if settings.name != "lars" and not settings.exclude_norm_and_bias:
         return [{"params": trained}]
-    decayed: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1]}
-    excluded: dict[str, Any] = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+    named = _named_by_timm(module)
+    decayed: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1 and p not in named]}
+    excluded: dict[str, Any] = {"params": [p for p in trained if p.ndim <= 1 or p in named], "weight_decay": 0.0}
     if settings.name == "lars":
         excluded["adapt"] = False
     return [decayed, excluded]
+
+
+def _named_by_timm(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters that networks of timm exclude from weight decay by name: position embeddings, class tokens."""
+    networks: list[Any] = [part for part in module.modules() if hasattr(part, "no_weight_decay")]
+    return {p for network in networks for name, p in network.named_parameters() if name in network.no_weight_decay()}
 
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:

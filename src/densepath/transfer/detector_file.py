@@ -17,7 +17,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
 from densepath.transfer.anchors import ANCHOR_SIZES
 from densepath.transfer.detector import DETECTIONS, Detector
-from densepath.transfer.detectors import DETECTORS
+from densepath.transfer.detectors import DETECTORS, check_stages
 
 Color = tuple[float, float, float]  # red, green, blue in 0-1
 _KEY = "densepath_detector"
@@ -48,9 +48,15 @@ class DetectorNotes:
     detections_per_image: int = DETECTIONS
 
     def build(self) -> Detector:
-        """The detector with random weights."""
+        """The detector with random weights.
+
+        Raises:
+            UserError: the backbone is unknown, or does not suit the detector.
+        """
+        backbone = build_backbone(self.backbone)
+        check_stages(backbone)
         return DETECTORS[self.detector](
-            build_backbone(self.backbone),
+            backbone,
             len(self.category_ids),
             anchor_sizes=self.anchor_sizes,
             detections_per_image=self.detections_per_image,

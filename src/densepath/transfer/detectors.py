@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 from densepath.transfer.anchors import ANCHOR_SIZES, Anchors, check_anchor_sizes
 from densepath.transfer.detector import DETECTIONS, Detector
@@ -141,6 +142,20 @@ def _with_own_heads(
             detections=detections,
         ),
     )
+
+
+def check_stages(backbone: Backbone) -> None:
+    """Check that a backbone has the stages that detectors look at.
+
+    Raises:
+        UserError: it lacks some, as vision transformers do.
+    """
+    if not set(_PYRAMID_STAGES) <= set(backbone.stages):
+        have = ", ".join(f"f{stage}" for stage in backbone.stages)
+        raise UserError(
+            f"detectors need the stages f2 to f5, and {backbone.name} has {have} alone; take a ConvNet, e.g. resnet18, "
+            "or measure this backbone with densepath probe"
+        )
 
 
 DETECTORS: dict[str, Builder] = {

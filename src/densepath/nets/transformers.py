@@ -1,0 +1,75 @@
+"""Vision transformers as backbones: one map, of the patch tokens behind the last block and the final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+import timm
+from timm.layers import resample_abs_pos_embed
+from timm.models import model_entrypoint
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+
+_MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
+_PATCHES = (8, 16, 32)  # pixels: the strides of f3, f4 and f5
+_POSITIONS = "model.pos_embed"
+
+
+def is_transformer(name: str) -> bool:
+    """Whether a timm name is that of a plain vision transformer: all of its blocks see the same tokens."""
+    return str(model_entrypoint(name).__module__) in _MODULES
+
+
+def build_transformer(name: str, pretrained: bool = False) -> nn.Module:
+    """A vision transformer in timm's wrapper of feature maps, for images of any size that its patches divide.
+
+    Its position embeddings are interpolated to the size of the images at every pass, as timm does.
+
+    Args:
+        name: of a timm vision transformer; with those of its weights, if they are wanted.
+        pretrained: load the weights that timm has.
+
+    Raises:
+        UserError: its patches have another size than 8, 16 or 32 px, or it has no norm behind its last block.
+    """
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    patch = model.patch_embed.patch_size
+    if patch[0] != patch[1] or patch[0] not in _PATCHES:
+        raise UserError(
+            f"{name} has patches of {patch[0]} x {patch[1]} px; choose a vision transformer with patches of "
+            "8, 16 or 32 px, e.g. vit_small_patch16_224"
+        )
+    if isinstance(model.norm, nn.Identity):
+        raise UserError(
+            f"{name} has no norm but that of its pooled features; choose another vision transformer, "
+            "e.g. vit_small_patch16_224"
+        )
+    network = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
+    network.pretrained_cfg = model.pretrained_cfg  # as timm's own wrappers of feature maps carry it
+    return network
+
+
+def resize_positions(net: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Interpolate the position embeddings among a checkpoint's tensors to the number that a network has, as timm does.
+
+    Args:
+        net: any backbone's network; only a vision transformer has position embeddings.
+        found: the tensors, under the network's names.
+
+    Returns:
+        The same tensors. Embeddings stay as they are where those of the patches make no square.
+    """
+    own, theirs = net.state_dict().get(_POSITIONS), found.get(_POSITIONS)
+    if own is None or theirs is None or theirs.shape == own.shape or theirs.ndim != 3:
+        return dict(found)
+    model: Any = net.model
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    patches = theirs.shape[1] - prefix
+    if patches < 1 or isqrt(patches) ** 2 != patches:
+        return dict(found)
+    grid = list(model.patch_embed.grid_size)
+    return {**found, _POSITIONS: resample_abs_pos_embed(theirs, grid, num_prefix_tokens=prefix)}
