@@ -56,3 +56,9 @@ def test_a_tile_that_fits_no_stride_is_cropped() -> None:
     backbone = build_backbone("resnet18")
     padded, whole = (find_concepts(backbone, t, stages=(3,))[3] for t in (tile, two_halves()))
     assert np.array_equal(padded, whole)
+
+
+def test_a_transformer_shows_the_concepts_of_its_tokens() -> None:
+    concepts = find_concepts(build_backbone("test_vit"), two_halves(), stages=(4,), num_concepts=4)[4]
+    assert concepts.shape == (8, 8)
+    assert not set(concepts[:, :4].flat) & set(concepts[:, 4:].flat)

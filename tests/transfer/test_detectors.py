@@ -233,3 +233,10 @@ def test_other_backbones_work(name: str, backbone: str) -> None:
     model = build(name, backbone).train()
     losses = model(images(), [square()])
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_transformer_is_refused(detector: str) -> None:
+    notes = DetectorNotes(detector, "test_vit", (1,), ("gland",), 64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    with pytest.raises(UserError, match="detectors need the stages f2 to f5, and test_vit has f4 alone"):
+        notes.build()

@@ -132,3 +132,10 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         probe(data=data, size=0)
     with pytest.raises(UserError, match="nowhere"):
         probe(data=tmp_path / "nowhere")
+
+
+def test_a_transformer_is_probed_on_its_one_stage(tmp_path: Path) -> None:
+    scores = probe(data=write_data(tmp_path / "data", told=True), backbone="test_vit", size=96, devices="cpu")
+    assert scores["mean_iou"] > 0.8  # a patch is a block: its token knows the color
+    with pytest.raises(UserError, match="test_vit has no stage f5; choose one of f4"):
+        probe(data=tmp_path / "data", backbone="test_vit", size=96, stages=[5], devices="cpu")
