@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ from hypothesis import settings
 # The same examples each time, however slow the machine.
 settings.register_profile("densepath", deadline=None, derandomize=True)
 settings.load_profile("densepath")
+
+# A shell starts what is to run in the background with Ctrl-C ignored, and tests that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _PROC = Path("/proc/self")
 

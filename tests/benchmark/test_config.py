@@ -1,6 +1,7 @@
 """The tables that come with the package against what the paper says of itself, and tables that are wrong."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_the_table_of_the_documents_can_be_laid_out(tmp_path):
     grid = make_grid(table, mine, images(100), {}, Digests("nowhere.json"))
     assert len(grid.places) == 4 * 2 * 3
     assert [cell.images for cell in grid.cells.values() if cell.verb == "pretrain"] == [2000 * 64] * 6
+
+
+def test_a_recipe_of_another_backbone_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("{method: moco_v2, epochs: 1, backbone: resnet50}")
+    table = load_table("table4_stage")
+    rows = (table.rows[0], replace(table.rows[1], recipe=str(tmp_path / "mine.yaml"), options={}))
+    with pytest.raises(UserError, match=r"backbone resnet50; say so in the row, which has resnet18"):
+        grid_of(replace(table, rows=rows))
+    grid_of(replace(table, rows=(rows[0], replace(rows[1], backbone="resnet50"))))
 
 
 def numbers(table, row, task):
@@ -108,7 +118,15 @@ def test_options_lie_over_others():
         ("recipe: moco_v2_small", "weights: x, recipe: y", "one of the two"),
         ("recipe: moco_v2_small", "colour: red", "no 'colour'"),
         ("[50.0, null]", "[50.0]", "1 numbers of the paper for probe, not 2"),
+        ("[50.0, null]", "[x, null]", "give numbers, or null"),
         ("pretrain: 100", "pretrain: 0", "images per second"),
+        ("rates: {of: one core, pretrain: 100}", "rates: fast", "rates must be lines"),
+        ("max_steps: 80", "max_stepz: 80", "did you mean max_steps"),
+        ("backbone: test_resnet", "backbone: 18", "no text; put it in quotes"),
+        ("name: MoCo", "name: 2", "no text; put it in quotes"),
+        ("verb: detect", "verb: [detect]", "no text; put it in quotes"),
+        ("tasks:\n", "tasks:\n  - probe\n", "a task must be lines"),
+        ("recipe: moco_v2_small", "recipe: moco_v2_small, needs: {labels: 3}", "name the option that takes it"),
         ("title: A table", "title: [", "not valid YAML"),
         ("title: A table", "- title", "not valid YAML"),
     ],

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from densepath.benchmark.config import load_table
 from densepath.benchmark.curves import draw_budgets
 from densepath.benchmark.results import Entry, Results
-from densepath.benchmark.statistics import compare
+from densepath.benchmark.statistics import Comparison, compare
 from densepath.benchmark.tables import to_csv, to_html, to_markdown
 
 SCORES = {
@@ -92,6 +93,13 @@ def test_html_holds_the_numbers(results):
     assert page.rows[1] == ["weights", "seeds", *["here", "vs. random", "paper"] * 3]
     assert page.rows[2:] == BODY
     assert "a <machine>" in page.text and "<b>" in page.text
+
+
+def test_html_escapes_a_small_p(results):
+    key = ("MoCo", "probe", "mean_iou")
+    results.entries[key] = replace(results.entries[key], comparison=Comparison(2, 6.5, 1e-5, None))
+    assert "+6.5 (p &lt; 0.001)" in to_html(results, [], None)
+    assert "+6.5 (p < 0.001)" in to_markdown(results, [], None)
 
 
 def test_csv_holds_all_digits_and_what_they_are_made_of(results):

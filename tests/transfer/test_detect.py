@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.images.coco import open_split, write_coco
 from densepath.nets.backbones import build_backbone
@@ -121,6 +123,14 @@ def test_the_run_folder_holds_predictions_and_pictures(trained: tuple[Path, dict
     assert [p.name for p in pictures] == ["scene0.png", "scene2.png"]
     assert Image.open(pictures[0]).size[0] > 2 * 96
     assert (out / "config.yaml").exists() and (out / "metrics.csv").exists()
+
+
+def test_the_configuration_of_a_run_is_a_recipe(trained: tuple[Path, dict[str, float]]) -> None:
+    config = trained[0] / "config.yaml"
+    values = Command("densepath detect", detect, recipes="detect").parse(["--config", str(config), "--out", "another"])
+    saved = yaml.safe_load(config.read_text())
+    assert values["out"] == "another"
+    assert (values["max_steps"], values["lr"], list(values["train_size"])) == (50, 0.03, saved["train_size"])
 
 
 def test_evaluation_alone_gives_the_same_scores(trained: tuple[Path, dict[str, float]], data: Path) -> None:

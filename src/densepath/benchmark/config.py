@@ -26,6 +26,7 @@ METRICS = {
 }
 # What the grid itself decides for every run.
 _OF_THE_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers", "probe")
+_WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,16 @@ def _table(name: str, content: Any) -> TableConfig:
     known = ("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates")
     said = _mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
     common, backbone = said.get("pretrain") or {}, said.get("backbone", "resnet18")
+    _check_options("pretrain", common, "all rows (pretrain)")
+    _check_words({"backbone": backbone}, "it")
     tasks = tuple(_task(entry) for entry in _list(said["tasks"], "tasks"))
     _check_names([task.name for task in tasks], "tasks")
     rows = tuple(_row(entry, tasks, common, backbone) for entry in _list(said["rows"], "rows"))
     _check_names([row.name for row in rows], "rows")
     if said["baseline"] not in [row.name for row in rows]:
         raise UserError(f"the baseline {said['baseline']!r} is no row; name one")
-    rates = dict(said.get("rates") or {})
+    rates = _mapping(said.get("rates") or {}, (*VERBS, "of"), "rates")
     rates_of = str(rates.pop("of", "one GPU"))
-    _mapping(rates, tuple(VERBS), "rates")
     return TableConfig(
         name=name,
         title=str(said.get("title", name)),
@@ -180,7 +182,8 @@ def _check_names(names: Sequence[str], what: str) -> None:
 
 
 def _task(entry: Any) -> Task:
-    said = _fields(entry, Task, "a task", {"options": {}, "table": (entry or {}).get("data")})
+    said = _fields(entry, Task, "a task", {"options": {}, "table": None})
+    said["table"] = said["table"] or said["data"]
     if said["verb"] not in METRICS:
         raise UserError(f"the task {said['name']!r} has the verb {said['verb']!r}; use one of {', '.join(METRICS)}")
     metrics = tuple(_list(said["metrics"], f"metrics of {said['name']!r}"))
@@ -189,7 +192,7 @@ def _task(entry: Any) -> Task:
             raise UserError(f"{said['verb']} gives no {metric!r}; {_suggest(str(metric), METRICS[said['verb']])}")
     _check_options(said["verb"], said["options"], f"the task {said['name']!r}")
     detector = said["options"].get("detector")
-    if detector is not None and detector not in DETECTORS:
+    if detector is not None and str(detector) not in DETECTORS:
         raise UserError(f"no detector is called {detector!r}; {_suggest(str(detector), DETECTORS)}")
     return Task(**{**said, "metrics": metrics, "rate": _rate(said)})
 
@@ -214,6 +217,11 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
     for task, numbers in _mapping(said["paper"], tuple(metrics), f"the paper's numbers of {name!r}").items():
         if len(_list(numbers, f"numbers of {name!r}")) != len(metrics[task]):
             raise UserError(f"{name!r} has {len(numbers)} numbers of the paper for {task}, not {len(metrics[task])}")
+        if not all(number is None or _is_number(number) for number in numbers):
+            raise UserError(f"the paper's numbers of {name!r} for {task} are {numbers}; give numbers, or null for none")
+    for need, place in _mapping(said["needs"], said["needs"], f"the needs of {name!r}").items():
+        if not isinstance(place, str):
+            raise UserError(f"{name!r} needs {need!r} for {place!r}; name the option that takes it")
     options = {} if said["recipe"] is None else merged(common, said["options"])
     return Row(**{**said, "options": options, "rate": _rate(said)})
 
@@ -239,7 +247,15 @@ def _fields(entry: Any, kind: type, what: str, defaults: Mapping[str, Any]) -> d
     names = [field.name for field in fields(kind)]
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.name not in defaults]
     said = _mapping(entry, names, what, needed)
+    _check_words(said, what)
     return dict(defaults) | {name: value for name, value in said.items() if value is not None}
+
+
+def _check_words(said: Mapping[str, Any], what: str) -> None:
+    for name in _WORDS:
+        value = said.get(name)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{what} has the {name} {value!r}, which is no text; put it in quotes")
 
 
 def _mapping(value: Any, known: Collection[str], what: str, needed: Collection[str] = ()) -> dict[str, Any]:
@@ -264,9 +280,13 @@ def _rate(said: Mapping[str, Any]) -> float | None:
 
 
 def _positive(value: Any, what: str) -> float:
-    if not isinstance(value, int | float) or not value > 0:
+    if not _is_number(value) or not value > 0:
         raise UserError(f"{what} is {value!r}; give images per second")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _suggest(name: str, known: Collection[str]) -> str:

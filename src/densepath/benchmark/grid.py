@@ -139,6 +139,9 @@ def _pretrain_options(row: Row, given: Mapping[str, str]) -> dict[str, Any]:
     """
     try:
         recipe = {name: value for name, value in load_recipe(str(row.recipe)).items() if name not in _OF_THE_GRID}
+        if recipe.get("backbone", row.backbone) != row.backbone:
+            theirs = f"its recipe has the backbone {recipe['backbone']}"
+            raise UserError(f"{theirs}; say so in the row, which has {row.backbone}")
         options = merged(recipe, row.options) | {"backbone": row.backbone}
         for name, place in row.needs.items():
             _set(options, place, _absolute(given[name]))

@@ -83,7 +83,7 @@ def to_html(results: Results, notes: Sequence[str], picture: str | None) -> str:
             kind = ' class="base"' if row.name == results.config.baseline else ""
             lines.append(f"<tr{kind}><td>{escape(row.name)}</td><td>{escape(seeds(entries))}</td>")
             for entry in entries:
-                lines.append(f'<td>{measured(entry)}</td><td class="far">{compared(entry)}</td>')
+                lines.append(f'<td>{measured(entry)}</td><td class="far">{escape(compared(entry))}</td>')
                 lines += [f'<td class="paper">{paper(entry)}</td>'] * published
             lines.append("</tr>")
         lines.append("</tbody></table>")

@@ -17,6 +17,9 @@ from densepath.methods import METHODS, Method
 from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
 
+# What the config.yaml of a run holds beside options: a detector's colors, which belong to the weights it starts from.
+_NOTED = {"": (), "detect": ("mean", "std")}
+
 
 def recipe_names(verb: str = "") -> list[str]:
     """The recipes that come with the package: for pre-training, or for the verb that is named."""
@@ -41,7 +44,7 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
-    return recipe
+    return {option: value for option, value in recipe.items() if option not in _NOTED[verb]}
 
 
 def typed_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
