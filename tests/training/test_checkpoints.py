@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import resource
@@ -130,3 +131,23 @@ def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     assert newest_checkpoint(tmp_path)["step"] == 1
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_a_full_disk_is_told_alike_by_whichever_call_finds_it(tmp_path, monkeypatch, kind):
+    def save(*_):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            if kind is OSError:
+                raise
+            raise RuntimeError("the archive cannot be closed") from error
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(UserError) as told:
+        write_checkpoint(tmp_path, {"step": 1, "state_dict": {}})
+    assert str(told.value) == (
+        f"cannot write the checkpoint {tmp_path / 'last.ckpt'} ([Errno 28] No space left on device); "
+        "make room or mend the folder, then go on with --resume"
+    )
+    assert os.listdir(tmp_path) == []

@@ -47,7 +47,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             _seal(part)
             if _is_whole(last):  # or it would take the place of the one that the run went on from
                 os.replace(last, folder / PREVIOUS)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UserError) as error:  # a UserError where it was the file that said so, not torch
         why = str(_first_cause(error)).splitlines()[0]
         raise UserError(
             f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then go on with --resume"
