@@ -111,7 +111,7 @@ def _play(out: Path, console: Console, seed: int, scale: float | None, started: 
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _chapter(console, f"{number}/6  detector from {name} weights"):
-            results[name]["detect"] = _detect(out, name, source, seed, _share(300, of_steps, 3))
+            results[name]["detect"] = _detect(out, name, source, seed, _share(260, of_steps, 3))
     with _chapter(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(
