@@ -1,6 +1,6 @@
 """Pre-training methods, one file each."""
 
-from densepath.methods.base import Losses, Method
+from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
 from densepath.methods.densecl import DenseCL
@@ -31,6 +31,7 @@ __all__ = [
     "Method",
     "MoCoV1",
     "MoCoV2",
+    "Reconstruction",
     "SimCLR",
     "Supervised",
 ]

@@ -29,6 +29,25 @@ class Losses:
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a method that predicts pixels makes of a batch, to be looked at: pixels as views have them, normalized.
+
+    Args:
+        view: (B, 3, S, S) the view that it is given.
+        visible: (B, 3, S, S) what it sees of that, zero elsewhere.
+        target: (B, 3, S, S) what it should predict.
+        prediction: (B, 3, S, S) what it predicts, in the target's colors.
+        counted: (B, 1, S, S) bool: the pixels of the target that its loss counts.
+    """
+
+    view: Tensor
+    visible: Tensor
+    target: Tensor
+    prediction: Tensor
+    counted: Tensor
+
+
 class Method(nn.Module):
     """A pre-training method. It knows nothing of trainers, files or command lines.
 
@@ -86,3 +105,7 @@ class Method(nn.Module):
 
     def take_features(self, features: Tensor, batch: Batch) -> None:
         """Learn the features (N, D) of all images, in the order of their source and alike on all processes."""
+
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """What it predicts for a batch, where it predicts pixels."""
+        raise NotImplementedError(f"{type(self).__name__} predicts no pixels")

@@ -1,0 +1,85 @@
+"""Masks over a view's grid of square patches, and the patches' pixels as targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densepath.core.errors import UserError
+
+
+def count_visible(patches: int, ratio: float) -> int:
+    """How many patches of a view stay visible: those that the mask leaves, rounded.
+
+    Args:
+        patches: how many there are.
+        ratio: the share that is masked.
+
+    Raises:
+        UserError: nothing would be visible, or nothing masked.
+    """
+    visible = round(patches * (1 - ratio))
+    if not 0 < visible < patches:
+        raise UserError(
+            f"a mask ratio of {ratio} leaves {visible} of {patches} patches visible; some of each kind are needed, "
+            "so choose another ratio or larger views"
+        )
+    return visible
+
+
+def patches_along(view_size: int, patch: int) -> int:
+    """Patches along a side of a view; both in pixels.
+
+    Raises:
+        UserError: the patches do not divide the view.
+    """
+    if view_size % patch or view_size < patch:
+        raise UserError(
+            f"view_size {view_size} is no multiple of the patches' {patch} px; take e.g. "
+            f"{max(1, view_size // patch) * patch}"
+        )
+    return view_size // patch
+
+
+def random_visible(noise: Tensor, visible: int) -> Tensor:
+    """Which patches of each view are visible: those with the smallest noise.
+
+    Args:
+        noise: (B, N) floats, one for each patch; ``Batch.uniform(N)`` for masks that depend on image and epoch alone.
+        visible: how many, below N.
+
+    Returns:
+        (B, N) bool.
+    """
+    mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
+    return mask.scatter_(1, noise.argsort(dim=1)[:, :visible], True)
+
+
+def enlarge(grid: Tensor, size: int) -> Tensor:
+    """A value for each patch (B, h, h) as one for each cell (B, 1, size, size); ``size`` is a multiple of h."""
+    factor = size // grid.shape[-1]
+    return grid.unsqueeze(1).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) as (B, N, patch * patch * C): patches row by row, in each the channels of a pixel side by side."""
+    b, c, h, w = x.shape
+    x = x.reshape(b, c, h // patch, patch, w // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)
+
+
+def from_patches(patches: Tensor, patch: int, width: int) -> Tensor:
+    """What :func:`to_patches` undoes: (B, N, patch * patch * C) as (B, C, H, W), of views ``width`` patches wide."""
+    b, n, length = patches.shape
+    x = patches.reshape(b, n // width, width, patch, patch, length // patch**2)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def standardize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches (B, N, D) with mean 0 and variance 1 each, and the mean and the deviation (B, N, 1) that undo it.
+
+    Source: MAE (CVPR 2022), released code: the unbiased variance, plus 1e-6.
+    """
+    mean = patches.mean(-1, keepdim=True)
+    deviation = (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    return (patches - mean) / deviation, mean, deviation
