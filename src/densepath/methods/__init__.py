@@ -4,10 +4,12 @@ from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
 from densepath.methods.densecl import DenseCL
+from densepath.methods.mae import MAE
 from densepath.methods.moco_v1 import MoCoV1
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.methods.pcl_v2 import PCLV2
 from densepath.methods.simclr import SimCLR
+from densepath.methods.spark import SparK
 from densepath.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
@@ -19,10 +21,13 @@ METHODS: dict[str, type[Method]] = {
     "densecl": DenseCL,
     "concl": ConCL,
     "supervised": Supervised,
+    "spark": SparK,
+    "mae": MAE,
 }
 
 __all__ = [
     "BYOL",
+    "MAE",
     "METHODS",
     "PCLV2",
     "ConCL",
@@ -33,5 +38,6 @@ __all__ = [
     "MoCoV2",
     "Reconstruction",
     "SimCLR",
+    "SparK",
     "Supervised",
 ]
