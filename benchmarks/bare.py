@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.concepts.kmeans import KMeansConcepts
-from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR, Supervised
+from densepath.methods import BYOL, PCLV2, ConCL, ConvMIM, DenseCL, Method, MoCoV1, MoCoV2, SimCLR, Supervised
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch
 
@@ -73,6 +74,15 @@ def _supervised(method: Any, views: Batch) -> None:
     _backward(method, method.classifier(method.backbone(views["image"].pixels)[method.backbone.deepest].mean((2, 3))))
 
 
+def _conv_mim(method: Any, views: Batch) -> None:
+    """The query forward and backward, in encoder and decoder; nothing is carried to the target."""
+    visible = method.draw_visible(views)
+    maps = method.masked_stem(method.backbone, views["query"].pixels, visible)
+    sizes = [visible.shape[-1] * n for n in method.cells]
+    fitting = [z if z.shape[-1] == n else F.interpolate(z, (n, n)) for z, n in zip(maps, sizes, strict=True)]
+    _backward(method, method.decoder(fitting))
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -82,6 +92,7 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     ConCL: _concl,
     PCLV2: _moco_v2,
     Supervised: _supervised,
+    ConvMIM: _conv_mim,
 }
 
 

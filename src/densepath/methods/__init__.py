@@ -3,6 +3,7 @@
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
+from densepath.methods.conv_mim import ConvMIM
 from densepath.methods.densecl import DenseCL
 from densepath.methods.moco_v1 import MoCoV1
 from densepath.methods.moco_v2 import MoCoV2
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "densecl": DenseCL,
     "concl": ConCL,
     "supervised": Supervised,
+    "conv_mim": ConvMIM,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "METHODS",
     "PCLV2",
     "ConCL",
+    "ConvMIM",
     "DenseCL",
     "Losses",
     "Method",
