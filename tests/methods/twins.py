@@ -18,7 +18,7 @@ from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.images.batch import ImageBatch
 from densepath.images.sources import ImageFiles
-from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR, Supervised
+from densepath.methods import BYOL, PCLV2, ConCL, ConvMIM, DenseCL, MoCoV1, MoCoV2, SimCLR, Supervised
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
@@ -29,6 +29,7 @@ STEPS = 3
 SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
+MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
@@ -49,6 +50,7 @@ KINDS = {
     MoCoV1: ("shuffled",),
     PCLV2: ("shuffled", "synchronized"),
     Supervised: ("groups", "synchronized"),
+    ConvMIM: ("groups", "synchronized"),
 }
 
 
@@ -76,7 +78,7 @@ def batch_of(step, batch):
             corner = torch.ones(IMAGES // 2, 2)
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
-    views |= {"first": views["query"], "second": views["key"], "image": views["query"]}
+    views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
     return replace(batch, views=views, index=batch.index[part], labels=batch.labels[part])
 
 
@@ -85,7 +87,7 @@ def train(kind, case, options, batches):
     torch.manual_seed(0)
     transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | source | options
+    options = SMALL | CONCL | PCL | MIM | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if transformer and "stage" in known:

@@ -19,8 +19,8 @@ from densepath.core.errors import UserError
 from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import ImageFiles, PackedTiles, check_size, open_images
-from densepath.nets.backbones import build_backbone
 from densepath.methods import METHODS
+from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.training.load_run import load_run, read_run
 from densepath.training.recipes import find_method, load_recipe, typed_options
