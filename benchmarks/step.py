@@ -32,7 +32,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
-from densepath.training.optimizers import Optimizer
+from densepath.training.optimizers import Optimizer, clip_gradients
 from densepath.training.recipes import load_recipe, typed_options
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -86,6 +86,7 @@ class Step:
             outputs = self.module.training_step(batch, 0)
         self.optimizer.zero_grad()
         outputs["loss"].backward()
+        clip_gradients(self.optimizer, self.module.optimizer_settings)
         self.optimizer.step()
         self.schedule.step()
         self.meter.record(self._done, outputs, batch)

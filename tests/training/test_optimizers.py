@@ -1,3 +1,4 @@
+import io
 import math
 
 import pytest
@@ -7,7 +8,13 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.training.lars import LARS
-from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule, parameter_groups
+from densepath.training.optimizers import (
+    Optimizer,
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    parameter_groups,
+)
 
 
 def lars_loop(weights, gradients, steps, lr, momentum, decay, trust, adapt):
@@ -123,4 +130,126 @@ def test_warmup_and_milestones_are_counted_in_epochs():
 @pytest.mark.parametrize("wrong", [{"name": "adam"}, {"schedule": "linear"}, {"lr": 0.0}, {"lr": math.nan}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(UserError):
+        Optimizer(**wrong)
+
+
+def test_lamb_equals_its_equation():
+    """The form of SparK: decay within the update, and no scaling to the size of what does not decay."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(3, 2).double()
+    settings = Optimizer(name="lamb", lr=0.1, momentum=0.9, beta2=0.95, weight_decay=0.2)
+    optimizer = build_optimizer(module, settings)
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    first, second = ({name: torch.zeros_like(p) for name, p in expected.items()} for _ in range(2))
+    for step in range(1, 5):
+        for name, p in module.named_parameters():
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            first[name] = 0.9 * first[name] + 0.1 * p.grad
+            second[name] = 0.95 * second[name] + 0.05 * p.grad**2
+            update = first[name] / (1 - 0.9**step) / ((second[name] / (1 - 0.95**step)).sqrt() + 1e-6)
+            scale = 1.0
+            if name == "weight":
+                update = update + 0.2 * expected[name]
+                scale = expected[name].norm() / update.norm()
+            expected[name] = expected[name] - 0.1 * scale * update
+        optimizer.step()
+        torch.testing.assert_close(dict(module.named_parameters()), expected, rtol=1e-9, atol=0)
+
+
+def test_the_second_beta_is_that_of_adamw():
+    assert build_optimizer(network(), Optimizer(name="adamw", beta2=0.95)).param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_modules_name_what_does_not_decay():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask_token, self.other = (nn.Parameter(torch.ones(1, 1, 3)) for _ in range(2))
+
+        def no_weight_decay(self):
+            return {"mask_token"}
+
+    module = nn.Sequential(Masked())
+    decayed, excluded = parameter_groups(module, Optimizer(name="lamb"))
+    assert (decayed["params"], excluded["params"]) == ([module[0].other], [module[0].mask_token])
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
+def test_gradients_are_clipped_by_their_common_norm(clip):
+    module, settings = network(), Optimizer(clip_norm=clip)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    norm = math.sqrt(sum(p.numel() for p in module.parameters()))
+    clip_gradients(build_optimizer(module, settings), settings)
+    expected = min(1.0, clip / norm) if clip else 1.0
+    for parameter in module.parameters():
+        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, expected))
+
+
+def test_cosine_and_warmup_have_ends_of_their_own():
+    rates = course(Optimizer(lr=2.0, warmup_epochs=2, warmup_start=0.005, final_lr=0.001), 100, 10)
+    assert rates[0] == pytest.approx(0.01) and rates[10] == pytest.approx(0.01 + 1.99 / 2)
+    expected = [0.002 + 1.998 * (1 + math.cos(math.pi * step / 80)) / 2 for step in range(80)]
+    assert rates[20:] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("final", [None, 0.2])
+def test_weight_decay_rises_along_a_cosine_where_there_is_any(final):
+    settings = Optimizer(name="adamw", weight_decay=0.04, exclude_norm_and_bias=True, final_weight_decay=final)
+    optimizer = build_optimizer(network(), settings)
+    schedule = build_schedule(optimizer, settings, 10, 10)
+    seen = []
+    for _ in range(10):
+        seen.append([group["weight_decay"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    end = 0.04 if final is None else final
+    expected = [end + (0.04 - end) * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert [decay for decay, _ in seen] == pytest.approx(expected)
+    assert [decay for _, decay in seen] == [0.0] * 10
+
+
+def test_a_restored_schedule_goes_on_with_the_same_courses():
+    settings = Optimizer(name="lamb", weight_decay=0.04, final_weight_decay=0.2)
+
+    def made(state=None):
+        torch.manual_seed(0)
+        module = network()
+        optimizer = build_optimizer(module, settings)
+        schedule = build_schedule(optimizer, settings, 8, 8)
+        for part, kept in zip((module, optimizer, schedule), state or (), strict=False):
+            part.load_state_dict(kept)
+        return module, optimizer, schedule
+
+    def train(module, optimizer, schedule, steps):
+        for step in steps:
+            for parameter in module.parameters():
+                parameter.grad = torch.full_like(parameter, math.sin(step))
+            optimizer.step()
+            schedule.step()
+        return [part.state_dict() for part in (module, optimizer, schedule)]
+
+    whole = train(*made(), range(8))
+    kept = io.BytesIO()
+    torch.save(train(*made(), range(3)), kept)
+    kept.seek(0)
+    rest = train(*made(torch.load(kept, weights_only=True)), range(3, 8))
+    torch.testing.assert_close(rest[0], whole[0], rtol=0, atol=0)
+    assert [group["weight_decay"] for group in rest[1]["param_groups"]] == [0.2, 0.0]
+    assert rest[2] == whole[2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"beta2": 1.0},
+        {"clip_norm": -1.0},
+        {"final_lr": 1.5},
+        {"warmup_start": -0.1},
+        {"final_weight_decay": math.nan},
+        {"weight_decay": 0.0, "final_weight_decay": 0.1},
+    ],
+)
+def test_wrong_courses_are_refused(wrong):
+    with pytest.raises(UserError, match=next(reversed(wrong)).replace("_", "[_ ]")):
         Optimizer(**wrong)

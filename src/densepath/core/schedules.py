@@ -18,21 +18,24 @@ def lr_factor(
     warmup_start: float = 1e-4,
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
+    final: float = 0.0,
 ) -> float:
     """What the base learning rate is multiplied by at a step.
 
     Args:
-        kind: "cosine" falls from 1 to 0 over the steps after the warm-up, "step" is multiplied by ``gamma`` at each
-            milestone, "constant" stays 1.
+        kind: "cosine" falls from 1 to ``final`` over the steps after the warm-up, "step" is multiplied by ``gamma`` at
+            each milestone, "constant" stays 1.
         step: 0-based; it may count optimizer steps or epochs, like all the other lengths.
         total: the length of the run.
         warmup: the length of a linear rise from ``warmup_start`` to 1.
         milestones: where "step" drops.
+        gamma: what "step" is multiplied by there.
+        final: where "cosine" ends.
     """
     if step < warmup:
         return warmup_start + (1 - warmup_start) * step / warmup
     if kind == "cosine":
-        return cosine(1.0, 0.0, (step - warmup) / max(total - warmup, 1e-12))
+        return cosine(1.0, final, (step - warmup) / max(total - warmup, 1e-12))
     if kind == "step":
         return gamma ** sum(step >= milestone for milestone in milestones)
     return 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densepath.images.batch import ImageBatch
 from densepath.methods.base import Method
-from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule
+from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule, clip_gradients
 from densepath.training.sweep import Sweep
 from densepath.views.maker import ViewMaker
 
@@ -56,6 +56,10 @@ class PretrainModule(L.LightningModule):
             self.method.take_features(self.sweep(self.method, self.device), views)
         losses = self.method(views)
         return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": batch.epoch}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning calls this before each optimizer step, with the gradients that the step takes."""
+        clip_gradients(optimizer, self.optimizer_settings)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with a learning rate that changes at each step."""

@@ -1,19 +1,21 @@
-"""Optimizers as the recipes name them: parameter groups and the learning rate's course."""
+"""Optimizers as the recipes name them: parameter groups, and the courses of learning rate and weight decay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from timm.optim import Lamb
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from densepath.core.errors import UserError
-from densepath.core.schedules import lr_factor
+from densepath.core.schedules import cosine, lr_factor
 from densepath.training.lars import LARS
 
-_NAMES = ("sgd", "lars", "adamw")
+_NAMES = ("sgd", "lars", "adamw", "lamb")
 
 
 @dataclass(frozen=True)
@@ -21,20 +23,29 @@ class Optimizer:
     """How the weights are updated. The defaults are the paper's for MoCo-v2 and ConCL.
 
     Args:
-        name: "sgd", "lars" or "adamw".
+        name: "sgd", "lars", "adamw" or "lamb".
         lr: base learning rate, for the recipe's batch size.
-        momentum: of SGD and LARS; the first beta of AdamW.
-        weight_decay: on the gradient (SGD, LARS) or decoupled (AdamW).
-        exclude_norm_and_bias: no weight decay on biases, on weights of norms, and on the position embeddings and class
-            tokens of vision transformers. LARS always excludes these, from its layer-wise scaling, too.
-        schedule: "cosine" to zero, "step" (times 0.1 at each milestone) or "constant"; updated at each step.
-        warmup_epochs: epochs of linear warm-up from 1e-4 of the learning rate.
+        momentum: of SGD and LARS; the first beta of AdamW and LAMB.
+        weight_decay: on the gradient (SGD, LARS), decoupled (AdamW), or on the update before it is scaled to the size
+            of the weights (LAMB).
+        exclude_norm_and_bias: no weight decay on biases, on weights of norms, and on the position embeddings, class and
+            mask tokens of vision transformers. LARS and LAMB always exclude these, from their layer-wise scaling, too.
+        schedule: "cosine", "step" (times 0.1 at each milestone) or "constant"; updated at each step.
+        warmup_epochs: epochs of linear warm-up.
         milestones: epochs at which "step" drops.
+        beta2: second beta of AdamW and LAMB.
+        clip_norm: the largest norm that the gradient of an optimizer step, of all parameters together, may have: a
+            larger one is scaled down; 0 for no limit.
+        final_lr: the share of the learning rate at which "cosine" ends.
+        final_weight_decay: where the weight decay ends that rises, or falls, along half a cosine wave from its value at
+            the start; null for one that stays.
+        warmup_start: the share of the learning rate at which the warm-up starts.
 
-    Source: ConCL, ECCV 2022, the configurations of the released code.
+    Source: ConCL, ECCV 2022, the configurations of the released code; LAMB: You et al., ICLR 2020, in the form of timm,
+    which is that of SparK (ICLR 2023).
     """
 
-    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    name: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     lr: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -42,6 +53,11 @@ class Optimizer:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
+    beta2: float = 0.999
+    clip_norm: float = 0.0
+    final_lr: float = 0.0
+    final_weight_decay: float | None = None
+    warmup_start: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.name not in _NAMES:
@@ -50,21 +66,29 @@ class Optimizer:
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
         if not self.lr > 0:
             raise UserError(f"the learning rate must be positive, not {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"the momentum must be at least 0 and less than 1, not {self.momentum}")
-        if not self.weight_decay >= 0:
-            raise UserError(f"the weight decay must not be negative, as {self.weight_decay} is")
+        for name in ("momentum", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
+        for name in ("weight_decay", "final_weight_decay", "clip_norm"):
+            if not (getattr(self, name) or 0.0) >= 0:
+                raise UserError(f"the {name.replace('_', ' ')} must not be negative, as {getattr(self, name)} is")
+        if self.final_weight_decay and not self.weight_decay:
+            raise UserError("a weight decay of 0 cannot rise to final_weight_decay; start it above 0")
+        for name in ("final_lr", "warmup_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a share of the learning rate, between 0 and 1, not {getattr(self, name)}")
 
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """The trainable parameters of a module: those that decay, and those that are excluded from it.
 
-    Biases and the weights of norms are told by having one dimension; networks of timm name the others.
+    Biases and the weights of norms are told by having one dimension; modules name the others by ``no_weight_decay()``,
+    as networks of timm do.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
-    if settings.name != "lars" and not settings.exclude_norm_and_bias:
+    if settings.name not in ("lars", "lamb") and not settings.exclude_norm_and_bias:
         return [{"params": trained}]
-    named = _named_by_timm(module)
+    named = _excluded_by_name(module)
     decayed: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1 and p not in named]}
     excluded: dict[str, Any] = {"params": [p for p in trained if p.ndim <= 1 or p in named], "weight_decay": 0.0}
     if settings.name == "lars":
@@ -72,8 +96,8 @@ def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, A
     return [decayed, excluded]
 
 
-def _named_by_timm(module: nn.Module) -> set[nn.Parameter]:
-    """The parameters that networks of timm exclude from weight decay by name: position embeddings, class tokens."""
+def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters that modules exclude from weight decay by name: position embeddings, class and mask tokens."""
     networks: list[Any] = [part for part in module.modules() if hasattr(part, "no_weight_decay")]
     return {p for network in networks for name, p in network.named_parameters() if name in network.no_weight_decay()}
 
@@ -82,20 +106,66 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     """The optimizer of a module's trainable parameters, in its fused form where there is one."""
     groups = parameter_groups(module, settings)
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
+    betas = (momentum, settings.beta2)
     if settings.name == "lars":
         return LARS(groups, lr=lr, momentum=momentum, weight_decay=decay)
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), weight_decay=decay, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
+    if settings.name == "lamb":
+        # Gradients are clipped before, alike for every optimizer.
+        lamb: torch.optim.Optimizer = Lamb(groups, lr=lr, betas=betas, weight_decay=decay, max_grad_norm=None)
+        return lamb
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, settings: Optimizer) -> None:
+    """Scale the gradients of an optimizer step down to the largest norm allowed, if any; the device is not waited for.
+
+    They have to be those of all accumulated batches and all processes.
+    """
+    if settings.clip_norm:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+
+
+class Schedule(LambdaLR):
+    """The learning rate and the weight decay at each optimizer step.
+
+    Args:
+        optimizer: whose settings follow; what has no weight decay gets none.
+        lr_factor: of the step, what the learning rate is multiplied by.
+        weight_decay: of the step, the weight decay.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        lr_factor: Callable[[int], float],
+        weight_decay: Callable[[int], float],
+    ) -> None:
+        self._weight_decay = weight_decay
+        self._decayed = [number for number, group in enumerate(optimizer.param_groups) if group["weight_decay"]]
+        super().__init__(optimizer, lr_factor)
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        for number in self._decayed:
+            self.optimizer.param_groups[number]["weight_decay"] = self._weight_decay(self.last_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step alone: the courses are functions of it."""
+        return {
+            name: value for name, value in super().state_dict().items() if name not in ("_weight_decay", "_decayed")
+        }
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: Optimizer, total_steps: int, steps_per_epoch: float
-) -> LambdaLR:
-    """The learning rate at each optimizer step.
+) -> Schedule:
+    """The learning rate and the weight decay at each optimizer step.
 
     Args:
-        optimizer: whose learning rate follows.
+        optimizer: whose learning rate and weight decay follow.
         settings: names the course, in epochs.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
@@ -104,6 +174,18 @@ def build_schedule(
     milestones = [epoch * steps_per_epoch for epoch in settings.milestones]
 
     def factor(step: int) -> float:
-        return lr_factor(settings.schedule, step, total_steps, warmup=warmup, milestones=milestones)
+        return lr_factor(
+            settings.schedule,
+            step,
+            total_steps,
+            warmup=warmup,
+            warmup_start=settings.warmup_start,
+            milestones=milestones,
+            final=settings.final_lr,
+        )
 
-    return LambdaLR(optimizer, factor)
+    def weight_decay(step: int) -> float:
+        start, end = settings.weight_decay, settings.final_weight_decay
+        return start if end is None else cosine(start, end, step / total_steps)
+
+    return Schedule(optimizer, factor, weight_decay)

@@ -1,0 +1,167 @@
+"""Sparse encoding by a ConvNet: hidden cells of the images are not seen, and take no part in batch norms.
+
+Dense layers do what sparse ones would: what a layer reads of its neighbours is zero where it is hidden, and norms are
+given the visible positions alone. The network itself is not changed, but for the time of a pass.
+
+Source: SparK (ICLR 2023), section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isqrt
+from typing import Any
+
+import torch
+from timm.layers import GELU, DropPath, GELUTanh, LayerNorm, LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densepath.core.errors import UserError
+from densepath.core.masking import enlarge
+from densepath.nets.backbones import Backbone
+
+_MIXING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # of several positions, in a window
+_POINTWISE = (nn.ReLU, nn.SiLU, nn.GELU, GELU, GELUTanh, nn.Linear, nn.LayerNorm, LayerNorm, LayerNorm2d)
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+
+
+class Visible:
+    """Which cells of a batch of images are visible, as maps of any resolution need it; each is worked out once.
+
+    Args:
+        cells: (B, g, g) bool, on the device of the maps.
+        count: how many cells of each image are visible, alike for all.
+    """
+
+    def __init__(self, cells: Tensor, count: int) -> None:
+        self.cells, self.count = cells, count
+        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._rows: dict[int, Tensor] = {}
+
+    def mask(self, side: int, dtype: torch.dtype = torch.bool) -> Tensor:
+        """(B, 1, side, side): one at visible positions, zero at hidden ones."""
+        if (side, dtype) not in self._masks:
+            self._masks[side, dtype] = enlarge(self.cells, side).to(dtype)
+        return self._masks[side, dtype]
+
+    def clean(self, x: Tensor) -> Tensor:
+        """A map (B, C, side, side) with zeros at hidden positions."""
+        return x * self.mask(x.shape[-1], x.dtype)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The visible positions of a map (B, C, side, side), cell by cell: (B, C, 1, n), channels last."""
+        rows: Tensor = _Gather.apply(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), self.rows(x.shape[-1]))
+        return rows.view(len(x), 1, -1, x.shape[1]).permute(0, 3, 1, 2)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """What :meth:`gather` undoes: a map (B, C, side, side), channels last, with zeros at hidden positions."""
+        side = self.cells.shape[-1] * isqrt(x.shape[-1] // self.count)
+        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        full: Tensor = _Scatter.apply(rows, self.rows(side), len(x) * side**2)
+        return full.view(len(x), side, side, x.shape[1]).permute(0, 3, 1, 2)
+
+    def rows(self, side: int) -> Tensor:
+        """(B * n,) int64: the visible positions of maps (B, C, side, side), cell by cell, counted over the batch."""
+        if side not in self._rows:
+            count, along, device = len(self.cells), self.cells.shape[-1], self.cells.device
+            # A sort, as looking for the ones would wait for the device.
+            cells = self.cells.flatten(1).byte().argsort(dim=1, descending=True, stable=True)[:, : self.count]
+            size = side // along
+            corner = (cells // along * side + cells % along) * size
+            steps = torch.arange(size, device=device)
+            inside = (steps[:, None] * side + steps).flatten()
+            image = torch.arange(count, device=device)[:, None] * side**2
+            self._rows[side] = ((image + corner)[:, :, None] + inside).flatten()
+        return self._rows[side]
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a matrix, each at most once: the gradient needs no atomic additions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.total = len(x)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _spread(gradients[0], ctx.saved_tensors[0], ctx.total), None
+
+
+class _Scatter(torch.autograd.Function):
+    """Rows put into a matrix of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, total: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        return _spread(x, rows, total)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+def _spread(x: Tensor, rows: Tensor, total: int) -> Tensor:
+    return x.new_zeros(total, x.shape[1]).index_copy_(0, rows, x)
+
+
+def check_sparse(backbone: Backbone) -> None:
+    """Check that a network can be run sparsely: all of its layers look at windows or at single positions.
+
+    Raises:
+        UserError: it has another one, as networks with squeeze-and-excitation or attention do.
+    """
+    for name, module in backbone.net.named_modules():
+        known = isinstance(module, (*_MIXING, *_POINTWISE, *_IDLE, _BatchNorm))
+        if not known and not any(module.children()):
+            raise UserError(
+                f"{backbone.name} has a {type(module).__name__} ({name}), which has no sparse form here; take a plain "
+                "ConvNet, e.g. resnet18, regnetx_002 or convnext_atto"
+            )
+
+
+def encode_sparsely(backbone: Backbone, pixels: Tensor, visible: Visible) -> dict[int, Tensor]:
+    """The stages of images of which some cells are hidden.
+
+    Args:
+        backbone: one that :func:`check_sparse` lets pass.
+        pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by 2**backbone.deepest or more.
+        visible: the cells.
+
+    Returns:
+        Stage i -> (B, channels[i], S / 2**i, S / 2**i), zero at hidden positions. What hidden pixels hold changes
+        nothing.
+    """
+    with _sparse(backbone.net, visible):
+        maps = backbone(pixels)
+    return {stage: visible.clean(x) for stage, x in maps.items()}
+
+
+@contextmanager
+def _sparse(network: nn.Module, visible: Visible) -> Iterator[None]:
+    """Within it, windows see zeros where something is hidden, and batch norms get the visible positions alone."""
+    handles = []
+
+    def before_window(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (visible.clean(inputs[0]),)
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (visible.gather(inputs[0]),)
+
+    def behind_norm(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return visible.scatter(output)
+
+    for module in network.modules():
+        if isinstance(module, _MIXING) and module.kernel_size not in (1, (1, 1)):
+            handles.append(module.register_forward_pre_hook(before_window))
+        elif isinstance(module, _BatchNorm):
+            handles.append(module.register_forward_pre_hook(before_norm))
+            handles.append(module.register_forward_hook(behind_norm))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

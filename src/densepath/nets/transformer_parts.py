@@ -1,0 +1,110 @@
+"""A vision transformer taken apart: patch embeddings, positions, and the blocks on any of the tokens.
+
+A pass of the whole network is ``encode(model, add_positions(model, embed_patches(model, pixels)))``. Tokens stand as
+timm has them: the prefix (class and register tokens, ``model.num_prefix_tokens`` of them), then the patches row by row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone
+
+
+def require_transformer(backbone: Backbone, method: str) -> Any:
+    """timm's vision transformer in a backbone.
+
+    Args:
+        backbone: any one.
+        method: who needs it, as the message says it.
+
+    Raises:
+        UserError: it is a ConvNet, or a transformer without position embeddings of its own for each patch.
+    """
+    model = getattr(backbone.net, "model", None)
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+        raise UserError(
+            f"{method} needs a vision transformer with position embeddings, which {backbone.name} is not; "
+            "choose one with --backbone, e.g. vit_small_patch16_224"
+        )
+    return model
+
+
+def embed_patches(model: Any, pixels: Tensor) -> Tensor:
+    """Embeddings (B, h, w, C) of the patches of images (B, 3, H, W), without positions."""
+    embeddings: Tensor = model.patch_embed(pixels)
+    return embeddings
+
+
+def add_positions(model: Any, patches: Tensor) -> Tensor:
+    """Patches (B, h, w, C) with their positions, behind the prefix: (B, prefix + h * w, C).
+
+    Position embeddings are interpolated to h x w as timm does, where the network has others.
+    """
+    tokens: Tensor = model._pos_embed(patches)
+    return tokens
+
+
+def select_tokens(model: Any, tokens: Tensor, patches: Tensor) -> Tensor:
+    """The prefix and some of the patches.
+
+    Args:
+        model: the transformer.
+        tokens: (B, prefix + N, C).
+        patches: (B, n) int64, which patches, 0 to N - 1.
+
+    Returns:
+        (B, prefix + n, C).
+    """
+    prefix = model.num_prefix_tokens
+    index = (patches + prefix).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    return torch.cat((tokens[:, :prefix], tokens.gather(1, index)), dim=1)
+
+
+def run_blocks(model: Any, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """Tokens (B, T, C), any that :func:`add_positions` gave, behind the blocks from ``start`` to before ``stop``."""
+    if start == 0:
+        tokens = model.norm_pre(tokens)
+    tokens = model.blocks[start:stop](tokens)
+    return tokens
+
+
+def encode(model: Any, tokens: Tensor) -> Tensor:
+    """Tokens (B, T, C), any that :func:`add_positions` gave, behind all blocks and the final norm."""
+    tokens = model.norm(run_blocks(model, tokens))
+    return tokens
+
+
+def sincos_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Sines and cosines of the row and of the column of each patch, (height * width, dim); ``dim`` is a multiple of 4.
+
+    The channels stand in timm's order, which is not that of MAE: to a network with random weights it is all one.
+
+    Source: MAE (CVPR 2022), appendix A.1, after Vaswani et al., NeurIPS 2017.
+    """
+    return build_sincos2d_pos_embed([height, width], dim, device=device)
+
+
+@torch.no_grad()
+def fix_positions(model: Any) -> None:
+    """Give a transformer fixed positions in place of its learned ones: sines and cosines, and zero for the prefix.
+
+    They are those of the network's own grid of patches, so the network that is exported holds them; images of another
+    size get them interpolated, in training as later on.
+
+    Raises:
+        UserError: its width is no multiple of 4.
+    """
+    if model.embed_dim % 4:
+        raise UserError(f"sin-cos positions need a width that is a multiple of 4, not {model.embed_dim}")
+    height, width = model.patch_embed.grid_size
+    positions = sincos_positions(height, width, model.embed_dim, model.pos_embed.device)
+    model.pos_embed.zero_()
+    model.pos_embed[:, -height * width :] = positions
+    model.pos_embed.requires_grad_(False)
