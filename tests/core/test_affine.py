@@ -211,11 +211,12 @@ TURNED = torch.tensor([[[0.6, -0.5, 0.1], [0.5, 0.7, 0.0]], [[0.3, 0.1, 0.4], [-
 UPRIGHT = torch.tensor([[[1.6, 0, 0.3], [0, -0.4, 0.2]], [[0, 0.7, 0.1], [-1.2, 0, 0.3]]])  # also wider than the input
 
 
-@pytest.mark.parametrize("maps", [TURNED, UPRIGHT, torch.cat((TURNED, UPRIGHT))], ids=["turned", "upright", "both"])
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
-def test_gradients_flow_through_samples(maps, kind):
-    x = torch.rand(len(maps), 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: sample(x, maps, (3, 6), kind=kind), x)
+def test_gradients_flow_through_samples(kind):
+    """Of turned and upright maps at once: against finite differences."""
+    maps = torch.cat((TURNED, UPRIGHT))
+    x = torch.rand(4, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: sample(x, maps, (3, 6), kind=kind), x, fast_mode=True)
 
 
 def test_places_are_as_exact_under_autocast():

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.masked_stem import MaskedStem
+from densepath.nets.masked_stem import MaskedStages, MaskedStem
+from densepath.nets.sparse import Visible
 
-VISIBLE = torch.tensor([[[True, False], [False, False]], [[False, True], [True, False]]])
+CELLS = torch.tensor([[[True, False], [False, False]], [[False, True], [False, False]]])
+VISIBLE = Visible(CELLS, 1)
 
 
 def spread(visible, size):
@@ -27,11 +30,11 @@ def test_the_token_stands_where_the_image_is_hidden_and_nowhere_else(name, end, 
     masked = MaskedStem(backbone, end)
     pixels = torch.randn(2, 3, 64, 64)
     maps = masked(backbone, pixels, VISIBLE)
-    e = pixels * spread(VISIBLE, 64)
+    e = pixels * spread(CELLS, 64)
     for module in stem:
         e = backbone.net[module](e)
     z = maps[0]
-    seen = spread(VISIBLE, z.shape[-1]).expand_as(z)
+    seen = spread(CELLS, z.shape[-1]).expand_as(z)
     assert torch.equal(z[seen], e[seen])
     assert torch.equal(z[~seen], masked.token.view(1, -1, 1, 1).expand_as(z)[~seen])
     assert masked.strides == strides
@@ -44,7 +47,7 @@ def test_stages_behind_the_stem_are_those_of_the_backbone():
     """With everything visible the maps are the plain ones."""
     backbone = build_backbone("test_resnet").eval()
     pixels = torch.randn(2, 3, 64, 64)
-    maps = MaskedStem(backbone)(backbone, pixels, torch.ones(2, 2, 2, dtype=torch.bool))
+    maps = MaskedStem(backbone)(backbone, pixels, Visible(torch.ones(2, 2, 2, dtype=torch.bool), 4))
     assert all(torch.equal(one, other) for one, other in zip(maps, backbone(pixels).values(), strict=True))
 
 
@@ -64,5 +67,23 @@ def test_visible_parts_tell_of_themselves_where_nothing_is_visible():
     other = pixels.clone()
     other[0, :, :64, :64] += 1.0
     for depth, (one, two) in enumerate(zip(*(masked(backbone, x, VISIBLE) for x in (pixels, other)), strict=True)):
-        hidden = ~spread(VISIBLE, one.shape[-1])[:1].expand(1, one.shape[1], -1, -1)
+        hidden = ~spread(CELLS, one.shape[-1])[:1].expand(1, one.shape[1], -1, -1)
         assert bool((one[:1][hidden] != two[:1][hidden]).any()) == (depth > 0)
+
+
+def test_a_sparse_encoder_is_told_nothing_across_what_is_hidden_and_has_a_token_in_each_map():
+    backbone = build_backbone("test_resnet").eval()
+    masked = MaskedStages(backbone)
+    pixels = torch.randn(2, 3, 64, 64)
+    other = pixels.clone()
+    other[0, :, :32, :32] += 1.0
+    for one, two, token in zip(*(masked(backbone, x, VISIBLE) for x in (pixels, other)), masked.tokens, strict=True):
+        seen = spread(CELLS, one.shape[-1]).expand_as(one)
+        assert torch.equal(one[~seen], token.view(1, -1, 1, 1).expand_as(one)[~seen])
+        assert torch.equal(one[~seen], two[~seen]) and not torch.equal(one[seen], two[seen])
+    assert (masked.channels, masked.strides) == (MaskedStem(backbone).channels, (2, 4, 8, 16, 32))
+
+
+def test_a_network_that_has_no_sparse_form_is_refused():
+    with pytest.raises(UserError, match="no sparse form"):
+        MaskedStages(build_backbone("regnety_002"))

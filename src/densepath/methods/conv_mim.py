@@ -13,7 +13,6 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, masked_mean
 from densepath.core.masking import (
     count_visible,
-    enlarge,
     from_patches,
     patches_along,
     random_visible,
@@ -24,8 +23,9 @@ from densepath.core.resampling import sample, sample_nearest
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders import MultiScaleDecoder
-from densepath.nets.masked_stem import MaskedStem
+from densepath.nets.masked_stem import MaskedStages, MaskedStem
 from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.nets.sparse import Visible
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -34,8 +34,8 @@ class ConvMIM(Method):
     """Convolutional masked image modelling, invariant to affine maps and colors.
 
     The query x_q = c(t1(x)) has its colors changed, the target x_k = t2(x) has not. Of the query a random part of the
-    patches is visible (mask m). Its features z_1 ... z_N (see :class:`MaskedStem`) are carried to the target's frame
-    and decoded there (Equations 4 to 6),
+    patches is visible (mask m). Its features z_1 ... z_N, with a learned MASK for the rest (see :class:`MaskedStem`),
+    are carried to the target's frame and decoded there (Equations 4 to 6),
 
     z_i^k = t2(t1^-1(z_i)),    x_hat = d(sum over i of Conv_i(z_i^k)),
 
@@ -52,8 +52,9 @@ class ConvMIM(Method):
         backbone: a ConvNet, what is trained.
         mask_ratio: the share of hidden patches.
         patch: their side in pixels, which the strides of the backbone's stages must divide or be multiples of.
-        stem: where MASK stands in for the hidden patches: before or after the max-pool of a ResNet, say. The paper
-            leaves it open.
+        masking: where MASK comes in: behind the "stem", or at the end, in each map of an encoder that sees the visible
+            patches alone ("sparse": with ``invariance`` it is "Emb. invariance" of Table 2, here with all stages).
+        stem: where a ResNet's stem ends: before or after its max-pool. The paper leaves it open.
         invariance: whether the target is a view of its own; without, it is the query as it is, colors and all
             (t1 = t2: "Emb. masking" of Table 2).
         normalize_target: predict each patch of the target with mean 0 and variance 1. Its statistics are those of the
@@ -72,6 +73,7 @@ class ConvMIM(Method):
         backbone: Backbone,
         mask_ratio: float = 0.7,
         patch: int = 32,
+        masking: Literal["stem", "sparse"] = "stem",
         stem: Literal["before_pool", "after_pool"] = "before_pool",
         invariance: bool = True,
         normalize_target: bool = False,
@@ -83,16 +85,19 @@ class ConvMIM(Method):
         super().__init__()
         if not 0 < mask_ratio < 1:
             raise UserError(f"the mask ratio is a share between 0 and 1, not {mask_ratio}")
+        if masking not in ("stem", "sparse"):
+            raise UserError(f"unknown masking {masking!r}; there are: stem, sparse")
         self.backbone = backbone
-        self.masked_stem = MaskedStem(backbone, stem)
-        strides = self.masked_stem.strides
-        if patch < strides[0] or any(max(patch, stride) % min(patch, stride) for stride in strides):
+        self.encoder = MaskedStem(backbone, stem) if masking == "stem" else MaskedStages(backbone)
+        strides = self.encoder.strides
+        least = strides[0] if masking == "stem" else strides[-1]
+        if patch < least or any(max(patch, stride) % min(patch, stride) for stride in strides):
             raise UserError(
-                f"patches of {patch} px do not fit the strides {', '.join(map(str, strides))} of {backbone.name}; take "
-                "e.g. 32"
+                f"patches of {patch} px do not fit the strides {', '.join(map(str, strides))} of {backbone.name}"
+                f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
             )
         cells = [max(1, patch // stride) for stride in strides]
-        self.decoder = MultiScaleDecoder(self.masked_stem.channels, cells, patch, width, heads)
+        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
         set_batch_norm(self.backbone, batch_norm, batch_norm_group)
         self.cells = cells
         self.patch = patch
@@ -120,25 +125,26 @@ class ConvMIM(Method):
         statistics = {"counted_pixels": counted.float().mean()}
         return Losses(loss, {"reconstruction_loss": loss.detach()}, statistics)
 
-    def draw_visible(self, batch: Batch) -> Tensor:
-        """m: which patches of the query are visible, (B, h, h) bool."""
+    def draw_visible(self, batch: Batch) -> Visible:
+        """m: which patches of the query are visible."""
         pixels = batch["query"].pixels
         along = patches_along(pixels.shape[-1], self.patch)
-        visible = random_visible(batch.uniform(along**2), count_visible(along**2, self.mask_ratio))
-        return visible.unflatten(1, (along, along)).to(pixels.device, non_blocking=True)
+        count = count_visible(along**2, self.mask_ratio)
+        patches = random_visible(batch.uniform(along**2), count).unflatten(1, (along, along))
+        return Visible(patches.to(pixels.device, non_blocking=True), count)
 
-    def predict(self, batch: Batch, visible: Tensor) -> Tensor:
+    def predict(self, batch: Batch, visible: Visible) -> Tensor:
         """The target's patches, (B, h * h, patch * patch * 3), from what is visible of the query."""
-        maps = self.masked_stem(self.backbone, batch["query"].pixels, visible)
-        way, along = self.way(batch), visible.shape[-1]
+        maps = self.encoder(self.backbone, batch["query"].pixels, visible)
+        way, along = self.way(batch), visible.cells.shape[-1]
         aligned = [sample(z, way, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
         patches: Tensor = self.decoder(aligned)
         return patches
 
-    def counted(self, batch: Batch, visible: Tensor) -> Tensor:
+    def counted(self, batch: Batch, visible: Visible) -> Tensor:
         """t2(t1^-1(1 - m)): the target's pixels that are hidden in the query, (B, 1, S, S) bool."""
         size = batch["query"].pixels.shape[-2:]
-        return sample_nearest((~visible).unsqueeze(1).float(), self.way(batch), size).bool()
+        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.way(batch), size).bool()
 
     def way(self, batch: Batch) -> Tensor:
         """The maps (B, 2, 3) from the target's coordinates to those of the query."""
@@ -152,9 +158,8 @@ class ConvMIM(Method):
         if self.normalize_target:
             _, mean, deviation = standardize_patches(to_patches(target, self.patch))
             patches = patches * deviation + mean
-        prediction = from_patches(patches, self.patch, visible.shape[-1])
-        seen = view * enlarge(visible, view.shape[-1])
-        return Reconstruction(view, seen, target, prediction, self.counted(batch, visible))
+        prediction = from_patches(patches, self.patch, visible.cells.shape[-1])
+        return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
     def backbone_to_keep(self) -> Backbone:
         return plain_batch_norm(self.backbone)

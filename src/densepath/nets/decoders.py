@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.nets.transformer_parts import sincos_positions
 
 
 class MultiScaleDecoder(nn.Module):
@@ -55,7 +55,7 @@ class MultiScaleDecoder(nn.Module):
         """
         unified = torch.stack([unify(x) for unify, x in zip(self.unify, maps, strict=True)]).sum(0)
         height, width = unified.shape[2:]
-        positions = build_sincos2d_pos_embed([height, width], self.width, device=unified.device)
+        positions = sincos_positions(height, width, self.width, unified.device)
         tokens = unified.flatten(2).transpose(1, 2) + positions
         predicted: Tensor = self.predict(self.norm(self.block(tokens)))
         return predicted

@@ -1,4 +1,4 @@
-"""Masked images for ordinary ConvNets: behind the stem, a learned vector stands where the image is hidden."""
+"""Masked images for ConvNets: feature maps in which learned vectors stand where the image is hidden."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.core.masking import enlarge
 from densepath.nets.backbones import Backbone
+from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 
 _ENDS = ("before_pool", "after_pool")
 _TRIAL_SIZE = 64  # pixels
 
 
 class MaskedStem(nn.Module):
-    """Runs a backbone on a part of each image.
+    """Runs a backbone on a part of each image, with one learned vector behind its stem.
 
     With e = f_1(x * m) for the stem f_1 and a mask m of 1 where x is visible (Equation 1), m_stem the mask at the size
-    of e, and MASK one learned vector, z_1 = e * m_stem + (1 - m_stem) * MASK (Equation 2) and z_i = f_i(z_{i-1}) for
-    the stages after it (Equation 3). All of it are dense convolutions: what is visible tells of itself everywhere.
+    of e, and MASK the vector, z_1 = e * m_stem + (1 - m_stem) * MASK (Equation 2) and z_i = f_i(z_{i-1}) for the stages
+    after it (Equation 3). All of them are dense convolutions: what is visible tells of itself everywhere.
 
     The paper does not say where a ResNet's stem ends, nor how MASK starts (here: normal with deviation 0.02, as in
     SparK and MAE). A network without f1 has its stem before f2: ConvNeXt's patchify layer.
@@ -46,20 +46,18 @@ class MaskedStem(nn.Module):
         first = self._try_stem(backbone)
         self.channels = (first.shape[1], *(backbone.channels[stage] for stage in later))
         self.strides = (_TRIAL_SIZE // first.shape[2], *(2**stage for stage in later))
-        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(first.shape[1]), std=0.02))
+        self.token = _make_token(first.shape[1])
 
-    def forward(self, backbone: Backbone, pixels: Tensor, visible: Tensor) -> list[Tensor]:
+    def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
         """The maps z_1, z_2, ... of images that are seen in part.
 
         Args:
             backbone: that of the constructor.
             pixels: (B, 3, S, S) normalized.
-            visible: (B, h, h) bool, for h x h equal patches.
+            visible: the patches that are.
         """
         stem, *stages = backbone.stem_and_stages(pooled=self.end == "after_pool")
-        x = _run(stem, pixels * enlarge(visible, pixels.shape[-1]))
-        x = torch.where(enlarge(visible, x.shape[-1]), x, self.token.to(x.dtype).view(1, -1, 1, 1))
-        maps = [x]
+        maps = [_insert(_run(stem, visible.clean(pixels)), self.token, visible)]
         for modules in stages:
             maps.append(_run(modules, maps[-1]))
         return maps
@@ -73,6 +71,37 @@ class MaskedStem(nn.Module):
         made = _run(stem, torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
         backbone.train(training)
         return made
+
+
+class MaskedStages(nn.Module):
+    """Runs a backbone sparsely on a part of each image, with a learned vector in each of its maps.
+
+    Nothing crosses what is hidden (see :func:`encode_sparsely`); behind the backbone, the hidden cells of every stage
+    take the vector of that stage. Arguments, attributes and maps are as for :class:`MaskedStem`.
+
+    Source: SparK (ICLR 2023), section 3.2, for all stages that there are.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        check_sparse(backbone)
+        self.channels = tuple(backbone.channels.values())
+        self.strides = tuple(2**stage for stage in backbone.stages)
+        self.tokens = nn.ParameterList(_make_token(count) for count in self.channels)
+
+    def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
+        """Arguments as for :class:`MaskedStem`; patches are as large as the cells of the deepest stage, or larger."""
+        maps = encode_sparsely(backbone, pixels, visible).values()
+        return [_insert(x, token, visible) for x, token in zip(maps, self.tokens, strict=True)]
+
+
+def _make_token(channels: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
+
+
+def _insert(x: Tensor, token: Tensor, visible: Visible) -> Tensor:
+    """A map (B, C, h, w) with the token (C,) in its hidden cells."""
+    return torch.where(visible.mask(x.shape[-1]), x, token.to(x.dtype).view(1, -1, 1, 1))
 
 
 def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
