@@ -6,11 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.concepts.kmeans import KMeansConcepts
 from densepath.core.masking import count_visible
-from densepath.methods import BYOL, MAE, PCLV2, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR, SparK, Supervised
+from densepath.methods import (
+    BYOL,
+    MAE,
+    PCLV2,
+    ConCL,
+    ConvMIM,
+    DenseCL,
+    Method,
+    MoCoV1,
+    MoCoV2,
+    SimCLR,
+    SparK,
+    Supervised,
+)
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch
 
@@ -91,6 +105,15 @@ def _mae(method: Any, views: Batch) -> None:
     _backward(method, method.decoder(model.norm(model.blocks(tokens)), kept, along, along))
 
 
+def _conv_mim(method: Any, views: Batch) -> None:
+    """The query forward and backward, in encoder and decoder; nothing is carried to the target."""
+    visible = method.draw_visible(views)
+    maps = method.encoder(method.backbone, views["query"].pixels, visible)
+    sizes = [visible.cells.shape[-1] * n for n in method.cells]
+    fitting = [z if z.shape[-1] == n else F.interpolate(z, (n, n)) for z, n in zip(maps, sizes, strict=True)]
+    _backward(method, method.decoder(fitting))
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -102,6 +125,7 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     Supervised: _supervised,
     SparK: _spark,
     MAE: _mae,
+    ConvMIM: _conv_mim,
 }
 
 

@@ -27,7 +27,7 @@ from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
 from densepath.images.packing import open_store
 from densepath.images.store import PackedTiles
-from densepath.methods import METHODS, concl, densecl
+from densepath.methods import METHODS, concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
@@ -123,6 +123,8 @@ class Step:
         parts.watch(kmeans, "spherical_kmeans", "k-means")
         parts.watch(concl, "warp_labels", "restoration")
         parts.watch(densecl, "warp", "restoration")
+        parts.watch(conv_mim, "sample", "restoration")
+        parts.watch(conv_mim, "sample_nearest", "restoration")
         parts.watch(densecl, "most_similar", "restoration")
         for name in ("queue", "concept_queue", "dense_queue"):
             if hasattr(method, name):

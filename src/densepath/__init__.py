@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
+    from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.demonstration import demo as demo
@@ -38,6 +39,7 @@ _HOME = {
     "pretrain": "densepath.training.pretrain",
     "probe": "densepath.transfer.probe",
     "show_concepts": "densepath.analysis.show",
+    "show_reconstruction": "densepath.analysis.show",
     "show_views": "densepath.analysis.show",
     "write_tissue": "densepath.images.tissue",
 }

@@ -66,7 +66,7 @@ VERBS = {
     "pretrain": Verb(
         "training.pretrain:pretrain",
         "learn features from unlabelled images",
-        given={"probe": "transfer.probe:probe_backbone"},
+        given={"probe": "transfer.probe:probe_backbone", "draw": "analysis.reconstruction:draw_reconstruction"},
     ),
     "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
     "probe": Verb("transfer.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
@@ -75,6 +75,7 @@ VERBS = {
     ),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
+    "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),
     "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
 }
 

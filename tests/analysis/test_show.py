@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from densepath.analysis.show import show_concepts, show_views
+from densepath.analysis.reconstruction import draw_reconstruction
+from densepath.analysis.show import show_concepts, show_reconstruction, show_views
 from densepath.core.errors import UserError
+from densepath.methods import Reconstruction
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
+from densepath.training.pretrain import pretrain
 
 
 @pytest.fixture
@@ -81,3 +84,52 @@ def test_a_picture_needs_the_name_of_a_png_file(tiles: Path, tmp_path: Path) -> 
         show_views(data=tiles, out=tmp_path / "views")
     with pytest.raises(UserError, match=r"ends in \.png"):
         show_concepts(data=tiles, out=tmp_path / "concepts.jpg")
+
+
+@pytest.fixture
+def run(tiles: Path, tmp_path: Path) -> Path:
+    options = {"patch": 16, "width": 16, "heads": 2}
+    fixed = {"backbone": "test_resnet", "batch_size": 2, "view_size": 64, "max_steps": 1, "devices": "cpu"}
+    return pretrain(data=tiles, out=tmp_path / "run", method="conv_mim", method_options=options, **fixed)
+
+
+def test_what_a_run_predicts_is_drawn_again_alike_and_differs_between_seeds(run: Path, tiles: Path) -> None:
+    options = {"data": tiles, "run": run, "count": 2}
+    first, again, other = (
+        Image.open(show_reconstruction(out=run.parent / f"{n}.png", seed=seed, **options)).tobytes()
+        for n, seed in enumerate((0, 0, 1))
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_prediction_is_drawn_where_the_loss_counts_it(tmp_path: Path) -> None:
+    grey, red = torch.zeros(1, 3, 8, 8), torch.tensor([4.0, -4.0, -4.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    counted = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    counted[..., :4] = True
+    made = Reconstruction(grey, grey, grey, red, counted)
+    picture = np.asarray(Image.open(draw_reconstruction(made, tmp_path / "made.png", panel=1.0)).convert("RGB"))
+    together = picture[-110:-20, -110:-20]  # pixels: the last panel, without its rim
+    assert (together[:, :35] == (255, 0, 0)).all()
+    assert (together[:, -35:] == (together[0, -1])).all() and np.ptp(together[0, -1]) < 30
+
+
+def test_a_run_that_predicts_no_pixels_or_has_no_checkpoint_is_refused(run: Path, tiles: Path, tmp_path: Path) -> None:
+    def refused(message: str, **options: object) -> None:
+        with pytest.raises(UserError, match=message):
+            show_reconstruction(**{"data": tiles, "run": run, "out": tmp_path / "x.png", "count": 1, **options})
+
+    refused(r"ends in \.png", out=tmp_path / "x.jpg")
+    refused("not the folder of a pre-training run", run=tmp_path)
+    refused("there are 3 images", count=4)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("method: conv_mim", "method: moco_v2"))
+    refused("one of moco_v2, which predicts no pixels; name a run of one of: .*conv_mim")
+    (run / "config.yaml").write_text(config.replace("backbone: test_resnet", "backbone: resnet18"))
+    refused("does not belong to its config.yaml")
+    (run / "config.yaml").write_text(config)
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    refused("no checkpoint of densepath")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    refused("no checkpoint yet")
+    assert not (tmp_path / "x.png").exists()

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from densepath.core import affine
-from densepath.core.resampling import resample, sample
+from densepath.core.resampling import resample, sample, sample_nearest
 
 torch.manual_seed(0)
 IDENTITY = affine.identity(1)
@@ -205,3 +205,44 @@ def test_padding_of_a_canvas_is_never_seen(degrees):
     canvas = F.pad(image, (0, 8, 0, 12), value=1e6)
     padded = sample(canvas, rotation(degrees), (16, 16), extent=torch.tensor([[20, 24]]))
     torch.testing.assert_close(padded, sample(image, rotation(degrees), (16, 16)), atol=1e-4, rtol=1e-4)
+
+
+TURNED = torch.tensor([[[0.6, -0.5, 0.1], [0.5, 0.7, 0.0]], [[0.3, 0.1, 0.4], [-0.1, 0.4, 0.2]]])
+UPRIGHT = torch.tensor([[[1.6, 0, 0.3], [0, -0.4, 0.2]], [[0, 0.7, 0.1], [-1.2, 0, 0.3]]])  # also wider than the input
+
+
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+def test_gradients_flow_through_samples(kind):
+    """Of turned and upright maps at once: against finite differences."""
+    maps = torch.cat((TURNED, UPRIGHT))
+    x = torch.rand(4, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: sample(x, maps, (3, 6), kind=kind), x, fast_mode=True)
+
+
+def test_places_are_as_exact_under_autocast():
+    a, b, points = random_maps(5), random_maps(5), torch.randn(5, 7, 2)
+    maps = torch.cat((TURNED, UPRIGHT))
+    x, features = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32).bfloat16()
+
+    def places():
+        return [affine.between(a, b), affine.apply(a, points), sample(x, maps, (16, 16))]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, of_features = places(), sample(features, maps, (16, 16))
+    for one, other in zip(mixed, places(), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(of_features, sample(features.float(), maps, (16, 16)).bfloat16(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_nearest_samples_are_the_cells_under_the_centers(d):
+    size = (4, 3, 5)[:d]
+    maps, x = random_maps(3, d), torch.rand(3, 2, *size)
+    out = sample_nearest(x, maps, (6,) * d)
+    for image, *place in itertools.product(range(3), *(range(6) for _ in range(d))):
+        center = torch.tensor([(2 * p + 1) / 6 - 1 for p in reversed(place)])
+        at = affine.apply(maps[image : image + 1], center.view(1, 1, d))[0, 0].flip(0)
+        expected = torch.zeros(2)
+        if (at.abs() < 1).all():
+            expected = x[(image, slice(None), *((at + 1) / 2 * torch.tensor(size)).long().tolist())]
+        assert torch.equal(out[(image, slice(None), *place)], expected)

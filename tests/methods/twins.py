@@ -18,7 +18,7 @@ from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.images.batch import ImageBatch
 from densepath.images.sources import ImageFiles
-from densepath.methods import BYOL, MAE, PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR, SparK, Supervised
+from densepath.methods import BYOL, MAE, PCLV2, ConCL, ConvMIM, DenseCL, MoCoV1, MoCoV2, SimCLR, SparK, Supervised
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
@@ -30,6 +30,7 @@ SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
+MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
@@ -52,6 +53,7 @@ KINDS = {
     Supervised: ("groups", "synchronized"),
     SparK: ("groups", "synchronized"),
     MAE: ("transformer",),
+    ConvMIM: ("groups", "synchronized"),
 }
 
 
@@ -79,7 +81,7 @@ def batch_of(kind, step, batch):
             corner = torch.ones(IMAGES // 2, 2)
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
-    views |= {"first": views["query"], "second": views["key"], "image": views["query"]}
+    views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
     if kind is SparK:  # whose cells are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
     return replace(batch, views=views, index=batch.index[part], labels=batch.labels[part])
@@ -90,7 +92,7 @@ def train(kind, case, options, batches):
     torch.manual_seed(0)
     transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | source | options
+    options = SMALL | CONCL | PCL | DECODER | MIM | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if transformer and "stage" in known:

@@ -11,6 +11,7 @@ from densepath.training.recipes import all_options
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "labels": "labels.csv", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
 BACKBONES = {"mae": "test_vit"}
+SMALL |= {"patch": 16}
 
 
 @pytest.mark.parametrize(

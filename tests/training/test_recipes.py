@@ -15,6 +15,7 @@ PAPER = [
     "concl_grid",
     "concl_saliency",
     "concl_superpixels",
+    "conv_mim",
     "densecl",
     "moco_v1",
     "moco_v2",
@@ -24,7 +25,8 @@ PAPER = [
 ]
 OWN = ["concl_files", "concl_nuclei"]
 MASKED = ["mae", "spark"]
-NAMES = sorted([*PAPER, *OWN, *MASKED, *(f"{name}_small" for name in PAPER + OWN + MASKED)])
+ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
+NAMES = sorted([*PAPER, *OWN, *MASKED, *ABLATIONS, *(f"{name}_small" for name in PAPER + OWN + MASKED)])
 
 
 def resolved(name):
@@ -78,6 +80,19 @@ def test_the_papers_recipes_hold_its_constants(name):
         assert (method["concepts"], method["superpixel_scale"]) == ("superpixels", 50)
     if name == "concl_saliency":
         assert method["concepts"] == "saliency"
+
+
+@pytest.mark.parametrize("name", ["conv_mim", "conv_mim_embedding_masking", "conv_mim_invariance"])
+def test_the_recipes_of_conv_mim_hold_its_constants(name):
+    options = resolved(name)
+    assert (options["epochs"], options["batch_size"], options["view_size"]) == (800, 256, 224)
+    assert options["backbone"] == "resnet18"
+    assert options["optimizer"] == Optimizer(name="sgd", lr=0.03, momentum=0.9, weight_decay=1e-4, schedule="cosine")
+    method, invariant = options["method_options"], name != "conv_mim_embedding_masking"
+    assert (method["mask_ratio"], method["patch"], method["width"]) == (0.7, 32, 256)
+    assert (method["masking"], method["stem"]) == ("sparse" if name == "conv_mim_invariance" else "stem", "before_pool")
+    assert (method["invariance"], method["normalize_target"]) == (invariant, False)
+    assert (options["augment"] or Augment()) == (Augment() if invariant else Augment(jitter=0, grayscale=0, blur=0))
 
 
 def test_the_papers_recipes_of_the_baselines_hold_their_constants():

@@ -1,4 +1,4 @@
-"""What a user can have drawn: the views that a recipe makes, the concepts that weights see."""
+"""What a user can have drawn: the views that a recipe makes, the concepts that weights see, what a run predicts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 
 from densepath.analysis.concepts import find_concepts
 from densepath.analysis.pictures import draw_concepts, draw_views
+from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.concepts.choice import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
 from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import ImageFiles, PackedTiles, check_size, open_images
+from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.training.load_run import load_run, read_run
 from densepath.training.recipes import find_method, load_recipe, typed_options
 from densepath.views.maker import ViewMaker
 
@@ -133,6 +136,37 @@ def show_concepts(
             groups.append({name: [np.arange(grid_size**2).reshape(grid_size, grid_size)] * count})
     columns = {title: maps for group in groups for title, maps in group.items()}
     return draw_concepts(tiles, columns, out, breaks=list(accumulate(map(len, groups), initial=1))[:-1])
+
+
+def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, count: int = 6, seed: int = 0) -> Path:
+    """Draw what a run that predicts pixels makes of images: what it sees of a view, the target, and its prediction.
+
+    Args:
+        data: a folder of images, a text list of files, a glob, or a packed store.
+        run: the folder of a run of a method that predicts pixels; it need not be complete.
+        out: a PNG file.
+        count: how many images.
+        seed: of the images that are drawn, of their views, and of what is hidden.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: no such images or run, a run whose method predicts no pixels or that has no checkpoint yet, or a file
+            name that does not end in .png.
+    """
+    out, run = _picture(out), Path(run)
+    name = read_run(run)["method"]
+    if not find_method(name).predicts_pixels():
+        able = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
+        raise UserError(f"the run in {run} is one of {name}, which predicts no pixels; name a run of one of: {able}")
+    method, config, _ = load_run(run)
+    options = typed_options(config)
+    size = options.get("view_size", 224)
+    images = open_images(data, cache="none")
+    check_size(images, size // 2)
+    made = ViewMaker(method.views(options.get("augment")), size, seed)(_draw(images, count, seed))
+    return draw_reconstruction(method.eval().reconstruct(made), out, panel=1.8)
 
 
 def _clusters(

@@ -50,19 +50,24 @@ def union(first: Tensor, second: Tensor) -> Tensor:
 
 def apply(maps: Tensor, points: Tensor) -> Tensor:
     """Take points (B, N, d) through the maps (B, d, d + 1)."""
-    return points @ maps[..., :-1].transpose(-1, -2) + maps[..., -1].unsqueeze(-2)
+    return _product(points, maps[..., :-1].transpose(-1, -2)) + maps[..., -1].unsqueeze(-2)
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """The maps that first apply ``inner`` and then ``outer``."""
-    linear = outer[..., :-1] @ inner
+    linear = _product(outer[..., :-1], inner)
     return torch.cat((linear[..., :-1], linear[..., -1:] + outer[..., -1:]), dim=-1)
 
 
 def invert(maps: Tensor) -> Tensor:
     """The maps that undo ``maps``. Raises ``torch.linalg.LinAlgError`` where one is singular."""
     linear = torch.linalg.inv(maps[..., :-1])
-    return torch.cat((linear, -linear @ maps[..., -1:]), dim=-1)
+    return torch.cat((linear, _product(-linear, maps[..., -1:])), dim=-1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of small matrices, at full precision: autocast would halve that of ``a @ b``."""
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 
 
 def between(from_map: Tensor, to_map: Tensor) -> Tensor:

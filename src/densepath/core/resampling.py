@@ -61,26 +61,53 @@ def sample(
         out = x.new_empty(len(x), x.shape[1], *size)
         for axes, rows in groups:
             here = rows.to(x.device, non_blocking=True)
-            out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes)
+            # Autocast makes the samples of turned maps twice as wide.
+            out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes).to(x.dtype)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
         out = out * inside(maps.to(x.device, non_blocking=True), size).unsqueeze(1)
     return out
 
 
+def sample_nearest(x: Tensor, maps: Tensor, size: Sequence[int]) -> Tensor:
+    """What the input holds where the centers of output cells lie, with no filter: for masks.
+
+    Args:
+        x: (B, C, *spatial) floats.
+        maps: (B, d, d + 1), as for :func:`sample`.
+        size: the output's spatial size.
+
+    Returns:
+        (B, C, *size), zero where a cell's center lies outside the input.
+    """
+    grid = torch.stack(_positions(maps.to(x.device, non_blocking=True), size), dim=-1)
+    return F.grid_sample(x, grid.to(x.dtype), mode="nearest", padding_mode="zeros", align_corners=False)
+
+
 def inside(maps: Tensor, size: Sequence[int]) -> Tensor:
     """(B, *size) bool: whether the center of each output cell lies in the input."""
-    d = maps.shape[1]
     result = torch.ones(len(maps), *size, dtype=torch.bool, device=maps.device)
+    for position in _positions(maps, size):
+        result &= position.abs() <= 1 + _EDGE_TOLERANCE
+    return result
+
+
+def _positions(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
+    """Where the centers of output cells lie in the input: for each coordinate, x first, (B, *size).
+
+    Not by ``F.affine_grid``, whose matrix product autocast makes half as precise.
+    """
+    d = maps.shape[1]
     centers = []
     for axis, n in enumerate(size):
         center = (torch.arange(n, device=maps.device, dtype=maps.dtype) * 2 + 1) / n - 1
         centers.append(center.view([-1 if other == axis else 1 for other in range(d)]))
+    positions = []
     for row in range(d):
         position = maps[:, row, -1].view(-1, *[1] * d)
         for column in range(d):
             position = position + maps[:, row, column].view(-1, *[1] * d) * centers[d - 1 - column]
-        result &= position.abs() <= 1 + _EDGE_TOLERANCE
-    return result
+        positions.append(position)
+    return positions
 
 
 def weighted_rows(x: Tensor, cells: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -214,7 +241,7 @@ def sample_finely(
     share = (cells / canvas).unsqueeze(-1)
     onto_canvas = maps * share
     onto_canvas[..., -1:] += share - 1
-    grid = F.affine_grid(onto_canvas.to(x.device, non_blocking=True), [len(x), 1, *fine_size], align_corners=False)
+    grid = torch.stack(_positions(onto_canvas.to(x.device, non_blocking=True), fine_size), dim=-1)
     # Never sample the padding beyond an input: stay half a cell inside.
     edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device, non_blocking=True)
     grid = torch.minimum(grid, edge)

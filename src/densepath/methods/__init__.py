@@ -3,6 +3,7 @@
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
+from densepath.methods.conv_mim import ConvMIM
 from densepath.methods.densecl import DenseCL
 from densepath.methods.mae import MAE
 from densepath.methods.moco_v1 import MoCoV1
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "spark": SparK,
     "mae": MAE,
+    "conv_mim": ConvMIM,
 }
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "METHODS",
     "PCLV2",
     "ConCL",
+    "ConvMIM",
     "DenseCL",
     "Losses",
     "Method",

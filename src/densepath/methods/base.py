@@ -106,6 +106,11 @@ class Method(nn.Module):
     def take_features(self, features: Tensor, batch: Batch) -> None:
         """Learn the features (N, D) of all images, in the order of their source and alike on all processes."""
 
+    @classmethod
+    def predicts_pixels(cls) -> bool:
+        """Whether :meth:`reconstruct` is there."""
+        return cls.reconstruct is not Method.reconstruct
+
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """What it predicts for a batch, where it predicts pixels."""
         raise NotImplementedError(f"{type(self).__name__} predicts no pixels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import timm
@@ -106,6 +107,34 @@ class Backbone(nn.Module):
             raise UserError(f"{self.name} cannot run its last stage alone; take a ResNet, ConvNeXt or RegNet")
         before = list(self.net.return_layers)[-2]
         return tuple(self.net.values())[list(self.net).index(before) + 1 :]
+
+    def stem_and_stages(self, pooled: bool = False) -> tuple[tuple[nn.Module, ...], ...]:
+        """The stem's modules, which make a first map of the images, and those that make each stage of the map before.
+
+        Args:
+            pooled: whether the stem reaches up to the module that ends f2, so that the max-pool of a ResNet belongs to
+                it. Where there is no f1 it always does.
+
+        Returns:
+            One tuple of modules for the stem, and one for each stage from f2 on.
+
+        Raises:
+            UserError: the network is of a timm family that computes its stages in one piece, or a transformer.
+        """
+        if type(self.net) is not FeatureListNet:
+            raise UserError(
+                f"{self.name} is no ConvNet that can be taken apart behind its stem; take a ResNet, ConvNeXt or RegNet"
+            )
+        names = list(self.net)
+        end_of = {}  # stage -> how many modules lead to it
+        for name, stride in zip(self.net.return_layers, self._strides, strict=True):
+            if stride in _STAGE_OF_STRIDE:
+                end_of[_STAGE_OF_STRIDE[stride]] = names.index(name) + 1
+        later = [end for stage, end in end_of.items() if stage > 1]
+        stem = later[0] - 1 if pooled or 1 not in end_of else end_of[1]
+        ends = [0, stem, *later]
+        modules = tuple(self.net.values())
+        return tuple(modules[start:end] for start, end in pairwise(ends))
 
     def check_stage(self, stage: int) -> None:
         """Check that f_stage exists.

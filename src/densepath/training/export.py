@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import Backbone
 from densepath.nets.weights import save_backbone
-from densepath.training.checkpoints import CHECKPOINTS, newest_checkpoint
-from densepath.training.recipes import find_method
-from densepath.training.run_folder import read_config
+from densepath.training.load_run import load_run
 
 EXPORTED = Path("exported") / "backbone.safetensors"
 Layout = Literal["timm", "torchvision", "detectron2"]
-_PREFIX = "method."
 
 
 def export(run: str | Path, to: str | Path | None = None, layout: Layout = "timm") -> Path:
@@ -34,25 +30,11 @@ def export(run: str | Path, to: str | Path | None = None, layout: Layout = "timm
         UserError: there is no such run, it has no checkpoint yet, or the layout does not suit its backbone.
     """
     run = Path(run)
-    config = read_config(run)
-    if config is None or not config.keys() >= {"method", "backbone", "method_options"}:
-        raise UserError(f"{run} is not the folder of a pre-training run; name one")
-    state = newest_checkpoint(run / CHECKPOINTS)
-    if state is None:
-        raise UserError(f"the run in {run} has no checkpoint yet; go on with it by --resume")
-    weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
-    method_type = find_method(config["method"])
-    try:
-        method = method_type(build_backbone(str(config["backbone"])), **config["method_options"])
-        method.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
-        raise UserError(
-            f"the checkpoint in {run} does not belong to its config.yaml; restore one of the two"
-        ) from error
+    method, config, steps = load_run(run)
     suffix = {"timm": "", "torchvision": "_torchvision", "detectron2": "_detectron2"}.get(layout, "")
     kind = ".pth" if layout == "detectron2" else ".safetensors"
     path = Path(to) if to is not None else run / "exported" / f"backbone{suffix}{kind}"
-    export_backbone(path, method.backbone_to_keep(), layout, config, state["step"])
+    export_backbone(path, method.backbone_to_keep(), layout, config, steps)
     return path
 
 

@@ -20,7 +20,7 @@ from densepath.training.loggers import make_loggers
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
 from densepath.training.progress import Progress, say
-from densepath.training.run_callback import Evaluate, Rhythm, RunCallback
+from densepath.training.run_callback import DrawStep, Evaluate, Rhythm, RunCallback
 from densepath.training.signals import Interrupted, StopSignals
 
 _SET_BY = {"images": "data", "steps": "length", "processes": "number of processes (--devices, or the launcher's)"}
@@ -69,6 +69,7 @@ def fit(
     resume: bool = False,
     loggers: Sequence[str] = (),
     evaluate: Evaluate | None = None,
+    draw: DrawStep | None = None,
     equal_shapes: bool = True,
     name: str = "densepath",
 ) -> int:
@@ -92,6 +93,7 @@ def fit(
         loggers: besides the CSV file: "tensorboard", "wandb".
         evaluate: gives further measurements every ``rhythm.evaluate_every`` steps, on all processes. Generators and the
             training mode are put back after it.
+        draw: draws a picture every ``rhythm.draw_every`` steps, on the first process. Generators are put back after it.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
         name: what the run is called in loggers.
 
@@ -143,6 +145,7 @@ def fit(
             signals=signals,
             loggers=extra,
             evaluate=evaluate,
+            draw=draw,
         )
         try:
             trainer = _make_trainer(hardware, callback, extra, total - start, accumulate, equal_shapes)

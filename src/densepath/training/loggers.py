@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
 
 from densepath.core.errors import UserError
 
@@ -33,3 +35,13 @@ def make_loggers(names: Sequence[str], out: Path, run: str) -> list[Logger]:
         except ModuleNotFoundError as error:
             raise UserError(f"the logger {name} needs a package; pip install densepath[{name}]") from error
     return made
+
+
+def log_picture(logger: Logger, picture: Path, step: int) -> None:
+    """Hand a PNG file, named after what it shows and a step, to a logger of :func:`make_loggers`."""
+    name = picture.stem.rpartition("_")[0]
+    if isinstance(logger, TensorBoardLogger):
+        with Image.open(picture) as image:
+            logger.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(picture)], step)

@@ -25,6 +25,7 @@ from densepath.nets.weights import load_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.training.export import EXPORTED, export_backbone
 from densepath.training.fit import fit
+from densepath.training.gallery import Draw, Gallery
 from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
@@ -42,7 +43,7 @@ DEFAULT_EPOCHS = 200.0
 # What may change when a run is resumed: none of it changes what is computed. (The number of processes may not: it is
 # one of the run's facts.)
 _FREE = (
-    *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every"),
+    *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
     *("log_every", "save_every_steps", "save_every_minutes"),
     *(f"method_options.{name}" for name in ("concept_cache", "concept_files", "labels")),  # where files lie, as data
 )
@@ -79,6 +80,8 @@ def pretrain(
     probe_data: str | Path | None = None,
     probe_every: float = 10.0,
     probe: Probe | None = None,
+    picture_every: float = 10.0,
+    draw: Draw | None = None,
 ) -> Path:
     """Learn features from unlabelled images.
 
@@ -118,6 +121,8 @@ def pretrain(
         probe_data: labelled images that the backbone is probed on during the run.
         probe_every: epochs between probes; 0 for never.
         probe: scores a backbone on ``probe_data``.
+        picture_every: epochs between pictures of what a method predicts, if it predicts pixels; 0 for none.
+        draw: makes such a picture; without, there are none.
 
     Returns:
         The run folder.
@@ -177,7 +182,10 @@ def pretrain(
     views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
     sweep = Sweep(batches, view_size, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
-    probe_steps = max(1, round(probe_every * steps_per_epoch)) if probe_every > 0 else 0
+    probe_steps, draw_steps = (
+        max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
+    )
+    gallery = Gallery(learner, images, views, draw, out) if draw is not None and learner.predicts_pixels() else None
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")
@@ -188,7 +196,7 @@ def pretrain(
             batches,
             out,
             hardware=hardware,
-            rhythm=Rhythm(log_every, save_every_steps, save_every_minutes, probe_steps),
+            rhythm=Rhythm(log_every, save_every_steps, save_every_minutes, probe_steps, draw_steps),
             config=config,
             facts={"images": len(images), "steps": steps, "processes": hardware.world_size},
             accumulate=accumulate,
@@ -196,6 +204,7 @@ def pretrain(
             resume=resume,
             loggers=loggers,
             evaluate=None if probe is None or probe_data is None else partial(_probe, probe, learner, Path(probe_data)),
+            draw=gallery,
             name=out.name,
         )
         if first:
@@ -216,7 +225,7 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
 
 def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) -> dict[str, Any]:
     """Everything that a run was asked for, resolved, in the plain types of YAML."""
-    record = {name: value for name, value in asked.items() if name not in ("probe", "resume")}
+    record = {name: value for name, value in asked.items() if name not in ("probe", "draw", "resume")}
     record |= {name: str(record[name]) for name in ("data", "out", "weights")}
     record |= {"precision": hardware.precision, "method_options": options, "loggers": list(record["loggers"])}
     record["optimizer"] = asdict(record["optimizer"])

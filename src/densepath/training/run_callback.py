@@ -18,6 +18,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint, write_checkpoint
+from densepath.training.loggers import log_picture
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
 from densepath.training.progress import Progress
@@ -27,6 +28,7 @@ from densepath.training.signals import StopSignals
 from densepath.training.stopwatch import Stopwatch
 
 Evaluate = Callable[[], Mapping[str, float]]
+DrawStep = Callable[[int], Path]  # of a step; gives the picture
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Rhythm:
         log_every: measurements are written, and the loss is checked.
         save_every_steps, save_every_minutes: a checkpoint is written.
         evaluate_every: the evaluation is called.
+        draw_every: a picture is drawn; and at the end of the run, if any are.
     """
 
     log_every: int = 10
     save_every_steps: int = 0
     save_every_minutes: float = 10.0
     evaluate_every: int = 0
+    draw_every: int = 0
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -67,6 +71,7 @@ class RunCallback(L.Callback):
         state: the checkpoint to go on from.
         meter, metrics, progress, signals, loggers: where measurements and wishes come from and go to.
         evaluate: gives further measurements; called on all processes.
+        draw: draws a picture; called on the first process.
     """
 
     def __init__(
@@ -85,13 +90,15 @@ class RunCallback(L.Callback):
         signals: StopSignals,
         loggers: list[Logger],
         evaluate: Evaluate | None,
+        draw: DrawStep | None = None,
     ) -> None:
         self.out, self.notes, self.rhythm = out, notes, rhythm
         self.total, self.accumulate, self.seed = total, accumulate, seed
         self.state = state
         self.start: int = state["step"] if state else 0
         self.meter, self.metrics, self.progress = meter, metrics, progress
-        self.signals, self.loggers, self.evaluate = signals, loggers, evaluate
+        self.signals, self.loggers = signals, loggers
+        self.evaluate, self.draw = evaluate, draw
         self.stopped_by: int | None = None
         self._lr = 0.0
         self._watch = Stopwatch()
@@ -150,6 +157,7 @@ class RunCallback(L.Callback):
         if logs or saves:
             self._require_finite(trainer.lightning_module, weights=saves)
         row = self._measure(trainer.lightning_module, step, logs)
+        self._draw(step)
         self.progress.step(step, row if logs else None)
         if saves:
             with self.meter.paused():
@@ -173,6 +181,15 @@ class RunCallback(L.Callback):
         for logger in self.loggers if row else ():
             logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step)
         return row
+
+    def _draw(self, step: int) -> None:
+        every = self.rhythm.draw_every
+        if self.draw is None or rank() > 0 or not (_due(step, every) or (every and step == self.total)):
+            return
+        with self.meter.paused(), untouched_generators():
+            picture = self.draw(step)
+        for logger in self.loggers:
+            log_picture(logger, picture, step)
 
     def _agree(self, trainer: L.Trainer, stop: int, late: bool) -> tuple[int, bool]:
         """Every process learns of a signal or a due checkpoint that any of them knows of."""

@@ -1,0 +1,169 @@
+"""Conv-MIM: a ConvNet sees parts of a view, and predicts the hidden ones as another view shows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from densepath.core.affine import between
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision, masked_mean
+from densepath.core.masking import (
+    count_visible,
+    from_patches,
+    patches_along,
+    random_visible,
+    standardize_patches,
+    to_patches,
+)
+from densepath.core.resampling import sample, sample_nearest
+from densepath.methods.base import Losses, Method, Reconstruction
+from densepath.nets.backbones import Backbone
+from densepath.nets.decoders import MultiScaleDecoder
+from densepath.nets.masked_stem import MaskedStages, MaskedStem
+from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.nets.sparse import Visible
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class ConvMIM(Method):
+    """Convolutional masked image modelling, invariant to affine maps and colors.
+
+    The query x_q = c(t1(x)) has its colors changed, the target x_k = t2(x) has not. Of the query a random part of the
+    patches is visible (mask m). Its features z_1 ... z_N, with a learned MASK for the rest (see :class:`MaskedStem`),
+    are carried to the target's frame and decoded there (Equations 4 to 6),
+
+    z_i^k = t2(t1^-1(z_i)),    x_hat = d(sum over i of Conv_i(z_i^k)),
+
+    and L is the mean of (x_k - x_hat)^2 over the pixels of x_k that t2(t1^-1(1 - m)) selects (Equation 7): what lies
+    under a hidden patch of the query, by the nearest patch, where the views overlap.
+
+    No code was released. Where the paper is silent: L is divided by the number of selected pixels, of all processes (an
+    image whose views share nothing hidden counts nothing). Features are filtered like the views' pixels, bilinearly and
+    wider where the target shows a larger part of the image, and are zero where it shows what the query does not. Maps
+    that are coarser than the patches are sampled at the patches; finer ones shrink by convolutions that do not overlap.
+    The text speaks of decoding "unmasked" pixels at times; Equation 7 and the figure have the masked ones.
+
+    Args:
+        backbone: a ConvNet, what is trained.
+        mask_ratio: the share of hidden patches.
+        patch: their side in pixels, which the strides of the backbone's stages must divide or be multiples of.
+        masking: where MASK comes in: behind the "stem", or at the end, in each map of an encoder that sees the visible
+            patches alone ("sparse": with ``invariance`` it is "Emb. invariance" of Table 2, here with all stages).
+        stem: where a ResNet's stem ends: before or after its max-pool. The paper leaves it open.
+        invariance: whether the target is a view of its own; without, it is the query as it is, colors and all
+            (t1 = t2: "Emb. masking" of Table 2).
+        normalize_target: predict each patch of the target with mean 0 and variance 1. Its statistics are those of the
+            whole patch, though the selected pixels, which are not aligned with the target's patches, may be a part.
+        width: of the decoder's tokens.
+        heads: of its attention.
+        batch_norm: whose statistics, in the backbone: "synchronized": over all images; or "per_process".
+        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
+            in a batch. With a number the run is the same on any number of processes, but for rounding.
+
+    Source: Yang et al., Convolutional Masked Image Modeling for Dense Prediction Tasks on Pathology Images, WACV 2024.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mask_ratio: float = 0.7,
+        patch: int = 32,
+        masking: Literal["stem", "sparse"] = "stem",
+        stem: Literal["before_pool", "after_pool"] = "before_pool",
+        invariance: bool = True,
+        normalize_target: bool = False,
+        width: int = 256,
+        heads: int = 8,
+        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
+        batch_norm_group: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < mask_ratio < 1:
+            raise UserError(f"the mask ratio is a share between 0 and 1, not {mask_ratio}")
+        if masking not in ("stem", "sparse"):
+            raise UserError(f"unknown masking {masking!r}; there are: stem, sparse")
+        self.backbone = backbone
+        self.encoder = MaskedStem(backbone, stem) if masking == "stem" else MaskedStages(backbone)
+        strides = self.encoder.strides
+        least = strides[0] if masking == "stem" else strides[-1]
+        if patch < least or any(max(patch, stride) % min(patch, stride) for stride in strides):
+            raise UserError(
+                f"patches of {patch} px do not fit the strides {', '.join(map(str, strides))} of {backbone.name}"
+                f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
+            )
+        cells = [max(1, patch // stride) for stride in strides]
+        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
+        set_batch_norm(self.backbone, batch_norm, batch_norm_group)
+        self.cells = cells
+        self.patch = patch
+        self.mask_ratio = mask_ratio
+        self.normalize_target = normalize_target
+        self.batch_norm_group = batch_norm_group
+        self.target = "target" if invariance else "query"
+        self.unused_views = () if invariance else ("target",)
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        augment = augment or Augment()
+        plain = replace(augment, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0, stain=0.0)
+        return {"query": augment, "target": plain}
+
+    def forward(self, batch: Batch) -> Losses:
+        visible = self.draw_visible(batch)
+        prediction = full_precision(self.predict(batch, visible))
+        target = to_patches(batch[self.target].pixels, self.patch)
+        if self.normalize_target:
+            target = standardize_patches(target)[0]
+        errors = (prediction - target).square().unflatten(2, (-1, 3)).mean(3)  # (B, patches, pixels)
+        counted = self.counted(batch, visible)
+        loss = masked_mean(errors.flatten(), to_patches(counted, self.patch).flatten())
+        statistics = {"counted_pixels": counted.float().mean()}
+        return Losses(loss, {"reconstruction_loss": loss.detach()}, statistics)
+
+    def draw_visible(self, batch: Batch) -> Visible:
+        """m: which patches of the query are visible."""
+        pixels = batch["query"].pixels
+        along = patches_along(pixels.shape[-1], self.patch)
+        count = count_visible(along**2, self.mask_ratio)
+        patches = random_visible(batch.uniform(along**2), count).unflatten(1, (along, along))
+        return Visible(patches.to(pixels.device, non_blocking=True), count)
+
+    def predict(self, batch: Batch, visible: Visible) -> Tensor:
+        """The target's patches, (B, h * h, patch * patch * 3), from what is visible of the query."""
+        maps = self.encoder(self.backbone, batch["query"].pixels, visible)
+        way, along = self.way(batch), visible.cells.shape[-1]
+        aligned = [sample(z, way, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
+        patches: Tensor = self.decoder(aligned)
+        return patches
+
+    def counted(self, batch: Batch, visible: Visible) -> Tensor:
+        """t2(t1^-1(1 - m)): the target's pixels that are hidden in the query, (B, 1, S, S) bool."""
+        size = batch["query"].pixels.shape[-2:]
+        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.way(batch), size).bool()
+
+    def way(self, batch: Batch) -> Tensor:
+        """The maps (B, 2, 3) from the target's coordinates to those of the query."""
+        return between(batch["query"].map, batch[self.target].map)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        visible = self.draw_visible(batch)
+        view, target = batch["query"].pixels, batch[self.target].pixels
+        patches = full_precision(self.predict(batch, visible))
+        if self.normalize_target:
+            _, mean, deviation = standardize_patches(to_patches(target, self.patch))
+            patches = patches * deviation + mean
+        prediction = from_patches(patches, self.patch, visible.cells.shape[-1])
+        return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
+
+    def backbone_to_keep(self) -> Backbone:
+        return plain_batch_norm(self.backbone)
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)
+        check_batch_norm_group(self.batch_norm_group, batch_size, processes)

@@ -1,0 +1,61 @@
+"""Decoders: from feature maps to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.nets.transformer_parts import sincos_positions
+
+
+class MultiScaleDecoder(nn.Module):
+    """Pixels of patches, from maps of several scales.
+
+    A convolution for each map makes one cell of every patch (kernel and stride alike), their sum are the tokens
+    (Equation 5), and these go through one block of a transformer with fixed positions, a norm and a linear layer
+    (Equation 6).
+
+    Args:
+        channels: of each map.
+        cells: how many cells of each map lie along a side of a patch.
+        patch: side of a patch in pixels.
+        width: of the tokens; a multiple of 4 and of ``heads``.
+        heads: of the block's attention.
+
+    Source: Yang et al., Conv-MIM, WACV 2024, section 3; block, positions and initialisation of MAE (CVPR 2022). The
+    convolutions' sizes are not in the paper.
+    """
+
+    def __init__(self, channels: Sequence[int], cells: Sequence[int], patch: int, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width < 1 or width % 4 or width % heads:
+            raise UserError(f"a decoder's width must be a multiple of 4 and of its {heads} heads; {width} is not")
+        self.width = width
+        scales = zip(channels, cells, strict=True)
+        self.unify = nn.ModuleList(nn.Conv2d(count, width, kernel, stride=kernel) for count, kernel in scales)
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.block = Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
+        self.norm = norm(width)
+        self.predict = nn.Linear(width, 3 * patch**2)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """The patches (B, h * h, patch * patch * 3), in the order of ``to_patches``.
+
+        Args:
+            maps: each (B, channels, h * cells, h * cells).
+        """
+        unified = torch.stack([unify(x) for unify, x in zip(self.unify, maps, strict=True)]).sum(0)
+        height, width = unified.shape[2:]
+        positions = sincos_positions(height, width, self.width, unified.device)
+        tokens = unified.flatten(2).transpose(1, 2) + positions
+        predicted: Tensor = self.predict(self.norm(self.block(tokens)))
+        return predicted

@@ -1,0 +1,110 @@
+"""Masked images for ConvNets: feature maps in which learned vectors stand where the image is hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone
+from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
+
+_ENDS = ("before_pool", "after_pool")
+_TRIAL_SIZE = 64  # pixels
+
+
+class MaskedStem(nn.Module):
+    """Runs a backbone on a part of each image, with one learned vector behind its stem.
+
+    With e = f_1(x * m) for the stem f_1 and a mask m of 1 where x is visible (Equation 1), m_stem the mask at the size
+    of e, and MASK the vector, z_1 = e * m_stem + (1 - m_stem) * MASK (Equation 2) and z_i = f_i(z_{i-1}) for the stages
+    after it (Equation 3). All of them are dense convolutions: what is visible tells of itself everywhere.
+
+    The paper does not say where a ResNet's stem ends, nor how MASK starts (here: normal with deviation 0.02, as in
+    SparK and MAE). A network without f1 has its stem before f2: ConvNeXt's patchify layer.
+
+    Args:
+        backbone: what will be run; it is handed to :meth:`forward`.
+        end: where the stem ends: before or after the max-pool, in a network that has one behind f1.
+
+    Attributes:
+        channels: of z_1, z_2, ...
+        strides: pixels along a side of a cell of z_1, z_2, ...
+
+    Source: Yang et al., Conv-MIM, WACV 2024, section 3.
+    """
+
+    def __init__(self, backbone: Backbone, end: Literal["before_pool", "after_pool"] = "before_pool") -> None:
+        super().__init__()
+        if end not in _ENDS:
+            raise UserError(f"unknown stem {end!r}; there are: {', '.join(_ENDS)}")
+        self.end = end
+        later = [stage for stage in backbone.stages if stage > 1]
+        first = self._try_stem(backbone)
+        self.channels = (first.shape[1], *(backbone.channels[stage] for stage in later))
+        self.strides = (_TRIAL_SIZE // first.shape[2], *(2**stage for stage in later))
+        self.token = _make_token(first.shape[1])
+
+    def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
+        """The maps z_1, z_2, ... of images that are seen in part.
+
+        Args:
+            backbone: that of the constructor.
+            pixels: (B, 3, S, S) normalized.
+            visible: the patches that are.
+        """
+        stem, *stages = backbone.stem_and_stages(pooled=self.end == "after_pool")
+        maps = [_insert(_run(stem, visible.clean(pixels)), self.token, visible)]
+        for modules in stages:
+            maps.append(_run(modules, maps[-1]))
+        return maps
+
+    @torch.no_grad()
+    def _try_stem(self, backbone: Backbone) -> Tensor:
+        """A map of the stem, for its shape."""
+        stem = backbone.stem_and_stages(pooled=self.end == "after_pool")[0]
+        training = backbone.training
+        backbone.eval()
+        made = _run(stem, torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
+        backbone.train(training)
+        return made
+
+
+class MaskedStages(nn.Module):
+    """Runs a backbone sparsely on a part of each image, with a learned vector in each of its maps.
+
+    Nothing crosses what is hidden (see :func:`encode_sparsely`); behind the backbone, the hidden cells of every stage
+    take the vector of that stage. Arguments, attributes and maps are as for :class:`MaskedStem`.
+
+    Source: SparK (ICLR 2023), section 3.2, for all stages that there are.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        check_sparse(backbone)
+        self.channels = tuple(backbone.channels.values())
+        self.strides = tuple(2**stage for stage in backbone.stages)
+        self.tokens = nn.ParameterList(_make_token(count) for count in self.channels)
+
+    def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
+        """Arguments as for :class:`MaskedStem`; patches are as large as the cells of the deepest stage, or larger."""
+        maps = encode_sparsely(backbone, pixels, visible).values()
+        return [_insert(x, token, visible) for x, token in zip(maps, self.tokens, strict=True)]
+
+
+def _make_token(channels: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
+
+
+def _insert(x: Tensor, token: Tensor, visible: Visible) -> Tensor:
+    """A map (B, C, h, w) with the token (C,) in its hidden cells."""
+    return torch.where(visible.mask(x.shape[-1]), x, token.to(x.dtype).view(1, -1, 1, 1))
+
+
+def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x

@@ -1,0 +1,52 @@
+"""From the folder of a run to the method that it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError
+from densepath.methods.base import Method
+from densepath.nets.backbones import build_backbone
+from densepath.training.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.training.recipes import find_method
+from densepath.training.run_folder import read_config
+
+_PREFIX = "method."
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The configuration of a run of pre-training.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    config = read_config(run)
+    if config is None or not config.keys() >= {"method", "backbone", "method_options"}:
+        raise UserError(f"{run} is not the folder of a pre-training run; name one")
+    return config
+
+
+def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
+    """What a run trains, in its newest state; the run need not be complete.
+
+    Returns:
+        The method, the run's configuration, and how many optimizer steps were done.
+
+    Raises:
+        UserError: there is no such run, it has no checkpoint yet, or its checkpoint and configuration differ.
+    """
+    config = read_run(run)
+    state = newest_checkpoint(run / CHECKPOINTS)
+    if state is None:
+        raise UserError(f"the run in {run} has no checkpoint yet; go on with it by --resume")
+    weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
+    method_type = find_method(config["method"])
+    try:
+        method = method_type(build_backbone(str(config["backbone"])), **config["method_options"])
+        method.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
+        raise UserError(
+            f"the checkpoint in {run} does not belong to its config.yaml; restore one of the two"
+        ) from error
+    return method, config, state["step"]
