@@ -1,14 +1,17 @@
 """Pre-training methods, one file each."""
 
 from densepath.methods.base import Losses, Method, Reconstruction
+from densepath.methods.beit_v2 import BEiTv2
 from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
 from densepath.methods.densecl import DenseCL
+from densepath.methods.eva import EVA
 from densepath.methods.moco_v1 import MoCoV1
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.methods.pcl_v2 import PCLV2
 from densepath.methods.simclr import SimCLR
 from densepath.methods.supervised import Supervised
+from densepath.methods.vq_kd import VQKD
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
@@ -18,13 +21,19 @@ METHODS: dict[str, type[Method]] = {
     "pcl_v2": PCLV2,
     "densecl": DenseCL,
     "concl": ConCL,
+    "vq_kd": VQKD,
+    "beit_v2": BEiTv2,
+    "eva": EVA,
     "supervised": Supervised,
 }
 
 __all__ = [
     "BYOL",
+    "EVA",
     "METHODS",
     "PCLV2",
+    "VQKD",
+    "BEiTv2",
     "ConCL",
     "DenseCL",
     "Losses",
