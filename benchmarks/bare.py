@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from densepath.concepts.kmeans import KMeansConcepts
-from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR, Supervised
+from densepath.core.masking import count_visible
+from densepath.methods import BYOL, MAE, PCLV2, ConCL, DenseCL, Method, MoCoV1, MoCoV2, SimCLR, SparK, Supervised
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch
 
@@ -73,6 +74,23 @@ def _supervised(method: Any, views: Batch) -> None:
     _backward(method, method.classifier(method.backbone(views["image"].pixels)[method.backbone.deepest].mean((2, 3))))
 
 
+def _spark(method: Any, views: Batch) -> None:
+    """The view forward and backward in the dense network, and the decoder on its maps."""
+    maps = method.backbone(views["image"].pixels)
+    dense = [densify.project(maps[stage]) for densify, stage in zip(method.densify, method.stages, strict=True)]
+    _backward(method, method.decoder(dense))
+
+
+def _mae(method: Any, views: Batch) -> None:
+    """The visible patches forward and backward in the encoder, and all of them in the decoder."""
+    pixels = views["image"].pixels
+    model, along = method.backbone.net.model, pixels.shape[-1] // method.patch
+    count = count_visible(along**2, method.mask_ratio)
+    kept = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
+    tokens = model._pos_embed(model.patch_embed(pixels))[:, : model.num_prefix_tokens + count]
+    _backward(method, method.decoder(model.norm(model.blocks(tokens)), kept, along, along))
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -82,6 +100,8 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     ConCL: _concl,
     PCLV2: _moco_v2,
     Supervised: _supervised,
+    SparK: _spark,
+    MAE: _mae,
 }
 
 

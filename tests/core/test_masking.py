@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def test_count_visible_is_what_the_mask_leaves_rounded():
     assert count_visible(196, 0.75) == 49
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.999, -1.0, 2.0])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.999, -1.0, 2.0, math.nan, math.inf])
 def test_a_mask_leaves_something_of_either_kind(ratio):
     with pytest.raises(UserError, match="mask ratio"):
         count_visible(9, ratio)

@@ -18,7 +18,7 @@ from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.images.batch import ImageBatch
 from densepath.images.sources import ImageFiles
-from densepath.methods import BYOL, PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR, Supervised
+from densepath.methods import BYOL, MAE, PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2, SimCLR, SparK, Supervised
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
@@ -28,6 +28,7 @@ IMAGES = 8
 STEPS = 3
 SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
+DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
@@ -49,6 +50,8 @@ KINDS = {
     MoCoV1: ("shuffled",),
     PCLV2: ("shuffled", "synchronized"),
     Supervised: ("groups", "synchronized"),
+    SparK: ("groups", "synchronized"),
+    MAE: ("transformer",),
 }
 
 
@@ -64,7 +67,7 @@ def views_of(step, part=slice(IMAGES)):
     return ViewMaker(ConCL.views(), 48, seed=3)(images)
 
 
-def batch_of(step, batch):
+def batch_of(kind, step, batch):
     """This process's part of a step's views. In the second step the last images' views show nothing in common."""
     count = IMAGES // world_size()
     part = slice(rank() * count, (rank() + 1) * count)
@@ -77,6 +80,8 @@ def batch_of(step, batch):
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
     views |= {"first": views["query"], "second": views["key"], "image": views["query"]}
+    if kind is SparK:  # whose cells are 32 px
+        views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
     return replace(batch, views=views, index=batch.index[part], labels=batch.labels[part])
 
 
@@ -85,7 +90,7 @@ def train(kind, case, options, batches):
     torch.manual_seed(0)
     transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | source | options
+    options = SMALL | CONCL | PCL | DECODER | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if transformer and "stage" in known:
@@ -98,7 +103,7 @@ def train(kind, case, options, batches):
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
     seen = {"losses": [], "gradients": [], "shared": [], "matched": []}
     for step, batch in enumerate(batches):
-        batch = batch_of(step, batch)
+        batch = batch_of(kind, step, batch)
         if method.wants_features(batch):
             method.take_features(described, batch)
         losses = method(batch)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import LayerNorm2d
+from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -53,16 +55,12 @@ def masked_everywhere(backbone: Backbone, pixels: Tensor, cells: Tensor) -> dict
     for module in backbone.net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.forward = partial(norm, module)  # type: ignore[method-assign]
-        elif not any(module.children()) or type(module).__name__ == "ConvNeXtBlock":
-            module.register_forward_hook(behind if type(module).__name__ not in ("LayerNorm", "Linear") else _as_it_is)
+        elif isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | LayerNorm2d | ConvNeXtBlock):
+            module.register_forward_hook(behind)
     return {stage: mask(x) for stage, x in backbone(mask(pixels)).items()}
 
 
-def _as_it_is(*passed: Any) -> None:
-    """The block masks what these give, whose channels come last."""
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "regnetx_002", "resnet18d", "test_convnext"])
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18d", "test_convnext"])
 def test_maps_and_gradients_are_those_of_a_mask_behind_every_layer(name: str) -> None:
     ours, theirs = moved(name), build_backbone(name).double()
     theirs.load_state_dict(ours.state_dict())
@@ -80,7 +78,7 @@ def test_maps_and_gradients_are_those_of_a_mask_behind_every_layer(name: str) ->
             torch.testing.assert_close(ours.state_dict()[key], value)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_convnext"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 def test_with_everything_visible_it_is_the_dense_network(name: str) -> None:
     sparse, dense = moved(name), build_backbone(name).double()
     dense.load_state_dict(sparse.state_dict())
@@ -91,7 +89,7 @@ def test_with_everything_visible_it_is_the_dense_network(name: str) -> None:
     torch.testing.assert_close(sparse.state_dict(), dense.state_dict())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_convnext"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_pixels_of_hidden_cells_change_not_a_bit(name: str, memory_format: torch.memory_format) -> None:
     backbone, visible = build_backbone(name).to(memory_format=memory_format), some_visible()
@@ -138,7 +136,7 @@ def test_the_network_is_as_it_was_behind_a_pass() -> None:
     torch.testing.assert_close(backbone(pixels), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["seresnet18", "efficientnet_b0", "test_vit", "convnextv2_atto", "resnetaa50"])
+@pytest.mark.parametrize("name", ["seresnet18", "efficientnet_b0", "test_vit", "convnextv2_atto", "resnetblur18"])
 def test_networks_that_look_at_more_than_a_window_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} has a .*no sparse form"):
         check_sparse(build_backbone(name))

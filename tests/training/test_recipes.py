@@ -23,7 +23,8 @@ PAPER = [
     "supervised",
 ]
 OWN = ["concl_files", "concl_nuclei"]
-NAMES = sorted([*PAPER, *OWN, *(f"{name}_small" for name in PAPER + OWN)])
+MASKED = ["mae", "spark"]
+NAMES = sorted([*PAPER, *OWN, *MASKED, *(f"{name}_small" for name in PAPER + OWN + MASKED)])
 
 
 def resolved(name):
@@ -47,7 +48,8 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name, tmp_path):
         options["method_options"]["concept_files"] = str(tmp_path)
     assert options.keys() == inspect.signature(pretrain).parameters.keys()
     assert (options["epochs"] is None) != (options["max_steps"] is None)
-    method = find_method(options["method"])(build_backbone(options["backbone"]), **options["method_options"])
+    backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
+    method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
     method.check(options["view_size"], options["batch_size"])
 
 
@@ -107,7 +109,25 @@ def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
     assert options["method_options"] == {"labels": "folders", "batch_norm": "synchronized", "batch_norm_group": 0}
 
 
-@pytest.mark.parametrize("name", PAPER + OWN)
+def test_the_papers_recipes_of_masked_image_modelling_hold_their_constants():
+    """Tables of MAE and the released SparK, at the length and batch size of Conv-MIM."""
+    mae, spark = (resolved(name) for name in MASKED)
+    for options in (mae, spark):
+        assert (options["epochs"], options["batch_size"], options["view_size"]) == (800, 256, 224)
+        assert options["augment"] is None  # the method's own
+    assert (mae["backbone"], spark["backbone"]) == ("vit_small_patch16_224", "resnet18")
+    adamw = {"name": "adamw", "weight_decay": 0.05, "exclude_norm_and_bias": True, "warmup_start": 0.0}
+    assert mae["optimizer"] == Optimizer(lr=1.5e-4, momentum=0.9, beta2=0.95, warmup_epochs=40, **adamw)
+    decoder = {"decoder_depth": 8, "decoder_dim": 512, "decoder_heads": 16}
+    assert mae["method_options"] == {"mask_ratio": 0.75, "fixed_positions": True, **decoder}
+    decay = {"weight_decay": 0.04, "final_weight_decay": 0.2, "clip_norm": 5.0}
+    course = {"warmup_epochs": 40, "warmup_start": 0.005, "final_lr": 0.001}
+    assert spark["optimizer"] == Optimizer(name="lamb", lr=2e-4, momentum=0.9, beta2=0.95, **decay, **course)
+    norms = {"batch_norm": "synchronized", "batch_norm_group": 0}
+    assert spark["method_options"] == {"mask_ratio": 0.6, "decoder_dim": 768, **norms}
+
+
+@pytest.mark.parametrize("name", PAPER + OWN + MASKED)
 def test_small_recipes_fit_two_thousand_tiles(name):
     options = resolved(f"{name}_small")
     assert options["max_steps"] * options["batch_size"] == 51_200

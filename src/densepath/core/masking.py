@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def count_visible(patches: int, ratio: float) -> int:
     Raises:
         UserError: nothing would be visible, or nothing masked.
     """
-    visible = round(patches * (1 - ratio))
+    visible = round(patches * (1 - ratio)) if isfinite(ratio) else 0
     if not 0 < visible < patches:
         raise UserError(
             f"a mask ratio of {ratio} leaves {visible} of {patches} patches visible; some of each kind are needed, "

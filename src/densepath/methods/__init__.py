@@ -6,10 +6,12 @@ from densepath.methods.byol import BYOL
 from densepath.methods.concl import ConCL
 from densepath.methods.densecl import DenseCL
 from densepath.methods.eva import EVA
+from densepath.methods.mae import MAE
 from densepath.methods.moco_v1 import MoCoV1
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.methods.pcl_v2 import PCLV2
 from densepath.methods.simclr import SimCLR
+from densepath.methods.spark import SparK
 from densepath.methods.supervised import Supervised
 from densepath.methods.vq_kd import VQKD
 
@@ -21,15 +23,18 @@ METHODS: dict[str, type[Method]] = {
     "pcl_v2": PCLV2,
     "densecl": DenseCL,
     "concl": ConCL,
+    "supervised": Supervised,
+    "spark": SparK,
+    "mae": MAE,
+    "eva": EVA,
     "vq_kd": VQKD,
     "beit_v2": BEiTv2,
-    "eva": EVA,
-    "supervised": Supervised,
 }
 
 __all__ = [
     "BYOL",
     "EVA",
+    "MAE",
     "METHODS",
     "PCLV2",
     "VQKD",
@@ -42,5 +47,6 @@ __all__ = [
     "MoCoV2",
     "Reconstruction",
     "SimCLR",
+    "SparK",
     "Supervised",
 ]

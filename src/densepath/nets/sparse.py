@@ -8,7 +8,7 @@ Source: SparK (ICLR 2023), section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isqrt
 from typing import Any
@@ -115,29 +115,33 @@ def check_sparse(backbone: Backbone) -> None:
         UserError: it has another one, as networks with squeeze-and-excitation or attention do.
     """
     for name, module in backbone.net.named_modules():
-        known = isinstance(module, (*_MIXING, *_POINTWISE, *_IDLE, _BatchNorm))
-        if not known and not any(module.children()):
+        known = isinstance(module, (*_MIXING, *_POINTWISE, *_IDLE, _BatchNorm)) or any(module.children())
+        if not known or "Attention" in type(module).__name__:
             raise UserError(
                 f"{backbone.name} has a {type(module).__name__} ({name}), which has no sparse form here; take a plain "
                 "ConvNet, e.g. resnet18, regnetx_002 or convnext_atto"
             )
 
 
-def encode_sparsely(backbone: Backbone, pixels: Tensor, visible: Visible) -> dict[int, Tensor]:
+def encode_sparsely(
+    backbone: Backbone, pixels: Tensor, visible: Visible, stages: Sequence[int] | None = None
+) -> dict[int, Tensor]:
     """The stages of images of which some cells are hidden.
 
     Args:
         backbone: one that :func:`check_sparse` lets pass.
         pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by 2**backbone.deepest or more.
         visible: the cells.
+        stages: those that are wanted; all by default.
 
     Returns:
         Stage i -> (B, channels[i], S / 2**i, S / 2**i), zero at hidden positions. What hidden pixels hold changes
         nothing.
     """
+    stages = stages or backbone.stages
     with _sparse(backbone.net, visible):
-        maps = backbone(pixels)
-    return {stage: visible.clean(x) for stage, x in maps.items()}
+        maps = backbone(pixels, last=max(stages))
+    return {stage: visible.clean(maps[stage]) for stage in stages}
 
 
 @contextmanager

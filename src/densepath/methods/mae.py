@@ -1,0 +1,127 @@
+"""MAE: a vision transformer sees a quarter of an image's patches, and a small decoder fills in the others."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from densepath.core.losses import full_precision, masked_mean
+from densepath.core.masking import (
+    count_visible,
+    enlarge,
+    from_patches,
+    patches_along,
+    random_visible,
+    standardize_patches,
+    to_patches,
+)
+from densepath.methods.base import Losses, Method, Reconstruction
+from densepath.nets.backbones import Backbone
+from densepath.nets.token_decoder import TokenDecoder
+from densepath.nets.transformer_parts import (
+    add_positions,
+    embed_patches,
+    encode,
+    fix_positions,
+    require_transformer,
+    select_tokens,
+)
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class MAE(Method):
+    """Masked patches are predicted from the visible ones.
+
+    With y_p the pixels of patch p, less their mean and divided by their deviation, x_V the visible patches, M the
+    masked ones, f the encoder and d the decoder (section 3),
+
+    L = mean over p in M of |y_p - d(f(x_V))_p|^2 / (pixels and channels of a patch).
+
+    The encoder runs on the class token and the visible patches alone: the cost of a step is about that of the decoder
+    and a quarter of the encoder. Masks are a function of image and epoch. The paper initializes all blocks by Xavier's
+    rule; here that is the decoder's way, and the encoder starts as the backbone comes.
+
+    Args:
+        backbone: the encoder, a vision transformer.
+        mask_ratio: the share of the patches that is masked.
+        decoder_depth: blocks of the decoder.
+        decoder_dim: their channels.
+        decoder_heads: heads of their attention.
+        fixed_positions: whether sines and cosines take the place of the backbone's position embeddings, and stay as
+            they are. Without it, these are trained on: for weights that came with embeddings of their own.
+
+    Raises:
+        UserError: the backbone is a ConvNet, or the decoder's numbers do not fit each other.
+
+    Source: He et al., CVPR 2022, arXiv 2111.06377.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mask_ratio: float = 0.75,
+        decoder_depth: int = 8,
+        decoder_dim: int = 512,
+        decoder_heads: int = 16,
+        fixed_positions: bool = True,
+    ) -> None:
+        super().__init__()
+        model = require_transformer(backbone, "MAE")
+        if fixed_positions:
+            fix_positions(model)
+        self.backbone = backbone
+        self.patch = backbone.patch_size
+        self.decoder = TokenDecoder(model.embed_dim, decoder_dim, decoder_depth, decoder_heads, 3 * self.patch**2)
+        self.mask_ratio = mask_ratio
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """Crops and flips; the colors stay."""
+        return {"image": augment or Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")}
+
+    def forward(self, batch: Batch) -> Losses:
+        pixels = batch["image"].pixels
+        visible = self.visible(batch)
+        prediction = self.predict(pixels, visible)
+        target, _, _ = standardize_patches(to_patches(pixels, self.patch))
+        errors = (prediction - target).square().mean(-1)
+        masked = ~visible.to(errors.device, non_blocking=True)
+        loss = masked_mean(errors.flatten(), masked.flatten())
+        return Losses(loss, {"reconstruction_loss": loss.detach()})
+
+    def visible(self, batch: Batch) -> Tensor:
+        """(B, N) bool, on the CPU: the patches that are visible."""
+        patches = patches_along(batch["image"].pixels.shape[-1], self.patch) ** 2
+        return random_visible(batch.uniform(patches), count_visible(patches, self.mask_ratio))
+
+    def predict(self, pixels: Tensor, visible: Tensor) -> Tensor:
+        """Predict all patches.
+
+        Args:
+            pixels: (B, 3, S, S).
+            visible: (B, N) bool, on the CPU, as many in each row.
+
+        Returns:
+            (B, N, 3 * patch**2), standardized pixels.
+        """
+        kept = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
+        model = self.backbone.net.model
+        patches = embed_patches(model, pixels)  # (B, h, w, C)
+        tokens = encode(model, select_tokens(model, add_positions(model, patches), kept))
+        return full_precision(self.decoder(tokens, kept, *patches.shape[1:3]))
+
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        pixels = batch["image"].pixels
+        visible = self.visible(batch)
+        _, mean, deviation = standardize_patches(to_patches(pixels, self.patch))
+        along = pixels.shape[-1] // self.patch
+        prediction = from_patches(self.predict(pixels, visible) * deviation + mean, self.patch, along)
+        seen = enlarge(visible.view(-1, along, along), pixels.shape[-1]).to(pixels.device)
+        return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
+
+    def backbone_to_keep(self) -> Backbone:
+        return self.backbone
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
+        count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)

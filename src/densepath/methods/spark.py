@@ -1,0 +1,159 @@
+"""SparK: a ConvNet sees some cells of an image, as a sparse network would, and a decoder fills in the others."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision, masked_mean
+from densepath.core.masking import (
+    count_visible,
+    from_patches,
+    patches_along,
+    random_visible,
+    standardize_patches,
+    to_patches,
+)
+from densepath.methods.base import Losses, Method, Reconstruction
+from densepath.nets.backbones import Backbone
+from densepath.nets.light_decoder import LightDecoder
+from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+_SCALES = 4  # maps of the encoder that the decoder gets
+
+
+class SparK(Method):
+    """Masked cells are predicted from features of the visible ones, at four resolutions.
+
+    An image is divided into cells as large as the network's stride. With S_i the sparse features of stage i, which hold
+    nothing at masked positions, D_i = proj_i(S_i, and a learned token where there is nothing) (Equation 3), and the
+    decoder's blocks B_i, D'_i = B_i(D'_{i+1}) + D_i (Equation 2) from the smallest map to the largest,
+
+    L = mean over the masked cells of |y - x|^2 / (pixels and channels of a cell),
+
+    where y is what the decoder gives and x are the cell's pixels, less their mean and divided by their deviation.
+    Features are normed over visible positions before tokens fill the others. Masks are a function of image and epoch.
+
+    Args:
+        backbone: the encoder, a ConvNet of windows alone: ResNet, ResNeXt, RegNetX, ConvNeXt (not V2).
+        mask_ratio: the share of the cells that is masked.
+        decoder_dim: channels of the decoder's first block; each block halves them.
+        batch_norm: whose statistics, in encoder and decoder: "synchronized": over all images; or "per_process".
+        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
+            in a batch. With a number the run is the same on any number of processes, but for rounding.
+
+    Raises:
+        UserError: the backbone has no sparse form, or lacks maps of strides 4 to 32; or a number does not fit.
+
+    Source: Tian et al., ICLR 2023, arXiv 2301.03580; the decoder's layers as released.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mask_ratio: float = 0.6,
+        decoder_dim: int = 768,
+        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
+        batch_norm_group: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(backbone.stages) < _SCALES:
+            raise UserError(
+                f"SparK needs a ConvNet with maps of strides 4 to 32, which {backbone.name} is not; choose one with "
+                "--backbone, e.g. resnet18 (mae is the method for vision transformers)"
+            )
+        check_sparse(backbone)
+        self.backbone = backbone
+        self.cell = 2**backbone.deepest
+        self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
+        self.decoder = LightDecoder(decoder_dim, backbone.deepest)
+        normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+        self.densify = nn.ModuleList(
+            Densify(backbone.channels[stage], dim, nn.BatchNorm2d if normed else LayerNorm2d, 3 if number else 1)
+            for number, (stage, dim) in enumerate(zip(self.stages, self.decoder.channels, strict=False))
+        )
+        for network in (self.backbone, self.densify, self.decoder):
+            set_batch_norm(network, batch_norm, batch_norm_group)
+        self.mask_ratio = mask_ratio
+        self.batch_norm_group = batch_norm_group
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """Large crops and flips; the colors stay."""
+        plain = Augment(scale=(0.67, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
+        return {"image": augment or plain}
+
+    def forward(self, batch: Batch) -> Losses:
+        pixels = batch["image"].pixels
+        visible = self.visible(batch)
+        prediction = to_patches(self.predict(pixels, visible), self.cell)
+        target, _, _ = standardize_patches(to_patches(pixels, self.cell))
+        errors = (prediction - target).square().mean(-1)
+        loss = masked_mean(errors.flatten(), ~visible.cells.flatten())
+        return Losses(loss, {"reconstruction_loss": loss.detach()})
+
+    def visible(self, batch: Batch) -> Visible:
+        """The cells of a batch's images that are visible."""
+        pixels = batch["image"].pixels
+        along = patches_along(pixels.shape[-1], self.cell)
+        count = count_visible(along**2, self.mask_ratio)
+        cells = random_visible(batch.uniform(along**2), count).view(-1, along, along)
+        return Visible(cells.to(pixels.device, non_blocking=True), count)
+
+    def predict(self, pixels: Tensor, visible: Visible) -> Tensor:
+        """Predict the pixels of images (B, 3, S, S), standardized cell by cell, in the same shape."""
+        maps = encode_sparsely(self.backbone, pixels, visible, self.stages)
+        dense = [densify(maps[stage], visible) for densify, stage in zip(self.densify, self.stages, strict=True)]
+        return full_precision(self.decoder(dense))
+
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        pixels = batch["image"].pixels
+        visible = self.visible(batch)
+        _, mean, deviation = standardize_patches(to_patches(pixels, self.cell))
+        prediction = to_patches(self.predict(pixels, visible), self.cell) * deviation + mean
+        prediction = from_patches(prediction, self.cell, pixels.shape[-1] // self.cell)
+        seen = visible.mask(pixels.shape[-1])
+        return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
+
+    def backbone_to_keep(self) -> Backbone:
+        return plain_batch_norm(self.backbone)
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
+        count_visible(patches_along(view_size, self.cell) ** 2, self.mask_ratio)
+
+
+class Densify(nn.Module):
+    """A sparse map made dense: normed, with a learned token at hidden positions, and as wide as the decoder has it.
+
+    Args:
+        in_channels, out_channels: before and behind.
+        norm: makes the norm of the visible positions.
+        window: size of the projection's window.
+
+    Source: SparK (ICLR 2023), Equation 3; the norm as released.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: type[nn.Module], window: int) -> None:
+        super().__init__()
+        self.norm = norm(in_channels)
+        self.mask_token = nn.Parameter(torch.empty(1, in_channels, 1, 1))
+        self.project = nn.Conv2d(in_channels, out_channels, window, padding=window // 2)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+
+    def forward(self, x: Tensor, visible: Visible) -> Tensor:
+        """(B, in_channels, h, h) as (B, out_channels, h, h)."""
+        x = visible.scatter(self.norm(visible.gather(x)))
+        return self.project(torch.where(visible.mask(x.shape[-1]), x, self.mask_token.to(x.dtype)))
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that get no weight decay."""
+        return {"mask_token"}

@@ -1,0 +1,74 @@
+"""A transformer that fills in the patches that an encoder did not see: MAE's decoder."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.nets.transformer_parts import sincos_positions
+
+
+class TokenDecoder(nn.Module):
+    """Mask tokens where nothing was seen, fixed sin-cos positions, transformer blocks, and values for each patch.
+
+    Args:
+        in_features: channels of the encoder's tokens.
+        dim: channels of its own.
+        depth: blocks.
+        heads: of the attention; they divide ``dim``.
+        out_features: values that it gives for a patch.
+
+    Raises:
+        UserError: the numbers do not fit each other.
+
+    Source: MAE (CVPR 2022), section 3 and appendix A.1.
+    """
+
+    def __init__(self, in_features: int, dim: int, depth: int, heads: int, out_features: int) -> None:
+        super().__init__()
+        if depth < 1 or heads < 1 or dim < 4 or dim % heads or dim % 4:
+            raise UserError(
+                f"a decoder of {depth} blocks with {heads} heads and {dim} channels cannot be made; the channels must "
+                "be a multiple of the heads and of 4, e.g. --method.decoder_dim 512 --method.decoder_heads 16"
+            )
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.dim = dim
+        self.embed = nn.Linear(in_features, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+        self.norm = norm(dim)
+        self.predict = nn.Linear(dim, out_features)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(_initialize)
+
+    def forward(self, tokens: Tensor, patches: Tensor, height: int, width: int) -> Tensor:
+        """Predict all patches of a grid.
+
+        Args:
+            tokens: (B, prefix + n, in_features) what the encoder made of its prefix and of n patches.
+            patches: (B, n) int64, which patches these are.
+            height, width: of the grid.
+
+        Returns:
+            (B, height * width, out_features).
+        """
+        prefix, seen = self.embed(tokens).split((tokens.shape[1] - patches.shape[1], patches.shape[1]), dim=1)
+        grid = self.mask_token.expand(len(tokens), height * width, -1)
+        grid = grid.scatter(1, patches.unsqueeze(-1).expand_as(seen), seen.to(grid.dtype))
+        grid = grid + sincos_positions(height, width, self.dim, grid.device).to(grid.dtype)
+        x = self.norm(self.blocks(torch.cat((prefix.to(grid.dtype), grid), dim=1)))
+        return self.predict(x[:, prefix.shape[1] :])
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that get no weight decay."""
+        return {"mask_token"}
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
