@@ -13,8 +13,11 @@ from densepath.concepts.kmeans import KMeansConcepts
 from densepath.core.masking import count_visible
 from densepath.methods import (
     BYOL,
+    EVA,
     MAE,
     PCLV2,
+    VQKD,
+    BEiTv2,
     ConCL,
     ConvMIM,
     DenseCL,
@@ -95,14 +98,43 @@ def _spark(method: Any, views: Batch) -> None:
     _backward(method, method.decoder(dense))
 
 
+def _eva(method: Any, views: Batch) -> None:
+    """As MAE, and the view forward in the teacher."""
+    along = views["image"].pixels.shape[-1] // method.backbone.patch_size
+    method.target(views["image"].pixels, along)
+    _visible(method, method.head, views)
+
+
+def _vq_kd(method: Any, views: Batch) -> None:
+    """The view forward and backward in encoder and decoder, and forward in the teacher."""
+    pixels = views["image"].pixels
+    grid = pixels.shape[-1] // method.tokenizer.backbone.patch_size
+    method.target(pixels, grid)
+    _backward(method, method.decode(method.tokenizer.embed(pixels), grid))
+
+
+def _beit_v2(method: Any, views: Batch) -> None:
+    """The view forward and backward in the network, early head and classifier, and forward in the tokenizer."""
+    pixels = views["image"].pixels
+    mask = method.draw_mask(views, pixels.shape[-1])
+    method.target.network.embed(pixels)
+    chosen = mask.nonzero()[:, 1].view(len(mask), -1).to(pixels.device)
+    outputs = method.encode(pixels, mask.to(pixels.device))
+    _backward(method, *(method.classify(tokens, chosen) for tokens in outputs))
+
+
 def _mae(method: Any, views: Batch) -> None:
     """The visible patches forward and backward in the encoder, and all of them in the decoder."""
+    _visible(method, method.decoder, views)
+
+
+def _visible(method: Any, decoder: nn.Module, views: Batch) -> None:
     pixels = views["image"].pixels
-    model, along = method.backbone.net.model, pixels.shape[-1] // method.patch
+    model, along = method.backbone.net.model, pixels.shape[-1] // method.backbone.patch_size
     count = count_visible(along**2, method.mask_ratio)
     kept = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
     tokens = model._pos_embed(model.patch_embed(pixels))[:, : model.num_prefix_tokens + count]
-    _backward(method, method.decoder(model.norm(model.blocks(tokens)), kept, along, along))
+    _backward(method, decoder(model.norm(model.blocks(tokens)), kept, along, along))
 
 
 def _conv_mim(method: Any, views: Batch) -> None:
@@ -126,6 +158,9 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SparK: _spark,
     MAE: _mae,
     ConvMIM: _conv_mim,
+    EVA: _eva,
+    VQKD: _vq_kd,
+    BEiTv2: _beit_v2,
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import count
@@ -48,6 +48,7 @@ class Step:
         images: what batches are taken from.
         size, batch_size, backbone: as in ``densepath pretrain``.
         hardware: where it computes.
+        given: options of the method that its recipe leaves open.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Step:
         batch_size: int,
         backbone: str,
         hardware: Hardware,
+        given: Mapping[str, str] | None = None,
     ) -> None:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
         recipe_options = typed_options(load_recipe(recipe))
-        method_options = dict(recipe_options.get("method_options", {}))
+        method_options = {**recipe_options.get("method_options", {}), **(given or {})}
         if batch_size % (method_options.get("batch_norm_group") or 1):
             method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
         method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
@@ -177,7 +179,8 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     """The row of one recipe of densepath."""
     hardware = _hardware(asked)
     images = open_store(store).to("cpu")
-    step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware)
+    given = dict(pair.split("=", 1) for pair in asked.given)
+    step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware, given)
     return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 
 
@@ -224,6 +227,9 @@ def options(description: str) -> argparse.ArgumentParser:
     """The options of a step, for other benchmarks, too."""
     made = parser(description)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
+    made.add_argument(
+        "--given", nargs="*", default=[], help="options of the method, e.g. teacher=vit_small_patch16_224"
+    )
     made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="of lightly")
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the peers' loader")
     made.add_argument("--backbone", default="resnet18")

@@ -1,6 +1,8 @@
 """Small views and small methods."""
 
 import inspect
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from densepath.methods import ConCL
 from densepath.nets.backbones import build_backbone
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from targets import TEACHER, write_tokenizer
 
 
 @pytest.fixture
@@ -25,14 +30,20 @@ def batch(images) -> Batch:
     return ViewMaker(ConCL.views(), 96, seed=0)(images)
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """A tokenizer's file, of random weights."""
+    return str(write_tokenizer(tmp_path_factory.mktemp("run")))
+
+
 @pytest.fixture
-def make():
+def make(tokenizer):
     """Build a method on a fresh backbone, always with the same weights."""
 
     def build(method, backbone="resnet18", **options):
         torch.manual_seed(0)
         sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
-        sizes |= {"concept_queue_size": 256, "num_concepts": 4}
+        sizes |= {"concept_queue_size": 256, "num_concepts": 4, "tokenizer": tokenizer, **TEACHER}
         known = inspect.signature(method).parameters
         sizes = {name: size for name, size in sizes.items() if name in known}
         return method(build_backbone(backbone), **{**sizes, **options})

@@ -14,11 +14,29 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).parent))
+from targets import TEACHER, write_tokenizer
+
 from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.images.batch import ImageBatch
 from densepath.images.sources import ImageFiles
-from densepath.methods import BYOL, MAE, PCLV2, ConCL, ConvMIM, DenseCL, MoCoV1, MoCoV2, SimCLR, SparK, Supervised
+from densepath.methods import (
+    BYOL,
+    EVA,
+    MAE,
+    PCLV2,
+    VQKD,
+    BEiTv2,
+    ConCL,
+    ConvMIM,
+    DenseCL,
+    MoCoV1,
+    MoCoV2,
+    SimCLR,
+    SparK,
+    Supervised,
+)
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.maker import ViewMaker
@@ -54,6 +72,9 @@ KINDS = {
     SparK: ("groups", "synchronized"),
     MAE: ("transformer",),
     ConvMIM: ("groups", "synchronized"),
+    EVA: ("transformer",),
+    VQKD: ("transformer",),
+    BEiTv2: ("transformer",),
 }
 
 
@@ -92,7 +113,7 @@ def train(kind, case, options, batches):
     torch.manual_seed(0)
     transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | MIM | source | options
+    options = SMALL | CONCL | PCL | DECODER | TEACHER | MIM | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if transformer and "stage" in known:
@@ -129,7 +150,8 @@ def process(folder, number, processes, batches):
     for kind, cases in KINDS.items():
         for case in cases:
             both, one, two = CASES[case]
-            seen = train(kind, case, both | (two if processes > 1 else one), batches)
+            options = both | (two if processes > 1 else one) | {"tokenizer": str(folder / "tokenizer.safetensors")}
+            seen = train(kind, case, options, batches)
             torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
     if processes > 1:
         dist.destroy_process_group()
@@ -151,5 +173,6 @@ if __name__ == "__main__":
     where = Path(sys.argv[1])
     torch.set_num_threads(1)
     batches = [views_of(step) for step in range(STEPS)]
+    write_tokenizer(where)
     children = [fork(process, where, number, count, batches) for number, count in ((0, 1), (0, 2), (1, 2))]
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -1,7 +1,13 @@
 """What every method owes to a run, whatever it learns."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+from targets import write_tokenizer
 
 from densepath.methods import METHODS
 from densepath.training.checkpoints import read_checkpoint
@@ -10,8 +16,9 @@ from densepath.training.recipes import all_options
 
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "labels": "labels.csv", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
-BACKBONES = {"mae": "test_vit"}
 SMALL |= {"patch": 16}
+SMALL |= {"teacher": "test_vit", "teacher_weights": "random", "num_codes": 12, "tokenizer": "tokenizer.safetensors"}
+BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2"), "test_vit")
 
 
 @pytest.mark.parametrize(
@@ -21,6 +28,7 @@ SMALL |= {"patch": 16}
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, backbone, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.csv").write_text("".join(f"{number:02d}.png,{number % 3}\n" for number in range(40)))
+    write_tokenizer(tmp_path)
     options = {name: value for name, value in SMALL.items() if name in all_options(method, {})}
     if backbone == "test_vit" and "stage" in options:
         options["stage"] = 4

@@ -26,7 +26,10 @@ PAPER = [
 OWN = ["concl_files", "concl_nuclei"]
 MASKED = ["mae", "spark"]
 ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
-NAMES = sorted([*PAPER, *OWN, *MASKED, *ABLATIONS, *(f"{name}_small" for name in PAPER + OWN + MASKED)])
+TAUGHT = ["beit_v2", "eva", "vq_kd"]
+NAMES = sorted(
+    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *(f"{name}_small" for name in PAPER + OWN + MASKED + TAUGHT)]
+)
 
 
 def resolved(name):
@@ -48,6 +51,10 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name, tmp_path):
         with pytest.raises(UserError, match="need concept_files"):
             find_method("concl")(build_backbone("test_resnet"), **options["method_options"])
         options["method_options"]["concept_files"] = str(tmp_path)
+    for source in {"teacher", "tokenizer"} & options["method_options"].keys():
+        with pytest.raises(UserError, match=rf"needs a {source}; .*--method\.{source}"):
+            find_method(options["method"])(build_backbone("test_vit"), **options["method_options"])
+        options["method_options"][source] = "test_vit"
     assert options.keys() == inspect.signature(pretrain).parameters.keys()
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
@@ -142,7 +149,28 @@ def test_the_papers_recipes_of_masked_image_modelling_hold_their_constants():
     assert spark["method_options"] == {"mask_ratio": 0.6, "decoder_dim": 768, **norms}
 
 
-@pytest.mark.parametrize("name", PAPER + OWN + MASKED)
+def test_the_papers_recipes_with_a_frozen_target_hold_their_constants():
+    """BEiT-v2's released scripts, and MAE's settings for EVA, at the batch size of Conv-MIM."""
+    beit, eva, vq_kd = (resolved(name) for name in TAUGHT)
+    for options, epochs in ((beit, 800), (eva, 800), (vq_kd, 100)):
+        assert (options["epochs"], options["batch_size"], options["view_size"]) == (epochs, 256, 224)
+        assert options["augment"] is None  # the method's own
+    assert eva["optimizer"] == resolved("mae")["optimizer"] and eva["backbone"] == "vit_small_patch16_224"
+    decoder = {"mask_ratio": 0.75, "decoder_depth": 8, "decoder_dim": 512, "decoder_heads": 16}
+    assert eva["method_options"] == {"teacher": "", "teacher_weights": "", "fixed_positions": True, **decoder}
+    adamw = {"name": "adamw", "exclude_norm_and_bias": True, "warmup_epochs": 10}
+    course = {"lr": 1.5e-3 * 256 / 2048, "final_lr": pytest.approx(1e-5 / 1.5e-3, rel=1e-3), "clip_norm": 3.0}
+    assert beit["optimizer"] == Optimizer(weight_decay=0.05, beta2=0.999, **adamw, **course)
+    layers = {"early_layer": None, "head_layers": 2, "layer_scale": 0.1}  # the early layer is 9 of 12
+    masks = {"mask_ratio": 75 / 196, "smallest_block": 16}
+    assert beit["method_options"] == {"tokenizer": "", **masks, **layers}
+    course = {"lr": 5e-5 * 256 / 128, "final_lr": 0.1}
+    assert vq_kd["optimizer"] == Optimizer(weight_decay=1e-4, beta2=0.99, **adamw, **course)
+    codes = {"num_codes": 8192, "code_dim": 32, "momentum": 0.99, "commitment": 1.0, "decoder_depth": 3}
+    assert vq_kd["method_options"] == {"teacher": "", "teacher_weights": "", **codes}
+
+
+@pytest.mark.parametrize("name", PAPER + OWN + MASKED + TAUGHT)
 def test_small_recipes_fit_two_thousand_tiles(name):
     options = resolved(f"{name}_small")
     assert options["max_steps"] * options["batch_size"] == 51_200

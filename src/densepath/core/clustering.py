@@ -45,8 +45,8 @@ def spherical_kmeans(points: Tensor, start: Tensor, reseed: Tensor) -> tuple[Ten
 
 
 @torch.no_grad()
-def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:
-    """K-means by Euclidean distance, of one large set.
+def kmeans(points: Tensor, order: Tensor, count: int, iterations: int, unit: bool = False) -> tuple[Tensor, Tensor]:
+    """K-means by Euclidean distance, of one large set; of unit vectors perhaps by cosine distance.
 
     Centroids start at ``count`` of the points. A fixed number of iterations; in each, points go to the nearest centroid
     and centroids become the means of their points. A centroid without points is put on one of the points.
@@ -57,6 +57,7 @@ def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[
             and over, where one goes on that lost its points.
         count: K, the number of clusters, at most N.
         iterations: how many.
+        unit: whether centroids are unit vectors, too.
 
     Returns:
         (K, D) centroids and (N,) int64, the nearest to each point.
@@ -68,7 +69,7 @@ def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[
             members = torch.bincount(labels, minlength=count)
             sums = torch.zeros_like(centroids).index_add_(0, labels, points)
             places = (count * (iteration + 1) + torch.arange(count, device=order.device)) % len(order)
-            means = sums / members.clamp(min=1).unsqueeze(1)
+            means = F.normalize(sums, dim=1) if unit else sums / members.clamp(min=1).unsqueeze(1)
             centroids = torch.where(members.unsqueeze(1) == 0, points[order[places]], means)
         return centroids, nearest(points, centroids)
 

@@ -74,6 +74,10 @@ class Method(nn.Module):
     def backbone_to_keep(self) -> Backbone:
         """The backbone that is exported."""
 
+    def parts_to_keep(self) -> dict[str, dict[str, Tensor]]:
+        """What else is exported at the end of a run, by name: tensors of parts that other methods build upon."""
+        return {}
+
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         """Raise UserError where the hyper-parameters do not fit.
 

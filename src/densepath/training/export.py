@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
+from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
-from densepath.nets.weights import save_backbone
+from densepath.nets.weights import FORMAT_VERSION, save_backbone, write_tensors
 from densepath.training.load_run import load_run
 
 EXPORTED = Path("exported") / "backbone.safetensors"
@@ -50,3 +54,22 @@ def export_backbone(path: Path, backbone: Backbone, layout: str, config: Mapping
     """
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
     save_backbone(path, backbone, layout, metadata)
+
+
+def export_parts(
+    folder: Path, parts: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], steps: int
+) -> None:
+    """Write what a method keeps beside its backbone: a safetensors file for each part, with where it comes from.
+
+    Args:
+        folder: where the files go.
+        parts: name -> tensors.
+        config: the run's configuration.
+        steps: optimizer steps that they were trained for.
+    """
+    notes = {"format": "pt", "format_version": FORMAT_VERSION, "method": str(config["method"]), "steps": str(steps)}
+    notes |= {"backbone": str(config["backbone"]), "config": json.dumps(config)}
+    for name, state in parts.items():
+        plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+        with atomic_write(folder / f"{name}.safetensors") as temporary:
+            write_tensors(plain, temporary, notes)

@@ -23,7 +23,7 @@ from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
-from densepath.training.export import EXPORTED, export_backbone
+from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.fit import fit
 from densepath.training.gallery import Draw, Gallery
 from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
@@ -46,6 +46,7 @@ _FREE = (
     *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
     *("log_every", "save_every_steps", "save_every_minutes"),
     *(f"method_options.{name}" for name in ("concept_cache", "concept_files", "labels")),  # where files lie, as data
+    *(f"method_options.{name}" for name in ("teacher", "teacher_weights", "tokenizer")),  # known by their checksums
 )
 _PAPER = Optimizer()
 
@@ -209,6 +210,7 @@ def pretrain(
         )
         if first:
             export_backbone(out / EXPORTED, learner.backbone_to_keep(), "timm", config, done)
+            export_parts(out / EXPORTED.parent, learner.parts_to_keep(), config, done)
     return out
 
 

@@ -1,0 +1,102 @@
+"""A codebook: unit vectors, of which a vector's code names the nearest, that follow what they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.clustering import kmeans, nearest
+from densepath.core.distributed import broadcast, gather, rank, total
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+
+ITERATIONS = 10  # of k-means, as released
+
+
+class Codebook(nn.Module):
+    """K unit vectors of length D, moved by exponential moving averages and not by gradients.
+
+    They begin as the centroids of k-means (by cosine distance) of the first vectors that it follows. Then, in each
+    step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all processes. As
+    released, a code that no vector of the batch has stays where it is, and none is put elsewhere.
+
+    ``usage`` is the moving average of how many vectors a code has in a batch.
+
+    Args:
+        size: K.
+        dim: D.
+        momentum: m.
+
+    Source: VQ-KD of BEiT-v2 (arXiv 2208.06366) and its released code. That begins on several processes with codebooks
+    that differ: each has centroids of vectors of its own. Here all have those of all.
+    """
+
+    codes: Tensor
+    usage: Tensor
+
+    def __init__(self, size: int, dim: int, momentum: float = 0.99) -> None:
+        super().__init__()
+        if size < 2 or dim < 1:
+            raise UserError(f"a codebook needs two codes or more, of one number or more, not {size} of {dim}")
+        if not 0 <= momentum <= 1:
+            raise UserError(f"the momentum of the codes must lie between 0 and 1, not {momentum}")
+        self.momentum = momentum
+        self.begun = False
+        self.register_buffer("codes", torch.zeros(size, dim))
+        self.register_buffer("usage", torch.zeros(size))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """The codes (...) int64 of unit vectors (..., D): which of the K is the nearest."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat = vectors.detach().flatten(0, -2).to(self.codes.dtype)
+            return nearest(flat, self.codes).view(vectors.shape[:-1])
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """The unit vectors (..., D) of codes (...)."""
+        return F.embedding(codes, self.codes)
+
+    @torch.no_grad()
+    def begin(self, vectors: Tensor, draws: Tensor) -> None:
+        """Become the centroids of vectors, once: of those of all processes, found by the first.
+
+        Args:
+            vectors: (N, D) this process's unit vectors; K or more with those of the other processes.
+            draws: one random number for each vector of all processes: centroids start at those with the smallest.
+        """
+        vectors = gather(full_precision(vectors))
+        if rank() == 0:
+            order = draws.to(vectors.device, non_blocking=True).argsort(stable=True)
+            centroids, _ = kmeans(vectors, order, len(self.codes), ITERATIONS, unit=True)
+            self.codes.copy_(centroids)
+        self.codes.copy_(broadcast(self.codes))
+        self.begun = True
+
+    @torch.no_grad()
+    def follow(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """Move towards the vectors of a batch.
+
+        Args:
+            vectors: (N, D) this process's unit vectors.
+            codes: (N,) int64, theirs.
+
+        Returns:
+            The number of codes that the batch uses, over all processes: a scalar.
+        """
+        vectors = full_precision(vectors).to(self.codes.dtype)
+        sums = torch.zeros_like(self.codes).index_add_(0, codes, vectors)
+        counts = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(vectors[:, 0]))
+        sums, counts = total(torch.cat((sums, counts.unsqueeze(1)), dim=1)).tensor_split([sums.shape[1]], dim=1)
+        means = torch.where(counts > 0, F.normalize(sums, dim=1), self.codes)
+        self.codes.copy_(F.normalize(self.codes.lerp(means, 1 - self.momentum), dim=1))
+        self.usage.lerp_(counts.squeeze(1), 1 - self.momentum)
+        return (counts > 0).sum().to(self.codes.dtype)
+
+    def get_extra_state(self) -> Tensor:
+        """Whether it has begun, which is no buffer: a step must not ask the device for it."""
+        return torch.tensor(self.begun)
+
+    def set_extra_state(self, state: Any) -> None:
+        self.begun = bool(state)

@@ -1,0 +1,184 @@
+"""BEiT-v2: masked patches are given the codes that a tokenizer gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.block_masking import block_masks, count_draws
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.core.masking import count_visible, patches_along
+from densepath.methods.base import Losses
+from densepath.methods.frozen_target import FrozenTarget
+from densepath.nets.backbones import Backbone
+from densepath.nets.new_blocks import new_blocks
+from densepath.nets.tokenizers import Tokenizer, load_tokenizer
+from densepath.nets.transformer_parts import add_positions, embed_patches, require_transformer, run_blocks
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class BEiTv2(FrozenTarget[Tokenizer]):
+    """Masked image modelling on codes.
+
+    With z_i the code that the tokenizer gives patch i of a view, M the masked patches, of which the network sees a mask
+    token in place of their embedding, and h^L its last tokens,
+
+    L = -mean over M of log p(z_i | h_i^L) - mean over M of log p(z_i | h'_i),   p = softmax(W h + b),
+
+    where h' makes the class token gather what the image shows: two blocks of an early head read the last layer's class
+    token with an earlier layer's patch tokens. Both terms share the final norm, W and b. The mask is made of blocks.
+
+    What is not as in the paper: the backbone is a timm network as it is, with its own initialisation and its learned
+    position embeddings. The paper's has a relative position bias in place of these, shared by its layers, which no
+    plain transformer of timm's has, and layer scales, which some have: see ``layer_scale``. The early head's blocks are
+    like those of the backbone, with new weights; the released code also scales these down with depth. As there, the
+    tokenizer sees the same crop as the network, in the same colors.
+
+    Args:
+        backbone: a vision transformer, with patches of the tokenizer's size.
+        tokenizer: the folder of a run of ``vq_kd``, or its ``exported/tokenizer.safetensors``.
+        mask_ratio: the share of patches that are masked.
+        smallest_block: patches of the smallest block of a mask, but where fewer are missing.
+        early_layer: the layer whose patch tokens the early head reads; three quarters of all by default, 9 of 12.
+        head_layers: blocks of the early head; 0 for none, and no second term.
+        layer_scale: where the layer scales of the backbone and of the early head start, 0.1 in the paper; by default
+            where timm, or the weights that are loaded, have them.
+
+    Source: Peng et al., arXiv 2208.06366, and its released code; masks as BEiT (ICLR 2022).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: str = "",
+        mask_ratio: float = 75 / 196,
+        smallest_block: int = 16,
+        early_layer: int | None = None,
+        head_layers: int = 2,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__("tokenizer")
+        if not tokenizer:
+            raise UserError(
+                "beit_v2 needs a tokenizer; train one by --config vq_kd, and give its run by --method.tokenizer RUN"
+            )
+        model = require_transformer(backbone, "beit_v2")
+        depth = len(model.blocks)
+        early_layer = depth * 3 // 4 if early_layer is None else early_layer
+        _check_layers(backbone, depth, early_layer, head_layers, smallest_block)
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.mask_ratio = mask_ratio
+        self.smallest_block = smallest_block
+        self.early_layer = early_layer
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(model.embed_dim), std=0.02))
+        self.early_head = new_blocks(model, head_layers)
+        if layer_scale is not None:
+            _set_layer_scale(backbone, [*model.blocks, *self.early_head], layer_scale)
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """Crops, flips and color jitter without hue."""
+        mild = Augment(jitter=1.0, hue=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
+        return {"image": augment or mild}
+
+    def no_weight_decay(self) -> set[str]:
+        return {"mask_token"}
+
+    def load_target(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer)
+
+    def set_target(self, target: Tokenizer) -> None:
+        own, theirs = self.backbone.patch_size, target.backbone.patch_size
+        if own != theirs:
+            raise UserError(
+                f"the tokenizer has patches of {theirs} px, and {self.backbone.name} of {own} px; they must be alike"
+            )
+        super().set_target(target)
+
+    def make_head(self, width: int) -> nn.Module:
+        head = nn.Linear(len(self.mask_token), width)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def forward(self, batch: Batch) -> Losses:
+        pixels = batch["image"].pixels
+        mask = self.draw_mask(batch, pixels.shape[-1])  # on the CPU
+        chosen = mask.nonzero()[:, 1].view(len(mask), -1).to(pixels.device, non_blocking=True)  # (B, M)
+        codes = self.target(pixels).gather(1, chosen)
+        outputs = self.encode(pixels, mask.to(pixels.device, non_blocking=True))
+        logits = torch.stack([full_precision(self.classify(tokens, chosen)) for tokens in outputs])  # (1 or 2, B, M, K)
+        losses = [F.cross_entropy(own.flatten(0, 1), codes.flatten()) for own in logits]
+        terms = dict(zip(("code_loss", "early_code_loss"), (loss.detach() for loss in losses), strict=False))
+        accuracy = (logits[0].argmax(-1) == codes).float().mean()
+        return Losses(torch.stack(losses).sum(), terms, {"accuracy": accuracy})
+
+    def draw_mask(self, batch: Batch, view_size: int) -> Tensor:
+        """(B, N) bool on the CPU, true where a patch is masked: a function of image and epoch."""
+        grid = patches_along(view_size, self.backbone.patch_size)
+        count = grid**2 - count_visible(grid**2, self.mask_ratio)
+        return block_masks(batch.uniform(count_draws(grid**2)), grid, count, self.smallest_block)
+
+    def encode(self, pixels: Tensor, mask: Tensor) -> list[Tensor]:
+        """Tokens (B, prefix + N, C) behind the last layer and, where there is one, behind the early head.
+
+        Args:
+            pixels: (B, 3, S, S).
+            mask: (B, N) bool, on their device.
+        """
+        model: Any = self.backbone.net.model
+        patches = embed_patches(model, pixels)
+        hidden = mask.view(*patches.shape[:3], 1)
+        tokens = add_positions(model, torch.where(hidden, self.mask_token.to(patches.dtype), patches))
+        early = run_blocks(model, tokens, 0, self.early_layer)
+        last = run_blocks(model, early, self.early_layer)
+        if not len(self.early_head):
+            return [last]
+        prefix = model.num_prefix_tokens
+        return [last, self.early_head(torch.cat((last[:, :prefix], early[:, prefix:]), dim=1))]
+
+    def classify(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+        """Logits (B, M, K) of the chosen patches (B, M) among tokens (B, prefix + N, C)."""
+        model: Any = self.backbone.net.model
+        index = (chosen + model.num_prefix_tokens).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        logits: Tensor = self.head(model.norm(tokens.gather(1, index)))
+        return logits
+
+    def backbone_to_keep(self) -> Backbone:
+        return self.backbone
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
+        count_visible(patches_along(view_size, self.backbone.patch_size) ** 2, self.mask_ratio)
+
+
+def _check_layers(backbone: Backbone, depth: int, early_layer: int, head_layers: int, smallest_block: int) -> None:
+    model: Any = backbone.net.model
+    if smallest_block < 1:
+        raise UserError(f"the blocks of a mask have one patch or more, not {smallest_block}")
+    if not 0 <= head_layers <= depth:
+        raise UserError(f"the early head has 0 to {depth} blocks on {backbone.name}, not {head_layers}")
+    if head_layers and not 0 < early_layer < depth:
+        raise UserError(f"the early layer must lie among the {depth} of {backbone.name} before its last: {early_layer}")
+    if head_layers and model.cls_token is None:
+        raise UserError(
+            f"{backbone.name} has no class token for the early head; choose another backbone, or --method.head_layers 0"
+        )
+
+
+def _set_layer_scale(backbone: Backbone, blocks: list[nn.Module], value: float) -> None:
+    scales = [p for block in blocks for name, p in block.named_parameters() if name.rpartition(".")[2] == "gamma"]
+    if not scales:
+        raise UserError(
+            f"{backbone.name} has no layer scales; leave out --method.layer_scale, or choose a backbone that has, "
+            "e.g. deit3_small_patch16_224"
+        )
+    with torch.no_grad():
+        for scale in scales:
+            scale.fill_(value)

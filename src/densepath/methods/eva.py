@@ -1,0 +1,130 @@
+"""EVA in the style of MAE: masked patches are given the features that a teacher gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.losses import full_precision
+from densepath.core.masking import count_visible, patches_along, random_visible
+from densepath.methods.base import Losses
+from densepath.methods.frozen_target import FrozenTarget
+from densepath.nets.backbones import Backbone
+from densepath.nets.teachers import Teacher, build_teacher, require_teacher
+from densepath.nets.token_decoder import TokenDecoder
+from densepath.nets.transformer_parts import (
+    add_positions,
+    embed_patches,
+    encode,
+    fix_positions,
+    require_transformer,
+    select_tokens,
+)
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class EVA(FrozenTarget[Teacher]):
+    """A teacher's features of masked patches are predicted from the visible ones.
+
+    As MAE, with t_p in place of pixels, the feature of patch p by a frozen teacher that sees the whole view: with the
+    visible patches x_V, the masked ones M, the encoder f and the decoder d,
+
+    L = mean over p in M of  2 - 2 cos(d(f(x_V))_p, t_p).
+
+    This is the form in which Conv-MIM compares with EVA, that of mmselfsup. EVA itself has no decoder: its encoder sees
+    mask tokens, in blocks that cover 40% of the patches, and the loss is -cos. The teacher is CLIP's ViT-B/16 behind
+    its projection to 512 numbers (EVA has a larger one), here ``hf-hub:openai/clip-vit-base-patch16``. For tissue take
+    one that has seen tissue.
+
+    Args:
+        backbone: the encoder, a vision transformer.
+        teacher: who is learned from: a timm name, a folder of a timm or a transformers model, or hf-hub:OWNER/NAME (see
+            :func:`build_teacher`).
+        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
+        mask_ratio: the share of the patches that is masked.
+        decoder_depth: blocks of the decoder.
+        decoder_dim: their channels.
+        decoder_heads: heads of their attention.
+        fixed_positions: whether sines and cosines take the place of the backbone's position embeddings, and stay as
+            they are. Without it, these are trained on: for weights that came with embeddings of their own.
+
+    Source: Fang et al., CVPR 2023, arXiv 2211.07636, as mmselfsup's configuration ``eva-mae-style`` and Conv-MIM (WACV
+    2024) have it; MAE (CVPR 2022).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        teacher: str = "",
+        teacher_weights: str = "",
+        mask_ratio: float = 0.75,
+        decoder_depth: int = 8,
+        decoder_dim: int = 512,
+        decoder_heads: int = 16,
+        fixed_positions: bool = True,
+    ) -> None:
+        super().__init__("teacher")
+        require_teacher("eva", teacher)
+        model = require_transformer(backbone, "eva")
+        if fixed_positions:
+            fix_positions(model)
+        self.backbone = backbone
+        self.teacher = teacher
+        self.teacher_weights = teacher_weights
+        self.mask_ratio = mask_ratio
+        self._decoder = (model.embed_dim, decoder_dim, decoder_depth, decoder_heads)
+        self.make_head(1)  # numbers that do not fit each other are refused now
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """Crops and flips; the colors stay."""
+        return {"image": augment or Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")}
+
+    def load_target(self) -> Teacher:
+        return build_teacher(self.teacher, self.teacher_weights)
+
+    def make_head(self, width: int) -> nn.Module:
+        return TokenDecoder(*self._decoder, width)
+
+    def forward(self, batch: Batch) -> Losses:
+        pixels = batch["image"].pixels
+        visible = self.visible(batch)
+        masked = (~visible).nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)  # (B, M)
+        grid = patches_along(pixels.shape[-1], self.backbone.patch_size)
+        output, target = self.predict(pixels, visible), self.target(pixels, grid)
+        similarity = F.cosine_similarity(*(_pick(features, masked) for features in (output, target)), dim=-1)
+        loss = 2 - 2 * similarity.mean()
+        return Losses(loss, {"feature_loss": loss.detach()})
+
+    def visible(self, batch: Batch) -> Tensor:
+        """(B, N) bool, on the CPU: the patches that are visible, a function of image and epoch."""
+        patches = patches_along(batch["image"].pixels.shape[-1], self.backbone.patch_size) ** 2
+        return random_visible(batch.uniform(patches), count_visible(patches, self.mask_ratio))
+
+    def predict(self, pixels: Tensor, visible: Tensor) -> Tensor:
+        """The teacher's features of all patches, (B, N, width), predicted from the visible ones.
+
+        Args:
+            pixels: (B, 3, S, S).
+            visible: (B, N) bool, on the CPU, as many in each row.
+        """
+        kept = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
+        model: Any = self.backbone.net.model
+        patches = embed_patches(model, pixels)  # (B, h, w, C)
+        tokens = encode(model, select_tokens(model, add_positions(model, patches), kept))
+        return full_precision(self.head(tokens, kept, *patches.shape[1:3]))
+
+    def backbone_to_keep(self) -> Backbone:
+        return self.backbone
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(view_size, view_size)
+        count_visible(patches_along(view_size, self.backbone.patch_size) ** 2, self.mask_ratio)
+
+
+def _pick(features: Tensor, patches: Tensor) -> Tensor:
+    """(B, M, C) of features (B, N, C): those of the patches (B, M)."""
+    return features.gather(1, patches.unsqueeze(-1).expand(-1, -1, features.shape[-1]))

@@ -1,0 +1,128 @@
+"""VQ-KD: a tokenizer that gives patches codes from which a teacher's features can be told."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.distributed import world_size
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.core.masking import patches_along
+from densepath.methods.base import Losses
+from densepath.methods.frozen_target import FrozenTarget
+from densepath.nets.backbones import Backbone
+from densepath.nets.new_blocks import new_blocks
+from densepath.nets.teachers import Teacher, build_teacher, require_teacher
+from densepath.nets.tokenizers import TOKENIZER, Tokenizer, tanh_head
+from densepath.nets.transformer_parts import require_transformer, sincos_positions
+from densepath.views.augment import Augment, Union
+from densepath.views.view import Batch
+
+
+class VQKD(FrozenTarget[Teacher]):
+    """Vector-quantized knowledge distillation: BEiT-v2's tokenizer, which :class:`BEiTv2` learns from.
+
+    An encoder gives patch i a unit vector h_i, a codebook its nearest code v_i, and a small decoder says from the codes
+    of all patches what a frozen teacher sees there. With t_i the teacher's feature and o_i the decoder's output,
+
+    L = mean over patches of  1 - cos(o_i, t_i) + b |h_i - sg(v_i)|^2.
+
+    The decoder's gradient passes through the code to h_i as if it were that. The codes move by averages, not by
+    gradients: :class:`Codebook`.
+
+    The released code averages the last term over the D components of a code, which is b = 1 / D; the paper, and this,
+    sums them, with b = 1. Its decoder has learned position embeddings and a class token; this has sines and cosines,
+    for views of any size. Its input is scaled to [-1, 1], ours is normalized for ImageNet, which it offers, too.
+
+    Args:
+        backbone: a vision transformer, the encoder.
+        teacher: who is learned from: a timm name, a folder of a timm or a transformers model, or hf-hub:OWNER/NAME (see
+            :func:`build_teacher`).
+        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
+        num_codes: of the codebook.
+        code_dim: D, dimensions of a code.
+        momentum: of the codes' moving averages.
+        commitment: b.
+        decoder_depth: blocks of the decoder, as wide as those of the encoder.
+
+    Source: Peng et al., arXiv 2208.06366, and its released code.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        teacher: str = "",
+        teacher_weights: str = "",
+        num_codes: int = 8192,
+        code_dim: int = 32,
+        momentum: float = 0.99,
+        commitment: float = 1.0,
+        decoder_depth: int = 3,
+    ) -> None:
+        super().__init__("teacher")
+        require_teacher("vq_kd", teacher)
+        model = require_transformer(backbone, "vq_kd")
+        if not commitment >= 0:
+            raise UserError(f"the commitment must not be negative, as {commitment} is")
+        if not 0 < decoder_depth <= len(model.blocks):
+            raise UserError(f"the decoder has 1 to {len(model.blocks)} blocks on {backbone.name}, not {decoder_depth}")
+        self.teacher = teacher
+        self.teacher_weights = teacher_weights
+        self.commitment = commitment
+        self.width: int = model.embed_dim
+        self.tokenizer = Tokenizer(backbone, num_codes, code_dim, momentum)
+        self.from_codes = nn.Linear(code_dim, self.width)
+        self.decoder = new_blocks(model, decoder_depth)
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+        """Crops and flips; the colors stay."""
+        plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
+        return {"image": augment or plain}
+
+    def load_target(self) -> Teacher:
+        return build_teacher(self.teacher, self.teacher_weights)
+
+    def make_head(self, width: int) -> nn.Module:
+        return tanh_head(self.width, self.width, width)
+
+    def forward(self, batch: Batch) -> Losses:
+        pixels = batch["image"].pixels
+        grid = patches_along(pixels.shape[-1], self.tokenizer.backbone.patch_size)
+        codebook = self.tokenizer.codebook
+        vectors = self.tokenizer.embed(pixels)  # (B, N, D)
+        flat = vectors.detach().flatten(0, 1)
+        if not codebook.begun:
+            codebook.begin(flat, batch.common_uniform(len(flat) * world_size()))
+        codes = codebook(vectors)
+        found = codebook.look_up(codes)
+        output = self.decode(vectors + (found - vectors).detach(), grid)
+        reconstruction = 1 - F.cosine_similarity(full_precision(output), self.target(pixels, grid), dim=-1).mean()
+        commitment = (vectors - found).square().sum(-1).mean()
+        terms = {"reconstruction_loss": reconstruction.detach(), "commitment_loss": commitment.detach()}
+        used = codebook.follow(flat, codes.flatten()) if self.training else codes.new_zeros(())
+        return Losses(reconstruction + self.commitment * commitment, terms, {"used_codes": used})
+
+    def decode(self, codes: Tensor, grid: int) -> Tensor:
+        """The teacher's features (B, N, width), as far as they can be told from codes (B, N, D) of ``grid`` rows."""
+        positions = sincos_positions(grid, grid, self.width, codes.device).to(codes.dtype)
+        features: Tensor = self.head(self.norm(self.decoder(self.from_codes(codes) + positions)))
+        return features
+
+    def backbone_to_keep(self) -> Backbone:
+        return self.tokenizer.backbone
+
+    def parts_to_keep(self) -> dict[str, dict[str, Tensor]]:
+        return {TOKENIZER: self.tokenizer.state_dict()}
+
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        backbone = self.tokenizer.backbone
+        backbone.check_size(view_size, view_size)
+        patches = batch_size * patches_along(view_size, backbone.patch_size) ** 2
+        if patches < self.tokenizer.width:
+            raise UserError(
+                f"a batch of {batch_size} images has {patches} patches, too few to begin {self.tokenizer.width} codes "
+                "with; take fewer by --method.num_codes, or larger batches"
+            )

@@ -1,0 +1,167 @@
+"""Networks as the Hugging Face hub ships them: a folder with config.json and weights; no code of it is ever run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+
+HUB = "hf-hub:"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
+_FETCHED = ("*.json", "*.safetensors", WEIGHT_FILES[1])
+_STRIDES = (32, 16, 8)  # that a network may have whose configuration does not say, in pixels
+_SIDE = 5  # patches along the side of the image that it is tried on
+_MOST_OTHERS = 16  # class and register tokens
+
+
+def fetch(name: str) -> Path:
+    """The folder of "hf-hub:OWNER/NAME", from the cache of the Hugging Face hub where it is there.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=list(_FETCHED)))
+    except Exception as error:  # each kind of failure is another exception
+        raise UserError(
+            f"{name} could not be fetched ({type(error).__name__}); check the name and the network, log in by "
+            "'hf auth login' if its owners ask for that, or give a folder"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder.
+
+    Raises:
+        UserError: there is none, or it names no model of timm ("architecture") or transformers ("model_type").
+    """
+    config = _read_json(folder / "config.json")
+    if not ("architecture" in config or "model_type" in config):
+        raise UserError(
+            f"the folder {folder} has no config.json that names a model of timm or transformers; give the folder of one"
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class TransformersModel(nn.Module):
+    """The deepest map of a vision model of transformers; of CLIP as it compares images with words.
+
+    The patch tokens of CLIP's image tower are given its last norm and, where there is one, its projection, as
+    BEiT-v2's and EVA's teacher has them; ``transformers`` does so with the class token alone.
+
+    Args:
+        model: the model.
+        folder: where it comes from, for messages.
+
+    Attributes:
+        stride: pixels.
+        channels: of the map.
+        mean, std: the normalization that it was trained with.
+
+    Raises:
+        UserError: it takes no images, or gives no map of their parts.
+    """
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        super().__init__()
+        tower = getattr(model, "vision_model", model)
+        known = inspect.signature(tower.forward).parameters
+        if "pixel_values" not in known:
+            raise UserError(f"{folder} holds a {type(model).__name__}, which takes no images; give a vision model")
+        self.tower = tower
+        clip = str(tower.config.model_type).startswith("clip")
+        self.norm: nn.Module = tower.post_layernorm if clip else nn.Identity()
+        self.projection: nn.Module = getattr(model, "visual_projection", nn.Identity()) if clip else nn.Identity()
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
+        self.mean, self.std = _normalization(folder)
+        self.stride, self.channels = self._find_stride(folder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, channels, H / stride, W / stride)."""
+        features: Tensor = self.tower(x, **self._options).last_hidden_state
+        if features.ndim == 3:
+            height, width = (side // self.stride for side in x.shape[2:])
+            patches = features[:, features.shape[1] - height * width :]  # other tokens come first
+            features = self.projection(self.norm(patches)).transpose(1, 2).unflatten(2, (height, width))
+        return features
+
+    @torch.no_grad()
+    def _find_stride(self, folder: Path) -> tuple[int, int]:
+        size = getattr(self.tower.config, "patch_size", None)
+        for stride in (size, *_STRIDES) if isinstance(size, int) else _STRIDES:
+            try:
+                out = self.tower(torch.zeros(1, 3, stride * _SIDE, stride * _SIDE), **self._options).last_hidden_state
+            except Exception:  # not the right size for it: each model says so in its own way
+                continue
+            others = out.shape[1] - _SIDE**2 if out.ndim == 3 else 0
+            if tuple(out.shape[2:]) == (_SIDE, _SIDE) or (out.ndim == 3 and 0 <= others <= _MOST_OTHERS):
+                self.stride = stride
+                return stride, self(torch.zeros(1, 3, stride, stride)).shape[1]
+        raise UserError(f"the model in {folder} gives no map of patches for images of any size; choose another one")
+
+
+def load_transformers_model(folder: Path, config: dict[str, Any]) -> TransformersModel:
+    """A vision model of transformers, from safetensors alone.
+
+    Args:
+        folder: holds config.json and model.safetensors (or parts of it with their index).
+        config: its config.json.
+
+    Raises:
+        UserError: transformers is not installed, the folder holds no such model, or lacks weights of it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"{folder} holds a model of transformers; install it by pip install 'densepath[transformers]'"
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds no .safetensors file; save the model as one (save_pretrained does)")
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what is missing is said below, once
+    try:
+        model, found = transformers.AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:  # a damaged folder fails wherever the reader happens to be
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(f"the model in {folder} ({config['model_type']}) cannot be loaded: {reason}") from error
+    finally:
+        transformers.logging.set_verbosity(level)
+    missing = [key for key in found["missing_keys"] if "pooler" not in key]  # which is not used
+    if missing:
+        raise UserError(f"the weights in {folder} lack {sorted(missing)[0]}; fetch the model again")
+    return TransformersModel(model.eval(), folder)
+
+
+def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the colors, those of ImageNet where the folder does not say."""
+    notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
+    notes = notes.get("image_processor") or notes
+    mean, std = notes.get("image_mean"), notes.get("image_std")
+    if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return tuple(mean), tuple(std)

@@ -1,0 +1,223 @@
+"""Teachers: frozen networks, trained elsewhere, that say what each patch of a view shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.nets.backbones import build_backbone
+from densepath.nets.layouts import match_names
+from densepath.nets.model_folders import HUB, WEIGHT_FILES, fetch, load_transformers_model, read_config
+from densepath.nets.transformers import is_transformer, resize_positions
+from densepath.nets.weights import read_weights
+
+ACCEPTED = (
+    "a timm name (vit_base_patch16_clip_224.openai), a folder that holds a model of timm or transformers, or "
+    f"{HUB}OWNER/NAME"
+)
+_TRIAL = 5  # patches along the side of the image that a teacher is tried on
+
+
+class Teacher(nn.Module):
+    """Patch features of a network, on the grid of whoever learns from it.
+
+    Views come normalized for ImageNet, at the learner's size. They are given the network's own normalization and are
+    resized (bicubic, antialiased) to ``grid`` times its stride: its patches then cover the very parts of the view that
+    the learner's cover, whatever the two strides are. For a student with patches of 16 px a view of 224 px becomes one
+    of 196 px for a teacher with patches of 14 px, which the teacher sees at 7/8 of its magnification. Class and
+    register tokens are dropped.
+
+    Args:
+        network: images (B, 3, H, W) -> feature map (B, channels, H / stride, W / stride).
+        name: what it is called.
+        stride: pixels.
+        channels: of the features.
+        mean, std: the normalization that it was trained with, for colors in [0, 1].
+
+    Attributes:
+        width: ``channels``.
+
+    Raises:
+        UserError: it gives no such map for images of another size than its own.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        stride: int,
+        channels: int,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.name, self.stride, self.width = name, stride, channels
+        ours = torch.tensor((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)).view(2, 3, 1, 1)
+        theirs = torch.tensor((tuple(mean), tuple(std))).view(2, 3, 1, 1)
+        self.register_buffer("scale", ours[1] / theirs[1])
+        self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1])
+        _check_map(network.eval(), name, stride, channels)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, grid: int) -> Tensor:
+        """Features of each patch.
+
+        Args:
+            pixels: (B, 3, S, S) views, normalized for ImageNet.
+            grid: the learner's patches along a side.
+
+        Returns:
+            (B, grid * grid, channels), row by row, in float32 (float64 for float64).
+        """
+        x = pixels * self.scale + self.shift
+        if x.shape[-1] != grid * self.stride:
+            x = F.interpolate(x, (grid * self.stride,) * 2, mode="bicubic", antialias=True, align_corners=False)
+        return full_precision(self.network(x)).flatten(2).transpose(1, 2)
+
+    def describe(self) -> str:
+        """A line for the user."""
+        return f"the teacher {self.name}: {self.width} features of each patch of {self.stride} px"
+
+
+def require_teacher(method: str, name: str) -> None:
+    """Check that a teacher is named at all.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not name:
+        raise UserError(f"{method} needs a teacher; name one by --method.teacher: {ACCEPTED}")
+
+
+def build_teacher(name: str, weights: str = "") -> Teacher:
+    """A teacher by its name.
+
+    Args:
+        name: a timm network (with a tag for certain weights of it: "vit_small_patch14_dinov2.lvd142m"); a folder with
+            the config.json and weights of a timm or a transformers vision model; or "hf-hub:OWNER/NAME" for such a
+            folder of the Hugging Face hub, fetched over the network where it is not in its cache.
+        weights: for a timm network, a file or a run folder as for ``read_weights``, or "random"; by default those that
+            timm has under the name.
+
+    Raises:
+        UserError: there is no such network, its weights are missing or do not fit, or it gives no map of its patches.
+    """
+    if name.startswith(HUB):
+        folder = fetch(name)
+        return _from_folder(folder, name, weights)
+    if Path(name).is_dir():
+        return _from_folder(Path(name), name, weights)
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"there is no teacher {name!r}; give {ACCEPTED}")
+    pretrained = not weights
+    if pretrained and not timm.models.is_model_pretrained(name):
+        raise UserError(
+            f"timm has no weights of that name for the teacher {name!r}; give them by --method.teacher_weights"
+        )
+    network = _timm_network(name if pretrained else name.split(".")[0], pretrained, {})
+    mean, std = network.net.pretrained_cfg["mean"], network.net.pretrained_cfg["std"]
+    if weights and weights != "random":
+        metadata = _load(network.net, weights, name)
+        mean, std = (json.loads(metadata.get(key, "null")) or own for key, own in (("mean", mean), ("std", std)))
+    return Teacher(network, name, network.stride, network.channels, mean, std)
+
+
+class _TimmNetwork(nn.Module):
+    """The deepest map of a timm network: that of a transformer's patch tokens behind the last block and its norm."""
+
+    def __init__(self, net: Any, stride: int, channels: int) -> None:
+        super().__init__()
+        self.net, self.stride, self.channels = net, stride, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Sequence[Tensor] = self.net(x)
+        return maps[-1]
+
+
+def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _TimmNetwork:
+    """A network of timm, of patches of any size.
+
+    Args:
+        name: its timm name.
+        pretrained: load timm's weights of that name.
+        arguments: of its constructor.
+    """
+    transformer = is_transformer(name)
+    if not transformer:
+        build_backbone(name.split(".")[0])  # checks that it gives maps at any size
+    kind = {"num_classes": 0, "dynamic_img_size": True} if transformer else {"features_only": True}
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, **{**arguments, **kind})
+    except Exception as error:  # each kind of network failure, and of a constructor's, is another exception
+        why = "could not be fetched; check the network, or give a file by --method.teacher_weights"
+        raise UserError(
+            f"the teacher {name} {why if pretrained else 'cannot be made'} ({type(error).__name__})"
+        ) from error
+    if not transformer:
+        return _TimmNetwork(model, model.feature_info.reduction()[-1], model.feature_info.channels()[-1])
+    net = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
+    net.pretrained_cfg = model.pretrained_cfg
+    return _TimmNetwork(net, model.patch_embed.patch_size[0], model.num_features)
+
+
+def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
+    if weights:
+        raise UserError(f"the teacher {name} has weights of its own; leave out --method.teacher_weights")
+    config = read_config(folder)
+    if "architecture" not in config:
+        model = load_transformers_model(folder, config)
+        return Teacher(model, name, model.stride, model.channels, model.mean, model.std)
+    architecture = str(config["architecture"])
+    if not timm.is_model(architecture):
+        raise UserError(f"timm has no network {architecture!r}, which {folder} names; update timm")
+    found = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
+    if not found:
+        raise UserError(f"the teacher {folder} holds none of {', '.join(WEIGHT_FILES)}; fetch it again")
+    network = _timm_network(architecture, False, config.get("model_args") or {})
+    _load(network.net, found[0], name)
+    normalization = {**network.net.pretrained_cfg, **(config.get("pretrained_cfg") or {})}
+    return Teacher(network, name, network.stride, network.channels, normalization["mean"], normalization["std"])
+
+
+def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
+    """Load all tensors of a teacher, or fail; gives what the file says of itself."""
+    weights = read_weights(source)
+    match = match_names(weights.state_dict, net.state_dict())
+    found = resize_positions(net, match.found)
+    own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    missing = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]
+    parts = {key.removeprefix("model.").split(".")[0] for key in own}
+    foreign = [key for key in match.others if key.split(".")[0] in parts]
+    if missing or foreign:
+        why = f"it lacks {missing[0]} in that shape" if missing else f"it also holds {foreign[0]}"
+        raise UserError(f"{source} does not fit the teacher {name}: {why}; name the network that it belongs to")
+    net.load_state_dict(found, strict=False)
+    return weights.metadata
+
+
+@torch.no_grad()
+def _check_map(network: nn.Module, name: str, stride: int, channels: int) -> None:
+    try:
+        shape = tuple(network(torch.zeros(1, 3, stride * _TRIAL, stride * _TRIAL)).shape)
+    except Exception as error:  # each network fails in its own way
+        raise UserError(
+            f"the teacher {name} takes no images of {stride * _TRIAL} px ({type(error).__name__}); "
+            "choose one that takes images of any size"
+        ) from error
+    if shape != (1, channels, _TRIAL, _TRIAL):
+        raise UserError(f"the teacher {name} gives {shape} where a map of patches should be; choose another one")

@@ -1,0 +1,96 @@
+"""Visual tokenizers: networks that give each patch of a view one code out of many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.codebook import Codebook
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.new_blocks import initialize
+from densepath.nets.weights import read_weights
+
+TOKENIZER = "tokenizer"  # what it is called among what a run exports
+
+
+class Tokenizer(nn.Module):
+    """An encoder whose patch features, projected to few dimensions and to unit length, have their codes in a codebook.
+
+    The projection is Linear, tanh, Linear.
+
+    Args:
+        backbone: a vision transformer; the encoder.
+        num_codes: K.
+        code_dim: D, dimensions of a code.
+        momentum: of the codes.
+
+    Source: BEiT-v2 (arXiv 2208.06366) and its released code.
+    """
+
+    def __init__(self, backbone: Backbone, num_codes: int, code_dim: int, momentum: float = 0.99) -> None:
+        super().__init__()
+        width = backbone.channels[backbone.deepest]
+        self.backbone = backbone
+        self.projection = tanh_head(width, width, code_dim)
+        self.codebook = Codebook(num_codes, code_dim, momentum)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Unit vectors (B, N, D) of the patches of views (B, 3, S, S), row by row."""
+        features = self.backbone(pixels)[self.backbone.deepest].flatten(2).transpose(1, 2)
+        with torch.autocast(pixels.device.type, enabled=False):  # as released: near codes are told apart by little
+            return F.normalize(self.projection(full_precision(features)), dim=-1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Codes (B, N) int64 of the patches of views (B, 3, S, S), row by row."""
+        codes: Tensor = self.codebook(self.embed(pixels))
+        return codes
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return len(self.codebook.codes)
+
+    def describe(self) -> str:
+        """A line for the user."""
+        return f"a tokenizer with {self.width} codes on {self.backbone.name}"
+
+
+def tanh_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
+    """Linear, tanh, Linear; weights of a truncated normal distribution with a deviation of 0.02, biases zero."""
+    head = nn.Sequential(nn.Linear(in_features, hidden_features), nn.Tanh(), nn.Linear(hidden_features, out_features))
+    return head.apply(initialize)
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer that a run of ``vq_kd`` has exported.
+
+    Args:
+        source: the run folder, or its ``exported/tokenizer.safetensors``.
+
+    Raises:
+        UserError: there is none, the run is not complete, or the file is none of a tokenizer.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "exported" / f"{TOKENIZER}.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"the run in {source} has no exported/{path.name}; name a run of vq_kd, and let it come to its end"
+            )
+    weights = read_weights(path)
+    codes, name = weights.state_dict.get("codebook.codes"), weights.metadata.get("backbone")
+    if codes is None or codes.ndim != 2 or name is None:
+        raise UserError(f"{path} holds no tokenizer; give the folder of a run of vq_kd")
+    tokenizer = Tokenizer(build_backbone(name), *codes.shape)
+    own = tokenizer.state_dict()
+    missing = [key for key in own if key not in weights.state_dict or own[key].shape != weights.state_dict[key].shape]
+    unexpected = [key for key in weights.state_dict if key not in own]
+    if missing or unexpected:
+        raise UserError(f"{path} is no tokenizer on {name}: {(missing + unexpected)[0]} does not fit; export it again")
+    tokenizer.load_state_dict(weights.state_dict)
+    return tokenizer

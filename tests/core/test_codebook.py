@@ -1,0 +1,76 @@
+"""The codebook against plain loops."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+
+from densepath.core.codebook import Codebook
+from densepath.core.errors import UserError
+
+
+def unit(*shape, seed=0):
+    vectors = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return F.normalize(vectors, dim=-1)
+
+
+@pytest.fixture
+def book():
+    book = Codebook(6, 3, momentum=0.9).double()
+    book.codes.copy_(unit(6, 3, seed=1))
+    book.begun = True
+    return book
+
+
+def test_a_code_names_the_nearest_vector(book):
+    vectors = unit(2, 5, 3)
+    expected = [[max(range(6), key=lambda k, v=v: float(v @ book.codes[k])) for v in row] for row in vectors]
+    assert book(vectors).tolist() == expected
+    assert torch.equal(book.look_up(book(vectors))[1, 2], book.codes[expected[1][2]])
+
+
+def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book):
+    vectors, codes = unit(7, 3), torch.tensor([0, 0, 3, 0, 3, 5, 3])
+    before, usage = book.codes.clone(), torch.zeros(6, dtype=torch.float64)
+    for _ in range(2):
+        used = book.follow(vectors, codes)
+        assert used == 3
+        for k in range(6):
+            mine = vectors[codes == k]
+            usage[k] = 0.9 * usage[k] + 0.1 * len(mine)
+            if len(mine):
+                mean = mine.sum(0) / mine.sum(0).norm()
+                moved = 0.9 * before[k] + 0.1 * mean
+                before[k] = moved / moved.norm()
+        torch.testing.assert_close(book.codes, before)
+        torch.testing.assert_close(book.usage, usage)
+
+
+def test_it_begins_with_centroids_by_cosine_distance():
+    centres = F.normalize(torch.eye(4, dtype=torch.float64)[:, :3] + 0.1, dim=1)
+    vectors = F.normalize(centres.repeat(20, 1) + 0.05 * unit(80, 3), dim=1)
+    draws = torch.rand(80, generator=torch.Generator().manual_seed(4))
+    books = [Codebook(4, 3).double() for _ in range(3)]
+    for book, numbers in zip(books, (draws, draws, draws.flip(0)), strict=True):
+        assert not book.begun
+        book.begin(vectors, numbers)
+        assert book.begun
+    assert torch.equal(books[0].codes, books[1].codes)
+    torch.testing.assert_close(books[0].codes.norm(dim=1), torch.ones(4, dtype=torch.float64))
+    oracle = KMeans(4, init=books[0].codes.numpy(), n_init=1).fit(vectors.numpy())
+    assert (oracle.labels_ == books[0](vectors).numpy()).all()
+    found = books[0].codes @ F.normalize(torch.from_numpy(oracle.cluster_centers_), dim=1).T
+    torch.testing.assert_close(found.diagonal(), torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert not torch.equal(books[0].codes, books[2].codes)
+
+
+def test_that_it_has_begun_is_part_of_its_state(book):
+    other = Codebook(6, 3).double()
+    other.load_state_dict(book.state_dict())
+    assert other.begun and torch.equal(other.codes, book.codes)
+
+
+@pytest.mark.parametrize(("options", "message"), [((1, 3), "two codes or more"), ((6, 3, 1.5), "between 0 and 1")])
+def test_wrong_numbers_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Codebook(*options)

@@ -1,0 +1,198 @@
+"""Teachers of timm and of transformers against their own forward passes, and the grids that they are brought to."""
+
+import json
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.teachers import build_teacher, require_teacher
+from densepath.nets.weights import save_backbone
+
+transformers = pytest.importorskip("transformers")
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def seen_by(size, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
+    """PIXELS as a network sees them: its own size and normalization."""
+    ours = torch.tensor((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)).view(2, 3, 1, 1)
+    theirs = torch.tensor((mean, std)).view(2, 3, 1, 1)
+    own = (PIXELS * ours[1] + ours[0] - theirs[0]) / theirs[1]
+    return F.interpolate(own, (size, size), mode="bicubic", antialias=True) if size != 64 else own
+
+
+def save(folder, config, model_type, notes=HALF):
+    """A random model as its users have it."""
+    torch.manual_seed(0)
+    model = model_type(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    if notes:
+        (folder / "preprocessor_config.json").write_text(json.dumps(notes))
+    return model
+
+
+@torch.no_grad()
+def test_a_timm_transformer_gives_its_patch_tokens(tmp_path):
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True).eval()
+    save_file(model.state_dict(), tmp_path / "teacher.safetensors")
+    teacher = build_teacher("test_vit", str(tmp_path / "teacher.safetensors"))
+    assert (teacher.stride, teacher.width) == (16, 64)
+    for grid in (4, 6):
+        pixels = seen_by(16 * grid, (0.5,) * 3, (0.5,) * 3)  # as timm says of this network
+        torch.testing.assert_close(teacher(PIXELS, grid), model.forward_features(pixels)[:, 1:])
+
+
+@torch.no_grad()
+def test_a_convnet_gives_its_deepest_map(tmp_path):
+    backbone = build_backbone("test_resnet").eval()
+    notes = {"mean": json.dumps(HALF["image_mean"]), "std": json.dumps(HALF["image_std"])}
+    save_backbone(tmp_path / "weights.safetensors", backbone, metadata=notes)
+    teacher = build_teacher("test_resnet", str(tmp_path / "weights.safetensors"))
+    expected = backbone(seen_by(128, HALF["image_mean"], HALF["image_std"]))[5].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(teacher(PIXELS, 4), expected)
+
+
+@torch.no_grad()
+def test_a_folder_of_timm_is_made_as_its_config_says(tmp_path):
+    arguments = {"patch_size": 14, "img_size": 70, "reg_tokens": 3, "init_values": 0.1}
+    torch.manual_seed(2)
+    model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True, **arguments).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    normalization = {"mean": HALF["image_mean"], "std": HALF["image_std"]}
+    config = {"architecture": "test_vit", "model_args": arguments, "pretrained_cfg": normalization}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    teacher = build_teacher(str(tmp_path))
+    assert (teacher.stride, teacher.width) == (14, 64)
+    expected = model.forward_features(seen_by(56, **normalization))[:, 4:]
+    torch.testing.assert_close(teacher(PIXELS, 4), expected)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    torch.testing.assert_close(build_teacher(str(tmp_path))(PIXELS, 4), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "others"),
+    [
+        ("ViT", {"patch_size": 16, "image_size": 64}, 1),
+        ("Dinov2", {"patch_size": 14, "image_size": 56}, 1),
+        ("Dinov2WithRegisters", {"patch_size": 14, "image_size": 70, "num_register_tokens": 4}, 5),
+    ],
+)
+@torch.no_grad()
+def test_a_transformer_of_transformers_gives_its_patch_tokens(tmp_path, kind, options, others):
+    config = getattr(transformers, f"{kind}Config")(**{**TINY, **options})
+    model = save(tmp_path, config, getattr(transformers, f"{kind}Model"))
+    teacher = build_teacher(str(tmp_path))
+    patch = options["patch_size"]
+    assert (teacher.stride, teacher.width) == (patch, 32)
+    for grid in (4, 6):
+        extra = {"interpolate_pos_encoding": True} if kind == "ViT" else {}
+        tokens = model(seen_by(grid * patch, HALF["image_mean"], HALF["image_std"]), **extra).last_hidden_state
+        torch.testing.assert_close(teacher(PIXELS, grid), tokens[:, others:])
+
+
+@torch.no_grad()
+def test_clip_is_the_tower_that_is_compared_with_words(tmp_path):
+    tower = {**TINY, "patch_size": 16, "image_size": 64}
+    alone = save(tmp_path / "tower", transformers.CLIPVisionConfig(**tower), transformers.CLIPVisionModel, None)
+    whole = transformers.CLIPConfig(
+        text_config={**TINY, "vocab_size": 10, "max_position_embeddings": 8}, vision_config=tower, projection_dim=24
+    )
+    model = save(tmp_path / "whole", whole, transformers.CLIPModel, None)
+    pixels = seen_by(64)
+    tokens = alone(pixels).last_hidden_state[:, 1:]
+    torch.testing.assert_close(build_teacher(str(tmp_path / "tower"))(PIXELS, 4), alone.post_layernorm(tokens))
+    teacher = build_teacher(str(tmp_path / "whole"))
+    tokens = model.vision_model.post_layernorm(model.vision_model(pixels).last_hidden_state)
+    # The class token, treated alike, is what CLIP compares.
+    torch.testing.assert_close(model.visual_projection(tokens[:, 0]), model.get_image_features(pixels).pooler_output)
+    torch.testing.assert_close(teacher(PIXELS, 4), model.visual_projection(tokens[:, 1:]))
+    assert teacher.width == 24
+
+
+@torch.no_grad()
+def test_a_convnet_of_transformers_gives_its_deepest_map(tmp_path):
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1])
+    model = save(tmp_path, config, transformers.ConvNextModel)
+    expected = model(seen_by(128, HALF["image_mean"], HALF["image_std"])).last_hidden_state.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(build_teacher(str(tmp_path))(PIXELS, 4), expected)
+
+
+def test_a_patch_of_the_teacher_lies_where_the_students_does(tmp_path):
+    """What changes in one cell of the student's grid changes that feature most, whatever the teacher's patches are."""
+    save(tmp_path, transformers.Dinov2Config(**TINY, patch_size=14, image_size=56), transformers.Dinov2Model)
+    teacher = build_teacher(str(tmp_path))
+    for row, column in ((0, 0), (1, 3), (2, 1)):
+        changed = PIXELS.clone()
+        changed[:, :, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16] *= -1
+        distance = (teacher(changed, 4) - teacher(PIXELS, 4)).norm(dim=-1)
+        assert (distance.argmax(1) == 4 * row + column).all()
+
+
+def test_what_is_no_teacher_is_named(tmp_path):
+    def refused(message, name, weights=""):
+        with pytest.raises(UserError, match=message) as caught:
+            build_teacher(str(name), str(weights))
+        assert "\n" not in str(caught.value)
+
+    with pytest.raises(UserError, match=r"eva needs a teacher; name one by --method\.teacher"):
+        require_teacher("eva", "")
+    refused("there is no teacher 'vit_smal'; give a timm name", "vit_smal")
+    unknown = next(name for name in timm.list_models("vit_*") if not timm.models.is_model_pretrained(name))
+    refused(f"timm has no weights of that name for the teacher '{unknown}'", unknown)
+    refused("no config.json that names a model", tmp_path)
+    (tmp_path / "config.json").write_text("[1, 2")
+    refused("no config.json that names a model", tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "vit_of_tomorrow"}')
+    refused("timm has no network 'vit_of_tomorrow'", tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "test_vit"}')
+    refused("holds none of model.safetensors, pytorch_model.bin", tmp_path)
+    refused("has weights of its own; leave out", tmp_path, "weights.pth")
+    refused("mixer_s32_224 is no network that gives feature maps", "mixer_s32_224", "random")
+    # Weights of another network: fewer layers, more layers, other widths.
+    other = timm.create_model("test_vit", num_classes=0, depth=8)
+    save_file(other.state_dict(), tmp_path / "deeper.safetensors")
+    refused("it also holds blocks.6", "test_vit", tmp_path / "deeper.safetensors")
+    save_file({k: v for k, v in other.state_dict().items() if "blocks.0" in k}, tmp_path / "part.safetensors")
+    refused("it lacks model.cls_token in that shape", "test_vit", tmp_path / "part.safetensors")
+    refused("there are no weights to read at", "test_vit", tmp_path / "nowhere.pth")
+
+
+def test_what_is_no_model_of_transformers_is_named(tmp_path, monkeypatch):
+    def refused(message, folder):
+        with pytest.raises(UserError, match=message) as caught:
+            build_teacher(str(folder))
+        assert "\n" not in str(caught.value)
+
+    words = transformers.BertConfig(**TINY, vocab_size=10)
+    save(tmp_path / "words", words, transformers.BertModel)
+    refused("holds a BertModel, which takes no images", tmp_path / "words")
+    model = save(tmp_path / "vit", transformers.ViTConfig(**TINY, image_size=64), transformers.ViTModel)
+    (tmp_path / "vit" / "model.safetensors").rename(tmp_path / "whole.safetensors")
+    torch.save(model.state_dict(), tmp_path / "vit" / "pytorch_model.bin")
+    refused(r"holds no .safetensors file", tmp_path / "vit")
+    state = load_file(tmp_path / "whole.safetensors")
+    lost = next(key for key in state if "layernorm_before" in key)
+    save_file({k: v for k, v in state.items() if k != lost}, tmp_path / "vit" / "model.safetensors", {"format": "pt"})
+    refused("the weights in .* lack ", tmp_path / "vit")
+    (tmp_path / "vit" / "model.safetensors").write_bytes(b"damaged")
+    refused("cannot be loaded", tmp_path / "vit")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoModel": "own.Model"}}')
+    (tmp_path / "code" / "own.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "code" / "model.safetensors").write_bytes(b"")
+    refused("cannot be loaded", tmp_path / "code")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    refused(r"install it by pip install 'densepath\[transformers\]'", tmp_path / "words")

@@ -1,0 +1,87 @@
+"""Runs that learn from a frozen network, and what becomes of it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+from targets import write_tokenizer
+
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.nets.tokenizers import load_tokenizer
+from densepath.nets.weights import read_weights
+from densepath.training.checkpoints import read_checkpoint
+from densepath.training.export import export
+from densepath.training.metrics import read_metrics
+from densepath.training.pretrain import pretrain
+
+RUN = {"backbone": "test_vit", "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32", "log_every": 1}
+
+
+def write_teacher(path, seed):
+    torch.manual_seed(seed)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return str(path)
+
+
+def test_a_run_of_vq_kd_is_the_tokenizer_of_beit_v2(tmp_path, tiles):
+    options = {"teacher": "test_vit", "teacher_weights": write_teacher(tmp_path / "teacher.safetensors", 0)}
+    codes = {"num_codes": 12, "code_dim": 4, "decoder_depth": 1}
+    run = pretrain(
+        data=tiles, out=tmp_path / "tokens", method="vq_kd", method_options=options | codes, max_steps=2, **RUN
+    )
+    assert [row["used_codes"] for row in read_metrics(run / "metrics.csv")][0] > 1
+    state = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert not [name for name in state if "target" in name and name != "method.target.digest"]  # it is not saved
+    tokenizer = load_tokenizer(run)
+    assert all(torch.equal(v, state[f"method.tokenizer.{k}"]) for k, v in tokenizer.state_dict().items())
+    assert read_weights(run / "exported" / "tokenizer.safetensors").metadata["steps"] == "2"
+
+    model = {"method": "beit_v2", "method_options": {"tokenizer": str(run)}}
+    learned = pretrain(data=tiles, out=tmp_path / "model", max_steps=2, **model, **RUN)
+    shutil.rmtree(run)  # an export needs neither teacher nor tokenizer
+    weights = read_weights(export(learned, tmp_path / "weights.safetensors")).state_dict
+    assert not [name for name in weights if "head" in name or "mask" in name]
+    timm.create_model("test_vit", num_classes=0, checkpoint_path=str(tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["eva", "beit_v2"])
+def test_a_run_is_resumed_with_the_same_target_alone(tmp_path, tiles, method):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "moved").mkdir()
+    if method == "eva":
+        named = {"teacher": "test_vit", "decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
+        key, first, other = "teacher_weights", *(write_teacher(tmp_path / f"{n}.safetensors", n) for n in range(2))
+    else:
+        named, key = {}, "tokenizer"
+        first, other = (str(write_tokenizer(folder, seed=n)) for n, folder in enumerate((tmp_path, tmp_path / "other")))
+    options = {"data": tiles, "out": tmp_path / "run", "method": method, "max_steps": 2, **RUN}
+    pretrain(**options, method_options={**named, key: first})
+    what = "tokenizer" if key == "tokenizer" else "teacher"
+    with pytest.raises(UserError, match=f"the {what} is not the one that it was trained with"):
+        pretrain(**options, method_options={**named, key: other}, resume=True)
+    moved = shutil.copy(first, tmp_path / "moved")
+    pretrain(**options, method_options={**named, key: str(moved)}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "eva_small"], "eva needs a teacher; name one by --method.teacher"),
+        (["--config", "vq_kd_small"], "vq_kd needs a teacher; name one by --method.teacher"),
+        (["--config", "beit_v2_small"], "beit_v2 needs a tokenizer; train one by --config vq_kd"),
+        (["--config", "eva_small", "--method.teacher", "nobody"], "there is no teacher 'nobody'"),
+        (["--config", "beit_v2_small", "--method.tokenizer", "nowhere"], "there are no weights to read at nowhere"),
+    ],
+)
+def test_a_missing_target_is_one_line(tmp_path, tiles, capsys, words, message):
+    assert main(["pretrain", *words, "--data", str(tiles), "--out", str(tmp_path / "run"), "--devices", "cpu"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run").exists()
