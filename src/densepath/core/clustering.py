@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,9 @@ def spherical_kmeans(points: Tensor, start: Tensor, reseed: Tensor) -> tuple[Ten
 
 
 @torch.no_grad()
-def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:
+def kmeans(
+    points: Tensor, order: Tensor, count: int, iterations: int, after_each: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
     """K-means by Euclidean distance, of one large set.
 
     Centroids start at ``count`` of the points. A fixed number of iterations; in each, points go to the nearest centroid
@@ -57,6 +61,7 @@ def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[
             and over, where one goes on that lost its points.
         count: K, the number of clusters, at most N.
         iterations: how many.
+        after_each: called after each of them; it may raise to stop here.
 
     Returns:
         (K, D) centroids and (N,) int64, the nearest to each point.
@@ -70,6 +75,7 @@ def kmeans(points: Tensor, order: Tensor, count: int, iterations: int) -> tuple[
             places = (count * (iteration + 1) + torch.arange(count, device=order.device)) % len(order)
             means = sums / members.clamp(min=1).unsqueeze(1)
             centroids = torch.where(members.unsqueeze(1) == 0, points[order[places]], means)
+            after_each()
         return centroids, nearest(points, centroids)
 
 
