@@ -128,7 +128,7 @@ def show_concepts(
             files=concept_files,
         )
         if isinstance(source, ImageLabels):
-            source.labeller.begin([images.names(position) for position in range(len(images))])
+            source.labeller.begin(images.paths)
             files = (images.names(position) for position in batch.index.tolist())
             groups.append({name: [source.labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
         else:
