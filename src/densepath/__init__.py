@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
+    from densepath.analysis.show_similarity import show_similarity as show_similarity
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.demonstration import demo as demo
     from densepath.images.crag import convert_crag as convert_crag
@@ -40,6 +41,7 @@ _HOME = {
     "probe": "densepath.transfer.probe",
     "show_concepts": "densepath.analysis.show",
     "show_reconstruction": "densepath.analysis.show",
+    "show_similarity": "densepath.analysis.show_similarity",
     "show_views": "densepath.analysis.show",
     "write_tissue": "densepath.images.tissue",
 }

@@ -76,6 +76,9 @@ VERBS = {
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
     "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),
+    "show similarity": Verb(
+        "analysis.show_similarity:show_similarity", "how alike the regions of images are, as distributions"
+    ),
     "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
 }
 
@@ -175,7 +178,8 @@ def _report(result: Any) -> None:
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
     if isinstance(result, dict):
+        width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
-            print(f"{name:24}{value:.4g}" if isinstance(value, float) else f"{name:24}{value}")
+            print(f"{name:{width}}{value:.4g}" if isinstance(value, float) else f"{name:{width}}{value}")
     elif isinstance(result, Path):
         print(result)

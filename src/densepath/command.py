@@ -75,7 +75,17 @@ class Command:
         Raises:
             UserError: the words, or the recipe that they name, are not what the function takes.
         """
-        parser, words, method = self._prepare(words, complete)
+        return self._values(*self._prepare(words, complete))
+
+    def parse_recipe(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """What options become that are given as a recipe gives them; none need be among them.
+
+        Raises:
+            UserError: one of them is no option of the function, or its value is of the wrong kind.
+        """
+        return self._values(*self._prepare((), complete=False, recipe=recipe))
+
+    def _values(self, parser: Parser, words: Sequence[str], method: str | None) -> dict[str, Any]:
         typed = parser.parse(words)
         values = {name: value for name, value in typed.items() if name in self.parameters}
         for name, parameter in self.parameters.items():
@@ -86,7 +96,9 @@ class Command:
             values |= {"method": method, "method_options": typed["method"]}
         return values
 
-    def _prepare(self, words: Sequence[str], complete: bool = True) -> tuple[Parser, list[str], str | None]:
+    def _prepare(
+        self, words: Sequence[str], complete: bool = True, recipe: Mapping[str, Any] | None = None
+    ) -> tuple[Parser, list[str], str | None]:
         """The parser for the words, the words with those of the recipe in front, and the method they choose."""
         parser = Parser(self.prog, self.function, self.positional, complete)
         options = list(options_of(self.function, skip=("method", "method_options", *self.given)))
@@ -94,12 +106,12 @@ class Command:
         for part, members in groupby(sorted(options, key=_part), key=_part):
             parser.add_options(members, f"{part}: {described.get(part, '')}" if part else None)
         if not self.takes_recipe:
-            return parser, list(words), None
+            return parser, [*_words_of(recipe or {}, words, parser), *words], None
         # Imported here, because these need torch.
         from densepath.training.recipes import load_recipe, recipe_names
 
         config, words = _take(words, "--config")
-        recipe = load_recipe(config, self.recipes) if config else {}
+        recipe = load_recipe(config, self.recipes) if config else dict(recipe or {})
         method = None
         if self.takes_method:
             chosen, words = _take(words, "--method")
@@ -111,7 +123,7 @@ class Command:
         group = parser.add_argument_group("recipe", "Options that are given beside a recipe take the place of its own.")
         group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")
         group.add_argument("--print_config", action="store_true", help="print what the options resolve to, and exit")
-        return parser, [*_words_of(recipe, words, parser, str(config)), *words], method
+        return parser, [*_words_of(recipe, words, parser, f"the recipe {config}"), *words], method
 
 
 def _add_method(parser: Parser, method: str) -> None:
@@ -145,13 +157,13 @@ def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _words_of(recipe: Mapping[str, Any], words: Sequence[str], parser: Parser, name: str) -> Iterator[str]:
+def _words_of(recipe: Mapping[str, Any], words: Sequence[str], parser: Parser, name: str = "it") -> Iterator[str]:
     """The options that a recipe sets, as they would be typed."""
     typed = {word.removeprefix("--").partition("=")[0] for word in words}
     for key, value in _flatten(recipe, parser):
         if key not in parser.options:
             hint = close_match(key, list(parser.options))
-            raise UserError(f"the recipe {name} sets {key}, which is no option; {hint or 'take it out'}")
+            raise UserError(f"{name} sets {key}, which is no option; {hint or 'take it out'}")
         if _RIVALS.get(key) not in typed and not (value is None and parser.options[key].default is None):
             yield from parser.options[key].words(value)
 

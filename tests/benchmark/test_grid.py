@@ -132,6 +132,42 @@ def test_a_row_that_needs_something_waits_for_it(lay_out, tmp_path):
     assert first.digest != second.digest
 
 
+def test_a_pattern_that_a_row_needs_stands_for_its_files(lay_out, tmp_path):
+    need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},"), {"start": str(tmp_path / "*.pth")}
+    (tmp_path / "start.pth").write_bytes(b"one")
+    first = pretraining(lay_out(need, given=given))
+    (tmp_path / "start.pth").write_bytes(b"two, longer")
+    assert pretraining(lay_out(need, given=given)).digest != first.digest
+
+
+def test_of_a_run_folder_the_weights_count_alone(lay_out, tmp_path):
+    run = tmp_path / "R"
+    (run / "exported").mkdir(parents=True)
+    (run / "exported" / "backbone.safetensors").write_bytes(b"weights")
+    row = ("weights: random", f"weights: {run}")
+    before = set(lay_out(row).cells)
+    (run / "metrics.csv").write_text("step")
+    assert set(lay_out(row).cells) == before
+    (run / "exported" / "backbone.safetensors").write_bytes(b"other weights")
+    assert {name for name in before - set(lay_out(row).cells)} == {name for name in before if "-R-" in name} != set()
+
+
+def test_weights_that_have_moved_leave_the_command_of_a_run_as_it_was(lay_out, tmp_path):
+    """Or a detector would refuse to go on: its configuration names them."""
+    commands = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "start.pth").write_bytes(b"weights")
+        cell = lay_out(("weights: random", f"weights: {tmp_path / place / 'start.pth'}")).places["random", "detect", 0]
+        folder = CellFolder(tmp_path, cell)
+        folder.path.mkdir(exist_ok=True)
+        commands.append(folder.command("cpu"))
+        folder.begin(commands[-1], "a machine")
+        assert (folder.path / "weights.pth").samefile(tmp_path / place / "start.pth")
+    assert commands[0] == commands[1]
+    assert "--weights=weights.pth" in commands[0]
+
+
 def test_what_cannot_be_measured_is_left_out(lay_out):
     grid = lay_out(tiles=False)
     assert {row for row, _, _ in grid.places} == {"random"}

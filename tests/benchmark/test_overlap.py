@@ -10,6 +10,7 @@ from PIL import Image
 from densepath.benchmark.digests import Digests, pixel_digest
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
+from densepath.benchmark.patients import patients_of
 from densepath.core.errors import UserError
 from densepath.images.sources import pack
 
@@ -78,6 +79,20 @@ def test_patients_are_compared_where_both_sets_know_them(data, tmp_path):
     with pytest.raises(UserError, match=r"1 patients \(patient 1\), with 1 of 2 test images, are also among the tiles"):
         check(tmp_path, "source/tiles")
     assert len(check(tmp_path, "source/tiles", allow=True)) == 1
+
+
+def test_manifests_of_several_studies_are_found_below_a_pattern(tmp_path):
+    """Each speaks of its own folder: both studies have a tile a.png, and numbers of patients."""
+    names = []
+    for study in ("first", "second"):
+        (tmp_path / study / "tiles").mkdir(parents=True)
+        (tmp_path / study / "manifest.csv").write_text(f"file,patient\na.png,{study} 1\nb.png,{study} 2\n")
+        names += [str(tmp_path / study / "tiles" / name) for name in ("a.png", "b.png")]
+    expected = dict(zip(names, ["first 1", "first 2", "second 1", "second 2"], strict=True))
+    assert patients_of(tmp_path / "*" / "tiles" / "*.png", names) == expected
+    assert patients_of(tmp_path, names) == expected
+    (tmp_path / "manifest.csv").write_text("file,patient\nfirst/tiles/a.png,other\n")
+    assert patients_of(tmp_path, names) == expected  # the nearer one counts
 
 
 def test_what_a_labelled_set_shares_between_its_splits_is_told(data, tmp_path):

@@ -5,11 +5,15 @@ import pytest
 import tifffile
 from PIL import Image
 
+from densepath.concepts import matching
 from densepath.concepts.image_labels import ImageLabels
-from densepath.concepts.map_files import MapFiles, match_names, same_shape
+from densepath.concepts.map_files import MapFiles, same_shape
+from densepath.concepts.matching import match_names
 from densepath.core.errors import UserError
 from densepath.images.label_cache import label_images
 from densepath.images.label_maps import shrink
+from densepath.images.labels import LABEL_SUFFIXES
+from densepath.images.names import Names
 from densepath.images.sources import open_images, pack
 
 
@@ -59,7 +63,7 @@ def test_the_paths_of_the_maps_are_let_go(folders):
     where, _ = folders
     source = ImageLabels(MapFiles(where / "maps"), cache=where / "cache")
     assert len(source.prepare(open_images(where / "tiles"))) == 4
-    assert not source.labeller._maps
+    assert source.labeller._matches is None
 
 
 def test_a_coarser_map_of_the_same_shape_is_taken(folders):
@@ -125,4 +129,16 @@ def test_images_of_one_name_need_maps_of_their_own(folders):
     for name in ("1", "2", "c"):
         Image.new("L", (40, 30)).save(where / "flat" / f"{name}.png")
     with pytest.raises(UserError, match=r"belong to several images: .*1\.png; lay them out in folders"):
-        match_names([str(path) for path in sorted((where / "tiles").glob("*/*.png"))], where / "flat")
+        match_names([str(path) for path in sorted((where / "tiles").glob("*/*.png"))], where / "flat", LABEL_SUFFIXES)
+
+
+def test_names_of_many_images_are_matched_in_little_memory(tmp_path, bounded_memory, monkeypatch):
+    """20,000 of them: paths and their parts, all at once, would take 80 MiB."""
+    files = [f"slide{n // 500:03d}/{n:05d}" for n in range(20_000)]
+    listed = [f"{file}{'.png' if n % 3 else '.PNG'}" for n, file in enumerate(files)]
+    monkeypatch.setattr(matching, "_files", lambda folder, suffixes: iter(listed))
+    names = Names.of(f"/data/{file}.jpg" for file in files)
+    with bounded_memory(16):
+        matches = match_names(names, tmp_path, LABEL_SUFFIXES)
+    for n in (0, 1, 499, 500, 19_999):
+        assert matches.path(f"/data/{files[n]}.jpg") == tmp_path / listed[n]

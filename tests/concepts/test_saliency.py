@@ -1,5 +1,7 @@
 """Saliency models as files of three kinds, and masks, give two concepts."""
 
+import json
+import re
 import sys
 import types
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from densepath.concepts.image_labels import ImageLabels
@@ -114,6 +117,89 @@ def test_masks_of_a_folder_are_split_at_the_middle_of_their_range(tmp_path):
     expected = np.zeros((80, 80))
     expected[:, 40:] = 1
     assert np.array_equal(maps[0], expected) and np.array_equal(maps[1], expected) and not maps[2].any()
+
+
+def test_a_mask_of_another_shape_than_its_image_is_named(tmp_path):
+    for folder, size in (("tiles", (80, 60)), ("masks", (60, 80))):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", size).save(tmp_path / folder / "a.png")
+    source = ImageLabels(Saliency(tmp_path / "masks"), 2, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"a\.png has 60 x 80 px and its image 80 x 60; a mask must have its image's"):
+        source.prepare(open_images(tmp_path / "tiles"))
+
+
+def segformer(folder, labels):
+    """A tiny model of transformers with random weights, as its users save it."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], decoder_hidden_size=8, num_labels=labels
+    )
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_a_model_of_transformers_is_prepared_as_its_folder_says(tmp_path, image, labels):
+    model = segformer(tmp_path / "model", labels)
+    said = {"size": {"height": 64, "width": 96}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(said))
+    source = Saliency(tmp_path / "model")
+    source.begin(["image.png"])
+    assert not source.parallel
+    found = source.label(image, "image.png")
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    pixels = F.interpolate(pixels, (64, 96), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        logits = model((pixels - 0.5) / 0.25).logits.double()
+    y = (logits[0, 0] if labels == 1 else logits[0, 1] - logits[0, 0]).sigmoid()
+    assert np.array_equal(found, ((y - y.min()) / (y.max() - y.min()) > 0.5).numpy())
+    assert 0.05 < found.mean() < 0.95
+    before = source.identity()
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    assert source.identity() != before
+
+
+def test_a_model_of_transformers_that_will_not_do_is_named(tmp_path, image, monkeypatch):
+    segformer(tmp_path / "many", 3)
+    with pytest.raises(UserError, match="many tells 3 labels apart; take one of one or two"):
+        Saliency(tmp_path / "many").label(image, "")
+    segformer(tmp_path / "half", 1)
+    tensors = load_file(tmp_path / "half" / "model.safetensors")
+    gone = sorted(tensors)[0]
+    save_file({name: value for name, value in tensors.items() if name != gone}, tmp_path / "half" / "model.safetensors")
+    with pytest.raises(UserError, match=f"half lacks weights \\({re.escape(gone)}\\)"):
+        Saliency(tmp_path / "half").label(image, "")
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForSemanticSegmentation": "evil.Model"}, "model_type": "evil"}
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "half" / "evil.py").write_text("raise SystemExit")
+    with pytest.raises(UserError, match="half cannot be read"):
+        Saliency(tmp_path / "half").label(image, "")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"needs transformers; install it by pip install 'densepath\[transformers\]'"):
+        Saliency(tmp_path / "half").label(image, "")
+
+
+def test_a_name_is_looked_for_on_the_hub(tmp_path, image, monkeypatch):
+    segformer(tmp_path / "fetched", 1)
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        if name != "somebody/saliency":
+            raise OSError("no network")
+        assert allow_patterns == ["*.json", "*.safetensors"]
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    source = Saliency("somebody/saliency")
+    source.begin(["image.png"])
+    assert source.label(image, "").shape == (64, 64)  # a quarter of its input
+    for name in ("somebody/else", "nowhere", "/a/b"):
+        with pytest.raises(UserError, match=f"no saliency model and no folder of masks at {name}, nor a model"):
+            Saliency(name).begin(["image.png"])
+    assert asked == ["somebody/saliency", "somebody/else"]
 
 
 def test_another_model_is_another_cache(tmp_path, image):

@@ -147,6 +147,39 @@ def test_a_killed_computation_leaves_nothing_that_is_taken_for_whole(tmp_path, t
     assert files(tmp_path / "cache") == ["labels.npy"]
 
 
+@pytest.mark.parametrize("way", ["killed", "interrupted"])
+def test_what_was_cut_off_goes_on_after_its_last_whole_block(tmp_path, tiles, labeller, monkeypatch, way):
+    """Blocks of two maps; of the block that was written last nobody knows whether the disk has all of it."""
+    images, label = open_images(tiles), Brightness.label
+    expected = label_images(images, labeller, tmp_path / "whole").maps
+    labeller.asked()
+    monkeypatch.setattr(label_cache, "_BLOCK", 2)
+
+    def dying(self, image, name):
+        if name.endswith("5.png"):
+            if way == "interrupted":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
+        return label(self, image, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Brightness, "label", dying)
+        if way == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                label_images(images, labeller, tmp_path / "cache")
+        else:
+            os.waitpid(fork(lambda: label_images(images, labeller, tmp_path / "cache")), 0)
+    assert labeller.asked() == list("01234")
+    (unfinished,) = (tmp_path / "cache").rglob(".labels.npy.part")
+    with open(unfinished, "r+b") as file:  # what a crash of the machine may do to what was written last
+        file.seek(-5, os.SEEK_END)
+        file.write(b"wrong")
+    found = label_images(images, labeller, tmp_path / "cache").maps
+    assert labeller.asked() == list("45")
+    assert np.array_equal(found, expected)
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
 def test_an_interrupted_computation_leaves_nothing(tmp_path, tiles, labeller, monkeypatch):
     def interrupted(self, image, name):
         raise KeyboardInterrupt

@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import Toy, fit_toy
 
+from densepath.methods import PCLV2
 from densepath.training import checkpoints
 from densepath.training.module import PretrainModule
 from densepath.training.pretrain import pretrain
@@ -67,6 +68,18 @@ def in_step(number, act):
         return outputs
 
     PretrainModule.training_step = disturbed
+
+
+def in_sweep(number, act):
+    """Let something happen before the process describes its part ``number`` of the images."""
+    calls, describe = iter(range(10**6)), PCLV2.describe
+
+    def disturbed(self, pixels):
+        if next(calls) == number:
+            act()
+        return describe(self, pixels)
+
+    PCLV2.describe = disturbed
 
 
 def in_float64():
@@ -169,7 +182,9 @@ def processes(folder):
 
     def method(out, changes=None, stop=None, kind="concl"):
         in_float64()
-        if stop:
+        if stop and kind == "pcl_v2":
+            in_sweep(1, stop)
+        elif stop:
             in_step(4, stop)
         run_method(folder, kind, out, changes, augment=Augment(blur=0))
 
@@ -188,6 +203,8 @@ def processes(folder):
         two(lambda: method("method_cut")),
         ended(fork(lambda: method("method_one", {"batch_norm_group": 4}))),
         two(lambda: method("swept", kind="pcl_v2")),
+        two(lambda: method("swept_cut", stop=stop, kind="pcl_v2")),
+        two(lambda: method("swept_cut", kind="pcl_v2")),
         ended(fork(lambda: method("swept_one", {"batch_norm_group": 4}, kind="pcl_v2"))),
     ]
 

@@ -20,7 +20,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     (one, even, whole, stopped, resumed, broken, *methods), stderr = forks("processes")
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
-    assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], 0]
+    assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0]
 
     def weight(name):
         return torch.load(tmp_path / f"{name}.pt", weights_only=True)["net.weight"]
@@ -35,7 +35,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     # draws numbers of its own.
     assert torch.equal(weight("cut.0"), weight("whole.0"))
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
-    assert stderr.count("goes on with") == 2  # once for each of the two runs that were stopped
+    assert stderr.count("goes on with") == 3  # once for each of the runs that were stopped
 
     # A loss that is not finite ends both.
     assert broken == [1, 1]
@@ -63,9 +63,11 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     assert int(two["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
 
     # What learns from features of all images finds the same in them.
-    paths = [tmp_path / name for name in ("swept", "swept_one")]
-    two, alone = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in paths)
+    paths = [tmp_path / name for name in ("swept", "swept_one", "swept_cut")]
+    two, alone, cut = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in paths)
     torch.testing.assert_close(two, alone, rtol=1e-7, atol=1e-9)
+    # One of the processes was told to stop in the midst of that: both did, and went on to the same bits.
+    assert [name for name, value in two.items() if not torch.equal(value, cut[name])] == []
     assert two["method._extra_state"] == 2 and two["method.prototypes"].any()
     losses = [[row["loss"] for row in read_metrics(path / "metrics.csv")] for path in paths]
     assert losses[0] == pytest.approx(losses[1], rel=1e-8)

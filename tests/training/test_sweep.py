@@ -1,17 +1,25 @@
 """The features of all images, for methods that ask for them."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from densepath.core import clustering
+from densepath.core.errors import UserError
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import open_images
 from densepath.methods import PCLV2
 from densepath.nets.backbones import build_backbone
+from densepath.training import stopwatch
 from densepath.training.checkpoints import read_checkpoint
 from densepath.training.export import export
 from densepath.training.metrics import read_metrics
 from densepath.training.pretrain import pretrain
+from densepath.training.signals import Interrupted
 from densepath.training.sweep import Sweep
 
 PCL = {"method": "pcl_v2", "method_options": {"queue_size": 32, "num_clusters": [9, 12], "warmup": 0.25}}
@@ -59,9 +67,9 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
 def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
     swept, sweep = [], PCLV2.take_features
 
-    def spy(self, features, batch):
+    def spy(self, features, batch, tick):
         swept.append(batch.step)
-        sweep(self, features, batch)
+        sweep(self, features, batch, tick)
         assert torch.equal(self.assignments.unique(), torch.arange(21))  # on so few images no cluster is empty
 
     monkeypatch.setattr(PCLV2, "take_features", spy)
@@ -72,6 +80,61 @@ def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tile
     state = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
     assert state["method._extra_state"] == 2 and state["method.assignments"].shape == (40, 2)
     assert export(out, tmp_path / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("during", ["sweep", "k-means"])
+def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the_same(
+    tmp_path, tiles, monkeypatch, during
+):
+    options = {"data": tiles, **SMALL, **PCL, "max_steps": 5}
+    whole = read_checkpoint(pretrain(out=tmp_path / "whole", **options) / "checkpoints" / "last.ckpt")
+    calls = {"describe": 0, "nearest": 0}
+    where, name = (PCLV2, "describe") if during == "sweep" else (clustering, "nearest")
+    original = getattr(where, name)
+
+    def stopping(*arguments):
+        calls[name] += 1
+        if calls[name] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, stopping)
+        with pytest.raises(Interrupted) as stopped:
+            pretrain(out=tmp_path / "run", **options)
+    assert stopped.value.code == 143
+    assert calls[name] == 2  # of 5 batches, and of 20 iterations
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["step"] == 2
+    pretrain(out=tmp_path / "run", resume=True, **options)
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(value, state[name]) for name, value in whole["state_dict"].items())
+
+
+def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch):
+    """By a clock that moves by a second in each step, and by an hour in a sweep."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock.now)
+    forward, take = PCLV2.forward, PCLV2.take_features
+
+    def step(self, batch):
+        clock.now += 1
+        return forward(self, batch)
+
+    def cluster(self, *arguments):
+        clock.now += 3600
+        return take(self, *arguments)
+
+    monkeypatch.setattr(PCLV2, "forward", step)
+    monkeypatch.setattr(PCLV2, "take_features", cluster)
+    out = pretrain(data=tiles, out=tmp_path / "run", **SMALL, **PCL, max_steps=4, log_every=1)
+    assert [row["images_per_second"] for row in read_metrics(out / "metrics.csv")] == [8.0] * 4
+
+
+def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_the_run(tmp_path, tiles):
+    options = {"data": tiles, **SMALL, "method": "pcl_v2", "method_options": {"queue_size": 32}}
+    with pytest.raises(UserError, match="1 clusters leave no prototype beside those of a batch of 8 images"):
+        pretrain(out=tmp_path / "run", max_steps=1, **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_trains_all_weights_in_the_step_of_a_sweep(tmp_path, tiles):

@@ -140,6 +140,17 @@ def test_evaluation_alone_gives_the_same_scores(trained: tuple[Path, dict[str, f
     assert (out / "metrics.json").exists()
 
 
+def test_evaluation_takes_options_of_training_as_they_were_alone(
+    trained: tuple[Path, dict[str, float]], data: Path
+) -> None:
+    out, metrics = trained
+    options = {"data": data, "out": out, "evaluate": True, **SMALL}
+    assert detect(max_steps=50, lr=0.03, **options) == pytest.approx(metrics)
+    for wrong in ({"max_steps": 60}, {"detections_per_image": 3}, {"test_size": 64}, {"train_size": (32, 64)}):
+        with pytest.raises(UserError, match=f"so {next(iter(wrong))} would have no effect; leave that out"):
+            detect(**(options | wrong))
+
+
 def test_a_resumed_run_and_a_repeated_one_end_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": data, "max_steps": 4, "precise_bn_batches": 1, "save_every_steps": 2} | SMALL
     first = detect(out=tmp_path / "a", **options)

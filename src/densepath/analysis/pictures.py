@@ -208,10 +208,10 @@ def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
     axes.plot(*points.T, color=color, lw=1.8, marker="o" if len(points) == 1 else None)
 
 
-def style_curve(axes: Axes, title: str) -> None:
-    """Give a panel of curves its title and quiet axes."""
+def style_curve(axes: Axes, title: str, across: str = "step") -> None:
+    """Give a panel of curves its title and quiet axes; ``across`` says what the horizontal one counts."""
     axes.set_title(title, fontsize=9, loc="left", color=INK)
-    axes.set_xlabel("step", fontsize=7.5, color=FAINT, labelpad=1)
+    axes.set_xlabel(across, fontsize=7.5, color=FAINT, labelpad=1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT)

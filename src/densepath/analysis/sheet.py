@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 
 INK = "#2b2b33"
@@ -129,6 +130,17 @@ def compose(columns: Sequence[Sequence[tuple[str, Path]]], path: str | Path, *, 
     figure.text(x, y, note, size=9, ha="left", va="top", linespacing=1.5)
     figure.figimage(canvas, zorder=-1)
     return save(figure, path)
+
+
+def picture_file(out: str | Path) -> Path:
+    """The path of a picture that shall be made.
+
+    Raises:
+        UserError: it does not end in .png.
+    """
+    if Path(out).suffix.lower() != ".png":
+        raise UserError(f"a picture cannot be written to {out}; name a file that ends in .png")
+    return Path(out)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

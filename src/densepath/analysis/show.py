@@ -13,6 +13,8 @@ import torch
 from densepath.analysis.concepts import find_concepts
 from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
+from densepath.analysis.sheet import picture_file
+from densepath.analysis.titles import titles_of
 from densepath.concepts.choice import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
@@ -56,7 +58,7 @@ def show_views(
     Raises:
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
-    out = _picture(out)
+    out = picture_file(out)
     recipe = typed_options(load_recipe(config))
     size = recipe.get("view_size", 224) if view_size is None else view_size
     if type(size) is not int or size < 1:
@@ -108,14 +110,14 @@ def show_concepts(
     Raises:
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
-    out = _picture(out)
+    out = picture_file(out)
     if {"saliency", "files"} <= set(concepts):
         raise UserError("saliency and files need concept_files each; draw one of them at a time")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
     tiles = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
     groups: list[Columns] = []
-    for name in [concepts] if isinstance(concepts, str) else concepts:
+    for name in titles_of([concepts] if isinstance(concepts, str) else concepts, "concepts"):
         if name == "kmeans":
             groups += _clusters(tiles, weights, backbone, stages, num_concepts, seed)
             continue
@@ -129,7 +131,7 @@ def show_concepts(
             files=concept_files,
         )
         if isinstance(source, ImageLabels):
-            source.labeller.begin([images.names(position) for position in range(len(images))])
+            source.labeller.begin(images.paths)
             files = (images.names(position) for position in batch.index.tolist())
             groups.append({name: [source.labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
         else:
@@ -155,7 +157,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
         UserError: no such images or run, a run whose method predicts no pixels or that has no checkpoint yet, or a file
             name that does not end in .png.
     """
-    out, run = _picture(out), Path(run)
+    out, run = picture_file(out), Path(run)
     name = read_run(run)["method"]
     if not find_method(name).predicts_pixels():
         able = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
@@ -180,12 +182,12 @@ def _clusters(
     """The clusters of several weights' features."""
     groups = []
     sources = [weights] if isinstance(weights, str) else weights
-    for source in sources:
+    for source, title in zip(sources, titles_of(sources, "weights"), strict=True):
         torch.manual_seed(seed)
         network = build_backbone(backbone)
         load_weights(network, source)
         maps = [find_concepts(network, tile, stages, num_concepts, seed) for tile in tiles]
-        name = f"{Path(source).stem} " if len(sources) > 1 else ""
+        name = f"{title} " if len(sources) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})
     return groups
 
@@ -195,9 +197,3 @@ def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; there are {len(images)} images to draw")
     return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))
-
-
-def _picture(out: str | Path) -> Path:
-    if Path(out).suffix.lower() != ".png":
-        raise UserError(f"a picture cannot be written to {out}; name a file that ends in .png")
-    return Path(out)

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from densepath import __version__
-from densepath.benchmark.config import METRICS
 from densepath.benchmark.grid import Cell
+from densepath.benchmark.verb_options import METRICS
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.training.checkpoints import CHECKPOINTS
@@ -86,7 +86,7 @@ class CellFolder:
         if cell.verb == "pretrain":
             words += [f"--config={_OPTIONS}"]
         else:
-            weights = cell.weights or os.path.join("..", cell.parent.name if cell.parent else "", _RUN)
+            weights = self._link() or cell.weights or os.path.join("..", cell.parent.name if cell.parent else "", _RUN)
             words += [f"--weights={weights}", *_words(cell.options)]
         if cell.verb == "probe":
             return [*words, f"--out={_SCORES}"]
@@ -109,10 +109,18 @@ class CellFolder:
             "started": notes.get("started") or _now(),
         }
         notes.pop("error", None)
+        if link := self._link():
+            (self.path / link).unlink(missing_ok=True)
+            (self.path / link).symlink_to(str(cell.weights))
         if cell.verb == "pretrain":
             with atomic_write(self.path / _OPTIONS) as part:
                 part.write_text(yaml.safe_dump(dict(cell.options), sort_keys=False))
         self._write(notes)
+
+    def _link(self) -> Path | None:
+        """A link in the folder to weights elsewhere: a run that was stopped goes on when they have moved."""
+        weights = Path(self.cell.weights or "")
+        return Path(f"weights{weights.suffix}") if self.cell.weights and weights.exists() else None
 
     def pause(self, seconds: float, error: str | None = None) -> None:
         """Write down that the run has ended before its time, and how long it ran."""

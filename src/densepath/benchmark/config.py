@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from densepath.core.errors import UserError
-from densepath.training.pretrain import pretrain
-from densepath.transfer.detection import DETECTORS, detect
-from densepath.transfer.probe import probe
+from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, merged, pretraining_options
+from densepath.core.errors import UserError, suggest
+from densepath.transfer.detectors import BOXES_ALONE, DETECTORS
 
-Verb = Literal["pretrain", "probe", "detect"]
-
-VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "detect": detect}
-METRICS = {
-    "probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"),
-    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
-}
-# What the grid itself decides for every run.
-_OF_THE_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers", "probe")
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
 
 
@@ -80,6 +68,17 @@ class Row:
     curve: str | None = None
     rate: float | None = None
 
+    def pretraining(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of its pre-training; ``given`` are the values of dotted options that the user gave.
+
+        Raises:
+            UserError: one of them is not what it should be.
+        """
+        try:
+            return pretraining_options(str(self.recipe), self.options, self.backbone, given)
+        except UserError as error:
+            raise UserError(f"the row {self.name!r}: {error}") from None
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -121,7 +120,7 @@ def load_table(name: str | Path) -> TableConfig:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and str(name) not in config_names():
-        raise UserError(f"no table is called {str(name)!r}; {_suggest(str(name), config_names())}, or a YAML file")
+        raise UserError(f"no table is called {str(name)!r}; {suggest(str(name), config_names())}, or a YAML file")
     try:
         text = path.read_text() if path.suffix in (".yaml", ".yml") else (_folder() / f"{name}.yaml").read_text()
         content = yaml.safe_load(text)
@@ -189,11 +188,20 @@ def _task(entry: Any) -> Task:
     metrics = tuple(_list(said["metrics"], f"metrics of {said['name']!r}"))
     for metric in metrics:
         if metric not in METRICS[said["verb"]]:
-            raise UserError(f"{said['verb']} gives no {metric!r}; {_suggest(str(metric), METRICS[said['verb']])}")
+            raise UserError(f"{said['verb']} gives no {metric!r}; {suggest(str(metric), METRICS[said['verb']])}")
     _check_options(said["verb"], said["options"], f"the task {said['name']!r}")
     detector = said["options"].get("detector")
     if detector is not None and str(detector) not in DETECTORS:
-        raise UserError(f"no detector is called {detector!r}; {_suggest(str(detector), DETECTORS)}")
+        raise UserError(f"no detector is called {detector!r}; {suggest(str(detector), DETECTORS)}")
+    masks = [metric for metric in metrics if metric.startswith("mask_")]
+    if masks and detector in BOXES_ALONE:
+        raise UserError(f"the task {said['name']!r} has no {masks[0]}: {detector} finds boxes alone; take it out")
+    if any(sign in said["data"] for sign in "/="):
+        raise UserError(f"the task {said['name']!r} has the data {said['data']!r}; take a name without / and =")
+    try:
+        check_values(said["verb"], said["options"])
+    except UserError as error:
+        raise UserError(f"the task {said['name']!r}: {error}") from None
     return Task(**{**said, "metrics": metrics, "rate": _rate(said)})
 
 
@@ -223,24 +231,21 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
         if not isinstance(place, str):
             raise UserError(f"{name!r} needs {need!r} for {place!r}; name the option that takes it")
     options = {} if said["recipe"] is None else merged(common, said["options"])
-    return Row(**{**said, "options": options, "rate": _rate(said)})
-
-
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over others, parts such as ``method_options`` option by option; the length of a run is said once."""
-    result = dict(under)
-    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if over.get(one) is not None:
-            result.pop(other, None)
-    for name, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else value
-    return result
+    row = Row(**{**said, "options": options, "rate": _rate(said)})
+    if row.recipe is not None:
+        row.pretraining({})  # while nothing has been looked at yet
+    return row
 
 
 def _check_options(verb: str, options: Any, whose: str) -> None:
-    known = [name for name in inspect.signature(VERBS[verb]).parameters if name not in _OF_THE_GRID]
-    _mapping(options, known, f"the options of {whose}")
+    """Check what can be told of options alone.
+
+    Raises:
+        UserError: they are none of the verb's, or the grid's to decide; or the length of a run is said twice.
+    """
+    _mapping(options, free_options(verb), f"the options of {whose}")
+    if options.get("epochs") is not None and options.get("max_steps") is not None:
+        raise UserError(f"{whose} has epochs and max_steps; give one of them")
 
 
 def _fields(entry: Any, kind: type, what: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +268,7 @@ def _mapping(value: Any, known: Collection[str], what: str, needed: Collection[s
         raise UserError(f"{what} must be lines such as 'name: value', not {value!r}")
     for name in value:
         if name not in known:
-            raise UserError(f"{what} has no {name!r}; {_suggest(str(name), known)}")
+            raise UserError(f"{what} has no {name!r}; {suggest(str(name), known)}")
     if missing := [name for name in needed if value.get(name) is None]:
         raise UserError(f"{what} lacks {' and '.join(missing)}")
     return dict(value)
@@ -287,11 +292,6 @@ def _positive(value: Any, what: str) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _suggest(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
 
 
 def _folder() -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from densepath.benchmark.cell_folder import CellFolder
-from densepath.benchmark.config import VERBS, TableConfig
+from densepath.benchmark.config import TableConfig
 from densepath.benchmark.grid import Cell
+from densepath.benchmark.verb_options import VERBS
 
 _START_UP = 10.0  # seconds, assumed: imports and what a run does before its first step
 

@@ -48,8 +48,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
         for name in names:
             _line(axes, [entry for entry in panel if entry.row.curve == name], budgets, *looks.get(name, (FAINT, "")))
         first = panel[0]
-        style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}")
-        axes.set_xlabel("images in pre-training", fontsize=7.5, color=FAINT, labelpad=1)
+        style_curve(axes, f"{first.task.table}: {column_name(first.task, first.metric)}", "images in pre-training")
         axes.margins(x=0.05)
         axes.xaxis.set_major_formatter(EngFormatter())
     for axes in grid.flat[len(panels) :]:

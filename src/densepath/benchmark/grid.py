@@ -11,16 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from densepath.benchmark.config import VERBS, Row, TableConfig, Task, Verb, merged
+from densepath.benchmark.config import Row, TableConfig, Task
 from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
-from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given
+from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given, digest_of_weights
+from densepath.benchmark.verb_options import VERBS, Verb, put
 from densepath.core.errors import UserError
 from densepath.training.pretrain import DEFAULT_EPOCHS
-from densepath.training.recipes import all_options, load_recipe, typed_options
+from densepath.training.recipes import all_options
 from densepath.transfer.solver import make_solver
-
-# A recipe may be the configuration of an earlier run, which says these, too.
-_OF_THE_GRID = ("data", "out", "seed", "devices", "workers", "resume")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +113,8 @@ def make_grid(
         elif row.recipe is not None and tiles is None:
             grid.skipped.append(f"no row {row.name!r}: it pre-trains, so it needs --tiles")
         else:
-            rows.append((row, _pretrain_options(row, given) if row.recipe else None))
+            places = {place: _absolute(given[name]) for name, place in row.needs.items()}
+            rows.append((row, row.pretraining(places) if row.recipe else None))
     if not tasks or not rows:
         raise UserError(f"there is nothing to run in {table.name}; {'; '.join(grid.skipped)}")
     for seed in table.seeds:
@@ -131,27 +130,6 @@ def make_grid(
     return grid
 
 
-def _pretrain_options(row: Row, given: Mapping[str, str]) -> dict[str, Any]:
-    """All options of a row's pre-training, checked as far as they can be before it starts.
-
-    Raises:
-        UserError: they name something that does not exist.
-    """
-    try:
-        recipe = {name: value for name, value in load_recipe(str(row.recipe)).items() if name not in _OF_THE_GRID}
-        if recipe.get("backbone", row.backbone) != row.backbone:
-            theirs = f"its recipe has the backbone {recipe['backbone']}"
-            raise UserError(f"{theirs}; say so in the row, which has {row.backbone}")
-        options = merged(recipe, row.options) | {"backbone": row.backbone}
-        for name, place in row.needs.items():
-            _set(options, place, _absolute(given[name]))
-        all_options(_method(options), options.get("method_options"))
-        typed_options(options)
-    except UserError as error:
-        raise UserError(f"the row {row.name!r}: {error}") from None
-    return options
-
-
 def _pretraining(
     row: Row,
     options: Mapping[str, Any],
@@ -164,7 +142,7 @@ def _pretraining(
     told = copy.deepcopy(dict(options))
     told["method_options"] = all_options(_method(told), told.get("method_options"))
     for name, place in row.needs.items():
-        _set(told, place, digest_of_given(given[name], digests))
+        put(told, place, digest_of_given(given[name], digests))
     batch = options.get("batch_size", _default("pretrain", "batch_size"))
     if options.get("max_steps") is not None:
         images = options["max_steps"] * batch
@@ -188,7 +166,7 @@ def _transfer(
     row: Row, task: Task, parent: Cell | None, seed: int, data: LabelledSet, table: TableConfig, digests: Digests
 ) -> Cell:
     weights = None if parent else str(row.weights)
-    source = parent.digest if parent else digest_of_given(weights, digests)
+    source = parent.digest if parent else digest_of_weights(str(weights), digests)
     options = {**task.options, "backbone": row.backbone}
     origin = Path(str(row.recipe or weights)).stem
     return Cell(
@@ -228,15 +206,6 @@ def _method(options: Mapping[str, Any]) -> str:
 
 def _default(verb: str, option: str) -> Any:
     return inspect.signature(VERBS[verb]).parameters[option].default
-
-
-def _set(options: dict[str, Any], place: str, value: Any) -> None:
-    """Give a dotted option its value."""
-    *parts, last = place.split(".")
-    for part in parts:
-        options[part] = dict(options.get(part) or {})
-        options = options[part]
-    options[last] = value
 
 
 def _absolute(value: Any) -> str:

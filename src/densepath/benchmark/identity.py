@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from densepath.core.errors import UserError
 from densepath.images.coco import open_split
 from densepath.images.files import list_images
 from densepath.images.packing import SUFFIX, open_store
+from densepath.nets.weights import weights_file
 
 # A change of what draws and tabulates results makes no result another one.
 _PRETRAINING = ("core", "images", "views", "nets", "concepts", "methods", "training")
@@ -106,7 +108,7 @@ def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSe
 
 
 def digest_of_given(value: Any, digests: Digests) -> str:
-    """What a value stands for: a path for what lies there, anything else for itself.
+    """What a value stands for: a path for what lies there, a pattern for the files that it names, else for itself.
 
     Raises:
         UserError: a file cannot be read.
@@ -117,7 +119,18 @@ def digest_of_given(value: Any, digests: Digests) -> str:
     if path.is_dir():
         inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
         return _named(path, inside, [found.content for found in digests.of(inside, f"reading {path.name}")])
+    if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):
+        return digest_of([str(value), *(found.content for found in digests.of(named, "reading"))])
     return str(value)
+
+
+def digest_of_weights(source: str, digests: Digests) -> str:
+    """The digest of the weights in a file or a run folder, which holds much else; a name stands for itself.
+
+    Raises:
+        UserError: a folder holds no weights, or a file cannot be read.
+    """
+    return digest_of_given(weights_file(source), digests) if Path(source).is_dir() else digest_of_given(source, digests)
 
 
 def hardware_name() -> str:

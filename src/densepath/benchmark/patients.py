@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import glob
 import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from densepath.core.errors import UserError
@@ -17,29 +19,51 @@ _PATIENT = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
     """The patients of images: name -> patient, for those that the manifest knows.
 
-    The manifest lies in the source's folder or the one above. Its columns are found by their names: a file (relative to
-    the manifest, or its name alone, which then stands for every file of that name; with or without suffix) and a
-    patient.
+    A manifest lies in the source's folder, in the one above, or in a folder on the way from there to images, whose
+    it then speaks of. Its columns are found by their names: a file (relative to the manifest, or its name alone, which
+    then stands for every file of that name; with or without suffix) and a patient.
 
     Args:
-        source: a folder, or something that lies in one.
+        source: a folder, something that lies in one, or a pattern, whose folder is the one before the first wildcard.
         names: paths of images, or the names that a packed store gives them.
 
     Raises:
         UserError: the manifest cannot be read.
     """
     found: dict[str, str] = {}
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    for place in (folder, folder.parent):
+    folder = _folder(source)
+    for place in [*_below(folder, names), folder, folder.parent]:
         known = _read(place / MANIFEST)
         if known:
+            within = place not in (folder, folder.parent)
             for name in names:
+                if within and not Path(name).is_relative_to(place):
+                    continue
                 ways = (os.path.relpath(name, place), name, os.path.basename(name))
                 keys = [key for way in ways for key in (way, os.path.splitext(way)[0])]
                 patient = next((known[key] for key in keys if key in known), None)
                 if patient is not None:
                     found.setdefault(name, patient)
     return found
+
+
+def _folder(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return path
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), path.parts))
+    return Path(*fixed) if len(fixed) < len(path.parts) else path.parent
+
+
+def _below(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders between one and images in it, the deepest first: what lies nearer to an image knows better."""
+    between: set[Path] = set()
+    for own in {os.path.dirname(name) for name in names}:
+        way = Path(own)
+        while way not in between and way != folder and way.is_relative_to(folder):
+            between.add(way)
+            way = way.parent
+    return sorted(between, key=lambda way: (-len(way.parts), way))
 
 
 def _read(path: Path) -> dict[str, str]:

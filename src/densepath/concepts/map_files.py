@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path, PurePath
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from densepath.concepts.matching import Matches, match_names
 from densepath.core.errors import UserError
 from densepath.images.decode import DamagedImage
 from densepath.images.label_cache import file_identity
 from densepath.images.labels import LABEL_SUFFIXES, label_size, read_labels
-from densepath.images.pairs import refuse
 
 
 class MapFiles:
@@ -32,18 +31,20 @@ class MapFiles:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._maps: dict[str, Path] = {}
+        self._matches: Matches | None = None
+        self._names: Collection[str] = ()
 
     def identity(self) -> dict[str, Any]:
-        return {"files": paths_identity(self._maps.values())}
+        return {"files": paths_identity(self._matches, self._names)}
 
-    def begin(self, names: list[str]) -> None:
+    def begin(self, names: Collection[str]) -> None:
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {self.folder} of label maps; correct the path")
-        self._maps = match_names(names, self.folder)
+        self._matches, self._names = match_names(names, self.folder, LABEL_SUFFIXES), names
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:
-        path = self._maps[name]
+        assert self._matches is not None, "begin comes first"
+        path = self._matches.path(name)
         try:
             size = label_size(path)
             if not same_shape(size, image.shape[:2]):
@@ -59,11 +60,11 @@ class MapFiles:
         return labels
 
 
-def paths_identity(paths: Iterable[Path]) -> str:
-    """What changes when one of some files is replaced."""
+def paths_identity(matches: Matches | None, names: Collection[str]) -> str:
+    """What changes when the file of one of the images is replaced."""
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(file_identity(path))
+    for name in names if matches else ():
+        digest.update(file_identity(matches.path(name)))
     return digest.hexdigest()
 
 
@@ -73,43 +74,3 @@ def same_shape(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
     if not min(small):
         return False
     return abs(small[0] * large[1] - small[1] * large[0]) <= max(large)
-
-
-def match_names(names: list[str], folder: Path, suffixes: tuple[str, ...] = LABEL_SUFFIXES) -> dict[str, Path]:
-    """The file of each image in a folder: that of its name, in subfolders as the images are.
-
-    The images' own folder is not known: it is the longest one that lets every image have its file.
-
-    Args:
-        names: paths of the images.
-        folder: where their files lie.
-        suffixes: which files are meant.
-
-    Raises:
-        UserError: an image has no file, or two have the same one.
-    """
-    files = _by_name(folder, suffixes)
-    parts = [PurePath(name).with_suffix("").parts for name in names]
-    fewest: list[str] = names
-    for above in range(min(map(len, parts))):  # folders that the images have in common with nothing here
-        keys = [image[above:] for image in parts]
-        missing = [name for name, key in zip(names, keys, strict=True) if key not in files]
-        if not missing:
-            several = [str(files[key]) for key, count in Counter(keys).items() if count > 1]
-            refuse(several, "label maps that belong to several images", "lay them out in folders as the images are")
-            return {name: files[key] for name, key in zip(names, keys, strict=True)}
-        fewest = min(fewest, missing, key=len)
-    refuse(fewest, f"images without a label map in {folder}", "every image needs one of its name")
-    raise AssertionError("there is at least one image")
-
-
-def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[tuple[str, ...], Path]:
-    """The files below a folder, by the parts of their paths without suffix."""
-    found: dict[tuple[str, ...], Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            key = path.relative_to(folder).with_suffix("").parts
-            if key in found:
-                raise UserError(f"{found[key]} and {path} have the same name; keep one of them")
-            found[key] = path
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -44,7 +45,7 @@ class Nuclei:
     def identity(self) -> dict[str, Any]:
         return {"nuclei": [self.radius, _BLUR, _OPENING, _NEAR], "skimage": version("scikit-image")}
 
-    def begin(self, names: list[str]) -> None:
+    def begin(self, names: Collection[str]) -> None:
         """Any image will do."""
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:

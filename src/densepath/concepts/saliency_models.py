@@ -1,49 +1,149 @@
-"""Saliency models as their users have them: exported by torch, TorchScript or ONNX."""
+"""Saliency models as their users have them: exported by torch, TorchScript or ONNX, or a model of transformers."""
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
 from densepath.core.errors import UserError
+from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
 Predict = Callable[[Tensor], Any]
 
+_INPUT = 256  # pixels that BASNet sees
 _TORCHSCRIPT = (".pt", ".pth", ".ts", ".torchscript")
 
 
 def load_saliency_model(path: Path) -> Predict:
-    """A model that takes images (1, 3, 256, 256), normalized, and gives a saliency map, alone or first of several.
+    """What takes images (1, 3, H, W) in [0, 1] and gives a saliency map, alone or first of several.
 
+    The image is resized to 256 x 256 and normalized as for ImageNet, or as the folder of a model of transformers says.
     A TorchScript file and an ONNX file hold a program that is run: load only what comes from somebody you trust.
 
     Args:
-        path: a file of ``torch.export.save`` (.pt2), of TorchScript (.pt, .pth, .ts, .torchscript), or of ONNX (.onnx).
+        path: a file of ``torch.export.save`` (.pt2), of TorchScript (.pt, .pth, .ts, .torchscript), or of ONNX (.onnx);
+            or a folder as for :func:`is_model_folder`, of which no code is run.
 
     Raises:
-        UserError: the file cannot be read, its kind is not known, or onnxruntime is missing.
+        UserError: the file cannot be read, its kind is not known, or onnxruntime or transformers is missing.
     """
     suffix = path.suffix.lower()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if path.is_dir():
+            return _load_transformers(path, device)
         if suffix == ".onnx":
-            return _load_onnx(path)
+            return _prepared(_load_onnx(path), path)
         if suffix == ".pt2":
-            return _load_exported(path, device)
+            return _prepared(_load_exported(path, device), path)
         if suffix in _TORCHSCRIPT:
-            return _load_torchscript(path, device)
+            return _prepared(_load_torchscript(path, device), path)
     except UserError:
         raise
     except Exception as error:  # each reader has its own on broken bytes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the saliency model {path} cannot be read ({reason}); export it again") from error
     raise UserError(f"the saliency model {path} is none of .pt2, {', '.join(_TORCHSCRIPT)}, .onnx; export it as one")
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder is what ``save_pretrained`` of transformers writes, with weights in safetensors."""
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def fetched(name: str) -> Path | None:
+    """The folder of a model on the Hugging Face hub, from its cache or over the network; None where there is none.
+
+    Raises:
+        UserError: transformers is missing.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return None
+    _transformers(name)
+    hub: Any = import_module("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception:  # each kind of network failure is another exception
+        return None
+
+
+def _prepared(
+    predict: Predict,
+    path: Path,
+    size: tuple[int, int] = (_INPUT, _INPUT),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Predict:
+    """The model with what its images go through before."""
+    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+
+    def predict_colors(pixels: Tensor) -> Any:
+        resized = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        try:
+            return predict((resized - shift) / scale)
+        except UserError:
+            raise
+        except Exception as error:  # whatever somebody else's program raises
+            reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
+            raise UserError(
+                f"the saliency model {path} fails on an image of {size[1]} x {size[0]} px ({reason})"
+            ) from error
+
+    return predict_colors
+
+
+def _transformers(name: object) -> Any:
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise UserError(
+            f"the saliency model {name} needs transformers; install it by pip install 'densepath[transformers]'"
+        ) from error
+
+
+def _load_transformers(path: Path, device: str) -> Predict:
+    """A model of semantic segmentation with one label, or with two, the second of which is what stands out."""
+    transformers = _transformers(path)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, loading = transformers.AutoModelForSemanticSegmentation.from_pretrained(path, **options)
+    lacking = [*loading["missing_keys"], *loading.get("mismatched_keys", ())]
+    if lacking:
+        raise UserError(f"the saliency model {path} lacks weights ({lacking[0]}); save it as it was trained")
+    if model.config.num_labels > 2:
+        raise UserError(f"the model {path} tells {model.config.num_labels} labels apart; take one of one or two labels")
+    model.to(device).eval()
+
+    def predict(images: Tensor) -> Tensor:
+        logits = model(pixel_values=images.to(device)).logits.float()
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
+
+    return _prepared(predict, path, *_preparation(path))
+
+
+def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
+    """Size, mean and std of the images that a model of transformers was trained with, where its folder says so."""
+    files = [path / name for name in ("preprocessor_config.json", "processor_config.json")]
+    said = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
+    said = said.get("image_processor", said)
+    size = said.get("size", {})
+    size = size if isinstance(size, dict) else {"shortest_edge": size}
+    side = size.get("shortest_edge", _INPUT)
+    normalizes = said.get("do_normalize", True)
+    mean = said.get("image_mean", IMAGENET_MEAN) if normalizes else (0.0,) * 3
+    std = said.get("image_std", IMAGENET_STD) if normalizes else (1.0,) * 3
+    return (int(size.get("height", side)), int(size.get("width", side))), mean, std
 
 
 def _load_exported(path: Path, device: str) -> Predict:

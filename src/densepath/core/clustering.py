@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,14 @@ def spherical_kmeans(points: Tensor, start: Tensor, reseed: Tensor) -> tuple[Ten
 
 
 @torch.no_grad()
-def kmeans(points: Tensor, order: Tensor, count: int, iterations: int, unit: bool = False) -> tuple[Tensor, Tensor]:
+def kmeans(
+    points: Tensor,
+    order: Tensor,
+    count: int,
+    iterations: int,
+    unit: bool = False,
+    after_each: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
     """K-means by Euclidean distance, of one large set; of unit vectors perhaps by cosine distance.
 
     Centroids start at ``count`` of the points. A fixed number of iterations; in each, points go to the nearest centroid
@@ -58,6 +67,7 @@ def kmeans(points: Tensor, order: Tensor, count: int, iterations: int, unit: boo
         count: K, the number of clusters, at most N.
         iterations: how many.
         unit: whether centroids are unit vectors, too.
+        after_each: called after each of them; it may raise to stop here.
 
     Returns:
         (K, D) centroids and (N,) int64, the nearest to each point.
@@ -71,6 +81,7 @@ def kmeans(points: Tensor, order: Tensor, count: int, iterations: int, unit: boo
             places = (count * (iteration + 1) + torch.arange(count, device=order.device)) % len(order)
             means = F.normalize(sums, dim=1) if unit else sums / members.clamp(min=1).unsqueeze(1)
             centroids = torch.where(members.unsqueeze(1) == 0, points[order[places]], means)
+            after_each()
         return centroids, nearest(points, centroids)
 
 

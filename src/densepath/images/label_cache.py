@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +19,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, remove_remains, writing
+from densepath.core.files import remove_remains, writing
 from densepath.images.damage import Damage
 from densepath.images.decode import DamagedImage
 from densepath.images.label_maps import SIDE, LabelMaps, shrink
@@ -26,7 +29,9 @@ from densepath.images.machine import cores, with_progress
 from densepath.images.sources import PackedTiles
 
 _VERSION = 1  # of what the files hold
-_FILE = "labels.npy"
+_FILE, _UNFINISHED = "labels.npy", ".labels.npy.part"
+_MAP = SIDE * SIDE * np.dtype(np.int16).itemsize  # bytes
+_BLOCK = 1024  # maps after which the disk has what was written
 
 Image = npt.NDArray[np.uint8]
 
@@ -43,8 +48,8 @@ class Labeller(Protocol):
     def identity(self) -> dict[str, Any]:
         """All that the maps depend on besides the images, in the types of JSON."""
 
-    def begin(self, names: list[str]) -> None:
-        """Look at the names of all images, before the first is labelled.
+    def begin(self, names: Collection[str]) -> None:
+        """Look at the names of all images, before the first is labelled. There may be millions.
 
         Raises:
             UserError: something is missing.
@@ -67,8 +72,8 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     """The label maps of all images of a source: from the cache, or made now and kept there.
 
     A map is found again as long as the labeller's identity and each image's path, size and time of change are the same
-    (those of the file, for a packed store). Of several processes that need the same maps one makes them, the others
-    wait.
+    (those of the file, for a packed store). What a stop or a kill has cut off goes on where it was. Of several
+    processes that need the same maps one makes them, the others wait.
 
     Args:
         images: the source.
@@ -78,7 +83,7 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     Raises:
         UserError: the cache cannot be written, an image has no map, or too many images are damaged.
     """
-    names = [images.names(position) for position in range(len(images))]
+    names = images.paths
     labeller.begin(names)
     place = Path(folder or cache_folder()).expanduser() / _key(images, names, labeller)
     maps = _open(place / _FILE, len(images))
@@ -94,14 +99,14 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
             maps = _open(place / _FILE, len(images))  # another process may have made them meanwhile
             if maps is None:
                 remove_remains(place)
-                _write(place / _FILE, images, names, labeller)
+                _write(place / _FILE, images, labeller)
                 maps = _open(place / _FILE, len(images))
     if maps is None:
         raise UserError(f"{place / _FILE} was damaged as soon as it was written; check the disk")
     return maps
 
 
-def _key(images: ImageFiles | PackedTiles, names: list[str], labeller: Labeller) -> str:
+def _key(images: ImageFiles | PackedTiles, names: Collection[str], labeller: Labeller) -> str:
     digest = hashlib.sha256(json.dumps([_VERSION, SIDE, labeller.identity()], sort_keys=True).encode())
     if isinstance(images, PackedTiles) and images.file is not None:
         digest.update(file_identity(images.file))
@@ -131,24 +136,56 @@ def _open(path: Path, count: int) -> LabelMaps | None:
     return LabelMaps(maps) if maps.shape == (count, SIDE, SIDE) and maps.dtype == np.int16 else None
 
 
-def _write(path: Path, images: ImageFiles | PackedTiles, names: list[str], labeller: Labeller) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False}
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (len(images), SIDE, SIDE)})
+def _write(path: Path, images: ImageFiles | PackedTiles, labeller: Labeller) -> None:
+    """Write the maps, or what is left of them: an unfinished file goes on after its last block that is on the disk."""
+    unfinished, header = path.with_name(_UNFINISHED), _header(len(images))
+    try:
         # Written, not mapped: a full disk ends a process that writes through a map.
-        for labels in _labelled(images, names, labeller):
-            file.write(labels.tobytes())
+        with open(unfinished, "ab") as file:
+            done = _done(unfinished, header)
+            file.truncate(len(header) + done * _MAP if done else 0)
+            file.write(b"" if done else header)
+            for labels in _labelled(images, labeller, done):
+                file.write(labels.tobytes())
+                done += 1
+                if done % _BLOCK == 0 or done == len(images):
+                    file.flush()
+                    os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        # A stop, or a process that died for want of memory, can be made up for; files that are wrong will be others.
+        lasting = isinstance(error, OSError) or (isinstance(error, UserError) and error.__cause__ is None)
+        if lasting or _done(unfinished, header) == 0:
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
-def _labelled(
-    images: ImageFiles | PackedTiles, names: list[str], labeller: Labeller
-) -> Iterator[npt.NDArray[np.int16]]:
-    """The maps of all images in their order, made by all cores."""
+def _header(count: int) -> bytes:
+    """What a file of so many maps begins with."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False}
+    begin = io.BytesIO()
+    np.lib.format.write_array_header_1_0(begin, header | {"shape": (count, SIDE, SIDE)})
+    return begin.getvalue()
+
+
+def _done(path: Path, header: bytes) -> int:
+    """The maps in an unfinished file that are surely on the disk: those before the block that was written last."""
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(len(header)) == header
+        blocks = math.ceil((path.stat().st_size - len(header)) / (_BLOCK * _MAP)) - 1
+    except OSError:
+        return 0
+    return _BLOCK * max(blocks, 0) if begins else 0
+
+
+def _labelled(images: ImageFiles | PackedTiles, labeller: Labeller, start: int) -> Iterator[npt.NDArray[np.int16]]:
+    """The maps of the images from one of them on, in their order, made by all cores."""
     workers = min(cores(), len(images)) if labeller.parallel and cores() > 1 else 0
     loader = DataLoader(
         _Labelled(labeller),
         batch_size=None,
-        sampler=zip(_pixels(images), names, strict=True),
+        sampler=zip(_pixels(images, start), islice(images.paths, start, None), strict=True),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=outlive_signals,
@@ -161,13 +198,13 @@ def _labelled(
             yield labels.numpy()
 
 
-def _pixels(images: ImageFiles | PackedTiles) -> Iterator[Image | None]:
-    """All images in their order, with a progress bar; None for a damaged one, which the run itself will name."""
+def _pixels(images: ImageFiles | PackedTiles, start: int) -> Iterator[Image | None]:
+    """The images in their order, with a progress bar; None for a damaged one, which the run itself will name."""
     what = "finding concepts"
     if isinstance(images, ImageFiles):
-        yield from decode_all(images, Damage(len(images), quiet=True), what)
+        yield from decode_all(images, Damage(len(images), quiet=True), what, start)
     else:
-        for position in with_progress(range(len(images)), len(images), what):
+        for position in with_progress(range(start, len(images)), len(images) - start, what):
             yield None if position in images.damaged else _read(images, position)
 
 

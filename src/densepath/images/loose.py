@@ -119,8 +119,10 @@ class ImageFiles:
         return None
 
 
-def decode_all(files: ImageFiles, damage: Damage, what: str) -> Iterator[npt.NDArray[np.uint8] | None]:
-    """Decode a whole source in threads and in order, showing the progress; None stands for a damaged image.
+def decode_all(files: ImageFiles, damage: Damage, what: str, start: int = 0) -> Iterator[npt.NDArray[np.uint8] | None]:
+    """Decode a source in threads and in order, from one of its images on; None stands for a damaged one.
+
+    The progress is shown, as ``what``.
 
     Raises:
         UserError: too many images are damaged.
@@ -129,7 +131,7 @@ def decode_all(files: ImageFiles, damage: Damage, what: str) -> Iterator[npt.NDA
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pending: deque[Future[npt.NDArray[np.uint8]]] = deque()
     try:
-        for position in with_progress(range(len(files)), len(files), what):
+        for position in with_progress(range(start, len(files)), len(files) - start, what):
             while len(pending) <= 2 * threads and position + len(pending) < len(files):
                 pending.append(pool.submit(files.read, position + len(pending)))
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -46,7 +46,11 @@ class Names:
         return len(self.starts) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return (self[position] for position in range(len(self)))
+        for first in range(0, len(self), _BLOCK):
+            ends = self.starts[first : first + _BLOCK + 1].tolist()
+            text = self.text[ends[0] : ends[-1]].numpy().tobytes()
+            for start, end in pairwise(ends):
+                yield os.fsdecode(text[start - ends[0] : end - ends[0]])
 
     def __getitem__(self, position: int) -> str:
         if not 0 <= position < len(self):

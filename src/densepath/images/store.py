@@ -24,7 +24,7 @@ class PackedTiles:
         pixels: (bytes,) uint8, each image as its (h, w, 3) bytes.
         sizes: (N, 2) int32 on the CPU, each image's height and width in pixels.
         offsets: (N,) int64 on the CPU, where in ``pixels`` each image begins.
-        names: the images' file names.
+        names: the images' file names, which become the attribute ``paths``.
         damaged: positions whose file could not be read, with file name and reason; the next image takes their place.
         file: the packed store on disk that holds them, if there is one.
     """
@@ -41,7 +41,7 @@ class PackedTiles:
         self.pixels = pixels
         self.sizes = sizes
         self.offsets = offsets
-        self._names = names
+        self.paths = names
         self.damaged = damaged or {}
         self.file = file
         self._damaged_positions = torch.tensor(sorted(self.damaged), dtype=torch.int64)
@@ -54,7 +54,7 @@ class PackedTiles:
 
     def names(self, position: int) -> str:
         """The file name of an image."""
-        return self._names[position]
+        return self.paths[position]
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +64,7 @@ class PackedTiles:
     def to(self, device: torch.device | str) -> PackedTiles:
         """The store with its pixels in the memory of a device (copied there, also from a file to the CPU's memory)."""
         pixels = self.pixels.to(device, copy=True)
-        return PackedTiles(pixels, self.sizes, self.offsets, self._names, self.damaged, self.file)
+        return PackedTiles(pixels, self.sizes, self.offsets, self.paths, self.damaged, self.file)
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -12,6 +13,12 @@ from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
+
+Tick = Callable[[str], None]
+
+
+def unwatched(what: str) -> None:
+    """The tick of work that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,15 @@ class Method(nn.Module):
         """Features (B, D) of views (B, 3, S, S), where it wants any."""
         raise NotImplementedError(f"{type(self).__name__} wants no features")
 
-    def take_features(self, features: Tensor, batch: Batch) -> None:
-        """Learn the features (N, D) of all images, in the order of their source and alike on all processes."""
+    def take_features(self, features: Tensor, batch: Batch, tick: Tick = unwatched) -> None:
+        """Learn the features (N, D) of all images, in the order of their source and alike on all processes.
+
+        Args:
+            features: what :meth:`describe` gave.
+            batch: the one that comes next.
+            tick: called by all processes, equally often, after each part of what takes long, with a few words; it
+                raises where the run is to stop.
+        """
 
     @classmethod
     def predicts_pixels(cls) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
 from densepath.images.sources import ImageFiles, PackedTiles
-from densepath.methods.base import Losses
+from densepath.methods.base import Losses, Tick, unwatched
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch
@@ -86,6 +87,7 @@ class PCLV2(MoCoV2):
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         self.num_negatives = num_negatives
+        self.batch_size = 0  # over all processes; unknown until it is checked
         self.warmup = warmup
         self.clustered_in = -1  # the epoch that the clusters are of; none yet
         self.register_buffer("prototypes", torch.zeros(0, dim))
@@ -93,12 +95,17 @@ class PCLV2(MoCoV2):
         self.register_buffer("assignments", torch.zeros(0, 0, dtype=torch.int32))
         self.register_load_state_dict_pre_hook(_take_shapes)
 
+    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+        super().check(view_size, batch_size, processes)
+        self.batch_size = batch_size
+
     def prepare(self, images: ImageFiles | PackedTiles) -> str:
         count = len(images)
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))
         if max(self.num_clusters) > count // 2:
             raise UserError(f"{counts} clusters are too many for {count} images; give --method.num_clusters up to half")
+        self._require_room(self.batch_size)
         self.prototypes = self.prototypes.new_zeros(sum(self.num_clusters), self.prototypes.shape[1])
         self.concentrations = self.concentrations.new_ones(sum(self.num_clusters))
         self.assignments = self.assignments.new_zeros(count, len(self.num_clusters))
@@ -114,13 +121,18 @@ class PCLV2(MoCoV2):
         return full_precision(self.key_head(features.mean((2, 3))))
 
     @torch.no_grad()
-    def take_features(self, features: Tensor, batch: Batch) -> None:
-        """Cluster all images: on the first process, whose result is that of all."""
+    def take_features(self, features: Tensor, batch: Batch, tick: Tick = unwatched) -> None:
+        """Cluster all images: on the first process, whose result is that of all; the others wait."""
         points = F.normalize(standardize(features) if self.standardize else features, dim=1)
         first = 0
-        for number, count in enumerate(self.num_clusters if rank() == 0 else ()):
+        for number, count in enumerate(self.num_clusters):
+            done = partial(tick, f"k-means {number + 1} of {len(self.num_clusters)}")
+            if rank() > 0:
+                for _ in range(ITERATIONS):
+                    done()
+                continue
             order = shuffled(len(points), batch.seed + number, int(batch.epoch)).to(points.device)
-            centroids, labels = kmeans(points, order, count, ITERATIONS)
+            centroids, labels = kmeans(points, order, count, ITERATIONS, done)
             distances = (points - centroids[labels]).norm(dim=1)
             rows = slice(first, first + count)
             self.prototypes[rows] = F.normalize(centroids, dim=1)

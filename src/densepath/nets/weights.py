@@ -109,6 +109,23 @@ def read_weights(source: str | Path) -> Weights:
     Raises:
         UserError: there is no such file, it is damaged, or it holds something else than tensors.
     """
+    path = weights_file(source)
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise UserError(f"there are no weights to read at {path}; give {ACCEPTED}")
+    state, metadata = read_tensors(path)
+    if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this one")
+    if not state:
+        raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
+    return Weights(state, metadata)
+
+
+def weights_file(source: str | Path) -> Path:
+    """The file that is read for a source: itself, or of a run folder its newest weights.
+
+    Raises:
+        UserError: a folder holds none.
+    """
     path = Path(source)
     if path.is_dir():
         inside = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
@@ -119,14 +136,7 @@ def read_weights(source: str | Path) -> Weights:
                 f"give {ACCEPTED}"
             )
         path = found
-    if not (path.is_file() and os.access(path, os.R_OK)):
-        raise UserError(f"there are no weights to read at {path}; give {ACCEPTED}")
-    state, metadata = read_tensors(path)
-    if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this one")
-    if not state:
-        raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
-    return Weights(state, metadata)
+    return path
 
 
 def load_weights(backbone: Backbone, source: str | Path) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -149,7 +150,8 @@ def fit(
         )
         try:
             trainer = _make_trainer(hardware, callback, extra, total - start, accumulate, equal_shapes)
-            trainer.fit(module, train_dataloaders=_Timed(batches, meter))
+            with suppress(Interrupted):  # in the middle of work aside; said below
+                trainer.fit(module, train_dataloaders=_Timed(batches, meter))
         finally:
             progress.close()
     if callback.stopped_by:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from densepath.images.batch import ImageBatch
-from densepath.methods.base import Method
+from densepath.methods.base import Method, Tick, unwatched
 from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule, clip_gradients
 from densepath.training.sweep import Sweep
 from densepath.views.maker import ViewMaker
@@ -25,7 +28,12 @@ class PretrainModule(L.LightningModule):
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
         sweep: gives the features of all images to a method that asks for them.
+
+    Attributes:
+        aside: makes the context of long work before a step; the training sets it.
     """
+
+    aside: Callable[[], AbstractContextManager[Tick]]
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class PretrainModule(L.LightningModule):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.sweep = sweep
+        self.aside = partial(nullcontext, unwatched)
 
     def transfer_batch_to_device(self, batch: ImageBatch, device: torch.device, dataloader_idx: int) -> ImageBatch:
         """Lightning does not know the type."""
@@ -53,7 +62,8 @@ class PretrainModule(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             views = self.make_views(batch)
         if self.sweep is not None and self.method.wants_features(views):
-            self.method.take_features(self.sweep(self.method, self.device), views)
+            with self.aside() as tick:
+                self.method.take_features(self.sweep(self.method, self.device, tick), views, tick)
         losses = self.method(views)
         return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": batch.epoch}
 

@@ -78,6 +78,15 @@ class Progress:
             left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
             say(f"step {step}/{self._total}  {self._text}  left {clock(left)}")
 
+    def note(self, what: str) -> None:
+        """Show what is done before the next step, where it takes long."""
+        now = self._watch.read()
+        if self._bar is not None:
+            self._bar.update(self._task, text=what)
+        elif self._shown and now - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            say(what)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:

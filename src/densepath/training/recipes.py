@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, suggest
 from densepath.methods import METHODS, Method
 from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
@@ -71,7 +70,7 @@ def find_method(name: str) -> type[Method]:
         UserError: there is none of that name.
     """
     if not isinstance(name, str) or name not in METHODS:
-        raise UserError(f"no method is called {name!r}; {_suggest(str(name), METHODS)}")
+        raise UserError(f"no method is called {name!r}; {suggest(str(name), METHODS)}")
     return METHODS[name]
 
 
@@ -85,7 +84,7 @@ def all_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     resolved = {parameter.name: parameter.default for parameter in parameters}
     for option, value in (options or {}).items():
         if option not in resolved:
-            raise UserError(f"the method {name} has no option {option!r}; {_suggest(option, resolved)}")
+            raise UserError(f"the method {name} has no option {option!r}; {suggest(option, resolved)}")
         resolved[option] = value
     return resolved
 
@@ -102,7 +101,7 @@ def _read(name: str, verb: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the recipe {name} cannot be read ({type(error).__name__}); check its path") from None
     if name not in recipe_names(verb):
-        raise UserError(f"no recipe is called {name!r}; {_suggest(name, recipe_names(verb))}")
+        raise UserError(f"no recipe is called {name!r}; {suggest(name, recipe_names(verb))}")
     text: str = (_folder(verb) / f"{name}.yaml").read_text()
     return text
 
@@ -111,7 +110,7 @@ def _optimizer_from(options: Mapping[str, Any]) -> Optimizer:
     known = [field.name for field in fields(Optimizer)]
     for option in options:
         if option not in known:
-            raise UserError(f"the optimizer has no option {option!r}; {_suggest(option, known)}")
+            raise UserError(f"the optimizer has no option {option!r}; {suggest(option, known)}")
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
@@ -119,8 +118,3 @@ def _optimizer_from(options: Mapping[str, Any]) -> Optimizer:
         return Optimizer(**values)
     except TypeError as error:
         raise UserError(f"an option of the optimizer has a value of the wrong kind ({error}); mend it") from None
-
-
-def _suggest(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(known)}"

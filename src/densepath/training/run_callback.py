@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.methods.base import Tick
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint, write_checkpoint
 from densepath.training.loggers import log_picture
@@ -24,7 +27,7 @@ from densepath.training.metrics import MetricsFile
 from densepath.training.progress import Progress
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
 from densepath.training.run_folder import NOT_FINITE
-from densepath.training.signals import StopSignals
+from densepath.training.signals import Interrupted, StopSignals
 from densepath.training.stopwatch import Stopwatch
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -101,11 +104,15 @@ class RunCallback(L.Callback):
         self.evaluate, self.draw = evaluate, draw
         self.stopped_by: int | None = None
         self._lr = 0.0
+        self._batch = 0
+        self._saved_step = self.start if state else -1
         self._watch = Stopwatch()
         self._saved_at = self._watch.read()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
+        if hasattr(pl_module, "aside"):
+            pl_module.aside = partial(self.aside, trainer)
         if self.state:
             for optimizer, kept in zip(trainer.optimizers, self.state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
@@ -117,6 +124,7 @@ class RunCallback(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._batch = batch_idx
         if batch_idx > 0:
             return
         # Only now has the loader drawn what it draws when it starts.
@@ -143,6 +151,35 @@ class RunCallback(L.Callback):
         self.meter.record(step, outputs, batch)
         if (batch_idx + 1) % self.accumulate == 0:
             self._after_step(trainer, step + 1)
+
+    @contextmanager
+    def aside(self, trainer: L.Trainer) -> Iterator[Tick]:
+        """For long work of all processes before a step: it is no time of training, and a signal stops it.
+
+        The run is saved first, as it stands between the steps. In the middle of a step that is made of several batches
+        it cannot be, and the work is done to its end.
+
+        Yields:
+            What all processes call equally often, with words for the user.
+
+        Raises:
+            Interrupted: from that call, where a signal asked any of the processes to stop.
+        """
+        step, within = divmod(self._batch, self.accumulate)
+        step += self.start
+
+        def tick(what: str) -> None:
+            self.progress.note(what)
+            stop = 0 if within else self._agree(trainer, self.signals.received or 0, False)[0]
+            if stop:
+                self.stopped_by = stop
+                raise Interrupted(stop)
+
+        with self.meter.paused():
+            # What is not finite is told by the step that follows.
+            if not within and self._saved_step != step and _all_finite(trainer.lightning_module):
+                self._save(trainer, step)
+            yield tick
 
     def _after_step(self, trainer: L.Trainer, step: int) -> None:
         rhythm, last = self.rhythm, step == self.total
@@ -251,7 +288,7 @@ class RunCallback(L.Callback):
         trainer.strategy.barrier()  # a launcher may end the others as soon as one process has left
         if step == self.total:
             set_statistics(module, statistics.mean(0))  # what is exported is what was saved
-        self._saved_at = self._watch.read()
+        self._saved_at, self._saved_step = self._watch.read(), step
 
 
 def _all_finite(module: L.LightningModule) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor, nn
 
 from densepath.core.distributed import rank, total, world_size
+from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
-from densepath.methods.base import Method
+from densepath.methods.base import Method, Tick, unwatched
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
@@ -35,19 +38,33 @@ class Sweep:
         self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, memory_format=memory_format)
 
     @torch.no_grad()
-    def __call__(self, method: Method, device: torch.device) -> Tensor:
-        """The features (N, D) of all images, in the order of the source, on all processes."""
+    def __call__(self, method: Method, device: torch.device, tick: Tick = unwatched) -> Tensor:
+        """The features (N, D) of all images, in the order of the source, on all processes.
+
+        Args:
+            method: describes them.
+            device: where it lies.
+            tick: as for :meth:`densepath.methods.base.Method.take_features`.
+        """
         described = []
+        # That of the process with most images: all tick as often.
+        rounds = math.ceil(math.ceil(len(self.batches.images) / world_size()) / self.batches.batch_size)
         with _evaluated(method):
-            for images in self.batches.each_image():
-                with torch.autocast(device.type, enabled=False):
-                    views = self.make_views(images.to(device))
-                described.append(method.describe(views[_VIEW].pixels))
+            for done, images in enumerate(self._padded(rounds), 1):
+                if images is not None:
+                    with torch.autocast(device.type, enabled=False):
+                        views = self.make_views(images.to(device))
+                    described.append(method.describe(views[_VIEW].pixels))
+                tick(f"describing all images, {done / rounds:.0%}")
         torch.clear_autocast_cache()  # or the step would train copies of weights that were made without gradient
         mine = torch.cat(described)
         features = mine.new_zeros(len(self.batches.images), mine.shape[1])
         features[rank() :: world_size()] = mine
         return total(features)
+
+    def _padded(self, rounds: int) -> Iterator[ImageBatch | None]:
+        """This process's batches, and then None until there are as many as another may have."""
+        return islice(chain(self.batches.each_image(), repeat(None)), rounds)
 
 
 @contextmanager

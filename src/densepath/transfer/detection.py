@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -104,7 +105,8 @@ def detect(
         save_every_minutes: write a checkpoint every so many minutes; 0 for never.
         resume: go on with the run in ``out``.
         evaluate: train nothing; score the detector that ``out`` holds once more, on the test images of ``data`` at the
-            size that it was trained for. Scores, predictions and pictures replace those in ``out``.
+            size that it was trained for. Scores, predictions and pictures replace those in ``out``. Options of training
+            may be as they were, and no others.
 
     Returns:
         box_ap, box_ap50, box_ap75, and where the detector finds masks mask_ap, mask_ap50, mask_ap75, from 0 to 1
@@ -126,6 +128,7 @@ def detect(
     half = hardware.precision == "bf16-mixed"
     if evaluate:
         model, notes = load_detector(out / DETECTOR_FILE)
+        _check_evaluation(asked, read_config(out) or {})
         test = open_split(data, "test")
         if tuple(test.category_ids) != notes.category_ids:
             raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
@@ -202,6 +205,25 @@ def detect(
             settle_batch_norm(model, notes, batches.beyond(settle), hardware, seed)
         save_detector(out / DETECTOR_FILE, model, notes)
         return evaluate_detector(model, notes, test, out, pictures=pictures, bfloat16=half)
+
+
+def _check_evaluation(asked: dict[str, Any], config: dict[str, Any]) -> None:
+    """Check that nothing is asked of a detector that stands which only its training could bring about.
+
+    Raises:
+        UserError: an option is neither as it is by default nor as the detector was trained.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(detect).parameters.items()}
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+    asked = {name: value for name, value in asked.items() if name not in (*_FREE, "evaluate", "resume", "precision")}
+    idle = [n for n, v in asked.items() if plain(v) not in (plain(defaults[n]), plain(config.get(n, defaults[n])))]
+    if idle:
+        raise UserError(
+            f"evaluate scores a detector as it was trained, so {', '.join(idle)} would have no effect; leave that out"
+        )
 
 
 def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:

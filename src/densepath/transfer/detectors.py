@@ -169,3 +169,4 @@ DETECTORS: dict[str, Builder] = {
     "retinanet_small": partial(RetinaNet, channels=64),
 }
 BASE_LR = {name: 0.01 if name.startswith("retinanet") else 0.02 for name in DETECTORS}  # for 16 images; as released
+BOXES_ALONE = tuple(name for name in DETECTORS if name.startswith("retinanet"))

@@ -1,0 +1,136 @@
+"""What a user can have drawn: how alike the regions of images are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+
+from densepath.analysis.pictures import style_curve
+from densepath.analysis.sheet import INK, LINES, new_figure, picture_file, save
+from densepath.analysis.similarity import BINS, Distribution, region_similarities
+from densepath.analysis.titles import titles_of
+from densepath.core.errors import UserError
+from densepath.images.sources import open_images
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
+from densepath.training.hardware import choose_hardware
+
+_STEPS = 80  # of a histogram, over what is shown of it
+_HIDDEN = 0.002  # share of the pairs that may lie left of what is shown
+
+
+def show_similarity(
+    *,
+    data: Sequence[str],
+    out: str | Path,
+    weights: Sequence[str] = ("random",),
+    backbone: str = "resnet18",
+    stage: int | None = None,
+    view_size: int = 224,
+    count: int = 500,
+    seed: int = 0,
+    devices: str = "auto",
+) -> dict[str, Any]:
+    """Draw how alike the regions of an image are, for one or several sources of images and weights.
+
+    A region is a cell of the last features (a token of a vision transformer). The cosine similarities of all pairs
+    within an image are pooled over the images: one distribution for each source, one panel for each of the weights. In
+    the Conv-MIM paper (Figure 2) those of pathology lie higher than those of photographs: what belongs together spans
+    more of the image.
+
+    Args:
+        data: folders of images, text lists of files, globs, or packed stores.
+        out: a PNG file.
+        weights: files, run folders, "random", or timm names.
+        backbone: a timm name.
+        stage: whose cells are the regions, 1 to 5; the deepest where nothing is said: 7 x 7 cells of a ResNet.
+        view_size: height and width in pixels at which the middle of an image is seen.
+        count: how many images of each source, drawn by chance; all where there are fewer.
+        seed: of the images that are drawn, and of random weights.
+        devices: "auto" (a GPU, or else the CPU) or "cpu".
+
+    Returns:
+        Median and mean of each distribution and the overlap (shared area) of each two; ``out`` as "picture".
+
+    Raises:
+        UserError: no such images, weights or stage, a source that comes twice, or a file name that does not end in
+            .png.
+    """
+    out = picture_file(out)
+    sources = [data] if isinstance(data, str) else list(data)
+    networks = [weights] if isinstance(weights, str) else list(weights)
+    if not sources or not networks:
+        raise UserError("give at least one source of images, and one of weights")
+    images = dict(
+        zip(titles_of(sources, "data"), (open_images(source, cache="none") for source in sources), strict=True)
+    )
+    device = choose_hardware(devices).device
+    panels: dict[str, dict[str, Distribution]] = {}
+    for name, source in zip(titles_of(networks, "weights"), networks, strict=True):
+        torch.manual_seed(seed)
+        network = build_backbone(backbone)
+        load_weights(network, source)
+        network.to(device)
+        panels[name] = {
+            title: region_similarities(network, each, stage=stage, view_size=view_size, count=count, seed=seed)
+            for title, each in images.items()
+        }
+    draw_similarities(panels, out)
+    return {**_table(panels), "picture": out}
+
+
+def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Path) -> Path:
+    """Draw distributions: a panel for each weights, in it a histogram for each source with its median.
+
+    Args:
+        panels: weights -> source -> distribution.
+        path: a PNG file.
+    """
+    figure = new_figure(3.6 * len(panels), 2.6)
+    low = min(found.quantile(_HIDDEN) for panel in panels.values() for found in panel.values())
+    for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for (title, found), color in zip(panel.items(), LINES, strict=False):
+            paint_density(axes, found, low, color, f"{title}, median {found.quantile(0.5):.3f}")
+        overlaps = _overlaps(panel)
+        note = f", overlap {next(iter(overlaps.values())):.2f}" if len(overlaps) == 1 else ""
+        style_curve(axes, name + note, "cosine similarity of regions")
+        axes.set_ylim(bottom=0)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left")
+    figure.tight_layout(pad=0.7)
+    return save(figure, path)
+
+
+def paint_density(axes: Axes, found: Distribution, low: float, color: str, label: str) -> None:
+    """Put the density of a distribution from ``low`` up to 1 into a panel, and a line at its median."""
+    width = max(1, round((1 - low) * BINS / 2 / _STEPS))  # in bins
+    first = int((low + 1) * BINS / 2) // width * width
+    shares = np.append(found.shares()[first:], np.zeros(-(BINS - first) % width)).reshape(-1, width).sum(1)
+    edges = -1 + (first + width * np.arange(len(shares) + 1)) * 2 / BINS
+    axes.stairs(shares * BINS / 2 / width, edges, fill=True, color=color, alpha=0.35, lw=0)
+    axes.stairs(shares * BINS / 2 / width, edges, color=color, lw=1.2, label=label)
+    axes.axvline(found.quantile(0.5), color=color, lw=1, ls=(0, (3, 2)))
+
+
+def _overlaps(panel: Mapping[str, Distribution]) -> dict[str, float]:
+    return {f"overlap {a} and {b}": panel[a].overlap(panel[b]) for a, b in combinations(panel, 2)}
+
+
+def _table(panels: Mapping[str, Mapping[str, Distribution]]) -> dict[str, float]:
+    table: dict[str, float] = {}
+    for name, panel in panels.items():
+        rows = {f"{title} {what}": value for title, found in panel.items() for what, value in _facts(found).items()}
+        front = f"{name}: " if len(panels) > 1 else ""
+        table |= {front + row: value for row, value in (rows | _overlaps(panel)).items()}
+    return table
+
+
+def _facts(found: Distribution) -> dict[str, float]:
+    return {"median": found.quantile(0.5), "mean": found.mean}

@@ -1,0 +1,101 @@
+"""The options of a table's runs, checked as the command line checks them before it runs anything."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Literal
+
+from densepath.command import Command
+from densepath.core.errors import UserError
+from densepath.training.pretrain import pretrain
+from densepath.training.recipes import all_options, load_recipe, typed_options
+from densepath.transfer.detection import detect
+from densepath.transfer.probe import probe
+
+Verb = Literal["pretrain", "probe", "detect"]
+
+VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "detect": detect}
+METRICS = {
+    "probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"),
+    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
+}
+# What the grid itself decides for every run.
+_OF_THE_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers", "probe")
+
+
+@cache
+def free_options(verb: str) -> tuple[str, ...]:
+    """The options of a verb that a table may set; the grid decides the others for every run."""
+    return tuple(name for name in inspect.signature(VERBS[verb]).parameters if name not in _OF_THE_GRID)
+
+
+def pretraining_options(
+    recipe: str, options: Mapping[str, Any], backbone: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All options of a pre-training, checked as far as they can be before it starts.
+
+    Args:
+        recipe: its name or file; what the grid decides may stand there, as in the configuration of an earlier run.
+        options: over those of the recipe.
+        backbone: that the recipe must not contradict.
+        given: dotted option -> value that takes the place of its own.
+
+    Raises:
+        UserError: there is no such recipe or option, or a value does not fit.
+    """
+    dropped = set(_OF_THE_GRID) - {"weights", "backbone"}
+    known = {name: value for name, value in load_recipe(recipe).items() if name not in dropped}
+    if known.get("backbone", backbone) != backbone:
+        raise UserError(f"its recipe has the backbone {known['backbone']}; say so in the row, which has {backbone}")
+    resolved = merged(known, options) | {"backbone": backbone}
+    for place, value in given.items():
+        put(resolved, place, value)
+    method = str(resolved.get("method", inspect.signature(pretrain).parameters["method"].default))
+    all_options(method, resolved.get("method_options"))
+    typed_options(resolved)
+    check_values("pretrain", resolved)
+    return resolved
+
+
+def put(options: dict[str, Any], place: str, value: Any) -> None:
+    """Give a dotted option its value."""
+    *parts, last = place.split(".")
+    for part in parts:
+        options[part] = dict(options.get(part) or {})
+        options = options[part]
+    options[last] = value
+
+
+def check_values(verb: str, options: Mapping[str, Any]) -> None:
+    """Check that the command line takes options and their values.
+
+    Args:
+        verb: "pretrain", "probe" or "detect".
+        options: as a recipe holds them.
+
+    Raises:
+        UserError: one is unknown, or its value is of the wrong kind.
+    """
+    _check(verb, json.dumps(options, default=str))
+
+
+@cache
+def _check(verb: str, options: str) -> None:
+    """Once for equal options: the tasks and rows of a table have many in common."""
+    command = Command(f"densepath {verb}", VERBS[verb], recipes="detect" if verb == "detect" else "")
+    command.parse_recipe(json.loads(options))
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Options over others, parts such as ``method_options`` option by option; the length of a run is said once."""
+    result = dict(under)
+    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if over.get(one) is not None:
+            result.pop(other, None)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if both else value
+    return result

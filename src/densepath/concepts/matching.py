@@ -1,0 +1,148 @@
+"""Which file of a folder belongs to which image, by name: for millions of them in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError
+from densepath.images.pairs import refuse
+
+_BLOCK = 2**14  # names that are looked at together
+_BYTES = 8  # of a name's digest: two of a million names agree by chance once in 10^7 times
+
+Digests = npt.NDArray[np.uint64]
+
+
+class Matches:
+    """The file of each image: that of its name, in subfolders as the images are.
+
+    Args:
+        folder: where the files lie.
+        above: how many leading parts of an image's path are not below its own folder.
+        digests: ascending, of the files' paths below the folder, without suffix.
+        suffixes: numbers of their suffixes.
+        spellings: a suffix for each number.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        above: int,
+        digests: Digests,
+        suffixes: npt.NDArray[np.uint8],
+        spellings: Sequence[str],
+    ) -> None:
+        self.folder = folder
+        self.above = above
+        self.digests = digests
+        self.suffixes = suffixes
+        self.spellings = spellings
+
+    def path(self, name: str) -> Path:
+        """The file of an image by the image's path."""
+        key = _parts(name)[self.above :]
+        place = int(np.searchsorted(self.digests, _digest(key)))
+        return self.folder / ("/".join(key) + self.spellings[int(self.suffixes[place])])
+
+
+def match_names(names: Collection[str], folder: Path, suffixes: tuple[str, ...]) -> Matches:
+    """Find the file of each image in a folder.
+
+    The images' own folder is not known: it is the longest one that lets every image have its file.
+
+    Args:
+        names: paths of the images; they are gone through several times.
+        folder: where their files lie, and folders of them.
+        suffixes: which files are meant.
+
+    Raises:
+        UserError: an image has no file, or two have the same one; or two files have the same name.
+    """
+    digests, numbers, spellings = _index(folder, suffixes)
+    fewest: list[str] | None = None
+    depths = range(min(len(_parts(name)) for name in names))
+    for above in depths:  # folders that the images have in common with nothing here
+        if all(_known(block, digests).all() for block in _blocks(names, above)):
+            matches = Matches(folder, above, digests, numbers, spellings)
+            _check_single(names, matches)
+            return matches
+    for above in depths:
+        missing = [name for name in names if not _known(_array([_digest(_parts(name)[above:])]), digests).all()]
+        fewest = missing if fewest is None or len(missing) < len(fewest) else fewest
+    refuse(fewest or [], f"images without a label map in {folder}", "every image needs one of its name")
+    raise AssertionError("there is at least one image")
+
+
+def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArray[np.uint8], list[str]]:
+    """Digests of the files' names, ascending, with the numbers of their suffixes; and the suffixes."""
+    digests, numbers, spellings = array("Q"), array("B"), dict[str, int]()
+    for path in _files(folder, suffixes):
+        digests.append(_digest(_parts(path)))
+        numbers.append(spellings.setdefault(os.path.splitext(path)[1], len(spellings)))
+    found = np.frombuffer(digests, np.uint64)
+    order = found.argsort()
+    found = found[order]
+    if len(twice := found[1:][found[1:] == found[:-1]]):
+        first, second, *_ = sorted(
+            folder / path for path in _files(folder, suffixes) if _digest(_parts(path)) == twice[0]
+        )
+        raise UserError(f"{first} and {second} have the same name; keep one of them")
+    return found, np.frombuffer(numbers, np.uint8)[order], list(spellings)
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """The paths, below a folder, of the files in it and in the folders below; hidden files are left out."""
+    folders = [""]
+    while folders:
+        here = folders.pop()
+        with os.scandir(folder / here) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(os.path.join(here, entry.name))
+                elif not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in suffixes:
+                    yield os.path.join(here, entry.name)
+
+
+def _check_single(names: Collection[str], matches: Matches) -> None:
+    keys = np.concatenate(list(_blocks(names, matches.above)))
+    found, counts = np.unique(keys, return_counts=True)
+    if len(twice := found[counts > 1]):
+        shared = {matches.path(name) for name in names if _digest(_parts(name)[matches.above :]) in twice}
+        several = [str(path) for path in sorted(shared)]
+        refuse(several, "label maps that belong to several images", "lay them out in folders as the images are")
+
+
+def _blocks(names: Collection[str], above: int) -> Iterator[Digests]:
+    """The digests of the images' names, some thousand at a time."""
+    rest = iter(names)
+    while block := [_digest(_parts(name)[above:]) for name in islice(rest, _BLOCK)]:
+        yield _array(block)
+
+
+def _known(block: Digests, digests: Digests) -> npt.NDArray[np.bool_]:
+    if not len(digests):
+        return np.zeros(len(block), bool)
+    places = np.searchsorted(digests, block)
+    return digests[np.minimum(places, len(digests) - 1)] == block
+
+
+def _array(numbers: list[int]) -> Digests:
+    return np.array(numbers, np.uint64)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The folders of a path and its name without suffix."""
+    return tuple(part for part in os.path.splitext(name)[0].split("/") if part not in ("", "."))
+
+
+def _digest(parts: Sequence[str]) -> int:
+    text = os.fsencode("/".join(parts))
+    return int.from_bytes(hashlib.blake2b(text, digest_size=_BYTES).digest(), "little")

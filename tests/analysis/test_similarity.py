@@ -1,0 +1,145 @@
+"""How alike regions are: every pair once, at any size of the images, in memory that does not grow."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densepath.analysis.show_similarity import show_similarity
+from densepath.analysis.similarity import BINS, Distribution, pair_similarities, region_similarities
+from densepath.analysis.titles import titles_of
+from densepath.core.errors import UserError
+from densepath.images.batch import ImageBatch
+from densepath.images.sources import open_images
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import save_backbone
+from densepath.views.augment import Center
+from densepath.views.maker import ViewMaker
+
+
+def write_images(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for number, (height, width) in enumerate(sizes):
+        coarse = rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_every_unordered_pair_of_cells_counts_once() -> None:
+    features = torch.randn(3, 5, 2, 4)
+    features[1, :, 0, 0] = 0  # a region that ReLU has emptied
+    found = pair_similarities(features)
+    for image, similarities in zip(features.double(), found, strict=True):
+        cells = image.flatten(1).T
+        loop = [float(a @ b / (a.norm() * b.norm()).clamp(min=1e-12)) for a, b in combinations(cells, 2)]
+        np.testing.assert_allclose(sorted(loop), similarities.sort().values, atol=1e-6)
+
+
+def test_a_distribution_tells_what_its_values_tell() -> None:
+    rng = np.random.default_rng(0)
+    values, others = np.tanh(rng.normal(0.5, 0.4, 40_000)), np.tanh(rng.normal(0.9, 0.3, 30_000))
+    found, other = Distribution(), Distribution()
+    for part in np.array_split(values, 7):
+        found.add(torch.from_numpy(part).reshape(1, -1))
+    other.add(torch.from_numpy(others))
+    assert found.count == len(values)
+    assert found.mean == pytest.approx(values.mean(), abs=1e-9)
+    for share in (0.002, 0.25, 0.5, 0.9):
+        assert found.quantile(share) == pytest.approx(np.quantile(values, share), abs=2 / BINS)
+    densities = [np.histogram(v, 400, (-1, 1), density=True)[0] for v in (values, others)]
+    assert found.overlap(other) == pytest.approx(np.minimum(*densities).sum() * 2 / 400, abs=1e-3)
+    assert found.overlap(found) == pytest.approx(1)
+
+
+def test_equal_regions_fall_into_the_last_bin_however_they_are_rounded() -> None:
+    found = Distribution()
+    found.add(torch.tensor([1.0, 1.0000001, -1.0, -1.0000001]))
+    assert found.shares()[[0, -1]].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit"])
+def test_images_of_any_size_are_pooled(name: str, tmp_path: Path) -> None:
+    """Against a plain loop over images, each seen alone: the canvas that they share must not show."""
+    images = open_images(write_images(tmp_path / "images", [(64, 64), (96, 70), (70, 200)]), cache="none")
+    torch.manual_seed(1)
+    backbone = build_backbone(name).train()
+    size = 96 if name == "resnet18" else 64
+    found = region_similarities(backbone, images, view_size=size, count=10)
+    assert backbone.training
+    expected = []
+    for position in range(len(images)):
+        alone = images.gather(torch.tensor([position]))
+        batch = ImageBatch(alone.pixels, alone.sizes, alone.index)
+        with torch.no_grad():
+            view = ViewMaker({"view": Center()}, size, 0)(batch)["view"]
+            maps = backbone.eval()(view.pixels)[backbone.deepest][0].double()
+        expected += [float(torch.cosine_similarity(a, b, 0)) for a, b in combinations(maps.flatten(1).T, 2)]
+    assert found.count == len(expected)
+    assert found.mean == pytest.approx(np.mean(expected), abs=1e-5)
+    assert found.quantile(0.5) == pytest.approx(np.median(expected), abs=0.002)
+
+
+def test_each_image_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_images(write_images(tmp_path / "images", [(64, 64)] * 40), cache="none")
+    seen: list[int] = []
+    gather = images.gather
+    monkeypatch.setattr(images, "gather", lambda index: seen.extend(index.tolist()) or gather(index))
+    backbone = build_backbone("test_resnet")
+    region_similarities(backbone, images, view_size=64, count=500)
+    assert sorted(seen) == list(range(40))
+    seen.clear()
+    region_similarities(backbone, images, view_size=64, count=35, seed=1)
+    assert len(set(seen)) == 35
+
+
+def test_a_picture_has_a_panel_for_each_weights_and_the_table_tells_them_apart(tmp_path: Path) -> None:
+    flat, varied = write_images(tmp_path / "flat" / "images", [(64, 64)] * 2), tmp_path / "varied" / "images"
+    write_images(varied, [(64, 64)] * 3, seed=1)
+    Image.new("RGB", (64, 64), (200, 100, 150)).save(flat / "0.png")
+    torch.manual_seed(5)
+    save_backbone(tmp_path / "other.safetensors", build_backbone("resnet18"))
+    options = {"data": [str(flat), str(varied)], "view_size": 64}
+    one = show_similarity(out=tmp_path / "one.png", **options)
+    assert list(one) == [
+        "flat/images median",
+        "flat/images mean",
+        "varied/images median",
+        "varied/images mean",
+        "overlap flat/images and varied/images",
+        "picture",
+    ]
+    weights = [str(tmp_path / "other.safetensors"), "random"]
+    two = show_similarity(out=tmp_path / "two.png", weights=weights, **options)
+    assert two["random: varied/images median"] == one["varied/images median"]
+    assert two["other: varied/images median"] != one["varied/images median"]
+    widths = [Image.open(result["picture"]).width for result in (one, two)]
+    assert widths[1] == 2 * widths[0]
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    folder = str(write_images(tmp_path / "images", [(64, 64)] * 2))
+    for options, message in (
+        ({"data": [folder, f"{folder}/"]}, "twice"),
+        ({"weights": ["random", "random"]}, "twice"),
+        ({"out": tmp_path / "x.jpg"}, "ends in .png"),
+        ({"stage": 6}, "no stage f6"),
+        ({"view_size": 32}, "single cell"),
+        ({"view_size": 224}, "side of 64 px"),
+        ({"count": 0}, "one image at least"),
+    ):
+        with pytest.raises(UserError, match=message):
+            show_similarity(**({"data": [folder], "out": tmp_path / "x.png", "view_size": 64} | options))
+
+
+def test_titles_are_as_short_as_they_can_be() -> None:
+    assert titles_of(["a/b/tiles", "a/c/xrays"], "data") == ["tiles", "xrays"]
+    runs = ["R1/exported/backbone.safetensors", "R2/exported/backbone.safetensors", "random"]
+    assert titles_of(runs, "weights") == ["R1/exported/backbone", "R2/exported/backbone", "random"]
+    assert titles_of(["a.pth", "a.safetensors"], "weights") == ["a.pth", "a.safetensors"]
+    assert titles_of(["x/tiles", "tiles", "resnet18.a1_in1k"], "data") == ["x/tiles", "tiles", "resnet18.a1_in1k"]
