@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -66,9 +66,9 @@ class Row:
         backbone: a timm name.
         needs: name of something that the user must give -> the option that takes it (``method_options.labels``).
         paper: task -> its numbers, in the order of the task's metrics, None where there is none.
+        detect: options of ``detect``, over those of its tasks: ``{detector: vitdet}`` for a vision transformer.
         curve: the line that it is a point of, in the picture of scores against pre-training.
         rate: assumed images per second, where it differs from the table's.
-        detect: options of ``detect``, over those of its tasks: ``{detector: vitdet}`` for a vision transformer.
         sam: options of ``sam``, which takes the place of ``detect`` for this row; its weights are a model of that.
     """
 
@@ -79,9 +79,9 @@ class Row:
     backbone: str
     needs: Mapping[str, str]
     paper: Mapping[str, Sequence[float | None]]
+    detect: Mapping[str, Any]
     curve: str | None = None
     rate: float | None = None
-    detect: Mapping[str, Any] = field(default_factory=dict)
     sam: Mapping[str, Any] | None = None
 
 
@@ -206,6 +206,7 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
         "backbone": backbone,
         "needs": {},
         "paper": {},
+        "detect": {},
     }
     said = _fields(entry, Row, "a row", defaults)
     name = said["name"]
@@ -215,7 +216,7 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
         raise UserError(f"the row {name!r} has weights, so there is nothing to pre-train; take its options out")
     if said.get("sam") is not None and (said["weights"] is None or any(task.verb != "detect" for task in tasks)):
         raise UserError(f"the row {name!r} has sam, which takes weights, and which tasks of detect alone can measure")
-    for verb, options in (("pretrain", said["options"]), ("detect", said.get("detect", {})), ("sam", said.get("sam"))):
+    for verb, options in (("pretrain", said["options"]), ("detect", said["detect"]), ("sam", said.get("sam"))):
         _check_options(verb, options or {}, f"the row {name!r}")
     metrics = {task.name: task.metrics for task in tasks}
     for task, numbers in mapping(said["paper"], tuple(metrics), f"the paper's numbers of {name!r}").items():
