@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from densepath.training.pretrain import pretrain as pretrain
     from densepath.transfer.detection import detect as detect
     from densepath.transfer.probe import probe as probe
+    from densepath.transfer.sam import sam as sam
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOME = {
     "pack": "densepath.images.sources",
     "pretrain": "densepath.training.pretrain",
     "probe": "densepath.transfer.probe",
+    "sam": "densepath.transfer.sam",
     "show_concepts": "densepath.analysis.show",
     "show_reconstruction": "densepath.analysis.show",
     "show_similarity": "densepath.analysis.show_similarity",

@@ -73,6 +73,7 @@ VERBS = {
     "detect": Verb(
         "transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects", recipes="detect"
     ),
+    "sam": Verb("transfer.sam:sam", "evaluate Segment Anything, untrained, on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
     "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),

@@ -118,6 +118,46 @@ def pretraining(grid):
     return cell
 
 
+VIT = "  - {name: ViT, weights: random, backbone: test_vit, detect: {detector: vitdet_small, batch_size: 3}}\n"
+
+
+def test_a_row_has_options_of_its_own_for_the_detector(lay_out, tmp_path):
+    grid = lay_out(("rows:\n", f"rows:\n{VIT}"))
+    words = CellFolder(tmp_path, grid.places["ViT", "detect", 0]).command("cpu")
+    assert {"--backbone=test_vit", "--detector=vitdet_small", "--batch_size=3", "--max_steps=2"} <= set(words)
+    assert grid.places["ViT", "detect", 0].images == 2 * 3 + 2  # no batch norms to settle
+    assert grid.places["MoCo", "detect", 0].options["detector"] == "mask_rcnn_fpn_small"
+    assert "detector" not in grid.places["ViT", "probe", 0].options
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(", detect: {detector: vitdet_small, batch_size: 3}", ""), ("_vit,", "_resnet,")]
+)
+def test_a_detector_that_does_not_suit_is_told_before_anything_runs(lay_out, old, new):
+    with pytest.raises(UserError, match=r"the row 'ViT': the detector \w+ does not suit test_"):
+        lay_out(("rows:\n", f"rows:\n{VIT.replace(old, new)}"))
+
+
+def test_segment_anything_takes_the_place_of_the_detector_and_one_run_serves_all_seeds(lay_out, tmp_path):
+    row = "  - {name: SAM, weights: facebook/sam-vit-base, sam: {prompt: box}}\n"
+    probe = "  - {name: probe, verb: probe, data: tissue, table: Tissue, column: probe, metrics: [mean_iou, dice],\n"
+    without_probe = (f"{probe}     options: {{size: 64}}}}\n", "")
+    changes = [("probe: [50.0, null]", ""), without_probe, ("rows:\n", f"rows:\n{row}")]
+    grid = lay_out(*changes)
+    cell = grid.places["SAM", "detect", 0]
+    assert cell is grid.places["SAM", "detect", 1] and cell.images == 2
+    words = CellFolder(tmp_path, cell).command("cpu", workers=2)[3:]
+    assert words[0] == "sam" and words[1].startswith("--data=")
+    assert words[2:] == ["--devices=cpu", "--weights=facebook/sam-vit-base", "--prompt=box", "--out=run"]
+    other = lay_out(*changes[:2], ("rows:\n", f"rows:\n{row.replace('box', 'point')}")).places["SAM", "detect", 0]
+    assert other.digest != cell.digest
+    folder = CellFolder(tmp_path, cell)
+    (folder.path / "run").mkdir(parents=True)
+    folder.begin([], "a machine")
+    (folder.path / "run" / "metrics.json").write_text('{"mask_ap": 0.5}')
+    assert folder.finish(1.0) == {"mask_ap": 0.5}
+
+
 def test_a_row_that_needs_something_waits_for_it(lay_out, tmp_path):
     need = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},")
     grid = lay_out(need)

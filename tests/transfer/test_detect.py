@@ -80,11 +80,18 @@ def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("detector", "steps", "lr"),
-    [("mask_rcnn_c4_small", 45, 0.03), ("mask_rcnn_dc5_small", 50, 0.03), ("retinanet_small", 100, 0.02)],
+    ("detector", "backbone", "steps", "lr"),
+    [
+        ("mask_rcnn_c4_small", "test_resnet", 45, 0.03),
+        ("mask_rcnn_dc5_small", "test_resnet", 50, 0.03),
+        ("retinanet_small", "test_resnet", 100, 0.02),
+        ("vitdet_small", "test_vit", 45, 3e-3),
+    ],
 )
-def test_the_other_detectors_learn_them_too(detector: str, steps: int, lr: float, data: Path, tmp_path: Path) -> None:
-    options = SMALL | {"detector": detector, "backbone": "test_resnet", "max_steps": steps, "lr": lr}
+def test_the_other_detectors_learn_them_too(
+    detector: str, backbone: str, steps: int, lr: float, data: Path, tmp_path: Path
+) -> None:
+    options = SMALL | {"detector": detector, "backbone": backbone, "max_steps": steps, "lr": lr}
     metrics = detect(data=data, out=tmp_path, precise_bn_batches=10, **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
@@ -151,8 +158,12 @@ def test_evaluation_takes_options_of_training_as_they_were_alone(
             detect(**(options | wrong))
 
 
-def test_a_resumed_run_and_a_repeated_one_end_with_the_same_bits(data: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"data": data, "max_steps": 4, "precise_bn_batches": 1, "save_every_steps": 2} | SMALL
+@pytest.mark.parametrize("network", [{}, {"detector": "vitdet_small", "backbone": "test_vit"}], ids=["fpn", "vitdet"])
+def test_a_resumed_run_and_a_repeated_one_end_with_the_same_bits(
+    network: dict[str, str], data: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"data": data, "max_steps": 4, "precise_bn_batches": 1, "save_every_steps": 2}
+    options |= SMALL | network
     first = detect(out=tmp_path / "a", **options)
     weights = load_file(tmp_path / "a" / DETECTOR_FILE)
 
@@ -168,12 +179,17 @@ def test_a_resumed_run_and_a_repeated_one_end_with_the_same_bits(data: Path, tmp
     assert all(torch.equal(weights[k], resumed[k]) for k in weights)
 
 
-def test_weights_and_their_color_statistics_reach_the_detector(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "network", [{"backbone": "resnet18"}, {"detector": "vitdet_small", "backbone": "test_vit"}], ids=["fpn", "vitdet"]
+)
+def test_weights_and_their_color_statistics_reach_the_detector(
+    network: dict[str, str], data: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
-    backbone = build_backbone("resnet18")
+    backbone = build_backbone(network["backbone"])
     save_backbone(tmp_path / "w.safetensors", backbone, metadata={"mean": "[0.7, 0.5, 0.6]", "std": "[0.2, 0.2, 0.2]"})
     rates = {"max_steps": 1, "warmup_steps": 0, "lr": 1e-9, "precise_bn_batches": 0}
-    detect(data=data, out=tmp_path / "run", weights=tmp_path / "w.safetensors", **rates, **SMALL)
+    detect(data=data, out=tmp_path / "run", weights=tmp_path / "w.safetensors", **rates, **SMALL | network)
     model, notes = load_detector(tmp_path / "run" / DETECTOR_FILE)
     assert (notes.mean, notes.std) == ((0.7, 0.5, 0.6), (0.2, 0.2, 0.2))
     assert (notes.category_ids, notes.category_names) == ((1,), ("gland",))
@@ -230,6 +246,8 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"anchor_sizes": ()}, "anchor_sizes are"),
         ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
         ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run its last stage alone"),
+        ({"detector": "vitdet_small"}, "which resnet18 is not; take vit_small_patch16_224"),
+        ({"backbone": "test_vit"}, "take the detector vitdet"),
         ({"lr": -1.0}, "must be positive"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"weights": "nowhere.pth"}, "nowhere.pth"),

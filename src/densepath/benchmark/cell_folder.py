@@ -81,7 +81,8 @@ class CellFolder:
     def command(self, devices: str, workers: int | None = None) -> list[str]:
         """The command of the run, as it is typed in its folder: places within the grid are relative."""
         cell = self.cell
-        words = [sys.executable, "-m", "densepath", cell.verb, f"--data={cell.data}", f"--seed={cell.seed}"]
+        words = [sys.executable, "-m", "densepath", cell.verb, f"--data={cell.data}"]
+        words += [] if cell.verb == "sam" else [f"--seed={cell.seed}"]
         words.append(f"--devices={'auto' if cell.verb == 'probe' and devices != 'cpu' else devices}")
         if cell.verb == "pretrain":
             words += [f"--config={_OPTIONS}"]
@@ -90,6 +91,8 @@ class CellFolder:
             words += [f"--weights={weights}", *_words(cell.options)]
         if cell.verb == "probe":
             return [*words, f"--out={_SCORES}"]
+        if cell.verb == "sam":
+            return [*words, f"--out={_RUN}"]
         return [*words, f"--out={_RUN}", "--resume", *([] if workers is None else [f"--workers={workers}"])]
 
     def begin(self, command: list[str], hardware: str) -> None:
@@ -159,7 +162,7 @@ class CellFolder:
                 last = read_metrics(run / "metrics.csv")[-1]
                 (run / EXPORTED).stat()
                 return {name: last[name] for name in ("step", "loss") if name in last}
-            written = run / "metrics.json" if self.cell.verb == "detect" else self.path / _SCORES
+            written = self.path / _SCORES if self.cell.verb == "probe" else run / "metrics.json"
             scores = json.loads(written.read_text())
             return {name: float(scores[name]) for name in METRICS[self.cell.verb] if scores.get(name) is not None}
         except (OSError, ValueError, IndexError, TypeError) as error:

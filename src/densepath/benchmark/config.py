@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import yaml
 
+from densepath.benchmark.checks import is_number, listed, mapping, positive
 from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, merged, pretraining_options
 from densepath.core.errors import UserError, suggest
 from densepath.transfer.detectors import BOXES_ALONE, DETECTORS
 
+_TASKS = ("probe", "detect")
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
 
 
@@ -54,8 +56,10 @@ class Row:
         backbone: a timm name.
         needs: name of something that the user must give -> the option that takes it (``method_options.labels``).
         paper: task -> its numbers, in the order of the task's metrics, None where there is none.
+        detect: options of ``detect``, over those of its tasks: ``{detector: vitdet}`` for a vision transformer.
         curve: the line that it is a point of, in the picture of scores against pre-training.
         rate: assumed images per second, where it differs from the table's.
+        sam: options of ``sam``, which takes the place of ``detect`` for this row; its weights are a model of that.
     """
 
     name: str
@@ -65,8 +69,10 @@ class Row:
     backbone: str
     needs: Mapping[str, str]
     paper: Mapping[str, Sequence[float | None]]
+    detect: Mapping[str, Any]
     curve: str | None = None
     rate: float | None = None
+    sam: Mapping[str, Any] | None = None
 
     def pretraining(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options of its pre-training; ``given`` are the values of dotted options that the user gave.
@@ -136,17 +142,17 @@ def load_table(name: str | Path) -> TableConfig:
 
 def _table(name: str, content: Any) -> TableConfig:
     known = ("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates")
-    said = _mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
+    said = mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
     common, backbone = said.get("pretrain") or {}, said.get("backbone", "resnet18")
     _check_options("pretrain", common, "all rows (pretrain)")
     _check_words({"backbone": backbone}, "it")
-    tasks = tuple(_task(entry) for entry in _list(said["tasks"], "tasks"))
+    tasks = tuple(_task(entry) for entry in listed(said["tasks"], "tasks"))
     _check_names([task.name for task in tasks], "tasks")
-    rows = tuple(_row(entry, tasks, common, backbone) for entry in _list(said["rows"], "rows"))
+    rows = tuple(_row(entry, tasks, common, backbone) for entry in listed(said["rows"], "rows"))
     _check_names([row.name for row in rows], "rows")
     if said["baseline"] not in [row.name for row in rows]:
         raise UserError(f"the baseline {said['baseline']!r} is no row; name one")
-    rates = _mapping(said.get("rates") or {}, (*VERBS, "of"), "rates")
+    rates = mapping(said.get("rates") or {}, (*VERBS, "of"), "rates")
     rates_of = str(rates.pop("of", "one GPU"))
     return TableConfig(
         name=name,
@@ -157,7 +163,7 @@ def _table(name: str, content: Any) -> TableConfig:
         rows=rows,
         tasks=tasks,
         pretrain_seed=None if said.get("pretrain_seed") is None else checked_seeds([said["pretrain_seed"]])[0],
-        rates={verb: _positive(rate, f"the rate of {verb}") for verb, rate in rates.items()},
+        rates={verb: positive(rate, f"the rate of {verb}") for verb, rate in rates.items()},
         rates_of=rates_of,
     )
 
@@ -168,7 +174,7 @@ def checked_seeds(seeds: Any) -> tuple[int, ...]:
     Raises:
         UserError: they are no whole numbers from 0, or one of them comes twice.
     """
-    numbers = _list(seeds, "seeds")
+    numbers = listed(seeds, "seeds")
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in numbers)
     if not whole or len(set(numbers)) < len(numbers):
         raise UserError(f"seeds are {numbers}; give different whole numbers from 0")
@@ -183,25 +189,16 @@ def _check_names(names: Sequence[str], what: str) -> None:
 def _task(entry: Any) -> Task:
     said = _fields(entry, Task, "a task", {"options": {}, "table": None})
     said["table"] = said["table"] or said["data"]
-    if said["verb"] not in METRICS:
-        raise UserError(f"the task {said['name']!r} has the verb {said['verb']!r}; use one of {', '.join(METRICS)}")
-    metrics = tuple(_list(said["metrics"], f"metrics of {said['name']!r}"))
+    if said["verb"] not in _TASKS:
+        raise UserError(f"the task {said['name']!r} has the verb {said['verb']!r}; use one of {', '.join(_TASKS)}")
+    metrics = tuple(listed(said["metrics"], f"metrics of {said['name']!r}"))
     for metric in metrics:
         if metric not in METRICS[said["verb"]]:
             raise UserError(f"{said['verb']} gives no {metric!r}; {suggest(str(metric), METRICS[said['verb']])}")
     _check_options(said["verb"], said["options"], f"the task {said['name']!r}")
-    detector = said["options"].get("detector")
-    if detector is not None and str(detector) not in DETECTORS:
-        raise UserError(f"no detector is called {detector!r}; {suggest(str(detector), DETECTORS)}")
-    masks = [metric for metric in metrics if metric.startswith("mask_")]
-    if masks and detector in BOXES_ALONE:
-        raise UserError(f"the task {said['name']!r} has no {masks[0]}: {detector} finds boxes alone; take it out")
+    _check_masks(metrics, said["options"], f"the task {said['name']!r}")
     if any(sign in said["data"] for sign in "/="):
         raise UserError(f"the task {said['name']!r} has the data {said['data']!r}; take a name without / and =")
-    try:
-        check_values(said["verb"], said["options"])
-    except UserError as error:
-        raise UserError(f"the task {said['name']!r}: {error}") from None
     return Task(**{**said, "metrics": metrics, "rate": _rate(said)})
 
 
@@ -213,6 +210,7 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
         "backbone": backbone,
         "needs": {},
         "paper": {},
+        "detect": {},
     }
     said = _fields(entry, Row, "a row", defaults)
     name = said["name"]
@@ -220,14 +218,24 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
         raise UserError(f"the row {name!r} must have a recipe or weights, one of the two")
     if said["weights"] is not None and (said["options"] or said["needs"]):
         raise UserError(f"the row {name!r} has weights, so there is nothing to pre-train; take its options out")
-    _check_options("pretrain", said["options"], f"the row {name!r}")
+    if said.get("sam") is not None and (said["weights"] is None or any(task.verb != "detect" for task in tasks)):
+        raise UserError(f"the row {name!r} has sam, which takes weights, and which tasks of detect alone can measure")
+    for verb, options in (("pretrain", said["options"]), ("detect", said["detect"]), ("sam", said.get("sam"))):
+        _check_options(verb, options or {}, f"the row {name!r}")
+    for task in tasks:
+        if task.verb == "detect" and said.get("sam") is None:
+            _check_masks(task.metrics, {**task.options, **said["detect"]}, f"the row {name!r}")
     metrics = {task.name: task.metrics for task in tasks}
-    for task, numbers in _mapping(said["paper"], tuple(metrics), f"the paper's numbers of {name!r}").items():
-        if len(_list(numbers, f"numbers of {name!r}")) != len(metrics[task]):
-            raise UserError(f"{name!r} has {len(numbers)} numbers of the paper for {task}, not {len(metrics[task])}")
-        if not all(number is None or _is_number(number) for number in numbers):
-            raise UserError(f"the paper's numbers of {name!r} for {task} are {numbers}; give numbers, or null for none")
-    for need, place in _mapping(said["needs"], said["needs"], f"the needs of {name!r}").items():
+    for measured, numbers in mapping(said["paper"], tuple(metrics), f"the paper's numbers of {name!r}").items():
+        if len(listed(numbers, f"numbers of {name!r}")) != len(metrics[measured]):
+            raise UserError(
+                f"{name!r} has {len(numbers)} numbers of the paper for {measured}, not {len(metrics[measured])}"
+            )
+        if not all(number is None or is_number(number) for number in numbers):
+            raise UserError(
+                f"the paper's numbers of {name!r} for {measured} are {numbers}; give numbers, or null for none"
+            )
+    for need, place in mapping(said["needs"], said["needs"], f"the needs of {name!r}").items():
         if not isinstance(place, str):
             raise UserError(f"{name!r} needs {need!r} for {place!r}; name the option that takes it")
     options = {} if said["recipe"] is None else merged(common, said["options"])
@@ -241,17 +249,31 @@ def _check_options(verb: str, options: Any, whose: str) -> None:
     """Check what can be told of options alone.
 
     Raises:
-        UserError: they are none of the verb's, or the grid's to decide; or the length of a run is said twice.
+        UserError: they are none of the verb's, or the grid's to decide; or a value does not fit.
     """
-    _mapping(options, free_options(verb), f"the options of {whose}")
+    mapping(options, free_options(verb), f"the options of {whose}")
     if options.get("epochs") is not None and options.get("max_steps") is not None:
         raise UserError(f"{whose} has epochs and max_steps; give one of them")
+    detector = options.get("detector")
+    if detector is not None and str(detector) not in DETECTORS:
+        raise UserError(f"no detector is called {detector!r}; {suggest(str(detector), DETECTORS)}")
+    if verb != "pretrain":  # whose recipe belongs to its values
+        try:
+            check_values(verb, options)
+        except UserError as error:
+            raise UserError(f"{whose}: {error}") from None
+
+
+def _check_masks(metrics: Sequence[str], options: Mapping[str, Any], whose: str) -> None:
+    masks = [metric for metric in metrics if metric.startswith("mask_")]
+    if masks and options.get("detector") in BOXES_ALONE:
+        raise UserError(f"{whose} has no {masks[0]}: {options['detector']} finds boxes alone; take it out")
 
 
 def _fields(entry: Any, kind: type, what: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    names = [field.name for field in fields(kind)]
+    names = [f.name for f in fields(kind)]
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.name not in defaults]
-    said = _mapping(entry, names, what, needed)
+    said = mapping(entry, names, what, needed)
     _check_words(said, what)
     return dict(defaults) | {name: value for name, value in said.items() if value is not None}
 
@@ -263,35 +285,8 @@ def _check_words(said: Mapping[str, Any], what: str) -> None:
             raise UserError(f"{what} has the {name} {value!r}, which is no text; put it in quotes")
 
 
-def _mapping(value: Any, known: Collection[str], what: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{what} must be lines such as 'name: value', not {value!r}")
-    for name in value:
-        if name not in known:
-            raise UserError(f"{what} has no {name!r}; {suggest(str(name), known)}")
-    if missing := [name for name in needed if value.get(name) is None]:
-        raise UserError(f"{what} lacks {' and '.join(missing)}")
-    return dict(value)
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list | tuple) or not value:
-        raise UserError(f"{what} must be a list with something in it, not {value!r}")
-    return list(value)
-
-
 def _rate(said: Mapping[str, Any]) -> float | None:
-    return None if said.get("rate") is None else _positive(said["rate"], f"the rate of {said['name']!r}")
-
-
-def _positive(value: Any, what: str) -> float:
-    if not _is_number(value) or not value > 0:
-        raise UserError(f"{what} is {value!r}; give images per second")
-    return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return None if said.get("rate") is None else positive(said["rate"], f"the rate of {said['name']!r}")
 
 
 def _folder() -> Any:

@@ -65,7 +65,11 @@ def estimate(cells: Sequence[Cell], root: Path) -> list[Cost]:
 
 def _kind(cell: Cell) -> tuple[Any, ...]:
     """What runs must have in common to take about as long."""
-    return cell.label, cell.images, *(cell.options.get(name) for name in ("backbone", "detector", "view_size"))
+    return (
+        cell.label,
+        cell.images,
+        *(cell.options.get(name) for name in ("backbone", "detector", "view_size", "prompt")),
+    )
 
 
 def describe(costs: Sequence[Cost], table: TableConfig, devices: int) -> list[str]:

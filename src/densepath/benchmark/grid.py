@@ -11,13 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from densepath.benchmark.config import Row, TableConfig, Task
 from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
 from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given, digest_of_weights
 from densepath.benchmark.verb_options import VERBS, Verb, put
 from densepath.core.errors import UserError
+from densepath.nets.transformers import is_transformer
 from densepath.training.pretrain import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
+from densepath.transfer.detectors import TRANSFORMER_DETECTORS
 from densepath.transfer.solver import make_solver
 
 
@@ -167,20 +171,40 @@ def _transfer(
 ) -> Cell:
     weights = None if parent else str(row.weights)
     source = parent.digest if parent else digest_of_weights(str(weights), digests)
+    verb: Verb = task.verb
     options = {**task.options, "backbone": row.backbone}
+    if row.sam is not None:
+        verb, options, seed = "sam", dict(row.sam), 0  # it draws nothing, so that one run serves all seeds
+    elif verb == "detect":
+        options |= row.detect
+        _check_detector(row, options)
     origin = Path(str(row.recipe or weights)).stem
     return Cell(
-        verb=task.verb,
-        label=f"{task.verb}-{task.data}-{origin}",
+        verb=verb,
+        label=f"{verb}-{task.data}-{origin}",
         seed=seed,
         data=_absolute(data.folder),
         options=options,
         weights=_absolute(weights) if weights else None,
         parent=parent,
-        identity=_identity(task.verb, options, seed, data.digest) | {"weights": source},
-        images=_images(task, data),
-        rate=task.rate or table.rates.get(task.verb),
+        identity=_identity(verb, options, seed, data.digest) | {"weights": source},
+        images=_images(verb, options, data),
+        rate=(row.rate if verb == "sam" else task.rate) or table.rates.get(verb),
     )
+
+
+def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
+    """Check, before hours of pre-training, that a row's detector suits its backbone.
+
+    Raises:
+        UserError: it does not.
+    """
+    detector = options.get("detector", _default("detect", "detector"))
+    if timm.is_model(row.backbone) and is_transformer(row.backbone) != (detector in TRANSFORMER_DETECTORS):
+        raise UserError(
+            f"the row {row.name!r}: the detector {detector} does not suit {row.backbone}; write detect: "
+            "{detector: vitdet} in the row of a vision transformer, and in no other"
+        )
 
 
 def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
@@ -189,14 +213,15 @@ def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> di
     return {"verb": verb, "options": changed, "seed": seed, "data": data, "code": code_digest(verb)}
 
 
-def _images(task: Task, data: LabelledSet) -> int:
-    if task.verb == "probe":
-        return len(data.train.names) + len(data.test.names)
+def _images(verb: Verb, options: Mapping[str, Any], data: LabelledSet) -> int:
+    if verb != "detect":
+        return len(data.test.names) + (len(data.train.names) if verb == "probe" else 0)
     defaults = {name: parameter.default for name, parameter in inspect.signature(VERBS["detect"]).parameters.items()}
-    options = defaults | dict(task.options)
+    options = defaults | dict(options)
     known = inspect.signature(make_solver).parameters
     steps = make_solver(**{name: value for name, value in options.items() if name in known}).steps
-    settling = min(options["precise_bn_batches"], steps)
+    has_batch_norms = options["detector"] not in TRANSFORMER_DETECTORS
+    settling = min(options["precise_bn_batches"], steps) if has_batch_norms else 0
     return (steps + settling) * options["batch_size"] + len(data.test.names)
 
 

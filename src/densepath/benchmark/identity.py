@@ -21,7 +21,7 @@ from densepath.nets.weights import weights_file
 
 # A change of what draws and tabulates results makes no result another one.
 _PRETRAINING = ("core", "images", "views", "nets", "concepts", "methods", "training")
-_ROOMS = {"pretrain": _PRETRAINING, "probe": (*_PRETRAINING, "transfer"), "detect": (*_PRETRAINING, "transfer")}
+_ROOMS = {"pretrain": _PRETRAINING} | dict.fromkeys(("probe", "detect", "sam"), (*_PRETRAINING, "transfer"))
 
 
 @dataclass(frozen=True)

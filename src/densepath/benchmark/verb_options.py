@@ -14,14 +14,13 @@ from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options, load_recipe, typed_options
 from densepath.transfer.detection import detect
 from densepath.transfer.probe import probe
+from densepath.transfer.sam import sam
 
-Verb = Literal["pretrain", "probe", "detect"]
+Verb = Literal["pretrain", "probe", "detect", "sam"]
 
-VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "detect": detect}
-METRICS = {
-    "probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"),
-    "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
-}
+VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "detect": detect, "sam": sam}
+_AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
+METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": _AP, "sam": _AP}
 # What the grid itself decides for every run.
 _OF_THE_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers", "probe")
 
@@ -73,7 +72,7 @@ def check_values(verb: str, options: Mapping[str, Any]) -> None:
     """Check that the command line takes options and their values.
 
     Args:
-        verb: "pretrain", "probe" or "detect".
+        verb: one of ``VERBS``.
         options: as a recipe holds them.
 
     Raises:

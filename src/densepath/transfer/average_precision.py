@@ -14,7 +14,12 @@ _QUIET = logging.getLogger(__name__).debug
 
 
 def average_precision(
-    truth: Mapping[str, Any], results: list[dict[str, Any]], *, masks: bool = True, detections_per_image: int = 100
+    truth: Mapping[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    boxes: bool = True,
+    masks: bool = True,
+    detections_per_image: int = 100,
 ) -> dict[str, float]:
     """COCO AP over the IoU thresholds 0.50:0.05:0.95, at 0.50 and at 0.75.
 
@@ -22,11 +27,11 @@ def average_precision(
         truth: the content of a COCO instances JSON.
         results: in COCO's results format, with ``bbox`` and, where there are masks, an RLE ``segmentation`` each; may
             be empty.
-        masks: score the masks, too.
+        boxes, masks: score these.
         detections_per_image: so many of each category, the best, count; 100 is COCO's number.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, from 0 to 1.
+        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, from 0 to 1, of what is scored.
 
     Raises:
         UserError: the truth holds no instance, so that there is no precision to speak of.
@@ -42,7 +47,7 @@ def average_precision(
         raise UserError("the test split holds no instance to evaluate against; outline some instances in its images")
     coco = COCO({**truth, "annotations": instances}, print_function=_QUIET)
     metrics = {}
-    for name, kind in {"box": "bbox", "mask": "segm"}.items() if masks else [("box", "bbox")]:
+    for name, kind in [("box", "bbox")] * boxes + [("mask", "segm")] * masks:
         evaluator = COCOeval_faster(coco, coco.loadRes([dict(r) for r in results]), kind, print_function=_QUIET)
         evaluator.params.maxDets = [1, min(10, detections_per_image), detections_per_image]  # the last is that of AP
         evaluator.evaluate()

@@ -23,7 +23,7 @@ from densepath.training.run_folder import open_run, read_config
 from densepath.transfer.anchors import ANCHOR_SIZES, check_anchor_sizes
 from densepath.transfer.detector import DETECTIONS
 from densepath.transfer.detector_file import Color, DetectorNotes, check_colors, load_detector, save_detector
-from densepath.transfer.detectors import BASE_LR, DETECTORS
+from densepath.transfer.detectors import BASE_LR, DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.evaluation import evaluate_detector
 from densepath.transfer.fine_tuning import fine_tune, settle_batch_norm
 from densepath.transfer.samples import TrainingBatches
@@ -77,8 +77,9 @@ def detect(
         weights: of the backbone: a file, a run folder, "random", or a timm name.
         backbone: a timm name.
         detector: "mask_rcnn_fpn"; "mask_rcnn_c4", whose head is the backbone's own stage 5; "mask_rcnn_dc5", with a
-            dilated stage 5; or "retinanet", which finds boxes alone. With "_small" behind its name each has narrow
-            heads, for a CPU.
+            dilated stage 5; "retinanet", which finds boxes alone; or "vitdet", for a vision transformer with patches of
+            16 px, trained by AdamW with layer-wise rates. With "_small" behind its name each has narrow heads, for a
+            CPU.
         anchor_sizes: of the boxes that it starts from, in pixels of the resized image: one for each of five levels, for
             C4 and DC5 as many as you like.
         detections_per_image: at most; also in scoring.
@@ -88,7 +89,7 @@ def detect(
         warmup_steps: of linear warm-up; 1000, but with ``max_steps`` a fifth of them at most.
         drops: shares of the run after which the learning rate is divided by 10.
         batch_size: images per step, over all devices.
-        lr: learning rate; 0.02 (RetinaNet: 0.01) for 16 images, and in proportion for other batch sizes.
+        lr: learning rate; 0.02 (RetinaNet: 0.01, ViTDet: 1e-4) for 16 images, and in proportion for other batch sizes.
         train_size: least and greatest short edge in training, drawn uniformly, in pixels.
         train_crop: side of a square that is cut out of each training image, anywhere, before it is resized, in pixels;
             for large images with many objects.
@@ -156,6 +157,7 @@ def detect(
         lr,
         base_steps=base_steps,
         base_lr=BASE_LR[detector],
+        optimizer="adamw" if detector in TRANSFORMER_DETECTORS else "sgd",
     )
     train, test = open_split(data, "train"), open_split(data, "test")
     names = _category_names(train, test)

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
+from densepath.transfer.detector import Detector
 from densepath.transfer.detector_file import DetectorNotes
+from densepath.transfer.layer_decay import layer_groups
 from densepath.transfer.samples import SampleBatch, into_detector
 from densepath.transfer.solver import Solver
 
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-4
+_BETAS = (0.9, 0.999)
 
 
 class DetectionModule(L.LightningModule):
@@ -30,7 +33,7 @@ class DetectionModule(L.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Detector,
         notes: DetectorNotes,
         solver: Solver,
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -52,9 +55,15 @@ class DetectionModule(L.LightningModule):
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def configure_optimizers(self) -> Any:
-        """SGD, with a learning rate that changes at each step."""
-        groups = parameter_groups(self.model)
-        optimizer = torch.optim.SGD(groups, self.solver.lr, _MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=True)
+        """SGD or AdamW, with a learning rate that changes at each step."""
+        optimizer: torch.optim.Optimizer
+        if self.solver.optimizer == "adamw":
+            features: Any = self.model.features
+            groups = layer_groups(self.model, features.transformer, self.solver.lr)
+            optimizer = torch.optim.AdamW(groups, betas=_BETAS, fused=True)
+        else:
+            groups = parameter_groups(self.model)
+            optimizer = torch.optim.SGD(groups, self.solver.lr, _MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=True)
         schedule = LambdaLR(optimizer, self.solver.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

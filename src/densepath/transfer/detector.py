@@ -15,7 +15,7 @@ DETECTIONS = 100  # of an image at most; COCO's number
 
 
 class Detector(nn.Module, ABC):
-    """A network that finds objects: all layers trainable, batch norm in the backbone and behind it, none in the heads.
+    """A network that finds objects, fine-tuned as a whole.
 
     Args:
         features: pixels (B, 3, H, W) -> maps by name; its ``backbone`` is what pre-trained weights are for.

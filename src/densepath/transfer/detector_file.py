@@ -17,7 +17,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
 from densepath.transfer.anchors import ANCHOR_SIZES
 from densepath.transfer.detector import DETECTIONS, Detector
-from densepath.transfer.detectors import DETECTORS, check_stages
+from densepath.transfer.detectors import DETECTORS, check_backbone
 
 Color = tuple[float, float, float]  # red, green, blue in 0-1
 _KEY = "densepath_detector"
@@ -54,7 +54,7 @@ class DetectorNotes:
             UserError: the backbone is unknown, or does not suit the detector.
         """
         backbone = build_backbone(self.backbone)
-        check_stages(backbone)
+        check_backbone(self.detector, backbone)
         return DETECTORS[self.detector](
             backbone,
             len(self.category_ids),

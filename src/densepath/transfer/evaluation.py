@@ -1,8 +1,10 @@
-"""A trained detector on the test images: predictions, average precision, pictures."""
+"""What is found in the test images: predictions, average precision, pictures."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from densepath.core.files import atomic_write
 from densepath.images.coco import CocoImages
 from densepath.training.progress import say
 from densepath.transfer.average_precision import average_precision
-from densepath.transfer.detector import Detector
+from densepath.transfer.detector import DETECTIONS, Detector
 from densepath.transfer.detector_file import DetectorNotes
 from densepath.transfer.instances import coco_results, objects_of
 from densepath.transfer.overlay import overlay
@@ -31,26 +33,56 @@ def evaluate_detector(
     Args:
         model: on its device.
         notes: what its labels mean, and how it is shown images.
+        images, out, pictures: as for :func:`evaluate`.
+        bfloat16: compute in mixed precision.
+
+    Returns:
+        As :func:`~densepath.transfer.average_precision.average_precision`.
+    """
+    model.eval()
+    return evaluate(
+        partial(_detect, model, notes, bfloat16=bfloat16),
+        images,
+        out,
+        masks=model.finds_masks,
+        detections_per_image=notes.detections_per_image,
+        pictures=pictures,
+    )
+
+
+def evaluate(
+    find: Callable[[dict[str, Any]], list[dict[str, Any]]],
+    images: CocoImages,
+    out: Path,
+    *,
+    boxes: bool = True,
+    masks: bool = True,
+    detections_per_image: int = DETECTIONS,
+    pictures: int = 8,
+) -> dict[str, float]:
+    """Find objects in all images, score them, and write it down.
+
+    Args:
+        find: a sample of ``images`` -> what is found in it, in COCO's results format.
         images: with the truth.
         out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
+        boxes, masks, detections_per_image: as for :func:`~densepath.transfer.average_precision.average_precision`.
         pictures: how many images to draw, spread over all of them.
-        bfloat16: compute in mixed precision.
 
     Returns:
         As :func:`~densepath.transfer.average_precision.average_precision`.
     """
     drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
     results: list[dict[str, Any]] = []
-    model.eval()
     console = Console(stderr=True)
     for i in track(range(len(images)), "detecting", console=console, transient=True, disable=not console.is_terminal):
         sample = images[i]
-        found = _detect(model, notes, sample, bfloat16)
+        found = find(sample)
         results += found
         if i in drawn:
             _draw(sample, found, out / "pictures")
     metrics = average_precision(
-        images.coco_ground_truth(), results, masks=model.finds_masks, detections_per_image=notes.detections_per_image
+        images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
     )
     _write_json(out / "predictions.json", results)
     _write_json(out / "metrics.json", metrics)
@@ -69,7 +101,7 @@ def describe(metrics: dict[str, float], images: int) -> str:
     return f"{images} test images  |  " + "  |  ".join(parts)
 
 
-def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], bfloat16: bool) -> list[dict[str, Any]]:
+def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> list[dict[str, Any]]:
     """One image's detections in COCO's results format."""
     device = next(model.parameters()).device
     shown = sample | {"short_edge": notes.test_size, "flip": False}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.nets.norms import synchronize_batch_norm
 from densepath.training.fit import fit
@@ -74,6 +75,8 @@ def settle_batch_norm(
 ) -> None:
     """Give the batch norms the mean statistics of training batches; in a head, those of boxes drawn as in training.
 
+    Nothing is done for a detector that has none.
+
     Args:
         model: on its device.
         notes: say how it is shown images.
@@ -81,6 +84,8 @@ def settle_batch_norm(
         hardware: names the precision.
         seed: of the boxes that are drawn.
     """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
     say(f"densepath: batch-norm statistics from {len(batches)} training batches")
 
     # The generators stand elsewhere in a run that was cut off after its last step.

@@ -73,7 +73,9 @@ class MaskRCNN(Detector):
         return found
 
 
-def make_rpn(channels: int, anchors: Anchors, size: HeadSize, detections: int) -> RegionProposalNetwork:
+def make_rpn(
+    channels: int, anchors: Anchors, size: HeadSize, detections: int, convolutions: int = 1
+) -> RegionProposalNetwork:
     """The network that proposes boxes.
 
     Args:
@@ -82,6 +84,7 @@ def make_rpn(channels: int, anchors: Anchors, size: HeadSize, detections: int) -
         size: how many proposals are kept. In testing more are where more than 100 objects may be found, in proportion:
             each object takes several proposals.
         detections: per image at most.
+        convolutions: before the predictions.
     """
     more = max(1.0, detections / DETECTIONS)
     before, after = (
@@ -89,7 +92,7 @@ def make_rpn(channels: int, anchors: Anchors, size: HeadSize, detections: int) -
     )
     return RegionProposalNetwork(
         anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        RPNHead(channels, anchors.num_anchors_per_location()[0], convolutions),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from densepath.core.errors import UserError
 from densepath.core.schedules import lr_factor
@@ -20,15 +21,18 @@ class Solver:
 
     Args:
         steps: of the whole run.
-        lr: of SGD with momentum 0.9 and weight decay 1e-4 (none on norms), after the warm-up.
+        lr: after the warm-up.
         warmup: steps of a linear rise from a thousandth of it.
         drops: steps at which it is divided by 10.
+        optimizer: "sgd" with momentum 0.9 and weight decay 1e-4 (none on norms), or "adamw" with rates that fall from
+            layer to layer (:func:`~densepath.transfer.layer_decay.layer_groups`).
     """
 
     steps: int
     lr: float
     warmup: int
     drops: tuple[int, ...]
+    optimizer: Literal["sgd", "adamw"] = "sgd"
 
     def factor(self, step: int) -> float:
         """What ``lr`` is multiplied by at a step."""
@@ -46,12 +50,14 @@ def make_solver(
     *,
     base_steps: int = STEPS,
     base_lr: float = _BASE_LR,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
 ) -> Solver:
     """Turn the options of :func:`~densepath.transfer.detection.detect` into steps and rates.
 
     Args:
         schedule, max_steps, warmup_steps, drops, batch_size, lr, base_steps: as there.
         base_lr: the learning rate for 16 images, where ``lr`` is not given.
+        optimizer: see :class:`Solver`.
 
     Raises:
         UserError: they make no sense.
@@ -71,4 +77,4 @@ def make_solver(
         raise UserError(f"drops are {list(drops)}; give shares of the run, from 0 to 1")
     if warmup_steps is None:
         warmup_steps = _WARMUP if max_steps is None else min(_WARMUP, max_steps // 5)
-    return Solver(steps, lr, warmup_steps, tuple(round(share * steps) for share in drops))
+    return Solver(steps, lr, warmup_steps, tuple(round(share * steps) for share in drops), optimizer)

@@ -1,0 +1,39 @@
+"""Values read from YAML, taken as what they should be; a :class:`UserError` says which one is not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from densepath.core.errors import UserError, suggest
+
+
+def mapping(value: Any, known: Collection[str], what: str, needed: Collection[str] = ()) -> dict[str, Any]:
+    """A mapping whose names are all known, with those that are needed among them."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what} must be lines such as 'name: value', not {value!r}")
+    for name in value:
+        if name not in known:
+            raise UserError(f"{what} has no {name!r}; {suggest(str(name), known)}")
+    if missing := [name for name in needed if value.get(name) is None]:
+        raise UserError(f"{what} lacks {' and '.join(missing)}")
+    return dict(value)
+
+
+def listed(value: Any, what: str) -> list[Any]:
+    """A list that is not empty."""
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{what} must be a list with something in it, not {value!r}")
+    return list(value)
+
+
+def positive(value: Any, what: str) -> float:
+    """A rate."""
+    if not is_number(value) or not value > 0:
+        raise UserError(f"{what} is {value!r}; give images per second")
+    return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
