@@ -15,6 +15,7 @@ from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.concepts.choice import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
+from densepath.core.random import check_seed
 from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import ImageFiles, PackedTiles, check_size, open_images
@@ -146,18 +147,25 @@ def _clusters(
     """The clusters of several weights' features."""
     groups = []
     sources = [weights] if isinstance(weights, str) else weights
-    for source in sources:
+    for source, title in zip(sources, _titles(sources), strict=True):
         torch.manual_seed(seed)
         network = build_backbone(backbone)
         load_weights(network, source)
         maps = [find_concepts(network, tile, stages, num_concepts, seed) for tile in tiles]
-        name = f"{Path(source).stem} " if len(sources) > 1 else ""
+        name = f"{title} " if len(sources) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})
     return groups
 
 
+def _titles(sources: Sequence[str]) -> list[str]:
+    """What weights are called in a picture: a file without its suffix, and whole paths where these do not differ."""
+    short = [path.stem if path.is_file() else path.name for path in map(Path, sources)]
+    return short if len(set(short)) == len(set(sources)) else list(sources)
+
+
 def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch:
     """Some images of a source, by chance."""
+    check_seed(seed)
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; there are {len(images)} images to draw")
     return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))
