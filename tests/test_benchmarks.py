@@ -52,9 +52,7 @@ def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
     loading.memory(1000), loading.store_memory(1000, tmp_path)
     many = loading.memory(10**6)
     assert many["names_mib"] < 24 and many["order_mib"] < 16  # their 39 MiB lie in a file
-    assert (
-        loading.store_memory(10**6, tmp_path)["open_mib"] < 40
-    )  # of 27 MiB of tables, and what looking them over takes
+    assert loading.store_memory(10**6, tmp_path)["open_mib"] < 12  # of 27 MiB of tables
 
 
 def test_what_differs_from_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

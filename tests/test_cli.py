@@ -126,6 +126,12 @@ def test_options_take_the_place_of_the_recipes(
             assert found == value, key
 
 
+@pytest.mark.parametrize("names", [["0", "1"], ["runs, old", "random"], ["run #2"], ["a: b", "[c]", "null", "1e3"]])
+def test_several_names_may_be_any_text(names: list[str]) -> None:
+    words = ["--data", "tiles", "--out", "c.png", "--weights", *names]
+    assert VERBS["show concepts"].command("show concepts").parse(words)["weights"] == names
+
+
 @pytest.mark.parametrize("name", recipe_names("detect"))
 def test_a_recipe_of_detect_sets_its_options(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = load_recipe(name, "detect")
@@ -279,6 +285,15 @@ MISTAKES = {
     "required options": (_nothing, "pretrain --config concl_small", "--data and --out must be given"),
     "required words": (_nothing, "data pack tissue/tiles", "dest must be given"),
     "text for a number": (_nothing, f"{PRETRAIN} --seed one", "--seed takes a whole number, not 'one'"),
+    "seed beyond 64 bits": (_nothing, f"{PRETRAIN} --seed {10**20}", "2^63 - 1"),
+    "negative seed": (_nothing, "probe --data tissue --weights random --seed -1", "seed is -1"),
+    "seed of a detector beyond 64 bits": (_nothing, f"{DETECT} --seed {10**20}", "2^63 - 1"),
+    "seed of a picture beyond 64 bits": (
+        _nothing,
+        f"show views --data tissue/tiles --view_size 64 --count 1 --out views.png --seed {10**20}",
+        "2^63 - 1",
+    ),
+    "views without a pixel": (_nothing, PRETRAIN.replace("--view_size 64", "--view_size 0"), "view_size is 0"),
     "too few values": (_nothing, f"{DETECT} --train_size 64", "--train_size takes 2 values, each a whole number"),
     "unknown choice": (_nothing, "export run --layout tim", "did you mean timm"),
     "unknown recipe": (_nothing, f"{PRETRAIN} --config conlc", "did you mean concl"),

@@ -23,8 +23,8 @@ from densepath.analysis.concepts import find_concepts
 from densepath.analysis.pictures import draw_concepts, draw_curves, draw_detections
 from densepath.analysis.sheet import compose
 from densepath.analysis.show import show_concepts, show_views
-from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.random import check_seed
 from densepath.images.coco import open_split
 from densepath.images.decode import read_image
 from densepath.images.tissue import write_tiles, write_tissue
@@ -70,10 +70,9 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
             shows that the machine is slow, down to 0.6 of the steps.
 
     Raises:
-        UserError: ``out`` holds something else than a demo, or the seed is negative.
+        UserError: ``out`` holds something else than a demo, or the seed is none.
     """
-    if seed < 0:
-        raise UserError(f"seed is {seed}; give one that is not negative")
+    check_seed(seed)
     out = _make_room(Path(out))
     console = Console()
     started = time.perf_counter()

@@ -47,6 +47,11 @@ class Option:
         return any(get_origin(a) in (tuple, list, Sequence) for a in _alternatives(self.annotation))
 
     @property
+    def is_text_list(self) -> bool:
+        """Whether it takes several values that are any text."""
+        return any(str in get_args(a) for a in _alternatives(self.annotation))
+
+    @property
     def is_flag(self) -> bool:
         """Whether its name alone turns it on."""
         return self.annotation is bool
@@ -178,7 +183,9 @@ class Parser(ArgumentParser):
                 count = count if named[name].is_list else min(count, 1)
                 if not (equals or count):
                     raise UserError(f"{name} needs a value; {self._see_help}")
-                text = value if equals else ", ".join(rest[:count])
+                # Text is written in quotes: a run folder may be called 0, or hold a comma.
+                words_of = map(json.dumps, rest[:count]) if named[name].is_text_list else rest[:count]
+                text = value if equals else ", ".join(words_of)
                 as_list = named[name].is_list and not text.startswith("[") and text != "null"
                 typed[name.removeprefix("--")] = f"[{text}]" if as_list else text
                 rest = rest[count:]

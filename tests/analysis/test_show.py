@@ -55,6 +55,16 @@ def test_concepts_of_several_weights_stand_side_by_side(tiles: Path, tmp_path: P
     assert two / one == pytest.approx(5 / 3, abs=0.05)  # the tiles and two columns for each
 
 
+def test_weights_of_like_names_have_columns_of_their_own(tiles: Path, tmp_path: Path) -> None:
+    weights = [tmp_path / name for name in ("run.1/w.safetensors", "run.2/w.safetensors")]
+    for path in weights:
+        save_backbone(path, build_backbone("test_resnet"))
+    options = {"data": tiles, "count": 1, "stages": (4,), "backbone": "test_resnet"}
+    picture = show_concepts(out=tmp_path / "two.png", weights=[str(path) for path in weights], **options)
+    one = Image.open(show_concepts(out=tmp_path / "one.png", weights=str(weights[0]), **options)).width
+    assert Image.open(picture).width / one == pytest.approx(3 / 2, abs=0.1)
+
+
 def test_sources_of_concepts_stand_side_by_side(tiles: Path, tmp_path: Path) -> None:
     options = {"data": tiles, "count": 2, "stages": (4,)}
     one = Image.open(show_concepts(out=tmp_path / "one.png", **options))

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
+from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
+from densepath.core.random import shuffled
 from densepath.images.sources import ImageFiles
 from densepath.methods import ConCL, MoCoV2
 from densepath.views.maker import ViewMaker
@@ -72,6 +74,21 @@ def test_concept_loss_is_the_equation(make, batch, options):
     assert losses.statistics["shared_concepts"].item() == pytest.approx(shared / 4)
     assert int(method.concept_queue.pointer) == shared
     assert shared > 4
+
+
+def test_concepts_of_shuffled_keys_meet_those_of_their_own_images(make, batch, monkeypatch):
+    """The released code leaves the keys' maps shuffled and pools them with the masks of other images.
+
+    In evaluation mode a key's features don't depend on the group that it is dealt into.
+    """
+    assert not torch.equal(shuffled(4, batch.seed, batch.step), torch.arange(4))
+    options = {"concepts": "grid", "batch_norm_group": 2}
+    method, twin, released = (make(ConCL, **options).eval() for _ in range(3))
+    concepts = twin.source(batch, twin.key_backbone.network)
+    loss = method(batch).total.item()
+    assert loss == pytest.approx(by_the_book(twin, batch, concepts)[0], rel=1e-4)
+    monkeypatch.setattr(Shuffle, "restore", lambda self, x: x)
+    assert abs(released(batch).total.item() - loss) > 1e-3 * loss
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "test_vit"])

@@ -244,6 +244,8 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"train_crop": 8}, "train_crop is 8"),
         ({"detections_per_image": 0}, "detections_per_image is 0"),
         ({"anchor_sizes": ()}, "anchor_sizes are"),
+        ({"precise_bn_batches": -1}, "precise_bn_batches is -1"),
+        ({"pictures": -1}, "pictures is -1"),
         ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
         ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run its last stage alone"),
         ({"detector": "vitdet_small"}, "which resnet18 is not; take vit_small_patch16_224"),

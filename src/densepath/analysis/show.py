@@ -18,6 +18,7 @@ from densepath.analysis.titles import titles_of
 from densepath.concepts.choice import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
+from densepath.core.random import check_seed
 from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import ImageFiles, PackedTiles, check_size, open_images
@@ -194,6 +195,7 @@ def _clusters(
 
 def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch:
     """Some images of a source, by chance."""
+    check_seed(seed)
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; there are {len(images)} images to draw")
     return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densepath.core.errors import UserError
+
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -16,6 +18,16 @@ _ROUNDS = 10
 _FEISTEL_ROUNDS = 6
 _SHUFFLE_DOMAIN = 0x5F3759DF  # keeps the shuffle's numbers apart from those of the views
 _BATCH = 1  # and those of a batch apart from an epoch's
+
+
+def check_seed(seed: int) -> None:
+    """Check that a number that the user gave can be a seed, of our numbers and of torch's generators alike.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed is {seed}; give a whole number from 0 to 2^63 - 1")
 
 
 def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from densepath.images.loose import Gathered
 from densepath.images.names import Names
 
 CHANNELS = 3
-BLOCK = 2**20  # entries of a table that are looked at together: a table of millions is never copied
+BLOCK = 2**16  # entries of a table that are looked at together: a table of millions is never copied
 
 
 class PackedTiles:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.random import check_seed
 from densepath.images.coco import Outlined, write_coco
 from densepath.images.tissue_layout import Style, gland_field, number_glands
 from densepath.images.tissue_paint import Painter, develop
@@ -135,8 +136,7 @@ def _check(seed: int, size: int, microns_per_pixel: float, **counts: int) -> Non
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name} must be at least 1, not {count}")
-    if seed < 0:
-        raise UserError(f"seed must not be negative, not {seed}")
+    check_seed(seed)
     if size < 32:
         raise UserError(f"size must be at least 32 pixels, not {size}: smaller images show no glands")
     if not 0.2 <= microns_per_pixel <= 4:

@@ -132,7 +132,7 @@ class PCLV2(MoCoV2):
                     done()
                 continue
             order = shuffled(len(points), batch.seed + number, int(batch.epoch)).to(points.device)
-            centroids, labels = kmeans(points, order, count, ITERATIONS, done)
+            centroids, labels = kmeans(points, order, count, ITERATIONS, after_each=done)
             distances = (points - centroids[labels]).norm(dim=1)
             rows = slice(first, first + count)
             self.prototypes[rows] = F.normalize(centroids, dim=1)

@@ -15,6 +15,7 @@ import torch
 from densepath import __version__
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
+from densepath.core.random import check_seed
 from densepath.images.coco import open_split
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import check_size, open_images
@@ -141,6 +142,8 @@ def pretrain(
     if probe_data is not None:
         for split in ("train", "test"):
             open_split(Path(probe_data), split)  # now, rather than epochs later
+    if view_size < 1:
+        raise UserError(f"view_size is {view_size}; give a number of pixels")
     if workers is not None and workers < 0:
         raise UserError(f"workers is {workers}; give a number of processes, or 0 for none")
     if epochs is None and max_steps is None:
@@ -151,6 +154,7 @@ def pretrain(
     hardware = choose_hardware(devices, precision, channels_last, deterministic)
     batch = _divide_batch(batch_size, hardware.world_size, accumulate)
 
+    check_seed(seed)
     torch.manual_seed(seed)
     network = build_backbone(backbone)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)

@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from densepath import __version__
 from densepath.core.errors import UserError
+from densepath.core.random import check_seed
 from densepath.images.coco import CocoImages, open_split
 from densepath.nets.weights import load_weights, read_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
@@ -120,6 +121,9 @@ def detect(
     """
     asked = dict(locals())
     out = Path(out)
+    for name, number in (("precise_bn_batches", precise_bn_batches), ("pictures", pictures)):
+        if number < 0:
+            raise UserError(f"{name} is {number}; give a number, or 0 for none")
     old = read_config(out) if resume else None
     if old is not None and not old.keys() >= {"detector", "precision", "mean", "std"}:
         raise UserError(f"{out} holds another kind of run; name another folder")
@@ -162,6 +166,7 @@ def detect(
     train, test = open_split(data, "train"), open_split(data, "test")
     names = _category_names(train, test)
 
+    check_seed(seed)
     torch.manual_seed(seed)
     mean, std = _pixel_statistics(weights) if old is None else _checked(old["mean"], old["std"], f"the run in {out}")
     found = (tuple(anchor_sizes), detections_per_image)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.core.random import uniform
+from densepath.core.random import check_seed, uniform
 from densepath.images.coco import CocoImages, open_split
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
@@ -73,6 +73,7 @@ def probe(
     start = time.perf_counter()
     if out is not None and Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; name a file that ends in .json")
+    check_seed(seed)
     torch.manual_seed(seed)
     network = build_backbone(backbone)
     load_weights(network, weights)
