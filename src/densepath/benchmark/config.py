@@ -25,7 +25,10 @@ METRICS = {
     "detect": ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"),
 }
 # What the grid itself decides for every run.
-_OF_THE_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers", "probe", "draw")
+_OF_THE_GRID = (
+    *("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers"),
+    *("probe", "draw"),  # functions
+)
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
 
 
