@@ -345,6 +345,11 @@ MISTAKES = {
     "no GlaS": (_empty, "data glas none run", "none"),
     "data where something stands": (_other_files, "data tissue run", "run already exists"),
     "picture that is none": (_nothing, "show views --data tissue/tiles --out views.doc", "views.doc"),
+    "reconstruction of no run": (
+        _nothing,
+        "show reconstruction --data tissue/tiles --run tissue --out r.png",
+        "tissue is not the folder of a pre-training run",
+    ),
 }
 
 

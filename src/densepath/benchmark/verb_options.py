@@ -22,7 +22,10 @@ VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "d
 _AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
 METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": _AP, "sam": _AP}
 # What the grid itself decides for every run.
-_OF_THE_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers", "probe")
+_OF_THE_GRID = (
+    *("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers"),
+    *("probe", "draw"),  # functions
+)
 
 
 @cache
