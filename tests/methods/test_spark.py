@@ -64,10 +64,12 @@ def test_the_decoder_gets_normed_features_and_tokens_where_there_are_none(method
 
 
 def test_the_decoder_doubles_and_adds():
-    decoder = LightDecoder(32, 5).eval()
+    decoder = LightDecoder(32, 5).double().eval()
     assert decoder.channels == (32, 16, 8, 4, 2, 1)
-    maps = [torch.randn(2, 32 // 2**i, 2 * 2**i, 2 * 2**i) for i in range(4)]
-    x = torch.zeros(())
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter)
+    maps = [torch.randn(2, 32 // 2**i, 2 * 2**i, 2 * 2**i).double() for i in range(4)]
+    x = torch.zeros(()).double()
     for number, block in enumerate(decoder.blocks):
         x = block(x + maps[number] if number < 4 else x)
     assert x.shape == (2, 1, 64, 64)

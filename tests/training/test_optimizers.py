@@ -1,12 +1,15 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.methods import BYOL
 from densepath.nets.backbones import build_backbone
+from densepath.training.checkpoints import read_checkpoint
 from densepath.training.lars import LARS
 from densepath.training.optimizers import (
     Optimizer,
@@ -15,6 +18,7 @@ from densepath.training.optimizers import (
     clip_gradients,
     parameter_groups,
 )
+from densepath.training.pretrain import pretrain
 
 
 def lars_loop(weights, gradients, steps, lr, momentum, decay, trust, adapt):
@@ -253,3 +257,20 @@ def test_a_restored_schedule_goes_on_with_the_same_courses():
 def test_wrong_courses_are_refused(wrong):
     with pytest.raises(UserError, match=next(reversed(wrong)).replace("_", "[_ ]")):
         Optimizer(**wrong)
+
+
+def test_a_run_clips_what_all_batches_of_a_step_add_up_to(tmp_path, tiles):
+    """Of two accumulated batches; a step of SGD is then as long as the limit, which each batch's gradient exceeds."""
+    options = {"method": "byol", "method_options": {"hidden_dim": 16, "dim": 8}, "backbone": "test_resnet"}
+    options |= {"batch_size": 8, "accumulate": 2, "view_size": 48, "max_steps": 1, "devices": "cpu", "precision": "32"}
+    plain = Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant")
+    moves = {}
+    for name, clip in (("free", 0.0), ("clipped", 1e-2)):
+        out = pretrain(data=tiles, out=tmp_path / name, **options, optimizer=replace(plain, clip_norm=clip))
+        state = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
+        torch.manual_seed(0)
+        start = BYOL(build_backbone("test_resnet"), hidden_dim=16, dim=8)
+        trained = [(f"method.{key}", p) for key, p in start.named_parameters() if p.requires_grad]
+        moves[name] = torch.cat([(state[key] - p.detach()).flatten().double() for key, p in trained])
+    assert moves["free"].norm() > 0.1
+    torch.testing.assert_close(moves["clipped"], moves["free"] * (1e-2 / moves["free"].norm()), rtol=1e-2, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -35,7 +36,7 @@ class TokenDecoder(nn.Module):
                 f"a decoder of {depth} blocks with {heads} heads and {dim} channels cannot be made; the channels must "
                 "be a multiple of the heads and of 4, e.g. --method.decoder_dim 512 --method.decoder_heads 16"
             )
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.dim = dim
         self.embed = nn.Linear(in_features, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
