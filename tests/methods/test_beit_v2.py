@@ -104,15 +104,15 @@ def test_layer_scales_start_where_they_are_told_to(make):
 
 
 def test_overfits_one_batch(method, batch):
-    optimizer = torch.optim.AdamW(method.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     history = []
-    for _ in range(25):
+    for _ in range(35):
         losses = method(batch)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
         history.append(losses.total.item())
-    assert history[-1] < 0.3 * history[0] and losses.statistics["accuracy"] > 0.9
+    assert history[-1] < 0.35 * history[0] and losses.statistics["accuracy"] > 0.9
 
 
 def test_step_never_waits_for_the_device(method, images, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from targets import write_tokenizer
 
 from densepath.core.errors import UserError
