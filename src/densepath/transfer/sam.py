@@ -84,7 +84,7 @@ def sam(
             "the prompt point or box"
         )
     model = SegmentAnything(weights, choose_hardware(devices).device)
-    generator = {
+    generator: dict[str, Any] = {
         "points_per_side": points_per_side,
         "predicted_iou": predicted_iou,
         "stability": stability,
