@@ -87,7 +87,7 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArra
     for path in _files(folder, suffixes):
         digests.append(_digest(_parts(path)))
         numbers.append(spellings.setdefault(os.path.splitext(path)[1], len(spellings)))
-    found = np.frombuffer(digests, np.uint64)
+    found = np.array(digests, np.uint64)
     order = found.argsort()
     found = found[order]
     if len(twice := found[1:][found[1:] == found[:-1]]):
@@ -95,7 +95,7 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArra
             folder / path for path in _files(folder, suffixes) if _digest(_parts(path)) == twice[0]
         )
         raise UserError(f"{first} and {second} have the same name; keep one of them")
-    return found, np.frombuffer(numbers, np.uint8)[order], list(spellings)
+    return found, np.array(numbers, np.uint8)[order], list(spellings)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
