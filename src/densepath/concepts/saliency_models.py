@@ -126,9 +126,9 @@ def _load_transformers(path: Path, device: str) -> Predict:
 def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
     """Size, mean and std of the images that a model of transformers was trained with, where its folder says so."""
     files = [path / name for name in ("preprocessor_config.json", "processor_config.json")]
-    said = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
+    said: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
     said = said.get("image_processor", said)
-    size = said.get("size", {})
+    size: Any = said.get("size", {})
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)
     normalizes = said.get("do_normalize", True)
