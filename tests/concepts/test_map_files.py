@@ -102,6 +102,10 @@ def test_a_new_map_is_another_cache(folders):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (
+            lambda maps: [p.unlink() for p in maps.rglob("*.*")],
+            r"images without a label map in .*: .*1\.png, .*and 1 more",
+        ),
         (lambda maps: (maps / "c.npy").unlink(), r"images without a label map in .*maps: .*c\.png; every image"),
         (lambda maps: np.save(maps / "c.npy", np.zeros((30, 30), int)), r"c\.npy has 30 x 30 px and its image 40 x 30"),
         (lambda maps: np.save(maps / "c.npy", np.full((30, 40), -1)), r"c\.npy holds the label -1; number .* from 0"),

@@ -130,11 +130,11 @@ def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch
     assert [row["images_per_second"] for row in read_metrics(out / "metrics.csv")] == [8.0] * 4
 
 
-def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_the_run(tmp_path, tiles):
-    options = {"data": tiles, **SMALL, "method": "pcl_v2", "method_options": {"queue_size": 32}}
+def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_the_run(tiles):
+    method = PCLV2(build_backbone("test_resnet"), queue_size=32)  # clusters by default: 1, 2 and 5 of 40 images
+    method.check(48, 8)
     with pytest.raises(UserError, match="1 clusters leave no prototype beside those of a batch of 8 images"):
-        pretrain(out=tmp_path / "run", max_steps=1, **options)
-    assert not (tmp_path / "run").exists()
+        method.prepare(open_images(tiles, cache="none"))
 
 
 def test_bfloat16_trains_all_weights_in_the_step_of_a_sweep(tmp_path, tiles):

@@ -19,9 +19,9 @@ _PATIENT = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
     """The patients of images: name -> patient, for those that the manifest knows.
 
-    A manifest lies in the source's folder, in the one above, or in a folder on the way from there to images, whose
-    it then speaks of. Its columns are found by their names: a file (relative to the manifest, or its name alone, which
-    then stands for every file of that name; with or without suffix) and a patient.
+    A manifest lies in the source's folder, in the one above, or in a folder between the source's and images, of which
+    it then speaks alone. Its columns are found by their names: a file (relative to the manifest, or its name alone,
+    which then stands for every file of that name; with or without suffix) and a patient.
 
     Args:
         source: a folder, something that lies in one, or a pattern, whose folder is the one before the first wildcard.

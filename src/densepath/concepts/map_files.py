@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ class MapFiles:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._matches: Matches | None = None
-        self._names: Collection[str] = ()
+        self._names: Iterable[str] = ()
 
     def identity(self) -> dict[str, Any]:
         return {"files": paths_identity(self._matches, self._names)}
 
-    def begin(self, names: Collection[str]) -> None:
+    def begin(self, names: Iterable[str]) -> None:
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {self.folder} of label maps; correct the path")
         self._matches, self._names = match_names(names, self.folder, LABEL_SUFFIXES), names
@@ -60,11 +60,12 @@ class MapFiles:
         return labels
 
 
-def paths_identity(matches: Matches | None, names: Collection[str]) -> str:
+def paths_identity(matches: Matches | None, names: Iterable[str]) -> str:
     """What changes when the file of one of the images is replaced."""
     digest = hashlib.sha256()
-    for name in names if matches else ():
-        digest.update(file_identity(matches.path(name)))
+    if matches is not None:
+        for name in names:
+            digest.update(file_identity(matches.path(name)))
     return digest.hexdigest()
 
 

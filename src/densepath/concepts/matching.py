@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Matches:
         return self.folder / ("/".join(key) + self.spellings[int(self.suffixes[place])])
 
 
-def match_names(names: Collection[str], folder: Path, suffixes: tuple[str, ...]) -> Matches:
+def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -> Matches:
     """Find the file of each image in a folder.
 
     The images' own folder is not known: it is the longest one that lets every image have its file.
@@ -87,7 +87,7 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArra
     for path in _files(folder, suffixes):
         digests.append(_digest(_parts(path)))
         numbers.append(spellings.setdefault(os.path.splitext(path)[1], len(spellings)))
-    found = np.frombuffer(digests, np.uint64)
+    found = np.array(digests, np.uint64)
     order = found.argsort()
     found = found[order]
     if len(twice := found[1:][found[1:] == found[:-1]]):
@@ -95,7 +95,7 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArra
             folder / path for path in _files(folder, suffixes) if _digest(_parts(path)) == twice[0]
         )
         raise UserError(f"{first} and {second} have the same name; keep one of them")
-    return found, np.frombuffer(numbers, np.uint8)[order], list(spellings)
+    return found, np.array(numbers, np.uint8)[order], list(spellings)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -111,7 +111,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
                     yield os.path.join(here, entry.name)
 
 
-def _check_single(names: Collection[str], matches: Matches) -> None:
+def _check_single(names: Iterable[str], matches: Matches) -> None:
     keys = np.concatenate(list(_blocks(names, matches.above)))
     found, counts = np.unique(keys, return_counts=True)
     if len(twice := found[counts > 1]):
@@ -120,7 +120,7 @@ def _check_single(names: Collection[str], matches: Matches) -> None:
         refuse(several, "label maps that belong to several images", "lay them out in folders as the images are")
 
 
-def _blocks(names: Collection[str], above: int) -> Iterator[Digests]:
+def _blocks(names: Iterable[str], above: int) -> Iterator[Digests]:
     """The digests of the images' names, some thousand at a time."""
     rest = iter(names)
     while block := [_digest(_parts(name)[above:]) for name in islice(rest, _BLOCK)]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Saliency:
         self.source = Path(source)
         self.parallel = self._has_masks  # a model uses all cores by itself
         self._matches: Matches | None = None
-        self._names: Collection[str] = ()
+        self._names: Iterable[str] = ()
         self._predict: Predict | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Saliency:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         return {"saliency": digests[0] if len(digests) == 1 else digests, "threshold": THRESHOLD}
 
-    def begin(self, names: Collection[str]) -> None:
+    def begin(self, names: Iterable[str]) -> None:
         if not self.source.exists():
             folder = fetched(str(self.source))
             if folder is None:

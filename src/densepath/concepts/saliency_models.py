@@ -62,14 +62,9 @@ def is_model_folder(path: Path) -> bool:
 
 
 def fetched(name: str) -> Path | None:
-    """The folder of a model on the Hugging Face hub, from its cache or over the network; None where there is none.
-
-    Raises:
-        UserError: transformers is missing.
-    """
+    """The folder of a model on the Hugging Face hub, from its cache or over the network; None where there is none."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
-    _transformers(name)
     hub: Any = import_module("huggingface_hub")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
@@ -102,18 +97,14 @@ def _prepared(
     return predict_colors
 
 
-def _transformers(name: object) -> Any:
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise UserError(
-            f"the saliency model {name} needs transformers; install it by pip install 'densepath[transformers]'"
-        ) from error
-
-
 def _load_transformers(path: Path, device: str) -> Predict:
     """A model of semantic segmentation with one label, or with two, the second of which is what stands out."""
-    transformers = _transformers(path)
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError as error:
+        raise UserError(
+            f"the saliency model {path} needs transformers; install it by pip install 'densepath[transformers]'"
+        ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
@@ -135,9 +126,9 @@ def _load_transformers(path: Path, device: str) -> Predict:
 def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
     """Size, mean and std of the images that a model of transformers was trained with, where its folder says so."""
     files = [path / name for name in ("preprocessor_config.json", "processor_config.json")]
-    said = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
+    said: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
     said = said.get("image_processor", said)
-    size = said.get("size", {})
+    size: Any = said.get("size", {})
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)
     normalizes = said.get("do_normalize", True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -37,7 +37,7 @@ class Superpixels:
     def identity(self) -> dict[str, Any]:
         return {"superpixels": self.scale, "sigma": SIGMA, "skimage": version("scikit-image")}
 
-    def begin(self, names: Collection[str]) -> None:
+    def begin(self, names: Iterable[str]) -> None:
         """Any image will do."""
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:

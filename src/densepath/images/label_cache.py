@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +48,7 @@ class Labeller(Protocol):
     def identity(self) -> dict[str, Any]:
         """All that the maps depend on besides the images, in the types of JSON."""
 
-    def begin(self, names: Collection[str]) -> None:
+    def begin(self, names: Iterable[str]) -> None:
         """Look at the names of all images, before the first is labelled. There may be millions.
 
         Raises:
@@ -106,7 +106,7 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     return maps
 
 
-def _key(images: ImageFiles | PackedTiles, names: Collection[str], labeller: Labeller) -> str:
+def _key(images: ImageFiles | PackedTiles, names: Iterable[str], labeller: Labeller) -> str:
     digest = hashlib.sha256(json.dumps([_VERSION, SIDE, labeller.identity()], sort_keys=True).encode())
     if isinstance(images, PackedTiles) and images.file is not None:
         digest.update(file_identity(images.file))

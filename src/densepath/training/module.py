@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -51,7 +50,7 @@ class PretrainModule(L.LightningModule):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.sweep = sweep
-        self.aside = partial(nullcontext, unwatched)
+        self.aside = lambda: nullcontext(unwatched)
 
     def transfer_batch_to_device(self, batch: ImageBatch, device: torch.device, dataloader_idx: int) -> ImageBatch:
         """Lightning does not know the type."""

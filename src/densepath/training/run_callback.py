@@ -24,6 +24,7 @@ from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint, write_ch
 from densepath.training.loggers import log_picture
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
+from densepath.training.module import PretrainModule
 from densepath.training.progress import Progress
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
 from densepath.training.run_folder import NOT_FINITE
@@ -111,7 +112,7 @@ class RunCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.install()
-        if hasattr(pl_module, "aside"):
+        if isinstance(pl_module, PretrainModule):
             pl_module.aside = partial(self.aside, trainer)
         if self.state:
             for optimizer, kept in zip(trainer.optimizers, self.state["optimizers"], strict=True):
