@@ -184,7 +184,7 @@ class Parser(ArgumentParser):
                 if not (equals or count):
                     raise UserError(f"{name} needs a value; {self._see_help}")
                 # Text is written in quotes: a run folder may be called 0, or hold a comma.
-                words_of = map(json.dumps, rest[:count]) if named[name].is_text_list else rest[:count]
+                words_of = [*map(json.dumps, rest[:count])] if named[name].is_text_list else rest[:count]
                 text = value if equals else ", ".join(words_of)
                 as_list = named[name].is_list and not text.startswith("[") and text != "null"
                 typed[name.removeprefix("--")] = f"[{text}]" if as_list else text
