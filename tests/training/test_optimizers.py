@@ -248,6 +248,7 @@ def test_a_restored_schedule_goes_on_with_the_same_courses():
     [
         {"beta2": 1.0},
         {"clip_norm": -1.0},
+        {"warmup_epochs": -1.0},
         {"final_lr": 1.5},
         {"warmup_start": -0.1},
         {"final_weight_decay": math.nan},

@@ -39,7 +39,8 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
 
     # A loss that is not finite ends both.
     assert broken == [1, 1]
-    assert json.loads((tmp_path / "nan" / "not_finite.json").read_text())["step"] == 7
+    note = json.loads((tmp_path / "nan" / "not_finite.json").read_text())
+    assert note == {"step": 7, "images": list(range(7 * 12, 8 * 12))}  # of both
     assert stderr.count("not finite at step 7") == 2
 
     # A method that was stopped and resumed ends with the bits of the undisturbed run, in all processes.

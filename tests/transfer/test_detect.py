@@ -241,6 +241,7 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"train_size": (99, 96)}, "train_size is"),
         ({"drops": (400.0,)}, "shares of the run"),
         ({"base_steps": 1}, "base_steps is 1"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"train_crop": 8}, "train_crop is 8"),
         ({"detections_per_image": 0}, "detections_per_image is 0"),
         ({"anchor_sizes": ()}, "anchor_sizes are"),

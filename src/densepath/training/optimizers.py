@@ -69,7 +69,7 @@ class Optimizer:
         for name in ("momentum", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        for name in ("weight_decay", "final_weight_decay", "clip_norm"):
+        for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs"):
             if not (getattr(self, name) or 0.0) >= 0:
                 raise UserError(f"the {name.replace('_', ' ')} must not be negative, as {getattr(self, name)} is")
         if self.final_weight_decay and not self.weight_decay:

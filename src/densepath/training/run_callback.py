@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -247,7 +247,7 @@ class RunCallback(L.Callback):
         if world_size() > 1:
             found: list[tuple[int, list[int]] | None] = [None] * world_size()
             dist.all_gather_object(found, bad)
-            bad = min((one for one in found if one), default=None)
+            bad = _first(one for one in found if one)
         if bad is None:
             return
         step, images = bad
@@ -296,6 +296,15 @@ def _all_finite(module: L.LightningModule) -> bool:
     """Whether all weights are finite numbers; waits for the device."""
     with torch.no_grad():
         return bool(torch.stack([weight.isfinite().all() for weight in module.parameters()]).all())
+
+
+def _first(found: Iterable[tuple[int, list[int]]]) -> tuple[int, list[int]] | None:
+    """The earliest of the steps that processes name, with the images of all that name it."""
+    earliest = sorted(found, key=lambda one: one[0])
+    if not earliest:
+        return None
+    step = earliest[0][0]
+    return step, [image for at, images in earliest if at == step for image in images]
 
 
 def _due(step: int, every: int) -> bool:

@@ -75,6 +75,8 @@ def make_solver(
         raise UserError(f"the learning rate must be positive, not {lr}")
     if not all(0 < share <= 1 for share in drops):
         raise UserError(f"drops are {list(drops)}; give shares of the run, from 0 to 1")
+    if warmup_steps is not None and warmup_steps < 0:
+        raise UserError(f"warmup_steps is {warmup_steps}; give at least 0")
     if warmup_steps is None:
         warmup_steps = _WARMUP if max_steps is None else min(_WARMUP, max_steps // 5)
     return Solver(steps, lr, warmup_steps, tuple(round(share * steps) for share in drops), optimizer)
