@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -38,7 +39,7 @@ class MultiScaleDecoder(nn.Module):
         self.width = width
         scales = zip(channels, cells, strict=True)
         self.unify = nn.ModuleList(nn.Conv2d(count, width, kernel, stride=kernel) for count, kernel in scales)
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.block = Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
         self.norm = norm(width)
         self.predict = nn.Linear(width, 3 * patch**2)
