@@ -95,7 +95,7 @@ class EVA(FrozenTarget[Teacher]):
         masked = (~visible).nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)  # (B, M)
         grid = patches_along(pixels.shape[-1], self.backbone.patch_size)
         output, target = self.predict(pixels, visible), self.target(pixels, grid)
-        similarity = F.cosine_similarity(*(_pick(features, masked) for features in (output, target)), dim=-1)
+        similarity = F.cosine_similarity(_pick(output, masked), _pick(target, masked), dim=-1)
         loss = 2 - 2 * similarity.mean()
         return Losses(loss, {"feature_loss": loss.detach()})
 
