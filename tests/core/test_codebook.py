@@ -29,7 +29,9 @@ def test_a_code_names_the_nearest_vector(book):
     assert torch.equal(book.look_up(book(vectors))[1, 2], book.codes[expected[1][2]])
 
 
-def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book):
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book, momentum):
+    book.momentum = momentum
     vectors, codes = unit(7, 3), torch.tensor([0, 0, 3, 0, 3, 5, 3])
     before, usage = book.codes.clone(), torch.zeros(6, dtype=torch.float64)
     for _ in range(2):
@@ -37,10 +39,10 @@ def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book):
         assert used == 3
         for k in range(6):
             mine = vectors[codes == k]
-            usage[k] = 0.9 * usage[k] + 0.1 * len(mine)
+            usage[k] = momentum * usage[k] + (1 - momentum) * len(mine)
             if len(mine):
                 mean = mine.sum(0) / mine.sum(0).norm()
-                moved = 0.9 * before[k] + 0.1 * mean
+                moved = momentum * before[k] + (1 - momentum) * mean
                 before[k] = moved / moved.norm()
         torch.testing.assert_close(book.codes, before)
         torch.testing.assert_close(book.usage, usage)
