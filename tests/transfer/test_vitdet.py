@@ -208,6 +208,7 @@ def test_layers_learn_the_slower_the_deeper_and_norms_biases_and_positions_do_no
         free = name.endswith((".pos_embed", ".rows", ".columns", ".bias")) or model.get_parameter(name).ndim == 1
         assert decay == (0.0 if free else 0.1), name
     assert sorted({lr for lr, _ in found.values()}) == pytest.approx([1e-3 * 0.7**i for i in range(13, -1, -1)])
+    assert groups[0]["initial_lr"] == 1e-3  # the rate that is logged
     assert all(g["lr"] == pytest.approx(1e-3 * g["initial_lr"]) for g in groups)  # the first step of the warm-up
 
 

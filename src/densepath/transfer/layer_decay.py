@@ -17,7 +17,7 @@ def layer_groups(model: nn.Module, transformer: WindowedTransformer, lr: float) 
 
     The last block learns at 0.7 of the rate, the one below it at 0.7**2, and so on down to the embedding of the
     patches; what lies behind the blocks at the whole rate. Norms, biases and position embeddings don't decay; in
-    Detectron2 biases and relative positions do.
+    Detectron2 biases and relative positions do. The first group is that of the whole rate, which is what gets logged.
 
     Args:
         model: what is trained.
@@ -37,5 +37,5 @@ def layer_groups(model: nn.Module, transformer: WindowedTransformer, lr: float) 
             groups.setdefault((below.get(id(parameter), 0), decays), []).append(parameter)
     return [
         {"params": members, "lr": lr * _LAYER_DECAY**depth, "weight_decay": _WEIGHT_DECAY if decays else 0.0}
-        for (depth, decays), members in groups.items()
+        for (depth, decays), members in sorted(groups.items(), key=lambda group: group[0])
     ]
