@@ -126,10 +126,13 @@ def test_options_take_the_place_of_the_recipes(
             assert found == value, key
 
 
-@pytest.mark.parametrize("names", [["0", "1"], ["runs, old", "random"], ["run #2"], ["a: b", "[c]", "null", "1e3"]])
+@pytest.mark.parametrize(
+    "names", [["0", "1"], ["runs, old", "random"], ["run #2"], ["a: b", "[c]", "null", "1e3"], ["\U0001f600", "ü"]]
+)
 def test_several_names_may_be_any_text(names: list[str]) -> None:
     words = ["--data", "tiles", "--out", "c.png", "--weights", *names]
-    assert VERBS["show concepts"].command("show concepts").parse(words)["weights"] == names
+    command = VERBS["show concepts"].command("show concepts")
+    assert command.parse(words)["weights"] == command.parse_recipe({"weights": names})["weights"] == names
 
 
 @pytest.mark.parametrize("name", recipe_names("detect"))

@@ -60,7 +60,7 @@ class Option:
         """The option as it would be typed to have a value."""
         if self.is_flag and isinstance(value, bool):
             return [f"--{self.key}" if value else f"--no_{self.key}"]
-        return [f"--{self.key}={value if isinstance(value, str) else json.dumps(value, default=str)}"]
+        return [f"--{self.key}={value if isinstance(value, str) else _as_yaml(value)}"]
 
 
 def options_of(function: Callable[..., Any], skip: Sequence[str] = (), prefix: str = "") -> Iterator[Option]:
@@ -184,7 +184,7 @@ class Parser(ArgumentParser):
                 if not (equals or count):
                     raise UserError(f"{name} needs a value; {self._see_help}")
                 # Text is written in quotes: a run folder may be called 0, or hold a comma.
-                words_of = [*map(json.dumps, rest[:count])] if named[name].is_text_list else rest[:count]
+                words_of = [*map(_as_yaml, rest[:count])] if named[name].is_text_list else rest[:count]
                 text = value if equals else ", ".join(words_of)
                 as_list = named[name].is_list and not text.startswith("[") and text != "null"
                 typed[name.removeprefix("--")] = f"[{text}]" if as_list else text
@@ -237,3 +237,8 @@ def _in_words(annotation: Any) -> str:
     if arguments:
         return f"values, each {_in_words(arguments[0])}"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+
+
+def _as_yaml(value: Any) -> str:
+    """JSON that YAML reads: characters beyond U+FFFF are escaped as one, not as two that YAML does not join."""
+    return json.dumps(value, default=str, ensure_ascii=False).encode("ascii", "backslashreplace").decode("ascii")

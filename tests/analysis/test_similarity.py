@@ -127,6 +127,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"data": [folder, f"{folder}/"]}, "twice"),
         ({"weights": ["random", "random"]}, "twice"),
+        ({"data": [str(number) for number in range(7)]}, "7 sources are too many .* at most 6"),
         ({"out": tmp_path / "x.jpg"}, "ends in .png"),
         ({"stage": 6}, "no stage f6"),
         ({"view_size": 32}, "single cell"),

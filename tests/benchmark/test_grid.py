@@ -11,7 +11,7 @@ from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
-from densepath.benchmark.identity import code_digest, read_labelled, read_tiles
+from densepath.benchmark.identity import code_digest, digest_of_given, read_labelled, read_tiles
 from densepath.core.errors import UserError
 
 
@@ -111,6 +111,22 @@ def test_the_code_of_a_run_is_that_of_its_rooms(monkeypatch, tmp_path):
     code_digest.cache_clear()
     assert [x == y for x, y in zip(first, second, strict=True)] == [True, False, False]
     assert not any(x == y for x, y in zip(second, third, strict=True))
+
+
+def test_a_run_that_is_given_is_what_it_has_exported(tmp_path):
+    for name in ("exported/tokenizer.safetensors", "checkpoints/last.ckpt", "metrics.csv"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("some")
+
+    def digest():
+        return digest_of_given(tmp_path / "run", Digests(tmp_path / "digests.json"))
+
+    first = digest()
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / "run" / "metrics.csv").write_text("more")
+    assert digest() == first
+    (tmp_path / "run" / "exported" / "tokenizer.safetensors").write_text("another")
+    assert digest() != first
 
 
 def pretraining(grid):

@@ -234,6 +234,15 @@ def test_places_are_as_exact_under_autocast():
     torch.testing.assert_close(of_features, sample(features.float(), maps, (16, 16)).bfloat16(), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("maps", [TURNED[:1], torch.cat((TURNED, UPRIGHT))], ids=["one kind", "both"])
+def test_places_are_as_exact_in_a_large_map_of_narrow_numbers(maps):
+    x = torch.rand(len(maps), 2, 112, 112).bfloat16()
+    out, nearest = sample(x, maps, (112, 112)), sample_nearest(x, maps, (112, 112))
+    assert out.dtype == nearest.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), sample(x.float(), maps, (112, 112)), atol=0.01, rtol=0)
+    assert torch.equal(nearest.float(), sample_nearest(x.float(), maps, (112, 112)))
+
+
 @pytest.mark.parametrize("d", [2, 3])
 def test_nearest_samples_are_the_cells_under_the_centers(d):
     size = (4, 3, 5)[:d]

@@ -120,6 +120,7 @@ def test_groups_have_statistics_of_their_own_everywhere(make, batch):
 
 def test_what_is_shown_is_what_the_loss_counts(method, batch):
     shown, pixels = method.reconstruct(batch), batch["image"].pixels
+    assert not shown.prediction.requires_grad
     assert torch.equal(shown.view, pixels) and torch.equal(shown.target, pixels)
     assert torch.equal(shown.visible, torch.where(shown.counted, 0.0, pixels))
     assert shown.counted.float().mean() == 0.5

@@ -122,6 +122,12 @@ def test_cosine_falls_from_the_base_rate_to_zero():
     assert rates == pytest.approx(expected, abs=1e-15)
 
 
+def test_a_run_shorter_than_its_warmup_reaches_its_rate():
+    rates = course(Optimizer(lr=1.0, warmup_epochs=2), 40, 1000)  # 40 steps on many images
+    assert max(rates) == rates[20] == 1.0 and rates[39] < 0.01
+    assert rates[10] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_warmup_and_milestones_are_counted_in_epochs():
     rates = course(Optimizer(lr=1.0, schedule="step", milestones=(4, 6), warmup_epochs=1), 80, 10)
     assert rates[0] == pytest.approx(1e-4)

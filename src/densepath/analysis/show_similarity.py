@@ -45,7 +45,7 @@ def show_similarity(
     more of the image.
 
     Args:
-        data: folders of images, text lists of files, globs, or packed stores.
+        data: up to six folders of images, text lists of files, globs, or packed stores.
         out: a PNG file.
         weights: files, run folders, "random", or timm names.
         backbone: a timm name.
@@ -59,14 +59,16 @@ def show_similarity(
         Median and mean of each distribution and the overlap (shared area) of each two; ``out`` as "picture".
 
     Raises:
-        UserError: no such images, weights or stage, a source that comes twice, or a file name that does not end in
-            .png.
+        UserError: no such images, weights or stage, a source that comes twice, more sources than there are colors, or
+            a file name that does not end in .png.
     """
     out = picture_file(out)
     sources = [data] if isinstance(data, str) else list(data)
     networks = [weights] if isinstance(weights, str) else list(weights)
     if not sources or not networks:
         raise UserError("give at least one source of images, and one of weights")
+    if len(sources) > len(LINES):
+        raise UserError(f"{len(sources)} sources are too many to tell apart in a picture; give at most {len(LINES)}")
     images = dict(
         zip(titles_of(sources, "data"), (open_images(source, cache="none") for source in sources), strict=True)
     )
@@ -95,7 +97,7 @@ def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Pa
     figure = new_figure(3.6 * len(panels), 2.6)
     low = min(found.quantile(_HIDDEN) for panel in panels.values() for found in panel.values())
     for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        for (title, found), color in zip(panel.items(), LINES, strict=False):
+        for (title, found), color in zip(panel.items(), LINES[: len(panel)], strict=True):
             paint_density(axes, found, low, color, f"{title}, median {found.quantile(0.5):.3f}")
         overlaps = _overlaps(panel)
         note = f", overlap {next(iter(overlaps.values())):.2f}" if len(overlaps) == 1 else ""

@@ -18,6 +18,7 @@ from densepath.images.coco import open_split
 from densepath.images.files import list_images
 from densepath.images.packing import SUFFIX, open_store
 from densepath.nets.weights import weights_file
+from densepath.training.export import EXPORTED
 
 # A change of what draws and tabulates results makes no result another one.
 _PRETRAINING = ("core", "images", "views", "nets", "concepts", "methods", "training")
@@ -110,6 +111,8 @@ def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSe
 def digest_of_given(value: Any, digests: Digests) -> str:
     """What a value stands for: a path for what lies there, a pattern for the files that it names, else for itself.
 
+    A run folder stands for what it has exported.
+
     Raises:
         UserError: a file cannot be read.
     """
@@ -117,6 +120,8 @@ def digest_of_given(value: Any, digests: Digests) -> str:
     if path.is_file():
         return digests.of([path], "reading")[0].content
     if path.is_dir():
+        exported = path / EXPORTED.parent  # of a run, whose checkpoints may be taken away
+        path = exported if exported.is_dir() else path
         inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
         return _named(path, inside, [found.content for found in digests.of(inside, f"reading {path.name}")])
     if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):

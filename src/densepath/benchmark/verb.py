@@ -53,7 +53,9 @@ def benchmark_table(
 
     Args:
         config: "table1", "table2", "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
-            "figure1" of the ConCL paper, the small "glas_small" (a GPU) and "glas_probe" (a CPU), or a YAML file.
+            "figure1" of the ConCL paper; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and
+            "conv_mim_figure5" of the Conv-MIM paper; the small "glas_small" (a GPU) and "glas_probe" (a CPU); or a YAML
+            file.
         out: the folder of the table.
         data: the labelled sets, as NAME=FOLDER by the table's names; the folder alone where the table has one. Tasks on
             others are left out.

@@ -56,12 +56,11 @@ def sample(
     host = maps.detach().cpu()
     groups = group_by_axes(host)
     if len(groups) == 1:
-        out = _resample_group(x, host, size, kind, extent, groups[0][0])
+        out = _resample_group(x, host, size, kind, extent, groups[0][0]).to(x.dtype)
     else:
         out = x.new_empty(len(x), x.shape[1], *size)
         for axes, rows in groups:
             here = rows.to(x.device, non_blocking=True)
-            # Autocast makes the samples of turned maps twice as wide.
             out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes).to(x.dtype)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
         out = out * inside(maps.to(x.device, non_blocking=True), size).unsqueeze(1)
@@ -80,7 +79,7 @@ def sample_nearest(x: Tensor, maps: Tensor, size: Sequence[int]) -> Tensor:
         (B, C, *size), zero where a cell's center lies outside the input.
     """
     grid = torch.stack(_positions(maps.to(x.device, non_blocking=True), size), dim=-1)
-    return F.grid_sample(x, grid.to(x.dtype), mode="nearest", padding_mode="zeros", align_corners=False)
+    return _sample_grid(x, grid, mode="nearest", padding_mode="zeros").to(x.dtype)
 
 
 def inside(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -246,4 +245,10 @@ def sample_finely(
     edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device, non_blocking=True)
     grid = torch.minimum(grid, edge)
     mode = "nearest" if kind == "area" else "bilinear"
-    return F.grid_sample(x, grid.to(x.dtype), mode=mode, padding_mode="border", align_corners=False), finer
+    return _sample_grid(x, grid, mode=mode, padding_mode="border"), finer
+
+
+def _sample_grid(x: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
+    """``F.grid_sample``, in the wider type of the two: bfloat16 does not tell the places of a large map apart."""
+    wide = torch.promote_types(x.dtype, grid.dtype)
+    return F.grid_sample(x.to(wide), grid.to(wide), mode=mode, padding_mode=padding_mode, align_corners=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from densepath.core.losses import full_precision, masked_mean
@@ -110,6 +111,7 @@ class MAE(Method):
         tokens = encode(model, select_tokens(model, add_positions(model, patches), kept))
         return full_precision(self.decoder(tokens, kept, *patches.shape[1:3]))
 
+    @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
         pixels = batch["image"].pixels
         visible = self.visible(batch)

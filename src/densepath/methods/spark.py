@@ -114,6 +114,7 @@ class SparK(Method):
         dense = [densify(maps[stage], visible) for densify, stage in zip(self.densify, self.stages, strict=True)]
         return full_precision(self.decoder(dense))
 
+    @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
         pixels = batch["image"].pixels
         visible = self.visible(batch)

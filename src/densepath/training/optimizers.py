@@ -31,7 +31,7 @@ class Optimizer:
         exclude_norm_and_bias: no weight decay on biases, on weights of norms, and on the position embeddings, class and
             mask tokens of vision transformers. LARS and LAMB always exclude these, from their layer-wise scaling, too.
         schedule: "cosine", "step" (times 0.1 at each milestone) or "constant"; updated at each step.
-        warmup_epochs: epochs of linear warm-up.
+        warmup_epochs: epochs of linear warm-up; it takes half of the run at most, where an epoch is longer than a run.
         milestones: epochs at which "step" drops.
         beta2: second beta of AdamW and LAMB.
         clip_norm: the largest norm that the gradient of an optimizer step, of all parameters together, may have: a
@@ -170,7 +170,7 @@ def build_schedule(
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
     """
-    warmup = settings.warmup_epochs * steps_per_epoch
+    warmup = min(settings.warmup_epochs * steps_per_epoch, total_steps / 2)
     milestones = [epoch * steps_per_epoch for epoch in settings.milestones]
 
     def factor(step: int) -> float:

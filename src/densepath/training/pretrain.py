@@ -97,7 +97,7 @@ def pretrain(
         out: the run folder.
         method: the pre-training method, e.g. "moco_v2" or "concl".
         method_options: its hyper-parameters, where they differ from the method's defaults.
-        backbone: a timm ConvNet.
+        backbone: a timm ConvNet or plain vision transformer, as the method has it.
         weights: what the backbone starts from: "random", a file, a run folder, or a timm name.
         seed: of the weights, the order of the images, and the views.
         epochs: passes over the images; 200 if ``max_steps`` is not given either.
