@@ -196,6 +196,11 @@ def pretrain(
             say(f"densepath: {loaded}")
         if first and found:
             say(f"densepath: {found}")
+        if first and optimizer.warmup_epochs * steps_per_epoch >= steps:
+            say(
+                f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is as long as the run or longer, which "
+                "never reaches its learning rate; shorten it by --optimizer.warmup_epochs"
+            )
         done = fit(
             module,
             batches,
