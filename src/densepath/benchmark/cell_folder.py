@@ -148,12 +148,14 @@ class CellFolder:
         return result
 
     def last_words(self) -> str:
-        """The last line of the log."""
+        """The last line of the log, with the weights by the name that the user gave them."""
         try:
             lines = (self.path / LOG).read_text(errors="replace").splitlines()
         except OSError:
             return ""
-        return next((line for line in reversed(lines) if line.strip()), "").removeprefix("densepath: error: ")
+        words = next((line for line in reversed(lines) if line.strip()), "").removeprefix("densepath: error: ")
+        link = self._link()
+        return words if link is None else words.replace(str(link), str(self.cell.weights))
 
     def _scores(self) -> dict[str, Any]:
         run = self.path / _RUN

@@ -196,10 +196,10 @@ def pretrain(
             say(f"densepath: {loaded}")
         if first and found:
             say(f"densepath: {found}")
-        if first and optimizer.warmup_epochs * steps_per_epoch >= steps:
+        if first and optimizer.warmup_epochs * steps_per_epoch > steps / 2:
             say(
-                f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is as long as the run or longer, which "
-                "never reaches its learning rate; shorten it by --optimizer.warmup_epochs"
+                f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut "
+                "to that"
             )
         done = fit(
             module,
