@@ -17,7 +17,7 @@ from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
 from densepath.nets.new_blocks import new_blocks
 from densepath.nets.tokenizers import Tokenizer, load_tokenizer
-from densepath.nets.transformer_parts import add_positions, embed_patches, require_transformer, run_blocks
+from densepath.nets.transformer_parts import add_positions, embed_patches, pick, require_transformer, run_blocks
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -146,8 +146,7 @@ class BEiTv2(FrozenTarget[Tokenizer]):
     def classify(self, tokens: Tensor, chosen: Tensor) -> Tensor:
         """Logits (B, M, K) of the chosen patches (B, M) among tokens (B, prefix + N, C)."""
         model: Any = self.backbone.net.model
-        index = (chosen + model.num_prefix_tokens).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        logits: Tensor = self.head(model.norm(tokens.gather(1, index)))
+        logits: Tensor = self.head(model.norm(pick(tokens[:, model.num_prefix_tokens :], chosen)))
         return logits
 
     def backbone_to_keep(self) -> Backbone:

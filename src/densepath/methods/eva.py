@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,14 +12,7 @@ from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
 from densepath.nets.teachers import Teacher, build_teacher, require_teacher
 from densepath.nets.token_decoder import TokenDecoder
-from densepath.nets.transformer_parts import (
-    add_positions,
-    embed_patches,
-    encode,
-    fix_positions,
-    require_transformer,
-    select_tokens,
-)
+from densepath.nets.transformer_parts import encode_visible, fix_positions, pick, require_transformer
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -95,7 +86,7 @@ class EVA(FrozenTarget[Teacher]):
         masked = (~visible).nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)  # (B, M)
         grid = patches_along(pixels.shape[-1], self.backbone.patch_size)
         output, target = self.predict(pixels, visible), self.target(pixels, grid)
-        similarity = F.cosine_similarity(_pick(output, masked), _pick(target, masked), dim=-1)
+        similarity = F.cosine_similarity(pick(output, masked), pick(target, masked), dim=-1)
         loss = 2 - 2 * similarity.mean()
         return Losses(loss, {"feature_loss": loss.detach()})
 
@@ -111,11 +102,7 @@ class EVA(FrozenTarget[Teacher]):
             pixels: (B, 3, S, S).
             visible: (B, N) bool, on the CPU, as many in each row.
         """
-        kept = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
-        model: Any = self.backbone.net.model
-        patches = embed_patches(model, pixels)  # (B, h, w, C)
-        tokens = encode(model, select_tokens(model, add_positions(model, patches), kept))
-        return full_precision(self.head(tokens, kept, *patches.shape[1:3]))
+        return full_precision(self.head(*encode_visible(self.backbone.net.model, pixels, visible)))
 
     def backbone_to_keep(self) -> Backbone:
         return self.backbone
@@ -123,8 +110,3 @@ class EVA(FrozenTarget[Teacher]):
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         self.backbone.check_size(view_size, view_size)
         count_visible(patches_along(view_size, self.backbone.patch_size) ** 2, self.mask_ratio)
-
-
-def _pick(features: Tensor, patches: Tensor) -> Tensor:
-    """(B, M, C) of features (B, N, C): those of the patches (B, M)."""
-    return features.gather(1, patches.unsqueeze(-1).expand(-1, -1, features.shape[-1]))

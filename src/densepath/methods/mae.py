@@ -18,14 +18,7 @@ from densepath.core.masking import (
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.token_decoder import TokenDecoder
-from densepath.nets.transformer_parts import (
-    add_positions,
-    embed_patches,
-    encode,
-    fix_positions,
-    require_transformer,
-    select_tokens,
-)
+from densepath.nets.transformer_parts import encode_visible, fix_positions, require_transformer
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -105,11 +98,7 @@ class MAE(Method):
         Returns:
             (B, N, 3 * patch**2), standardized pixels.
         """
-        kept = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
-        model = self.backbone.net.model
-        patches = embed_patches(model, pixels)  # (B, h, w, C)
-        tokens = encode(model, select_tokens(model, add_positions(model, patches), kept))
-        return full_precision(self.decoder(tokens, kept, *patches.shape[1:3]))
+        return full_precision(self.decoder(*encode_visible(self.backbone.net.model, pixels, visible)))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:

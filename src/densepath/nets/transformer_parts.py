@@ -63,8 +63,12 @@ def select_tokens(model: Any, tokens: Tensor, patches: Tensor) -> Tensor:
         (B, prefix + n, C).
     """
     prefix = model.num_prefix_tokens
-    index = (patches + prefix).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-    return torch.cat((tokens[:, :prefix], tokens.gather(1, index)), dim=1)
+    return torch.cat((tokens[:, :prefix], pick(tokens[:, prefix:], patches)), dim=1)
+
+
+def pick(x: Tensor, patches: Tensor) -> Tensor:
+    """Of (B, N, C), a row for each patch, those of some patches (B, n) int64: (B, n, C)."""
+    return x.gather(1, patches.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def run_blocks(model: Any, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -79,6 +83,23 @@ def encode(model: Any, tokens: Tensor) -> Tensor:
     """Tokens (B, T, C), any that :func:`add_positions` gave, behind all blocks and the final norm."""
     tokens = model.norm(run_blocks(model, tokens))
     return tokens
+
+
+def encode_visible(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """Encode some of the patches, as if there were no others.
+
+    Args:
+        model: the transformer.
+        pixels: (B, 3, H, W).
+        visible: (B, N) bool, on the CPU: which patches, as many in each row.
+
+    Returns:
+        Tokens (B, prefix + n, C); the patches that are theirs, (B, n) int64; rows and columns of the grid of patches.
+    """
+    patches = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
+    embeddings = embed_patches(model, pixels)
+    tokens = encode(model, select_tokens(model, add_positions(model, embeddings), patches))
+    return tokens, patches, embeddings.shape[1], embeddings.shape[2]
 
 
 def sincos_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
