@@ -43,7 +43,7 @@ def save(path, model=None, size=256):
     if path.suffix == ".pt2":
         torch.export.save(torch.export.export(model, (example,)), path)
     else:
-        with pytest.warns(FutureWarning):
+        with pytest.warns((FutureWarning, DeprecationWarning)):  # TorchScript is on its way out
             torch.jit.save(torch.jit.trace(model, example), path)
     return path
 

@@ -146,7 +146,7 @@ def test_overfits_one_batch(make, batch):
     method = make(SparK, "test_resnet", decoder_dim=64)
     optimizer = torch.optim.AdamW(method.parameters(), lr=2e-2)
     history = []
-    for _ in range(20):
+    for _ in range(40):
         loss = method(batch).total
         history.append(loss.item())
         optimizer.zero_grad()
