@@ -46,12 +46,7 @@ class MapFiles:
         assert self._matches is not None, "begin comes first"
         path = self._matches.path(name)
         try:
-            size = label_size(path)
-            if not same_shape(size, image.shape[:2]):
-                raise UserError(
-                    f"{path} has {size[1]} x {size[0]} px and its image {image.shape[1]} x {image.shape[0]}; "
-                    "a label map must have its image's shape"
-                )
+            check_shape(path, label_size(path), image, "a label map")
             labels = read_labels(path)
         except DamagedImage as error:
             raise UserError(f"{error}; replace the label map") from error
@@ -67,6 +62,19 @@ def paths_identity(matches: Matches | None, names: Iterable[str]) -> str:
         for name in names:
             digest.update(file_identity(matches.path(name)))
     return digest.hexdigest()
+
+
+def check_shape(path: Path, size: tuple[int, ...], image: npt.NDArray[np.uint8], what: str) -> None:
+    """Check that a file of (height, width) has its image's shape; ``what`` names its kind.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not same_shape(size, image.shape[:2]):
+        raise UserError(
+            f"{path} has {size[1]} x {size[0]} px and its image {image.shape[1]} x {image.shape[0]}; "
+            f"{what} must have its image's shape"
+        )
 
 
 def same_shape(size: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.concepts.map_files import paths_identity, same_shape
+from densepath.concepts.map_files import check_shape, paths_identity
 from densepath.concepts.matching import Matches, match_names
 from densepath.concepts.saliency_models import Predict, fetched, is_model_folder, load_saliency_model
 from densepath.core.errors import UserError
@@ -75,11 +75,7 @@ class Saliency:
                 mask = read_image(path)
             except DamagedImage as error:
                 raise UserError(f"{error}; replace the mask") from error
-            if not same_shape(mask.shape[:2], image.shape[:2]):
-                raise UserError(
-                    f"{path} has {mask.shape[1]} x {mask.shape[0]} px and its image {image.shape[1]} x "
-                    f"{image.shape[0]}; a mask must have its image's shape"
-                )
+            check_shape(path, mask.shape[:2], image, "a mask")
             saliency = torch.from_numpy(mask).float().mean(2) / 255
         else:
             saliency = self._saliency(image)

@@ -153,7 +153,7 @@ class Densify(nn.Module):
     def forward(self, x: Tensor, visible: Visible) -> Tensor:
         """(B, in_channels, h, h) as (B, out_channels, h, h)."""
         x = visible.scatter(self.norm(visible.gather(x)))
-        return self.project(torch.where(visible.mask(x.shape[-1]), x, self.mask_token.to(x.dtype)))
+        return self.project(visible.fill(x, self.mask_token))
 
     def no_weight_decay(self) -> set[str]:
         """The parameters that get no weight decay."""

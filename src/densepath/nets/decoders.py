@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.transformer_parts import sincos_positions
+from densepath.nets.transformer_parts import initialize_linear, sincos_positions
 
 
 class MultiScaleDecoder(nn.Module):
@@ -43,10 +43,7 @@ class MultiScaleDecoder(nn.Module):
         self.block = Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
         self.norm = norm(width)
         self.predict = nn.Linear(width, 3 * patch**2)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        self.apply(initialize_linear)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """The patches (B, h * h, patch * patch * 3), in the order of ``to_patches``.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
+from densepath.nets.modes import untouched_modes
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 
 _ENDS = ("before_pool", "after_pool")
@@ -57,7 +58,7 @@ class MaskedStem(nn.Module):
             visible: the patches that are.
         """
         stem, *stages = backbone.stem_and_stages(pooled=self.end == "after_pool")
-        maps = [_insert(_run(stem, visible.clean(pixels)), self.token, visible)]
+        maps = [visible.fill(_run(stem, visible.clean(pixels)), self.token)]
         for modules in stages:
             maps.append(_run(modules, maps[-1]))
         return maps
@@ -66,11 +67,9 @@ class MaskedStem(nn.Module):
     def _try_stem(self, backbone: Backbone) -> Tensor:
         """A map of the stem, for its shape."""
         stem = backbone.stem_and_stages(pooled=self.end == "after_pool")[0]
-        training = backbone.training
-        backbone.eval()
-        made = _run(stem, torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
-        backbone.train(training)
-        return made
+        with untouched_modes(backbone):
+            backbone.eval()
+            return _run(stem, torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
 
 
 class MaskedStages(nn.Module):
@@ -92,16 +91,11 @@ class MaskedStages(nn.Module):
     def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
         """Arguments as for :class:`MaskedStem`; patches are as large as the cells of the deepest stage, or larger."""
         maps = encode_sparsely(backbone, pixels, visible).values()
-        return [_insert(x, token, visible) for x, token in zip(maps, self.tokens, strict=True)]
+        return [visible.fill(x, token) for x, token in zip(maps, self.tokens, strict=True)]
 
 
 def _make_token(channels: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
-
-
-def _insert(x: Tensor, token: Tensor, visible: Visible) -> Tensor:
-    """A map (B, C, h, w) with the token (C,) in its hidden cells."""
-    return torch.where(visible.mask(x.shape[-1]), x, token.to(x.dtype).view(1, -1, 1, 1))
 
 
 def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:

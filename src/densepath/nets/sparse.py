@@ -50,6 +50,10 @@ class Visible:
         """A map (B, C, side, side) with zeros at hidden positions."""
         return x * self.mask(x.shape[-1], x.dtype)
 
+    def fill(self, x: Tensor, token: Tensor) -> Tensor:
+        """A map (B, C, side, side) with a vector of C numbers at hidden positions."""
+        return torch.where(self.mask(x.shape[-1]), x, token.to(x.dtype).view(1, -1, 1, 1))
+
     def gather(self, x: Tensor) -> Tensor:
         """The visible positions of a map (B, C, side, side), cell by cell: (B, C, 1, n), channels last."""
         rows: Tensor = _Gather.apply(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), self.rows(x.shape[-1]))

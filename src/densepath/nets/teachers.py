@@ -11,7 +11,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -19,7 +18,7 @@ from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
 from densepath.nets.layouts import match_names
 from densepath.nets.model_folders import HUB, WEIGHT_FILES, fetch, load_transformers_model, read_config
-from densepath.nets.transformers import is_transformer, resize_positions
+from densepath.nets.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
 
 ACCEPTED = (
@@ -170,9 +169,7 @@ def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _Ti
         ) from error
     if not transformer:
         return _TimmNetwork(model, model.feature_info.reduction()[-1], model.feature_info.channels()[-1])
-    net = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
-    net.pretrained_cfg = model.pretrained_cfg
-    return _TimmNetwork(net, model.patch_embed.patch_size[0], model.num_features)
+    return _TimmNetwork(wrap_transformer(model), model.patch_embed.patch_size[0], model.num_features)
 
 
 def _from_folder(folder: Path, name: str, weights: str) -> Teacher:

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.transformer_parts import sincos_positions
+from densepath.nets.transformer_parts import initialize_linear, sincos_positions
 
 
 class TokenDecoder(nn.Module):
@@ -44,7 +44,7 @@ class TokenDecoder(nn.Module):
         self.norm = norm(dim)
         self.predict = nn.Linear(dim, out_features)
         nn.init.normal_(self.mask_token, std=0.02)
-        self.apply(_initialize)
+        self.apply(initialize_linear)
 
     def forward(self, tokens: Tensor, patches: Tensor, height: int, width: int) -> Tensor:
         """Predict all patches of a grid.
@@ -67,9 +67,3 @@ class TokenDecoder(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """The parameters that get no weight decay."""
         return {"mask_token"}
-
-
-def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

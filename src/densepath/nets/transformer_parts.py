@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
@@ -110,6 +110,13 @@ def sincos_positions(height: int, width: int, dim: int, device: torch.device | N
     Source: MAE (CVPR 2022), appendix A.1, after Vaswani et al., NeurIPS 2017.
     """
     return build_sincos2d_pos_embed([height, width], dim, device=device)
+
+
+def initialize_linear(module: nn.Module) -> None:
+    """Give a linear layer weights by Xavier's rule and biases of zero, as MAE's decoder has them."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 @torch.no_grad()

@@ -48,6 +48,11 @@ def build_transformer(name: str, pretrained: bool = False) -> nn.Module:
             f"{name} has no norm but that of its pooled features; choose another vision transformer, "
             "e.g. vit_small_patch16_224"
         )
+    return wrap_transformer(model)
+
+
+def wrap_transformer(model: Any) -> nn.Module:
+    """timm's wrapper of feature maps around a vision transformer: one map, behind the last block and the final norm."""
     network = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
     network.pretrained_cfg = model.pretrained_cfg  # as timm's own wrappers of feature maps carry it
     return network

@@ -12,6 +12,7 @@ from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
 from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods.base import Method, Reconstruction
+from densepath.nets.modes import untouched_modes
 from densepath.views.maker import ViewMaker
 
 PICTURES = "pictures"  # in a run folder
@@ -46,9 +47,6 @@ class Gallery:
     def __call__(self, step: int) -> Path:
         """Draw the state after ``step`` optimizer steps; the file."""
         device = next(self.method.parameters()).device
-        modes = [(part, part.training) for part in self.method.modules()]
-        self.method.eval()
-        made = self.method.reconstruct(self.make_views(self._batch.to(device)))
-        for part, mode in modes:
-            part.training = mode
+        with untouched_modes(self.method):
+            made = self.method.eval().reconstruct(self.make_views(self._batch.to(device)))
         return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png")

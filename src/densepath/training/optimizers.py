@@ -78,6 +78,10 @@ class Optimizer:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share of the learning rate, between 0 and 1, not {getattr(self, name)}")
 
+    def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> float:
+        """Steps of the warm-up in a run of so many: half of them at most."""
+        return min(self.warmup_epochs * steps_per_epoch, total_steps / 2)
+
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """The trainable parameters of a module: those that decay, and those that are excluded from it.
@@ -170,7 +174,7 @@ def build_schedule(
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
     """
-    warmup = min(settings.warmup_epochs * steps_per_epoch, total_steps / 2)
+    warmup = settings.warmup_steps(total_steps, steps_per_epoch)
     milestones = [epoch * steps_per_epoch for epoch in settings.milestones]
 
     def factor(step: int) -> float:

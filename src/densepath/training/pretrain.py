@@ -196,7 +196,7 @@ def pretrain(
             say(f"densepath: {loaded}")
         if first and found:
             say(f"densepath: {found}")
-        if first and optimizer.warmup_epochs * steps_per_epoch > steps / 2:
+        if first and optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch:
             say(
                 f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut "
                 "to that"

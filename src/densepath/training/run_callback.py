@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,17 +16,17 @@ from lightning.pytorch.loggers import Logger
 
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write
 from densepath.methods.base import Tick
+from densepath.nets.modes import untouched_modes
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
-from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint, write_checkpoint
+from densepath.training.checkpoints import CHECKPOINTS, write_checkpoint
+from densepath.training.finite import all_finite, end_run, first_of_all
 from densepath.training.loggers import log_picture
 from densepath.training.meter import Meter
 from densepath.training.metrics import MetricsFile
 from densepath.training.module import PretrainModule
 from densepath.training.progress import Progress
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
-from densepath.training.run_folder import NOT_FINITE
 from densepath.training.signals import Interrupted, StopSignals
 from densepath.training.stopwatch import Stopwatch
 
@@ -178,7 +177,7 @@ class RunCallback(L.Callback):
 
         with self.meter.paused():
             # What is not finite is told by the step that follows.
-            if not within and self._saved_step != step and _all_finite(trainer.lightning_module):
+            if not within and self._saved_step != step and all_finite(trainer.lightning_module):
                 self._save(trainer, step)
             yield tick
 
@@ -209,11 +208,8 @@ class RunCallback(L.Callback):
         if logs:
             row = {"step": step, **self.meter.collect(), "lr": self._lr}
         if self.evaluate and _due(step, self.rhythm.evaluate_every):
-            modes = [(part, part.training) for part in module.modules()]
-            with self.meter.paused(), untouched_generators():
+            with self.meter.paused(), untouched_generators(), untouched_modes(module):
                 row |= {"step": step, **self.evaluate()}
-            for part, mode in modes:
-                part.training = mode
         if row and self.metrics is not None:
             self.metrics.write(row)
         for logger in self.loggers if row else ():
@@ -242,29 +238,11 @@ class RunCallback(L.Callback):
         """Stop the run where a loss, or one of the weights that are about to be saved, is not a finite number."""
         bad = self.meter.not_finite()
         what = "the loss is"
-        if weights and bad is None and not _all_finite(module):
+        if weights and bad is None and not all_finite(module):
             bad, what = self.meter.newest(), "weights are"
-        if world_size() > 1:
-            found: list[tuple[int, list[int]] | None] = [None] * world_size()
-            dist.all_gather_object(found, bad)
-            bad = _first(one for one in found if one)
-        if bad is None:
-            return
-        step, images = bad
-        note = self.out / NOT_FINITE
-        if rank() == 0:
-            with atomic_write(note) as part:
-                part.write_text(json.dumps({"step": step, "images": images}))
-        remedy = "lower the learning rate, take larger batches, or try precision 32"
-        if not has_checkpoint(self.out / CHECKPOINTS):
-            raise UserError(
-                f"{what} not finite at step {step}, before the first checkpoint ({note} lists its images); "
-                f"{remedy}, and name another folder"
-            )
-        raise UserError(
-            f"{what} not finite at step {step} ({note} lists the images of its batch); the checkpoint from before "
-            f"is kept; {remedy}"
-        )
+        bad = first_of_all(bad)
+        if bad is not None:
+            end_run(self.out, what, bad)
 
     def _save(self, trainer: L.Trainer, step: int) -> None:
         states = [random_state()]
@@ -290,21 +268,6 @@ class RunCallback(L.Callback):
         if step == self.total:
             set_statistics(module, statistics.mean(0))  # what is exported is what was saved
         self._saved_at, self._saved_step = self._watch.read(), step
-
-
-def _all_finite(module: L.LightningModule) -> bool:
-    """Whether all weights are finite numbers; waits for the device."""
-    with torch.no_grad():
-        return bool(torch.stack([weight.isfinite().all() for weight in module.parameters()]).all())
-
-
-def _first(found: Iterable[tuple[int, list[int]]]) -> tuple[int, list[int]] | None:
-    """The earliest of the steps that processes name, with the images of all that name it."""
-    earliest = sorted(found, key=lambda one: one[0])
-    if not earliest:
-        return None
-    step = earliest[0][0]
-    return step, [image for at, images in earliest if at == step for image in images]
 
 
 def _due(step: int, every: int) -> bool:

@@ -14,6 +14,7 @@ from densepath.core.distributed import rank, total, world_size
 from densepath.images.batch import ImageBatch
 from densepath.images.loader import ImageBatches
 from densepath.methods.base import Method, Tick, unwatched
+from densepath.nets.modes import untouched_modes
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
@@ -70,13 +71,11 @@ class Sweep:
 @contextmanager
 def _evaluated(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode with statistics that all processes share; put back as it was."""
-    modes = [(part, part.training) for part in network.modules()]
     statistics = gather_statistics(network)
     set_statistics(network, statistics.mean(0))
-    network.eval()
     try:
-        yield
+        with untouched_modes(network):
+            network.eval()
+            yield
     finally:
         set_statistics(network, statistics[rank()])
-        for part, mode in modes:
-            part.training = mode
