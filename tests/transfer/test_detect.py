@@ -21,6 +21,7 @@ from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.images.coco import open_split, write_coco
 from densepath.nets.backbones import build_backbone
+from densepath.nets.filter_lengths import filter_lengths, give_lengths
 from densepath.nets.weights import save_backbone
 from densepath.training.hardware import choose_hardware
 from densepath.training.run_callback import Rhythm
@@ -309,3 +310,15 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
     for name, level in before.items():
         torch.testing.assert_close(trains.features(x)[name], level)
         torch.testing.assert_close(trained.eval().features(x)[name], level)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_long_filters_are_rescaled_where_asked(data: Path, tmp_path: Path, rescale: bool) -> None:
+    backbone = build_backbone("resnet18")
+    fresh = filter_lengths(backbone)["net.conv1"]
+    give_lengths(backbone, filter_lengths(backbone) | {"net.conv1": 5 * fresh})
+    save_backbone(tmp_path / "long.safetensors", backbone)
+    options = {"max_steps": 1, "lr": 1e-6, "precise_bn_batches": 0, "rescale_filters": rescale}
+    detect(data=data, out=tmp_path / "run", weights=tmp_path / "long.safetensors", **options, **SMALL)
+    model, _ = load_detector(tmp_path / "run" / DETECTOR_FILE)
+    assert filter_lengths(model.backbone)["net.conv1"] == pytest.approx(fresh * (1 if rescale else 5), rel=0.05)

@@ -15,7 +15,7 @@ from densepath.core.errors import UserError
 from densepath.nets.transformers import build_transformer, is_transformer
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
-_TRIAL_SIZE = 64  # pixels: every stage then has more than one cell
+TRIAL_SIZE = 64  # pixels: every stage then has more than one cell
 
 
 class Backbone(nn.Module):
@@ -216,9 +216,9 @@ def _check_name(name: str) -> None:
 def _check_maps(backbone: Backbone) -> None:
     """Raise ValueError where a stage is not, at a size that timm did not foresee, what its metadata says."""
     training = backbone.training
-    maps = backbone.eval()(torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
+    maps = backbone.eval()(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
     backbone.train(training)
-    side = {stage: _TRIAL_SIZE // 2**stage for stage in backbone.stages}
+    side = {stage: TRIAL_SIZE // 2**stage for stage in backbone.stages}
     expected = {stage: (1, backbone.channels[stage], side[stage], side[stage]) for stage in backbone.stages}
     if {stage: tuple(feature.shape) for stage, feature in maps.items()} != expected:
         raise ValueError(f"{backbone.name} does not give one map of each stride")

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone
+from densepath.nets.backbones import TRIAL_SIZE, Backbone
 from densepath.nets.modes import untouched_modes
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 
 _ENDS = ("before_pool", "after_pool")
-_TRIAL_SIZE = 64  # pixels
 
 
 class MaskedStem(nn.Module):
@@ -46,7 +45,7 @@ class MaskedStem(nn.Module):
         later = [stage for stage in backbone.stages if stage > 1]
         first = self._try_stem(backbone)
         self.channels = (first.shape[1], *(backbone.channels[stage] for stage in later))
-        self.strides = (_TRIAL_SIZE // first.shape[2], *(2**stage for stage in later))
+        self.strides = (TRIAL_SIZE // first.shape[2], *(2**stage for stage in later))
         self.token = _make_token(first.shape[1])
 
     def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
@@ -69,7 +68,7 @@ class MaskedStem(nn.Module):
         stem = backbone.stem_and_stages(pooled=self.end == "after_pool")[0]
         with untouched_modes(backbone):
             backbone.eval()
-            return _run(stem, torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))
+            return _run(stem, torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
 
 
 class MaskedStages(nn.Module):

@@ -15,6 +15,7 @@ from densepath import __version__
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.images.coco import CocoImages, open_split
+from densepath.nets.filter_lengths import filter_lengths, give_lengths
 from densepath.nets.weights import load_weights, read_weights
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.training.hardware import Precision, choose_hardware, choose_workers
@@ -43,6 +44,7 @@ def detect(
     weights: str | Path = "random",
     backbone: str = "resnet18",
     detector: str = "mask_rcnn_fpn",
+    rescale_filters: bool = False,
     anchor_sizes: tuple[int, ...] = ANCHOR_SIZES,
     detections_per_image: int = DETECTIONS,
     schedule: str = "1x",
@@ -81,6 +83,9 @@ def detect(
             dilated stage 5; "retinanet", which finds boxes alone; or "vitdet", for a vision transformer with patches of
             16 px, trained by AdamW with layer-wise rates. With "_small" behind its name each has narrow heads, for a
             CPU.
+        rescale_filters: give the backbone's filters in front of batch norms the length that they have in a new
+            network. That changes no feature, and lets layers go on learning whose filters pre-training made long, as
+            it does with large steps. Published results of fine-tuning are without it.
         anchor_sizes: of the boxes that it starts from, in pixels of the resized image: one for each of five levels, for
             C4 and DC5 as many as you like.
         detections_per_image: at most; also in scoring.
@@ -173,7 +178,12 @@ def detect(
     notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, mean, std, *found)
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
-    line = load_weights(model.backbone, weights) if fresh else f"the {backbone} of {out}"
+    line = f"the {backbone} of {out}"
+    if fresh:
+        lengths = filter_lengths(model.backbone) if rescale_filters else {}
+        line = load_weights(model.backbone, weights)
+        if rescale_filters:
+            line += f", {len(give_lengths(model.backbone, lengths))} layers rescaled"
     config = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
     config |= {"precision": hardware.precision, "lr": solver.lr, "mean": mean, "std": std}
     del config["resume"], config["evaluate"]

@@ -11,9 +11,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone
-
-_TRIAL_SIZE = 64  # pixels
+from densepath.nets.backbones import TRIAL_SIZE, Backbone
 
 
 class FeaturePyramid(nn.Module):
@@ -93,9 +91,9 @@ def dilate_last_stage(backbone: Backbone) -> None:
     """
     try:
         dilated = timm.create_model(backbone.name, features_only=True, output_stride=16)
-        side = dilated.eval()(torch.zeros(1, 3, _TRIAL_SIZE, _TRIAL_SIZE))[-1].shape[-1]
-        if side != _TRIAL_SIZE // 16:
-            raise ValueError(f"stride {_TRIAL_SIZE // side}")
+        side = dilated.eval()(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))[-1].shape[-1]
+        if side != TRIAL_SIZE // 16:
+            raise ValueError(f"stride {TRIAL_SIZE // side}")
         dilated.to(next(backbone.parameters())).load_state_dict(backbone.net.state_dict())
     except Exception as error:  # each family of timm fails in its own way
         raise UserError(f"the last stage of {backbone.name} cannot be dilated; take a ResNet") from error
