@@ -113,7 +113,7 @@ def evaluation(module: DetectionModule, notes: DetectorNotes, data: Path, hardwa
 
     def forward() -> None:
         for position in range(len(test)):
-            shown = test[position] | {"short_edge": notes.test_size, "flip": False}
+            shown = test.sample(position, masks=False) | {"short_edge": notes.test_size, "flip": False}
             images, _ = into_detector([shown], notes.mean, notes.std, hardware.device)
             with torch.autocast(hardware.kind, torch.bfloat16, enabled=half):
                 module.model.detect(images)

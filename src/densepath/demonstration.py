@@ -192,6 +192,7 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
         lr=0.1,
         train_size=(128, _SHOWN),
         test_size=_SHOWN,
+        rescale_filters=True,  # the large steps of this pre-training make them long
         precise_bn_batches=20,
         pictures=4,
         seed=seed,

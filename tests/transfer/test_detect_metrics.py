@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -16,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from densepath.core.errors import UserError
 from densepath.transfer.average_precision import average_precision
 from densepath.transfer.evaluation import describe
-from densepath.transfer.instances import coco_results, decode_mask, encode_mask, objects_of, paste_mask
+from densepath.transfer.instances import coco_results, decode_mask, encode_mask, encode_pasted, objects_of
 from densepath.transfer.overlay import match_masks, overlay
 
 SIZE = (60, 80)
@@ -136,8 +137,42 @@ def test_truth_without_instances_is_named(tmp_path: Path) -> None:
         average_precision(truth, [])
 
 
+def paste_mask(mask: torch.Tensor, box: list[float], size: tuple[int, int] = SIZE) -> np.ndarray:
+    return decode_mask(encode_pasted(mask.numpy(), box, size))
+
+
+@pytest.mark.parametrize("cells", [1, 2, 28])
+def test_pasted_masks_are_torchs_bilinear_samples_in_pycocotools_run_lengths(cells: int) -> None:
+    rng = np.random.default_rng(cells)
+    size = (40, 30)
+    several = 0
+    for _ in range(200):
+        mask = rng.random((cells, cells)).astype(np.float32)
+        corner, sides = rng.uniform(-15, 35, 2), rng.uniform(0.2, 60, 2)
+        x1, y1, x2, y2 = box = [*corner.tolist(), *(corner + sides).tolist()]
+        expected = np.zeros(size, bool)
+        rows, columns = (np.arange(n) + 0.5 for n in size)
+        down, right = np.flatnonzero((rows > y1) & (rows < y2)), np.flatnonzero((columns > x1) & (columns < x2))
+        if len(down) and len(right):
+            y, x = (rows[down] - y1) / (y2 - y1) * 2 - 1, (columns[right] - x1) / (x2 - x1) * 2 - 1
+            grid = torch.tensor(np.stack(np.broadcast_arrays(x[None], y[:, None]), -1))[None]
+            sampled = F.grid_sample(
+                torch.tensor(mask).double()[None, None], grid, align_corners=False, padding_mode="border"
+            )
+            expected[np.ix_(down, right)] = sampled[0, 0].numpy() >= 0.5
+            several += 1
+        assert encode_pasted(mask, box, size) == encode_mask(expected)
+    assert several > 100
+
+
+@pytest.mark.parametrize("box", [[0.0, 0.0, 80.0, 60.0], [10.0, 0.0, 40.0, 60.0], [-5.0, -5.0, 90.0, 70.0]])
+def test_runs_through_the_whole_height_are_one(box: list[float]) -> None:
+    full = encode_pasted(np.ones((28, 28), np.float32), box, SIZE)
+    assert full == encode_mask(decode_mask(full)) and decode_mask(full).all(axis=0).sum() >= 30
+
+
 def test_a_pasted_mask_fills_its_box_to_the_pixel() -> None:
-    image = paste_mask(torch.ones(28, 28), torch.tensor([10.0, 20.0, 40.0, 50.0]), SIZE)
+    image = paste_mask(torch.ones(28, 28), [10.0, 20.0, 40.0, 50.0])
     expected = np.zeros(SIZE, dtype=bool)
     expected[20:50, 10:40] = True
     assert np.array_equal(image, expected)
@@ -146,11 +181,11 @@ def test_a_pasted_mask_fills_its_box_to_the_pixel() -> None:
 def test_a_pasted_half_is_cut_in_the_middle_of_its_box_and_at_the_image_border() -> None:
     mask = torch.zeros(28, 28)
     mask[:, 14:] = 1
-    image = paste_mask(mask, torch.tensor([60.0, -10.0, 100.0, 30.0]), SIZE)
+    image = paste_mask(mask, [60.0, -10.0, 100.0, 30.0])
     expected = np.zeros(SIZE, dtype=bool)
     expected[:30, 80:] = True
     assert np.array_equal(image, expected)
-    image = paste_mask(mask, torch.tensor([-30.0, 40.0, 30.0, 70.0]), SIZE)
+    image = paste_mask(mask, [-30.0, 40.0, 30.0, 70.0])
     expected[:] = False
     expected[40:, :30] = True
     assert np.array_equal(image, expected)
@@ -158,7 +193,7 @@ def test_a_pasted_half_is_cut_in_the_middle_of_its_box_and_at_the_image_border()
 
 @pytest.mark.parametrize("box", [[80.0, 0.0, 90.0, 10.0], [5.2, 5.2, 5.4, 5.4], [-9.0, -9.0, 0.0, 0.0]])
 def test_a_box_without_a_pixel_pastes_nothing(box: list[float]) -> None:
-    assert not paste_mask(torch.ones(28, 28), torch.tensor(box), SIZE).any()
+    assert not paste_mask(torch.ones(28, 28), box).any()
 
 
 def test_results_survive_json_and_name_the_category() -> None:

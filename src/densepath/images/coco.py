@@ -136,6 +136,10 @@ class CocoImages(Dataset[dict[str, Any]]):
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index)
+
+    def sample(self, index: int, masks: bool = True) -> dict[str, Any]:
+        """A sample, on demand without its masks (0, H, W): to decode them takes longer than to decode the image."""
         image = self._images[index]
         objects = self._objects[image["id"]]
         boxes = self._boxes(objects)
@@ -143,7 +147,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         return {
             "image": self._read(image["file_name"]),
             "boxes": np.clip(boxes, 0, limits),
-            "masks": self._masks(image, objects),
+            "masks": self._masks(image, objects if masks else []),
             "labels": self._labels(objects),
             "image_id": image["id"],
             "name": image["file_name"],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from densepath.core.files import atomic_write
 from densepath.images.coco import CocoImages
+from densepath.images.prefetch import ahead
 from densepath.training.progress import say
 from densepath.transfer.average_precision import average_precision
 from densepath.transfer.detector import DETECTIONS, Detector
@@ -44,6 +45,7 @@ def evaluate_detector(
         partial(_detect, model, notes, bfloat16=bfloat16),
         images,
         out,
+        prompted=False,
         masks=model.finds_masks,
         detections_per_image=notes.detections_per_image,
         pictures=pictures,
@@ -55,6 +57,7 @@ def evaluate(
     images: CocoImages,
     out: Path,
     *,
+    prompted: bool = True,
     boxes: bool = True,
     masks: bool = True,
     detections_per_image: int = DETECTIONS,
@@ -65,6 +68,7 @@ def evaluate(
     Args:
         find: a sample of ``images`` -> what is found in it, in COCO's results format.
         images: with the truth.
+        prompted: whether ``find`` looks at the true masks; without it samples may lack them.
         out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
         boxes, masks, detections_per_image: as for :func:`~densepath.transfer.average_precision.average_precision`.
         pictures: how many images to draw, spread over all of them.
@@ -75,8 +79,9 @@ def evaluate(
     drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
-    for i in track(range(len(images)), "detecting", console=console, transient=True, disable=not console.is_terminal):
-        sample = images[i]
+    samples = ahead((images.sample(i, masks=prompted or i in drawn) for i in range(len(images))), depth=1)
+    shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
+    for i, sample in enumerate(shown):
         found = find(sample)
         results += found
         if i in drawn:

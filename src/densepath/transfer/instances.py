@@ -6,37 +6,72 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import numpy.typing as npt
 from pycocotools import mask as rle
 from torch import Tensor
 
 
-def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Draw a box's mask into its image.
+def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
+    """Draw a box's mask into its image, as COCO's compressed run lengths; the image itself is never made.
 
     Args:
-        mask: (M, M) probabilities; the cells fill the box from edge to edge.
-        box: (4,) x1 y1 x2 y2 in the image's pixels.
+        mask: (M, M) probabilities; the cells fill the box from edge to edge, and values between their centers are
+            interpolated linearly.
+        box: x1 y1 x2 y2 in the image's pixels.
         size: height, width of the image.
 
     Returns:
-        (height, width) bool: the probability at each pixel's center is at least 0.5.
+        As :func:`encode_mask` of (height, width) bool: the probability at each pixel's center is at least 0.5.
     """
-    height, width = size
-    image = np.zeros(size, dtype=bool)
-    x1, y1, x2, y2 = box.tolist()
+    (x1, y1, x2, y2), (height, width) = box, size
     # Only the pixels whose centers lie in the box.
-    left, top = max(round(x1), 0), max(round(y1), 0)
-    right, bottom = min(round(x2), width), min(round(y2), height)
+    left, right, across = _between_cells(x1, x2, width, len(mask))
+    top, bottom, down = _between_cells(y1, y2, height, len(mask))
     if left >= right or top >= bottom:
-        return image
-    x = (torch.arange(left, right) + 0.5 - x1) / (x2 - x1) * 2 - 1
-    y = (torch.arange(top, bottom) + 0.5 - y1) / (y2 - y1) * 2 - 1
-    grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), dim=-1)[None]
-    inside = F.grid_sample(mask[None, None], grid, align_corners=False, padding_mode="border")[0, 0]
-    image[top:bottom, left:right] = (inside >= 0.5).numpy()
-    return image
+        return _runs(np.zeros(0, np.int64), size)
+    values = _interpolate(_interpolate(mask, down).T, across)  # (columns, rows), as runs go down the columns
+    inside = np.zeros((right - left, bottom - top + 1), bool)  # with a row of nothing behind each column
+    np.greater_equal(values, 0.5, out=inside[:, :-1])
+    flat = inside.ravel()
+    changed = np.flatnonzero(np.diff(flat, prepend=False))
+    column, row = np.divmod(changed, inside.shape[1])
+    edges = (left + column) * height + top + row
+    # The end of a column's run is the start of the next column's where both go through the whole height.
+    touch = np.flatnonzero(edges[1:] == edges[:-1])
+    return _runs(np.delete(edges, np.concatenate((touch, touch + 1))), size)
+
+
+def _between_cells(
+    low: float, high: float, pixels: int, cells: int
+) -> tuple[int, int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """The pixels (start, stop) of an axis whose centers lie in a box, and where those lie: behind which cell's center,
+    and by how much of the way to the next."""
+    start, stop = max(round(low), 0), min(round(high), pixels)
+    place = (np.arange(start, stop) + 0.5 - low) / max(high - low, 1e-9) * cells - 0.5
+    place = place.clip(0, cells - 1)
+    cell = place.astype(np.int64).clip(max=max(cells - 2, 0))
+    return start, stop, (cell, (place - cell).astype(np.float32))
+
+
+def _interpolate(
+    values: npt.NDArray[np.float32], places: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """The rows (N, C) between those of (M, C) at N places."""
+    cell, beyond = places
+    behind = values[cell]
+    following = values[np.minimum(cell + 1, len(values) - 1)]
+    between: npt.NDArray[np.float32] = behind + beyond[:, None] * (following - behind)
+    return between
+
+
+def _runs(edges: npt.NDArray[np.int64], size: tuple[int, int]) -> dict[str, Any]:
+    """Compressed run lengths of a mask (height, width) that changes, down its columns, at certain pixels."""
+    area = size[0] * size[1]
+    counts = np.diff(edges, prepend=0, append=area) if len(edges) else np.array([area])
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    encoded = rle.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
+    return {"size": list(size), "counts": encoded["counts"].decode()}
 
 
 def coco_results(
@@ -62,8 +97,8 @@ def coco_results(
             }
         )
     if "masks" in found:
-        for result, mask, box in zip(results, found["masks"], found["boxes"], strict=True):
-            result["segmentation"] = encode_mask(paste_mask(mask, box, size))
+        for result, mask, box in zip(results, found["masks"].numpy(), found["boxes"].tolist(), strict=True):
+            result["segmentation"] = encode_pasted(mask, box, size)
     return results
 
 
