@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from densepath.transfer.detector_file import DetectorNotes
 from densepath.transfer.instances import coco_results, objects_of
 from densepath.transfer.overlay import overlay
 from densepath.transfer.samples import into_detector
+
+Found = TypeVar("Found")
 
 
 def evaluate_detector(
@@ -43,9 +45,9 @@ def evaluate_detector(
     model.eval()
     return evaluate(
         partial(_detect, model, notes, bfloat16=bfloat16),
+        partial(_results, notes),
         images,
         out,
-        prompted=False,
         masks=model.finds_masks,
         detections_per_image=notes.detections_per_image,
         pictures=pictures,
@@ -53,11 +55,11 @@ def evaluate_detector(
 
 
 def evaluate(
-    find: Callable[[dict[str, Any]], list[dict[str, Any]]],
+    find: Callable[[dict[str, Any]], Found],
+    encode: Callable[[dict[str, Any], Found], list[dict[str, Any]]],
     images: CocoImages,
     out: Path,
     *,
-    prompted: bool = True,
     boxes: bool = True,
     masks: bool = True,
     detections_per_image: int = DETECTIONS,
@@ -66,9 +68,9 @@ def evaluate(
     """Find objects in all images, score them, and write it down.
 
     Args:
-        find: a sample of ``images`` -> what is found in it, in COCO's results format.
+        find: a sample of ``images``, perhaps without masks -> what is found in it. It runs in another thread.
+        encode: the sample, and what was found in it -> that in COCO's results format; meanwhile the next is looked at.
         images: with the truth.
-        prompted: whether ``find`` looks at the true masks; without it samples may lack them.
         out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
         boxes, masks, detections_per_image: as for :func:`~densepath.transfer.average_precision.average_precision`.
         pictures: how many images to draw, spread over all of them.
@@ -79,10 +81,11 @@ def evaluate(
     drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
-    samples = ahead((images.sample(i, masks=prompted or i in drawn) for i in range(len(images))), depth=1)
-    shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
-    for i, sample in enumerate(shown):
-        found = find(sample)
+    samples = ahead((images.sample(i, masks=i in drawn) for i in range(len(images))), depth=1)
+    looked_at = ahead(((sample, find(sample)) for sample in samples), depth=1)
+    shown = track(looked_at, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
+    for i, (sample, objects) in enumerate(shown):
+        found = encode(sample, objects)
         results += found
         if i in drawn:
             _draw(sample, found, out / "pictures")
@@ -106,14 +109,19 @@ def describe(metrics: dict[str, float], images: int) -> str:
     return f"{images} test images  |  " + "  |  ".join(parts)
 
 
-def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format."""
+def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> dict[str, Tensor]:
+    """One image's detections, with boxes in its own pixels, on the CPU."""
     device = next(model.parameters()).device
     shown = sample | {"short_edge": notes.test_size, "flip": False}
     images, targets = into_detector([shown], notes.mean, notes.std, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         found: dict[str, Tensor] = model.detect(images)[0]
     found["boxes"] = found["boxes"] * targets[0]["scale"]
+    return {key: value.float().cpu() for key, value in found.items()}
+
+
+def _results(notes: DetectorNotes, sample: dict[str, Any], found: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format."""
     return coco_results(found, sample["image_id"], sample["image"].shape[:2], list(notes.category_ids))
 
 

@@ -80,13 +80,13 @@ def coco_results(
     """One image's detections in COCO's results format, best first.
 
     Args:
-        detections: boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, and perhaps masks (N, M, M).
+        detections: float32 on the CPU, of boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, and
+            perhaps masks (N, M, M).
         size: height, width of the image.
         category_ids: of the labels 1, 2, ...
     """
-    found = {key: value.float().cpu() for key, value in detections.items()}
     results: list[dict[str, Any]] = []
-    for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+    for box, score, label in zip(detections["boxes"], detections["scores"], detections["labels"], strict=True):
         x1, y1, x2, y2 = box.tolist()
         results.append(
             {
@@ -96,8 +96,9 @@ def coco_results(
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
         )
-    if "masks" in found:
-        for result, mask, box in zip(results, found["masks"].numpy(), found["boxes"].tolist(), strict=True):
+    if "masks" in detections:
+        masks = zip(detections["masks"].numpy(), detections["boxes"].tolist(), strict=True)
+        for result, (mask, box) in zip(results, masks, strict=True):
             result["segmentation"] = encode_pasted(mask, box, size)
     return results
 
