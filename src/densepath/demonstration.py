@@ -101,7 +101,7 @@ def _play(out: Path, console: Console, seed: int, scale: float | None, started: 
         )
         real = _real_tile(out / "real", console)
     with _chapter(console, "2/6  pre-training: ConCL on the tiles"):
-        run = _pretrain(out, seed, _share(500, of_steps, 4), min(_BATCH, tiles))
+        run = _pretrain(out, seed, _share(450, of_steps, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _chapter(console, "3/6  probe: a linear pixel classifier on frozen features"):
