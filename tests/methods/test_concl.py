@@ -20,7 +20,7 @@ from densepath.views.view import Batch, View
 
 
 def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int, restoration: str) -> np.ndarray:
-    """(labels, cells, cells) of one image: shares by explicit intersections of rectangles, or 1 where a label has most."""
+    """(labels, cells, cells) of one image: shares by intersections of rectangles, or 1 where a label has most."""
     height, width = labels.shape
     shares = np.zeros((count, cells, cells))
     for i, j in np.ndindex(cells, cells):
