@@ -19,8 +19,8 @@ from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 
 
-def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int) -> np.ndarray:
-    """Area shares by explicit intersections of rectangles, then the label that covers most: one image."""
+def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int, restoration: str) -> np.ndarray:
+    """(labels, cells, cells) of one image: shares by intersections of rectangles, or 1 where a label has most."""
     height, width = labels.shape
     shares = np.zeros((count, cells, cells))
     for i, j in np.ndindex(cells, cells):
@@ -29,7 +29,10 @@ def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int) -> np.
         for r, c in np.ndindex(height, width):
             across, down = min(x[1], c + 1) - max(x[0], c), min(y[1], r + 1) - max(y[0], r)
             shares[labels[r, c], i, j] += max(0.0, across) * max(0.0, down)
-    return (shares / shares.sum(0)).round(6).argmax(0)  # equal shares: the smallest id
+    shares = (shares / shares.sum(0)).round(6)
+    if restoration == "shares":
+        return shares
+    return (shares.argmax(0) == np.arange(count)[:, None, None]).astype(float)  # equal shares: the smallest id
 
 
 def by_the_book(method: ConCL, batch: Batch, concepts: Concepts) -> tuple[float, int]:
@@ -42,11 +45,13 @@ def by_the_book(method: ConCL, batch: Batch, concepts: Concepts) -> tuple[float,
     losses = []
     for image in range(len(query)):
         maps = {name: between(concepts.map, batch[name].map)[image].double().numpy() for name in ("query", "key")}
-        on_query = restore(labels[image].numpy(), maps["query"], query.shape[2], count)
-        on_key = restore(labels[image].numpy(), maps["key"], key.shape[2], count)
-        for concept in set(on_query.flatten()) & set(on_key.flatten()):
-            pooled_query = query[image][:, on_query == concept].mean(1)
-            pooled_key = key[image][:, on_key == concept].mean(1)
+        on_query = restore(labels[image].numpy(), maps["query"], query.shape[2], count, method.restoration)
+        on_key = restore(labels[image].numpy(), maps["key"], key.shape[2], count, method.restoration)
+        for concept in range(count):
+            if not (on_query[concept].any() and on_key[concept].any()):
+                continue
+            pooled_query = (query[image] * on_query[concept]).sum((1, 2)) / on_query[concept].sum()
+            pooled_key = (key[image] * on_key[concept]).sum((1, 2)) / on_key[concept].sum()
             q = F.normalize(method.head.double()(torch.tensor(pooled_query)), dim=0)
             k = F.normalize(method.key_head.double()(torch.tensor(pooled_key)), dim=0)
             own, others = (q @ k / method.temperature).exp(), (negatives @ q / method.temperature).exp().sum()
@@ -60,6 +65,8 @@ def by_the_book(method: ConCL, batch: Batch, concepts: Concepts) -> tuple[float,
         {"concepts": "grid"},
         {"stage": 4},
         {"stage": 3, "num_concepts": 6},
+        {"concepts": "grid", "restoration": "shares"},
+        {"stage": 4, "restoration": "shares"},
         {"concepts": "grid", "backbone": "test_vit"},
         {"stage": 4, "backbone": "test_vit"},
     ],
@@ -269,6 +276,11 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"concepts": "grid", "grid_size": 0}, "at least one cell"),
         ({"concepts": "superpixels", "superpixel_scale": 0}, "the scale of superpixels is a number of pixels"),
         ({"concepts": "nuclei", "nucleus_radius": 0.5}, "the radius of a nucleus is a number of pixels"),
+        ({"restoration": "soft"}, "unknown restoration 'soft'; choose argmax or shares"),
+        (
+            {"concepts": "nuclei", "restoration": "shares"},
+            "nuclei may be any number in an image; restore them by argmax",
+        ),
         ({"concepts": "files"}, "concepts files need concept_files; give a folder of label maps"),
         ({"concepts": "saliency"}, "concepts saliency need concept_files; give a folder of masks, or a model's"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor
 from densepath.concepts.choice import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
-from densepath.core.affine import warp_labels
+from densepath.core.affine import label_shares, warp_labels
 from densepath.core.errors import UserError
 from densepath.core.labels import main_labels, number_together
 from densepath.core.losses import info_nce, masked_mean
@@ -52,6 +52,9 @@ class ConCL(MoCoV2):
         concept_files: of "files", a folder with the label map of each image; of "saliency", a model's file (.pt2,
             TorchScript, .onnx) or a folder with the mask of each image. Load only models of people you trust.
         concept_cache: the folder where what was found on the images is kept; ~/.cache/densepath/labels by default.
+        restoration: "argmax", as in the paper: each cell of a view's f5 is of the concept that covers most of it; or
+            "shares": it is of all that cover it, each by its share of the cell (not of "superpixels", "nuclei" and
+            "files", whose numbers of concepts nobody knows).
         concept_weight: lambda.
         warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
             epochs.
@@ -73,6 +76,7 @@ class ConCL(MoCoV2):
         nucleus_radius: float = 8.0,
         concept_files: str | None = None,
         concept_cache: str | None = None,
+        restoration: Literal["argmax", "shares"] = "argmax",
         concept_weight: float = 1.0,
         warmup: float = 0.1,
         concept_queue_size: int = 16384,
@@ -92,6 +96,8 @@ class ConCL(MoCoV2):
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
+        if restoration not in ("argmax", "shares"):
+            raise UserError(f"unknown restoration {restoration!r}; choose argmax or shares")
         self.source = choose_source(
             concepts,
             num_concepts=num_concepts,
@@ -102,11 +108,14 @@ class ConCL(MoCoV2):
             files=concept_files,
             cache=concept_cache,
         )
+        if restoration == "shares" and self.source.num_concepts is None:
+            raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
         if isinstance(self.source, ImageLabels):
             self.unused_views = ("reference",)
         self.concept_queue = Queue(concept_queue_size, dim)
         self.concept_weight = concept_weight
         self.warmup = warmup
+        self.restoration = restoration
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -159,6 +168,10 @@ class ConCL(MoCoV2):
         """The concepts on the cells (h, w) of the query's and the key's features."""
         maps = (batch["query"].map, batch["key"].map)
         count = self.source.num_concepts
+        if self.restoration == "shares":
+            assert count is not None
+            query, key = (label_shares(concepts.labels, concepts.map, to_map, cells, count) for to_map in maps)
+            return Regions(query), Regions(key)
         if count is not None:
             query, key = (warp_labels(concepts.labels, concepts.map, to_map, cells, count)[0] for to_map in maps)
         else:
@@ -166,4 +179,4 @@ class ConCL(MoCoV2):
             count = cells.numel()
             query, key = (main_labels(concepts.labels, concepts.map, to_map, cells) for to_map in maps)
             query, key = number_together(query, key)
-        return Regions(query, count), Regions(key, count)
+        return Regions.of_labels(query, count), Regions.of_labels(key, count)
