@@ -50,6 +50,17 @@ def test_features_do_not_depend_on_the_lengths(name: str, training: bool) -> Non
         torch.testing.assert_close(ours[stage], feature, rtol=1e-9, atol=1e-9)
 
 
+def test_filters_whose_output_is_a_feature_stay() -> None:
+    backbone = settled("ghostnet_050")  # its f1 is taken in front of the batch norm
+    x = torch.randn(2, 3, 64, 64).double()
+    expected = backbone.eval()(x)
+    lengths = filter_lengths(backbone)
+    assert "net.blocks_0.0.ghost1.primary_conv.0" in lengths and "net.conv_stem" not in lengths
+    give_lengths(backbone, {n: 2 * length for n, length in lengths.items()})
+    for stage, feature in backbone(x).items():
+        torch.testing.assert_close(feature, expected[stage], rtol=1e-2, atol=1e-2)
+
+
 def test_long_filters_turn_less_in_a_step() -> None:
     # The reason for all this: with five times the length the same step turns filters 25 times less.
     turned = []

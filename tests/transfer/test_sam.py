@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,26 @@ def test_perfect_masks_have_a_mask_ap_of_one(
     monkeypatch.setattr(SegmentAnything, "prompted", truth)
     metrics = sam(data=data, out=tmp_path / "out", weights=weights, prompt="box", devices="cpu", pictures=0)
     assert metrics == {"mask_ap": 1.0, "mask_ap50": 1.0, "mask_ap75": 1.0}
+
+
+@pytest.mark.parametrize("prompt", ["automatic", "box"])
+def test_masks_are_encoded_as_they_come(
+    prompt: Any, weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def many(*_: Any, **__: Any) -> Any:
+        for _ in range(3):
+            mask = np.ones((HEIGHT, WIDTH), bool)
+            alive.append(weakref.ref(mask))
+            yield mask, 0.5
+            del mask
+            assert sum(one() is not None for one in alive) <= 1
+
+    monkeypatch.setattr(SegmentAnything, "prompted", many)
+    monkeypatch.setattr(SegmentAnything, "everything", many)
+    sam(data=data, out=tmp_path / "out", weights=weights, prompt=prompt, devices="cpu", pictures=0)
+    assert len(alive) == 6
 
 
 def test_each_prompted_mask_has_its_objects_category(weights: Path, data: Path, tmp_path: Path) -> None:

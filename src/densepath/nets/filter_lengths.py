@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from densepath.nets.backbones import TRIAL_SIZE, Backbone
 from densepath.nets.modes import untouched_modes
 
-_PLAIN = (nn.Conv2d, nn.Conv3d, Conv2dSame)  # and no subclass: some standardize their filters themselves
+_PLAIN = (nn.Conv2d, Conv2dSame)  # and no subclass: some standardize their filters themselves
 
 
 def filter_lengths(backbone: Backbone) -> dict[str, float]:
@@ -67,8 +67,8 @@ def _length(conv: nn.Module) -> float:
 
 
 @torch.no_grad()
-def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d | nn.Conv3d, _BatchNorm]]:
-    """The convolutions whose very output is the input of a batch norm, with that, in the order of their use."""
+def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
+    """The convolutions whose very output is the input of a batch norm and no feature, with that, in their order."""
     names = {module: name for name, module in backbone.named_modules()}
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; holding the tensors keeps identities their own
     pairs = {}
@@ -87,8 +87,11 @@ def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d | nn.Conv3d, _B
     side = max(backbone.patch_size, TRIAL_SIZE // backbone.patch_size * backbone.patch_size)
     try:
         with untouched_modes(backbone):
-            backbone.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
+            maps = backbone.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
     finally:
         for hook in hooks:
             hook.remove()
+    for feature in maps.values():  # GhostNet's f1 is such an output itself
+        if id(feature) in made:
+            pairs.pop(names[made[id(feature)][0]], None)
     return pairs  # type: ignore[return-value]

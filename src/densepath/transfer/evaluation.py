@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,8 +69,9 @@ def evaluate(
     """Find objects in all images, score them, and write it down.
 
     Args:
-        find: a sample of ``images``, perhaps without masks -> what is found in it. It runs in another thread.
-        encode: the sample, and what was found in it -> that in COCO's results format; meanwhile the next is looked at.
+        find: a sample of ``images``, without its masks -> what is found in it.
+        encode: the sample, and what was found in it -> that in COCO's results format. It runs in another thread, while
+            the next image is looked at.
         images: with the truth.
         out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
         boxes, masks, detections_per_image: as for :func:`~densepath.transfer.average_precision.average_precision`.
@@ -79,16 +81,28 @@ def evaluate(
         As :func:`~densepath.transfer.average_precision.average_precision`.
     """
     drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
+
+    def finish(i: int, sample: dict[str, Any], found: Found) -> list[dict[str, Any]]:
+        objects = encode(sample, found)
+        if i in drawn:
+            _draw(images[i], objects, out / "pictures")
+        return objects
+
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
-    samples = ahead((images.sample(i, masks=i in drawn) for i in range(len(images))), depth=1)
-    looked_at = ahead(((sample, find(sample)) for sample in samples), depth=1)
-    shown = track(looked_at, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
-    for i, (sample, objects) in enumerate(shown):
-        found = encode(sample, objects)
-        results += found
-        if i in drawn:
-            _draw(sample, found, out / "pictures")
+    samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1)
+    shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
+    # The network stays in this thread, where Ctrl-C ends it at once. What is encoded beside it is popped, as a variable
+    # would keep the threads alive as long as an error of it.
+    waiting: list[Future[list[dict[str, Any]]]] = []
+    with ThreadPoolExecutor(1) as other:
+        for i, sample in enumerate(shown):
+            found = find(sample)
+            if waiting:
+                results += waiting.pop().result()
+            waiting.append(other.submit(finish, i, sample, found))
+        if waiting:
+            results += waiting.pop().result()
     metrics = average_precision(
         images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
     )

@@ -91,18 +91,22 @@ def sam(
         "box_nms": box_nms,
     }
 
-    def find(sample: dict[str, Any]) -> list[tuple[Found, int]]:
+    def find(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        # Encoded one by one as they come: masks of a thousand nuclei would take a gigabyte.
         if prompt == "automatic":
-            return [(one, categories[0]) for one in model.everything(sample["image"], **generator)]
-        found = model.prompted(sample["image"], sample["boxes"], prompt)
-        return [(one, categories[label - 1]) for one, label in zip(found, sample["labels"], strict=True)]
+            found = model.everything(sample["image"], **generator)
+            return [_result(one, sample["image_id"], categories[0]) for one in found]
+        labels = zip(model.prompted(sample["image"], sample["boxes"], prompt), sample["labels"], strict=True)
+        return [_result(one, sample["image_id"], categories[label - 1]) for one, label in labels]
 
-    def encode(sample: dict[str, Any], found: list[tuple[Found, int]]) -> list[dict[str, Any]]:
-        return [_result(one, sample["image_id"], category) for one, category in found]
-
-    boxes = prompt == "automatic"
     return evaluate(
-        find, encode, images, out, boxes=boxes, detections_per_image=detections_per_image, pictures=pictures
+        find,
+        lambda sample, found: found,
+        images,
+        out,
+        boxes=prompt == "automatic",
+        detections_per_image=detections_per_image,
+        pictures=pictures,
     )
 
 
