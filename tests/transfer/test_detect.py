@@ -83,11 +83,11 @@ def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, 
 @pytest.mark.parametrize(
     ("detector", "backbone", "steps", "lr"),
     [
-        ("mask_rcnn_fpn_small", "test_resnet", 140, 0.03),
-        ("mask_rcnn_c4_small", "test_resnet", 180, 0.03),
-        ("mask_rcnn_dc5_small", "test_resnet", 180, 0.03),
-        ("retinanet_small", "test_resnet", 200, 0.02),
-        ("vitdet_small", "test_vit", 160, 3e-3),
+        ("mask_rcnn_fpn_small", "test_resnet", 220, 0.03),
+        ("mask_rcnn_c4_small", "test_resnet", 280, 0.02),
+        ("mask_rcnn_dc5_small", "test_resnet", 240, 0.03),
+        ("retinanet_small", "test_resnet", 250, 0.02),
+        ("vitdet_small", "test_vit", 180, 3e-3),
     ],
 )
 def test_every_detector_learns_an_image_to_the_pixel(
@@ -99,7 +99,9 @@ def test_every_detector_learns_an_image_to_the_pixel(
     metrics = detect(data=data, out=out, precise_bn_batches=10, **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
-    assert all(metrics[f"{kind}_ap"] > 0.9 for kind in kinds)
+    assert metrics["box_ap"] > 0.9
+    # A mask of 14 x 14 cells, as C4 has them, can miss the one threshold of 0.95 for an object of 35 pixels.
+    assert metrics.get("mask_ap", 1) > (0.85 if "c4" in detector else 0.9)
     assert json.loads((out / "metrics.json").read_text()) == metrics
     found = json.loads((out / "predictions.json").read_text())
     assert {"segmentation" in result for result in found} == {"mask" in kinds}
