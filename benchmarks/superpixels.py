@@ -68,7 +68,10 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for way in arguments.ways:
         scores = []
         for seed in arguments.seeds:
-            recipe = typed_options(load_recipe("concl_superpixels_small")) | {"max_steps": arguments.steps}
+            recipe = typed_options(load_recipe("concl_superpixels_small")) | {
+                "max_steps": arguments.steps,
+                "batch_size": arguments.batch_size,
+            }
             recipe["optimizer"] = replace(recipe["optimizer"], lr=arguments.lr)
             recipe["method_options"] |= {"momentum": arguments.momentum, "superpixel_scale": SCALES["per_image"]}
             if way == "per_view":
@@ -91,6 +94,7 @@ def main() -> None:
     made.add_argument("--ways", nargs="+", choices=SCALES, default=list(SCALES))
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--steps", type=int, default=250)
+    made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--backbone", default="regnetx_002")
     made.add_argument("--lr", type=float, default=0.2)
     made.add_argument("--momentum", type=float, default=0.99)

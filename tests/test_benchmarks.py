@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bare, gpu, loading, measure, peers, step
-from densepath.methods import METHODS
+from benchmarks import bare, gpu, loading, measure, peers, step, superpixels
+from densepath.images.tissue import write_tiles, write_tissue
+from densepath.methods import METHODS, ConCL
 from densepath.training.hardware import choose_hardware
 
 TINY = ["--backbone", "test_resnet", "--size", "64", "--image_size", "64", "--batch_size", "4", "--repeats", "1"]
@@ -53,6 +54,21 @@ def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
     many = loading.memory(10**6)
     assert many["names_mib"] < 24 and many["order_mib"] < 16  # their 39 MiB lie in a file
     assert loading.store_memory(10**6, tmp_path)["open_mib"] < 12  # of 27 MiB of tables
+
+
+def test_superpixels_are_found_in_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(METHODS, "view_concl", ConCL)  # and taken away again
+    write_tiles(tmp_path / "tiles", 4, 96, seed=0)
+    write_tissue(tmp_path / "tissue", train=1, test=1, size=96, seed=0)
+    options = {"seeds": [0], "steps": 2, "batch_size": 4, "backbone": "test_resnet", "lr": 0.01, "momentum": 0.9}
+    folders = {"tiles": tmp_path / "tiles", "data": tmp_path / "tissue", "out": tmp_path / "runs"}
+    rows = superpixels.compare(Namespace(ways=list(superpixels.SCALES), **options, **folders))
+    assert [row["case"] for row in rows] == ["per_image", "per_view"]
+    config = (tmp_path / "runs" / "per_view_0" / "config.yaml").read_text()
+    assert (
+        "view_concl" in config and "shared_concepts" in (tmp_path / "runs" / "per_view_0" / "metrics.csv").read_text()
+    )
 
 
 def test_what_differs_from_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_every_detector_learns_an_image_to_the_pixel(
     detector: str, backbone: str, steps: int, lr: float, tmp_path: Path
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
-    write_coco(data, dict.fromkeys(("train", "test"), [("scene", *scene(0))]))
+    write_coco(data, {split: [("scene", *scene(0))] for split in ("train", "test")})
     options = SMALL | {"detector": detector, "backbone": backbone, "max_steps": steps, "lr": lr, "batch_size": 1}
     metrics = detect(data=data, out=out, precise_bn_batches=10, **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
