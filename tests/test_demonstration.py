@@ -58,6 +58,6 @@ def test_the_demo_goes_on_without_the_real_tile(tmp_path: Path, monkeypatch: pyt
     assert "going on" in said.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "share"), [(0.005, 1.0), (0.035, 1.0), (0.045, 0.8), (0.06, 0.6), (1.0, 0.6)])
+@pytest.mark.parametrize(("seconds", "share"), [(0.005, 1.0), (0.03, 1.0), (0.0375, 0.8), (0.05, 0.6), (1.0, 0.6)])
 def test_slow_machines_make_fewer_steps(seconds: float, share: float) -> None:
     assert _affordable(seconds) == share
