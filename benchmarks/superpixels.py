@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.segmentation import felzenszwalb
 
 from benchmarks.measure import report
+from densepath.analysis.pictures import colors_of
 from densepath.concepts.source import Concepts
-from densepath.concepts.superpixels import SIGMA
+from densepath.concepts.superpixels import Superpixels
 from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods import METHODS, ConCL
 from densepath.nets.backbones import Backbone
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import load_recipe, typed_options
 from densepath.transfer.probe import probe
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 from densepath.views.view import Batch
 
 SCALES = {"per_image": 200, "per_view": 100}  # of images of 224 px, and of the part of them that a view of 96 px shows
@@ -35,6 +34,7 @@ class ViewSuperpixels:
     """Superpixels of the reference views."""
 
     num_concepts = None
+    superpixels = Superpixels(SCALES["per_view"])
 
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Any view will do."""
@@ -44,12 +44,7 @@ class ViewSuperpixels:
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         view = batch["reference"]
-        mean, std = (
-            torch.tensor(color, device=view.pixels.device).view(3, 1, 1) for color in (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        images = (view.pixels.float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).double().numpy(force=True)
-        scale = SCALES["per_view"]
-        labels = np.stack([felzenszwalb(image, scale=scale, sigma=SIGMA, min_size=scale) for image in images])
+        labels = np.stack([self.superpixels.label(colors_of(pixels), "") for pixels in view.pixels])
         return Concepts(torch.from_numpy(labels).to(view.pixels.device), view.map)
 
 

@@ -49,7 +49,7 @@ def _between_cells(
     start, stop = max(round(low), 0), min(round(high), pixels)
     place = (np.arange(start, stop) + 0.5 - low) / max(high - low, 1e-9) * cells - 0.5
     place = place.clip(0, cells - 1)
-    cell = place.astype(np.int64).clip(max=max(cells - 2, 0))
+    cell = place.astype(np.int64)
     return start, stop, (cell, (place - cell).astype(np.float32))
 
 
@@ -66,9 +66,8 @@ def _interpolate(
 
 def _runs(edges: npt.NDArray[np.int64], size: tuple[int, int]) -> dict[str, Any]:
     """Compressed run lengths of a mask (height, width) that changes, down its columns, at certain pixels."""
-    area = size[0] * size[1]
-    counts = np.diff(edges, prepend=0, append=area) if len(edges) else np.array([area])
-    if len(counts) > 1 and counts[-1] == 0:
+    counts = np.diff(edges, prepend=0, append=size[0] * size[1])
+    if counts[-1] == 0:
         counts = counts[:-1]
     encoded = rle.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
     return {"size": list(size), "counts": encoded["counts"].decode()}
