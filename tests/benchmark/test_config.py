@@ -142,6 +142,17 @@ def test_runs_are_as_long_as_the_papers():
     assert {cell.images for cell in cells if cell.verb == "detect"} == {5200 * 16 + 80, 15200 * 16 + 80}
 
 
+def test_concl_warms_up_for_20_epochs_however_long_it_runs():
+    checked = 0
+    for name in config_names():
+        for row in load_table(name).rows:
+            options = row.pretraining({}) if row.recipe else {}
+            if options.get("method") == "concl" and options.get("epochs") and "without warm-up" not in row.name:
+                assert options["method_options"]["warmup"] * options["epochs"] == pytest.approx(20), (name, row.name)
+                checked += options["epochs"] > 200
+    assert checked == 3
+
+
 def test_options_lie_over_others():
     recipe = {"epochs": 200, "method_options": {"stage": 4, "warmup": 0.1}, "batch_size": 256}
     over = {"max_steps": 10, "method_options": {"stage": 5}}
