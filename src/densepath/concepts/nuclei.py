@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ class Nuclei:
 
     def identity(self) -> dict[str, Any]:
         return {"nuclei": [self.radius, _BLUR, _OPENING, _NEAR], "skimage": version("scikit-image")}
+
+    def files(self) -> Iterable[Path]:
+        return ()
 
     def begin(self, names: Iterable[str]) -> None:
         """Any image will do."""
