@@ -28,7 +28,8 @@ class Nuclei:
 
     Haematoxylin by color deconvolution, Otsu's threshold, opening, and what is near to a nucleus. A single nucleus is
     smaller than a cell of the features that are pooled (32 px of a view), where no nucleus but its surroundings would
-    cover most; groups follow epithelium and infiltrates, and single nuclei of the stroma mostly vanish in it.
+    cover most; groups follow epithelium and infiltrates, and single nuclei of the stroma mostly vanish in it. There is
+    no watershed to part nuclei that touch: however it cut them, they would lie close together and be one group.
 
     Args:
         radius: of a nucleus in pixels of the image: 8 at 0.5 µm/px, 16 at 0.25.
