@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from densepath.analysis.pictures import draw_concepts
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.show import show_concepts, show_reconstruction, show_views
 from densepath.core.errors import UserError
@@ -82,9 +83,42 @@ def test_sources_of_concepts_stand_side_by_side(tiles: Path, tmp_path: Path) -> 
     assert np.array_equal(grid[title:], files[title:])
 
 
-def test_sources_that_need_a_file_each_are_drawn_one_at_a_time(tiles: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="one of them at a time"):
-        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("files", "saliency"), concept_files=str(tmp_path))
+def test_all_sources_are_in_one_picture_each_with_files_of_its_own(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = {"files": np.arange(9).reshape(3, 3), "saliency": np.eye(3, dtype=int)}
+    for name, values in maps.items():
+        (tmp_path / name).mkdir()
+        for tile in tiles.iterdir():
+            pixels = values * (255 if name == "saliency" else 1)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / tile.name)
+    drawn: dict[str, list[np.ndarray]] = {}
+
+    def draw(tiles: object, columns: dict[str, list[np.ndarray]], *rest: object, **more: object) -> Path:
+        drawn.update(columns)
+        return draw_concepts(tiles, columns, *rest, **more)
+
+    monkeypatch.setattr("densepath.analysis.show.draw_concepts", draw)
+    show_concepts(
+        data=tiles,
+        out=tmp_path / "all.png",
+        concepts=("grid", "superpixels", "nuclei", "saliency", "files", "kmeans"),
+        saliency=str(tmp_path / "saliency"),
+        concept_files=str(tmp_path / "files"),
+        backbone="test_resnet",
+        stages=(4,),
+        count=2,
+    )
+    assert list(drawn) == ["grid", "superpixels", "nuclei", "saliency", "files", "f4"]
+    assert all(np.array_equal(found, maps[name]) for name in maps for found in drawn[name])
+    assert Image.open(tmp_path / "all.png").width > 7 * 200  # pixels
+
+
+def test_a_source_without_its_files_is_named(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give it by --saliency"):
+        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), concept_files=str(tmp_path))
+    with pytest.raises(UserError, match="concepts files need concept_files"):
+        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("files",), saliency=str(tmp_path), count=1)
     with pytest.raises(UserError, match="unknown concepts 'stars'"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("stars",), count=1)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from densepath.benchmark.config import config_names, load_table, merged
+from densepath.benchmark.cost import estimate
 from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet, LabelledSet
@@ -140,6 +141,28 @@ def test_runs_are_as_long_as_the_papers():
     assert {cell.images for cell in cells if cell.verb == "pretrain"} == {200 * 80_000}
     # 1x: 5000 steps of 16 on GlaS, 15000 on CRAG; 200 batches for the norms, and the test images.
     assert {cell.images for cell in cells if cell.verb == "detect"} == {5200 * 16 + 80, 15200 * 16 + 80}
+
+
+def test_concl_warms_up_for_20_epochs_however_long_it_runs():
+    checked = 0
+    for name in config_names():
+        for row in load_table(name).rows:
+            options = row.pretraining({}) if row.recipe else {}
+            if options.get("method") == "concl" and options.get("epochs") and "without warm-up" not in row.name:
+                assert options["method_options"]["warmup"] * options["epochs"] == pytest.approx(20), (name, row.name)
+                checked += options["epochs"] > 200
+    assert checked == 3
+
+
+def test_the_small_table_compares_concepts_by_ap_in_half_an_hour(tmp_path):
+    table = load_table("glas_small")
+    asked = {"random": None, "MoCo-v2": "moco_v2", "DenseCL": "densecl", "g-ConCL": "concl_grid", "b-ConCL": "concl"}
+    rows = {row.name: row.recipe for row in table.rows}
+    assert all(rows[name] == (recipe and f"{recipe}_small") for name, recipe in asked.items())
+    assert {cell.images for cell in grid_of(table).cells.values() if cell.verb == "pretrain"} == {1200 * 64}
+    assert {"box_ap", "mask_ap"} <= {metric for task in table.tasks for metric in task.metrics}
+    hours = sum(cost.hours for cost in estimate(list(grid_of(table).cells.values()), tmp_path))
+    assert 0.45 < hours < 0.55
 
 
 def test_options_lie_over_others():

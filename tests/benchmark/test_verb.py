@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -61,10 +62,18 @@ def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue,
     assert rows["MoCo", "box_ap50"]["paper"] == "12.5"
     assert (tmp_path / "T" / "curves.png").stat().st_size > 5000
 
-    # Given once more, the command starts nothing.
+    # Another table is refused there. This one may be edited, and then has no picture of what it no longer draws.
+    written = (tmp_path / "T" / "table.md").read_text()
+    other = table.rename(tmp_path / "other.yaml")
+    _, err = ended(densepath(line.replace("small.yaml", "other.yaml"), tmp_path), 2)
+    assert err.splitlines()[-1].startswith("densepath: error: T holds the table small; name another folder for other")
+    assert (tmp_path / "T" / "table.md").read_text() == written
+    table.write_text(re.sub(r", curve: \w+", "", other.read_text()).replace("title: A table", "title: Mine"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")}
     ended(densepath(line, tmp_path))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")} == before
+    assert (tmp_path / "T" / "table.md").read_text().startswith("# Mine\n")
+    assert not (tmp_path / "T" / "curves.png").exists()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")} == before  # nothing ran anew
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tissue, table, tmp_path, densepath):

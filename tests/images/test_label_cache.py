@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from densepath.core.errors import UserError
-from densepath.images import label_cache
+from densepath.images import contents, label_cache
 from densepath.images.label_cache import cache_folder, label_images
 from densepath.images.sources import open_images, pack
 
@@ -29,6 +30,9 @@ class Brightness:
 
     def begin(self, names):
         pass
+
+    def files(self):
+        return ()
 
     def label(self, image, name):
         with open(self.log, "a") as log:
@@ -56,7 +60,8 @@ def tiles(tmp_path):
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name != "lock")
+    """Those of maps; not the locks, and not what is known of the images' contents."""
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name not in ("lock", "digest"))
 
 
 def test_maps_are_made_once_however_the_images_are_read(tmp_path, tiles, labeller):
@@ -91,16 +96,73 @@ def test_what_has_changed_is_made_anew(tmp_path, tiles, labeller, monkeypatch):
     assert made() and not made()
     labeller.step = 2
     assert made() and not made()
-    os.utime(tiles / "2.png", ns=(0, 12345))
-    assert made() and not made()
     Image.new("RGB", (40, 40)).save(tiles / "1.png")
     assert made() and not made()
-    (tiles / "5.png").rename(tiles / "6.png")
+    (tiles / "5.png").unlink()
     assert made() and not made()
-    (tiles / "6.png").unlink()
+    (tiles / "0.png").rename(tiles / "9.png")  # their order counts, and nothing else of their names
+    assert made() and not made()
+    content = bytearray((tiles / "4.png").read_bytes())
+    content[-1] ^= 1
+    (tiles / "4.png").write_bytes(content)
     assert made() and not made()
     monkeypatch.setattr(label_cache, "_VERSION", 0)
     assert made() and not made()
+
+
+@pytest.mark.parametrize("kind", ["files", "store"])
+def test_a_copy_of_the_images_finds_their_maps(tmp_path, tiles, labeller, kind):
+    source = tiles if kind == "files" else pack(tiles, tmp_path / "tiles.safetensors")
+    maps = label_images(open_images(source, cache="none"), labeller, tmp_path / "cache").maps.copy()
+    assert labeller.asked() == list("012345")
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / source.name
+    if kind == "files":
+        shutil.copytree(source, copy, copy_function=shutil.copyfile)  # other times of change, too
+        (copy / "5.png").rename(copy / "6.png")
+    else:
+        pack(tiles, copy)
+    found = label_images(open_images(copy, cache="none"), labeller, tmp_path / "cache").maps
+    assert labeller.asked() == [] and np.array_equal(found, maps)
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
+def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, monkeypatch):
+    def maps(cache="cache"):
+        return label_images(open_images(tiles, cache="none"), labeller, tmp_path / cache).maps
+
+    first, read = maps(), contents._content
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "_content", None)
+        assert np.array_equal(maps(), first)
+        content = (tiles / "3.png").read_bytes()
+        times = (tiles / "3.png").stat().st_mtime_ns
+        (tiles / "3.png").write_bytes(content[:-1] + b"x")  # what is written behind its back is not seen
+        os.utime(tiles / "3.png", ns=(times, times))
+        assert np.array_equal(maps(), first)
+    asked = []
+    monkeypatch.setattr(contents, "_content", lambda file: asked.append(Path(file).name) or read(file))
+    os.utime(tiles / "3.png", ns=(0, 12345))
+    maps()
+    assert asked == [f"{number}.png" for number in range(6)]
+    for damage in ("", "nonsense" * 8):
+        asked.clear()
+        for known in (tmp_path / "cache").rglob("digest"):
+            known.write_text(damage)
+        maps()
+        assert len(asked) == 6
+        maps()
+        assert len(asked) == 6
+
+
+def test_the_digest_of_many_files_takes_little_memory(tmp_path, bounded_memory):
+    """50,000 names; a list of them and their digests would take 8 MiB."""
+
+    def names():
+        return (f"/nowhere/{number:09d}.png" for number in range(50_000))
+
+    with bounded_memory(5):
+        contents.digest_of_files(names, 50_000, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])

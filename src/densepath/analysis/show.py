@@ -83,6 +83,7 @@ def show_concepts(
     grid_size: int = 3,
     superpixel_scale: int = 50,
     nucleus_radius: float = 8.0,
+    saliency: str | None = None,
     concept_files: str | None = None,
     count: int = 6,
     seed: int = 0,
@@ -101,7 +102,8 @@ def show_concepts(
         grid_size: of "grid".
         superpixel_scale: of "superpixels".
         nucleus_radius: of "nuclei", in pixels.
-        concept_files: of "saliency", a model or a folder of masks; of "files", a folder of label maps.
+        saliency: of "saliency", a model or a folder of masks, as ConCL's concept_files.
+        concept_files: of "files", a folder of label maps.
         count: how many tiles.
         seed: of the tiles that are drawn, of random weights, and of the clusters' starts.
 
@@ -112,13 +114,14 @@ def show_concepts(
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
     out = picture_file(out)
-    if {"saliency", "files"} <= set(concepts):
-        raise UserError("saliency and files need concept_files each; draw one of them at a time")
+    names = titles_of([concepts] if isinstance(concepts, str) else concepts, "concepts")
+    if "saliency" in names and saliency is None:
+        raise UserError("concepts saliency need a model or a folder of masks; give it by --saliency")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
     tiles = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
     groups: list[Columns] = []
-    for name in titles_of([concepts] if isinstance(concepts, str) else concepts, "concepts"):
+    for name in names:
         if name == "kmeans":
             groups += _clusters(tiles, weights, backbone, stages, num_concepts, seed)
             continue
@@ -129,7 +132,7 @@ def show_concepts(
             grid_size=grid_size,
             superpixel_scale=superpixel_scale,
             nucleus_radius=nucleus_radius,
-            files=concept_files,
+            files=saliency if name == "saliency" else concept_files,
         )
         if isinstance(source, ImageLabels):
             source.labeller.begin(images.paths)

@@ -25,7 +25,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 
 TABLE, PICTURE = "table", "curves.png"
-_CELLS, _DIGESTS = "cells", "digests.json"
+_CELLS, _DIGESTS, _CONFIG = "cells", "digests.json", "config.txt"
 _OWN = (_CELLS, _DIGESTS, f"{TABLE}.md")
 
 
@@ -56,7 +56,7 @@ def benchmark_table(
             "figure1" of the ConCL paper; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and
             "conv_mim_figure5" of the Conv-MIM paper; the small "glas_small" (a GPU) and "glas_probe" (a CPU); or a YAML
             file.
-        out: the folder of the table.
+        out: the folder of the table, and of no other; a table keeps it when its YAML file is edited.
         data: the labelled sets, as NAME=FOLDER by the table's names; the folder alone where the table has one. Tasks on
             others are left out.
         tiles: the unlabelled images: a folder, a text list, a glob, or a packed store.
@@ -74,8 +74,8 @@ def benchmark_table(
         ``out/table.md``; None of a dry run.
 
     Raises:
-        UserError: the table or the data are not what they should be, test images are among those for pre-training, or
-            cells have failed; the others have run by then.
+        UserError: the table or the data are not what they should be, the folder holds another table, test images are
+            among those for pre-training, or cells have failed; the others have run by then.
         Interrupted: Ctrl-C or SIGTERM; the runs have saved their state.
     """
     table = _chosen(load_table(config), seeds, rows, baseline)
@@ -83,6 +83,7 @@ def benchmark_table(
     out = Path(out)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
+    _check_same_table(out, table.name)
     root = Path(cells) if cells is not None else out / _CELLS
     digests = Digests(out / _DIGESTS)
     folders = _folders(data, table)
@@ -102,6 +103,8 @@ def benchmark_table(
         for name, cell in grid.cells.items():
             console.print(f"{'done' if CellFolder(root, cell).result() is not None else 'to do'}  {name}", markup=False)
         return None
+    with atomic_write(out / _CONFIG) as part:
+        part.write_text(f"{table.name}\n", encoding="utf-8")
     runner = Runner(root, list(grid.cells.values()), slots, partial(_write, out, table, grid, root, notes))
     runner.run()
     failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
@@ -113,6 +116,20 @@ def benchmark_table(
             f"same command again ({written} has the others)"
         )
     return written
+
+
+def _check_same_table(out: Path, name: str) -> None:
+    """Check that the folder is not that of a table with another name.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        held = (out / _CONFIG).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return
+    if held != name:
+        raise UserError(f"{out} holds the table {held}; name another folder for {name} (the two may share --cells)")
 
 
 def _chosen(table: TableConfig, seeds: Sequence[int], rows: Sequence[str], baseline: str | None) -> TableConfig:
@@ -154,6 +171,8 @@ def _write(out: Path, table: TableConfig, grid: Grid, root: Path, notes: Sequenc
     """Write the table as it stands."""
     results = collect(table, grid, root)
     picture = draw_budgets(results, grid.budgets, out / PICTURE)
+    if picture is None:
+        (out / PICTURE).unlink(missing_ok=True)  # that of rows or runs that are no longer asked for
     name = picture.name if picture else None
     texts = {
         "md": to_markdown(results, notes, name),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import numpy.typing as npt
 from densepath.concepts.matching import Matches, match_names
 from densepath.core.errors import UserError
 from densepath.images.decode import DamagedImage
-from densepath.images.label_cache import file_identity
 from densepath.images.labels import LABEL_SUFFIXES, label_size, read_labels
 
 
@@ -35,7 +33,11 @@ class MapFiles:
         self._names: Iterable[str] = ()
 
     def identity(self) -> dict[str, Any]:
-        return {"files": paths_identity(self._matches, self._names)}
+        return {"maps": "files"}
+
+    def files(self) -> Iterable[Path]:
+        assert self._matches is not None, "begin comes first"
+        return map(self._matches.path, self._names)
 
     def begin(self, names: Iterable[str]) -> None:
         if not self.folder.is_dir():
@@ -53,15 +55,6 @@ class MapFiles:
         if labels.size and labels.min() < 0:
             raise UserError(f"{path} holds the label {labels.min()}; number the labels from 0")
         return labels
-
-
-def paths_identity(matches: Matches | None, names: Iterable[str]) -> str:
-    """What changes when the file of one of the images is replaced."""
-    digest = hashlib.sha256()
-    if matches is not None:
-        for name in names:
-            digest.update(file_identity(matches.path(name)))
-    return digest.hexdigest()
 
 
 def check_shape(path: Path, size: tuple[int, ...], image: npt.NDArray[np.uint8], what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ class Nuclei:
 
     Haematoxylin by color deconvolution, Otsu's threshold, opening, and what is near to a nucleus. A single nucleus is
     smaller than a cell of the features that are pooled (32 px of a view), where no nucleus but its surroundings would
-    cover most; groups follow epithelium and infiltrates, and single nuclei of the stroma mostly vanish in it.
+    cover most; groups follow epithelium and infiltrates, and single nuclei of the stroma mostly vanish in it. There is
+    no watershed to part nuclei that touch: however it cut them, they would lie close together and be one group.
 
     Args:
         radius: of a nucleus in pixels of the image: 8 at 0.5 µm/px, 16 at 0.25.
@@ -44,6 +46,9 @@ class Nuclei:
 
     def identity(self) -> dict[str, Any]:
         return {"nuclei": [self.radius, _BLUR, _OPENING, _NEAR], "skimage": version("scikit-image")}
+
+    def files(self) -> Iterable[Path]:
+        return ()
 
     def begin(self, names: Iterable[str]) -> None:
         """Any image will do."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.concepts.map_files import check_shape, paths_identity
+from densepath.concepts.map_files import check_shape
 from densepath.concepts.matching import Matches, match_names
 from densepath.concepts.saliency_models import Predict, fetched, is_model_folder, load_saliency_model
 from densepath.core.errors import UserError
@@ -47,13 +47,16 @@ class Saliency:
 
     def identity(self) -> dict[str, Any]:
         if self._has_masks:
-            return {"masks": paths_identity(self._matches, self._names), "threshold": THRESHOLD}
+            return {"maps": "masks", "threshold": THRESHOLD}
         inside = sorted(p for p in self.source.iterdir() if p.is_file()) if self.source.is_dir() else [self.source]
         digests = []
         for path in inside:
             with open(path, "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         return {"saliency": digests[0] if len(digests) == 1 else digests, "threshold": THRESHOLD}
+
+    def files(self) -> Iterable[Path]:
+        return () if self._matches is None else map(self._matches.path, self._names)
 
     def begin(self, names: Iterable[str]) -> None:
         if not self.source.exists():

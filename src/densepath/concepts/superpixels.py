@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ class Superpixels:
 
     def identity(self) -> dict[str, Any]:
         return {"superpixels": self.scale, "sigma": SIGMA, "skimage": version("scikit-image")}
+
+    def files(self) -> Iterable[Path]:
+        return ()
 
     def begin(self, names: Iterable[str]) -> None:
         """Any image will do."""

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from densepath.core.errors import UserError
 from densepath.core.files import remove_remains, writing
+from densepath.images.contents import digest_of_files, digest_of_tiles
 from densepath.images.damage import Damage
 from densepath.images.decode import DamagedImage
 from densepath.images.label_maps import SIDE, LabelMaps, shrink
@@ -28,7 +29,7 @@ from densepath.images.loose import ImageFiles, decode_all
 from densepath.images.machine import cores, with_progress
 from densepath.images.sources import PackedTiles
 
-_VERSION = 1  # of what the files hold
+_VERSION = 2  # of what the files hold
 _FILE, _UNFINISHED = "labels.npy", ".labels.npy.part"
 _MAP = SIDE * SIDE * np.dtype(np.int16).itemsize  # bytes
 _BLOCK = 1024  # maps after which the disk has what was written
@@ -46,7 +47,10 @@ class Labeller(Protocol):
     parallel: bool
 
     def identity(self) -> dict[str, Any]:
-        """All that the maps depend on besides the images, in the types of JSON."""
+        """All that the maps depend on besides what the images and ``files`` hold, in the types of JSON."""
+
+    def files(self) -> Iterable[Path]:
+        """The files that the maps are made from besides the images, after ``begin``: a map for each image, perhaps."""
 
     def begin(self, names: Iterable[str]) -> None:
         """Look at the names of all images, before the first is labelled. There may be millions.
@@ -71,9 +75,10 @@ def cache_folder() -> Path:
 def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: str | Path | None = None) -> LabelMaps:
     """The label maps of all images of a source: from the cache, or made now and kept there.
 
-    A map is found again as long as the labeller's identity and each image's path, size and time of change are the same
-    (those of the file, for a packed store). What a stop or a kill has cut off goes on where it was. Of several
-    processes that need the same maps one makes them, the others wait.
+    Maps are found again as long as the labeller's identity and what the images' files (of a packed store, its tiles)
+    and the labeller's hold are the same, wherever they lie; see :func:`digest_of_files` for how often they are read.
+    What a stop or a kill has cut off goes on where it was. Of several processes that need the same maps one makes them,
+    the others wait.
 
     Args:
         images: the source.
@@ -83,9 +88,9 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     Raises:
         UserError: the cache cannot be written, an image has no map, or too many images are damaged.
     """
-    names = images.paths
-    labeller.begin(names)
-    place = Path(folder or cache_folder()).expanduser() / _key(images, names, labeller)
+    labeller.begin(images.paths)
+    root = Path(folder or cache_folder()).expanduser()
+    place = root / _key(images, labeller, root)
     maps = _open(place / _FILE, len(images))
     if maps is None:
         try:
@@ -106,25 +111,16 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     return maps
 
 
-def _key(images: ImageFiles | PackedTiles, names: Iterable[str], labeller: Labeller) -> str:
-    digest = hashlib.sha256(json.dumps([_VERSION, SIDE, labeller.identity()], sort_keys=True).encode())
-    if isinstance(images, PackedTiles) and images.file is not None:
-        digest.update(file_identity(images.file))
+def _key(images: ImageFiles | PackedTiles, labeller: Labeller, cache: Path) -> str:
+    # Decoded images are known by their files, too, if they have any: they may be read without decoding next time.
+    if isinstance(images, PackedTiles) and (images.file is not None or not all(map(os.path.exists, images.paths))):
+        content = digest_of_tiles(images, cache)
     else:
-        for position, name in enumerate(names):
-            try:
-                digest.update(file_identity(name))
-            except OSError:  # a damaged image, or one that is in memory alone
-                digest.update(os.fsencode(name))
-                if isinstance(images, PackedTiles):
-                    digest.update(_read(images, position).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def file_identity(path: str | Path) -> bytes:
-    """What changes when a file is replaced: its path, size and time of change."""
-    status = os.stat(path)
-    return os.fsencode(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0")
+        content = digest_of_files(lambda: images.paths, len(images), cache)
+    facts = [_VERSION, SIDE, labeller.identity(), content]
+    if any(True for _ in labeller.files()):
+        facts.append(digest_of_files(labeller.files, len(images), cache))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _open(path: Path, count: int) -> LabelMaps | None:
