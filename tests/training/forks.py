@@ -6,6 +6,7 @@ Usage: python forks.py SCENARIO FOLDER. Prints how each process ended, as JSON.
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -171,11 +172,16 @@ def two(action):
 
 def processes(folder):
     """A run of one process, the same in two, and one in two of which the second is told to stop."""
-    rhythm = Rhythm(log_every=5)
+    rhythm, saving = Rhythm(log_every=5), Rhythm(log_every=5, save_every_steps=5)
 
-    def stop():
-        if os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
+    def only(rank, act):
+        """What one of the processes does."""
+        return lambda: act() if os.environ["RANK"] == rank else None
+
+    def write_little():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    stop = only("1", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def stopped():
         fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), rhythm=rhythm)
@@ -198,6 +204,9 @@ def processes(folder):
         two(stopped),
         two(lambda: keep("cut", fit_toy(folder / "cut", 20, rhythm=rhythm, resume=True))),
         two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), rhythm=rhythm)),
+        two(lambda: fit_toy(folder / "gone", 20, Toy(at_step={13: only("1", die)}), rhythm=saving)),
+        two(lambda: fit_toy(folder / "early", 20, Toy(at_step={3: only("0", die)}), rhythm=saving)),
+        two(lambda: fit_toy(folder / "full", 20, Toy(at_step={0: only("0", write_little)}), rhythm=saving)),
         two(lambda: method("method")),
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),

@@ -17,7 +17,7 @@ from densepath.training.pretrain import pretrain
 
 
 def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, whole, stopped, resumed, broken, *methods), stderr = forks("processes")
+    (one, even, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks("processes")
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
     assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0]
@@ -42,6 +42,13 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     note = json.loads((tmp_path / "nan" / "not_finite.json").read_text())
     assert note == {"step": 7, "images": list(range(7 * 12, 8 * 12))}  # of both
     assert stderr.count("not finite at step 7") == 2
+
+    # One of them is killed, or can write no checkpoint: the other says that it is alone, and how to go on.
+    assert (gone, early, full) == ([1, -signal.SIGKILL], [-signal.SIGKILL, 1], [1, 1])
+    assert stderr.count("UserError: another process of this run has died or stopped") == 3
+    assert stderr.count("go on with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
+    assert stderr.count("UserError: cannot write the checkpoint") == 1
+    assert read_checkpoint(tmp_path / "gone" / "checkpoints" / "last.ckpt")["step"] == 10
 
     # A method that was stopped and resumed ends with the bits of the undisturbed run, in all processes.
     paths = [tmp_path / name for name in ("method", "method_cut", "method_one")]

@@ -50,8 +50,9 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
                 os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError, UserError) as error:  # a UserError where it was the file that said so, not torch
         why = str(_first_cause(error)).splitlines()[0]
+        then = "go on with --resume" if has_checkpoint(folder) else "start again: it would have been the first"
         raise UserError(
-            f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then go on with --resume"
+            f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then {then}"
         ) from error
     return last
 
