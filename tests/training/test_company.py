@@ -28,7 +28,7 @@ UNEQUAL = "[enforce fail at /somewhere/third_party/gloo/gloo/transport/tcp/pair.
 )
 def test_that_another_process_is_gone_is_no_bug(error, why, tmp_path):
     with (
-        pytest.raises(UserError, match="another process .* start it again with --resume") as told,
+        pytest.raises(UserError, match=r"another process .* start it again with --resume") as told,
         in_company(2, tmp_path),
     ):
         raise error
@@ -39,5 +39,5 @@ def test_that_another_process_is_gone_is_no_bug(error, why, tmp_path):
     ("processes", "text"), [(2, BUG), (2, UNEQUAL), (1, f"{PLACE}pair.cc:561] Connection closed by peer")]
 )
 def test_what_is_a_bug_stays_one(processes, text, tmp_path):
-    with pytest.raises(RuntimeError, match="shapes|preamble|closed"), in_company(processes, tmp_path):
+    with pytest.raises(RuntimeError, match=r"shapes|preamble|closed"), in_company(processes, tmp_path):
         raise RuntimeError(text)

@@ -15,6 +15,11 @@ from densepath.training.checkpoints import read_checkpoint
 from densepath.training.metrics import read_metrics
 from densepath.training.pretrain import pretrain
 
+from .conftest import draw_tiles
+
+OPTIONS = {"method": "moco_v2", "backbone": "test_resnet", "batch_size": 8, "view_size": 48, "max_steps": 2}
+OPTIONS |= {"accumulate": 2, "precision": "32"}
+
 
 def test_two_processes_make_one_run(tmp_path, tiles, forks):
     (one, even, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks("processes")
@@ -81,22 +86,36 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     assert losses[0] == pytest.approx(losses[1], rel=1e-8)
 
 
-def test_torchrun_makes_the_run_of_one_process(tmp_path, tiles):
-    options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
-    options |= {"max_steps": 2, "accumulate": 2, "precision": "32", "devices": "cpu"}
-    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m densepath pretrain"
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The tiles, and the run of one process that others must equal."""
+    folder = tmp_path_factory.mktemp("alone")
+    draw_tiles(folder / "tiles")
+    options = dict(OPTIONS, data=folder / "tiles", out=folder / "run", devices="cpu")
+    pretrain(**options, method_options={"queue_size": 32, "batch_norm": "per_process"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices"),
+    [("-m torch.distributed.run --standalone --nproc_per_node 2", "cpu"), ("", "cpu:2")],
+    ids=["torchrun", "none"],
+)
+def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone, tmp_path):
+    """Whoever starts the second process: torchrun, or nobody but the run itself."""
+    options = dict(OPTIONS, data=alone / "tiles", out=tmp_path / "two", devices=devices)
     words = " ".join(f"--{name} {value}" for name, value in options.items())
-    command = f"{torchrun} {words} --out {tmp_path}/two --method.queue_size 32 --method.batch_norm synchronized"
+    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --method.batch_norm synchronized"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command.split()], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    pretrain(**options, out=tmp_path / "one", method_options={"queue_size": 32, "batch_norm": "per_process"})
-    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+    assert done.stdout.splitlines() == [str(tmp_path / "two")]  # one of them speaks
+    one, two = (read_checkpoint(out / "checkpoints" / "last.ckpt") for out in (alone / "run", tmp_path / "two"))
     assert (len(one["random"]), len(two["random"])) == (1, 2)
     torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-3, atol=1e-4)
-    exported = [load_file(tmp_path / name / "exported" / "backbone.safetensors") for name in ("one", "two")]
+    exported = [load_file(out / "exported" / "backbone.safetensors") for out in (alone / "run", tmp_path / "two")]
     torch.testing.assert_close(*exported, rtol=1e-3, atol=1e-4)
 
 
