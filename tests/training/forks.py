@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import Toy, fit_toy
 
+from densepath.core import files
 from densepath.methods import PCLV2
 from densepath.training import checkpoints
 from densepath.training.module import PretrainModule
@@ -116,6 +118,24 @@ def in_saving(number, moment):
     checkpoints._seal, checkpoints.os.replace = dying_seal, dying_replace
 
 
+def in_writing(name, moment):
+    """Die when the file of that name is half written, or when it has been given its name."""
+    sync, replace = files._sync, os.replace
+
+    def dying_sync(path):
+        if moment == "write" and name in path.name:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+        sync(path)
+
+    def dying_replace(source, target):
+        replace(source, target)
+        if moment == "rename" and Path(target).name == name:
+            die()
+
+    files._sync, files.os.replace = dying_sync, dying_replace
+
+
 def fork(action, **environment):
     child = os.fork()
     if child:
@@ -139,15 +159,37 @@ def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed(folder, method):
-    """An undisturbed run, and one that dies at random moments and at awkward ones."""
+def kill_after(seconds, action):
+    """Run something in a process that is killed after a while, wherever it is."""
+    child = fork(action)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return ended(child)
+
+
+def killed(folder):
+    """Of each method an undisturbed run and one that dies again and again; one run also dies by the clock."""
+    codes, took = {}, {}
+    for method in OPTIONS:
+        started = time.monotonic()
+        whole = ended(fork(lambda name=method: run_method(folder, name, f"{name}.whole")))
+        took[method] = time.monotonic() - started
+        codes[method] = [whole, *cut(folder, method)]
+    return codes | {"shot": shot(folder, "concl", took["concl"])}
+
+
+def cut(folder, method):
+    """A run that dies at random steps and at awkward moments."""
     draw = random.Random(method)
+    early, late, stop = draw.randrange(0, 3), draw.randrange(2, 4), draw.randrange(1, 3)
     disturbances = [
-        lambda: in_step(draw.randrange(0, 3), die),
+        lambda: in_writing("config.yaml", "write"),
+        lambda: in_step(early, die),
         lambda: in_saving(0, "write"),
-        lambda: in_step(draw.randrange(2, 4), die),
+        lambda: in_step(late, die),
         lambda: in_saving(1, "rename"),
-        lambda: in_step(draw.randrange(1, 3), lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        lambda: in_step(stop, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        lambda: in_writing("backbone.safetensors", "write"),
         lambda: None,
     ]
 
@@ -155,8 +197,17 @@ def killed(folder, method):
         disturb()
         run_method(folder, method, f"{method}.cut")
 
-    whole = ended(fork(lambda: run_method(folder, method, f"{method}.whole")))
-    return [whole] + [ended(fork(lambda d=disturb: disturbed(d))) for disturb in disturbances]
+    return [ended(fork(lambda d=disturb: disturbed(d))) for disturb in disturbances]
+
+
+def shot(folder, method, took):
+    """A run with a process that decodes, killed by the clock, wherever it is."""
+    chance = random.Random()
+
+    def run():
+        run_method(folder, method, f"{method}.shot", workers=1)
+
+    return [kill_after(chance.uniform(0.2, 0.8) * took, run) for _ in range(2)] + [ended(fork(run))]
 
 
 def two(action):
@@ -220,5 +271,4 @@ def processes(folder):
 
 if __name__ == "__main__":
     where = Path(sys.argv[2])
-    result = {method: killed(where, method) for method in OPTIONS} if sys.argv[1] == "killed" else processes(where)
-    print(json.dumps(result))
+    print(json.dumps({"killed": killed, "processes": processes}[sys.argv[1]](where)))
