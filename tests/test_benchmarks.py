@@ -5,6 +5,7 @@ import json
 import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torchvision
 
-from benchmarks import bare, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
+from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
 from densepath import cli
 from densepath.images.tissue import write_tiles, write_tissue
 from densepath.methods import METHODS, ConCL
@@ -104,7 +105,9 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "isolated", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(end_to_end, "run", here)
     monkeypatch.setattr(gpu, "_BATCH", 4)
-    monkeypatch.setattr(torchvision.models, "test_resnet", torchvision.models.resnet18, raising=False)  # of the peers
+    monkeypatch.setattr(detect, "_CALLS", 1)
+    small = partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    monkeypatch.setattr(torchvision.models, "test_resnet", small, raising=False)  # of the peers
     words = [*TINY, "--device", "cpu", "--precision", "32", "--workers", "0", "--method", "moco_v2", "--steps", "10"]
     words += ["--peer", "moco_v2", "--more_backbones", "--json", str(tmp_path / "gpu.json")]
     monkeypatch.setattr(sys, "argv", ["gpu", *words])
