@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def read_matrix(path: Path, number: int, listed: Listed) -> npt.NDArray[Any]:
         Exception: of any type, where the file is damaged, or holds more numbers there than the shape has.
     """
     name, shape, _ = listed
-    most = int(np.prod(shape, dtype=object)) * _NUMBER_BYTES + _MARGIN
+    most = math.prod(shape) * _NUMBER_BYTES + _MARGIN
     for position, (header, kind, data) in enumerate(_elements(path)):
         if position == number:
             inflater = zlib.decompressobj()
