@@ -1,14 +1,21 @@
 """The benchmarks run; what they measure is not looked at."""
 
+import io
 import json
 import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 
-from benchmarks import bare, gpu, loading, measure, peers, step, superpixels
+from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
+from densepath import cli
 from densepath.images.tissue import write_tiles, write_tissue
 from densepath.methods import METHODS, ConCL
 from densepath.training.hardware import choose_hardware
@@ -82,3 +89,79 @@ def test_what_differs_from_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.
     gradients, calls = step.Step.gradients, iter(range(9))
     monkeypatch.setattr(step.Step, "gradients", lambda self: (gradients(self)[0] + next(calls), gradients(self)[1]))
     assert str(made["correctness"]()).count("FAILED") == 2
+
+
+def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU and in this process; a change of what they call cannot break them unseen."""
+
+    def here(command: list[str]) -> tuple[str, float]:
+        module, *words = command
+        with monkeypatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+            patch.setattr(sys, "argv", [module, *words])
+            assert cli.main(words) == 0 if module == "densepath" else not import_module(module).main()
+        return printed.getvalue(), 1.0
+
+    for module in (gpu, step):
+        monkeypatch.setattr(module, "isolated", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(end_to_end, "run", here)
+    monkeypatch.setattr(gpu, "_BATCH", 4)
+    monkeypatch.setattr(detect, "_CALLS", 1)
+    small = partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    monkeypatch.setattr(torchvision.models, "test_resnet", small, raising=False)  # of the peers
+    words = [*TINY, "--device", "cpu", "--precision", "32", "--workers", "0", "--method", "moco_v2", "--steps", "10"]
+    words += ["--peer", "moco_v2", "--more_backbones", "--json", str(tmp_path / "gpu.json")]
+    monkeypatch.setattr(sys, "argv", ["gpu", *words])
+    gpu.main()
+    found = json.loads((tmp_path / "gpu.json").read_text())["tables"]
+    assert list(found) == [
+        "correctness",
+        "steps, test_resnet",
+        "whole runs",
+        "peers",
+        "whole runs, lightly",
+        "loading",
+        "detection",
+        "against the targets",
+    ]
+    assert all(isinstance(rows, list) and rows for rows in found.values()), found
+    assert "FAILED" not in str(found)
+    speeds = [row["images_per_second"] for rows in list(found.values())[1:-1] for row in rows]
+    assert min(speeds) > 0
+    assert {row["verdict"] for row in found["against the targets"]} <= {"met", "missed", ""}  # each has its figure
+
+
+def test_the_targets_are_judged_and_failures_named() -> None:
+    def whole(recipe: str, **figures: float) -> dict[str, Any]:
+        return {"case": f"densepath {recipe}, packed store", **figures}
+
+    found = {
+        "correctness": [{"case": "concl", "views": "3 (FAILED, limit 1e-03)", "loss": "0 (ok, limit 1e-03)"}],
+        "steps, resnet18": [
+            {"case": "densepath concl", "step/bare": 1.2},
+            {"case": "densepath moco_v2", "step/bare": 1.1},
+        ],
+        "whole runs": [
+            whole("moco_v2", images_per_second=8100.0, **{"share of bare": 0.95}),
+            whole("concl", images_per_second=4000.0, **{"share of bare": 0.85}),
+        ],
+        "whole runs, lightly": [{"case": "lightly moco_v2, JPEGs", "images_per_second": 810.0}],
+        "detection": "FAILED: no memory",
+    }
+    asked = Namespace(method=["moco_v2", "concl"], backbone="resnet18", size=224)
+    rows = {
+        row["target"].split(",")[0] + "|" + row["measured"]: row["verdict"] for row in targets.summary(found, asked)
+    }
+    assert rows == {
+        "moco_v2: step/bare|1.1": "met",
+        "moco_v2: whole run/bare|0.95": "met",
+        "moco_v2: whole run|8,100": "met",
+        "concl: step/bare|1.2": "missed",
+        "concl: whole run/bare|0.85": "missed",
+        "concl: whole run|4,000": "missed",
+        "concl: minutes for 200 epochs of 80|66.7": "missed",
+        "moco_v2: whole run/lightly's (no target on a GPU)|10": "",
+        "detector: speed of training/torchvision's (no target)|": "not measured",
+        "detector: time of evaluation/its forward passes|": "not measured",
+        "correctness: concl|3 (FAILED, limit 1e-03)": "FAILED",
+        "detection|": "FAILED: no memory",
+    }

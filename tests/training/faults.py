@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from forks import die, ended, fork, in_saving, in_step
+from forks import die, ended, fork, in_saving, in_step, in_writing, kill_after
 
 import densepath.analysis.show
 import densepath.transfer.probe  # noqa: F401
 from densepath.cli import main
-from densepath.core import files
 from densepath.images.coco import write_coco
 from densepath.images.loose import ImageFiles
 from densepath.transfer.detection import detect
@@ -85,32 +84,6 @@ def in_detection_step(number, act):
         return outputs
 
     DetectionModule.training_step = disturbed
-
-
-def in_writing(name, moment):
-    """Die when the file of that name is half written, or when it has been given its name."""
-    sync, replace = files._sync, os.replace
-
-    def dying_sync(path):
-        if moment == "write" and name in path.name:
-            os.truncate(path, path.stat().st_size // 2)
-            die()
-        sync(path)
-
-    def dying_replace(source, target):
-        replace(source, target)
-        if moment == "rename" and Path(target).name == name:
-            die()
-
-    files._sync, files.os.replace = dying_sync, dying_replace
-
-
-def kill_after(seconds, action):
-    """Run something in a process that is killed after a while, wherever it is."""
-    child = fork(action)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return ended(child)
 
 
 def detected(folder):

@@ -6,9 +6,11 @@ Usage: python forks.py SCENARIO FOLDER. Prints how each process ended, as JSON.
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import Toy, fit_toy
 
+from densepath.core import files
 from densepath.methods import PCLV2
 from densepath.training import checkpoints
 from densepath.training.module import PretrainModule
@@ -115,6 +118,24 @@ def in_saving(number, moment):
     checkpoints._seal, checkpoints.os.replace = dying_seal, dying_replace
 
 
+def in_writing(name, moment):
+    """Die when the file of that name is half written, or when it has been given its name."""
+    sync, replace = files._sync, os.replace
+
+    def dying_sync(path):
+        if moment == "write" and name in path.name:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+        sync(path)
+
+    def dying_replace(source, target):
+        replace(source, target)
+        if moment == "rename" and Path(target).name == name:
+            die()
+
+    files._sync, files.os.replace = dying_sync, dying_replace
+
+
 def fork(action, **environment):
     child = os.fork()
     if child:
@@ -138,15 +159,37 @@ def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def killed(folder, method):
-    """An undisturbed run, and one that dies at random moments and at awkward ones."""
+def kill_after(seconds, action):
+    """Run something in a process that is killed after a while, wherever it is."""
+    child = fork(action)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return ended(child)
+
+
+def killed(folder):
+    """Of each method an undisturbed run and one that dies again and again; one run also dies by the clock."""
+    codes, took = {}, {}
+    for method in OPTIONS:
+        started = time.monotonic()
+        whole = ended(fork(lambda name=method: run_method(folder, name, f"{name}.whole")))
+        took[method] = time.monotonic() - started
+        codes[method] = [whole, *cut(folder, method)]
+    return codes | {"shot": shot(folder, "concl", took["concl"])}
+
+
+def cut(folder, method):
+    """A run that dies at random steps and at awkward moments."""
     draw = random.Random(method)
+    early, late, stop = draw.randrange(0, 3), draw.randrange(2, 4), draw.randrange(1, 3)
     disturbances = [
-        lambda: in_step(draw.randrange(0, 3), die),
+        lambda: in_writing("config.yaml", "write"),
+        lambda: in_step(early, die),
         lambda: in_saving(0, "write"),
-        lambda: in_step(draw.randrange(2, 4), die),
+        lambda: in_step(late, die),
         lambda: in_saving(1, "rename"),
-        lambda: in_step(draw.randrange(1, 3), lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        lambda: in_step(stop, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        lambda: in_writing("backbone.safetensors", "write"),
         lambda: None,
     ]
 
@@ -154,8 +197,17 @@ def killed(folder, method):
         disturb()
         run_method(folder, method, f"{method}.cut")
 
-    whole = ended(fork(lambda: run_method(folder, method, f"{method}.whole")))
-    return [whole] + [ended(fork(lambda d=disturb: disturbed(d))) for disturb in disturbances]
+    return [ended(fork(lambda d=disturb: disturbed(d))) for disturb in disturbances]
+
+
+def shot(folder, method, took):
+    """A run with a process that decodes, killed by the clock, wherever it is."""
+    chance = random.Random()
+
+    def run():
+        run_method(folder, method, f"{method}.shot", workers=1)
+
+    return [kill_after(chance.uniform(0.2, 0.8) * took, run) for _ in range(2)] + [ended(fork(run))]
 
 
 def two(action):
@@ -171,11 +223,16 @@ def two(action):
 
 def processes(folder):
     """A run of one process, the same in two, and one in two of which the second is told to stop."""
-    rhythm = Rhythm(log_every=5)
+    rhythm, saving = Rhythm(log_every=5), Rhythm(log_every=5, save_every_steps=5)
 
-    def stop():
-        if os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
+    def only(rank, act):
+        """What one of the processes does."""
+        return lambda: act() if os.environ["RANK"] == rank else None
+
+    def write_little():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    stop = only("1", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def stopped():
         fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), rhythm=rhythm)
@@ -198,6 +255,9 @@ def processes(folder):
         two(stopped),
         two(lambda: keep("cut", fit_toy(folder / "cut", 20, rhythm=rhythm, resume=True))),
         two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), rhythm=rhythm)),
+        two(lambda: fit_toy(folder / "gone", 20, Toy(at_step={13: only("1", die)}), rhythm=saving)),
+        two(lambda: fit_toy(folder / "early", 20, Toy(at_step={3: only("0", die)}), rhythm=saving)),
+        two(lambda: fit_toy(folder / "full", 20, Toy(at_step={0: only("0", write_little)}), rhythm=saving)),
         two(lambda: method("method")),
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),
@@ -211,5 +271,4 @@ def processes(folder):
 
 if __name__ == "__main__":
     where = Path(sys.argv[2])
-    result = {method: killed(where, method) for method in OPTIONS} if sys.argv[1] == "killed" else processes(where)
-    print(json.dumps(result))
+    print(json.dumps({"killed": killed, "processes": processes}[sys.argv[1]](where)))

@@ -15,9 +15,14 @@ from densepath.training.checkpoints import read_checkpoint
 from densepath.training.metrics import read_metrics
 from densepath.training.pretrain import pretrain
 
+from .conftest import draw_tiles
+
+OPTIONS = {"method": "moco_v2", "backbone": "test_resnet", "batch_size": 8, "view_size": 48, "max_steps": 2}
+OPTIONS |= {"accumulate": 2, "precision": "32"}
+
 
 def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, whole, stopped, resumed, broken, *methods), stderr = forks("processes")
+    (one, even, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks("processes")
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
     assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0]
@@ -42,6 +47,13 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     note = json.loads((tmp_path / "nan" / "not_finite.json").read_text())
     assert note == {"step": 7, "images": list(range(7 * 12, 8 * 12))}  # of both
     assert stderr.count("not finite at step 7") == 2
+
+    # One of them is killed, or can write no checkpoint: the other says that it is alone, and how to go on.
+    assert (gone, early, full) == ([1, -signal.SIGKILL], [-signal.SIGKILL, 1], [1, 1])
+    assert stderr.count("UserError: another process of this run has died or stopped") == 3
+    assert stderr.count("go on with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
+    assert stderr.count("UserError: cannot write the checkpoint") == 1
+    assert read_checkpoint(tmp_path / "gone" / "checkpoints" / "last.ckpt")["step"] == 10
 
     # A method that was stopped and resumed ends with the bits of the undisturbed run, in all processes.
     paths = [tmp_path / name for name in ("method", "method_cut", "method_one")]
@@ -74,22 +86,36 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     assert losses[0] == pytest.approx(losses[1], rel=1e-8)
 
 
-def test_torchrun_makes_the_run_of_one_process(tmp_path, tiles):
-    options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
-    options |= {"max_steps": 2, "accumulate": 2, "precision": "32", "devices": "cpu"}
-    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 -m densepath pretrain"
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The tiles, and the run of one process that others must equal."""
+    folder = tmp_path_factory.mktemp("alone")
+    draw_tiles(folder / "tiles")
+    options = dict(OPTIONS, data=folder / "tiles", out=folder / "run", devices="cpu")
+    pretrain(**options, method_options={"queue_size": 32, "batch_norm": "per_process"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices"),
+    [("-m torch.distributed.run --standalone --nproc_per_node 2", "cpu"), ("", "cpu:2")],
+    ids=["torchrun", "none"],
+)
+def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone, tmp_path):
+    """Whoever starts the second process: torchrun, or nobody but the run itself."""
+    options = dict(OPTIONS, data=alone / "tiles", out=tmp_path / "two", devices=devices)
     words = " ".join(f"--{name} {value}" for name, value in options.items())
-    command = f"{torchrun} {words} --out {tmp_path}/two --method.queue_size 32 --method.batch_norm synchronized"
+    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --method.batch_norm synchronized"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command.split()], capture_output=True, text=True, env=environment, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    pretrain(**options, out=tmp_path / "one", method_options={"queue_size": 32, "batch_norm": "per_process"})
-    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
+    assert done.stdout.splitlines() == [str(tmp_path / "two")]  # one of them speaks
+    one, two = (read_checkpoint(out / "checkpoints" / "last.ckpt") for out in (alone / "run", tmp_path / "two"))
     assert (len(one["random"]), len(two["random"])) == (1, 2)
     torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=1e-3, atol=1e-4)
-    exported = [load_file(tmp_path / name / "exported" / "backbone.safetensors") for name in ("one", "two")]
+    exported = [load_file(out / "exported" / "backbone.safetensors") for out in (alone / "run", tmp_path / "two")]
     torch.testing.assert_close(*exported, rtol=1e-3, atol=1e-4)
 
 

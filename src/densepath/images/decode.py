@@ -106,10 +106,10 @@ def _open(path: str | Path) -> Image.Image:
         if start not in _TIFF_STARTS:
             raise DamagedImage(str(path), "not an image, or cut off in its first bytes") from None
         return _open_tiff(path)
-    _refuse_bomb(path, *image.size)
+    refuse_bomb(path, *image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns such files itself, and garbles uncompressed ones; it garbles 16-bit planes, too
-        _refuse_bomb(path, image.tag_v2.get(_TILE_WIDTH_TAG, 0), image.tag_v2.get(_TILE_HEIGHT_TAG, 0))
+        refuse_bomb(path, image.tag_v2.get(_TILE_WIDTH_TAG, 0), image.tag_v2.get(_TILE_HEIGHT_TAG, 0))
         turned = image.tag_v2.get(_ORIENTATION_TAG, 1) != 1
         planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
         if turned or planes:
@@ -121,8 +121,8 @@ def _open(path: str | Path) -> Image.Image:
 def _open_tiff(path: str | Path) -> Image.Image:
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
-        _refuse_bomb(path, page.imagewidth, page.imagelength * page.imagedepth)
-        _refuse_bomb(path, page.tilewidth, page.tilelength * page.tiledepth)
+        refuse_bomb(path, page.imagewidth, page.imagelength * page.imagedepth)
+        refuse_bomb(path, page.tilewidth, page.tilelength * page.tiledepth)
         if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
             raise DamagedImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
         if max(page.databytecounts, default=0) > tiff.filehandle.size:
@@ -136,7 +136,12 @@ def _open_tiff(path: str | Path) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(_upper_bits(pixels)))
 
 
-def _refuse_bomb(path: str | Path, width: int, height: int) -> None:
+def refuse_bomb(path: str | Path, width: int, height: int) -> None:
+    """Refuse more pixels than ``MAX_PIXELS``.
+
+    Raises:
+        DamagedImage: there are more.
+    """
     if width * height > MAX_PIXELS:
         raise DamagedImage(str(path), f"{width} x {height} px are more than {MAX_PIXELS:,}; cut it into tiles first")
 

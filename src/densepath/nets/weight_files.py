@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from densepath.core.archives import refuse_swelling
 from densepath.core.errors import UserError
 from densepath.nets.pickles import read_pickle
 
@@ -21,7 +22,8 @@ _SETTINGS = re.compile(
     r"builtins\.(?:bool|dict|float|int|list|str|tuple)"
 )
 _NESTING = 4  # dictionaries within dictionaries that are searched for tensors
-_TORCH_STARTS = (b"PK\3\4", b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # what torch.save writes, and wrote until 1.5
+_ZIP_START = b"PK\3\4"
+_TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # what torch.save writes, and wrote until 1.5
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -49,6 +51,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(len(_ZIP_START)) == _ZIP_START
+    if zipped:
+        refuse_swelling(path)
     try:
         harmless: Any = [(_Setting, name) for name in _settings(path)]
         with (

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from densepath.core.archives import refuse_swelling
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 
@@ -49,8 +50,9 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
                 os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError, UserError) as error:  # a UserError where it was the file that said so, not torch
         why = str(_first_cause(error)).splitlines()[0]
+        then = "go on with --resume" if has_checkpoint(folder) else "start again: it would have been the first"
         raise UserError(
-            f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then go on with --resume"
+            f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then {then}"
         ) from error
     return last
 
@@ -64,6 +66,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; name a run that has one")
     _verify(path)
+    refuse_swelling(path)  # a right checksum is no promise: anybody can make one
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from densepath.core.errors import UserError
 from densepath.training.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.training.company import in_company
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.loggers import make_loggers
 from densepath.training.meter import Meter
@@ -102,7 +103,8 @@ def fit(
         The optimizer steps done, over all sittings.
 
     Raises:
-        UserError: no readable checkpoint, a loss that is not finite, a missing logger, or a disk that is full.
+        UserError: no readable checkpoint, a loss that is not finite, a missing logger, a disk that is full, or another
+            process that is gone.
         Interrupted: a signal asked to stop; the state is saved.
     """
     total = batches.total_steps // accumulate
@@ -150,7 +152,7 @@ def fit(
         )
         try:
             trainer = _make_trainer(hardware, callback, extra, total - start, accumulate, equal_shapes)
-            with suppress(Interrupted):  # in the middle of work aside; said below
+            with in_company(hardware.world_size, out), suppress(Interrupted):  # in the middle of work aside; said below
                 trainer.fit(module, train_dataloaders=_Timed(batches, meter))
         finally:
             progress.close()
