@@ -29,6 +29,7 @@ from densepath.methods import (
     Supervised,
 )
 from densepath.nets.norms import plain_batch_norm
+from densepath.nets.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.views.view import Batch
 
 
@@ -39,6 +40,14 @@ def bare_step(method: Method, views: Batch) -> Callable[[], None]:
             plain = plain_batch_norm(method)
             return lambda: passes(plain, views)
     raise ValueError(f"the bare passes of {type(method).__name__} are not written down here")
+
+
+def encode_all(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """What takes the place of ``encode_visible`` for a dense pass: all patches are encoded, and the same handed on."""
+    patches = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
+    embeddings = embed_patches(model, pixels)
+    tokens = encode(model, add_positions(model, embeddings))
+    return select_tokens(model, tokens, patches), patches, embeddings.shape[1], embeddings.shape[2]
 
 
 def _simclr(method: Any, views: Batch) -> None:

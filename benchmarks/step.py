@@ -1,8 +1,10 @@
 """How much more a training step costs than its bare passes, and where the rest goes.
 
 The step starts from uint8 images in the memory of the device; the bare passes from views that lie ready, with plain
-batch norms. Both alternate in one process. Peers (lightly) are measured twice: on views that lie ready, and with their
-own loader and transforms, from JPEGs of the same images. Peak memory is that of a process that does nothing else.
+batch norms. Both alternate in one process, and with them, where the encoder sees the visible patches alone (MAE, EVA),
+a dense step: its encoder sees all patches, its decoder gets the visible ones as before. Peers (lightly) are measured
+twice: on views that lie ready, and with their own loader and transforms, from JPEGs of the same images. Peak memory is
+that of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from benchmarks.bare import bare_step
+from benchmarks.bare import bare_step, encode_all
 from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report
 from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
@@ -110,6 +114,21 @@ class Step:
         with self._precision():
             self._bare()
 
+    @property
+    def spares_patches(self) -> bool:
+        """Whether the method's encoder sees the visible patches alone."""
+        return hasattr(self._file, "encode_visible")
+
+    def dense(self) -> None:
+        """A step whose encoder sees all patches."""
+        with patch.object(self._file, "encode_visible", encode_all):
+            self()
+
+    @property
+    def _file(self) -> Any:
+        """The module that the method is written down in."""
+        return sys.modules[type(self.module.method).__module__]
+
     def gradients(self) -> tuple[float, torch.Tensor]:
         """The loss of the first batch, and its gradients, one after another, on the CPU."""
         with self._precision():
@@ -149,11 +168,14 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
     in_turns({"step": step}, 1, step.device)
     with peak_memory(step.device, row):  # before there are views that lie ready
         step()
-    seconds = in_turns({"step": step, "bare": step.bare}, repeats, step.device, calls=calls)
+    cases = {"step": step, "bare": step.bare} | ({"dense": step.dense} if step.spares_patches else {})
+    seconds = in_turns(cases, repeats, step.device, calls=calls)
     whole = statistics.median(seconds["step"])
     row["images_per_second"] = batch_size / whole
     row["bare_images_per_second"] = batch_size / statistics.median(seconds["bare"])
     row["step/bare"] = ratio(seconds["step"], seconds["bare"])
+    if step.spares_patches:
+        row["dense/step"] = ratio(seconds["dense"], seconds["step"])
     parts = Parts(step.device)
     step.watch(parts)
     watched = in_turns({"step": step}, repeats, step.device, warmup=0)["step"]

@@ -31,6 +31,46 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
+def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Segment Anything whose masks are sure of themselves, and whose predicted IoUs lie around 0.9."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("sam") / "tiny"
+    sees = {"image_size": 64, "patch_size": 8}  # pixels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.SamConfig(
+            vision_config={
+                **sees,
+                "hidden_size": 32,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "num_pos_feats": 8,
+                "mlp_dim": 32,
+                "initializer_range": 0.1,
+            },
+            prompt_encoder_config={**sees, "hidden_size": 16, "mask_input_channels": 4},
+            mask_decoder_config={"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
+        )
+        model = transformers.SamModel(config)
+        with torch.no_grad():
+            for parameter in model.mask_decoder.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=1.2 / parameter[0].numel() ** 0.5)
+            for parameter in model.prompt_encoder.parameters():
+                torch.nn.init.normal_(parameter)
+            last = model.mask_decoder.iou_prediction_head.proj_out
+            last.weight.mul_(0.1)
+            last.bias.fill_(0.9)
+    model.save_pretrained(folder)
+    sizes = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    transformers.SamProcessor(transformers.SamImageProcessor(**sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def bounded_memory() -> Callable[..., AbstractContextManager[None]]:
     """A context that fails if what is done in it takes more memory than some MiB; it knows Linux alone.
 

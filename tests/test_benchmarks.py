@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from importlib import import_module
@@ -16,8 +17,12 @@ import torchvision
 
 from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
 from densepath import cli
+from densepath.images.packing import open_store, pack
+from densepath.images.store import PackedTiles
 from densepath.images.tissue import write_tiles, write_tissue
 from densepath.methods import METHODS, ConCL
+from densepath.nets.backbones import build_backbone
+from densepath.training.export import export_parts
 from densepath.training.hardware import choose_hardware
 
 TINY = ["--backbone", "test_resnet", "--size", "64", "--image_size", "64", "--batch_size", "4", "--repeats", "1"]
@@ -33,8 +38,76 @@ def test_a_step_is_compared_with_its_bare_passes(tmp_path: Path, monkeypatch: py
     assert row["bare_images_per_second"] > 0 and row["images_per_second"] > 0 and row["peak_mib"] > 100
 
 
-def test_the_bare_passes_of_every_method_are_written_down() -> None:
-    assert set(bare._PASSES) == set(METHODS.values())
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> PackedTiles:
+    """Packed tiles in two folders, of two classes."""
+    folder = tmp_path_factory.mktemp("classes")
+    for seed, name in enumerate(("gland", "stroma")):
+        write_tiles(folder / "tiles" / name, 6, 64, seed=seed)
+    return open_store(pack(folder / "tiles", folder / "tiles.safetensors")).to("cpu")
+
+
+@pytest.fixture
+def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
+    """A small step of a method, with a teacher or a tokenizer of random weights where it wants one."""
+    vit = {"mae", "eva", "vq_kd", "beit_v2"}
+    small: dict[str, dict[str, Any]] = {
+        "pcl_v2": {"num_clusters": [5], "warmup": 1.0},  # no clusters yet: they are made aside from the steps
+        "vq_kd": {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4},
+        "eva": {"teacher": "test_resnet", "teacher_weights": "random"},
+    }
+
+    def make(name: str) -> step.Step:
+        given = small.get(name, {})
+        if name == "beit_v2":
+            tokens = METHODS["vq_kd"](build_backbone("test_vit"), **small["vq_kd"])
+            export_parts(tmp_path, tokens.parts_to_keep(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
+            given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
+        backbone = "test_vit" if name in vit else "test_resnet"
+        return step.Step(f"{name}_small", tiles, 64, 4, backbone, choose_hardware("cpu", "32"), given)
+
+    return make
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
+    name: str, make_step: Callable[[str], step.Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_step(name)
+    trained = getattr(made.module.method, "backbone", None) or made.module.method.tokenizer.backbone
+    found: list[set[str]] = []
+
+    def backward(method: torch.nn.Module, *outputs: torch.Tensor) -> None:
+        assert outputs and all(output.isfinite().all() for output in outputs)
+        torch.stack([output.square().mean() for output in outputs]).sum().backward()
+
+    monkeypatch.setattr(bare, "_backward", backward)
+    for passes in (made.bare, made.gradients):
+        passes()
+        found.append({key for key, p in trained.named_parameters() if p.grad is not None})
+        made.module.zero_grad()
+    assert found[0] == found[1] != set()
+
+
+@pytest.mark.parametrize("name", ["mae", "eva"])
+def test_the_encoder_is_spared_the_hidden_patches_and_a_dense_step_is_not(
+    name: str, make_step: Callable[[str], step.Step]
+) -> None:
+    made, tokens = make_step(name), []
+    method = made.module.method
+    decoder = method.decoder if name == "mae" else method.head
+    for module in (*method.backbone.net.model.blocks, decoder):
+        module.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[:2]))
+    made(), made.bare(), made.dense()
+    depth, spared, dense = len(method.backbone.net.model.blocks), (4, 1 + 4), (4, 1 + 16)
+    assert tokens == [*[spared] * (depth + 1)] * 2 + [*[dense] * depth, spared]
+    tokens.clear()
+    made()
+    assert tokens == [spared] * (depth + 1)
+
+
+def test_what_an_encoder_is_spared_is_reported(make_step: Callable[[str], step.Step]) -> None:
+    assert step.measure(make_step("mae"), 4, 1)["dense/step"] > 0
 
 
 def test_watched_functions_are_put_back() -> None:

@@ -96,6 +96,23 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tissue, table, tmp_path,
     assert "- 1 of 2 runs are done." in written
 
 
+def test_a_folder_with_segment_anything_is_scored_by_each_kind_of_prompt(tissue, table, tmp_path, densepath, tiny_sam):
+    generator = "points_per_side: 3, predicted_iou: 0.0, stability: 0.0, "
+    rows = [
+        f"  - {{name: {prompt}, weights: {tiny_sam}, sam: {{prompt: {prompt}, {generator}pictures: 0}}}}\n"
+        for prompt in ("automatic", "point", "box")
+    ]
+    text = table.read_text()
+    probe, detect = text.index("  - {name: probe"), text.index("  - name: detect")
+    text = text[:probe] + text[detect : text.index("rows:")] + "rows:\n" + "".join(rows)
+    table.write_text(text.replace("baseline: random", "baseline: box").replace("[box_ap50]", "[box_ap50, mask_ap50]"))
+    ended(densepath(f"benchmark --config {table} --data {tissue} --out T --devices cpu", tmp_path))
+    assert len(notes(tmp_path / "T")) == 3  # one for both seeds
+    with (tmp_path / "T" / "table.csv").open(newline="") as lines:
+        scored = {(row["row"], row["metric"]) for row in csv.DictReader(lines) if row["mean"]}
+    assert scored == {*((row, "mask_ap50") for row in ("automatic", "point", "box")), ("automatic", "box_ap50")}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -22,9 +22,15 @@ def test_count_visible_is_what_the_mask_leaves_rounded():
     assert count_visible(196, 0.75) == 49
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.999, -1.0, 2.0, math.nan, math.inf])
-def test_a_mask_leaves_something_of_either_kind(ratio):
-    with pytest.raises(UserError, match="mask ratio"):
+@pytest.mark.parametrize(("ratio", "left"), [(0.95, "0 of 9"), (0.01, "9 of 9")])
+def test_a_mask_leaves_something_of_either_kind(ratio, left):
+    with pytest.raises(UserError, match=f"a mask ratio of {ratio} leaves {left} patches visible"):
+        count_visible(9, ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.2, 2.0, math.nan, math.inf])
+def test_a_mask_ratio_is_a_share(ratio):
+    with pytest.raises(UserError, match=f"the mask ratio is a share between 0 and 1, not {ratio}"):
         count_visible(9, ratio)
 
 

@@ -278,7 +278,6 @@ def test_the_picture_shows_what_the_loss_counts(batch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask_ratio": 1.0}, "share between 0 and 1"),
         ({"patch": 48}, "do not fit the strides 2, 4, 8, 16, 32 of test_resnet"),
         ({"patch": 1}, "do not fit"),
         ({"patch": 16, "masking": "sparse"}, "of test_resnet and sparse masking; take e"),

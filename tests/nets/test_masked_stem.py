@@ -21,7 +21,7 @@ def spread(visible, size):
     [
         ("test_resnet", "before_pool", ("conv1", "bn1", "act1"), (2, 4, 8, 16, 32)),
         ("test_resnet", "after_pool", ("conv1", "bn1", "act1", "maxpool"), (4, 4, 8, 16, 32)),
-        ("regnetx_002", "after_pool", ("stem",), (2, 4, 8, 16, 32)),
+        ("regnetx_002", "before_pool", ("stem",), (2, 4, 8, 16, 32)),
         ("test_convnext", "before_pool", ("stem_0", "stem_1"), (4, 4, 8, 16, 32)),
     ],
 )
@@ -82,6 +82,12 @@ def test_a_sparse_encoder_is_told_nothing_across_what_is_hidden_and_has_a_token_
         assert torch.equal(one[~seen], token.view(1, -1, 1, 1).expand_as(one)[~seen])
         assert torch.equal(one[~seen], two[~seen]) and not torch.equal(one[seen], two[seen])
     assert (masked.channels, masked.strides) == (MaskedStem(backbone).channels, (2, 4, 8, 16, 32))
+
+
+@pytest.mark.parametrize("name", ["regnetx_002", "test_convnext"])
+def test_a_stem_ends_after_a_max_pool_only_where_there_is_one(name):
+    with pytest.raises(UserError, match=rf"{name} has no max-pool behind its stem.*--method\.stem after_pool"):
+        MaskedStem(build_backbone(name), "after_pool")
 
 
 def test_a_network_that_has_no_sparse_form_is_refused():

@@ -25,47 +25,8 @@ from densepath.transfer.sam import sam
 from densepath.transfer.segment_anything import SegmentAnything
 
 transformers = pytest.importorskip("transformers")
-SIDE = 64  # pixels: what the model sees
+SIDE = 64  # pixels: what the model of ``tiny_sam`` sees
 HEIGHT, WIDTH = 36, 48  # of the images, which become 48 x 64
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose masks are sure of themselves, and whose predicted IoUs lie around 0.9."""
-    folder = tmp_path_factory.mktemp("sam") / "tiny"
-    torch.manual_seed(0)
-    config = transformers.SamConfig(
-        vision_config={
-            "hidden_size": 32,
-            "output_channels": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": SIDE,
-            "patch_size": 8,
-            "window_size": 4,
-            "global_attn_indexes": [1],
-            "num_pos_feats": 8,
-            "mlp_dim": 32,
-            "initializer_range": 0.1,
-        },
-        prompt_encoder_config={"hidden_size": 16, "image_size": SIDE, "patch_size": 8, "mask_input_channels": 4},
-        mask_decoder_config={"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
-    )
-    model = transformers.SamModel(config)
-    with torch.no_grad():
-        for parameter in model.mask_decoder.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=1.2 / parameter[0].numel() ** 0.5)
-        for parameter in model.prompt_encoder.parameters():
-            torch.nn.init.normal_(parameter)
-        last = model.mask_decoder.iou_prediction_head.proj_out
-        last.weight.mul_(0.1)
-        last.bias.fill_(0.9)
-    model.save_pretrained(folder)
-    sizes = {"height": SIDE, "width": SIDE}
-    resize = {"size": {"longest_edge": SIDE}, "pad_size": sizes}
-    transformers.SamProcessor(transformers.SamImageProcessor(**resize)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +45,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(weights: Path) -> SegmentAnything:
-    return SegmentAnything(weights, torch.device("cpu"))
+def model(tiny_sam: Path) -> SegmentAnything:
+    return SegmentAnything(tiny_sam, torch.device("cpu"))
 
 
 def outputs(model: SegmentAnything, image: np.ndarray, **prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,9 +151,9 @@ def test_everything_is_what_passes_both_filters_and_is_not_covered_by_a_better_b
 
 
 @pytest.mark.parametrize("prompt", ["automatic", "point", "box"])
-def test_what_is_found_is_scored_as_for_a_detector(prompt: Any, weights: Path, data: Path, tmp_path: Path) -> None:
+def test_what_is_found_is_scored_as_for_a_detector(prompt: Any, tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     generator = {"points_per_side": 3, "predicted_iou": 0.0, "stability": 0.0}
-    options = {"data": data, "weights": weights, "prompt": prompt, "devices": "cpu", "pictures": 1, **generator}
+    options = {"data": data, "weights": tiny_sam, "prompt": prompt, "devices": "cpu", "pictures": 1, **generator}
     metrics = sam(out=tmp_path / "out", **options)
     kinds = ("box", "mask") if prompt == "automatic" else ("mask",)
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
@@ -213,7 +174,7 @@ def test_what_is_found_is_scored_as_for_a_detector(prompt: Any, weights: Path, d
 
 
 def test_perfect_masks_have_a_mask_ap_of_one(
-    weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def truth(self: SegmentAnything, image: np.ndarray, boxes: np.ndarray, prompt: str) -> Any:
         for x1, y1, x2, y2 in boxes.astype(int):
@@ -222,13 +183,13 @@ def test_perfect_masks_have_a_mask_ap_of_one(
             yield mask, 0.5
 
     monkeypatch.setattr(SegmentAnything, "prompted", truth)
-    metrics = sam(data=data, out=tmp_path / "out", weights=weights, prompt="box", devices="cpu", pictures=0)
+    metrics = sam(data=data, out=tmp_path / "out", weights=tiny_sam, prompt="box", devices="cpu", pictures=0)
     assert metrics == {"mask_ap": 1.0, "mask_ap50": 1.0, "mask_ap75": 1.0}
 
 
 @pytest.mark.parametrize("prompt", ["automatic", "box"])
 def test_masks_are_encoded_as_they_come(
-    prompt: Any, weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompt: Any, tiny_sam: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[np.ndarray]] = []
 
@@ -242,11 +203,11 @@ def test_masks_are_encoded_as_they_come(
 
     monkeypatch.setattr(SegmentAnything, "prompted", many)
     monkeypatch.setattr(SegmentAnything, "everything", many)
-    sam(data=data, out=tmp_path / "out", weights=weights, prompt=prompt, devices="cpu", pictures=0)
+    sam(data=data, out=tmp_path / "out", weights=tiny_sam, prompt=prompt, devices="cpu", pictures=0)
     assert len(alive) == 6
 
 
-def test_each_prompted_mask_has_its_objects_category(weights: Path, data: Path, tmp_path: Path) -> None:
+def test_each_prompted_mask_has_its_objects_category(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "two")
     path = tmp_path / "two" / "annotations" / "test.json"
     truth = json.loads(path.read_text())
@@ -254,7 +215,7 @@ def test_each_prompted_mask_has_its_objects_category(weights: Path, data: Path, 
     for number, annotation in enumerate(truth["annotations"]):
         annotation["category_id"] = (3, 8)[number % 2]
     path.write_text(json.dumps(truth))
-    options = {"data": tmp_path / "two", "weights": weights, "devices": "cpu", "pictures": 0}
+    options = {"data": tmp_path / "two", "weights": tiny_sam, "devices": "cpu", "pictures": 0}
     sam(out=tmp_path / "out", prompt="box", **options)
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [result["category_id"] for result in found] == [3, 8] * 3
@@ -274,20 +235,20 @@ def test_each_prompted_mask_has_its_objects_category(weights: Path, data: Path, 
     ],
 )
 def test_a_mistake_is_named_and_leaves_nothing_behind(
-    options: dict[str, Any], message: str, weights: Path, data: Path, tmp_path: Path
+    options: dict[str, Any], message: str, tiny_sam: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        sam(**{"data": data, "out": tmp_path / "out", "weights": weights, "devices": "cpu"} | options)
+        sam(**{"data": data, "out": tmp_path / "out", "weights": tiny_sam, "devices": "cpu"} | options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_no_model(weights: Path, data: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_no_model(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     for change in ("empty", "other tensors", "pickle"):
         folder = tmp_path / change
         folder.mkdir()
         if change != "empty":
-            shutil.copytree(weights, folder, dirs_exist_ok=True)
-            model = transformers.SamModel.from_pretrained(weights)
+            shutil.copytree(tiny_sam, folder, dirs_exist_ok=True)
+            model = transformers.SamModel.from_pretrained(tiny_sam)
             state = {f"another.{key}": value for key, value in model.state_dict().items()}
             if change == "pickle":  # which could run code
                 (folder / "model.safetensors").unlink()
@@ -298,10 +259,10 @@ def test_a_folder_of_something_else_is_no_model(weights: Path, data: Path, tmp_p
             SegmentAnything(folder, torch.device("cpu"))
 
 
-def test_the_folder_of_a_detectors_run_is_left_alone(weights: Path, data: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_detectors_run_is_left_alone(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("detector: mask_rcnn_fpn\n")
     with pytest.raises(UserError, match="holds the run of a detector"):
-        sam(data=data, out=tmp_path, weights=weights, devices="cpu")
+        sam(data=data, out=tmp_path, weights=tiny_sam, devices="cpu")
 
 
 def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

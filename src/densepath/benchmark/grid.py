@@ -170,7 +170,8 @@ def _transfer(
     row: Row, task: Task, parent: Cell | None, seed: int, data: LabelledSet, table: TableConfig, digests: Digests
 ) -> Cell:
     weights = None if parent else str(row.weights)
-    source = parent.digest if parent else digest_of_weights(str(weights), digests)
+    digest_of_source = digest_of_weights if row.sam is None else digest_of_given  # a model's folder counts as a whole
+    source = parent.digest if parent else digest_of_source(str(weights), digests)
     verb: Verb = task.verb
     options = {**task.options, "backbone": row.backbone}
     if row.sam is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
 from densepath.core.errors import UserError
+from densepath.nets.hub import fetch, quiet
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
 Predict = Callable[[Tensor], Any]
@@ -65,10 +66,9 @@ def fetched(name: str) -> Path | None:
     """The folder of a model on the Hugging Face hub, from its cache or over the network; None where there is none."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
-    hub: Any = import_module("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception:  # each kind of network failure is another exception
+        return fetch(name)
+    except UserError:
         return None
 
 
@@ -105,10 +105,9 @@ def _load_transformers(path: Path, device: str) -> Predict:
         raise UserError(
             f"the saliency model {path} needs transformers; install it by pip install 'densepath[transformers]'"
         ) from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-    model, loading = transformers.AutoModelForSemanticSegmentation.from_pretrained(path, **options)
+    with quiet(transformers):
+        model, loading = transformers.AutoModelForSemanticSegmentation.from_pretrained(path, **options)
     lacking = [*loading["missing_keys"], *loading.get("mismatched_keys", ())]
     if lacking:
         raise UserError(f"the saliency model {path} lacks weights ({lacking[0]}); save it as it was trained")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
-
 import torch
 from torch import Tensor
 
@@ -18,9 +16,11 @@ def count_visible(patches: int, ratio: float) -> int:
         ratio: the share that is masked.
 
     Raises:
-        UserError: nothing would be visible, or nothing masked.
+        UserError: the ratio is no share, or nothing would be visible, or nothing masked.
     """
-    visible = round(patches * (1 - ratio)) if isfinite(ratio) else 0
+    if not 0 < ratio < 1:
+        raise UserError(f"the mask ratio is a share between 0 and 1, not {ratio}")
+    visible = round(patches * (1 - ratio))
     if not 0 < visible < patches:
         raise UserError(
             f"a mask ratio of {ratio} leaves {visible} of {patches} patches visible; some of each kind are needed, "

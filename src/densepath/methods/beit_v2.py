@@ -35,8 +35,10 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 
     What is not as in the paper: the backbone is a timm network as it is, with its own initialisation and its learned
     position embeddings. The paper's has a relative position bias in place of these, shared by its layers, which no
-    plain transformer of timm's has, and layer scales, which some have: see ``layer_scale``. The early head's blocks are
-    like those of the backbone, with new weights; the released code also scales these down with depth. As there, the
+    plain transformer of timm's has, and layer scales, which some have: see ``layer_scale``. timm's own BEiT networks
+    (``beitv2_base_patch16_224``) are those of fine-tuning, with a bias in each layer, without a norm of their patch
+    tokens, for images of one size, and none is small: they are no backbones here. The early head's blocks are like
+    those of the backbone, with new weights; the released code also scales these down with depth. As there, the
     tokenizer sees the same crop as the network, in the same colors.
 
     Args:

@@ -54,7 +54,8 @@ class ConvMIM(Method):
         patch: their side in pixels, which the strides of the backbone's stages must divide or be multiples of.
         masking: where MASK comes in: behind the "stem", or at the end, in each map of an encoder that sees the visible
             patches alone ("sparse": with ``invariance`` it is "Emb. invariance" of Table 2, here with all stages).
-        stem: where a ResNet's stem ends: before or after its max-pool. The paper leaves it open.
+        stem: where a ResNet's stem ends: before or after its max-pool. The paper leaves it open. Other backbones have
+            no max-pool there, and no choice.
         invariance: whether the target is a view of its own; without, it is the query as it is, colors and all
             (t1 = t2: "Emb. masking" of Table 2).
         normalize_target: predict each patch of the target with mean 0 and variance 1. Its statistics are those of the
@@ -83,8 +84,6 @@ class ConvMIM(Method):
         batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < mask_ratio < 1:
-            raise UserError(f"the mask ratio is a share between 0 and 1, not {mask_ratio}")
         if masking not in ("stem", "sparse"):
             raise UserError(f"unknown masking {masking!r}; there are: stem, sparse")
         self.backbone = backbone

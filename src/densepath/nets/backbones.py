@@ -111,15 +111,17 @@ class Backbone(nn.Module):
     def stem_and_stages(self, pooled: bool = False) -> tuple[tuple[nn.Module, ...], ...]:
         """The stem's modules, which make a first map of the images, and those that make each stage of the map before.
 
+        Where there is no f1, the stem is what comes before the last module of f2.
+
         Args:
-            pooled: whether the stem reaches up to the module that ends f2, so that the max-pool of a ResNet belongs to
-                it. Where there is no f1 it always does.
+            pooled: whether the max-pool behind f1, as a ResNet has it, belongs to the stem.
 
         Returns:
             One tuple of modules for the stem, and one for each stage from f2 on.
 
         Raises:
-            UserError: the network is of a timm family that computes its stages in one piece, or a transformer.
+            UserError: the network is of a timm family that computes its stages in one piece, or a transformer; or it
+                has no such max-pool where one is asked for.
         """
         if type(self.net) is not FeatureListNet:
             raise UserError(
@@ -131,9 +133,16 @@ class Backbone(nn.Module):
             if stride in _STAGE_OF_STRIDE:
                 end_of[_STAGE_OF_STRIDE[stride]] = names.index(name) + 1
         later = [end for stage, end in end_of.items() if stage > 1]
-        stem = later[0] - 1 if pooled or 1 not in end_of else end_of[1]
-        ends = [0, stem, *later]
         modules = tuple(self.net.values())
+        stem = end_of.get(1, later[0] - 1)
+        if pooled:
+            if 1 not in end_of or not any(isinstance(module, nn.MaxPool2d) for module in modules[stem].modules()):
+                raise UserError(
+                    f"{self.name} has no max-pool behind its stem, so that it cannot end after one; take a ResNet, or "
+                    "leave out --method.stem after_pool"
+                )
+            stem += 1
+        ends = [0, stem, *later]
         return tuple(modules[start:end] for start, end in pairwise(ends))
 
     def check_stage(self, stage: int) -> None:

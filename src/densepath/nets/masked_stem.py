@@ -28,11 +28,15 @@ class MaskedStem(nn.Module):
 
     Args:
         backbone: what will be run; it is handed to :meth:`forward`.
-        end: where the stem ends: before or after the max-pool, in a network that has one behind f1.
+        end: where the stem ends: before the max-pool that a ResNet has behind f1, or after it. A network that has none
+            knows the first alone.
 
     Attributes:
         channels: of z_1, z_2, ...
         strides: pixels along a side of a cell of z_1, z_2, ...
+
+    Raises:
+        UserError: the backbone cannot be taken apart behind its stem, or there.
 
     Source: Yang et al., Conv-MIM, WACV 2024, section 3.
     """

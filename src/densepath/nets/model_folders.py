@@ -12,30 +12,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.nets.hub import quiet
 
-HUB = "hf-hub:"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
-_FETCHED = ("*.json", "*.safetensors", WEIGHT_FILES[1])
 _STRIDES = (32, 16, 8)  # that a network may have whose configuration does not say, in pixels
 _SIDE = 5  # patches along the side of the image that it is tried on
 _MOST_OTHERS = 16  # class and register tokens
-
-
-def fetch(name: str) -> Path:
-    """The folder of "hf-hub:OWNER/NAME", from the cache of the Hugging Face hub where it is there.
-
-    Raises:
-        UserError: it cannot be fetched.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=list(_FETCHED)))
-    except Exception as error:  # each kind of failure is another exception
-        raise UserError(
-            f"{name} could not be fetched ({type(error).__name__}); check the name and the network, log in by "
-            "'hf auth login' if its owners ask for that, or give a folder"
-        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -135,22 +117,19 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
         ) from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no .safetensors file; save the model as one (save_pretrained does)")
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what is missing is said below, once
     try:
-        model, found = transformers.AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with quiet(transformers):  # what is missing is said below, once
+            model, found = transformers.AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except Exception as error:  # a damaged folder fails wherever the reader happens to be
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(f"the model in {folder} ({config['model_type']}) cannot be loaded: {reason}") from error
-    finally:
-        transformers.logging.set_verbosity(level)
     missing = [key for key in found["missing_keys"] if "pooler" not in key]  # which is not used
     if missing:
         raise UserError(f"the weights in {folder} lack {sorted(missing)[0]}; fetch the model again")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
+from densepath.nets.hub import FETCHED, HUB, fetch, quiet
 from densepath.nets.layouts import match_names
-from densepath.nets.model_folders import HUB, WEIGHT_FILES, fetch, load_transformers_model, read_config
+from densepath.nets.model_folders import WEIGHT_FILES, load_transformers_model, read_config
 from densepath.nets.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
 
@@ -117,8 +118,7 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
         UserError: there is no such network, its weights are missing or do not fit, or it gives no map of its patches.
     """
     if name.startswith(HUB):
-        folder = fetch(name)
-        return _from_folder(folder, name, weights)
+        return _from_folder(fetch(name, (*FETCHED, WEIGHT_FILES[1])), name, weights)
     if Path(name).is_dir():
         return _from_folder(Path(name), name, weights)
     if not timm.is_model(name.split(".")[0]):
@@ -161,7 +161,8 @@ def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _Ti
         build_backbone(name.split(".")[0])  # checks that it gives maps at any size
     kind = {"num_classes": 0, "dynamic_img_size": True} if transformer else {"features_only": True}
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained, **{**arguments, **kind})
+        with quiet():
+            model: Any = timm.create_model(name, pretrained=pretrained, **{**arguments, **kind})
     except Exception as error:  # each kind of network failure, and of a constructor's, is another exception
         why = "could not be fetched; check the network, or give a file by --method.teacher_weights"
         raise UserError(

@@ -20,6 +20,7 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone, make_network
+from densepath.nets.hub import quiet
 from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
 from densepath.nets.transformers import resize_positions
 from densepath.nets.weight_files import read_tensors
@@ -214,7 +215,8 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
             f"{name} does not fit {backbone.name}; name the backbone it belongs to (--backbone {architecture})"
         )
     try:
-        network: Any = make_network(name, pretrained=True)
+        with quiet():
+            network: Any = make_network(name, pretrained=True)
     except Exception as error:  # each kind of network failure is another exception
         raise UserError(
             f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.nets.hub import fetch, quiet
 
 Found = tuple[npt.NDArray[np.bool_], float]  # a mask (H, W), and the IoU that the model predicts for it
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -36,17 +37,24 @@ class SegmentAnything:
 
     def __init__(self, weights: str | Path, device: torch.device) -> None:
         try:
+            import transformers
             from transformers import MaskGenerationPipeline, SamModel, SamProcessor
         except ImportError as error:
             raise UserError("this needs transformers; install it by pip install 'densepath[sam]'") from error
         try:
-            if not Path(weights).is_dir() and not _HUB_NAME.fullmatch(str(weights)):
-                raise FileNotFoundError("it is no folder and no name")
-            model: Any
-            model, notes = SamModel.from_pretrained(weights, use_safetensors=True, output_loading_info=True)
-            if notes["missing_keys"] or notes["mismatched_keys"]:
-                raise ValueError("its tensors are those of another model")
-            processor: Any = SamProcessor.from_pretrained(weights)
+            folder = Path(weights)
+            if not folder.is_dir():
+                if not _HUB_NAME.fullmatch(str(weights)):
+                    raise FileNotFoundError("it is no folder and no name")
+                folder = fetch(str(weights))
+            with quiet(transformers):
+                model: Any
+                model, notes = SamModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+                if notes["missing_keys"] or notes["mismatched_keys"]:
+                    raise ValueError("its tensors are those of another model")
+                processor: Any = SamProcessor.from_pretrained(folder)
+        except UserError:
+            raise
         except Exception as error:  # a missing file, a damaged one, no network: each has its own
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(

@@ -1,0 +1,61 @@
+"""Models from the Hugging Face hub, fetched and loaded without the chatter of the libraries that do so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError
+
+HUB = "hf-hub:"
+FETCHED = ("*.json", "*.safetensors")
+
+
+@contextmanager
+def quiet(transformers: Any = None) -> Iterator[None]:
+    """Let nothing be said about what is fetched or loaded; whoever fails raises, and that is told once.
+
+    Downloads keep their progress bars.
+
+    Args:
+        transformers: the module, where it loads a model: without a progress bar, for the second that this takes.
+    """
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
+    levels = [logger.level for logger in loggers]
+    bars = transformers is not None and transformers.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    if bars:
+        transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def fetch(name: str, files: Sequence[str] = FETCHED) -> Path:
+    """The folder of "OWNER/NAME" or "hf-hub:OWNER/NAME", from the cache of the Hugging Face hub where it is there.
+
+    Args:
+        name: of the model.
+        files: patterns of those that are wanted.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=list(files)))
+    except Exception as error:  # each kind of failure is another exception
+        raise UserError(
+            f"{name} could not be fetched ({type(error).__name__}); check the name and the network, log in by "
+            "'hf auth login' if its owners ask for that, or give a folder"
+        ) from error
