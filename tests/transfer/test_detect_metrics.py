@@ -266,3 +266,12 @@ def test_an_overlay_draws_hits_and_errors_in_their_colors() -> None:
 
     assert count(picture[:, :half], (0, 255, 64)) == count(picture[:, half:], (0, 255, 64)) > 0
     assert count(picture[:, :half], (255, 0, 0)) == 0 < count(picture[:, half:], (255, 0, 0))
+
+
+def test_a_score_is_written_where_it_does_not_hide_its_object() -> None:
+    image = np.zeros((400, 400, 3), np.uint8)
+    large, small = np.zeros((2, 400, 400), dtype=bool)
+    large[100:200, 100:200] = small[300:312, 300:312] = True
+    for mask, written in ((large, True), (small, False)):
+        half = np.asarray(overlay(image, [], [mask], [0.9]))[26:, 408:]  # below the caption, right of the truth
+        assert (half == 255).all(-1).any() == written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +17,7 @@ _MATCH_IOU = 0.5
 _MIN_SIDE = 384  # pixels: a smaller image is enlarged, or its outlines hide it
 _GAP = 8
 _HEADER = 26
+_ROOM = 1.5  # times a score's width and height that an object has where its score is written
 
 
 def overlay(
@@ -25,7 +27,7 @@ def overlay(
     scores: Sequence[float],
     least_score: float = 0.5,
 ) -> Image.Image:
-    """Draw true outlines on the left and found ones with their scores on the right.
+    """Draw true outlines on the left and found ones, with their scores where there is room, on the right.
 
     A found object has the color of the true one that it matches (mask IoU of at least 0.5), and red if there is none.
 
@@ -91,15 +93,17 @@ def _outlined(
 
 
 def _write_scores(picture: Image.Image, masks: Sequence[np.ndarray], scores: Sequence[float], zoom: int) -> None:
-    """Write each score, in percent, in the middle of its object."""
+    """Write each score, in percent, in the middle of its object; a small one, which it would hide, has none."""
     draw = ImageDraw.Draw(picture)
     for mask, score in zip(masks, scores, strict=True):
         rows, columns = np.nonzero(mask)
-        if len(rows):
-            middle = (float(columns.mean() + 0.5) * zoom, float(rows.mean() + 0.5) * zoom)
-            draw.text(
-                middle, f"{100 * score:.0f}", "white", _font(15), anchor="mm", stroke_width=2, stroke_fill="black"
-            )
+        if not len(rows):
+            continue
+        middle = (float(columns.mean() + 0.5) * zoom, float(rows.mean() + 0.5) * zoom)
+        text: dict[str, Any] = {"text": f"{100 * score:.0f}", "font": _font(15), "anchor": "mm", "stroke_width": 2}
+        left, top, right, bottom = draw.textbbox(middle, **text)
+        if _ROOM * (right - left) < zoom * np.ptp(columns) and _ROOM * (bottom - top) < zoom * np.ptp(rows):
+            draw.text(middle, fill="white", stroke_fill="black", **text)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
