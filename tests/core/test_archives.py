@@ -92,3 +92,10 @@ def test_the_list_of_an_archive_must_be_where_its_end_says(tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"moved\.pt is damaged"):
             refuse_swelling(path)
+
+
+def test_a_torchscript_program_is_named_as_such(tmp_path):
+    path = tmp_path / "program.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    with pytest.raises(UserError, match="TorchScript program"):
+        refuse_swelling(path)

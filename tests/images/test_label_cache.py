@@ -324,6 +324,23 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
         label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
 
 
+def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("a")
+    cache = tmp_path / "cache"
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.hashlib, "file_digest", fails)
+        wrong = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
+    right = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
+    assert right != wrong
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.hashlib, "file_digest", fails)
+        assert contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache) == right
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_cache_that_may_only_be_read_is_used_and_else_named(tmp_path, tiles, labeller):
     cache = tmp_path / "cache"

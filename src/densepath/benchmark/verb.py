@@ -25,7 +25,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 
 TABLE, PICTURE = "table", "curves.png"
-_CELLS, _DIGESTS, _CONFIG = "cells", "digests.json", "config.txt"
+_CELLS, _DIGESTS, _NAME = "cells", "digests.json", "name.txt"
 _OWN = (_CELLS, _DIGESTS, f"{TABLE}.md")
 
 
@@ -56,7 +56,7 @@ def benchmark_table(
             "figure1" of the ConCL paper; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and
             "conv_mim_figure5" of the Conv-MIM paper; the small "glas_small" (a GPU) and "glas_probe" (a CPU); or a YAML
             file.
-        out: the folder of the table, and of no other; a table keeps it when its YAML file is edited.
+        out: the folder of the table, and of none of another name; a YAML file that is edited keeps it.
         data: the labelled sets, as NAME=FOLDER by the table's names; the folder alone where the table has one. Tasks on
             others are left out.
         tiles: the unlabelled images: a folder, a text list, a glob, or a packed store.
@@ -103,7 +103,7 @@ def benchmark_table(
         for name, cell in grid.cells.items():
             console.print(f"{'done' if CellFolder(root, cell).result() is not None else 'to do'}  {name}", markup=False)
         return None
-    with atomic_write(out / _CONFIG) as part:
+    with atomic_write(out / _NAME) as part:
         part.write_text(f"{table.name}\n", encoding="utf-8")
     runner = Runner(root, list(grid.cells.values()), slots, partial(_write, out, table, grid, root, notes))
     runner.run()
@@ -125,7 +125,7 @@ def _check_same_table(out: Path, name: str) -> None:
         UserError: it is.
     """
     try:
-        held = (out / _CONFIG).read_text(encoding="utf-8").strip()
+        held = (out / _NAME).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return
     if held != name:

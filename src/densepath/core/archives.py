@@ -29,6 +29,8 @@ def refuse_swelling(path: Path) -> None:
         raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
     if listed_at != _list_place(path, size):
         raise UserError(f"{path} is damaged: its list of entries is not where it should be; copy or export it again")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() by torch.save")
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
         raise UserError(f"{path} is compressed, or its parts overlap, which torch.save never does; save it with that")

@@ -29,7 +29,7 @@ def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache
     """The digest of what files hold, in their order; their names and places make no difference.
 
     The files are read once. Then their paths, sizes and times of change stand for them: a file that was replaced by one
-    of the same size and time is taken for the same. One that cannot be read counts as such.
+    of the same size and time is taken for the same. One that is missing counts as such.
 
     Args:
         files: gives them, as often as it is called.
@@ -37,11 +37,12 @@ def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache
         cache: a folder in which the digest is kept.
     """
 
-    def read() -> str:
-        digest = hashlib.sha256(_VERSION)
-        for content in with_progress(_contents(files()), count, "reading files"):
+    def read() -> tuple[str, bool]:
+        digest, all_read = hashlib.sha256(_VERSION), True
+        for content, readable in with_progress(_contents(files()), count, "reading files"):
             digest.update(content)
-        return digest.hexdigest()
+            all_read &= readable
+        return digest.hexdigest(), all_read
 
     return _kept(files(), cache, read)
 
@@ -51,11 +52,11 @@ def digest_of_tiles(tiles: PackedTiles, cache: Path) -> str:
     if tiles.file is None:
         return _digest_of_pixels(tiles)
     store = tiles.file
-    return _kept([store], cache, lambda: _digest_of_pixels(open_store(store)))
+    return _kept([store], cache, lambda: (_digest_of_pixels(open_store(store)), True))
 
 
-def _kept(files: Iterable[str | Path], cache: Path, read: Callable[[], str]) -> str:
-    """What was read of the same files before, or is now."""
+def _kept(files: Iterable[str | Path], cache: Path, read: Callable[[], tuple[str, bool]]) -> str:
+    """What was read of the same files before, or is now; it is kept if reading them did not fail."""
     stamps = hashlib.sha256(_VERSION)
     for file in files:
         stamps.update(_stamp(file))
@@ -65,9 +66,10 @@ def _kept(files: Iterable[str | Path], cache: Path, read: Callable[[], str]) -> 
     with _alone(path.with_name("lock")):
         if (known := _known(path)) is not None:  # another process may have read them meanwhile
             return known
-        digest = read()
-        with suppress(UserError), atomic_write(path) as part:  # a cache that may only be read still serves
-            part.write_text(digest)
+        digest, lasting = read()
+        if lasting:
+            with suppress(UserError, OSError), atomic_write(path) as part:  # a cache that may only be read still serves
+                part.write_text(digest)
     return digest
 
 
@@ -99,25 +101,27 @@ def _stamp(file: str | Path) -> bytes:
     return name + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
 
 
-def _contents(files: Iterable[str | Path]) -> Iterator[bytes]:
-    """The digest of each file, read by several threads, as disks answer several at a time."""
+def _contents(files: Iterable[str | Path]) -> Iterator[tuple[bytes, bool]]:
+    """As ``_content``, for each file, by several threads, as disks answer several at a time."""
     left = iter(files)
     with ThreadPoolExecutor(usable_cores()) as pool:
         while block := list(islice(left, _AT_ONCE)):
             yield from pool.map(_content, block)
 
 
-def _content(file: str | Path) -> bytes:
+def _content(file: str | Path) -> tuple[bytes, bool]:
+    """The digest of a file, and whether it is that for good: not if there is a file that cannot be read now."""
     try:
         with open(file, "rb") as content:
-            return hashlib.file_digest(content, "sha256").digest()
+            return hashlib.file_digest(content, "sha256").digest(), True
     except OSError:
-        return bytes(hashlib.sha256().digest_size)
+        return bytes(hashlib.sha256().digest_size), not os.path.exists(file)
 
 
 def _digest_of_pixels(tiles: PackedTiles) -> str:
     digest = hashlib.sha256(_VERSION)
     digest.update(tiles.sizes.numpy().tobytes())
-    for start in range(0, tiles.pixels.numel(), _BYTES):
+    starts = range(0, tiles.pixels.numel(), _BYTES)
+    for start in with_progress(starts, len(starts), "reading tiles"):
         digest.update(tiles.pixels[start : start + _BYTES].cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ _HEADER_BYTES, _TAG_BYTES = 128, 8
 _FIVE = 1  # the version as which scipy counts the format that may be compressed and that it reads
 _COMPRESSED = 15  # the kind of an element that holds another one, deflated
 _HEAD_BYTES = 1024  # more than an element's flags, sides and name take
+_HEAD_READ = 4096  # of a compressed element, from which these come
 _NUMBER_BYTES = 8  # of the widest numbers
 _MARGIN = 2**16  # for the head and the padding
 
@@ -34,8 +35,9 @@ def list_matrices(path: Path) -> list[Listed]:
         Exception: of any type, where it is damaged.
     """
     listed: list[Listed] = []
-    for header, kind, data in _elements(path):
-        head = zlib.decompressobj().decompress(data, _HEAD_BYTES) if kind == _COMPRESSED else data[:_HEAD_BYTES]
+    for header, kind, content, begin, end in _elements(path):
+        head = content[begin : min(end, begin + _HEAD_READ)]
+        head = zlib.decompressobj().decompress(head, _HEAD_BYTES) if kind == _COMPRESSED else head[:_HEAD_BYTES]
         length = struct.pack(f"{_order(header)}I", len(head) - _TAG_BYTES)  # of what is left of it
         listed += scipy.io.whosmat(BytesIO(header + head[:4] + length + head[_TAG_BYTES:]))
     return listed or scipy.io.whosmat(path)
@@ -54,18 +56,22 @@ def read_matrix(path: Path, number: int, listed: Listed) -> npt.NDArray[Any]:
     """
     name, shape, _ = listed
     most = math.prod(shape) * _NUMBER_BYTES + _MARGIN
-    for position, (header, kind, data) in enumerate(_elements(path)):
+    for position, (header, kind, content, begin, end) in enumerate(_elements(path)):
         if position == number:
-            inflater = zlib.decompressobj()
-            content = inflater.decompress(data, most) if kind == _COMPRESSED else data
-            if kind == _COMPRESSED and not inflater.eof:
-                raise ValueError("it is cut short, or holds more numbers than its head says")
-            return np.asarray(scipy.io.loadmat(BytesIO(header + content))[name])
+            data, inflater = content[begin:end], zlib.decompressobj()
+            if kind == _COMPRESSED:
+                data = inflater.decompress(data, most)
+                if not inflater.eof:
+                    raise ValueError("it is cut short, or holds more numbers than its head says")
+            return np.asarray(scipy.io.loadmat(BytesIO(header + data))[name])
     return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
 
 
-def _elements(path: Path) -> Iterator[tuple[bytes, int, bytes]]:
-    """The file's header, and the kind and the bytes of each element; none of a file that knows no compression."""
+def _elements(path: Path) -> Iterator[tuple[bytes, int, mmap, int, int]]:
+    """The file's header, the kind of each element, the file, and where in it the element begins and ends.
+
+    There are none in a file that knows no compression.
+    """
     if matfile_version(path)[0] != _FIVE:
         return
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
@@ -77,7 +83,7 @@ def _elements(path: Path) -> Iterator[tuple[bytes, int, bytes]]:
             place += _TAG_BYTES + length
             if place > len(content):
                 raise ValueError("it is cut short")
-            yield header, kind, content[begin:place]
+            yield header, kind, content, begin, place
 
 
 def _order(header: bytes) -> str:

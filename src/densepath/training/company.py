@@ -12,8 +12,13 @@ import torch.distributed as dist
 from densepath.core.errors import UserError
 from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
 
-# What gloo says of a connection that has ended. What it says of messages that don't fit each other is a bug, and stays.
-_GLOO = re.compile(r"gloo.*(connect|broken pipe|timed? ?out|(read|write|recv|send) error)", re.IGNORECASE | re.DOTALL)
+# What gloo, NCCL and sockets say of a connection that has ended. What they say of messages that don't fit each other,
+# of a port that is taken or a GPU that is named twice has other causes, and stays.
+_LOST = re.compile(
+    r"connection (closed|reset|refused|was)|failed to connect|broken pipe|timed? ?out|(read|write|recv|send) error"
+    r"|remote (process exited|error)|remote peer|socket closed|aborted",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -30,7 +35,8 @@ def in_company(processes: int, out: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if processes == 1 or not (isinstance(error, dist.DistError) or _GLOO.search(str(error))):
+        network = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+        if processes == 1 or not (network and _LOST.search(str(error))):
             raise
         remedy = "go on with --resume" if has_checkpoint(out / CHECKPOINTS) else "start it again with --resume"
         raise UserError(
@@ -40,6 +46,7 @@ def in_company(processes: int, out: Path) -> Iterator[None]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The first sentence of an error, without the place in somebody's source code."""
-    said = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
+    """The first sentence of an error, or of the last one that NCCL names, without places in somebody's source code."""
+    said = str(error).partition("Last error:")[2] or str(error)
+    said = re.sub(r"^\[[^\]]*\]\s*|\S+\.\w+:\d+,?\s*", "", said.strip())
     return re.split(r"\.\s|\n", said)[0]
