@@ -99,3 +99,19 @@ def test_a_torchscript_program_is_named_as_such(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
     with pytest.raises(UserError, match="TorchScript program"):
         refuse_swelling(path)
+
+
+def test_a_bytearray_that_asks_for_memory_is_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"weight": torch.zeros(2), "room": Room()}, path)
+    with pytest.raises(UserError, match="bytearray"):
+        refuse_swelling(path)
+    path.write_bytes(path.read_bytes().replace(b"bytearray", b"bytes\0\0\0\0"))  # a wrong checksum is torch's affair
+    refuse_swelling(path)
+
+
+class Room:
+    """Comes back as a bytearray of the size it asks for."""
+
+    def __reduce__(self):
+        return bytearray, (SWELLING,)

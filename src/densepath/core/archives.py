@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 from densepath.core.errors import UserError
 
 _LIST_END, _WIDE_END, _WIDE_PLACE = b"PK\5\6", b"PK\6\6", b"PK\6\7"  # the records at an archive's end
 _LIST_END_BYTES, _WIDE_BYTES, _PLACE_BYTES = 22, 56, 20
 _MOST_COMMENT = 2**16 - 1
+_HEAD_BYTES = 30  # before an entry's name and what else its writer noted, whose lengths it ends with
 
 
 def refuse_swelling(path: Path) -> None:
-    """Refuse an archive that holds more bytes than it has: by compressed entries, or by entries that overlap.
+    """Refuse an archive that takes more memory than it has bytes: compressed, overlapping, or with a bytearray.
 
-    ``torch.save`` stores its entries as they are, but ``torch.load`` inflates others too, at any rate.
+    ``torch.save`` stores its entries as they are, but ``torch.load`` inflates others too, at any rate, and makes a
+    bytearray as large as it is told to.
 
     Raises:
         UserError: it does, or it is no whole archive.
@@ -34,6 +38,17 @@ def refuse_swelling(path: Path) -> None:
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
         raise UserError(f"{path} is compressed, or its parts overlap, which torch.save never does; save it with that")
+    with path.open("rb") as file:
+        if any(b"bytearray" in _stored(file, entry) for entry in entries if entry.filename.endswith(".pkl")):
+            raise UserError(f"{path} holds a bytearray, which weights do not; save its state_dict() alone")
+
+
+def _stored(file: BinaryIO, entry: zipfile.ZipInfo) -> bytes:
+    """The bytes of an entry that is not compressed. Its checksum does not matter: torch may be told to leave it out."""
+    file.seek(entry.header_offset)
+    head = file.read(_HEAD_BYTES)
+    file.seek(sum(struct.unpack_from("<HH", head, _HEAD_BYTES - 4)) if len(head) == _HEAD_BYTES else 0, os.SEEK_CUR)
+    return file.read(entry.file_size)
 
 
 def _list_place(path: Path, size: int) -> int | None:
