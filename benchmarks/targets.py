@@ -39,9 +39,9 @@ def _targets(found: Found, asked: Any) -> Iterator[Row]:
         if recipe in SPEEDS and (asked.backbone, asked.size) == ("resnet18", 224):
             speed = _figure(found, "whole runs", run, "images_per_second")
             yield _judge(f"{recipe}: whole run, images/s", speed, least=SPEEDS[recipe])
-        if recipe == "concl" and (asked.backbone, asked.size) == ("resnet18", 224):
-            minutes = None if speed is None else PAPER_IMAGES / speed / 60
-            yield _judge(f"{recipe}: minutes for 200 epochs of 80,000 tiles", minutes, most=60)
+            if recipe == "concl":
+                minutes = None if speed is None else PAPER_IMAGES / speed / 60
+                yield _judge(f"{recipe}: minutes for 200 epochs of 80,000 tiles", minutes, most=60)
     ours = _figure(found, "whole runs", "densepath moco_v2, packed store", "images_per_second")
     theirs = _figure(found, "whole runs, lightly", "lightly moco_v2, JPEGs", "images_per_second")
     yield _judge("moco_v2: whole run/lightly's (no target on a GPU)", ours / theirs if ours and theirs else None)

@@ -21,7 +21,6 @@ from densepath.images.machine import usable_cores, with_progress
 from densepath.images.packing import SUFFIX, open_store
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
-_CHUNK = 2**22
 _BYTES = 16  # of a digest: two of 10^9 different images agree by chance once in 10^20 times
 
 
@@ -105,10 +104,8 @@ def _stamp(name: str) -> tuple[int, int]:
 
 
 def _digest(name: str, pixels: bool) -> tuple[str, list[str] | None]:
-    content = hashlib.blake2b(digest_size=_BYTES)
     with open(name, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            content.update(chunk)
+        content = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=_BYTES))
     return content.hexdigest(), _pixels(name) if pixels else None
 
 
