@@ -22,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import yaml
 
 from benchmarks.bare import bare_step, encode_all
 from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report
@@ -63,7 +64,7 @@ class Step:
         batch_size: int,
         backbone: str,
         hardware: Hardware,
-        given: Mapping[str, str] | None = None,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
@@ -73,6 +74,7 @@ class Step:
         if batch_size % (method_options.get("batch_norm_group") or 1):
             method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
         method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        method.check(size, batch_size)
         method.prepare(images)
         views = ViewMaker(
             method.views(recipe_options.get("augment")), size, seed=0, memory_format=hardware.memory_format
@@ -201,7 +203,7 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
     """The row of one recipe of densepath."""
     hardware = _hardware(asked)
     images = open_store(store).to("cpu")
-    given = dict(pair.split("=", 1) for pair in asked.given)
+    given = {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in asked.given)}
     step = Step(recipe, images, asked.size, asked.batch_size, asked.backbone, hardware, given)
     return {"case": f"densepath {recipe}"} | measure(step, asked.batch_size, asked.repeats, _calls(hardware))
 
@@ -250,7 +252,7 @@ def options(description: str) -> argparse.ArgumentParser:
     made = parser(description)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
     made.add_argument(
-        "--given", nargs="*", default=[], help="options of the method, e.g. teacher=vit_small_patch16_224"
+        "--given", nargs="*", default=[], help="options of the methods, as in YAML, e.g. num_clusters=[8] teacher=resnet18"
     )
     made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="of lightly")
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the peers' loader")
