@@ -252,7 +252,7 @@ def options(description: str) -> argparse.ArgumentParser:
     made = parser(description)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
     made.add_argument(
-        "--given", nargs="*", default=[], help="options of the methods, as in YAML, e.g. num_clusters=[8] teacher=resnet18"
+        "--given", nargs="*", default=[], help="options of the methods in YAML: num_clusters=[8] teacher=resnet18"
     )
     made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="of lightly")
     made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the peers' loader")

@@ -125,6 +125,19 @@ def test_minification_does_not_alias(angle):
     assert (small - 0.5).abs().max() < 0.13  # point samples would be off by 0.5
 
 
+@pytest.mark.parametrize("kind", ["area", "bilinear"])
+def test_how_finely_a_turned_image_is_sampled_is_its_own(kind):
+    """Beside one that shrinks four times, one that does not stays as it is by itself."""
+    x = torch.rand(3, 2, 64, 64)
+    maps = torch.cat([scale * rotation(33) for scale in (0.1, 0.3, 0.7)])
+    together = sample(x, maps, (8, 8), kind=kind)
+    alone = torch.cat([sample(x[i : i + 1], maps[i : i + 1], (8, 8), kind=kind) for i in range(3)])
+    torch.testing.assert_close(together, alone)
+    coarse = F.grid_sample(x[:1], F.affine_grid(maps[:1], [1, 2, 8, 8], align_corners=False), align_corners=False)
+    if kind == "bilinear":
+        torch.testing.assert_close(together[:1], coarse, atol=1e-5, rtol=1e-4)
+
+
 def loop_shares(labels: np.ndarray, maps: np.ndarray, size: tuple[int, int], count: int) -> np.ndarray:
     """Area shares of an upright map by explicit intersections of rectangles, float64."""
     height, width = labels.shape

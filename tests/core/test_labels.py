@@ -77,6 +77,14 @@ def test_few_labels_are_those_of_their_masks(d, few, monkeypatch):
         assert torch.equal(main_labels(labels, reference, maps, size)[~by_chance], masks[~by_chance])
 
 
+def test_the_labels_of_a_turned_map_are_its_own():
+    """Whoever else is in the batch, and however much of an image it shows."""
+    labels = torch.randint(0, 9, (3, 80, 80))
+    maps = torch.cat([scale * turns(33.0) for scale in (0.1, 0.3, 0.7)])
+    alone = [main_labels(labels[i : i + 1], identity(1), maps[i : i + 1], (6, 6)) for i in range(3)]
+    assert torch.equal(main_labels(labels, identity(3), maps, (6, 6)), torch.cat(alone))
+
+
 @pytest.mark.parametrize("few", [0, 1024])
 def test_equal_shares_go_to_the_smallest_label(few, monkeypatch):
     """Whatever the position: thirds and sevenths are no whole numbers of bits."""

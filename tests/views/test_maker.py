@@ -74,15 +74,18 @@ def test_views_are_aligned_by_their_maps():
     assert difference[valid].quantile(0.99) < 0.08
 
 
-def test_views_depend_on_seed_epoch_and_image_alone():
-    maker = ViewMaker(VIEWS, 16, seed=5)
+@pytest.mark.parametrize("rotation", [0.0, 180.0])
+def test_views_depend_on_seed_epoch_and_image_alone(rotation: float):
+    turned = {name: replace(view, rotation=rotation) if name == "query" else view for name, view in VIEWS.items()}
+    maker = ViewMaker(turned, 16, seed=5)
     whole = images(6)
     together = maker(whole)
-    part = replace(whole, pixels=whole.pixels[2:4], sizes=whole.sizes[2:4], index=whole.index[2:4], step=99)
-    alone = maker(part)
-    for name in VIEWS:
-        torch.testing.assert_close(alone[name].pixels, together[name].pixels[2:4])
-        assert torch.equal(alone[name].map, together[name].map[2:4])
+    for rows in (slice(2, 4), slice(0, 1), slice(5, 6)):
+        part = replace(whole, pixels=whole.pixels[rows], sizes=whole.sizes[rows], index=whole.index[rows], step=99)
+        alone = maker(part)
+        for name in VIEWS:
+            torch.testing.assert_close(alone[name].pixels, together[name].pixels[rows])
+            assert torch.equal(alone[name].map, together[name].map[rows])
     assert not torch.equal(maker(replace(whole, epoch=1.0))["query"].map, together["query"].map)
     assert torch.equal(maker(replace(whole, epoch=0.7))["query"].map, together["query"].map)
     assert not torch.equal(ViewMaker(VIEWS, 16, seed=6)(whole)["query"].map, together["query"].map)

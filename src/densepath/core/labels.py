@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.affine import TIE, between
-from densepath.core.resampling import axis_taps, group_by_axes, inside, sample_finely
+from densepath.core.resampling import Way, axis_taps, group_rows, inside, sample_finely
 
 # Sums of whole numbers are the same in any order: a GPU's sums of floats are not.
 _UNIT = 2**40
@@ -30,14 +30,14 @@ def main_labels(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence
         (B, *size) int64, -1 where a cell's center lies outside the *from* view or no label is under it.
     """
     maps = between(from_map, to_map).detach().cpu()
-    groups = group_by_axes(maps)
+    groups = group_rows(maps, size, "area", torch.tensor(labels.shape[1:]).expand(len(labels), -1))
     if len(groups) == 1:
         out = _main_labels(labels, maps, size, groups[0][0])
     else:
         out = torch.empty(len(labels), *size, dtype=torch.int64, device=labels.device)
-        for axes, rows in groups:
+        for way, rows in groups:
             here = rows.to(labels.device, non_blocking=True)
-            out[here] = _main_labels(labels[here], maps[rows], size, axes)
+            out[here] = _main_labels(labels[here], maps[rows], size, way)
     return torch.where(inside(maps.to(labels.device, non_blocking=True), size), out, -1)
 
 
@@ -65,11 +65,11 @@ def number_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return renumber(first), renumber(second)
 
 
-def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], axes: tuple[int, ...] | None) -> Tensor:
-    if axes is None:
-        under, shares = _under_turned_cells(labels, maps, size)
+def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], way: Way) -> Tensor:
+    if isinstance(way, int):
+        under, shares = _under_turned_cells(labels, maps, size, way)
     else:
-        under, shares = _under_upright_cells(labels, maps, size, axes)
+        under, shares = _under_upright_cells(labels, maps, size, way)
     shares = shares * (under >= 0)
     # On a CPU it costs nothing to ask how many labels there are, and few are summed up several times as fast.
     few = under.device.type == "cpu" and int(under.max()) < _FEW
@@ -126,13 +126,13 @@ def _under_upright_cells(
     return under.flatten(1, d).flatten(2), share.flatten(1, d).flatten(2)
 
 
-def _under_turned_cells(labels: Tensor, maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _under_turned_cells(labels: Tensor, maps: Tensor, size: Sequence[int], parts: int) -> tuple[Tensor, Tensor]:
     """The same for maps that turn by any angle: samples on a finer grid, all of one share."""
     d = maps.shape[1]
     extent = torch.tensor(labels.shape[1:]).expand(len(labels), -1)
     # In floats, which hold whole numbers to 2**24.
-    samples, finer = sample_finely(labels.unsqueeze(1).to(torch.float32), maps, size, "area", extent)
-    split = [length for n, f in zip(size, finer, strict=True) for length in (n, f)]
+    samples = sample_finely(labels.unsqueeze(1).to(torch.float32), maps, size, "area", extent, parts)
+    split = [length for n in size for length in (n, parts)]
     axes = [0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)]
     under = samples.to(labels.dtype).view(len(labels), *split).permute(axes)
     under = under.flatten(1, d).flatten(2)

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Filter = Literal["area", "bilinear", "bicubic"]
+Way = tuple[int, ...] | int  # see group_rows
 
 # How far each filter reaches from its center, in input cells where nothing is minified.
 _REACH = {"area": 0.5, "bilinear": 1.0, "bicubic": 2.0}
 # Sampled this densely, a rotated label map's area shares are right to about 1/64.
 _SUBSAMPLES = 8
+# Rounding may take a map without minification for one with a little.
+_STEP_TOLERANCE = 1e-3
 # Off-axis entries of a quarter turn, which the cosine of pi/2 leaves at 6e-17 to 4e-8.
 _AXIS_TOLERANCE = 1e-6
 # Rounding may put the edge of a view this far beyond its source.
@@ -54,14 +57,14 @@ def sample(
     x = x if x.is_floating_point() else x.to(torch.float32)
     extent = torch.tensor(x.shape[2:]).expand(len(x), -1) if extent is None else extent.cpu()
     host = maps.detach().cpu()
-    groups = group_by_axes(host)
+    groups = group_rows(host, size, kind, extent)
     if len(groups) == 1:
         out = _resample_group(x, host, size, kind, extent, groups[0][0]).to(x.dtype)
     else:
         out = x.new_empty(len(x), x.shape[1], *size)
-        for axes, rows in groups:
+        for way, rows in groups:
             here = rows.to(x.device, non_blocking=True)
-            out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], axes).to(x.dtype)
+            out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], way).to(x.dtype)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
         out = out * inside(maps.to(x.device, non_blocking=True), size).unsqueeze(1)
     return out
@@ -174,27 +177,42 @@ def _keys_cubic(distance: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
-def group_by_axes(maps: Tensor) -> list[tuple[tuple[int, ...] | None, Tensor]]:
-    """Rows of the batch by the axes that their maps exchange; None for maps that mix axes."""
+def group_rows(maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor) -> list[tuple[Way, Tensor]]:
+    """Rows of the batch that are sampled in one way, which is their own: whoever else is in the batch.
+
+    Arguments as for :func:`sample`, all on the CPU.
+
+    Returns:
+        Ways and rows. A way is the axes that maps exchange: ``axes[i]`` is the output coordinate that input coordinate
+        i (x first) follows. For maps that mix axes it is into how many parts output cells are divided along each axis.
+    """
     linear = maps[..., :-1].abs()
     along = linear > _AXIS_TOLERANCE * linear.amax(dim=(-1, -2), keepdim=True)
     aligned = (along.sum(-1) == 1).all(-1) & (along.sum(-2) == 1).all(-1)
-    groups: list[tuple[tuple[int, ...] | None, Tensor]] = []
+    groups: list[tuple[Way, Tensor]] = []
     columns = along.to(torch.int64).argmax(-1)
     if bool(aligned.any()):
         for axes in torch.unique(columns[aligned], dim=0):
             groups.append((tuple(axes.tolist()), (aligned & (columns == axes).all(-1)).nonzero().squeeze(-1)))
     if not bool(aligned.all()):
-        groups.append((None, (~aligned).nonzero().squeeze(-1)))
+        parts = _parts(maps, size, kind, extent)
+        for part in torch.unique(parts[~aligned]).tolist():
+            groups.append((part, (~aligned & (parts == part)).nonzero().squeeze(-1)))
     return groups
 
 
-def _resample_group(
-    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, axes: tuple[int, ...] | None
-) -> Tensor:
-    if axes is None:
-        return _resample_grid(x, maps, size, kind, extent)
-    return _resample_axes(x, maps, size, kind, extent, axes)
+def _parts(maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor) -> Tensor:
+    """(B,) int64: into how many parts output cells are divided along each axis so that nothing aliases."""
+    cells = extent.flip(-1).to(maps).unsqueeze(-1)  # x first, like the maps
+    steps = (maps[..., :-1] * cells).norm(dim=1) / torch.tensor(tuple(size)).flip(0)
+    parts = torch.ceil(steps.amax(-1) - _STEP_TOLERANCE).clamp(min=1).to(torch.int64)
+    return (2 * parts).clamp(min=_SUBSAMPLES) if kind == "area" else parts
+
+
+def _resample_group(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, way: Way) -> Tensor:
+    if isinstance(way, int):
+        return _resample_grid(x, maps, size, kind, extent, way)
+    return _resample_axes(x, maps, size, kind, extent, way)
 
 
 def _resample_axes(
@@ -214,28 +232,22 @@ def _resample_axes(
     return cells.permute(0, -1, *[1 + axis for axis in order])
 
 
-def _resample_grid(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor) -> Tensor:
+def _resample_grid(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, parts: int) -> Tensor:
     """Maps that turn by any angle: samples on a finer grid, averaged."""
-    samples, finer = sample_finely(x, maps, size, kind, extent)
-    if max(finer) == 1:
+    samples = sample_finely(x, maps, size, kind, extent, parts)
+    if parts == 1:
         return samples
-    return (F.avg_pool2d if maps.shape[1] == 2 else F.avg_pool3d)(samples, finer)
+    return (F.avg_pool2d if maps.shape[1] == 2 else F.avg_pool3d)(samples, parts)
 
 
-def sample_finely(
-    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor
-) -> tuple[Tensor, list[int]]:
-    """Samples on a grid that divides each output cell: (B, C, *finer grid), and into how many along each axis.
+def sample_finely(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, parts: int) -> Tensor:
+    """Samples on a grid that divides each output cell into ``parts`` along each axis: (B, C, *finer grid).
 
-    Arguments as for :func:`sample`, with an ``extent`` on the CPU.
+    Other arguments as for :func:`sample`, with an ``extent`` on the CPU.
     """
     d = maps.shape[1]
     cells = extent.flip(-1).to(maps)  # x first, like the maps
-    steps = (maps[..., :-1] * cells.unsqueeze(-1)).norm(dim=1) / torch.tensor(tuple(size)).flip(0)
-    finer = [max(1, math.ceil(s)) for s in steps.amax(0).flip(0).tolist()]
-    if kind == "area":
-        finer = [max(_SUBSAMPLES, 2 * f) for f in finer]
-    fine_size = [n * f for n, f in zip(size, finer, strict=True)]
+    fine_size = [n * parts for n in size]
     canvas = torch.tensor(x.shape[2:]).flip(0).to(maps)
     share = (cells / canvas).unsqueeze(-1)
     onto_canvas = maps * share
@@ -245,7 +257,7 @@ def sample_finely(
     edge = ((2 * cells - 1) / canvas - 1).view(len(x), *[1] * d, d).to(x.device, non_blocking=True)
     grid = torch.minimum(grid, edge)
     mode = "nearest" if kind == "area" else "bilinear"
-    return _sample_grid(x, grid, mode=mode, padding_mode="border"), finer
+    return _sample_grid(x, grid, mode=mode, padding_mode="border")
 
 
 def _sample_grid(x: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
