@@ -35,7 +35,7 @@ def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book, mome
     vectors, codes = unit(7, 3), torch.tensor([0, 0, 3, 0, 3, 5, 3])
     before, usage = book.codes.clone(), torch.zeros(6, dtype=torch.float64)
     for _ in range(2):
-        used = book.follow(vectors, codes)
+        used = book.follow(vectors, codes, torch.rand(6))
         assert used == 3
         for k in range(6):
             mine = vectors[codes == k]
@@ -48,6 +48,45 @@ def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book, mome
         torch.testing.assert_close(book.usage, usage)
 
 
+def test_codes_that_are_hardly_used_restart_at_vectors_of_the_batch(book):
+    """A code counts as hardly used by the moving average, against that of all codes; the vectors are those drawn."""
+    twin = Codebook(6, 3, momentum=0.9, restart_below=0.4).double()
+    twin.load_state_dict(book.state_dict())
+    twin.usage.copy_(torch.tensor([3.0, 2.0, 0.1, 4.0, 0.3, 1.0]))
+    book.usage.copy_(twin.usage)
+    vectors, codes = unit(7, 3), torch.tensor([0, 0, 3, 0, 3, 5, 3])
+    draws = torch.tensor([0.0, 0.2, 0.99, 0.4, 0.3, 0.6], dtype=torch.float64)
+    assert book.follow(vectors, codes, draws) == twin.follow(vectors, codes, draws) == 3
+    mean = float(book.usage.mean())
+    for k in range(6):
+        restarts = float(book.usage[k]) < 0.4 * mean
+        assert restarts == (k in (2, 4))
+        assert torch.equal(twin.codes[k], vectors[int(7 * draws[k])] if restarts else book.codes[k])
+        assert float(twin.usage[k]) == pytest.approx(mean if restarts else float(book.usage[k]))
+
+
+def test_codes_keep_up_with_vectors_that_move_away_together():
+    """As an encoder's do when it learns what is common to its targets: without restarts one code is left."""
+    draws = torch.rand(60, 16, generator=torch.Generator().manual_seed(0))
+    used = {}
+    for share in (0.0, 0.1):
+        book = Codebook(16, 8, momentum=0.9, restart_below=share).double()
+        book.begin(unit(200, 8), torch.rand(200, generator=torch.Generator().manual_seed(1)))
+        for step in range(60):
+            common = F.normalize(torch.ones(8, dtype=torch.float64), dim=0) * step / 4
+            vectors = F.normalize(unit(200, 8, seed=step) + common, dim=1)
+            used[share] = int(book.follow(vectors, book(vectors), draws[step]))
+    assert used[0.0] < 6 and used[0.1] > 10
+
+
+def test_the_perplexity_is_that_of_the_usage(book):
+    assert book.perplexity() == 0  # not known yet
+    book.usage.copy_(torch.tensor([5.0, 0, 5, 0, 5, 0]))
+    assert book.perplexity() == pytest.approx(3)
+    book.usage.copy_(torch.tensor([1.0, 0, 0, 0, 0, 0]))
+    assert book.perplexity() == pytest.approx(1)
+
+
 def test_it_begins_with_centroids_by_cosine_distance():
     centres = F.normalize(torch.eye(4, dtype=torch.float64)[:, :3] + 0.1, dim=1)
     vectors = F.normalize(centres.repeat(20, 1) + 0.05 * unit(80, 3), dim=1)
@@ -56,7 +95,7 @@ def test_it_begins_with_centroids_by_cosine_distance():
     for book, numbers in zip(books, (draws, draws, draws.flip(0)), strict=True):
         assert not book.begun
         book.begin(vectors, numbers)
-        assert book.begun
+        assert book.begun and book.usage.tolist() == [20] * 4
     assert torch.equal(books[0].codes, books[1].codes)
     torch.testing.assert_close(books[0].codes.norm(dim=1), torch.ones(4, dtype=torch.float64))
     oracle = KMeans(4, init=books[0].codes.numpy(), n_init=1).fit(vectors.numpy())

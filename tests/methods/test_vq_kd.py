@@ -127,7 +127,8 @@ def test_the_tokenizer_is_kept(method, batch, tmp_path):
     again = load_tokenizer(tmp_path / "tokenizer.safetensors").eval()
     method.eval()
     assert torch.equal(again(batch["image"].pixels), method.tokenizer(batch["image"].pixels))
-    assert again.describe() == "a tokenizer with 12 codes on test_vit"
+    perplexity = method.tokenizer.codebook.perplexity()
+    assert again.describe() == f"a tokenizer with 12 codes (perplexity {perplexity:.0f}) on test_vit" and perplexity > 8
     assert method.backbone_to_keep() is method.tokenizer.backbone
 
 
@@ -150,6 +151,9 @@ def test_what_is_no_tokenizer_is_named(tmp_path, method):
     refused(r"is no tokenizer on test_vit: projection\.0\.weight does not fit", path)
     save_file(other, path, {"backbone": "test_resnet"})
     refused("is no tokenizer on test_resnet: ", path)
+    path = write_tokenizer(tmp_path)
+    save_file({**load_file(path), "codebook.usage": torch.tensor([900.0, *[1.0] * 11])}, path, {"backbone": "test_vit"})
+    refused("gives almost all patches one code, of which there is nothing to learn", path)
 
 
 def test_the_views_are_those_of_the_released_code():
@@ -166,6 +170,8 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "resnet18")
     with pytest.raises(UserError, match="the commitment must not be negative"):
         make(VQKD, "test_vit", commitment=-1.0)
+    with pytest.raises(UserError, match=r"codes restart below a share of the mean usage, .*, not 1\.0"):
+        make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):
         make(VQKD, "test_vit", decoder_depth=0)
     with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):

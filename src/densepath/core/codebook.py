@@ -20,15 +20,19 @@ class Codebook(nn.Module):
     """K unit vectors of length D, moved by exponential moving averages and not by gradients.
 
     They begin as the centroids of k-means (by cosine distance) of the first vectors that it follows. Then, in each
-    step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all processes. As
-    released, a code that no vector of the batch has stays where it is, and none is put elsewhere.
+    step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all processes. A
+    code that no vector of the batch has stays where it is.
 
-    ``usage`` is the moving average of how many vectors a code has in a batch.
+    ``usage`` is the moving average, by the same m, of how many vectors a code has in a batch. It begins at the same
+    number for each.
 
     Args:
         size: K.
         dim: D.
         momentum: m.
+        restart_below: a code whose usage falls below this share of the mean is put where a vector of the batch lies,
+            chosen by chance, and has the mean usage. With 0, as released, none is: where all vectors move away from the
+            codes together, as those of an encoder do that first learns what its targets have in common, few remain.
 
     Source: VQ-KD of BEiT-v2 (arXiv 2208.06366) and its released code. That begins on several processes with codebooks
     that differ: each has centroids of vectors of its own. Here all have those of all.
@@ -37,13 +41,18 @@ class Codebook(nn.Module):
     codes: Tensor
     usage: Tensor
 
-    def __init__(self, size: int, dim: int, momentum: float = 0.99) -> None:
+    def __init__(self, size: int, dim: int, momentum: float = 0.99, restart_below: float = 0.0) -> None:
         super().__init__()
         if size < 2 or dim < 1:
             raise UserError(f"a codebook needs two codes or more, of one number or more, not {size} of {dim}")
         if not 0 <= momentum <= 1:
             raise UserError(f"the momentum of the codes must lie between 0 and 1, not {momentum}")
+        if not 0 <= restart_below < 1:
+            raise UserError(
+                f"codes restart below a share of the mean usage, from 0 to less than 1, not {restart_below}"
+            )
         self.momentum = momentum
+        self.restart_below = restart_below
         self.begun = False
         self.register_buffer("codes", torch.zeros(size, dim))
         self.register_buffer("usage", torch.zeros(size))
@@ -72,15 +81,17 @@ class Codebook(nn.Module):
             centroids, _ = kmeans(vectors, order, len(self.codes), ITERATIONS, unit=True)
             self.codes.copy_(centroids)
         self.codes.copy_(broadcast(self.codes))
+        self.usage.fill_(len(vectors) / len(self.codes))
         self.begun = True
 
     @torch.no_grad()
-    def follow(self, vectors: Tensor, codes: Tensor) -> Tensor:
+    def follow(self, vectors: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
         """Move towards the vectors of a batch.
 
         Args:
             vectors: (N, D) this process's unit vectors.
             codes: (N,) int64, theirs.
+            draws: (K,) numbers in [0, 1), the same on all processes: which vectors take the codes that restart.
 
         Returns:
             The number of codes that the batch uses, over all processes: a scalar.
@@ -92,7 +103,21 @@ class Codebook(nn.Module):
         means = torch.where(counts > 0, F.normalize(sums, dim=1), self.codes)
         self.codes.copy_(F.normalize(self.codes.lerp(means, 1 - self.momentum), dim=1))
         self.usage.lerp_(counts.squeeze(1), 1 - self.momentum)
+        if self.restart_below:
+            self._restart(gather(vectors), draws.to(vectors.device, non_blocking=True))
         return (counts > 0).sum().to(self.codes.dtype)
+
+    def _restart(self, vectors: Tensor, draws: Tensor) -> None:
+        mean = self.usage.mean()
+        idle = self.usage < self.restart_below * mean
+        chosen = vectors[(draws * len(vectors)).long()]
+        self.codes.copy_(torch.where(idle.unsqueeze(1), chosen, self.codes))
+        self.usage.copy_(torch.where(idle, mean, self.usage))
+
+    def perplexity(self) -> float:
+        """How many codes are in use, as if all of these were equally: e to the entropy of the usage; 0 if unknown."""
+        shares = self.usage / self.usage.sum()
+        return float(torch.special.entr(shares).sum().exp()) if bool(self.usage.any()) else 0.0
 
     def get_extra_state(self) -> Tensor:
         """Whether it has begun, which is no buffer: a step must not ask the device for it."""

@@ -43,6 +43,8 @@ class VQKD(FrozenTarget[Teacher]):
         num_codes: of the codebook.
         code_dim: D, dimensions of a code.
         momentum: of the codes' moving averages.
+        restart_below: codes that are used less than this share of the mean are put elsewhere (:class:`Codebook`); 0 for
+            none, as released. In short runs, which learn fast, all patches may end with one code without it.
         commitment: b.
         decoder_depth: blocks of the decoder, as wide as those of the encoder.
 
@@ -57,6 +59,7 @@ class VQKD(FrozenTarget[Teacher]):
         num_codes: int = 8192,
         code_dim: int = 32,
         momentum: float = 0.99,
+        restart_below: float = 0.0,
         commitment: float = 1.0,
         decoder_depth: int = 3,
     ) -> None:
@@ -71,7 +74,7 @@ class VQKD(FrozenTarget[Teacher]):
         self.teacher_weights = teacher_weights
         self.commitment = commitment
         self.width: int = model.embed_dim
-        self.tokenizer = Tokenizer(backbone, num_codes, code_dim, momentum)
+        self.tokenizer = Tokenizer(backbone, num_codes, code_dim, momentum, restart_below)
         self.from_codes = nn.Linear(code_dim, self.width)
         self.decoder = new_blocks(model, decoder_depth)
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
@@ -102,7 +105,9 @@ class VQKD(FrozenTarget[Teacher]):
         reconstruction = 1 - F.cosine_similarity(full_precision(output), self.target(pixels, grid), dim=-1).mean()
         commitment = (vectors - found).square().sum(-1).mean()
         terms = {"reconstruction_loss": reconstruction.detach(), "commitment_loss": commitment.detach()}
-        used = codebook.follow(flat, codes.flatten()) if self.training else codes.new_zeros(())
+        used = codes.new_zeros(())
+        if self.training:
+            used = codebook.follow(flat, codes.flatten(), batch.common_uniform(len(codebook.codes)))
         return Losses(reconstruction + self.commitment * commitment, terms, {"used_codes": used})
 
     def decode(self, codes: Tensor, grid: int) -> Tensor:

@@ -16,6 +16,7 @@ from densepath.nets.new_blocks import initialize
 from densepath.nets.weights import read_weights
 
 TOKENIZER = "tokenizer"  # what it is called among what a run exports
+_LEAST_PERPLEXITY = 1.5  # of a tokenizer that tells patches apart
 
 
 class Tokenizer(nn.Module):
@@ -28,16 +29,19 @@ class Tokenizer(nn.Module):
         num_codes: K.
         code_dim: D, dimensions of a code.
         momentum: of the codes.
+        restart_below: as for :class:`Codebook`.
 
     Source: BEiT-v2 (arXiv 2208.06366) and its released code.
     """
 
-    def __init__(self, backbone: Backbone, num_codes: int, code_dim: int, momentum: float = 0.99) -> None:
+    def __init__(
+        self, backbone: Backbone, num_codes: int, code_dim: int, momentum: float = 0.99, restart_below: float = 0.0
+    ) -> None:
         super().__init__()
         width = backbone.channels[backbone.deepest]
         self.backbone = backbone
         self.projection = tanh_head(width, width, code_dim)
-        self.codebook = Codebook(num_codes, code_dim, momentum)
+        self.codebook = Codebook(num_codes, code_dim, momentum, restart_below)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Unit vectors (B, N, D) of the patches of views (B, 3, S, S), row by row."""
@@ -57,7 +61,9 @@ class Tokenizer(nn.Module):
 
     def describe(self) -> str:
         """A line for the user."""
-        return f"a tokenizer with {self.width} codes on {self.backbone.name}"
+        perplexity = self.codebook.perplexity()
+        known = f" (perplexity {perplexity:.0f})" if perplexity else ""
+        return f"a tokenizer with {self.width} codes{known} on {self.backbone.name}"
 
 
 def tanh_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
@@ -73,7 +79,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         source: the run folder, or its ``exported/tokenizer.safetensors``.
 
     Raises:
-        UserError: there is none, the run is not complete, or the file is none of a tokenizer.
+        UserError: there is none, the run is not complete, the file is none of a tokenizer, or its codes are all one.
     """
     path = Path(source)
     if path.is_dir():
@@ -93,4 +99,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if missing or unexpected:
         raise UserError(f"{path} is no tokenizer on {name}: {(missing + unexpected)[0]} does not fit; export it again")
     tokenizer.load_state_dict(weights.state_dict)
+    if 0 < tokenizer.codebook.perplexity() < _LEAST_PERPLEXITY:
+        raise UserError(
+            f"the tokenizer in {source} gives almost all patches one code, of which there is nothing to learn; look at "
+            "used_codes in its run's metrics.csv, and train it again with --method.restart_below 0.1"
+        )
     return tokenizer
