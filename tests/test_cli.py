@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from densepath.cli import VERBS, main
 from densepath.images.tissue import write_tissue
 from densepath.methods import METHODS
 from densepath.training.recipes import load_recipe, recipe_names
+from densepath.views.augment import augment_from
 
 SIZE = 64
 
@@ -85,6 +87,19 @@ def test_options_of_a_method_are_its_constructor(method: str, capsys: pytest.Cap
     parameters = list(inspect.signature(METHODS[method]).parameters.values())[1:]
     assert printed["method"] == method
     assert printed["method_options"] == {parameter.name: parameter.default for parameter in parameters}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_option_of_the_views_leaves_the_methods_others(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """MAE with another scale of crops keeps its colors, and does not get MoCo-v2's."""
+    for words in ("--augment.scale 0.3 0.9", "--augment.scale=[0.3,0.9]", "--no_augment.quarter_turns"):
+        assert main(["pretrain", "--method", method, *words.split(), "--print_config"]) == 0
+        printed = augment_from(yaml.safe_load(capsys.readouterr().out)["augment"])
+        own = next(iter(METHODS[method].views().values()))
+        assert printed == replace(own, scale=(0.3, 0.9) if "scale" in words else own.scale)
+    assert main(["pretrain", "--config", "simclr_small", "--augment.rotation", "9", "--print_config"]) == 0
+    printed = augment_from(yaml.safe_load(capsys.readouterr().out)["augment"])
+    assert printed == replace(augment_from(load_recipe("simclr_small")["augment"]), rotation=9.0)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from densepath.core.errors import UserError
 from densepath.options import Option, Parser, call_with, close_match, describe_parameters, options_of
 
+_VIEWS = re.compile(r"--(no_)?augment\.")
 # Of two options that say the same thing, one that is typed takes the place of the recipe's other one.
 _RIVALS = {"epochs": "max_steps", "max_steps": "epochs"}
 _METHOD = "method."
@@ -108,7 +110,7 @@ class Command:
         if not self.takes_recipe:
             return parser, [*_words_of(recipe or {}, words, parser), *words], None
         # Imported here, because these need torch.
-        from densepath.training.recipes import load_recipe, recipe_names
+        from densepath.training.recipes import load_recipe, own_augment, recipe_names
 
         config, words = _take(words, "--config")
         recipe = load_recipe(config, self.recipes) if config else dict(recipe or {})
@@ -119,6 +121,8 @@ class Command:
             _add_method(parser, method)
             if recipe.get("method", method) != method:
                 recipe.pop("method_options", None)
+            if not recipe.get("augment") and any(_VIEWS.match(word) for word in words):
+                recipe["augment"] = own_augment(method)
         names = ", ".join(recipe_names(self.recipes))
         group = parser.add_argument_group("recipe", "Options that are given beside a recipe take the place of its own.")
         group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")

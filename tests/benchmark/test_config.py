@@ -11,6 +11,7 @@ from densepath.benchmark.cost import estimate
 from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet, LabelledSet
+from densepath.benchmark.verb_options import pretraining_options
 from densepath.core.errors import UserError
 
 
@@ -170,6 +171,15 @@ def test_options_lie_over_others():
     over = {"max_steps": 10, "method_options": {"stage": 5}}
     assert merged(recipe, over) == {"max_steps": 10, "method_options": {"stage": 5, "warmup": 0.1}, "batch_size": 256}
     assert recipe["method_options"]["stage"] == 4
+
+
+def test_one_option_of_a_rows_views_leaves_the_methods_others():
+    """As on the command line: MAE keeps the colors."""
+    for options, given in (({"augment": {"flip": 0.0}}, {}), ({}, {"augment.flip": 0.0})):
+        row = pretraining_options("mae_small", options, "vit_tiny_patch16_224", given)
+        colors = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "interpolation": "bicubic"}
+        assert row["augment"] == {**colors, "flip": 0.0}
+    assert "augment" not in pretraining_options("mae_small", {}, "vit_tiny_patch16_224", {})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.training.pretrain import pretrain
-from densepath.training.recipes import all_options, load_recipe, typed_options
+from densepath.training.recipes import all_options, load_recipe, own_augment, typed_options
 from densepath.transfer.detection import detect
 from densepath.transfer.probe import probe
 from densepath.transfer.sam import sam
@@ -53,9 +53,12 @@ def pretraining_options(
     if known.get("backbone", backbone) != backbone:
         raise UserError(f"its recipe has the backbone {known['backbone']}; say so in the row, which has {backbone}")
     resolved = merged(known, options) | {"backbone": backbone}
+    method = str(resolved.get("method", inspect.signature(pretrain).parameters["method"].default))
+    changed = resolved.get("augment") or any(place.startswith("augment.") for place in given)
+    if changed and not known.get("augment"):
+        resolved["augment"] = own_augment(method) | (resolved.get("augment") or {})
     for place, value in given.items():
         put(resolved, place, value)
-    method = str(resolved.get("method", inspect.signature(pretrain).parameters["method"].default))
     all_options(method, resolved.get("method_options"))
     typed_options(resolved)
     check_values("pretrain", resolved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,22 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
     return {option: value for option, value in recipe.items() if option not in _NOTED[verb]}
+
+
+def own_augment(method: str) -> dict[str, Any]:
+    """What a method's first view has in other ways than :class:`Augment`: what single options for it change.
+
+    Without it, a run of MAE with ``--augment.scale`` would have the color jitter of MoCo-v2, too.
+
+    Returns:
+        Options in the plain types of YAML.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    first, common = next(iter(find_method(method).views().values())), asdict(Augment())
+    own = {name: getattr(first, name) for name, value in common.items() if getattr(first, name) != value}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
 
 
 def typed_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
