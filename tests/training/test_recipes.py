@@ -166,8 +166,9 @@ def test_the_papers_recipes_with_a_frozen_target_hold_their_constants():
     assert beit["method_options"] == {"tokenizer": "", **masks, **layers}
     course = {"lr": 5e-5 * 256 / 128, "final_lr": 0.1}
     assert vq_kd["optimizer"] == Optimizer(weight_decay=1e-4, beta2=0.99, **adamw, **course)
-    codes = {"num_codes": 8192, "code_dim": 32, "momentum": 0.99, "commitment": 1.0, "decoder_depth": 3}
-    assert vq_kd["method_options"] == {"teacher": "", "teacher_weights": "", **codes}
+    codes = {"num_codes": 8192, "code_dim": 32, "momentum": 0.99, "restart_below": 0.0}
+    decoder = {"commitment": 1.0, "decoder_depth": 3}
+    assert vq_kd["method_options"] == {"teacher": "", "teacher_weights": "", **codes, **decoder}
 
 
 @pytest.mark.parametrize("name", PAPER + OWN + MASKED + TAUGHT)
