@@ -7,7 +7,8 @@ from densepath.methods import VQKD
 from densepath.nets.backbones import build_backbone
 from densepath.training.export import export_parts
 
-TEACHER = {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4}
+# Codes restart often.
+TEACHER = {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4, "restart_below": 0.9}
 
 
 def write_tokenizer(folder, backbone="test_vit", seed=1, **options):

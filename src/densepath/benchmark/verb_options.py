@@ -53,12 +53,11 @@ def pretraining_options(
     if known.get("backbone", backbone) != backbone:
         raise UserError(f"its recipe has the backbone {known['backbone']}; say so in the row, which has {backbone}")
     resolved = merged(known, options) | {"backbone": backbone}
-    method = str(resolved.get("method", inspect.signature(pretrain).parameters["method"].default))
-    changed = resolved.get("augment") or any(place.startswith("augment.") for place in given)
-    if changed and not known.get("augment"):
-        resolved["augment"] = own_augment(method) | (resolved.get("augment") or {})
     for place, value in given.items():
         put(resolved, place, value)
+    method = str(resolved.get("method", inspect.signature(pretrain).parameters["method"].default))
+    if isinstance(resolved.get("augment"), Mapping) and not known.get("augment"):
+        resolved["augment"] = own_augment(method) | dict(resolved["augment"])
     all_options(method, resolved.get("method_options"))
     typed_options(resolved)
     check_values("pretrain", resolved)

@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 
 ITERATIONS = 10  # of k-means, as released
+CREDIT = "credit"  # how far codes are from their restart: needed for training alone
 
 
 class Codebook(nn.Module):
@@ -23,16 +24,16 @@ class Codebook(nn.Module):
     step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all processes. A
     code that no vector of the batch has stays where it is.
 
-    ``usage`` is the moving average, by the same m, of how many vectors a code has in a batch. It begins at the same
-    number for each.
+    ``usage`` is the moving average, by the same m, of how many vectors a code has in a batch.
 
     Args:
         size: K.
         dim: D.
         momentum: m.
-        restart_below: a code whose usage falls below this share of the mean is put where a vector of the batch lies,
-            chosen by chance, and has the mean usage. With 0, as released, none is: where all vectors move away from the
-            codes together, as those of an encoder do that first learns what its targets have in common, few remain.
+        restart_below: a code is put where a vector of the batch lies, chosen by chance, once its vectors are fewer than
+            this share of the mean; by a moving average as that of the usage, but one that begins at the mean, and does
+            so again where a code restarts. With 0, as released, none is: where all vectors move away from the codes
+            together, as those of an encoder do that first learns what its targets have in common, few remain.
 
     Source: VQ-KD of BEiT-v2 (arXiv 2208.06366) and its released code. That begins on several processes with codebooks
     that differ: each has centroids of vectors of its own. Here all have those of all.
@@ -40,6 +41,7 @@ class Codebook(nn.Module):
 
     codes: Tensor
     usage: Tensor
+    credit: Tensor
 
     def __init__(self, size: int, dim: int, momentum: float = 0.99, restart_below: float = 0.0) -> None:
         super().__init__()
@@ -56,6 +58,8 @@ class Codebook(nn.Module):
         self.begun = False
         self.register_buffer("codes", torch.zeros(size, dim))
         self.register_buffer("usage", torch.zeros(size))
+        if restart_below:
+            self.register_buffer(CREDIT, torch.zeros(size))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """The codes (...) int64 of unit vectors (..., D): which of the K is the nearest."""
@@ -81,7 +85,8 @@ class Codebook(nn.Module):
             centroids, _ = kmeans(vectors, order, len(self.codes), ITERATIONS, unit=True)
             self.codes.copy_(centroids)
         self.codes.copy_(broadcast(self.codes))
-        self.usage.fill_(len(vectors) / len(self.codes))
+        if self.restart_below:
+            self.credit.fill_(len(vectors) / len(self.codes))
         self.begun = True
 
     @torch.no_grad()
@@ -91,7 +96,7 @@ class Codebook(nn.Module):
         Args:
             vectors: (N, D) this process's unit vectors.
             codes: (N,) int64, theirs.
-            draws: (K,) numbers in [0, 1), the same on all processes: which vectors take the codes that restart.
+            draws: (K,) numbers in [0, 1), the same on all processes: where codes restart; none if none does.
 
         Returns:
             The number of codes that the batch uses, over all processes: a scalar.
@@ -102,17 +107,19 @@ class Codebook(nn.Module):
         sums, counts = total(torch.cat((sums, counts.unsqueeze(1)), dim=1)).tensor_split([sums.shape[1]], dim=1)
         means = torch.where(counts > 0, F.normalize(sums, dim=1), self.codes)
         self.codes.copy_(F.normalize(self.codes.lerp(means, 1 - self.momentum), dim=1))
-        self.usage.lerp_(counts.squeeze(1), 1 - self.momentum)
+        counts = counts.squeeze(1)
+        self.usage.lerp_(counts, 1 - self.momentum)
         if self.restart_below:
-            self._restart(gather(vectors), draws.to(vectors.device, non_blocking=True))
+            self._restart(gather(vectors), counts, draws.to(vectors.device, non_blocking=True))
         return (counts > 0).sum().to(self.codes.dtype)
 
-    def _restart(self, vectors: Tensor, draws: Tensor) -> None:
-        mean = self.usage.mean()
-        idle = self.usage < self.restart_below * mean
+    def _restart(self, vectors: Tensor, counts: Tensor, draws: Tensor) -> None:
+        mean = len(vectors) / len(self.codes)
+        self.credit.lerp_(counts, 1 - self.momentum)
+        idle = self.credit < self.restart_below * mean
         chosen = vectors[(draws * len(vectors)).long()]
         self.codes.copy_(torch.where(idle.unsqueeze(1), chosen, self.codes))
-        self.usage.copy_(torch.where(idle, mean, self.usage))
+        self.credit.masked_fill_(idle, mean)
 
     def perplexity(self) -> float:
         """How many codes are in use, as if all of these were equally: e to the entropy of the usage; 0 if unknown."""

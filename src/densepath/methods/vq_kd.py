@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densepath.core.codebook import CREDIT
 from densepath.core.distributed import world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
@@ -107,7 +108,8 @@ class VQKD(FrozenTarget[Teacher]):
         terms = {"reconstruction_loss": reconstruction.detach(), "commitment_loss": commitment.detach()}
         used = codes.new_zeros(())
         if self.training:
-            used = codebook.follow(flat, codes.flatten(), batch.common_uniform(len(codebook.codes)))
+            draws = batch.common_uniform(len(codebook.codes) if codebook.restart_below else 0)
+            used = codebook.follow(flat, codes.flatten(), draws)
         return Losses(reconstruction + self.commitment * commitment, terms, {"used_codes": used})
 
     def decode(self, codes: Tensor, grid: int) -> Tensor:
@@ -120,7 +122,9 @@ class VQKD(FrozenTarget[Teacher]):
         return self.tokenizer.backbone
 
     def parts_to_keep(self) -> dict[str, dict[str, Tensor]]:
-        return {TOKENIZER: self.tokenizer.state_dict()}
+        state = self.tokenizer.state_dict()
+        state.pop(f"codebook.{CREDIT}", None)
+        return {TOKENIZER: state}
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         backbone = self.tokenizer.backbone

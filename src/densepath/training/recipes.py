@@ -47,7 +47,7 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
 
 
 def own_augment(method: str) -> dict[str, Any]:
-    """What a method's first view has in other ways than :class:`Augment`: what single options for it change.
+    """What all augmented views of a method have in other ways than :class:`Augment`: what single options change.
 
     Without it, a run of MAE with ``--augment.scale`` would have the color jitter of MoCo-v2, too.
 
@@ -57,9 +57,11 @@ def own_augment(method: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such method.
     """
-    first, common = next(iter(find_method(method).views().values())), asdict(Augment())
-    own = {name: getattr(first, name) for name, value in common.items() if getattr(first, name) != value}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+    first, *others = [asdict(view) for view in find_method(method).views().values() if isinstance(view, Augment)]
+    common = asdict(Augment())
+    own = {name: value for name, value in first.items() if value != common[name]}
+    agreed = {name: value for name, value in own.items() if all(view[name] == value for view in others)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in agreed.items()}
 
 
 def typed_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
