@@ -21,15 +21,15 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from benchmarks.measure import in_turns, parser, ratio, report
-from densepath.images.coco import open_split
-from densepath.images.tissue import write_tissue
+from densepath.annotations.coco import open_split
+from densepath.synthetic.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
-from densepath.transfer.detection_module import DetectionModule
-from densepath.transfer.detector_file import DetectorNotes
-from densepath.transfer.detectors import DETECTORS
-from densepath.transfer.evaluation import evaluate_detector
-from densepath.transfer.samples import LONGEST, TrainingBatches, into_detector, padded
-from densepath.transfer.solver import make_solver
+from densepath.transfer.detection.detection_module import DetectionModule
+from densepath.transfer.detection.detector_file import DetectorNotes
+from densepath.transfer.detection.detectors import DETECTORS
+from densepath.transfer.detection.evaluation import evaluate_detector
+from densepath.transfer.detection.samples import LONGEST, TrainingBatches, into_detector, padded
+from densepath.transfer.detection.solver import make_solver
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
 _CALLS = 4

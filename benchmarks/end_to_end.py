@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.measure import TreeMemory, parser, report
 from benchmarks.tiles import jpeg_folder
-from densepath.images.packing import pack
-from densepath.training.metrics import read_metrics
+from densepath.runs.metrics import read_metrics
+from densepath.sources.packing import pack
 
 _SKIP = 5  # steps that do not count
 

@@ -26,9 +26,9 @@ from benchmarks.measure import isolated, report, write_json
 from benchmarks.step import Step, measure_peer, measure_recipe, options
 from benchmarks.targets import PAPER_IMAGES, print_summary, summary
 from benchmarks.tiles import jpeg_folder
-from densepath.images.packing import open_store, pack
-from densepath.images.store import PackedTiles
-from densepath.images.tissue import write_tissue
+from densepath.sources.packed import PackedTiles
+from densepath.sources.packing import open_store, pack
+from densepath.synthetic.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware
 
 _BATCH = 64  # of the comparison with the CPU: two of the recipes' batch-norm groups

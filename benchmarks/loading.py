@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.measure import isolated, now, parser, report, status_mib, write_json
 from benchmarks.tiles import jpeg_folder
-from densepath.images.loader import ImageBatches
-from densepath.images.loose import ImageFiles
-from densepath.images.names import Names
-from densepath.images.packing import HEADER, open_store, pack, write_tables
-from densepath.images.sources import open_images
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.loader import ImageBatches
+from densepath.sources.open import open_images
+from densepath.sources.packing import HEADER, open_store, pack, write_tables
+from densepath.sources.path_table import Names
 
 _COUNTS = (10**3, 10**5, 10**7)
 

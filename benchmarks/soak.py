@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-from densepath.images.tissue import write_tiles
+from densepath.synthetic.tissue import write_tiles
 from densepath.training.module import PretrainModule
 from densepath.training.pretrain import pretrain
 

@@ -30,10 +30,10 @@ from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
-from densepath.images.packing import open_store
-from densepath.images.store import PackedTiles
 from densepath.methods import METHODS, concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
+from densepath.sources.packed import PackedTiles
+from densepath.sources.packing import open_store
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule

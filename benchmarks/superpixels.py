@@ -19,12 +19,12 @@ from benchmarks.measure import report
 from densepath.analysis.pictures import colors_of
 from densepath.concepts.source import Concepts
 from densepath.concepts.superpixels import Superpixels
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods import METHODS, ConCL
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import load_recipe, typed_options
-from densepath.transfer.probe import probe
+from densepath.transfer.probe.probe import probe
 from densepath.views.view import Batch
 
 SCALES = {"per_image": 200, "per_view": 100}  # of images of 224 px, and of the part of them that a view of 96 px shows

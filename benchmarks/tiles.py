@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from densepath.images.batch import ImageBatch
-from densepath.images.files import find_images
-from densepath.images.packing import pack
-from densepath.images.store import PackedTiles
-from densepath.images.tissue import write_tiles
+from densepath.sources.batch import ImageBatch
+from densepath.sources.listing import find_images
+from densepath.sources.packed import PackedTiles
+from densepath.sources.packing import pack
+from densepath.synthetic.tissue import write_tiles
 
 
 @contextmanager

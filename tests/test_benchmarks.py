@@ -17,11 +17,11 @@ import torchvision
 
 from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
 from densepath import cli
-from densepath.images.packing import open_store, pack
-from densepath.images.store import PackedTiles
-from densepath.images.tissue import write_tiles, write_tissue
 from densepath.methods import METHODS, ConCL
 from densepath.nets.backbones import build_backbone
+from densepath.sources.packed import PackedTiles
+from densepath.sources.packing import open_store, pack
+from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.export import export_parts
 from densepath.training.hardware import choose_hardware
 
@@ -61,7 +61,7 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
         given = small.get(name, {})
         if name == "beit_v2":
             tokens = METHODS["vq_kd"](build_backbone("test_vit"), **small["vq_kd"])
-            export_parts(tmp_path, tokens.parts_to_keep(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
+            export_parts(tmp_path, tokens.exported_parts(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
             given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
         backbone = "test_vit" if name in vit else "test_resnet"
         return step.Step(f"{name}_small", tiles, 64, 4, backbone, choose_hardware("cpu", "32"), given)

@@ -18,8 +18,8 @@ from PIL import Image
 import densepath
 from densepath import cli
 from densepath.cli import VERBS, main
-from densepath.images.tissue import write_tissue
 from densepath.methods import METHODS
+from densepath.synthetic.tissue import write_tissue
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.views.augment import augment_from
 

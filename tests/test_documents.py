@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from densepath.cli import VERBS, main
-from densepath.images.tissue import write_tiles
 from densepath.methods import METHODS
+from densepath.synthetic.tissue import write_tiles
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

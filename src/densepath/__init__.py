@@ -9,43 +9,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from densepath.version import __version__
+
 if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
     from densepath.analysis.show_similarity import show_similarity as show_similarity
     from densepath.benchmark.verb import benchmark_table as benchmark_table
+    from densepath.datasets.crag import convert_crag as convert_crag
+    from densepath.datasets.glas import convert_glas as convert_glas
+    from densepath.datasets.instances import convert_instances as convert_instances
     from densepath.demonstration import demo as demo
-    from densepath.images.crag import convert_crag as convert_crag
-    from densepath.images.glas import convert_glas as convert_glas
-    from densepath.images.instances import convert_instances as convert_instances
-    from densepath.images.sources import pack as pack
-    from densepath.images.tissue import write_tissue as write_tissue
+    from densepath.sources.open import pack as pack
+    from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.export import export as export
     from densepath.training.pretrain import pretrain as pretrain
-    from densepath.transfer.detection import detect as detect
-    from densepath.transfer.probe import probe as probe
-    from densepath.transfer.sam import sam as sam
-
-__version__ = "0.1.0"
+    from densepath.transfer.detection.detect import detect as detect
+    from densepath.transfer.probe.probe import probe as probe
+    from densepath.transfer.sam.sam import sam as sam
 
 _HOME = {
     "benchmark_table": "densepath.benchmark.verb",
-    "convert_crag": "densepath.images.crag",
-    "convert_glas": "densepath.images.glas",
-    "convert_instances": "densepath.images.instances",
+    "convert_crag": "densepath.datasets.crag",
+    "convert_glas": "densepath.datasets.glas",
+    "convert_instances": "densepath.datasets.instances",
     "demo": "densepath.demonstration",
-    "detect": "densepath.transfer.detection",
+    "detect": "densepath.transfer.detection.detect",
     "export": "densepath.training.export",
-    "pack": "densepath.images.sources",
+    "pack": "densepath.sources.open",
     "pretrain": "densepath.training.pretrain",
-    "probe": "densepath.transfer.probe",
-    "sam": "densepath.transfer.sam",
+    "probe": "densepath.transfer.probe.probe",
+    "sam": "densepath.transfer.sam.sam",
     "show_concepts": "densepath.analysis.show",
     "show_reconstruction": "densepath.analysis.show",
     "show_similarity": "densepath.analysis.show_similarity",
     "show_views": "densepath.analysis.show",
-    "write_tissue": "densepath.images.tissue",
+    "write_tissue": "densepath.synthetic.tissue",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from densepath import __version__
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.options import close_match
+from densepath.version import __version__
 
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
@@ -53,27 +53,27 @@ def _load(place: str) -> Callable[..., Any]:
 VERBS = {
     "demo": Verb("demonstration:demo", "all of it on built-in tissue, in minutes on a CPU"),
     "data crag": Verb(
-        "images.crag:convert_crag", "CRAG as its authors ship it -> images and COCO JSON", ("source", "dest")
+        "datasets.crag:convert_crag", "CRAG as its authors ship it -> images and COCO JSON", ("source", "dest")
     ),
     "data glas": Verb(
-        "images.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
+        "datasets.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
     ),
     "data instances": Verb(
-        "images.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
+        "datasets.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
     ),
-    "data pack": Verb("images.sources:pack", "images -> one store that trains without decoding", ("source", "dest")),
-    "data tissue": Verb("images.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "data pack": Verb("sources.open:pack", "images -> one store that trains without decoding", ("source", "dest")),
+    "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "training.pretrain:pretrain",
         "learn features from unlabelled images",
-        given={"probe": "transfer.probe:probe_backbone", "draw": "analysis.reconstruction:draw_reconstruction"},
+        given={"probe": "transfer.probe.probe:probe_backbone", "draw": "analysis.reconstruction:draw_reconstruction"},
     ),
     "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
-    "probe": Verb("transfer.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
+    "probe": Verb("transfer.probe.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
     "detect": Verb(
-        "transfer.detection:detect", "fine-tune and evaluate a detector of outlined objects", recipes="detect"
+        "transfer.detection.detect:detect", "fine-tune and evaluate a detector of outlined objects", recipes="detect"
     ),
-    "sam": Verb("transfer.sam:sam", "evaluate Segment Anything, untrained, on the same objects"),
+    "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything, untrained, on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
     "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),

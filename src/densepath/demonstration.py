@@ -18,23 +18,23 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from densepath import __version__
 from densepath.analysis.concepts import find_concepts
+from densepath.analysis.panels import compose
 from densepath.analysis.pictures import draw_concepts, draw_curves, draw_detections
-from densepath.analysis.sheet import compose
 from densepath.analysis.show import show_concepts, show_views
+from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
-from densepath.images.coco import open_split
-from densepath.images.decode import read_image
-from densepath.images.tissue import write_tiles, write_tissue
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.runs.signals import Interrupted
+from densepath.sources.decode import read_image
+from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import load_recipe, typed_options
-from densepath.training.signals import Interrupted
-from densepath.transfer.detection import detect
-from densepath.transfer.probe import probe
+from densepath.transfer.detection.detect import detect
+from densepath.transfer.probe.probe import probe
+from densepath.version import __version__
 
 MARKER = "demo.json"
 _REAL = "immunohistochemistry.png"

@@ -11,6 +11,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, compose
 from densepath.analysis.pictures import (
     colors_of,
     draw_concepts,
@@ -19,13 +20,12 @@ from densepath.analysis.pictures import (
     draw_views,
     paint_concepts,
 )
-from densepath.analysis.sheet import CONCEPTS, LINES, OBJECTS, WRONG, compose
+from densepath.annotations.coco import open_split, write_coco
 from densepath.core.affine import from_box
 from densepath.core.errors import UserError
-from densepath.images.batch import ImageBatch
-from densepath.images.coco import open_split, write_coco
-from densepath.training.metrics import MetricsFile
-from densepath.transfer.instances import encode_mask
+from densepath.runs.metrics import MetricsFile
+from densepath.sources.batch import ImageBatch
+from densepath.transfer.detection.instances import encode_mask
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View

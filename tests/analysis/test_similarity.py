@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from densepath.analysis.short_names import titles_of
 from densepath.analysis.show_similarity import show_similarity
 from densepath.analysis.similarity import BINS, Distribution, pair_similarities, region_similarities
-from densepath.analysis.titles import titles_of
 from densepath.core.errors import UserError
-from densepath.images.batch import ImageBatch
-from densepath.images.sources import open_images
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
+from densepath.sources.batch import ImageBatch
+from densepath.sources.open import open_images
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
 

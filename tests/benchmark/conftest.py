@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from densepath.images.tissue import write_tissue
+from densepath.synthetic.tissue import write_tissue
 
 TABLE = """
 title: A table

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from densepath.benchmark import grid as room
-from densepath.benchmark.cell_folder import CellFolder
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import code_digest, digest_of_given, read_labelled, read_tiles
+from densepath.benchmark.run_folder import CellFolder
 from densepath.core.errors import UserError
 
 

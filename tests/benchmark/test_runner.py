@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from densepath.benchmark import runner as room
-from densepath.benchmark.cell_folder import CellFolder
+from densepath.benchmark.devices import Slot, make_slots
 from densepath.benchmark.grid import Cell
+from densepath.benchmark.run_folder import CellFolder
 from densepath.benchmark.runner import Runner
-from densepath.benchmark.slots import Slot, make_slots
 from densepath.core.errors import UserError
 
 SCORES = '{"mean_iou": 0.5}'
@@ -198,8 +198,8 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
 )
 def test_devices_become_slots(devices, names, environments, monkeypatch):
     cuda = SimpleNamespace(device_count=lambda: 2, get_device_name=lambda number: f"GPU {number}")
-    monkeypatch.setattr("densepath.benchmark.slots.torch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr("densepath.benchmark.slots.cores", lambda: 8)
+    monkeypatch.setattr("densepath.benchmark.devices.torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr("densepath.benchmark.devices.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     slots = make_slots(devices)

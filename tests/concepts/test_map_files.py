@@ -5,16 +5,16 @@ import pytest
 import tifffile
 from PIL import Image
 
+from densepath.annotations.label_cache import label_images
+from densepath.annotations.label_maps import shrink
+from densepath.annotations.labels import LABEL_SUFFIXES
 from densepath.concepts import matching
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.map_files import MapFiles, same_shape
 from densepath.concepts.matching import match_names
 from densepath.core.errors import UserError
-from densepath.images.label_cache import label_images
-from densepath.images.label_maps import shrink
-from densepath.images.labels import LABEL_SUFFIXES
-from densepath.images.names import Names
-from densepath.images.sources import open_images, pack
+from densepath.sources.open import open_images, pack
+from densepath.sources.path_table import Names
 
 
 @pytest.fixture

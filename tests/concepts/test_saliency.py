@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from densepath.annotations.label_cache import label_images
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.saliency import Saliency
 from densepath.core.errors import UserError
-from densepath.images.label_cache import label_images
-from densepath.images.sources import open_images
+from densepath.sources.open import open_images
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 

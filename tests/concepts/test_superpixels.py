@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from skimage.segmentation import felzenszwalb
 
+from densepath.annotations.label_cache import label_images
+from densepath.annotations.label_maps import shrink
 from densepath.concepts.superpixels import Superpixels
-from densepath.images.label_cache import label_images
-from densepath.images.label_maps import shrink
-from densepath.images.sources import open_images
-from densepath.images.tissue import write_tiles
+from densepath.sources.open import open_images
+from densepath.synthetic.tissue import write_tiles
 
 
 @pytest.mark.parametrize("scale", [50, 500])

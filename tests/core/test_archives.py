@@ -10,8 +10,8 @@ import torch
 from densepath.core.archives import refuse_swelling
 from densepath.core.errors import UserError
 from densepath.nets.weights import read_weights
-from densepath.training import checkpoints
-from densepath.training.checkpoints import read_checkpoint
+from densepath.runs import checkpoints
+from densepath.runs.checkpoints import read_checkpoint
 
 SWELLING = 2**27  # 128 MiB, of which the files have less than one
 

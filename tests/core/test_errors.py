@@ -2,7 +2,7 @@
 
 from densepath.cli import _fail
 from densepath.core.errors import UserError
-from densepath.images.decode import DamagedImage
+from densepath.sources.decode import DamagedImage
 
 
 def test_names_cannot_break_the_line_or_paint_the_terminal(capsys):

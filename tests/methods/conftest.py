@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from densepath.images.batch import ImageBatch
 from densepath.methods import ConCL
 from densepath.nets.backbones import build_backbone
+from densepath.sources.batch import ImageBatch
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 

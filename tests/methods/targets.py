@@ -17,5 +17,5 @@ def write_tokenizer(folder, backbone="test_vit", seed=1, **options):
     method = VQKD(build_backbone(backbone), **{**TEACHER, **options})
     codebook = method.tokenizer.codebook
     codebook.codes.copy_(F.normalize(torch.randn_like(codebook.codes), dim=1))
-    export_parts(folder, method.parts_to_keep(), {"method": "vq_kd", "backbone": backbone}, 0)
+    export_parts(folder, method.exported_parts(), {"method": "vq_kd", "backbone": backbone}, 0)
     return folder / "tokenizer.safetensors"

@@ -107,7 +107,7 @@ def test_groups_have_batch_norms_of_their_own_in_the_heads_too(make, batch):
     first, second = batch["first"].pixels, batch["second"].pixels
     parts = [twin.distance(first[part], second[part]) for part in (slice(2), slice(2, 4))]
     torch.testing.assert_close(whole.distance(first, second), torch.stack(parts).mean())
-    kept = whole.backbone_to_keep()
+    kept = whole.exported_backbone()
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
 
 
@@ -130,7 +130,7 @@ def test_overfits_one_batch(make, batch, losses_on):
 def test_any_convnet_will_do(batch, name):
     method = BYOL(build_backbone(name))
     method(batch).total.backward()
-    assert method.backbone_to_keep().name == name
+    assert method.exported_backbone().name == name
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 

@@ -13,8 +13,8 @@ from densepath.core.affine import between, from_box, identity
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
 from densepath.core.random import shuffled
-from densepath.images.sources import ImageFiles
 from densepath.methods import ConCL, MoCoV2
+from densepath.sources.open import ImageFiles
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 

@@ -13,10 +13,10 @@ from densepath.core.affine import between, from_box
 from densepath.core.errors import UserError
 from densepath.core.masking import standardize_patches, to_patches
 from densepath.core.resampling import inside, sample
-from densepath.images.batch import ImageBatch
 from densepath.methods import ConvMIM
 from densepath.nets.backbones import build_backbone
 from densepath.nets.sparse import Visible
+from densepath.sources.batch import ImageBatch
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
@@ -310,5 +310,5 @@ def test_views_that_the_patches_do_not_divide_are_refused_before_the_run():
 
 
 def test_the_kept_backbone_is_plain():
-    kept = tiny(batch_norm="per_process", batch_norm_group=2).backbone_to_keep()
+    kept = tiny(batch_norm="per_process", batch_norm_group=2).exported_backbone()
     assert {type(m) for m in kept.modules() if isinstance(m, nn.BatchNorm2d)} == {nn.BatchNorm2d}

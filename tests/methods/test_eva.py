@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from densepath.core.errors import UserError
-from densepath.images.sources import ImageFiles
 from densepath.methods import EVA, MAE
+from densepath.sources.open import ImageFiles
 from densepath.views.maker import ViewMaker
 
 IMAGES = ImageFiles(["image.png"])

@@ -93,7 +93,7 @@ def test_the_exported_transformer_carries_the_fixed_positions(method, batch, tmp
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     method(batch).total.backward()
     optimizer.step()
-    backbone = method.backbone_to_keep()
+    backbone = method.exported_backbone()
     model = backbone.net.model
     assert torch.equal(model.pos_embed[0, 1:], sincos_positions(10, 10, 64))
     save_backbone(tmp_path / "mae.safetensors", backbone)

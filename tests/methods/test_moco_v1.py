@@ -73,7 +73,7 @@ def test_overfits_one_batch(make, batch, losses_on):
 def test_any_convnet_will_do(batch, name):
     method = MoCoV1(build_backbone(name), queue_size=8)
     method(batch).total.backward()
-    assert method.backbone_to_keep().name == name
+    assert method.exported_backbone().name == name
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 

@@ -89,8 +89,8 @@ def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):
 @pytest.mark.parametrize("options", [{"batch_norm_group": 2}, {"batch_norm": "synchronized"}])
 def test_the_backbone_to_keep_has_plain_batch_norms(make, batch, options):
     method, plain = make(MoCoV2, **options), make(MoCoV2)
-    assert plain.backbone_to_keep() is plain.backbone
-    kept = method.backbone_to_keep()
+    assert plain.exported_backbone() is plain.backbone
+    kept = method.exported_backbone()
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
     assert {type(norm) for norm in method.backbone.modules() if isinstance(norm, _BatchNorm)} != {nn.BatchNorm2d}
     pixels = batch["query"].pixels[:3]
@@ -103,4 +103,4 @@ def test_the_backbone_to_keep_has_plain_batch_norms(make, batch, options):
 def test_any_convnet_will_do(batch):
     method = MoCoV2(build_backbone("mobilenetv3_small_050"), queue_size=8)
     method(batch).total.backward()
-    assert method.backbone_to_keep().name == "mobilenetv3_small_050"
+    assert method.exported_backbone().name == "mobilenetv3_small_050"

@@ -31,7 +31,7 @@ def clustered(make, batch):
     def build(**options):
         method = make(PCLV2, **{"num_clusters": COUNTS, "num_negatives": 5, **options})
         method.prepare(IMAGES)
-        method.take_features(torch.randn(40, 16, generator=torch.Generator().manual_seed(1)), batch)
+        method.on_features(torch.randn(40, 16, generator=torch.Generator().manual_seed(1)), batch)
         return method
 
     return build
@@ -111,7 +111,7 @@ def test_clusters_are_those_of_k_means_on_unit_vectors(make, batch, standardize)
     features = features + 0.02 * torch.randn(40, 16, generator=generator)
     method = make(PCLV2, num_clusters=(12, 20), standardize=standardize)
     method.prepare(IMAGES)
-    method.take_features(features, batch)
+    method.on_features(features, batch)
     points = features.double()
     if standardize:
         points = (points - points.mean(0)) / (points.var(0, unbiased=False) + 1e-5).sqrt()
@@ -146,7 +146,7 @@ def test_the_warm_up_is_moco_and_clusters_are_asked_for_once_an_epoch(make, batc
     assert method.wants_features(batch)
     with pytest.raises(ValueError, match="wants the features"):
         method(batch)
-    method.take_features(torch.randn(40, 16), batch)
+    method.on_features(torch.randn(40, 16), batch)
     assert not method.wants_features(batch) and not method.wants_features(replace(batch, epoch=2.99))
     assert method.wants_features(replace(batch, epoch=3.0))
     assert set(method(batch).terms) == {"instance_loss", "prototype_loss"}
@@ -210,7 +210,7 @@ def test_any_convnet_will_do(batch, name):
     method = PCLV2(build_backbone(name), num_clusters=COUNTS, queue_size=8)
     method.prepare(IMAGES)
     method.eval()
-    method.take_features(torch.cat([method.describe(batch[view].pixels) for view in ("query", "key")] * 5), batch)
+    method.on_features(torch.cat([method.describe(batch[view].pixels) for view in ("query", "key")] * 5), batch)
     method.train()
     method(batch).total.backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from twins import CASES, GRIDS, IMAGES, KINDS, STEPS, views_of
+from multi_process import CASES, GRIDS, IMAGES, KINDS, STEPS, views_of
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-11}  # everything is in float64
 NEARLY = {"rtol": 1e-5, "atol": 1e-7}  # but timm interpolates position embeddings in float32
@@ -18,9 +18,9 @@ NEARLY = {"rtol": 1e-5, "atol": 1e-7}  # but timm interpolates position embeddin
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What the single process, and the first and the second of two, saw of a case."""
-    folder = tmp_path_factory.mktemp("twins")
+    folder = tmp_path_factory.mktemp("processes")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, Path(__file__).parent / "twins.py", folder]
+    command = [sys.executable, Path(__file__).parent / "multi_process.py", folder]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 

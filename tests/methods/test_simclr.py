@@ -62,7 +62,7 @@ def test_a_group_of_batch_norms_is_both_views_of_its_images(make, batch):
     for part in (slice(2), slice(2, 4)):
         expected = twin.embed(batch["first"].pixels[part], batch["second"].pixels[part])
         torch.testing.assert_close((first[part], second[part]), expected)
-    kept = method.backbone_to_keep()
+    kept = method.exported_backbone()
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
 
 
@@ -104,7 +104,7 @@ def test_overfits_one_batch(make, batch, losses_on):
 def test_any_convnet_will_do(batch, name):
     method = SimCLR(build_backbone(name))
     method(batch).total.backward()
-    assert method.backbone_to_keep().name == name
+    assert method.exported_backbone().name == name
     assert all(p.grad is not None for p in method.parameters())
 
 

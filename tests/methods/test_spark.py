@@ -105,7 +105,7 @@ def test_everything_gets_a_gradient_and_mask_tokens_no_decay(method, batch):
 def test_what_is_kept_is_the_plain_network(make, batch):
     method = make(SparK, "test_resnet", batch_norm="per_process", batch_norm_group=2, **SMALL)
     method(batch)
-    kept = method.backbone_to_keep()
+    kept = method.exported_backbone()
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in kept.modules())
 

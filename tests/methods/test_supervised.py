@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.errors import UserError
-from densepath.images.sources import ImageFiles
 from densepath.methods import Supervised
 from densepath.nets.backbones import build_backbone
+from densepath.sources.open import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 
@@ -102,7 +102,7 @@ def test_step_never_waits_for_the_device(prepared, images):
 
 
 def test_the_backbone_to_keep_has_plain_batch_norms(prepared):
-    kept = prepared(batch_norm="synchronized").backbone_to_keep()
+    kept = prepared(batch_norm="synchronized").exported_backbone()
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
 
 
@@ -111,7 +111,7 @@ def test_any_convnet_will_do(batch, name):
     method = Supervised(build_backbone(name))
     method.prepare(FILES)
     method(batch).total.backward()
-    assert method.backbone_to_keep().name == name
+    assert method.exported_backbone().name == name
     assert all(p.grad is not None for p in method.parameters())
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from densepath.core.errors import UserError
-from densepath.images.sources import ImageFiles
 from densepath.methods import BYOL, METHODS, ConCL, MoCoV2, SimCLR
+from densepath.sources.open import ImageFiles
 from densepath.views.maker import ViewMaker
 
 TAKERS = [name for name in METHODS if name not in ("spark", "conv_mim")]  # which are for ConvNets
@@ -32,14 +32,14 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, views, name):
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         if method.wants_features(views):
-            method.take_features(method.describe(views["first"].pixels).repeat(3, 1), views)
+            method.on_features(method.describe(views["first"].pixels).repeat(3, 1), views)
         losses = method(views)
     losses.total.backward()
     optimizer.step()
     assert losses.total.isfinite() and losses.total.dtype == torch.float32
     still = [key for key, p in method.named_parameters() if key in before and torch.equal(p, before[key])]
     assert still == []
-    kept = method.backbone_to_keep()
+    kept = method.exported_backbone()
     assert kept.name == backbone and kept(views["first"].pixels)[4].shape == (4, kept.channels[4], 4, 4)
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from targets import write_tokenizer
 
 from densepath.core.errors import UserError
-from densepath.images.sources import ImageFiles
 from densepath.methods import VQKD
 from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.transformer_parts import sincos_positions
 from densepath.nets.weights import save_backbone
+from densepath.sources.open import ImageFiles
 from densepath.training.export import export_parts
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -121,7 +121,7 @@ def test_step_never_waits_for_the_device(method, images, monkeypatch):
 
 def test_the_tokenizer_is_kept(method, batch, tmp_path):
     method(batch)
-    parts = method.parts_to_keep()
+    parts = method.exported_parts()
     assert list(parts) == ["tokenizer"]
     export_parts(tmp_path, parts, {"method": "vq_kd", "backbone": "test_vit"}, 5)
     again = load_tokenizer(tmp_path / "tokenizer.safetensors").eval()
@@ -130,7 +130,7 @@ def test_the_tokenizer_is_kept(method, batch, tmp_path):
     usage = method.tokenizer.codebook.usage.double()
     perplexity = torch.exp(-(usage / usage.sum()).xlogy(usage / usage.sum()).sum())
     assert again.describe() == f"a tokenizer with 12 codes (perplexity {perplexity:.0f}) on test_vit"
-    assert method.backbone_to_keep() is method.tokenizer.backbone
+    assert method.exported_backbone() is method.tokenizer.backbone
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path, method):
@@ -141,7 +141,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path, method):
 
     refused(r"has no exported/tokenizer\.safetensors; name a run of vq_kd", tmp_path)
     refused("there are no weights to read at", tmp_path / "nowhere.safetensors")
-    save_backbone(tmp_path / "backbone.safetensors", method.backbone_to_keep())
+    save_backbone(tmp_path / "backbone.safetensors", method.exported_backbone())
     refused("holds no tokenizer", tmp_path / "backbone.safetensors")
     path = write_tokenizer(tmp_path)
     path.write_bytes(path.read_bytes().replace(b'"test_vit"', b'"test_vi4"'))

@@ -18,7 +18,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.hub import fetch
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights
-from densepath.transfer.segment_anything import SegmentAnything
+from densepath.transfer.sam.segment_anything import SegmentAnything
 
 _TRANSFORMERS = importlib.util.find_spec("transformers")
 

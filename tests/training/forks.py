@@ -22,10 +22,10 @@ from toy import Toy, fit_toy
 
 from densepath.core import files
 from densepath.methods import PCLV2
-from densepath.training import checkpoints
+from densepath.runs import checkpoints
 from densepath.training.module import PretrainModule
 from densepath.training.pretrain import pretrain
-from densepath.training.run_callback import Rhythm
+from densepath.training.run_callback import Intervals
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
@@ -223,7 +223,7 @@ def two(action):
 
 def processes(folder):
     """A run of one process, the same in two, and one in two of which the second is told to stop."""
-    rhythm, saving = Rhythm(log_every=5), Rhythm(log_every=5, save_every_steps=5)
+    intervals, saving = Intervals(log_every=5), Intervals(log_every=5, save_every_steps=5)
 
     def only(rank, act):
         """What one of the processes does."""
@@ -235,7 +235,7 @@ def processes(folder):
     stop = only("1", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def stopped():
-        fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), rhythm=rhythm)
+        fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), intervals=intervals)
 
     def method(out, changes=None, stop=None, kind="concl"):
         in_float64()
@@ -250,14 +250,14 @@ def processes(folder):
 
     return [
         ended(fork(lambda: keep("one", fit_toy(folder / "one", 20, Toy(noise=0.0), size=12)))),
-        two(lambda: keep("even", fit_toy(folder / "even", 20, Toy(noise=0.0), rhythm=rhythm))),
-        two(lambda: keep("whole", fit_toy(folder / "whole", 20, rhythm=rhythm))),
+        two(lambda: keep("even", fit_toy(folder / "even", 20, Toy(noise=0.0), intervals=intervals))),
+        two(lambda: keep("whole", fit_toy(folder / "whole", 20, intervals=intervals))),
         two(stopped),
-        two(lambda: keep("cut", fit_toy(folder / "cut", 20, rhythm=rhythm, resume=True))),
-        two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), rhythm=rhythm)),
-        two(lambda: fit_toy(folder / "gone", 20, Toy(at_step={13: only("1", die)}), rhythm=saving)),
-        two(lambda: fit_toy(folder / "early", 20, Toy(at_step={3: only("0", die)}), rhythm=saving)),
-        two(lambda: fit_toy(folder / "full", 20, Toy(at_step={0: only("0", write_little)}), rhythm=saving)),
+        two(lambda: keep("cut", fit_toy(folder / "cut", 20, intervals=intervals, resume=True))),
+        two(lambda: fit_toy(folder / "nan", 20, Toy(at_step={7: lambda: float("nan")}), intervals=intervals)),
+        two(lambda: fit_toy(folder / "gone", 20, Toy(at_step={13: only("1", die)}), intervals=saving)),
+        two(lambda: fit_toy(folder / "early", 20, Toy(at_step={3: only("0", die)}), intervals=saving)),
+        two(lambda: fit_toy(folder / "full", 20, Toy(at_step={0: only("0", write_little)}), intervals=saving)),
         two(lambda: method("method")),
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),

@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from densepath.annotations import label_cache
 from densepath.core.errors import UserError
-from densepath.images import label_cache
-from densepath.images.sources import pack
 from densepath.methods import ConCL
-from densepath.training.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.metrics import read_metrics
+from densepath.sources.open import pack
 from densepath.training.export import export
-from densepath.training.metrics import read_metrics
 from densepath.training.pretrain import pretrain
 
 OPTIONS = {"queue_size": 40, "concept_queue_size": 64, "warmup": 0.0}

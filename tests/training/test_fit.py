@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from densepath.core.errors import UserError
-from densepath.training.checkpoints import newest_checkpoint
-from densepath.training.metrics import read_metrics
-from densepath.training.run_callback import Rhythm
-from densepath.training.signals import Interrupted
+from densepath.runs.checkpoints import newest_checkpoint
+from densepath.runs.metrics import read_metrics
+from densepath.runs.signals import Interrupted
+from densepath.training.run_callback import Intervals
 
 from .toy import Toy, fit_toy
 
@@ -80,7 +80,7 @@ def test_what_a_crash_lost_is_made_again(tmp_path):
 
     whole = fit_toy(tmp_path / "whole", 40)
     with pytest.raises(ZeroDivisionError):
-        fit_toy(tmp_path / "cut", 40, Toy(at_step={33: crash}), rhythm=Rhythm(5, save_every_steps=8))
+        fit_toy(tmp_path / "cut", 40, Toy(at_step={33: crash}), intervals=Intervals(5, save_every_steps=8))
     assert read_metrics(tmp_path / "cut" / "metrics.csv")[-1]["step"] == 30
     (tmp_path / "cut" / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
     resumed = fit_toy(tmp_path / "cut", 40, resume=True)  # from step 24, the one before the last
@@ -114,7 +114,7 @@ def test_resuming_another_module_is_refused(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(tmp_path, log_every):
     broken = Toy(at_step={21: lambda: math.nan})
     with pytest.raises(UserError, match="not finite at step 21"):
-        fit_toy(tmp_path, 60, broken, rhythm=Rhythm(log_every, save_every_steps=10))
+        fit_toy(tmp_path, 60, broken, intervals=Intervals(log_every, save_every_steps=10))
     assert json.loads((tmp_path / "not_finite.json").read_text()) == {"step": 21, "images": broken.seen[21]}
     state = newest_checkpoint(tmp_path / "checkpoints")
     assert state["step"] == 20
@@ -127,7 +127,7 @@ def test_time_alone_brings_a_checkpoint(tmp_path):
     def look():
         hits.append((tmp_path / "checkpoints" / "last.ckpt").exists())
 
-    fit_toy(tmp_path, 10, Toy(at_step={3: look, 4: look}), rhythm=Rhythm(100, 0, save_every_minutes=1e-9))
+    fit_toy(tmp_path, 10, Toy(at_step={3: look, 4: look}), intervals=Intervals(100, 0, save_every_minutes=1e-9))
     assert hits == [True, True]
 
 
@@ -140,7 +140,7 @@ def test_an_evaluation_is_measured_and_changes_nothing(tmp_path):
         torch.rand(3)
         return {"probe": float(len(module.seen))}
 
-    evaluated = fit_toy(tmp_path / "evaluated", 20, module, evaluate=evaluate, rhythm=Rhythm(5, evaluate_every=7))
+    evaluated = fit_toy(tmp_path / "evaluated", 20, module, evaluate=evaluate, intervals=Intervals(5, evaluate_every=7))
     assert same(evaluated, plain)
     assert evaluated.net.training
     rows = read_metrics(tmp_path / "evaluated" / "metrics.csv")
@@ -172,4 +172,4 @@ def test_fewer_batches_than_a_step_needs_is_refused(tmp_path):
     with pytest.raises(UserError, match="make it longer"):
         fit_toy(tmp_path, 0)
     with pytest.raises(UserError, match="log_every"):
-        Rhythm(log_every=0)
+        Intervals(log_every=0)

@@ -16,9 +16,9 @@ from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.weights import read_weights
-from densepath.training.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.metrics import read_metrics
 from densepath.training.export import export
-from densepath.training.metrics import read_metrics
 from densepath.training.pretrain import pretrain
 
 RUN = {"backbone": "test_vit", "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32", "log_every": 1}

@@ -14,21 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from densepath.annotations.coco import write_coco
 from densepath.cli import main
 from densepath.core.errors import UserError
-from densepath.images.coco import write_coco
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, read_weights, save_backbone
-from densepath.training import checkpoints
+from densepath.runs import checkpoints
+from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from densepath.training import pretrain as pretrain_module
-from densepath.training.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
-from densepath.transfer import detection as detection_module
-from densepath.transfer.detection import DETECTOR_FILE, _pixel_statistics, detect
-from densepath.transfer.detector_file import DetectorNotes, load_detector, save_detector
+from densepath.transfer.detection import detect as detection_module
+from densepath.transfer.detection.detect import DETECTOR_FILE, _pixel_statistics, detect
+from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.views.augment import Augment
 
 from .conftest import draw_tiles

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from densepath.training import stopwatch as stopwatch_module
+from densepath.core import stopwatch as stopwatch_module
 from densepath.training.meter import Meter
 
 

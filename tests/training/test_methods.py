@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from targets import write_tokenizer
 
 from densepath.methods import METHODS
-from densepath.training.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options
 

@@ -9,7 +9,7 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.methods import BYOL
 from densepath.nets.backbones import build_backbone
-from densepath.training.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint
 from densepath.training.lars import LARS
 from densepath.training.optimizers import (
     Optimizer,

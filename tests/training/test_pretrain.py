@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from densepath.core.errors import UserError
-from densepath.images.tissue import write_tissue
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
-from densepath.training.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.metrics import read_metrics
+from densepath.synthetic.tissue import write_tissue
 from densepath.training.export import export
-from densepath.training.metrics import read_metrics
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import load_recipe, typed_options

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from densepath.core.errors import UserError
-from densepath.training.checkpoints import read_checkpoint
-from densepath.training.metrics import read_metrics
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.metrics import read_metrics
 from densepath.training.pretrain import pretrain
 
 from .conftest import draw_tiles

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from densepath.training.checkpoints import read_checkpoint, write_checkpoint
+from densepath.runs.checkpoints import read_checkpoint, write_checkpoint
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
 
 

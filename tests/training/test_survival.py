@@ -5,8 +5,8 @@ import signal
 import torch
 from safetensors.torch import load_file
 
-from densepath.training.checkpoints import read_checkpoint
-from densepath.training.metrics import read_metrics
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.metrics import read_metrics
 
 
 def differing(one, other, name=""):

@@ -8,7 +8,7 @@ from torch import nn
 
 from densepath.training.fit import fit
 from densepath.training.hardware import choose_hardware
-from densepath.training.run_callback import Rhythm
+from densepath.training.run_callback import Intervals
 
 
 class Rows:
@@ -62,11 +62,11 @@ class Toy(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fit_toy(out: Path, steps: int, module=None, size=6, accumulate=1, rhythm=None, **options):
+def fit_toy(out: Path, steps: int, module=None, size=6, accumulate=1, intervals=None, **options):
     """Train a toy on the CPU and return it."""
     module = module or Toy()
     hardware = choose_hardware(options.pop("devices", "cpu"), "32")
     batches = ToyBatches(steps * accumulate, size, hardware.rank, hardware.world_size)
-    rhythm = rhythm or Rhythm(log_every=5)
-    fit(module, batches, out, hardware=hardware, rhythm=rhythm, accumulate=accumulate, **options)
+    intervals = intervals or Intervals(log_every=5)
+    fit(module, batches, out, hardware=hardware, intervals=intervals, accumulate=accumulate, **options)
     return module

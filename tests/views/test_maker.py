@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from densepath.core.affine import bounds, warp
 from densepath.core.errors import UserError
-from densepath.images.batch import ImageBatch
+from densepath.sources.batch import ImageBatch
 from densepath.views.augment import Augment, Center, Union, augment_from
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD, ViewMaker
 

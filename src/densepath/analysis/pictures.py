@@ -14,14 +14,14 @@ from matplotlib.patches import Polygon
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from densepath.analysis.sheet import CONCEPTS, FAINT, INK, LINES, OBJECTS, WRONG, Sheet, frame, new_figure, save, show
+from densepath.analysis.panels import CONCEPTS, FAINT, INK, LINES, OBJECTS, WRONG, Sheet, frame, new_figure, save, show
+from densepath.annotations.coco import CocoImages
 from densepath.core.affine import apply
 from densepath.core.errors import UserError
-from densepath.images.batch import ImageBatch
-from densepath.images.coco import CocoImages
-from densepath.training.metrics import read_metrics
-from densepath.transfer.instances import objects_of
-from densepath.transfer.overlay import match_masks
+from densepath.runs.metrics import read_metrics
+from densepath.sources.batch import ImageBatch
+from densepath.transfer.detection.instances import objects_of
+from densepath.transfer.detection.overlay import match_masks
 from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 from densepath.views.view import Batch
 

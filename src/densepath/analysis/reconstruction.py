@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from densepath.analysis.panels import LINES, Sheet, save, show
 from densepath.analysis.pictures import colors_of
-from densepath.analysis.sheet import LINES, Sheet, save, show
 from densepath.methods.base import Reconstruction
 
 _TITLES = ("view", "visible", "target", "prediction", "put together")

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from densepath.analysis.concepts import find_concepts
+from densepath.analysis.panels import picture_file
 from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
-from densepath.analysis.sheet import picture_file
-from densepath.analysis.titles import titles_of
-from densepath.concepts.choice import choose_source
+from densepath.analysis.short_names import titles_of
+from densepath.concepts.build import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
-from densepath.images.batch import ImageBatch
-from densepath.images.loader import ImageBatches
-from densepath.images.sources import ImageFiles, PackedTiles, check_size, open_images
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.sources.batch import ImageBatch
+from densepath.sources.loader import ImageBatches
+from densepath.sources.open import ImageFiles, PackedTiles, check_size, open_images
 from densepath.training.load_run import load_run, read_run
 from densepath.training.recipes import find_method, load_recipe, typed_options
 from densepath.views.maker import ViewMaker

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
 from densepath.analysis.pictures import style_curve
-from densepath.analysis.sheet import INK, LINES, new_figure, picture_file, save
+from densepath.analysis.short_names import titles_of
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
-from densepath.analysis.titles import titles_of
 from densepath.core.errors import UserError
-from densepath.images.sources import open_images
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
+from densepath.sources.open import open_images
 from densepath.training.hardware import choose_hardware
 
 _STEPS = 80  # of a histogram, over what is shown of it

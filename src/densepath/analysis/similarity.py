@@ -10,11 +10,11 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.random import permute
-from densepath.images.batch import ImageBatch
-from densepath.images.damage import Damage
-from densepath.images.machine import with_progress
-from densepath.images.sources import ImageFiles, PackedTiles, check_size
+from densepath.core.system import with_progress
 from densepath.nets.backbones import Backbone
+from densepath.sources.batch import ImageBatch
+from densepath.sources.corrupt import Damage
+from densepath.sources.open import ImageFiles, PackedTiles, check_size
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
 

@@ -13,7 +13,7 @@ import yaml
 from densepath.benchmark.checks import is_number, listed, mapping, positive
 from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, merged, pretraining_options
 from densepath.core.errors import UserError, suggest
-from densepath.transfer.detectors import BOXES_ALONE, DETECTORS
+from densepath.transfer.detection.detectors import BOXES_ALONE, DETECTORS
 
 _TASKS = ("probe", "detect")
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.benchmark.cell_folder import CellFolder
 from densepath.benchmark.config import TableConfig
 from densepath.benchmark.grid import Cell
+from densepath.benchmark.run_folder import CellFolder
 from densepath.benchmark.verb_options import VERBS
 
 _START_UP = 10.0  # seconds, assumed: imports and what a run does before its first step

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.images.decode import DamagedImage, read_image
-from densepath.images.machine import usable_cores, with_progress
-from densepath.images.packing import SUFFIX, open_store
+from densepath.core.system import usable_cores, with_progress
+from densepath.sources.decode import DamagedImage, read_image
+from densepath.sources.packing import SUFFIX, open_store
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
 _BYTES = 16  # of a digest: two of 10^9 different images agree by chance once in 10^20 times

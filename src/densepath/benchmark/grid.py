@@ -21,8 +21,8 @@ from densepath.core.errors import UserError
 from densepath.nets.transformers import is_transformer
 from densepath.training.pretrain import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
-from densepath.transfer.detectors import TRANSFORMER_DETECTORS
-from densepath.transfer.solver import make_solver
+from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
+from densepath.transfer.detection.solver import make_solver
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from densepath.annotations.coco import open_split
 from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
 from densepath.core.errors import UserError
-from densepath.images.coco import open_split
-from densepath.images.files import list_images
-from densepath.images.packing import SUFFIX, open_store
 from densepath.nets.weights import weights_file
+from densepath.sources.listing import list_images
+from densepath.sources.packing import SUFFIX, open_store
 from densepath.training.export import EXPORTED
 
 # A change of what draws and tabulates results makes no result another one.
@@ -82,7 +82,7 @@ def read_tiles(source: str | Path, digests: Digests) -> ImageSet:
     """The unlabelled images of a source.
 
     Raises:
-        UserError: as for :func:`densepath.images.sources.open_images`.
+        UserError: as for :func:`densepath.sources.open.open_images`.
     """
     if str(source).lower().endswith(SUFFIX):
         store = open_store(source)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from densepath.benchmark.cell_folder import CellFolder
 from densepath.benchmark.config import Row, TableConfig, Task
 from densepath.benchmark.grid import Grid
+from densepath.benchmark.run_folder import CellFolder
 from densepath.benchmark.statistics import Comparison, compare, mean_std
 
 _METRICS = {

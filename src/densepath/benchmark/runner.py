@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from densepath.benchmark.cell_folder import LOG, CellFolder
+from densepath.benchmark.devices import Slot
 from densepath.benchmark.grid import Cell
-from densepath.benchmark.slots import Slot
+from densepath.benchmark.run_folder import LOG, CellFolder
 from densepath.core.errors import UserError
-from densepath.training.progress import clock, say
-from densepath.training.signals import Interrupted, StopSignals
+from densepath.runs.progress import clock, say
+from densepath.runs.signals import Interrupted, StopSignals
 
 _POLL = 0.1  # seconds
 _ELSEWHERE = 5.0  # seconds between looks at a cell that another process works on

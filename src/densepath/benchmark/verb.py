@@ -9,17 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from densepath.benchmark.cell_folder import CellFolder
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
+from densepath.benchmark.devices import make_slots
 from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
+from densepath.benchmark.run_folder import CellFolder
 from densepath.benchmark.runner import Runner
-from densepath.benchmark.slots import make_slots
 from densepath.benchmark.tables import to_csv, to_html, to_markdown
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder

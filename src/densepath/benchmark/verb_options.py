@@ -12,9 +12,9 @@ from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options, load_recipe, own_augment, typed_options
-from densepath.transfer.detection import detect
-from densepath.transfer.probe import probe
-from densepath.transfer.sam import sam
+from densepath.transfer.detection.detect import detect
+from densepath.transfer.probe.probe import probe
+from densepath.transfer.sam.sam import sam
 
 Verb = Literal["pretrain", "probe", "detect", "sam"]
 

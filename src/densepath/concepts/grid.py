@@ -6,8 +6,8 @@ import torch
 
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 

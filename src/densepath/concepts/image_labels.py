@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from densepath.annotations.label_cache import Labeller, label_images
+from densepath.annotations.label_maps import LabelMaps
 from densepath.concepts.source import Concepts
 from densepath.core.affine import identity
 from densepath.core.errors import UserError
-from densepath.images.label_cache import Labeller, label_images
-from densepath.images.label_maps import LabelMaps
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 

@@ -9,8 +9,8 @@ import torch
 from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # the released code

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
 from densepath.concepts.matching import Matches, match_names
 from densepath.core.errors import UserError
-from densepath.images.decode import DamagedImage
-from densepath.images.labels import LABEL_SUFFIXES, label_size, read_labels
+from densepath.sources.decode import DamagedImage
 
 
 class MapFiles:
     """Label maps from a folder: each number is a concept, 0 like the others.
 
     A map has the name of its image, below the folder as the image lies below its own, with any suffix of
-    :data:`densepath.images.labels.LABEL_SUFFIXES`. It may be coarser or finer than the image, but not of another shape.
+    :data:`densepath.annotations.labels.LABEL_SUFFIXES`. It may be coarser or finer than the image, but not of another
+    shape.
 
     Args:
         folder: holds the maps. It is looked at once there are images: an export needs none.

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from densepath.annotations.pairs import refuse
 from densepath.core.errors import UserError
-from densepath.images.pairs import refuse
 
 _BLOCK = 2**14  # names that are looked at together
 _BYTES = 8  # of a name's digest: two of a million names agree by chance once in 10^7 times

@@ -16,8 +16,8 @@ from densepath.concepts.map_files import check_shape
 from densepath.concepts.matching import Matches, match_names
 from densepath.concepts.saliency_models import Predict, fetched, is_model_folder, load_saliency_model
 from densepath.core.errors import UserError
-from densepath.images.decode import DamagedImage, read_image
-from densepath.images.files import SUFFIXES
+from densepath.sources.decode import DamagedImage, read_image
+from densepath.sources.listing import SUFFIXES
 
 THRESHOLD = 0.5  # of the map, which reaches from 0 to 1; the paper names none
 

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from densepath.images.label_maps import LabelMaps
-from densepath.images.sources import ImageFiles, PackedTiles
+from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 

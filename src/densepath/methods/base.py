@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from densepath.images.label_maps import LabelMaps
-from densepath.images.sources import ImageFiles, PackedTiles
+from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
 Tick = Callable[[str], None]
 
 
-def unwatched(what: str) -> None:
+def no_heartbeat(what: str) -> None:
     """The tick of work that nobody watches."""
 
 
@@ -78,10 +78,10 @@ class Method(nn.Module):
         """The losses of a batch of views."""
 
     @abstractmethod
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         """The backbone that is exported."""
 
-    def parts_to_keep(self) -> dict[str, dict[str, Tensor]]:
+    def exported_parts(self) -> dict[str, dict[str, Tensor]]:
         """What else is exported at the end of a run, by name: tensors of parts that other methods build upon."""
         return {}
 
@@ -106,7 +106,7 @@ class Method(nn.Module):
 
     def wants_features(self, batch: Batch) -> bool:
         """Whether, before it is given this batch, it wants features of all images: whoever trains it then calls
-        :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and :meth:`take_features`.
+        :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and :meth:`on_features`.
         """
         return False
 
@@ -114,7 +114,7 @@ class Method(nn.Module):
         """Features (B, D) of views (B, 3, S, S), where it wants any."""
         raise NotImplementedError(f"{type(self).__name__} wants no features")
 
-    def take_features(self, features: Tensor, batch: Batch, tick: Tick = unwatched) -> None:
+    def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
         """Learn the features (N, D) of all images, in the order of their source and alike on all processes.
 
         Args:

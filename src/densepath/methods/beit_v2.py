@@ -151,7 +151,7 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         logits: Tensor = self.head(model.norm(pick(tokens[:, model.num_prefix_tokens :], chosen)))
         return logits
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

@@ -93,7 +93,7 @@ class BYOL(Method):
             target = self.target_projector(self.target_backbone(others)[deepest].mean((2, 3)))
         return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

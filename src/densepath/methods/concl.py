@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from densepath.concepts.choice import choose_source
+from densepath.concepts.build import choose_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
 from densepath.core.affine import label_shares, warp_labels
@@ -18,10 +18,10 @@ from densepath.core.labels import main_labels, number_together
 from densepath.core.losses import info_nce, masked_mean
 from densepath.core.queue import Queue
 from densepath.core.regions import Regions
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 

@@ -160,7 +160,7 @@ class ConvMIM(Method):
         prediction = from_patches(patches, self.patch, visible.cells.shape[-1])
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

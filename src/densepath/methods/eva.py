@@ -104,7 +104,7 @@ class EVA(FrozenTarget[Teacher]):
         """
         return full_precision(self.head(*encode_visible(self.backbone.net.model, pixels, visible)))
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods.base import Method
 from densepath.nets.frozen import Frozen
 from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import Tokenizer
+from densepath.sources.open import ImageFiles, PackedTiles
 
 Network = TypeVar("Network", Teacher, Tokenizer)
 

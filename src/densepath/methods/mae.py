@@ -110,7 +110,7 @@ class MAE(Method):
         seen = enlarge(visible.view(-1, along, along), pixels.shape[-1]).to(pixels.device)
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

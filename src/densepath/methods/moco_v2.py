@@ -84,7 +84,7 @@ class MoCoV2(Method):
         loss = self.instance_loss(query, key)
         return Losses(loss, {"instance_loss": loss.detach()})
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

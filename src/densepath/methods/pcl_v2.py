@@ -14,10 +14,10 @@ from densepath.core.distributed import broadcast, gather, rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
-from densepath.images.sources import ImageFiles, PackedTiles
-from densepath.methods.base import Losses, Tick, unwatched
+from densepath.methods.base import Losses, Tick, no_heartbeat
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.nets.backbones import Backbone
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 ITERATIONS = 20  # of k-means, as released
@@ -121,7 +121,7 @@ class PCLV2(MoCoV2):
         return full_precision(self.key_head(features.mean((2, 3))))
 
     @torch.no_grad()
-    def take_features(self, features: Tensor, batch: Batch, tick: Tick = unwatched) -> None:
+    def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
         """Cluster all images: on the first process, whose result is that of all; the others wait."""
         points = F.normalize(standardize(features) if self.standardize else features, dim=1)
         first = 0

@@ -81,7 +81,7 @@ class SimCLR(Method):
         of_first, of_second = z.view(-1, 2, group, z.shape[1]).unbind(1)
         return of_first.flatten(0, 1), of_second.flatten(0, 1)
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

@@ -124,7 +124,7 @@ class SparK(Method):
         seen = visible.mask(pixels.shape[-1])
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

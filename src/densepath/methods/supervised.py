@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from densepath.annotations.classes import FOLDERS, read_classes
 from densepath.core.losses import full_precision
-from densepath.images.classes import FOLDERS, read_classes
-from densepath.images.sources import ImageFiles, PackedTiles
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -79,7 +79,7 @@ class Supervised(Method):
         accuracy = (logits.argmax(1) == target).float().mean()
         return Losses(loss, {"classification_loss": loss.detach()}, {"accuracy": accuracy})
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return plain_batch_norm(self.backbone)
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:

@@ -118,10 +118,10 @@ class VQKD(FrozenTarget[Teacher]):
         features: Tensor = self.head(self.norm(self.decoder(self.from_codes(codes) + positions)))
         return features
 
-    def backbone_to_keep(self) -> Backbone:
+    def exported_backbone(self) -> Backbone:
         return self.tokenizer.backbone
 
-    def parts_to_keep(self) -> dict[str, dict[str, Tensor]]:
+    def exported_parts(self) -> dict[str, dict[str, Tensor]]:
         state = self.tokenizer.state_dict()
         state.pop(f"codebook.{CREDIT}", None)
         return {TOKENIZER: state}

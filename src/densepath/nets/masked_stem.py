@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import TRIAL_SIZE, Backbone
-from densepath.nets.modes import untouched_modes
+from densepath.nets.preserve_mode import untouched_modes
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 
 _ENDS = ("before_pool", "after_pool")

@@ -38,7 +38,7 @@ def export(run: str | Path, to: str | Path | None = None, layout: Layout = "timm
     suffix = {"timm": "", "torchvision": "_torchvision", "detectron2": "_detectron2"}.get(layout, "")
     kind = ".pth" if layout == "detectron2" else ".safetensors"
     path = Path(to) if to is not None else run / "exported" / f"backbone{suffix}{kind}"
-    export_backbone(path, method.backbone_to_keep(), layout, config, steps)
+    export_backbone(path, method.exported_backbone(), layout, config, steps)
     return path
 
 

@@ -15,15 +15,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from densepath.core.errors import UserError
-from densepath.training.checkpoints import CHECKPOINTS, newest_checkpoint
-from densepath.training.company import in_company
+from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.runs.lost_peers import in_company
+from densepath.runs.metrics import MetricsFile
+from densepath.runs.progress import Progress, say
+from densepath.runs.signals import Interrupted, StopSignals
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.loggers import make_loggers
 from densepath.training.meter import Meter
-from densepath.training.metrics import MetricsFile
-from densepath.training.progress import Progress, say
-from densepath.training.run_callback import DrawStep, Evaluate, Rhythm, RunCallback
-from densepath.training.signals import Interrupted, StopSignals
+from densepath.training.run_callback import DrawStep, Evaluate, Intervals, RunCallback
 
 _SET_BY = {"images": "data", "steps": "length", "processes": "number of processes (--devices, or the launcher's)"}
 
@@ -63,7 +63,7 @@ def fit(
     out: Path,
     *,
     hardware: Hardware,
-    rhythm: Rhythm,
+    intervals: Intervals,
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, int] | None = None,
     accumulate: int = 1,
@@ -86,16 +86,17 @@ def fit(
         batches: this process's batches; their ``start_step`` is set on resuming.
         out: the run folder: ``metrics.csv`` and ``checkpoints/`` are made in it.
         hardware: where it computes.
-        rhythm: how often things are logged, saved, evaluated.
+        intervals: how often things are logged, saved, evaluated.
         config: what the run was asked for, kept in the checkpoints as JSON.
         facts: numbers that must be the same when the run is resumed, such as that of the images.
         accumulate: batches per optimizer step.
         seed: of the generators that draw from a stream (other randomness is the module's own).
         resume: go on from the newest checkpoint in ``out``, if there is one.
         loggers: besides the CSV file: "tensorboard", "wandb".
-        evaluate: gives further measurements every ``rhythm.evaluate_every`` steps, on all processes. Generators and the
-            training mode are put back after it.
-        draw: draws a picture every ``rhythm.draw_every`` steps, on the first process. Generators are put back after it.
+        evaluate: gives further measurements every ``intervals.evaluate_every`` steps, on all processes. Generators and
+            the training mode are put back after it.
+        draw: draws a picture every ``intervals.draw_every`` steps, on the first process. Generators are put back after
+            it.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
         name: what the run is called in loggers.
 
@@ -137,7 +138,7 @@ def fit(
         callback = RunCallback(
             out,
             {"config": json.dumps(config or {}), "facts": dict(facts or {})},
-            rhythm,
+            intervals,
             total=total,
             accumulate=accumulate,
             seed=seed,

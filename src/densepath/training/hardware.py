@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import (
 )
 
 from densepath.core.errors import UserError
-from densepath.images.machine import cores
+from densepath.core.system import cores
 
 Precision = Literal["auto", "32", "bf16-mixed"]
 

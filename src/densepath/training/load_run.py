@@ -8,9 +8,9 @@ from typing import Any
 from densepath.core.errors import UserError
 from densepath.methods.base import Method
 from densepath.nets.backbones import build_backbone
-from densepath.training.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.runs.folder import read_config
 from densepath.training.recipes import find_method
-from densepath.training.run_folder import read_config
 
 _PREFIX = "method."
 

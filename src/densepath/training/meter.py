@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.distributed import mean, world_size
-from densepath.training.stopwatch import Stopwatch
+from densepath.core.stopwatch import Stopwatch
 
 BatchT = TypeVar("BatchT")
 

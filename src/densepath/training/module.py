@@ -10,10 +10,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from densepath.images.batch import ImageBatch
-from densepath.methods.base import Method, Tick, unwatched
+from densepath.methods.base import Method, Tick, no_heartbeat
+from densepath.sources.batch import ImageBatch
+from densepath.training.feature_pass import Sweep
 from densepath.training.optimizers import Optimizer, build_optimizer, build_schedule, clip_gradients
-from densepath.training.sweep import Sweep
 from densepath.views.maker import ViewMaker
 
 
@@ -50,7 +50,7 @@ class PretrainModule(L.LightningModule):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.sweep = sweep
-        self.aside = lambda: nullcontext(unwatched)
+        self.aside = lambda: nullcontext(no_heartbeat)
 
     def transfer_batch_to_device(self, batch: ImageBatch, device: torch.device, dataloader_idx: int) -> ImageBatch:
         """Lightning does not know the type."""
@@ -62,7 +62,7 @@ class PretrainModule(L.LightningModule):
             views = self.make_views(batch)
         if self.sweep is not None and self.method.wants_features(views):
             with self.aside() as tick:
-                self.method.take_features(self.sweep(self.method, self.device, tick), views, tick)
+                self.method.on_features(self.sweep(self.method, self.device, tick), views, tick)
         losses = self.method(views)
         return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": batch.epoch}
 

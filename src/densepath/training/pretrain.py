@@ -12,29 +12,29 @@ from typing import Any, Literal
 
 import torch
 
-from densepath import __version__
+from densepath.annotations.coco import open_split
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
-from densepath.images.coco import open_split
-from densepath.images.loader import ImageBatches
-from densepath.images.sources import check_size, open_images
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.weights import load_weights
-from densepath.training.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.folder import check_run, open_run, read_config
+from densepath.runs.progress import say
+from densepath.sources.loader import ImageBatches
+from densepath.sources.open import check_size, open_images
 from densepath.training.export import EXPORTED, export_backbone, export_parts
+from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
-from densepath.training.gallery import Draw, Gallery
 from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
-from densepath.training.progress import say
 from densepath.training.recipes import all_options, find_method
-from densepath.training.run_callback import Rhythm
-from densepath.training.run_folder import check_run, open_run, read_config
-from densepath.training.sweep import Sweep
+from densepath.training.reconstruction_images import Draw, Gallery
+from densepath.training.run_callback import Intervals
+from densepath.version import __version__
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 
@@ -206,7 +206,7 @@ def pretrain(
             batches,
             out,
             hardware=hardware,
-            rhythm=Rhythm(log_every, save_every_steps, save_every_minutes, probe_steps, draw_steps),
+            intervals=Intervals(log_every, save_every_steps, save_every_minutes, probe_steps, draw_steps),
             config=config,
             facts={"images": len(images), "steps": steps, "processes": hardware.world_size},
             accumulate=accumulate,
@@ -218,8 +218,8 @@ def pretrain(
             name=out.name,
         )
         if first:
-            export_backbone(out / EXPORTED, learner.backbone_to_keep(), "timm", config, done)
-            export_parts(out / EXPORTED.parent, learner.parts_to_keep(), config, done)
+            export_backbone(out / EXPORTED, learner.exported_backbone(), "timm", config, done)
+            export_parts(out / EXPORTED.parent, learner.exported_parts(), config, done)
     return out
 
 
@@ -247,7 +247,7 @@ def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) 
 
 def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
-    network = copy.deepcopy(learner.backbone_to_keep()).eval()
+    network = copy.deepcopy(learner.exported_backbone()).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}

@@ -16,26 +16,26 @@ from lightning.pytorch.loggers import Logger
 
 from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
+from densepath.core.stopwatch import Stopwatch
 from densepath.methods.base import Tick
-from densepath.nets.modes import untouched_modes
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
-from densepath.training.checkpoints import CHECKPOINTS, write_checkpoint
-from densepath.training.finite import all_finite, end_run, first_of_all
+from densepath.nets.preserve_mode import untouched_modes
+from densepath.runs.checkpoints import CHECKPOINTS, write_checkpoint
+from densepath.runs.metrics import MetricsFile
+from densepath.runs.progress import Progress
+from densepath.runs.signals import Interrupted, StopSignals
 from densepath.training.loggers import log_picture
 from densepath.training.meter import Meter
-from densepath.training.metrics import MetricsFile
 from densepath.training.module import PretrainModule
-from densepath.training.progress import Progress
+from densepath.training.nonfinite import all_finite, end_run, first_of_all
 from densepath.training.random_state import random_state, seed_generators, set_random_state, untouched_generators
-from densepath.training.signals import Interrupted, StopSignals
-from densepath.training.stopwatch import Stopwatch
 
 Evaluate = Callable[[], Mapping[str, float]]
 DrawStep = Callable[[int], Path]  # of a step; gives the picture
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Intervals:
     """How often things happen, in optimizer steps (0: never) unless it says minutes.
 
     Args:
@@ -67,7 +67,7 @@ class RunCallback(L.Callback):
     Args:
         out: the run folder.
         notes: entries of their own in the checkpoints.
-        rhythm: how often things happen.
+        intervals: how often things happen.
         total: optimizer steps of the whole run.
         accumulate: batches per optimizer step.
         seed: of the generators that draw from a stream.
@@ -81,7 +81,7 @@ class RunCallback(L.Callback):
         self,
         out: Path,
         notes: Mapping[str, Any],
-        rhythm: Rhythm,
+        intervals: Intervals,
         *,
         total: int,
         accumulate: int,
@@ -95,7 +95,7 @@ class RunCallback(L.Callback):
         evaluate: Evaluate | None,
         draw: DrawStep | None = None,
     ) -> None:
-        self.out, self.notes, self.rhythm = out, notes, rhythm
+        self.out, self.notes, self.intervals = out, notes, intervals
         self.total, self.accumulate, self.seed = total, accumulate, seed
         self.state = state
         self.start: int = state["step"] if state else 0
@@ -182,13 +182,13 @@ class RunCallback(L.Callback):
             yield tick
 
     def _after_step(self, trainer: L.Trainer, step: int) -> None:
-        rhythm, last = self.rhythm, step == self.total
-        logs = step % rhythm.log_every == 0 or last
-        saves = last or _due(step, rhythm.save_every_steps)
+        intervals, last = self.intervals, step == self.total
+        logs = step % intervals.log_every == 0 or last
+        saves = last or _due(step, intervals.save_every_steps)
         stop = 0
         if logs or saves or world_size() == 1:
             minutes = (self._watch.read() - self._saved_at) / 60
-            late = 0 < rhythm.save_every_minutes <= minutes
+            late = 0 < intervals.save_every_minutes <= minutes
             stop, late = self._agree(trainer, self.signals.received or 0, late)
             saves = saves or late or stop > 0
         if logs or saves:
@@ -207,7 +207,7 @@ class RunCallback(L.Callback):
         row: dict[str, float] = {}
         if logs:
             row = {"step": step, **self.meter.collect(), "lr": self._lr}
-        if self.evaluate and _due(step, self.rhythm.evaluate_every):
+        if self.evaluate and _due(step, self.intervals.evaluate_every):
             with self.meter.paused(), untouched_generators(), untouched_modes(module):
                 row |= {"step": step, **self.evaluate()}
         if row and self.metrics is not None:
@@ -217,7 +217,7 @@ class RunCallback(L.Callback):
         return row
 
     def _draw(self, step: int) -> None:
-        every = self.rhythm.draw_every
+        every = self.intervals.draw_every
         if self.draw is None or rank() > 0 or not (_due(step, every) or (every and step == self.total)):
             return
         with self.meter.paused(), untouched_generators():

@@ -14,7 +14,7 @@ from torch import Tensor
 from densepath.core.resampling import weighted_rows
 from densepath.views.augment import Augment
 from densepath.views.geometry import Draw
-from densepath.views.slots import Slot
+from densepath.views.random_streams import Slot
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow and torchvision
 # Optical densities of red, green and blue in hematoxylin, eosin and the residual (DAB): Ruifrok and Johnston, 2001.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densepath.core.affine import compose
 from densepath.views.augment import Augment
-from densepath.views.slots import Slot
+from densepath.views.random_streams import Slot
 
 Draw = Callable[[int], Tensor]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from densepath.core.affine import union
 from densepath.core.random import uniform
 from densepath.core.resampling import sample
-from densepath.images.batch import ImageBatch
+from densepath.sources.batch import ImageBatch
 from densepath.views.appearance import apply_appearance
 from densepath.views.augment import Augment, Center, Union
 from densepath.views.geometry import Draw, center_maps, random_maps
-from densepath.views.slots import COUNT
+from densepath.views.random_streams import COUNT
 from densepath.views.view import Batch, View
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

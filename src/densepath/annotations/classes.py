@@ -1,0 +1,182 @@
+"""Which class each image of a source belongs to: by the folder that it lies in, or by a table of labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.sources.open import ImageFiles, PackedTiles
+
+FOLDERS = "folders"
+_COLUMNS = ("file", "label")
+_SHOWN = 12  # classes in a line
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes of the images of a source.
+
+    Args:
+        names: of the classes that have an image, in the order of their characters.
+        labels: (N,) int32, for each image the position of its class in ``names``.
+    """
+
+    names: tuple[str, ...]
+    labels: Tensor
+
+    def describe(self) -> str:
+        """The classes with the number of their images, in a line."""
+        counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
+        shown = [f"{name} ({count})" for name, count in zip(self.names[:_SHOWN], counts, strict=False)]
+        more = f" and {len(self.names) - _SHOWN} more" if len(self.names) > _SHOWN else ""
+        return f"{len(self.names)} classes: {', '.join(shown)}{more}"
+
+
+def read_classes(images: ImageFiles | PackedTiles, labels: str) -> Classes:
+    """Look up the class of each image.
+
+    A table is a CSV or TSV file of two columns, the file and its label; with a header that names them ``file`` and
+    ``label`` it may have others. A file is given by its path relative to the folder of the images, by its absolute path
+    (not in a packed store) or a part of that which ends so, or by its bare name where no other image has that name.
+    Lines for other files are passed over. Of the table only checksums are kept, so that millions of lines take little
+    memory.
+
+    Args:
+        images: the source.
+        labels: "folders", or the path of a table.
+
+    Raises:
+        UserError: there are fewer than two classes; the table is missing, cannot be read, holds something else or
+            contradicts itself; or an image has no label in it.
+    """
+    names, found = _by_folder(images) if labels == FOLDERS else _by_table(images, labels)
+    used, inverse = np.unique(found, return_inverse=True)
+    present = [names[number] for number in used]
+    if len(present) < 2:
+        raise UserError(
+            f"all images are of one class, {present[0]}; put the images of each class into a folder of its own, or "
+            "name a table of labels by --method.labels"
+        )
+    order = sorted(range(len(present)), key=present.__getitem__)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order))
+    return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
+
+
+def _by_folder(images: ImageFiles | PackedTiles) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """The folders that images lie in, and (N,) which of them each does."""
+    numbers: dict[str, int] = {}
+    found = array("i")
+    for position in range(len(images)):
+        folder = PurePath(images.names(position)).parent.name or "."
+        found.append(numbers.setdefault(folder, len(numbers)))
+    return list(numbers), np.frombuffer(found, np.int32)
+
+
+def _by_table(images: ImageFiles | PackedTiles, path: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """The labels of a table, and (N,) which of them each image has."""
+    table = _read_table(path)
+    row = np.full(len(images), -1, np.int64)
+    for depth in table.depths:
+        paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
+        tails = (os.fsencode(path).split(b"/")[-depth:] for path in paths)
+        keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
+        place = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
+        row = np.where((row < 0) & (table.keys[place] == keys), place, row)
+    if (row < 0).any():
+        first = images.names(int((row < 0).argmax()))
+        raise UserError(
+            f"{(row < 0).sum()} of {len(row)} images have no label in {path}, the first is {first}; add them"
+        )
+    times = np.bincount(row)
+    if times.max() > 1:
+        one, other = (images.names(int(position)) for position in np.flatnonzero(row == times.argmax())[:2])
+        line = table.lines[times.argmax()]
+        raise UserError(f"line {line} of {path} may mean {one} or {other}; give paths relative to the images' folder")
+    return table.names, table.labels[row]
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """A table's lines in the order of their keys.
+
+    Args:
+        names: the labels.
+        keys: (L,) int64, checksums of the files' paths.
+        labels: (L,) int32, positions in ``names``.
+        lines: (L,) int64, where they stand in the file.
+        depths: how many parts the paths have, the largest first.
+    """
+
+    names: list[str]
+    keys: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+    lines: npt.NDArray[np.int64]
+    depths: list[int]
+
+
+def _read_table(path: str) -> _Table:
+    numbers: dict[str, int] = {}
+    keys, labels, lines = array("q"), array("i"), array("q")
+    depths: set[int] = set()
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for line, name, label in _rows(file, path):
+                parts = os.fsencode(os.path.normpath(name)).split(b"/")
+                depths.add(len(parts))
+                keys.append(_key(parts))
+                labels.append(numbers.setdefault(label, len(numbers)))
+                lines.append(line)
+    except (OSError, ValueError) as error:  # the latter for a path with a null byte
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
+    except csv.Error as error:
+        raise UserError(f"{path} is no table of labels ({error}); give lines of file,label") from error
+    if not keys:
+        raise UserError(f"the table of labels {path} is empty; give lines of file,label")
+    order = np.frombuffer(keys, np.int64).argsort(kind="stable")
+    key, label_of, line_of = (np.frombuffer(column, column.typecode)[order] for column in (keys, labels, lines))
+    again = key[1:] == key[:-1]
+    contrary = again & (label_of[1:] != label_of[:-1])
+    if contrary.any():
+        one, other = line_of[int(contrary.argmax()) :][:2]
+        raise UserError(f"lines {one} and {other} of {path} give one file two labels; keep one of them")
+    kept = np.append(True, ~again)
+    return _Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
+
+
+def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
+    """The number of each line, and the file and the label in it."""
+    tabs = "\t" in file.readline()
+    file.seek(0)
+    reader = csv.reader(file, delimiter="\t" if tabs else ",")
+    columns, width = (0, 1), 2
+    for row in reader:
+        heads = [cell.strip().lower() for cell in row]
+        if reader.line_num == 1 and all(name in heads for name in _COLUMNS):
+            columns, width = (heads.index("file"), heads.index("label")), len(row)
+        elif any(heads):
+            name, label = (row[column].strip() if len(row) == width else "" for column in columns)
+            if not name or not label:
+                raise UserError(
+                    f"line {reader.line_num} of {path} is not a file and its label; give lines of file,label, or a "
+                    "header that names these columns"
+                )
+            yield reader.line_num, name, label
+
+
+def _key(parts: list[bytes]) -> int:
+    """A checksum of a path, 8 bytes: among a million paths two are alike with a chance of 3e-8."""
+    return int.from_bytes(blake2b(b"/".join(parts), digest_size=8).digest(), "little", signed=True)

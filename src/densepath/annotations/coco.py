@@ -1,0 +1,263 @@
+"""Outlined objects as COCO JSON beside their images: written from label maps, read as detection samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval import mask as rle
+from PIL import Image
+from torch.utils.data import Dataset
+
+from densepath.annotations.coco_checks import check_coco
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, require_new_folder
+from densepath.sources.decode import DamagedImage, read_image, read_size
+
+LabelMap = npt.NDArray[np.integer[Any]]
+Outlined = tuple[str, npt.NDArray[np.uint8] | Path, LabelMap]  # name without suffix; image or its file; labels (H, W)
+CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this stay in RAM
+
+
+def write_coco(
+    dest: str | Path, splits: Mapping[str, Iterable[Outlined]], category: str = "gland"
+) -> dict[str, tuple[int, int]]:
+    """Write images with instance label maps as a data set that detectors read.
+
+    DEST/train/*, DEST/test/* hold the images, DEST/annotations/train.json and test.json the instances: one annotation
+    for each positive label, whether or not its pixels are connected.
+
+    Args:
+        dest: a new folder; it appears only when it is complete.
+        splits: for each split's name, (name, image, labels) in order. The image is uint8 (H, W, 3), written as PNG, or
+            a file, copied as it is. Labels are (H, W), 0 for background.
+        category: what the objects are called.
+
+    Returns:
+        images and instances of each split.
+
+    Raises:
+        UserError: ``dest`` is not empty, an image cannot be read, or a label map has another size than its image.
+    """
+    dest = require_new_folder(dest, "the data set")
+    counts = {}
+    with atomic_write(dest) as folder:
+        (folder / "annotations").mkdir(parents=True)
+        for split, samples in splits.items():
+            (folder / split).mkdir()
+            truth: dict[str, Any] = {
+                "info": {"description": f"{category} instances, {split}"},
+                "images": [],
+                "annotations": [],
+                "categories": [{"id": 1, "name": category}],
+            }
+            for image_id, (name, image, labels) in enumerate(samples, 1):
+                file = _place_image(folder / split, name, image, labels.shape)
+                height, width = labels.shape
+                truth["images"].append({"id": image_id, "file_name": file, "width": width, "height": height})
+                for label in np.unique(labels[labels > 0]):
+                    instance = _annotation(labels == label)
+                    truth["annotations"].append(
+                        {"id": len(truth["annotations"]) + 1, "image_id": image_id, "category_id": 1} | instance
+                    )
+            (folder / "annotations" / f"{split}.json").write_text(json.dumps(truth))
+            counts[split] = len(truth["images"]), len(truth["annotations"])
+    return counts
+
+
+def _place_image(folder: Path, name: str, image: npt.NDArray[np.uint8] | Path, size: tuple[int, ...]) -> str:
+    """Put an image into the folder and return its file name."""
+    try:
+        actual = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
+    except DamagedImage as error:
+        raise UserError(f"{error}; replace the file") from error
+    if actual != size:
+        raise UserError(f"{name}: the labels are {_size(*size)} but the image is {_size(*actual)}; they must be equal")
+    if isinstance(image, Path):
+        return shutil.copyfile(image, folder / f"{name}{image.suffix.lower()}").name
+    Image.fromarray(image).save(folder / f"{name}.png", compress_level=1)
+    return f"{name}.png"
+
+
+def _size(height: int, width: int) -> str:
+    return f"{width} x {height} px"
+
+
+def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """One instance (H, W): compressed run lengths, tight box x y width height, area in pixels."""
+    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+    return {
+        "segmentation": {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode()},
+        "bbox": rle.toBbox(encoded).tolist(),
+        "area": int(rle.area(encoded)),
+        "iscrowd": 0,
+    }
+
+
+class CocoImages(Dataset[dict[str, Any]]):
+    """Images with the instances that a COCO JSON gives them; a sample is a dict of
+
+    - image uint8 (H, W, 3), masks bool (N, H, W), boxes float32 (N, 4) x1 y1 x2 y2 in pixels, labels int64 (N,): the
+      categories in the order of their ids, counted from 1; all of them NumPy arrays;
+    - image_id, the JSON's; name, the file's name.
+
+    Annotations marked ``iscrowd`` are no samples of an object: they are in :meth:`coco_ground_truth` alone.
+
+    Args:
+        folder: where the images lie.
+        annotations: COCO instances JSON; outlines may be polygons or run lengths, compressed or not.
+
+    Attributes:
+        annotations: the JSON's path.
+        category_ids: the JSON's id of label 1, 2, ...
+
+    Raises:
+        UserError: the JSON and the images do not fit together; the message names the first cases.
+    """
+
+    def __init__(self, folder: str | Path, annotations: str | Path) -> None:
+        self.folder, self.annotations = Path(folder), Path(annotations)
+        self._truth = check_coco(self.folder, self.annotations)
+        self.category_ids = sorted(category["id"] for category in self._truth["categories"])
+        self._images: list[dict[str, Any]] = self._truth["images"]
+        self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
+        for annotation in self._truth["annotations"]:
+            if not annotation.get("iscrowd", 0):
+                self._objects[annotation["image_id"]].append(annotation)
+        pixels = sum(image["height"] * image["width"] for image in self._images)
+        self._cache: dict[str, npt.NDArray[np.uint8]] | None = {} if 3 * pixels <= CACHED_BYTES else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index)
+
+    def sample(self, index: int, masks: bool = True) -> dict[str, Any]:
+        """A sample, on demand without its masks (0, H, W): to decode them takes longer than to decode the image."""
+        image = self._images[index]
+        objects = self._objects[image["id"]]
+        boxes = self._boxes(objects)
+        limits = np.array([image["width"], image["height"]] * 2, np.float32)
+        return {
+            "image": self._read(image["file_name"]),
+            "boxes": np.clip(boxes, 0, limits),
+            "masks": self._masks(image, objects if masks else []),
+            "labels": self._labels(objects),
+            "image_id": image["id"],
+            "name": image["file_name"],
+        }
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        image = self._images[index]
+        return image["height"], image["width"]
+
+    def crop(self, index: int, left: int, top: int, side: int) -> dict[str, Any]:
+        """A sample of what lies in a square of an image: the parts of its objects that are seen, with tight boxes.
+
+        Masks of other objects are not decoded: an image of a thousand nuclei would take a gigabyte.
+
+        Args:
+            left, top, side: of the square, in pixels; it is cut off where the image ends.
+        """
+        image = self._images[index]
+        objects = self._objects[image["id"]]
+        boxes = self._boxes(objects)
+        # A JSON's boxes may be off by a pixel.
+        near = np.all(boxes[:, :2] < (left + side + 1, top + side + 1), axis=1)
+        near &= np.all(boxes[:, 2:] > (left - 1, top - 1), axis=1)
+        window = np.s_[top : top + side, left : left + side]
+        parts = [(o, self._mask(image, o)[window].copy()) for o, here in zip(objects, near, strict=True) if here]
+        seen = [(o, part) for o, part in parts if part.any()]
+        pixels = self._read(image["file_name"])[window]
+        masks = np.array([part for _, part in seen], bool).reshape(-1, *pixels.shape[:2])
+        return {
+            "image": np.ascontiguousarray(pixels),
+            "boxes": np.array([_bounds(mask) for mask in masks], np.float32).reshape(-1, 4),
+            "masks": masks,
+            "labels": self._labels([o for o, _ in seen]),
+            "image_id": image["id"],
+            "name": image["file_name"],
+        }
+
+    def label_map(self, index: int) -> npt.NDArray[np.int32]:
+        """The image's objects as one map (H, W): 0 is background, 1..N the annotations in order, later ones on top."""
+        image = self._images[index]
+        labels = np.zeros((image["height"], image["width"]), np.int32)
+        for number, mask in enumerate(self._masks(image, self._objects[image["id"]]), 1):
+            labels[mask] = number
+        return labels
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The JSON's content, crowds included, for an evaluator."""
+        return self._truth
+
+    def _read(self, name: str) -> npt.NDArray[np.uint8]:
+        if self._cache is not None and name in self._cache:
+            return self._cache[name].copy()
+        try:
+            pixels = read_image(self.folder / name)
+        except DamagedImage as error:
+            raise UserError(f"{error}; replace the file or take it out of {self.annotations}") from error
+        if self._cache is not None:
+            self._cache[name] = pixels.copy()
+        return pixels
+
+    def _masks(self, image: dict[str, Any], objects: list[dict[str, Any]]) -> npt.NDArray[np.bool_]:
+        """(N, H, W)"""
+        masks = np.zeros((len(objects), image["height"], image["width"]), bool)
+        for mask, annotation in zip(masks, objects, strict=True):
+            mask[:] = self._mask(image, annotation)
+        return masks
+
+    def _mask(self, image: dict[str, Any], annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
+        """(H, W)"""
+        runs = _run_lengths(annotation["segmentation"], image["height"], image["width"])
+        mask: npt.NDArray[np.bool_] = rle.decode(runs).astype(bool)
+        return mask
+
+    def _boxes(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
+        """(N, 4) x1 y1 x2 y2"""
+        boxes = np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    def _labels(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.int64]:
+        """(N,)"""
+        return np.array([self.category_ids.index(o["category_id"]) + 1 for o in objects], np.int64)
+
+
+def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """x1 y1 x2 y2 of what a mask (H, W) covers."""
+    rows, columns = np.nonzero(mask)
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+def _run_lengths(segmentation: Any, height: int, width: int) -> Any:
+    """Any of COCO's three ways to give an outline, as compressed run lengths."""
+    if isinstance(segmentation, list):
+        return rle.merge(rle.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def open_split(data: str | Path, split: Literal["train", "test"]) -> CocoImages:
+    """The images and instances of one split of a data set as :func:`write_coco` lays it out.
+
+    Raises:
+        UserError: there is no such split, or as for :class:`CocoImages`.
+    """
+    folder, annotations = Path(data) / split, Path(data) / "annotations" / f"{split}.json"
+    if not annotations.is_file() or not folder.is_dir():
+        raise UserError(
+            f"{data} is no data set of outlined images: it needs {split}/ with the images and annotations/{split}.json "
+            "with their instances in COCO's format, as `densepath data glas` writes them"
+        )
+    return CocoImages(folder, annotations)

@@ -1,0 +1,104 @@
+"""Instance label maps: 0 for background, one number per object, as images, NumPy or MATLAB files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densepath.annotations.matlab import Listed, list_matrices, read_matrix
+from densepath.core.errors import UserError
+from densepath.sources.decode import DamagedImage, read_size, refuse_bomb
+
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
+_USUAL = "inst_map"  # what the variable is called where a MATLAB file holds several
+_MATLAB_KINDS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+
+
+def label_size(path: Path) -> tuple[int, int]:
+    """The (height, width) of a label map from its file's header alone.
+
+    Raises:
+        DamagedImage: the file cannot be read.
+        UserError: it holds something else than one map.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".npy", ".mat"):
+        return read_size(path)
+    shape = _variable(path)[1][1] if suffix == ".mat" else _load(path).shape
+    if len(shape) != 2:
+        raise UserError(f"{path} holds an array of {len(shape)} axes, not a label map; give arrays of height x width")
+    refuse_bomb(path, shape[1], shape[0])
+    return shape[0], shape[1]
+
+
+def read_labels(path: Path) -> npt.NDArray[np.int32]:
+    """An instance label map (H, W) as its file numbers it; a palette's indices are the labels.
+
+    Raises:
+        DamagedImage: the file cannot be read.
+        UserError: it holds something else than one map of whole numbers.
+    """
+    suffix = path.suffix.lower()
+    labels = _load_matlab(path) if suffix == ".mat" else _load(path) if suffix == ".npy" else _decode(path)
+    if labels.ndim != 2:
+        raise UserError(f"{path} is a color image, not a label map; give label maps with one channel")
+    if labels.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds {labels.dtype} instead of numbers; give one whole number per object")
+    with np.errstate(invalid="ignore"):  # what is no number is refused below
+        whole = labels.astype(np.int32)
+    if not np.array_equal(whole, labels):
+        raise UserError(f"{path} holds fractions or numbers beyond 2**31; give one whole number per object")
+    return whole
+
+
+def _decode(path: Path) -> npt.NDArray[Any]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DamagedImage(str(path), f"cannot be decoded ({error})") from error
+
+
+def _load(path: Path) -> npt.NDArray[Any]:
+    """Map a NumPy file into memory; it may not hold pickled objects."""
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedImage(str(path), f"is no array of numbers ({error})") from error
+    return array
+
+
+def _load_matlab(path: Path) -> npt.NDArray[Any]:
+    number, listed = _variable(path)
+    refuse_bomb(path, *reversed(listed[1]))
+    try:
+        return read_matrix(path, number, listed)
+    except Exception as error:  # broken bytes fail wherever the reader happens to be
+        raise DamagedImage(str(path), f"cannot be decoded ({error})") from error
+
+
+def _variable(path: Path) -> tuple[int, Listed]:
+    """The map in a MATLAB file, and its place there: the only matrix of numbers, or the one that is called so."""
+    try:
+        listed = list_matrices(path)
+    except NotImplementedError:
+        raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
+    except Exception as error:  # as above
+        raise DamagedImage(str(path), f"is no MATLAB file ({error})") from error
+    maps = {
+        name: (number, (name, shape, kind))
+        for number, (name, shape, kind) in enumerate(listed)
+        if len(shape) == 2 and min(shape) > 1 and kind in _MATLAB_KINDS
+    }
+    if len(maps) > 1 and _USUAL in maps:
+        maps = {_USUAL: maps[_USUAL]}
+    if len(maps) != 1:
+        raise UserError(
+            f"{path} holds {len(maps)} matrices ({', '.join(maps) or 'none of numbers'}) where one label map should "
+            f"be; keep that one alone, or call it {_USUAL}"
+        )
+    return next(iter(maps.values()))

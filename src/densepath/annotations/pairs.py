@@ -1,0 +1,91 @@
+"""Images and their instance label maps, paired by name, checked, and written as a data set for detectors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from densepath.annotations.coco import Outlined, write_coco
+from densepath.annotations.labels import label_size, read_labels
+from densepath.core.errors import UserError
+from densepath.sources.decode import DamagedImage, read_image, read_size
+
+_SHOWN = 3  # cases that a message names
+Pair = tuple[Path, Path]  # image, instance label map
+
+
+def pair_up(images: Iterable[Path], maps: Iterable[Path], suffix: str = "", labelled_only: bool = False) -> list[Pair]:
+    """Pair images and label maps of the same name, in the order of the numbers in their names.
+
+    Args:
+        images: image files; hidden ones are left out.
+        maps: label maps.
+        suffix: what the names of the label maps have behind those of the images.
+        labelled_only: leave out images without a label map, instead of refusing them.
+
+    Raises:
+        UserError: one lacks the other, or several have the same name.
+    """
+    image_of = _by_name(images, "images")
+    map_of = _by_name(maps, "label maps", suffix)
+    remedy = "every image needs one label map of its name"
+    if not labelled_only:
+        refuse(sorted(image_of.keys() - map_of.keys(), key=_natural), f"images without a label map *{suffix}", remedy)
+    refuse(sorted(map_of.keys() - image_of.keys(), key=_natural), "label maps without an image", remedy)
+    return [(image_of[name], map_of[name]) for name in sorted(map_of, key=_natural)]
+
+
+def write_pairs(dest: Path, splits: Mapping[str, list[Pair]], category: str, plural: str) -> Path:
+    """Write splits of pairs as :func:`write_coco` does, and print what they hold.
+
+    The instances are the labels, one by one; images are copied as they are, BMP becomes PNG.
+
+    Raises:
+        UserError: an image and its label map differ in size, or a file cannot be read.
+    """
+    unequal = [fault for pairs in splits.values() for pair in pairs if (fault := _unequal(*pair))]
+    refuse(unequal, "images and label maps of different size", "they must be equal")
+    counts = write_coco(dest, {split: _outlined(pairs) for split, pairs in splits.items()}, category)
+    for split, (images, instances) in counts.items():
+        print(f"{split}: {images} images, {instances} {plural}")
+    return dest
+
+
+def refuse(cases: list[str], what: str, remedy: str) -> None:
+    """Raise a UserError that names the first cases, if there are any."""
+    if cases:
+        more = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
+        raise UserError(f"{what}: {', '.join(cases[:_SHOWN])}{more}; {remedy}")
+
+
+def _by_name(paths: Iterable[Path], what: str, suffix: str = "") -> dict[str, Path]:
+    named = [(path.stem.removesuffix(suffix), path) for path in paths if not path.name.startswith(".")]
+    counts = Counter(name for name, _ in named)
+    refuse([name for name, count in counts.items() if count > 1], f"several {what} of one name", "keep one of each")
+    return dict(named)
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """train_2 before train_10."""
+    prefix, digits = re.fullmatch(r"(.*?)([0-9]*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    return prefix, int(digits or 0)
+
+
+def _unequal(image: Path, labels: Path) -> str:
+    """What differs in size, or nothing."""
+    try:
+        (h, w), (map_h, map_w) = read_size(image), label_size(labels)
+    except DamagedImage as error:
+        raise UserError(f"{error}; replace the file") from error
+    return "" if (h, w) == (map_h, map_w) else f"{image.name} ({w} x {h} px) and {labels.name} ({map_w} x {map_h} px)"
+
+
+def _outlined(pairs: list[Pair]) -> Iterator[Outlined]:
+    for image, labels in pairs:
+        try:
+            pixels = read_image(image)  # in any case: a file may be cut short behind a sound header
+            yield image.stem, pixels if image.suffix.lower() == ".bmp" else image, read_labels(labels)
+        except DamagedImage as error:
+            raise UserError(f"{error}; replace the file") from error

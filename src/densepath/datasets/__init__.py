@@ -1,0 +1,1 @@
+"""Data sets as their authors ship them, converted to our layouts."""

@@ -1,0 +1,65 @@
+"""GlaS, the colon glands of the MICCAI 2015 contest, as images and COCO JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.annotations.pairs import Pair, pair_up, refuse, write_pairs
+from densepath.core.errors import UserError
+from densepath.core.files import require_new_folder
+from densepath.sources.listing import find_images
+
+_SPLITS = ("train", "test")
+
+
+def convert_glas(source: str | Path, dest: str | Path) -> Path:
+    """Make a data set for ``detect`` and ``probe`` out of GlaS: test A and test B together are its test images.
+
+    The instances are the annotation's labels, one by one; images are copied as they are, BMP becomes PNG.
+
+    Args:
+        source: a folder that holds ``train_1.bmp`` and ``train_1_anno.bmp``, ``testA_1.bmp`` and so on, as the authors
+            ship them; or a folder ``images`` and instance label maps ``*_inst.png`` (8 or 16 bit) beside it, with the
+            same names.
+        dest: a new folder: train/, test/, annotations/train.json, annotations/test.json.
+
+    Returns:
+        ``dest``.
+
+    Raises:
+        UserError: images and label maps do not match in name or size, or ``dest`` is not empty.
+
+    Source: Sirinukunwattana et al., "Gland segmentation in colon histology images: the GlaS challenge contest", 2017.
+    """
+    dest = require_new_folder(dest, "the data set")
+    pairs = _find_pairs(Path(source))
+    splits = {split: [pair for pair in pairs if pair[0].name.startswith(split)] for split in _SPLITS}
+    strange = [image.name for image, _ in pairs if not image.name.startswith(_SPLITS)]
+    refuse(strange, "images of neither split", "name them train_1, testA_1, testB_1 and so on")
+    for split, found in splits.items():
+        if not found:
+            raise UserError(f"{source} holds no {split} image; there must be some whose names begin with {split}")
+    return write_pairs(dest, splits, "gland", "glands")
+
+
+def _find_pairs(source: Path) -> list[Pair]:
+    """Images and their label maps, in the order of their numbers."""
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder; give the one that holds GlaS")
+    if masks := _named(source, "_anno.bmp"):
+        suffix = "_anno"
+        folders = {mask.parent for mask in masks}
+        images = [path for folder in folders for path in folder.glob("*.bmp") if path not in masks]
+    elif (source / "images").is_dir() and (masks := _named(source, "_inst.png")):
+        suffix = "_inst"
+        images = find_images(source / "images")
+    else:
+        raise UserError(
+            f"{source} holds neither train_1.bmp with train_1_anno.bmp and so on, as GlaS is shipped, nor a folder "
+            "images with label maps *_inst.png beside it; give the folder that does"
+        )
+    return pair_up(images, masks, suffix)
+
+
+def _named(source: Path, ending: str) -> set[Path]:
+    return {path for path in source.rglob(f"*{ending}") if not path.name.startswith(".")}

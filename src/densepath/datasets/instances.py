@@ -1,0 +1,114 @@
+"""Any images with instance label maps of the same names, as images and COCO JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from densepath.annotations.labels import LABEL_SUFFIXES
+from densepath.annotations.pairs import Pair, pair_up, write_pairs
+from densepath.core.errors import UserError
+from densepath.core.files import require_new_folder
+from densepath.sources.listing import SUFFIXES
+
+_SPLITS = ("train", "test")
+
+
+def convert_instances(
+    source: str | Path,
+    dest: str | Path,
+    images: str = "images",
+    labels: str = "labels",
+    label_suffix: str = "",
+    labelled_only: bool = False,
+    test_share: float | None = None,
+    patient: str | None = None,
+    seed: int = 0,
+    category: str = "object",
+) -> Path:
+    """Make a data set for ``detect`` and ``probe`` out of images with instance label maps.
+
+    A label map has its image's name and size: 0 is background, each other number one object. It is a PNG, TIFF or BMP
+    with one channel of 8 or 16 bit, a NumPy array (.npy) or a MATLAB file (.mat, up to version 7) with one matrix or
+    one called inst_map. The source holds either both splits, as train/images, train/labels, test/images, test/labels or
+    images/train, labels/train and so on; or, with --test_share, one set of images to be split.
+
+    Args:
+        source: the folder that holds all of it.
+        dest: a new folder: train/, test/, annotations/train.json, annotations/test.json.
+        images: what the folder of the images is called.
+        labels: what the folder of the label maps is called; it may be the same one.
+        label_suffix: what the names of label maps have behind those of their images, for example _mask.
+        labelled_only: leave out images without a label map, instead of refusing them.
+        test_share: share of the images, from 0 to 1, that become the test images.
+        patient: with --test_share, a regular expression that finds the patient in an image's name, for example
+            ^TCGA-..-....; all images of a patient go to the same side. Without it, each image is on its own.
+        seed: another one gives another split.
+        category: what the objects are called.
+
+    Returns:
+        ``dest``.
+
+    Raises:
+        UserError: images and label maps do not match in name or size, a split would be empty, or ``dest`` is not empty.
+    """
+    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder; give the one that holds images and label maps")
+
+    def pairs(image_folder: Path, label_folder: Path) -> list[Pair]:
+        maps = [path for path in _files(label_folder, LABEL_SUFFIXES) if path.stem.endswith(label_suffix)]
+        others = {path for path in maps if image_folder == label_folder}
+        found = [path for path in _files(image_folder, SUFFIXES) if path not in others]
+        return pair_up(found, maps, label_suffix, labelled_only)
+
+    if test_share is None:
+        splits = {split: pairs(*_folders(source, split, images, labels)) for split in _SPLITS}
+    else:
+        splits = _split(pairs(source / images, source / labels), test_share, patient, seed)
+    for split, found in splits.items():
+        if not found:
+            raise UserError(f"{source} gives no {split} image; give at least one of them")
+    return write_pairs(dest, splits, category, "objects")
+
+
+def _folders(source: Path, split: str, images: str, labels: str) -> tuple[Path, Path]:
+    """Where the images and the label maps of a split lie."""
+    ways = [(source / split / images, source / split / labels), (source / images / split, source / labels / split)]
+    for way in ways:
+        if all(folder.is_dir() for folder in way):
+            return way
+    raise UserError(
+        f"{source} holds neither {split}/{images} with {split}/{labels} nor {images}/{split} with {labels}/{split}; "
+        "name them by --images and --labels, or have one set of images split by --test_share"
+    )
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name it by --images and --labels")
+    visible = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    return [path for path in visible if path.suffix.lower() in suffixes]
+
+
+def _split(pairs: list[Pair], share: float, patient: str | None, seed: int) -> dict[str, list[Pair]]:
+    """Divide pairs by patient; neither the other images nor the order of the files play a part in where one goes."""
+    if not 0 < share < 1:
+        raise UserError(f"--test_share must be between 0 and 1, not {share}")
+    owners = {image: _owner(image.stem, patient) for image, _ in pairs}
+    ranked = sorted(set(owners.values()), key=lambda owner: hashlib.sha256(f"{seed} {owner}".encode()).digest())
+    test = set(ranked[: max(1, round(share * len(ranked)))])
+    return {split: [pair for pair in pairs if (owners[pair[0]] in test) == (split == "test")] for split in _SPLITS}
+
+
+def _owner(name: str, patient: str | None) -> str:
+    if patient is None:
+        return name
+    try:
+        match = re.search(patient, name)
+    except re.error as error:
+        raise UserError(f"--patient {patient!r} is no regular expression ({error}); correct it") from error
+    if match is None:
+        raise UserError(f"--patient {patient!r} finds nothing in the name {name}; it must find the patient in each")
+    return match[0]

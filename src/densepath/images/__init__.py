@@ -1,1 +1,0 @@
-"""Where pixels come from: folders of images, packed stores, procedural tissue, instance annotations."""

@@ -1,0 +1,98 @@
+"""How a run shows that it moves: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from densepath.core.stopwatch import Stopwatch
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def say(line: str) -> None:
+    """One line for the user, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class Progress:
+    """Shows steps, measurements and the time left.
+
+    Args:
+        start, total: optimizer steps done before, and of the whole run.
+        shown: whether this process is the one that speaks.
+    """
+
+    def __init__(self, start: int, total: int, shown: bool = True) -> None:
+        self._start, self._total = start, total
+        self._shown = shown
+        self._watch = Stopwatch()
+        self._began = self._line_at = self._watch.read()
+        self._text = ""
+        self._bar: RichProgress | None = None
+        console = Console(stderr=True)
+        if shown and console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                refresh_per_second=2,
+                get_time=Stopwatch().read,
+            )
+            self._task = self._bar.add_task("", total=total, completed=start, text="")
+
+    def begin(self) -> None:
+        """The first step begins: the time until now tells nothing about the time that is left."""
+        self._began = self._line_at = self._watch.read()
+        if self._bar is not None:
+            self._bar.start()
+
+    def step(self, step: int, row: Mapping[str, float] | None = None) -> None:
+        """Show that ``step`` optimizer steps are done; ``row`` holds new measurements, if there are any."""
+        if not self._shown:
+            return
+        if row is not None:
+            self._text = _describe(row)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=self._text)
+            return
+        now = self._watch.read()
+        first = row is not None and self._line_at == self._began
+        if first or now - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
+            self._line_at = now
+            left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
+            say(f"step {step}/{self._total}  {self._text}  left {clock(left)}")
+
+    def note(self, what: str) -> None:
+        """Show what is done before the next step, where it takes long."""
+        now = self._watch.read()
+        if self._bar is not None:
+            self._bar.update(self._task, text=what)
+        elif self._shown and now - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._line_at = now
+            say(what)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _describe(row: Mapping[str, float]) -> str:
+    waiting = f"waiting {row['waiting']:.0%}"
+    return f"loss {row['loss']:.4f}  {row['images_per_second']:.1f} images/s  {waiting}"

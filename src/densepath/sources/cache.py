@@ -1,0 +1,67 @@
+"""Decoding a whole source once, into memory, when it fits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from densepath.core.errors import UserError
+from densepath.core.system import available_memory, first_on_node, processes_on_node
+from densepath.sources.corrupt import Damage
+from densepath.sources.image_files import ImageFiles, decode_all
+from densepath.sources.packed import CHANNELS, PackedTiles
+
+SHARE = 0.25  # of the memory that is available, for the caches of all processes on this machine together
+_SAMPLE = 64
+
+
+def estimated_bytes(files: ImageFiles) -> int:
+    """About how many bytes the decoded images take, from a sample of their headers."""
+    sizes = files.sample_sizes(_SAMPLE).values()
+    return round(sum(height * width for height, width in sizes) / len(sizes) * len(files)) * CHANNELS
+
+
+def decode_if_it_fits(files: ImageFiles) -> PackedTiles | None:
+    """Decode all images into memory if they take less than their share of it."""
+    budget = int(available_memory() * SHARE / processes_on_node())
+    expected = estimated_bytes(files)
+    return _decode(files, expected, budget) if expected <= budget else None
+
+
+def decode_to_memory(files: ImageFiles) -> PackedTiles:
+    """Decode all images into memory.
+
+    Raises:
+        UserError: they don't fit, or too many images are damaged.
+    """
+    expected, available = estimated_bytes(files), available_memory() // processes_on_node()
+    decoded = _decode(files, expected, available) if expected <= available else None
+    if decoded is None:
+        raise UserError(
+            f"the decoded images take about {expected / 2**30:.1f} GiB in each process and {available / 2**30:.1f} are "
+            "available; pack them with `densepath data pack`, or use cache auto or none"
+        )
+    return decoded
+
+
+def _decode(files: ImageFiles, expected: int, budget: int) -> PackedTiles | None:
+    """Decode all images into one block; None once they take more bytes than ``budget``."""
+    damage = Damage(len(files), quiet=not first_on_node())
+    buffer = np.empty(expected, np.uint8)
+    sizes = np.zeros((len(files), 2), np.int32)
+    offsets = np.zeros(len(files), np.int64)
+    end = 0
+    for position, image in enumerate(decode_all(files, damage, "decoding")):
+        offsets[position] = end
+        if image is None:
+            continue
+        if end + image.nbytes > budget:
+            return None
+        if end + image.nbytes > buffer.nbytes:
+            buffer.resize(end + image.nbytes + expected // 8, refcheck=False)
+        buffer[end : end + image.nbytes] = image.reshape(-1)
+        sizes[position] = image.shape[:2]
+        end += image.nbytes
+    buffer.resize(end, refcheck=False)
+    pixels, table, starts = (torch.from_numpy(x) for x in (buffer, sizes, offsets))
+    return PackedTiles(pixels, table, starts, files.paths, damage.found)

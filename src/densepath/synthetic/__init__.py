@@ -1,0 +1,1 @@
+"""Procedural images, whose truth is known exactly."""

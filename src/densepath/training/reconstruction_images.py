@@ -1,0 +1,52 @@
+"""Pictures of what a method predicts for the same few images, at intervals of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from densepath.methods.base import Method, Reconstruction
+from densepath.nets.preserve_mode import untouched_modes
+from densepath.sources.batch import ImageBatch
+from densepath.sources.loader import ImageBatches
+from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.views.maker import ViewMaker
+
+PICTURES = "pictures"  # in a run folder
+_COUNT = 8
+
+Draw = Callable[[Reconstruction, Path], Path]
+
+
+class Gallery:
+    """Draws what a method predicts for some images of its source, always with the same views and masks.
+
+    Args:
+        method: which predicts pixels; it is left as it was.
+        images: the source.
+        views: makes the method's views.
+        draw: makes a PNG file of a prediction.
+        out: the run folder.
+    """
+
+    def __init__(
+        self, method: Method, images: ImageFiles | PackedTiles, views: ViewMaker, draw: Draw, out: Path
+    ) -> None:
+        self.method, self.images, self.make_views = method, images, views
+        self.draw, self.out = draw, out
+
+    @cached_property
+    def _batch(self) -> ImageBatch:
+        count = min(_COUNT, len(self.images))
+        return next(iter(ImageBatches(self.images, batch_size=count, seed=self.make_views.seed, max_steps=1)))
+
+    @torch.no_grad()
+    def __call__(self, step: int) -> Path:
+        """Draw the state after ``step`` optimizer steps; the file."""
+        device = next(self.method.parameters()).device
+        with untouched_modes(self.method):
+            made = self.method.eval().reconstruct(self.make_views(self._batch.to(device)))
+        return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png")

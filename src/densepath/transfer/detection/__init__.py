@@ -1,0 +1,1 @@
+"""Detectors of glands and cells."""

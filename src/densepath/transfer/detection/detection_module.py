@@ -1,0 +1,77 @@
+"""A detector as Lightning sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
+
+from densepath.transfer.detection.detector import Detector
+from densepath.transfer.detection.detector_file import DetectorNotes
+from densepath.transfer.detection.layer_decay import layer_groups
+from densepath.transfer.detection.samples import SampleBatch, into_detector
+from densepath.transfer.detection.solver import Solver
+
+_MOMENTUM = 0.9
+_WEIGHT_DECAY = 1e-4
+_BETAS = (0.9, 0.999)
+
+
+class DetectionModule(L.LightningModule):
+    """Shows a detector its samples and minimizes the sum of its losses.
+
+    Args:
+        model: what is trained.
+        notes: say how the model is shown images.
+        solver: how it is trained.
+        memory_format: in which the images lie.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        notes: DetectorNotes,
+        solver: Solver,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.notes, self.solver, self.memory_format = notes, solver, memory_format
+
+    def transfer_batch_to_device(self, batch: SampleBatch, device: torch.device, dataloader_idx: int) -> SampleBatch:
+        """Leave it where it is: the step itself moves what it needs."""
+        return batch
+
+    def training_step(self, batch: SampleBatch, batch_idx: int) -> dict[str, Tensor]:
+        """The sum of the losses, and each."""
+        with torch.autocast(self.device.type, enabled=False):
+            images, targets = into_detector(batch.samples, self.notes.mean, self.notes.std, self.device)
+            images.tensors = images.tensors.contiguous(memory_format=self.memory_format)
+        losses = self.model(images, targets)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def configure_optimizers(self) -> Any:
+        """SGD or AdamW, with a learning rate that changes at each step."""
+        optimizer: torch.optim.Optimizer
+        if self.solver.optimizer == "adamw":
+            features: Any = self.model.features
+            groups = layer_groups(self.model, features.transformer, self.solver.lr)
+            optimizer = torch.optim.AdamW(groups, betas=_BETAS, fused=True)
+        else:
+            groups = parameter_groups(self.model)
+            optimizer = torch.optim.SGD(groups, self.solver.lr, _MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=True)
+        schedule = LambdaLR(optimizer, self.solver.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """All parameters: those that decay, and those of batch norms, which don't."""
+    norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
+    return [
+        {"params": [p for p in model.parameters() if id(p) not in norms]},
+        {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0},
+    ]

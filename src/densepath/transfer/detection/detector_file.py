@@ -1,0 +1,111 @@
+"""A trained detector as one file: its weights, and all that is needed to build it and to show it images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import write_tensors
+from densepath.transfer.detection.anchors import ANCHOR_SIZES
+from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.detectors import DETECTORS, check_backbone
+
+Color = tuple[float, float, float]  # red, green, blue in 0-1
+_KEY = "densepath_detector"
+
+
+@dataclass(frozen=True)
+class DetectorNotes:
+    """What a detector is, besides its weights.
+
+    Args:
+        detector: a name in DETECTORS.
+        backbone: a timm name.
+        category_ids, category_names: what the labels 1, 2, ... stand for.
+        test_size: short edge in pixels of the images that it is shown.
+        mean, std: of the colors red, green, blue in 0-1.
+        anchor_sizes: in pixels of what it is shown.
+        detections_per_image: at most.
+    """
+
+    detector: str
+    backbone: str
+    category_ids: tuple[int, ...]
+    category_names: tuple[str, ...]
+    test_size: int
+    mean: Color
+    std: Color
+    anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
+    detections_per_image: int = DETECTIONS
+
+    def build(self) -> Detector:
+        """The detector with random weights.
+
+        Raises:
+            UserError: the backbone is unknown, or does not suit the detector.
+        """
+        backbone = build_backbone(self.backbone)
+        check_backbone(self.detector, backbone)
+        return DETECTORS[self.detector](
+            backbone,
+            len(self.category_ids),
+            anchor_sizes=self.anchor_sizes,
+            detections_per_image=self.detections_per_image,
+        )
+
+
+def save_detector(path: Path, model: Detector, notes: DetectorNotes) -> None:
+    """Write a safetensors file."""
+    with atomic_write(path) as part:
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        write_tensors(state, part, {"format": "pt", _KEY: json.dumps(asdict(notes))})
+
+
+def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
+    """Build the detector that a file holds, on the CPU and ready to detect.
+
+    Raises:
+        UserError: there is no such file, or it holds no detector.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no trained detector {path}; train one with densepath detect")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            said = json.loads(file.metadata()[_KEY])
+        notes = _notes_from(said)
+        model = notes.build()
+        model.load_state_dict(state)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
+        raise UserError(f"{path} holds no detector of this version of densepath; train it anew") from error
+    return model.eval(), notes
+
+
+def _notes_from(said: Any) -> DetectorNotes:
+    """Notes from plain values, which must be of the kinds that they stand for."""
+    fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    notes = DetectorNotes(**fields)
+    sizes = (notes.test_size, notes.detections_per_image, *notes.anchor_sizes)
+    if not notes.category_ids or len(notes.category_names) != len(notes.category_ids):
+        raise ValueError("categories")
+    if any(type(number) is not int for number in (*notes.category_ids, *sizes)) or min(sizes) < 1:
+        raise ValueError("whole numbers")
+    if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
+        raise ValueError("names")
+    check_colors(notes.mean, notes.std)
+    return notes
+
+
+def check_colors(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError where these are not the mean and the standard deviation of three colors."""
+    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise ValueError(f"mean {mean}, std {std}")

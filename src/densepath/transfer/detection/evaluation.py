@@ -1,0 +1,152 @@
+"""What is found in the test images: predictions, average precision, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from densepath.annotations.coco import CocoImages
+from densepath.core.files import atomic_write
+from densepath.runs.progress import say
+from densepath.sources.prefetch import ahead
+from densepath.transfer.detection.average_precision import average_precision
+from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.detector_file import DetectorNotes
+from densepath.transfer.detection.instances import coco_results, objects_of
+from densepath.transfer.detection.overlay import overlay
+from densepath.transfer.detection.samples import into_detector
+
+Found = TypeVar("Found")
+
+
+def evaluate_detector(
+    model: Detector, notes: DetectorNotes, images: CocoImages, out: Path, *, pictures: int = 8, bfloat16: bool = False
+) -> dict[str, float]:
+    """Detect on all images, score, and write it down.
+
+    Args:
+        model: on its device.
+        notes: what its labels mean, and how it is shown images.
+        images, out, pictures: as for :func:`evaluate`.
+        bfloat16: compute in mixed precision.
+
+    Returns:
+        As :func:`~densepath.transfer.detection.average_precision.average_precision`.
+    """
+    model.eval()
+    return evaluate(
+        partial(_detect, model, notes, bfloat16=bfloat16),
+        partial(_results, notes),
+        images,
+        out,
+        masks=model.finds_masks,
+        detections_per_image=notes.detections_per_image,
+        pictures=pictures,
+    )
+
+
+def evaluate(
+    find: Callable[[dict[str, Any]], Found],
+    encode: Callable[[dict[str, Any], Found], list[dict[str, Any]]],
+    images: CocoImages,
+    out: Path,
+    *,
+    boxes: bool = True,
+    masks: bool = True,
+    detections_per_image: int = DETECTIONS,
+    pictures: int = 8,
+) -> dict[str, float]:
+    """Find objects in all images, score them, and write it down.
+
+    Args:
+        find: a sample of ``images``, without its masks -> what is found in it.
+        encode: the sample, and what was found in it -> that in COCO's results format. It runs in another thread, while
+            the next image is looked at.
+        images: with the truth.
+        out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
+        boxes, masks, detections_per_image: as for
+            :func:`~densepath.transfer.detection.average_precision.average_precision`.
+        pictures: how many images to draw, spread over all of them.
+
+    Returns:
+        As :func:`~densepath.transfer.detection.average_precision.average_precision`.
+    """
+    drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
+
+    def finish(i: int, sample: dict[str, Any], found: Found) -> list[dict[str, Any]]:
+        objects = encode(sample, found)
+        if i in drawn:
+            _draw(images[i], objects, out / "pictures")
+        return objects
+
+    results: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+    samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1)
+    shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
+    # The network stays in this thread, where Ctrl-C ends it at once. What is encoded beside it is popped, as a variable
+    # would keep the threads alive as long as an error of it.
+    waiting: list[Future[list[dict[str, Any]]]] = []
+    with ThreadPoolExecutor(1) as other:
+        for i, sample in enumerate(shown):
+            found = find(sample)
+            if waiting:
+                results += waiting.pop().result()
+            waiting.append(other.submit(finish, i, sample, found))
+        if waiting:
+            results += waiting.pop().result()
+    metrics = average_precision(
+        images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
+    )
+    _write_json(out / "predictions.json", results)
+    _write_json(out / "metrics.json", metrics)
+    say("densepath: " + describe(metrics, len(images)))
+    return metrics
+
+
+def describe(metrics: dict[str, float], images: int) -> str:
+    """The metrics in one line, in percent."""
+    parts = []
+    for kind, label in (("box", "boxes"), ("mask", "masks")):
+        if f"{kind}_ap" not in metrics:
+            continue
+        ap, ap50, ap75 = (100 * metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
+        parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
+    return f"{images} test images  |  " + "  |  ".join(parts)
+
+
+def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> dict[str, Tensor]:
+    """One image's detections, with boxes in its own pixels, on the CPU."""
+    device = next(model.parameters()).device
+    shown = sample | {"short_edge": notes.test_size, "flip": False}
+    images, targets = into_detector([shown], notes.mean, notes.std, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        found: dict[str, Tensor] = model.detect(images)[0]
+    found["boxes"] = found["boxes"] * targets[0]["scale"]
+    return {key: value.float().cpu() for key, value in found.items()}
+
+
+def _results(notes: DetectorNotes, sample: dict[str, Any], found: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format."""
+    return coco_results(found, sample["image_id"], sample["image"].shape[:2], list(notes.category_ids))
+
+
+def _draw(sample: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> None:
+    truth, masks = objects_of(sample, found)
+    picture = overlay(np.asarray(sample["image"]), truth, masks, [result["score"] for result in found])
+    with atomic_write(folder / f"{Path(sample['name']).stem}.png") as part:
+        picture.save(part, format="PNG")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=2 if isinstance(value, dict) else None) + "\n")

@@ -1,0 +1,152 @@
+"""Mask R-CNN on any maps, from torchvision's detection parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from densepath.transfer.detection.anchors import Anchors
+from densepath.transfer.detection.detector import DETECTIONS, Detector, start_predictor, to_float32
+from densepath.transfer.detection.mask_heads import MaskHeads
+
+
+@dataclass(frozen=True)
+class HeadSize:
+    """How wide a Mask R-CNN is behind its backbone; the defaults are the paper's with FPN.
+
+    Args:
+        channels: of the pyramid's levels and of the mask head.
+        hidden: width of the box head's two layers.
+        mask_layers: convolutions of the mask head before it doubles its resolution.
+        before_nms: proposals kept of each level before non-maximum suppression, in training and in testing.
+        after_nms: proposals kept of each image after it, in training and in testing.
+        rois: proposals per image that the heads are trained on, a quarter of them positive.
+    """
+
+    channels: int = 256
+    hidden: int = 1024
+    mask_layers: int = 4
+    before_nms: tuple[int, int] = (2000, 1000)
+    after_nms: tuple[int, int] = (1000, 1000)
+    rois: int = 512
+
+
+class MaskRCNN(Detector):
+    """Mask R-CNN.
+
+    Args:
+        features: as in :class:`Detector`.
+        rpn: maps -> proposals.
+        heads: maps and proposals -> objects.
+
+    The losses are torchvision's (smooth L1 with beta 1/9 where Detectron2 has L1: the same but for errors under 1/9).
+
+    Source: He et al., "Mask R-CNN", ICCV 2017, with Detectron2's constants.
+    """
+
+    def __init__(self, features: nn.Module, rpn: RegionProposalNetwork, heads: MaskHeads) -> None:
+        super().__init__(features)
+        self.rpn = rpn
+        self.heads = heads
+        for part in (rpn.head, heads.box_predictor, heads.mask_predictor):
+            part.register_forward_hook(to_float32)
+
+    def forward(self, images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The losses; see :meth:`Detector.forward`."""
+        maps = self.features(images.tensors)
+        proposals, losses = self.rpn(images, maps, targets)
+        losses = {"loss_objectness": losses["loss_objectness"], "loss_proposals": losses["loss_rpn_box_reg"]}
+        return losses | self.heads(maps, proposals, images.image_sizes, targets)[1]
+
+    @torch.no_grad()
+    def detect(self, images: ImageList) -> list[dict[str, Tensor]]:
+        """The objects, with masks; see :meth:`Detector.detect`."""
+        maps = self.features(images.tensors)
+        proposals, _ = self.rpn(images, maps)
+        found: list[dict[str, Tensor]] = self.heads(maps, proposals, images.image_sizes)[0]
+        return found
+
+
+def make_rpn(
+    channels: int, anchors: Anchors, size: HeadSize, detections: int, convolutions: int = 1
+) -> RegionProposalNetwork:
+    """The network that proposes boxes.
+
+    Args:
+        channels: of the maps.
+        anchors: on the maps.
+        size: how many proposals are kept. In testing more are where more than 100 objects may be found, in proportion:
+            each object takes several proposals.
+        detections: per image at most.
+        convolutions: before the predictions.
+    """
+    more = max(1.0, detections / DETECTIONS)
+    before, after = (
+        {"training": kept[0], "testing": round(more * kept[1])} for kept in (size.before_nms, size.after_nms)
+    )
+    return RegionProposalNetwork(
+        anchors,
+        RPNHead(channels, anchors.num_anchors_per_location()[0], convolutions),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n=before,
+        post_nms_top_n=after,
+        nms_thresh=0.7,
+    )
+
+
+def make_heads(
+    *,
+    box_pool: nn.Module,
+    box_head: nn.Module,
+    box_width: int,
+    mask_pool: nn.Module | None,
+    mask_head: nn.Module,
+    mask_width: int,
+    classes: int,
+    size: HeadSize,
+    detections: int,
+) -> MaskHeads:
+    """The heads that make objects of proposals.
+
+    Args:
+        box_pool: what the box head sees of a proposal.
+        box_head: that -> (N, box_width).
+        box_width: see there.
+        mask_pool: what the mask head sees of a box; what the box head sees if None.
+        mask_head: that -> (N, mask_width, M, M); the masks have 2M x 2M cells.
+        mask_width: see there.
+        classes: how many kinds of objects, without the background.
+        size: channels of the masks' last layer but one, and proposals to train on.
+        detections: per image at most.
+    """
+    predictor = FastRCNNPredictor(box_width, classes + 1)
+    mask_predictor = MaskRCNNPredictor(mask_width, size.channels, classes + 1)
+    # torchvision's own start of these layers is coarse: its first mask loss is 3 rather than log 2.
+    start_predictor(predictor.cls_score, 0.01)
+    start_predictor(predictor.bbox_pred, 0.001)
+    start_predictor(mask_predictor.mask_fcn_logits, 0.001)
+    return MaskHeads(
+        box_pool,
+        box_head,
+        predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=size.rois,
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=detections,
+        mask_roi_pool=mask_pool,
+        mask_head=mask_head,
+        mask_predictor=mask_predictor,
+    )

@@ -1,0 +1,220 @@
+"""Training batches of outlined images, and their way into the detector: resized, flipped, normalized, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection.image_list import ImageList
+
+from densepath.annotations.coco import CocoImages
+from densepath.core.errors import UserError
+from densepath.core.random import permute, uniform
+from densepath.sources.loader import outlive_signals, telling_of_death
+from densepath.sources.prefetch import ahead
+
+LONGEST = 1333  # pixels: the longer edge never exceeds it
+_DIVISOR = 32  # the coarsest stride of the backbone
+
+
+@dataclass
+class SampleBatch:
+    """Images of different sizes with their instances, on the CPU.
+
+    Args:
+        samples: each with image (H, W, 3) uint8, boxes (N, 4) x1 y1 x2 y2, labels (N,) from 1, masks (N, H, W) bool;
+            and how it shall be shown: its short_edge in pixels, and whether to flip it.
+        index: (B,) int64, which images they are.
+    """
+
+    samples: list[dict[str, Any]]
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class Shown(NamedTuple):
+    """Which image, and how it is shown.
+
+    Args:
+        position: of the image.
+        short_edge: in pixels.
+        flip: whether it is flipped.
+        place: where a crop lies: from 0, at the left and the top, to 1.
+    """
+
+    position: int
+    short_edge: int
+    flip: bool
+    place: tuple[float, float]
+
+
+def draw(positions: Tensor, images: int, seed: int, sizes: tuple[int, int]) -> list[Shown]:
+    """Draw samples from an endless stream of shuffled epochs.
+
+    Args:
+        positions: (B,) int64, where in the stream.
+        images: how many there are.
+        seed: the stream's key.
+        sizes: least and greatest short edge in pixels, drawn uniformly.
+    """
+    epochs = positions // images
+    low, high = sizes
+    shown = []
+    for epoch in epochs.unique().tolist():
+        index = permute(positions[epochs == epoch] % images, images, seed, epoch)
+        resize, flip, *place = uniform(seed, epoch, index, view=0, slot=0).unbind(1)
+        edges = low + (resize * (high - low + 1)).long()
+        columns = (index, edges, flip < 0.5, torch.stack(place, 1))
+        shown += [
+            Shown(i, edge, flipped, (x, y))
+            for i, edge, flipped, (x, y) in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+    return shown
+
+
+class _Samples(Dataset):
+    """The images or squares of them, read as they are to be shown."""
+
+    def __init__(self, images: CocoImages, crop: int | None) -> None:
+        self.images = images
+        self.crop = crop
+
+    def __getitem__(self, shown: Shown) -> dict[str, Any]:
+        if self.crop is None:
+            sample = self.images[shown.position]
+        else:
+            height, width = self.images.size(shown.position)
+            room = (max(width - self.crop, 0), max(height - self.crop, 0))
+            left, top = (int(share * (most + 1)) for share, most in zip(shown.place, room, strict=True))
+            sample = self.images.crop(shown.position, left, top, self.crop)
+        sample |= shown._asdict()
+        # As tensors they come from the worker processes through shared memory.
+        return sample | {key: torch.from_numpy(sample[key]) for key in ("image", "masks")}
+
+
+@dataclass
+class TrainingBatches:
+    """The training batches of a run, or of what is left of it.
+
+    The global batch of a step holds the same samples whatever the number of processes and workers.
+
+    Args:
+        images: with their instances.
+        batch_size: images of a step, over all processes.
+        total_steps: of the whole run.
+        seed: of order, sizes and flips.
+        sizes: least and greatest short edge in pixels, drawn uniformly.
+        crop: side in pixels of the square, anywhere in an image, that is cut out before it is resized; None for whole
+            images.
+        start_step: the first step that is wanted.
+        rank, world_size: which share of each batch.
+        workers: processes that decode images.
+    """
+
+    images: CocoImages
+    batch_size: int
+    total_steps: int
+    seed: int
+    sizes: tuple[int, int]
+    crop: int | None = None
+    start_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return self.total_steps - self.start_step
+
+    def __iter__(self) -> Iterator[SampleBatch]:
+        # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is.
+        return ahead(self._decoded(), 1)
+
+    def _decoded(self) -> Generator[SampleBatch, None, None]:
+        loader: DataLoader = DataLoader(
+            _Samples(self.images, self.crop),
+            batch_sampler=self.plan(),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator(),  # or it would draw from the user's global one
+        )
+        try:
+            with telling_of_death(self.workers, "use fewer workers"):
+                yield from loader
+        except UserError as error:
+            # A worker's error comes with its traceback; what it says stands at the end.
+            said = str(error.args[0]).strip()
+            raise UserError(said.splitlines()[-1].partition("UserError: ")[2] or said) from None
+
+    def plan(self) -> Iterator[list[Shown]]:
+        """What each batch will show."""
+        share = self.batch_size // self.world_size
+        for step in range(self.start_step, self.total_steps):
+            first = step * self.batch_size + self.rank * share
+            yield draw(torch.arange(first, first + share), len(self.images), self.seed, self.sizes)
+
+    def beyond(self, steps: int) -> TrainingBatches:
+        """What would come next if the run went on for some more steps, on one process."""
+        end = self.total_steps
+        return replace(self, start_step=end, total_steps=end + steps, rank=0, world_size=1)
+
+
+def _collate(samples: list[dict[str, Any]]) -> SampleBatch:
+    return SampleBatch(samples, torch.tensor([sample["position"] for sample in samples]))
+
+
+def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGEST) -> tuple[int, int]:
+    """Height and width of an image whose short edge becomes ``short_edge``, or whose long edge ``longest`` at most."""
+    scale = min(short_edge / min(height, width), longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def into_detector(
+    samples: Sequence[dict[str, Any]], mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> tuple[ImageList, list[dict[str, Tensor]]]:
+    """Make of samples the images and targets that :class:`~densepath.transfer.detection.detector.Detector` takes.
+
+    Images are resized with antialiasing, and boxes with them; masks keep their own resolution.
+
+    Args:
+        samples: as in :class:`SampleBatch`.
+        mean, std: of the colors red, green, blue in 0-1.
+    """
+    images, targets = [], []
+    center = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+    spread = torch.tensor(std, device=device).view(1, 3, 1, 1)
+    for sample in samples:
+        pixels = torch.as_tensor(sample["image"]).to(device, non_blocking=True)
+        height, width = pixels.shape[:2]
+        shape = resized_shape(height, width, sample["short_edge"])
+        scale = torch.tensor([width / shape[1], height / shape[0]] * 2, device=device)
+        resized = F.interpolate(
+            pixels.permute(2, 0, 1)[None].float() / 255, shape, mode="bilinear", antialias=True, align_corners=False
+        )
+        boxes = torch.as_tensor(sample["boxes"]).to(device, torch.float32, non_blocking=True)
+        masks = torch.as_tensor(sample["masks"]).to(device, non_blocking=True)
+        if sample["flip"]:
+            resized, masks = resized.flip(-1), masks.flip(-1)
+            x1, y1, x2, y2 = boxes.unbind(1)
+            boxes = torch.stack((width - x2, y1, width - x1, y2), dim=1)
+        images.append(((resized - center) / spread)[0])
+        labels = torch.as_tensor(sample["labels"]).to(device, non_blocking=True)
+        targets.append({"boxes": boxes / scale, "labels": labels, "masks": masks, "scale": scale})
+    return padded(images), targets
+
+
+def padded(images: Sequence[Tensor]) -> ImageList:
+    """Images (3, H_i, W_i) in one tensor, with zeros at the bottom and on the right."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    height, width = (-(-max(side) // _DIVISOR) * _DIVISOR for side in zip(*sizes, strict=True))
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return ImageList(batch, sizes)

@@ -1,0 +1,1 @@
+"""Segment Anything, without training."""

@@ -1,0 +1,118 @@
+"""``densepath sam``: what Segment Anything finds without training, scored as detectors are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pycocotools import mask as rle
+
+from densepath.annotations.coco import open_split
+from densepath.core.errors import UserError
+from densepath.training.hardware import choose_hardware
+from densepath.transfer.detection.detector import DETECTIONS
+from densepath.transfer.detection.evaluation import evaluate
+from densepath.transfer.detection.instances import encode_mask
+from densepath.transfer.sam.segment_anything import Found, SegmentAnything
+
+Prompt = Literal["automatic", "point", "box"]
+_PROMPTS = ("automatic", "point", "box")
+
+
+def sam(
+    *,
+    data: str | Path,
+    out: str | Path,
+    weights: str | Path = "facebook/sam-vit-huge",
+    prompt: Prompt = "automatic",
+    points_per_side: int = 32,
+    predicted_iou: float = 0.88,
+    stability: float = 0.95,
+    box_nms: float = 0.7,
+    detections_per_image: int = DETECTIONS,
+    pictures: int = 8,
+    devices: int | str = "auto",
+) -> dict[str, float]:
+    """Score Segment Anything on the outlined objects of the test images; nothing is trained.
+
+    A yardstick for detectors. With the prompts "point" and "box" the model is told where every true object lies: it
+    cannot miss one or find one too many, and its scores are no detector's. Each mask's score is the IoU that the model
+    predicts for it.
+
+    Args:
+        data: a folder as ``densepath data`` writes it: images and COCO instances.
+        out: a folder for ``metrics.json``, ``predictions.json`` (COCO results) and ``pictures/``; those of an earlier
+            call are replaced.
+        weights: a folder with a model in the layout of ``transformers``, or its name on the Hugging Face hub.
+        prompt: "automatic" for all that a grid of points lies on; "point" for the center of each true box; "box" for
+            the true boxes.
+        points_per_side: of the grid; this and the next three are for "automatic" alone.
+        predicted_iou: masks must be higher in the IoU that the model predicts for them.
+        stability: masks must be higher in the IoU of what they are at a higher and at a lower threshold.
+        box_nms: overlap of boxes from which on only the best mask is kept.
+        detections_per_image: the best that count in scoring.
+        pictures: test images to draw with their true and their found outlines.
+        devices: "auto" (a GPU, or else the CPU) or "cpu".
+
+    Returns:
+        mask_ap, mask_ap50, mask_ap75, and for "automatic" box_ap, box_ap50, box_ap75, from 0 to 1.
+
+    Raises:
+        UserError: the data, the weights or an option are not what they should be.
+
+    Source: Kirillov et al., "Segment Anything", ICCV 2023, its generator of masks with its defaults; the comparison is
+    Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
+    """
+    out = Path(out)
+    if prompt not in _PROMPTS:
+        raise UserError(f"no prompt is called {prompt!r}; use one of {', '.join(_PROMPTS)}")
+    if points_per_side < 1 or detections_per_image < 1:
+        raise UserError(
+            f"points_per_side is {points_per_side} and detections_per_image {detections_per_image}; give at least 1"
+        )
+    if not all(0 <= share <= 1 for share in (predicted_iou, stability, box_nms)):
+        raise UserError(
+            f"predicted_iou is {predicted_iou}, stability {stability} and box_nms {box_nms}; give numbers from 0 to 1"
+        )
+    if (out / "config.yaml").exists():
+        raise UserError(f"{out} holds the run of a detector, or another; name another folder")
+    images = open_split(data, "test")
+    categories = images.category_ids
+    if prompt == "automatic" and len(categories) > 1:
+        raise UserError(
+            f"{images.annotations} has {len(categories)} categories, and what is found automatically is of none; use "
+            "the prompt point or box"
+        )
+    model = SegmentAnything(weights, choose_hardware(devices).device)
+    generator: dict[str, Any] = {
+        "points_per_side": points_per_side,
+        "predicted_iou": predicted_iou,
+        "stability": stability,
+        "box_nms": box_nms,
+    }
+
+    def find(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        # Encoded one by one as they come: masks of a thousand nuclei would take a gigabyte.
+        if prompt == "automatic":
+            found = model.everything(sample["image"], **generator)
+            return [_result(one, sample["image_id"], categories[0]) for one in found]
+        labels = zip(model.prompted(sample["image"], sample["boxes"], prompt), sample["labels"], strict=True)
+        return [_result(one, sample["image_id"], categories[label - 1]) for one, label in labels]
+
+    return evaluate(
+        find,
+        lambda sample, found: found,
+        images,
+        out,
+        boxes=prompt == "automatic",
+        detections_per_image=detections_per_image,
+        pictures=pictures,
+    )
+
+
+def _result(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
+    """In COCO's results format; the box is that of the mask."""
+    mask, score = found
+    runs = encode_mask(mask)
+    box = rle.toBbox(runs).tolist()
+    return {"image_id": image_id, "category_id": category_id, "score": score, "bbox": box, "segmentation": runs}

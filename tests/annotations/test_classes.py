@@ -1,0 +1,117 @@
+"""Which class each image is of: by folders and by tables."""
+
+import os
+
+import pytest
+import torch
+
+from densepath.annotations.classes import read_classes
+from densepath.core.errors import UserError
+from densepath.sources.open import ImageFiles, open_images, pack
+from densepath.sources.path_table import Names
+from densepath.synthetic.tissue import write_tiles
+
+NAMES = ["tiles/TUM/1.png", "tiles/ADI/1.png", "tiles/TUM/2.png", "tiles/ADI/deep/3.png"]
+FILES = ImageFiles(NAMES)
+
+
+def by(tmp_path, text, files=FILES, name="labels.csv"):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_classes(files, str(tmp_path / name))
+
+
+def test_a_folder_is_a_class():
+    classes = read_classes(FILES, "folders")
+    assert classes.names == ("ADI", "TUM", "deep")
+    assert classes.labels.tolist() == [1, 0, 1, 2] and classes.labels.dtype == torch.int32
+    assert classes.describe() == "3 classes: ADI (1), TUM (2), deep (1)"
+
+
+def test_a_packed_store_keeps_the_folders(tmp_path):
+    for name in ("b", "a"):
+        write_tiles(tmp_path / "tiles" / name, 2, size=32)
+    store = open_images(pack(tmp_path / "tiles", tmp_path / "tiles.safetensors"))
+    loose = read_classes(open_images(tmp_path / "tiles", cache="none"), "folders")
+    packed = read_classes(store, "folders")
+    assert packed.names == loose.names == ("a", "b")
+    assert packed.labels.tolist() == loose.labels.tolist() == [0, 0, 1, 1]
+    names = [store.names(position) for position in range(4)]
+    assert all(os.path.dirname(name) in "ab" for name in names)
+    table = "".join(f"{name},{label}\n" for name, label in zip(names, "zyzz", strict=True))
+    assert by(tmp_path, table, store).labels.tolist() == [1, 0, 1, 1]
+
+
+TABLES = {
+    "plain": "TUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
+    "tabs": "TUM/1.png\tt\nADI/1.png\ta\nTUM/2.png\tt\nADI/deep/3.png\ta",
+    "header": "file,label\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
+    "header among others": "id,Label,File\n7,t,TUM/1.png\n8,a,ADI/1.png\n9,t,TUM/2.png\n1,a,ADI/deep/3.png\n",
+    "any order, quotes, blank lines": '\n"ADI/deep/3.png" , a\r\n"TUM/2.png","t"\n\nADI/1.png,a\nTUM/1.png,t\n',
+    "bare and longer paths": "tiles/TUM/1.png,t\n./ADI/1.png,a\n2.png,t\n3.png,a\n",
+    "a path before a bare name": "TUM/1.png,t\n1.png,a\n2.png,t\ndeep/3.png,a\n",
+    "lines for other files": "file,what\nTUM/1.png,t\nADI/1.png,a\nVAL/9.png,v\nTUM/2.png,t\nADI/deep/3.png,a\n",
+    "a line twice": "TUM/1.png,t\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
+    "byte order mark": "\ufefffile,label\nTUM/1.png,t\nADI/1.png,a\nTUM/2.png,t\nADI/deep/3.png,a\n",
+}
+
+
+@pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
+def test_a_table_gives_each_image_its_label(tmp_path, text):
+    classes = by(tmp_path, text)
+    assert classes.names == ("a", "t")
+    assert classes.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_a_table_of_absolute_paths_fits_images_that_are_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = "".join(f"{tmp_path / name},{label}\n" for name, label in zip(NAMES, "abab", strict=True))
+    assert by(tmp_path, table).labels.tolist() == [0, 1, 0, 1]
+
+
+WRONG = {
+    "2 of 4 images have no label in .*, the first is tiles/ADI/1.png": "TUM/1.png,t\nTUM/2.png,t\n",
+    "lines 2 and 4 of .* give one file two labels": "3.png,a\nTUM/1.png,t\nTUM/2.png,t\nTUM/1.png,a\n",
+    "line 2 of .* may mean tiles/TUM/1.png or tiles/ADI/1.png": "2.png,a\n1.png,t\n3.png,a\n",
+    "line 3 of .* is not a file and its label": "TUM/1.png,t\nADI/1.png,a\nTUM/2.png\n",
+    "line 2 of .* is not a file and its label": "file,label\nTUM/1.png,\n",
+    "line 1 of .* is not a file and its label": "TUM/1.png;t\n",
+    "is empty": "",
+    "all images are of one class, t": "TUM/1.png,t\nADI/1.png,t\nTUM/2.png,t\nADI/deep/3.png,t\n",
+    "line 1 of": b"\x89PNG\r\n\x1a\n\x00\x00",
+    "is no table of labels": "TUM/1.png," + "t" * 200_000,
+}
+
+
+@pytest.mark.parametrize(("message", "text"), WRONG.items())
+def test_a_table_that_is_wrong_is_refused(tmp_path, message, text):
+    with pytest.raises(UserError, match=message) as caught:
+        by(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["nowhere.csv", ".", "", "a\0b"])
+def test_a_table_that_cannot_be_read_is_named(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"table of labels .* cannot be read"):
+        read_classes(FILES, path)
+
+
+def test_one_folder_is_no_classification():
+    with pytest.raises(UserError, match=r"one class, TUM; .*--method\.labels"):
+        read_classes(ImageFiles(["TUM/1.png", "TUM/2.png"]), "folders")
+
+
+def test_many_classes_are_cut_short():
+    classes = read_classes(ImageFiles([f"{number:02d}/1.png" for number in range(20)]), "folders")
+    assert classes.describe().endswith("11 (1) and 8 more")
+
+
+def test_many_images_take_little_memory(tmp_path, bounded_memory):
+    count = 100_000
+    files = ImageFiles(Names.of(f"/some/where/tiles/{number % 9}/{number:07d}.png" for number in range(count)))
+    lines = (f"{number % 9}/{number:07d}.png,class {number % 7}\n" for number in range(count))
+    (tmp_path / "labels.csv").write_text("".join(lines))
+    with bounded_memory(16):  # the names alone would take 13 MiB as strings, the paths of the table 7
+        folders, table = read_classes(files, "folders"), read_classes(files, str(tmp_path / "labels.csv"))
+    positions = torch.arange(count)
+    assert torch.equal(folders.labels, (positions % 9).int()) and torch.equal(table.labels, (positions % 7).int())

@@ -1,0 +1,267 @@
+"""COCO data sets: what is written is what is read, whatever the outline's form; what does not fit is refused."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from pycocotools import mask as oracle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from skimage.measure import regionprops
+from torch.utils.data import DataLoader
+
+from densepath.annotations import coco
+from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.annotations.coco_checks import _runs
+from densepath.core.errors import UserError
+
+# pycocotools' way to make arrays is older than NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SIZE = (20, 31)
+
+
+def picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def blobs(seed: int) -> np.ndarray:
+    """Labels with gaps in their numbers and in their pixels, up to the borders."""
+    return np.random.default_rng(seed).choice(np.array([0, 0, 0, 2, 5, 300], np.int32), SIZE)
+
+
+def column_runs(mask: np.ndarray) -> list[int]:
+    """COCO's run lengths, by the book: down the columns, beginning with the background."""
+    runs, value = [0], False
+    for pixel in mask.T.ravel():
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return runs
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    train = [(f"im_{i}", picture(i), blobs(i)) for i in range(3)]
+    test = [("only", picture(9), np.zeros(SIZE, np.int32))]
+    assert write_coco(tmp_path / "data", {"train": train, "test": test}) == {"train": (3, 9), "test": (1, 0)}
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def edit(dataset: Path) -> Callable[[Callable[[dict], Any]], CocoImages]:
+    """Change the training JSON, then open it."""
+
+    def change_and_open(change: Callable[[dict], Any]) -> CocoImages:
+        path = dataset / "annotations" / "train.json"
+        truth = json.loads(path.read_text())
+        change(truth)
+        path.write_text(json.dumps(truth))
+        return open_split(dataset, "train")
+
+    return change_and_open
+
+
+def test_samples_hold_the_images_and_each_label(dataset: Path) -> None:
+    images = open_split(dataset, "train")
+    assert len(images) == 3
+    for index, sample in enumerate(images):
+        truth = blobs(index)
+        np.testing.assert_array_equal(sample["image"], picture(index))
+        np.testing.assert_array_equal(sample["masks"], truth == np.array([2, 5, 300])[:, None, None])
+        regions = regionprops(truth)
+        boxes = [[r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]] for r in regions]
+        np.testing.assert_array_equal(sample["boxes"], np.array(boxes, np.float32))
+        np.testing.assert_array_equal(sample["labels"], [1, 1, 1])
+        assert {k: sample[k].dtype for k in ("boxes", "masks", "labels")} == {
+            "boxes": np.float32,
+            "masks": np.bool_,
+            "labels": np.int64,
+        }
+        assert (sample["image_id"], sample["name"]) == (index + 1, f"im_{index}.png")
+        np.testing.assert_array_equal(images.label_map(index), np.searchsorted([0, 2, 5, 300], truth))
+        areas = [a["area"] for a in images.coco_ground_truth()["annotations"] if a["image_id"] == index + 1]
+        assert areas == [r.area for r in regions]
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 40))))
+def test_run_lengths_are_those_of_coco(mask: np.ndarray) -> None:
+    mask[0, 0] = True
+    annotation = coco._annotation(mask)
+    encoded = annotation["segmentation"]
+    np.testing.assert_array_equal(oracle.decode(encoded), mask)
+    assert annotation["area"] == mask.sum()
+    assert annotation["bbox"] == oracle.toBbox(encoded).tolist()
+    np.testing.assert_array_equal(_runs(encoded["counts"]), column_runs(mask))
+
+
+def test_runs_longer_than_a_character() -> None:
+    mask = np.zeros((300, 200), bool)
+    mask[70:, 50:90] = mask[3, 3] = True
+    np.testing.assert_array_equal(_runs(coco._annotation(mask)["segmentation"]["counts"]), column_runs(mask))
+
+
+def test_an_image_without_objects(dataset: Path) -> None:
+    sample = open_split(dataset, "test")[0]
+    assert (sample["boxes"].shape, sample["masks"].shape, sample["labels"].shape) == ((0, 4), (0, *SIZE), (0,))
+    assert not open_split(dataset, "test").label_map(0).any()
+
+
+def test_polygons_and_plain_run_lengths(edit: Callable[..., CocoImages]) -> None:
+    plain = blobs(0) == 5
+
+    def replace(truth: dict) -> None:
+        corners = [[3, 2, 9, 2, 9, 6, 3, 6], [20, 10, 22, 10, 22, 15, 20, 15]]
+        truth["annotations"][0] |= {"segmentation": corners, "bbox": [3, 2, 19, 13]}
+        truth["annotations"][1]["segmentation"] = {"size": list(SIZE), "counts": column_runs(plain)}
+
+    rectangles = np.zeros(SIZE, bool)
+    rectangles[2:6, 3:9] = rectangles[10:15, 20:22] = True
+    masks = edit(replace)[0]["masks"]
+    np.testing.assert_array_equal(masks[0], rectangles)
+    np.testing.assert_array_equal(masks[1], plain)
+
+
+def test_crowds_are_no_objects_but_belong_to_the_truth(edit: Callable[..., CocoImages]) -> None:
+    images = edit(lambda truth: truth["annotations"][1].update(iscrowd=1))
+    assert len(images[0]["masks"]) == 2
+    np.testing.assert_array_equal(images.label_map(0) > 0, np.isin(blobs(0), [2, 300]))
+    assert [a["iscrowd"] for a in images.coco_ground_truth()["annotations"]][:3] == [0, 1, 0]
+
+
+def test_labels_count_the_categories_in_the_order_of_their_ids(edit: Callable[..., CocoImages]) -> None:
+    def rename(truth: dict) -> None:
+        truth["categories"] = [{"id": 90, "name": "gland"}, {"id": 7, "name": "cyst"}]
+        for place, annotation in enumerate(truth["annotations"]):
+            annotation["category_id"] = 7 if place == 0 else 90
+
+    images = edit(rename)
+    assert images.category_ids == [7, 90]
+    np.testing.assert_array_equal(images[0]["labels"], [1, 2, 2])
+
+
+def test_boxes_end_at_the_image(edit: Callable[..., CocoImages]) -> None:
+    images = edit(lambda truth: truth["annotations"][0].update(bbox=[-0.5, 1.5, 100, 4.25]))
+    np.testing.assert_array_equal(images[0]["boxes"][0], [0, 1.5, SIZE[1], 5.75])
+
+
+def test_the_truth_evaluates_as_perfect_with_pycocotools(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = open_split(dataset, "train").coco_ground_truth()
+    truth_api = COCO()
+    truth_api.dataset = truth
+    truth_api.createIndex()
+    keys = ("image_id", "category_id", "segmentation")
+    results = truth_api.loadRes([{k: a[k] for k in keys} | {"score": 0.9} for a in truth["annotations"]])
+    evaluation = COCOeval(truth_api, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_samples_do_not_share_their_pixels(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_split(dataset, "train")
+    images[0]["image"][:] = 0
+    (dataset / "train" / "im_0.png").unlink()
+    np.testing.assert_array_equal(images[0]["image"], picture(0))  # small data sets stay in RAM
+    monkeypatch.setattr(coco, "CACHED_BYTES", 10)
+    large = CocoImages(dataset / "test", dataset / "annotations" / "test.json")
+    assert len(large[0]["image"]) == SIZE[0]
+    (dataset / "test" / "only.png").unlink()
+    with pytest.raises(UserError, match=r"only\.png"):
+        large[0]
+
+
+def test_worker_processes_give_the_same_samples(dataset: Path) -> None:
+    images = open_split(dataset, "train")
+    loader: DataLoader = DataLoader(images, batch_size=1, num_workers=1, collate_fn=list)
+    for (sample,), expected in zip(loader, images, strict=True):
+        np.testing.assert_array_equal(sample["masks"], expected["masks"])
+
+
+def test_image_files_are_copied_byte_by_byte(tmp_path: Path) -> None:
+    Image.fromarray(picture(0)).save(tmp_path / "a.JPG", quality=90)
+    write_coco(tmp_path / "data", {"train": [("a", tmp_path / "a.JPG", blobs(0))]})
+    assert (tmp_path / "data/train/a.jpg").read_bytes() == (tmp_path / "a.JPG").read_bytes()
+
+
+def test_writing_labels_of_another_size_leaves_nothing(tmp_path: Path) -> None:
+    samples = [("good", picture(0), blobs(0)), ("bad", picture(1, (9, 8)), blobs(1))]
+    with pytest.raises(UserError, match="bad: the labels are 31 x 20 px but the image is 8 x 9 px"):
+        write_coco(tmp_path / "data", {"train": samples})
+    assert not list(tmp_path.iterdir())
+
+
+def of(truth: dict, number: int) -> dict:
+    return truth["annotations"][number]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("categories"), "no list 'categories'"),
+        (lambda t: t["images"][1].pop("width"), r"images\[1\] has no 'width'"),
+        (lambda t: of(t, 2).pop("bbox"), r"annotations\[2\] has no 'bbox'"),
+        (lambda t: t["images"].append(5), r"images\[3\] has no 'id'"),
+        (lambda t: t.update(images=[], annotations=[]), "lists no image"),
+        (lambda t: t["images"][1].update(id=1), "same id"),
+        (
+            lambda t: [i.update(file_name=f"x{i['id']}.png") for i in t["images"]],
+            "missing: x1.png, x2.png, x3.png; put",
+        ),
+        (lambda t: t["images"][0].update(width=30), r"im_0.png \(31 x 20 px, not 30 x 20\)"),
+        (lambda t: of(t, 3).update(image_id=77), "unlisted images: annotation 4;"),
+        (lambda t: of(t, 3).update(category_id=2), "unknown categories: annotation 4;"),
+        (
+            lambda t: [a.update(bbox=[1, 1, 0, 5]) for a in t["annotations"]],
+            "boxes without area: annotation 1, annotation 2, annotation 3 and 6 more;",
+        ),
+        (lambda t: of(t, 0).update(bbox=[40, 1, 5, 5]), "boxes without area"),
+        (lambda t: of(t, 0).update(bbox=[1, 1, float("nan"), 5]), "boxes without area"),
+        (lambda t: of(t, 0).update(segmentation=[[1, 2, 3, 4]]), "outlines"),
+        (lambda t: of(t, 0).update(segmentation=[]), "outlines"),
+        (lambda t: of(t, 0)["segmentation"].update(size=[31, 20]), "outlines"),
+        (lambda t: of(t, 0)["segmentation"].update(counts=[5, 5]), "outlines"),
+        (lambda t: of(t, 0)["segmentation"].update(counts="garbage!!"), "outlines"),
+        (lambda t: of(t, 0)["segmentation"].update(counts=""), "outlines"),
+        (lambda t: of(t, 0)["segmentation"].update(counts=of(t, 0)["segmentation"]["counts"][:-4]), "outlines"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    edit: Callable[..., CocoImages], change: Callable[[dict], Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        edit(change)
+    assert "\n" not in str(error.value) and "train.json" in str(error.value)
+
+
+def test_an_unreadable_image_is_refused(dataset: Path) -> None:
+    (dataset / "train" / "im_1.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"images unlike what it says: im_1.png \("):
+        open_split(dataset, "train")
+
+
+def test_a_json_that_is_none(dataset: Path) -> None:
+    path = dataset / "annotations" / "train.json"
+    for content, message in [("{", "is not JSON"), ("[]", "no COCO instances JSON")]:
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            open_split(dataset, "train")
+    with pytest.raises(UserError, match="does not exist"):
+        CocoImages(dataset / "train", dataset / "nowhere.json")
+
+
+def test_another_layout_is_told_what_is_expected(tmp_path: Path) -> None:
+    expected = re.escape("it needs test/ with the images and annotations/test.json")
+    with pytest.raises(UserError, match=expected):
+        open_split(tmp_path, "test")

@@ -1,0 +1,366 @@
+"""Label maps are made once, found again, and made anew when anything about them has changed."""
+
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.annotations import label_cache
+from densepath.annotations.label_cache import cache_folder, label_images
+from densepath.core.errors import UserError
+from densepath.sources import digests as contents
+from densepath.sources.open import open_images, pack
+
+
+class Brightness:
+    """Labels an image by its brightness in steps; writes down what it was asked for."""
+
+    parallel = False
+
+    def __init__(self, log: Path, step: int = 1) -> None:
+        self.log = log
+        self.step = step
+
+    def identity(self):
+        return {"brightness": self.step}
+
+    def begin(self, names):
+        pass
+
+    def files(self):
+        return ()
+
+    def label(self, image, name):
+        with open(self.log, "a") as log:
+            log.write(f"{Path(name).stem}\n")
+        return np.pad(image[..., 0] // self.step, ((0, 0), (1, 0)))
+
+    def asked(self):
+        found = self.log.read_text().split() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def labeller(tmp_path):
+    return Brightness(tmp_path / "log")
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((20, 30 + i, 3), 40 * i + 1, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    """Those of maps; not the locks, and not what is known of the images' contents."""
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name not in ("lock", "digest"))
+
+
+def test_maps_are_made_once_however_the_images_are_read(tmp_path, tiles, labeller):
+    first = label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache")
+    assert labeller.asked() == list("012345")
+    assert first.maps.shape == (6, 80, 80) and first.maps[3, :, 0].max() == 0 and (first.maps[3, :, 5:] == 1).all()
+    again = label_images(open_images(tiles, cache="ram"), labeller, tmp_path / "cache")
+    assert labeller.asked() == []
+    assert np.array_equal(first.maps, again.maps)
+
+
+def test_maps_of_a_store_are_those_of_its_images(tmp_path, tiles, labeller):
+    loose = label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache")
+    store = pack(tiles, tmp_path / "tiles.safetensors")
+    labeller.asked()
+    packed = label_images(open_images(store), labeller, tmp_path / "cache")
+    assert labeller.asked() == list("012345")
+    assert np.array_equal(packed.maps, loose.maps)
+    label_images(open_images(store, cache="ram"), labeller, tmp_path / "cache")
+    assert labeller.asked() == []
+    store.unlink()
+    Image.new("RGB", (30, 20)).save(tiles / "5.png")
+    label_images(open_images(pack(tiles, store)), labeller, tmp_path / "cache")
+    assert labeller.asked() == list("012345")
+
+
+def test_what_has_changed_is_made_anew(tmp_path, tiles, labeller, monkeypatch):
+    def made() -> bool:
+        label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache")
+        return bool(labeller.asked())
+
+    assert made() and not made()
+    labeller.step = 2
+    assert made() and not made()
+    Image.new("RGB", (40, 40)).save(tiles / "1.png")
+    assert made() and not made()
+    (tiles / "5.png").unlink()
+    assert made() and not made()
+    (tiles / "0.png").rename(tiles / "9.png")  # their order counts, and nothing else of their names
+    assert made() and not made()
+    content = bytearray((tiles / "4.png").read_bytes())
+    content[-1] ^= 1
+    (tiles / "4.png").write_bytes(content)
+    assert made() and not made()
+    monkeypatch.setattr(label_cache, "_VERSION", 0)
+    assert made() and not made()
+
+
+@pytest.mark.parametrize("kind", ["files", "store"])
+def test_a_copy_of_the_images_finds_their_maps(tmp_path, tiles, labeller, kind):
+    source = tiles if kind == "files" else pack(tiles, tmp_path / "tiles.safetensors")
+    maps = label_images(open_images(source, cache="none"), labeller, tmp_path / "cache").maps.copy()
+    assert labeller.asked() == list("012345")
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / source.name
+    if kind == "files":
+        shutil.copytree(source, copy, copy_function=shutil.copyfile)  # other times of change, too
+        (copy / "5.png").rename(copy / "6.png")
+    else:
+        pack(tiles, copy)
+    found = label_images(open_images(copy, cache="none"), labeller, tmp_path / "cache").maps
+    assert labeller.asked() == [] and np.array_equal(found, maps)
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
+def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, monkeypatch):
+    def maps(cache="cache"):
+        return label_images(open_images(tiles, cache="none"), labeller, tmp_path / cache).maps
+
+    first, read = maps(), contents._content
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "_content", None)
+        assert np.array_equal(maps(), first)
+        content = (tiles / "3.png").read_bytes()
+        times = (tiles / "3.png").stat().st_mtime_ns
+        (tiles / "3.png").write_bytes(content[:-1] + b"x")  # what is written behind its back is not seen
+        os.utime(tiles / "3.png", ns=(times, times))
+        assert np.array_equal(maps(), first)
+    asked = []
+    monkeypatch.setattr(contents, "_content", lambda file: asked.append(Path(file).name) or read(file))
+    os.utime(tiles / "3.png", ns=(0, 12345))
+    maps()
+    assert asked == [f"{number}.png" for number in range(6)]
+    for damage in ("", "nonsense" * 8):
+        asked.clear()
+        for known in (tmp_path / "cache").rglob("digest"):
+            known.write_text(damage)
+        maps()
+        assert len(asked) == 6
+        maps()
+        assert len(asked) == 6
+
+
+def test_the_digest_of_many_files_takes_little_memory(tmp_path, bounded_memory):
+    """50,000 names; a list of them and their digests would take 8 MiB."""
+
+    def names():
+        return (f"/nowhere/{number:09d}.png" for number in range(50_000))
+
+    with bounded_memory(5):
+        contents.digest_of_files(names, 50_000, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])
+def test_a_damaged_file_of_maps_is_made_anew(tmp_path, tiles, labeller, content):
+    whole = label_images(open_images(tiles), labeller, tmp_path / "cache").maps.copy()
+    labeller.asked()
+    (path,) = (tmp_path / "cache").rglob("labels.npy")
+    if content == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    elif content == "other":
+        np.save(path, np.zeros((6, 3, 3), np.int16))
+    else:
+        path.write_bytes(content)
+    assert np.array_equal(label_images(open_images(tiles), labeller, tmp_path / "cache").maps, whole)
+    assert labeller.asked() == list("012345")
+
+
+def fork(action) -> int:
+    child = os.fork()
+    if not child:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_a_killed_computation_leaves_nothing_that_is_taken_for_whole(tmp_path, tiles, labeller, monkeypatch):
+    images, label = open_images(tiles), Brightness.label
+
+    def dying(self, image, name):
+        if name.endswith("4.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return label(self, image, name)
+
+    monkeypatch.setattr(Brightness, "label", dying)
+    _, status = os.waitpid(fork(lambda: label_images(images, labeller, tmp_path / "cache")), 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert labeller.asked() == list("0123")
+    assert [name.endswith(".part") for name in files(tmp_path / "cache")] == [True]
+    monkeypatch.undo()
+    label_images(images, labeller, tmp_path / "cache")
+    assert labeller.asked() == list("012345")
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
+@pytest.mark.parametrize("way", ["killed", "interrupted"])
+def test_what_was_cut_off_goes_on_after_its_last_whole_block(tmp_path, tiles, labeller, monkeypatch, way):
+    """Blocks of two maps; of the block that was written last nobody knows whether the disk has all of it."""
+    images, label = open_images(tiles), Brightness.label
+    expected = label_images(images, labeller, tmp_path / "whole").maps
+    labeller.asked()
+    monkeypatch.setattr(label_cache, "_BLOCK", 2)
+
+    def dying(self, image, name):
+        if name.endswith("5.png"):
+            if way == "interrupted":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
+        return label(self, image, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Brightness, "label", dying)
+        if way == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                label_images(images, labeller, tmp_path / "cache")
+        else:
+            os.waitpid(fork(lambda: label_images(images, labeller, tmp_path / "cache")), 0)
+    assert labeller.asked() == list("01234")
+    (unfinished,) = (tmp_path / "cache").rglob(".labels.npy.part")
+    with open(unfinished, "r+b") as file:  # what a crash of the machine may do to what was written last
+        file.seek(-5, os.SEEK_END)
+        file.write(b"wrong")
+    found = label_images(images, labeller, tmp_path / "cache").maps
+    assert labeller.asked() == list("45")
+    assert np.array_equal(found, expected)
+    assert files(tmp_path / "cache") == ["labels.npy"]
+
+
+def test_an_interrupted_computation_leaves_nothing(tmp_path, tiles, labeller, monkeypatch):
+    def interrupted(self, image, name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Brightness, "label", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        label_images(open_images(tiles), labeller, tmp_path / "cache")
+    assert files(tmp_path / "cache") == []
+
+
+def test_of_several_processes_one_makes_the_maps_and_the_others_wait(tmp_path, tiles, labeller):
+    images, label = open_images(tiles), labeller.label
+
+    def when_all_are_here(image, name):
+        while len(list(tmp_path.glob("*.here"))) < 4:
+            os.sched_yield()
+        return label(image, name)
+
+    labeller.label = when_all_are_here
+
+    def check():
+        (tmp_path / f"{os.getpid()}.here").touch()
+        found = label_images(images, labeller, tmp_path / "cache")
+        (tmp_path / f"{os.getpid()}.whole").write_text(str(found.maps.sum()))
+
+    children = [fork(check) for _ in range(4)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert labeller.asked() == list("012345")
+    assert len({path.read_text() for path in tmp_path.glob("*.whole")}) == 1
+    assert len(list(tmp_path.glob("*.whole"))) == 4
+
+
+def test_all_cores_give_the_same_maps_in_the_same_order(tmp_path, tiles, labeller, monkeypatch):
+    alone = label_images(open_images(tiles), labeller, tmp_path / "alone").maps
+    labeller.asked()
+    labeller.parallel = True
+    monkeypatch.setattr(label_cache, "cores", lambda: 2)
+    together = label_images(open_images(tiles), labeller, tmp_path / "together").maps
+    assert np.array_equal(together, alone)
+    assert sorted(labeller.asked()) == list("012345")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_labeller_refuses_arrives_in_one_line(tmp_path, tiles, labeller, monkeypatch, workers):
+    def refuse(self, image, name):
+        raise UserError(f"no map for {Path(name).name}; draw one")
+
+    monkeypatch.setattr(Brightness, "label", refuse)
+    monkeypatch.setattr(label_cache, "cores", lambda: workers)
+    labeller.parallel = True
+    with pytest.raises(UserError, match=r"^no map for 0\.png; draw one$"):
+        label_images(open_images(tiles), labeller, tmp_path / "cache")
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_damaged_image_does_not_end_the_work(tmp_path, tiles, labeller):
+    for i in range(6, 120):
+        Image.new("RGB", (20, 20)).save(tiles / f"{i}.png")
+    (tiles / "3.png").write_bytes(b"nothing")
+    maps = label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache").maps
+    assert len(maps) == 120 and not maps[sorted(map(str, range(120))).index("3")].any()
+    assert len(labeller.asked()) == 119
+
+
+def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    images = open_images(tiles)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"labels\.npy cannot be written \(File too large\)"):
+            label_images(images, labeller, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(tmp_path / "cache") == []
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by concept_cache"):
+        label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
+
+
+def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("a")
+    cache = tmp_path / "cache"
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.hashlib, "file_digest", fails)
+        wrong = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
+    right = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
+    assert right != wrong
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.hashlib, "file_digest", fails)
+        assert contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache) == right
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_may_only_be_read_is_used_and_else_named(tmp_path, tiles, labeller):
+    cache = tmp_path / "cache"
+    label_images(open_images(tiles), labeller, cache)
+    for folder in (cache, *cache.iterdir()):
+        folder.chmod(0o500)
+    labeller.asked()
+    label_images(open_images(tiles), labeller, cache)
+    assert labeller.asked() == []
+    labeller.step = 3
+    with pytest.raises(UserError, match="cannot be made"):
+        label_images(open_images(tiles), labeller, cache)
+    for folder in (cache, *cache.iterdir()):
+        folder.chmod(0o700)
+
+
+def test_the_cache_lies_where_the_system_wants_it(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/densepath/labels")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder() == Path("/home/me/.cache/densepath/labels")

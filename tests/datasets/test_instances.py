@@ -1,0 +1,361 @@
+"""CRAG and plain pairs of images and label maps come out with the instances of their maps, or are refused by name."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import tifffile
+from PIL import Image
+
+from densepath.annotations.coco import open_split
+from densepath.annotations.labels import label_size, read_labels
+from densepath.core.errors import UserError
+from densepath.datasets.crag import convert_crag
+from densepath.datasets.instances import convert_instances
+from densepath.sources.decode import DamagedImage
+
+SIZE = (18, 25)
+Array = np.ndarray[Any, Any]
+
+
+def pixels(number: int) -> Array:
+    return np.random.default_rng(number).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def labels(number: int) -> Array:
+    maps = np.zeros(SIZE, np.uint8)
+    maps[2:7, 3:9] = 1
+    maps[2:7, 9:12] = 2  # touches the first
+    maps[12:, 10 + number :] = 7
+    return maps
+
+
+def save_png(path: Path, array: Array) -> None:
+    Image.fromarray(array).save(path.with_suffix(".png"))
+
+
+def save_wide_png(path: Path, array: Array) -> None:
+    Image.fromarray(array.astype(np.uint16) * 300).save(path.with_suffix(".png"))
+
+
+def save_tiff(path: Path, array: Array) -> None:
+    tifffile.imwrite(path.with_suffix(".tif"), array.astype(np.uint16) * 300, compression="zlib")
+
+
+def save_numpy(path: Path, array: Array) -> None:
+    np.save(path.with_suffix(".npy"), array.astype(np.int64))
+
+
+def save_matlab(path: Path, array: Array) -> None:
+    """As CoNSeP and CRAG: the map among others, as floating-point numbers."""
+    other = {"inst_type": np.ones((3, 1)), "type_map": array, "note": "nuclei"}
+    scipy.io.savemat(path.with_suffix(".mat"), {"inst_map": array.astype(float), **other}, do_compression=True)
+
+
+WRITERS = [save_png, save_wide_png, save_tiff, save_numpy, save_matlab]
+Writer = Callable[[Path, Array], None]
+
+
+def write(
+    images: Path, maps: Path, numbers: range, save: Writer = save_png, name: str = "{}", suffix: str = ""
+) -> None:
+    for folder in (images, maps):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        Image.fromarray(pixels(number)).save(images / f"{name.format(number)}.png")
+        save(maps / f"{name.format(number)}{suffix}", labels(number))
+
+
+def check(dest: Path, splits: dict[str, list[str]], category: str) -> None:
+    for split, names in splits.items():
+        data = open_split(dest, split)  # type: ignore[arg-type]
+        assert [Path(sample["name"]).stem for sample in data] == names
+        assert [entry["name"] for entry in data.coco_ground_truth()["categories"]] == [category]
+        for name, sample in zip(names, data, strict=True):
+            number = int(name.rpartition("_")[2])
+            np.testing.assert_array_equal(sample["masks"], labels(number) == np.array([1, 2, 7])[:, None, None])
+            np.testing.assert_array_equal(sample["image"], pixels(number))
+
+
+@pytest.mark.parametrize("save", WRITERS)
+def test_label_maps_of_every_format_give_their_objects(save: Writer, tmp_path: Path) -> None:
+    for split, numbers in (("train", range(9, 12)), ("test", range(2))):
+        write(tmp_path / "in" / split / "images", tmp_path / "in" / split / "labels", numbers, save)
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", category="nucleus")
+    check(dest, {"train": ["9", "10", "11"], "test": ["0", "1"]}, "nucleus")
+
+
+def test_splits_may_lie_below_images_and_labels_of_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, numbers in (("train", range(3)), ("test", range(3, 5))):
+        write(tmp_path / "in" / "Tissue" / split, tmp_path / "in" / "maps" / split, numbers, suffix="_mask")
+    convert_instances(tmp_path / "in", tmp_path / "out", images="Tissue", labels="maps", label_suffix="_mask")
+    check(tmp_path / "out", {"train": ["0", "1", "2"], "test": ["3", "4"]}, "object")
+    assert capsys.readouterr().out == "train: 3 images, 9 objects\ntest: 2 images, 6 objects\n"
+
+
+def stems(dest: Path, split: str) -> list[str]:
+    return sorted(path.stem for path in (dest / split).iterdir())
+
+
+def test_label_maps_may_lie_beside_their_images(tmp_path: Path) -> None:
+    write(tmp_path / "in", tmp_path / "in", range(5), name="tile_{}", suffix="_mask")
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", ".", ".", "_mask", test_share=0.4)
+    assert len(stems(dest, "train")) == 3 and len(stems(dest, "test")) == 2
+    check(dest, {split: stems(dest, split) for split in ("train", "test")}, "object")
+
+
+def test_a_patient_stays_on_one_side_wherever_else_images_come_from(tmp_path: Path) -> None:
+    for patient in range(10):
+        write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(3), name=f"p{patient}_{{}}")
+    given = {"test_share": 0.3, "patient": r"^p\d+"}
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", **given)  # type: ignore[arg-type]
+    train, test = ({stem.split("_")[0] for stem in stems(dest, split)} for split in ("train", "test"))
+    assert len(train) == 7 and len(test) == 3 and not train & test
+    other = convert_instances(tmp_path / "in", tmp_path / "other", seed=1, **given)  # type: ignore[arg-type]
+    assert stems(other, "test") != stems(dest, "test")
+    alone = convert_instances(tmp_path / "in", tmp_path / "alone", test_share=0.3)
+    assert len({stem.split("_")[0] for stem in stems(alone, "test")}) > 3
+
+
+def test_images_without_label_maps_are_left_out_where_asked(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(4))
+    (tmp_path / "in" / "labels" / "2.png").unlink()
+    with pytest.raises(UserError, match=r"images without a label map \*: 2;"):
+        convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5, labelled_only=True)
+    assert sorted(stems(dest, "train") + stems(dest, "test")) == ["0", "1", "3"]
+
+
+def crag(folder: Path, save: Writer = save_png, test: str = "valid", annotation: str = "Annotation") -> Path:
+    for split, name, numbers in (("train", "train_{}", range(8, 11)), (test, "test_{}", range(1, 3))):
+        write(folder / split / "Images", folder / split / annotation, numbers, save, name)
+        (folder / split / "Overlay").mkdir()
+    return folder
+
+
+CRAG = {"train": ["train_8", "train_9", "train_10"], "test": ["test_1", "test_2"]}
+
+
+@pytest.mark.parametrize("save", [save_png, save_matlab])
+@pytest.mark.parametrize(("test", "annotation"), [("valid", "Annotation"), ("test", "Annotations")])
+@pytest.mark.parametrize("above", ["", "CRAG"])
+def test_crag_as_its_authors_ship_it(
+    above: str, test: str, annotation: str, save: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crag(tmp_path / "in" / above, save, test, annotation)
+    check(convert_crag(tmp_path / "in", tmp_path / "out"), CRAG, "gland")
+    assert capsys.readouterr().out == "train: 3 images, 9 glands\ntest: 2 images, 6 glands\n"
+
+
+def test_crag_with_annotations_in_both_formats_counts_them_once(tmp_path: Path) -> None:
+    crag(tmp_path / "in")
+    for path in (tmp_path / "in").glob("*/Annotation/*.png"):
+        save_matlab(path, labels(0))
+    check(convert_crag(tmp_path / "in", tmp_path / "out"), CRAG, "gland")
+
+
+def drop_map(source: Path) -> None:
+    (source / "valid" / "Annotation" / "test_2.png").unlink()
+
+
+def drop_image(source: Path) -> None:
+    (source / "train" / "Images" / "train_9.png").unlink()
+
+
+def resize_map(source: Path) -> None:
+    save_png(source / "train" / "Annotation" / "train_10", labels(1)[:, :-1])
+
+
+def truncate_map(source: Path) -> None:
+    path = source / "train" / "Annotation" / "train_10.png"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def color_map(source: Path) -> None:
+    save_png(source / "train" / "Annotation" / "train_10", pixels(1))
+
+
+def twice(source: Path) -> None:
+    Image.fromarray(pixels(8)).save(source / "train" / "Images" / "train_8.bmp")
+
+
+def other_split(source: Path) -> None:
+    (source / "valid").rename(source / "validation")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop_map, r"images without a label map \*: test_2; every image needs one"),
+        (drop_image, "label maps without an image: train_9;"),
+        (resize_map, r"different size: train_10.png \(25 x 18 px\) and train_10.png \(24 x 18 px\)"),
+        (truncate_map, "train_10.png: cannot be decoded"),
+        (color_map, "train_10.png is a color image, not a label map"),
+        (twice, "several images of one name: train_8; keep one of each"),
+        (other_split, "does not hold train/Images with train/Annotation and valid/Images"),
+    ],
+)
+def test_what_is_no_crag_is_named_and_leaves_nothing(
+    spoil: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    spoil(crag(tmp_path / "in"))
+    with pytest.raises(UserError, match=message) as error:
+        convert_crag(tmp_path / "in", tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"holds neither train/images with train/labels nor images/train with labels/train; name them"),
+        ({"images": "Images", "test_share": 0.5}, "there is no folder .*Images; name it by --images"),
+        ({"test_share": 0.0}, "--test_share must be between 0 and 1, not 0.0"),
+        ({"test_share": 1.5}, "--test_share must be between 0 and 1, not 1.5"),
+        ({"test_share": float("nan")}, "--test_share must be between 0 and 1, not nan"),
+        ({"test_share": 0.5, "patient": "("}, r"--patient '\(' is no regular expression"),
+        ({"test_share": 0.5, "patient": "slide"}, "--patient 'slide' finds nothing in the name 0; it must"),
+        ({"test_share": 0.5, "patient": "^"}, "gives no train image; give at least one"),
+        ({"test_share": 0.5, "label_suffix": "_mask"}, r"images without a label map \*_mask: 0, 1, 2;"),
+    ],
+)
+def test_options_that_do_not_suit_the_folder_are_named(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(3))
+    with pytest.raises(UserError, match=message) as error:
+        convert_instances(tmp_path / "in", tmp_path / "out", **given)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_source_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    for convert in (convert_crag, convert_instances):
+        with pytest.raises(UserError, match="nowhere is not a folder"):
+            convert(tmp_path / "nowhere", tmp_path / "out")  # type: ignore[operator]
+
+
+class Bomb:
+    """Unpickling this writes a file."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("owned"),)
+
+
+ARRAYS: dict[str, tuple[Array, str]] = {
+    "objects": (np.array([[Bomb()]], object), "is no array of numbers"),
+    "fractions": (np.full(SIZE, 0.5), "holds fractions"),
+    "what is no number": (np.full(SIZE, np.nan), "holds fractions"),
+    "numbers beyond 31 bits": (np.full(SIZE, 2**32 + 1), "numbers beyond"),
+    "texts": (np.full(SIZE, "a"), "instead of numbers"),
+    "three axes": (np.zeros((*SIZE, 3), np.uint8), "array of 3 axes, not a label map"),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_that_are_no_label_maps_are_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    array, message = ARRAYS[kind]
+    write(Path("in/images"), Path("in/labels"), range(2), save_numpy)
+    np.save("in/labels/1.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=message) as error:
+        convert_instances("in", "out", test_share=0.5)
+    assert "1.npy" in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+MATLAB: dict[str, tuple[dict[str, Any] | bytes, str]] = {
+    "two maps": ({"a": labels(0), "b": labels(0)}, r"holds 2 matrices \(a, b\)"),
+    "no map": ({"a": "text", "b": 7.0, "c": {"inst_map": labels(0)}}, r"holds 0 matrices \(none of numbers\)"),
+    "objects": ({"inst_map": np.array([[labels(0), 1], [2, 3]], object)}, "holds 0 matrices"),
+    "version 7.3": (b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\0\2IM" + bytes(400), "format 7.3; save it with -v7"),
+    "something else": (b"no MATLAB file", "is no MATLAB file"),
+    "nothing": (b"", "is no MATLAB file"),
+}
+
+
+@pytest.mark.parametrize("kind", MATLAB)
+def test_matlab_files_without_one_map_are_refused(kind: str, tmp_path: Path) -> None:
+    content, message = MATLAB[kind]
+    path = tmp_path / "1.mat"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        scipy.io.savemat(path, content)
+    with pytest.raises(Exception, match=message) as error:
+        label_size(path)
+    assert "1.mat" in str(error.value)
+
+
+def test_a_matlab_file_cut_short_is_damaged(tmp_path: Path) -> None:
+    save_matlab(tmp_path / "1.mat", labels(0))
+    whole = (tmp_path / "1.mat").read_bytes()
+    for share in (0.1, 0.3, 0.6):
+        write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(1, 3), save_matlab)
+        (tmp_path / "in" / "labels" / "1.mat").write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match=r"1\.mat") as error:
+            convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+        assert "\n" not in str(error.value)
+    np.testing.assert_array_equal(read_labels(tmp_path / "1.mat"), labels(0))
+
+
+def test_a_matlab_file_of_another_size_is_refused_by_its_header_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("loaded")
+
+    write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(2), save_matlab)
+    save_matlab(tmp_path / "in" / "labels" / "1", labels(1)[1:])
+    monkeypatch.setattr(scipy.io, "loadmat", load)
+    with pytest.raises(UserError, match=r"1\.png \(25 x 18 px\) and 1\.mat \(25 x 17 px\)"):
+        convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+
+
+def matlab_element(claimed: int, name: bytes = b"inst_map", pixels: int = 64, version: bytes = b"\0\1IM") -> bytes:
+    """A MATLAB file of one compressed map whose element of numbers, or whose name, is as long as claimed."""
+    order = "<" if version.endswith(b"IM") else ">"
+
+    def element(kind: int, data: bytes, length: int | None = None) -> bytes:
+        return struct.pack(f"{order}II", kind, length or len(data)) + data + bytes(-len(data) % 8)
+
+    head = element(6, struct.pack(f"{order}II", 6, 0)) + element(5, struct.pack(f"{order}ii", pixels, pixels))
+    whole = element(14, head + element(1, name) + element(9, bytes(claimed)))
+    return b"MATLAB".ljust(124) + version + element(15, zlib.compress(whole, 1)).rstrip(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"), [("numbers", b"\0\1IM"), ("name", b"\1\0MI"), ("numbers", b"\7\1IM"), ("name", b"\7\1IM")]
+)
+def test_matlab_files_that_swell_take_no_memory(
+    kind: str, version: bytes, tmp_path: Path, bounded_memory: Callable[..., Any]
+) -> None:
+    sound, bomb = tmp_path / "sound.mat", tmp_path / "bomb.mat"
+    sound.write_bytes(matlab_element(64 * 64 * 8, version=version))
+    assert label_size(sound) == read_labels(sound).shape == (64, 64)
+    long = {"numbers": {"claimed": 2**26}, "name": {"claimed": 64 * 64 * 8, "name": b"a" * 2**26}}[kind]
+    bomb.write_bytes(matlab_element(**long, version=version))
+    with bounded_memory(20), pytest.raises(DamagedImage, match=r"bomb\.mat: (cannot be decoded|is no MATLAB file)"):
+        assert label_size(bomb) == (64, 64)
+        read_labels(bomb)
+
+
+def test_a_map_of_absurd_size_is_refused_by_its_head(tmp_path: Path, bounded_memory: Callable[..., Any]) -> None:
+    path = tmp_path / "huge.mat"
+    path.write_bytes(matlab_element(2**20, pixels=16_000))
+    for read in (label_size, read_labels):
+        with bounded_memory(20), pytest.raises(DamagedImage, match="16000 x 16000 px are more than"):
+            read(path)
+
+
+def test_a_matlab_file_that_is_not_compressed_or_old_is_read_too(tmp_path: Path) -> None:
+    for number, options in enumerate([{"format": "4"}, {"do_compression": False}, {"do_compression": True}]):
+        path = tmp_path / f"{number}.mat"
+        scipy.io.savemat(path, {"note": np.ones((1, 3)), "inst_map": labels(0), "other": np.ones(2)}, **options)
+        assert label_size(path) == SIZE
+        np.testing.assert_array_equal(read_labels(path), labels(0))

@@ -1,0 +1,178 @@
+"""Three steps of training by one process, and the same by two over gloo; forked from one that has imported everything.
+
+Usage: python multi_process.py FOLDER. Writes what each process saw to FOLDER/CASE.PROCESSES.RANK.pt.
+"""
+
+import inspect
+import os
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from targets import TEACHER, write_tokenizer
+
+from densepath.core.affine import from_box
+from densepath.core.distributed import mean, rank, world_size
+from densepath.methods import (
+    BYOL,
+    EVA,
+    MAE,
+    PCLV2,
+    VQKD,
+    BEiTv2,
+    ConCL,
+    ConvMIM,
+    DenseCL,
+    MoCoV1,
+    MoCoV2,
+    SimCLR,
+    SparK,
+    Supervised,
+)
+from densepath.nets.backbones import build_backbone
+from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.sources.batch import ImageBatch
+from densepath.sources.open import ImageFiles
+from densepath.views.maker import ViewMaker
+from densepath.views.view import View
+
+IMAGES = 8
+STEPS = 3
+SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
+CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
+DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
+PCL = {"num_clusters": (10, 12), "num_negatives": 3}
+MIM = {"patch": 16, "width": 16, "heads": 2}
+KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
+SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
+GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
+# name: the options that both have, of one process, and of each of two.
+CASES = {
+    "default": ({}, {"batch_norm_group": 4}, {}),
+    "groups": ({"batch_norm": "per_process", "batch_norm_group": 2, "standardize": True}, {}, {}),
+    "shuffled": ({"batch_norm": "shuffled", "batch_norm_group": 2}, {}, {}),
+    "synchronized": ({"standardize": True}, {"batch_norm": "per_process"}, {"batch_norm": "synchronized"}),
+    "transformer": ({}, {}, {}),
+}
+KINDS = {
+    MoCoV2: tuple(CASES),
+    ConCL: tuple(CASES),
+    DenseCL: ("default", "synchronized"),  # by features and by geometry
+    SimCLR: ("groups", "synchronized", "transformer"),
+    BYOL: ("groups", "synchronized", "transformer"),
+    MoCoV1: ("shuffled",),
+    PCLV2: ("shuffled", "synchronized"),
+    Supervised: ("groups", "synchronized"),
+    SparK: ("groups", "synchronized"),
+    MAE: ("transformer",),
+    ConvMIM: ("groups", "synchronized"),
+    EVA: ("transformer",),
+    VQKD: ("transformer",),
+    BEiTv2: ("transformer",),
+}
+
+
+def views_of(step, part=slice(IMAGES)):
+    """The views of a step's global batch, or of a part of it."""
+    coarse = torch.rand(IMAGES, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+    pixels = F.interpolate(coarse, size=(48, 48), mode="bicubic").clamp(0, 1) * 255
+    pixels, sizes = pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((IMAGES, 2), 48)
+    index = torch.arange(IMAGES) + IMAGES * step
+    # As of superpixels: each in one image alone, more than a view has cells
+    labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5, labels=labels[part])
+    return ViewMaker(ConCL.views(), 48, seed=3)(images)
+
+
+def batch_of(kind, step, batch):
+    """This process's part of a step's views. In the second step the last images' views show nothing in common."""
+    count = IMAGES // world_size()
+    part = slice(rank() * count, (rank() + 1) * count)
+    views = {}
+    for name, view in batch.views.items():
+        maps = view.map.clone()
+        if step == 1:
+            low, high = {"query": (-1.0, 0.0), "key": (0.0, 1.0), "reference": (-1.0, 1.0)}[name]
+            corner = torch.ones(IMAGES // 2, 2)
+            maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
+        views[name] = View(view.pixels[part].double(), maps[part])
+    views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
+    if kind is SparK:  # whose cells are 32 px
+        views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
+    return replace(batch, views=views, index=batch.index[part], labels=batch.labels[part])
+
+
+def train(kind, case, options, batches):
+    """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
+    torch.manual_seed(0)
+    transformer = case == "transformer"
+    source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
+    options = SMALL | CONCL | PCL | DECODER | TEACHER | MIM | source | options
+    options |= {"match": "geometry" if case in GRIDS else "features"}
+    known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
+    if transformer and "stage" in known:
+        known["stage"] = 4
+    method = kind(build_backbone("test_vit" if transformer else "test_resnet"), **known)
+    if kind is not ConCL:  # which would read them
+        method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
+    method.double()
+    described = torch.randn(STEPS * IMAGES, SMALL["dim"], generator=torch.Generator().manual_seed(5)).double()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
+    seen = {"losses": [], "gradients": [], "shared": [], "matched": []}
+    for step, batch in enumerate(batches):
+        batch = batch_of(kind, step, batch)
+        if method.wants_features(batch):
+            method.on_features(described, batch)
+        losses = method(batch)
+        optimizer.zero_grad()
+        losses.total.backward()
+        for parameter in method.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(mean(parameter.grad))
+        optimizer.step()
+        seen["losses"].append({name: mean(value) for name, value in {"total": losses.total, **losses.terms}.items()})
+        seen["gradients"].append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
+        seen["shared"].append(losses.statistics.get("shared_concepts", torch.zeros(())))
+        seen["matched"].append(losses.statistics.get("matched_cells", torch.ones(())))
+    set_statistics(method, gather_statistics(method).mean(0))
+    return seen | {"state": method.state_dict()}
+
+
+def process(folder, number, processes, batches):
+    if processes > 1:
+        dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
+    for kind, cases in KINDS.items():
+        for case in cases:
+            both, one, two = CASES[case]
+            options = both | (two if processes > 1 else one) | {"tokenizer": str(folder / "tokenizer.safetensors")}
+            seen = train(kind, case, options, batches)
+            torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def fork(action, *arguments):
+    child = os.fork()
+    if not child:
+        try:
+            action(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    batches = [views_of(step) for step in range(STEPS)]
+    write_tokenizer(where)
+    children = [fork(process, where, number, count, batches) for number, count in ((0, 1), (0, 2), (1, 2))]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -1,0 +1,108 @@
+import pytest
+import yaml
+
+from densepath.core.errors import UserError
+from densepath.runs.folder import differences, open_run, read_config
+
+CONFIG = {"data": "tiles", "method_options": {"queue_size": 64}, "optimizer": {"milestones": (1, 2)}, "epochs": 2}
+
+
+def test_the_configuration_is_written_and_read_back(tmp_path):
+    with open_run(tmp_path / "run", CONFIG, resume=False, note="densepath 1"):
+        pass
+    expected = {**CONFIG, "optimizer": {"milestones": [1, 2]}}
+    assert read_config(tmp_path / "run") == expected
+    assert (tmp_path / "run" / "config.yaml").read_text().startswith("# densepath 1\n")
+
+
+def test_another_run_is_not_overwritten(tmp_path):
+    with open_run(tmp_path, CONFIG, resume=False):
+        pass
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match="--resume"), open_run(tmp_path, {**CONFIG, "epochs": 3}, resume=False):
+        pass
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="not empty"), open_run(tmp_path, CONFIG, resume=resume):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_with_other_options_names_them(tmp_path):
+    with open_run(tmp_path, CONFIG, resume=False):
+        pass
+    changed = {**CONFIG, "method_options": {"queue_size": 32, "dim": 8}, "epochs": 3, "data": "elsewhere"}
+    with (
+        pytest.raises(UserError, match=r"values of epochs, method_options\.dim, method_options\.queue_size"),
+        open_run(tmp_path, changed, resume=True, free=["data"]),
+    ):
+        pass
+    with open_run(tmp_path, {**CONFIG, "data": "elsewhere"}, resume=True, free=["data"]):
+        pass
+    assert read_config(tmp_path)["data"] == "tiles"
+
+
+def test_resuming_what_never_began_begins(tmp_path):
+    with open_run(tmp_path / "run", CONFIG, resume=True):
+        pass
+    assert read_config(tmp_path / "run") is not None
+
+
+def test_differences_see_missing_and_added_names():
+    assert differences({"a": 1, "b": {"c": 1}}, {"b": {"c": 2}, "d": None}, free=()) == ["a", "b.c", "d"]
+
+
+def test_a_run_that_fails_at_once_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), open_run(tmp_path / "run", CONFIG, resume=False) as out:
+        (out / "checkpoints").mkdir()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_later_keeps_what_it_has(tmp_path):
+    with pytest.raises(RuntimeError), open_run(tmp_path / "run", CONFIG, resume=False) as out:
+        (out / "metrics.csv").write_text("step\n1\n")
+        raise RuntimeError
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_leftovers_of_a_killed_writer_are_swept_up(tmp_path):
+    with open_run(tmp_path, CONFIG, resume=False):
+        pass
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".last.ckpt.123.part").write_text("half")
+    (tmp_path / "checkpoints" / "last.ckpt").write_text("whole")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / ".backbone.safetensors.123.part").write_text("half")
+    (tmp_path / ".mine.part").write_text("the user's own")
+    with open_run(tmp_path, CONFIG, resume=True):
+        pass
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".mine.part", "checkpoints/last.ckpt", "config.yaml"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_while_its_configuration_was_written_can_begin_again(tmp_path, resume):
+    (tmp_path / ".config.yaml.123.part").write_text("data: ti")
+    with open_run(tmp_path, CONFIG, resume=resume):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "!!python/object/apply:os.mkdir [exploded]"])
+def test_a_damaged_configuration_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        read_config(tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_configuration_is_plain_yaml(tmp_path):
+    with open_run(tmp_path, CONFIG, resume=False):
+        pass
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["optimizer"] == {"milestones": [1, 2]}

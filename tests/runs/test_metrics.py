@@ -1,0 +1,35 @@
+from densepath.runs.metrics import MetricsFile, read_metrics
+
+
+def test_rows_come_back_with_the_columns_they_had(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.csv")
+    rows = [{"step": 10, "loss": 1.5}, {"step": 20, "loss": 0.1 + 0.2, "probe": 0.7}, {"step": 30, "probe": 0.8}]
+    for row in rows:
+        file.write(row)
+    assert read_metrics(tmp_path / "metrics.csv") == rows
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "step,loss,probe"
+
+
+def test_resuming_takes_out_what_will_come_again(tmp_path):
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    for step in (10, 20, 30):
+        file.write({"step": step, "loss": step / 7})
+    before = path.read_text().splitlines()
+    resumed = MetricsFile(path, resume_at=20)
+    assert path.read_text().splitlines() == before[:3]
+    resumed.write({"step": 30, "loss": 30 / 7})
+    assert path.read_text().splitlines() == before
+
+
+def test_a_line_that_was_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n10,1.5\n20,1.2")
+    assert read_metrics(path) == [{"step": 10, "loss": 1.5}]
+    MetricsFile(path, resume_at=20)
+    assert path.read_text() == "step,loss\n10,1.5\n"
+
+
+def test_no_file_is_made_before_the_first_row(tmp_path):
+    MetricsFile(tmp_path / "metrics.csv")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,39 @@
+from densepath.core import stopwatch as stopwatch_module
+from densepath.runs.progress import Progress, clock
+
+ROW = {"loss": 1.23456, "images_per_second": 200.0, "waiting": 0.25}
+
+
+def test_plain_lines_come_at_intervals_and_at_the_end(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopwatch_module.time, "perf_counter", lambda: now[0])
+    progress = Progress(start=0, total=100)
+    now[0] = 1000.0  # compilers and processes take their time to start
+    progress.begin()
+    for step in range(1, 101):
+        now[0] += 1.0
+        progress.step(step, ROW if step % 10 == 0 else None)
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["10/100", "40/100", "70/100", "100/100"]
+    assert lines[1] == "step 40/100  loss 1.2346  200.0 images/s  waiting 25%  left 0:01:00"
+
+
+def test_a_resumed_run_estimates_from_its_own_steps(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopwatch_module.time, "perf_counter", lambda: now[0])
+    progress = Progress(start=500, total=1000)
+    progress.begin()
+    now[0] = 100.0
+    progress.step(600, ROW)
+    assert capsys.readouterr().err.rstrip().endswith("left 0:06:40")
+
+
+def test_only_one_process_speaks(capsys):
+    progress = Progress(0, 10, shown=False)
+    progress.step(10, ROW)
+    assert capsys.readouterr().err == ""
+
+
+def test_hours_are_not_wrapped():
+    assert clock(3600 * 30 + 61) == "30:01:01"
