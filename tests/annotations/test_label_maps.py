@@ -40,11 +40,11 @@ def test_batches_bring_the_maps_of_the_images_that_were_read(folder, cache):
     maps = LabelMaps(np.arange(100, dtype=np.int16).repeat(SIDE * SIDE).reshape(-1, SIDE, SIDE))
     images = open_images(folder, cache=cache)
     seen = 0
-    for batch in ImageBatches(images, batch_size=10, seed=3, epochs=1, label_maps=maps):
-        assert batch.labels.shape == (10, SIDE, SIDE)
-        assert torch.equal(batch.labels[:, 5, 60], batch.pixels[:, 0, 0, 0].to(torch.int16))
-        assert torch.equal(batch.labels[:, 5, 60], batch.index.to(torch.int16))
+    for batch in ImageBatches(images, batch_size=10, seed=3, epochs=1, extras={"regions": maps}):
+        assert batch.extras["regions"].shape == (10, SIDE, SIDE)
+        assert torch.equal(batch.extras["regions"][:, 5, 60], batch.pixels[:, 0, 0, 0].to(torch.int16))
+        assert torch.equal(batch.extras["regions"][:, 5, 60], batch.index.to(torch.int16))
         seen += len(batch)
     assert seen == 100
-    assert batch.to("meta").labels.device.type == "meta"
-    assert next(iter(ImageBatches(images, batch_size=10, seed=3, epochs=1))).labels is None
+    assert batch.to("meta").extras["regions"].device.type == "meta"
+    assert next(iter(ImageBatches(images, batch_size=10, seed=3, epochs=1))).extras == {}

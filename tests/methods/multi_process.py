@@ -86,7 +86,9 @@ def views_of(step, part=slice(IMAGES)):
     index = torch.arange(IMAGES) + IMAGES * step
     # As of superpixels: each in one image alone, more than a view has cells
     labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
-    images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5, labels=labels[part])
+    images = ImageBatch(
+        pixels[part], sizes[part], index[part], step=step, progress=0.5, extras={"regions": labels[part]}
+    )
     return ViewMaker(ConCL.views(), 48, seed=3)(images)
 
 
@@ -105,7 +107,7 @@ def batch_of(kind, step, batch):
     views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
     if kind is SparK:  # whose cells are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
-    return replace(batch, views=views, index=batch.index[part], labels=batch.labels[part])
+    return replace(batch, views=views, index=batch.index[part], extras={"regions": batch.extras["regions"][part]})
 
 
 def train(kind, case, options, batches):

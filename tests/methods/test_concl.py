@@ -103,7 +103,7 @@ def test_concepts_of_the_images_themselves_obey_the_equation(make, batch, backbo
     """Hundreds of labels, in blocks that lie across the cells of the views, and an empty reference view."""
     blocks = torch.randperm(400, generator=torch.Generator().manual_seed(1)).view(4, 10, 10)
     labels = blocks.repeat_interleave(3, 1).repeat_interleave(2, 2).to(torch.int16)
-    batch = replace(batch, labels=labels, views={name: batch[name] for name in ("query", "key")})
+    batch = replace(batch, extras={"regions": labels}, views={name: batch[name] for name in ("query", "key")})
     method, twin = (make(ConCL, backbone, concepts="superpixels") for _ in range(2))
     losses = method(batch)
     expected, shared = by_the_book(twin, batch, Concepts(labels, identity(4)))
@@ -116,7 +116,7 @@ def test_concepts_of_the_images_themselves_obey_the_equation(make, batch, backbo
 def test_two_labels_give_the_same_whether_their_number_is_known(make, batch):
     """Masks of a few labels and the sorting of many agree; only the order in which concepts queue up differs."""
     labels = (torch.arange(24).view(24, 1) + torch.arange(24) > 25).to(torch.int16).expand(4, -1, -1)
-    batch = replace(batch, labels=labels)
+    batch = replace(batch, extras={"regions": labels})
     known, unknown = make(ConCL, concepts="superpixels"), make(ConCL, concepts="superpixels")
     known.source.num_concepts = 2
     one, other = known(batch), unknown(batch)
@@ -228,7 +228,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     there = replace(images, pixels=images.pixels.to("meta"))
     batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
-    batch = replace(batch, labels=torch.empty(4, 24, 24, dtype=torch.int16, device="meta"))
+    batch = replace(batch, extras={"regions": torch.empty(4, 24, 24, dtype=torch.int16, device="meta")})
     grid, superpixels = {"concepts": "grid", "batch_norm_group": 2, "standardize": True}, {"concepts": "superpixels"}
     for options in ({}, grid, superpixels):
         losses = make(ConCL, **options).to("meta")(batch)

@@ -122,7 +122,7 @@ def region_similarities(
     try:
         for index in with_progress(drawn, len(drawn), "comparing regions"):
             gathered = images.gather(index)
-            for position, what in gathered.damaged.items():
+            for position, what in gathered.corrupt.items():
                 damage.add(position, what)
             damage.check()
             batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index).to(device)

@@ -38,9 +38,9 @@ class ImageLabels:
         return label_images(images, copy.copy(self.labeller), self.cache)
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
-        if batch.labels is None:
+        if "regions" not in batch.extras:
             raise UserError(
                 "these concepts are label maps of the images, and the batch has none; call the method's prepare, "
-                "and give its label_maps to ImageBatches"
+                "and give its extras to ImageBatches"
             )
-        return Concepts(batch.labels, identity(len(batch)))
+        return Concepts(batch.extras["regions"], identity(len(batch)))

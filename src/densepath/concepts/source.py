@@ -39,7 +39,7 @@ class ConceptSource(Protocol):
         """Raise UserError where the source cannot label views of this size."""
 
     def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps | None:
-        """Look at the images before the first step; give the label maps that shall come along in ``batch.labels``."""
+        """Look at the images before the first step; give their label maps, which become ``batch.extras["regions"]``."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         """Label a batch; ``encoder`` is the momentum encoder, for sources that ask it."""

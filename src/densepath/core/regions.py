@@ -47,3 +47,8 @@ class Regions:
         cells = features.flatten(2).transpose(1, 2)  # (B, cells, C)
         sums = torch.bmm(self.masks.to(cells.dtype), cells)
         return sums / torch.where(self.present(), self.area, 1).unsqueeze(-1).to(sums.dtype)
+
+
+def global_pool(features: Tensor) -> Tensor:
+    """The mean over all positions: (B, C, *spatial) -> (B, C), in any number of dimensions."""
+    return features.mean(tuple(range(2, features.ndim)))

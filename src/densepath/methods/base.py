@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
 from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PerImage
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -61,11 +62,11 @@ class Method(nn.Module):
     A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train.
 
     Attributes:
-        label_maps: label maps of the images that :meth:`prepare` saw, where the method wants them in its batches.
+        extras: what :meth:`prepare` found out about each image, by name: what the method wants in ``Batch.extras``.
         unused_views: those of :meth:`views` that need not be made with these hyper-parameters.
     """
 
-    label_maps: LabelMaps | None = None
+    extras: Mapping[str, PerImage] = MappingProxyType({})
     unused_views: tuple[str, ...] = ()
 
     @staticmethod
@@ -97,7 +98,7 @@ class Method(nn.Module):
     def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
         """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
 
-        A method that wants label maps of them in ``Batch.labels`` sets ``label_maps`` here.
+        A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.
 
         Returns:
             What was found, a line for the user.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.core.momentum import Momentum
+from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
@@ -88,9 +89,9 @@ class BYOL(Method):
     def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
         """The mean of |q(z) - z'|^2 over the images, between 0 and 4, of views (B, 3, S, S)."""
         deepest = self.backbone.deepest
-        prediction = self.predictor(self.projector(self.backbone(pixels)[deepest].mean((2, 3))))
+        prediction = self.predictor(self.projector(global_pool(self.backbone(pixels)[deepest])))
         with torch.no_grad():
-            target = self.target_projector(self.target_backbone(others)[deepest].mean((2, 3)))
+            target = self.target_projector(global_pool(self.target_backbone(others)[deepest]))
         return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
 
     def exported_backbone(self) -> Backbone:

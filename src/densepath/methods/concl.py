@@ -148,7 +148,8 @@ class ConCL(MoCoV2):
             )
 
     def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
-        self.label_maps = self.source.prepare(images)
+        regions = self.source.prepare(images)
+        self.extras = {} if regions is None else {"regions": regions}
         return None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,6 +13,7 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
+from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import MLPHead
@@ -112,7 +113,7 @@ class MoCoV2(Method):
 
     def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:
         """L_q of two feature maps (B, C, h, w); their keys then join the queue."""
-        return self.contrast(*self.project(query.mean((2, 3)), key.mean((2, 3))))
+        return self.contrast(*self.project(global_pool(query), global_pool(key)))
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """L_q of embeddings (B, dim); the keys then join the queue."""

@@ -14,6 +14,7 @@ from densepath.core.distributed import broadcast, gather, rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
+from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Tick, no_heartbeat
 from densepath.methods.moco_v2 import MoCoV2
 from densepath.nets.backbones import Backbone
@@ -118,7 +119,7 @@ class PCLV2(MoCoV2):
     def describe(self, pixels: Tensor) -> Tensor:
         """Embeddings (B, dim) by the momentum encoder, of any length."""
         features = self.key_backbone(pixels)[self.backbone.deepest]
-        return full_precision(self.key_head(features.mean((2, 3))))
+        return full_precision(self.key_head(global_pool(features)))
 
     @torch.no_grad()
     def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
@@ -148,7 +149,7 @@ class PCLV2(MoCoV2):
         if self.wants_features(batch):
             raise ValueError("it wants the features of all images first: see Method.wants_features")
         query, key = self.encode(batch)
-        q, k = self.project(query.mean((2, 3)), key.mean((2, 3)))
+        q, k = self.project(global_pool(query), global_pool(key))
         instance_loss = self.contrast(q, k)
         if self.clustered_in < 0:
             return Losses(instance_loss, {"instance_loss": instance_loss.detach()})

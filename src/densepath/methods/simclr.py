@@ -10,6 +10,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, nt_xent
+from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
@@ -77,7 +78,7 @@ class SimCLR(Method):
         pairs = zip(first.split(group), second.split(group), strict=True)  # what has batch statistics in common
         pixels = torch.cat([view for pair in pairs for view in pair])
         features = self.backbone(pixels)[self.backbone.deepest]
-        z = F.normalize(full_precision(self.head(features.mean((2, 3)))), dim=1)
+        z = F.normalize(full_precision(self.head(global_pool(features))), dim=1)
         of_first, of_second = z.view(-1, 2, group, z.shape[1]).unbind(1)
         return of_first.flatten(0, 1), of_second.flatten(0, 1)
 

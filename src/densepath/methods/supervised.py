@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from densepath.annotations.classes import FOLDERS, read_classes
 from densepath.core.losses import full_precision
+from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
@@ -73,7 +74,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch) -> Losses:
         features = self.backbone(batch["image"].pixels)[self.backbone.deepest]
-        logits = full_precision(self.classifier(features.mean((2, 3))))
+        logits = full_precision(self.classifier(global_pool(features)))
         target = self.targets[batch.index.to(self.targets.device, non_blocking=True)].long()
         loss = F.cross_entropy(logits, target)
         accuracy = (logits.argmax(1) == target).float().mean()

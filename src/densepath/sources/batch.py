@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,19 @@ class ImageBatch:
     """Images of varied sizes on one canvas, and where the run stands.
 
     Args:
-        pixels: (B, H, W, 3) uint8, each image in the upper left corner, zeros right of it and below.
-        sizes: (B, 2) int64, each image's height and width in pixels, on the CPU.
+        pixels: (B, *spatial, C) of any dtype, each image in the low corner of the canvas, zeros around it.
+        sizes: (B, d) int64, each image's size in pixels, in the order of the tensor's axes, on the CPU.
         index: (B,) int64, each image's position in its source, on the CPU.
         step: how many batches of one process the run made before this one.
         epoch: how many epochs the run made before this batch, fractions included.
         progress: the share of the run before this batch, in [0, 1).
         damaged: the files found damaged while this batch was made.
-        labels: (B, h, w) integers, each image's label map, for methods that asked for them.
+        boxes: (B, 2, d) int64 on the CPU: the box of each image that ``pixels`` holds (see
+            :class:`~densepath.sources.pixel_source.Gathered`); None where it holds whole images.
+        spacing: (B, d) float32 on the CPU: the distance of neighboring pixels along each axis, in µm or mm; None where
+            unknown.
+        plan: the views that were drawn before the pixels were read, if they were.
+        extras: what is known of each image, by name: "class" (B,), "regions" (B, *grid), "cells" (B, N, d).
     """
 
     pixels: Tensor
@@ -32,15 +37,18 @@ class ImageBatch:
     epoch: float = 0.0
     progress: float = 0.0
     damaged: tuple[str, ...] = ()
-    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    spacing: Tensor | None = None
+    plan: Any = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ImageBatch:
-        """The batch with its pixels and labels on another device. Views are drawn from the rest, on the CPU."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
-        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), labels=labels)
+        """The batch with its pixels and extras on another device. Views are drawn from the rest, on the CPU."""
+        extras = {name: extra.to(device, non_blocking=non_blocking) for name, extra in self.extras.items()}
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), extras=extras)
 
 
 def new_canvas(count: int, height: int, width: int, pin: bool = False) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,11 @@ from densepath.sources.batch import lay, new_canvas
 from densepath.sources.corrupt import SHOWN, Damage, allowed
 from densepath.sources.decode import DamagedImage, read_image, read_size
 from densepath.sources.path_table import Names
+from densepath.sources.pixel_source import Gathered
 
 MAX_SIDE = 1024
 SAMPLE = 256
 _MOST_THREADS = 32
-
-
-@dataclass(frozen=True, eq=False)
-class Gathered:
-    """Images of one batch, or of a part of it.
-
-    Args:
-        pixels, sizes, index: as in :class:`densepath.sources.batch.ImageBatch`.
-        damaged: positions of the images that could not be read, each with file name and reason.
-    """
-
-    pixels: Tensor
-    sizes: Tensor
-    index: Tensor
-    damaged: dict[int, str]
 
 
 class ImageFiles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 
@@ -16,9 +16,8 @@ from densepath.core.errors import UserError
 from densepath.core.random import permute
 from densepath.sources.batch import ImageBatch, new_canvas
 from densepath.sources.corrupt import Damage
-from densepath.sources.image_files import Gathered
 from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.pixel_source import Gathered, PerImage
 from densepath.sources.prefetch import ahead
 
 _AHEAD = 2  # batches
@@ -47,7 +46,7 @@ class ImageBatches:
         workers: processes that decode files.
         start_step: the first step, for a run that is resumed.
         device: where the training runs; for a GPU the batches come in page-locked memory.
-        label_maps: label maps of the images, which then come with them.
+        extras: what is known of each image, by name, which then comes with the batches.
 
     Raises:
         UserError: the batches of all processes together need more images than there are; while iterating: more than
@@ -67,14 +66,14 @@ class ImageBatches:
         workers: int = 0,
         start_step: int = 0,
         device: torch.device | str | None = None,
-        label_maps: PerImage | None = None,
+        extras: Mapping[str, PerImage] | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")
         if max_steps is None and epochs is None:
             raise ValueError("one of max_steps and epochs is needed")
         self.images = images
-        self.label_maps = label_maps
+        self.extras = dict(extras or {})
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -130,7 +129,7 @@ class ImageBatches:
         parts = self._decoded(files, order)
         for step, index in order():
             batch = list(islice(parts, math.ceil(len(index) / _CHUNK)))
-            damaged = {position: what for part in batch for position, what in part.damaged.items()}
+            damaged = {position: what for part in batch for position, what in part.corrupt.items()}
             new = [position for position, what in damaged.items() if self._damage.add(position, what)]
             self._damage.check()
             yield self._batch(step, join(batch, pin), tuple(files.names(position) for position in new))
@@ -152,8 +151,19 @@ class ImageBatches:
     def _batch(self, step: int, gathered: Gathered, damaged: tuple[str, ...] = ()) -> ImageBatch:
         epoch, progress = step / self.steps_per_epoch, step / self.total_steps
         # Those of the images that were read, which may stand in for damaged ones.
-        labels = None if self.label_maps is None else self.label_maps.gather(gathered.index, self._pins())
-        return ImageBatch(gathered.pixels, gathered.sizes, gathered.index, step, epoch, progress, damaged, labels)
+        pin = self._pins()
+        extras = {name: extra.gather(gathered.index, pin) for name, extra in self.extras.items()}
+        return ImageBatch(
+            gathered.pixels,
+            gathered.sizes,
+            gathered.index,
+            step,
+            epoch,
+            progress,
+            damaged,
+            gathered.boxes,
+            extras=extras,
+        )
 
     def _order(self) -> Iterator[tuple[int, Tensor]]:
         """Each step of the run with the positions (B,) of its images in the source."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from densepath.sources.batch import lay, new_canvas
-from densepath.sources.image_files import Gathered
 from densepath.sources.path_table import Names
+from densepath.sources.pixel_source import Gathered
 
 CHANNELS = 3
 BLOCK = 2**16  # entries of a table that are looked at together: a table of millions is never copied

@@ -180,7 +180,7 @@ def pretrain(
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if workers is None else workers,
         device=hardware.device,
-        label_maps=learner.label_maps,
+        extras=learner.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}

@@ -75,7 +75,7 @@ class ViewMaker:
                 if isinstance(view, Augment):
                     apply_appearance(view, colors, _by_slot(draws[name][rows]))
                 views[name].pixels[rows] = self._normalize(colors)
-        return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress, images.labels)
+        return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress, images.extras)
 
     def _shares(self, images: ImageBatch) -> list[slice]:
         """The parts of a batch that are worked on one after another."""

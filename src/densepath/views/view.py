@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ class Batch:
         step: 0-based step of the run.
         epoch: epochs done so far, with the fraction.
         progress: the share of the run that is done, in [0, 1].
-        labels: (B, h, w) integers, the images' own label maps, on the views' device, for methods that asked for them.
+        extras: what is known of each image, by name, on the views' device: "class" (B,), "regions" (B, *grid), "cells"
+            (B, N, d).
     """
 
     views: Mapping[str, View]
@@ -48,7 +49,7 @@ class Batch:
     step: int
     epoch: float
     progress: float
-    labels: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> View:
         return self.views[name]
