@@ -24,7 +24,8 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import ImageFiles, PackedTiles, check_size, open_images
+from densepath.sources.open import check_size, open_images
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.load_run import load_run, read_run
 from densepath.training.recipes import find_method, load_recipe, typed_options
 from densepath.views.maker import ViewMaker
@@ -196,7 +197,7 @@ def _clusters(
     return groups
 
 
-def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch:
+def _draw(images: PixelSource, count: int, seed: int) -> ImageBatch:
     """Some images of a source, by chance."""
     check_seed(seed)
     if not 1 <= count <= len(images):

@@ -13,8 +13,9 @@ from densepath.core.random import permute
 from densepath.core.system import with_progress
 from densepath.nets.backbones import Backbone
 from densepath.sources.batch import ImageBatch
-from densepath.sources.corrupt import Damage
-from densepath.sources.open import ImageFiles, PackedTiles, check_size
+from densepath.sources.corrupt import CorruptLog
+from densepath.sources.open import check_size
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
 
@@ -80,7 +81,7 @@ def pair_similarities(features: Tensor) -> Tensor:
 @torch.no_grad()
 def region_similarities(
     backbone: Backbone,
-    images: ImageFiles | PackedTiles,
+    images: PixelSource,
     *,
     stage: int | None = None,
     view_size: int = 224,
@@ -116,15 +117,15 @@ def region_similarities(
     device, training = next(backbone.parameters()).device, backbone.training
     make_view = ViewMaker({_VIEW: Center()}, view_size, seed)
     drawn = permute(torch.arange(min(count, len(images))), len(images), seed, 0).split(_BATCH)
-    damage = Damage(len(images), images.damaged if isinstance(images, PackedTiles) else None)
+    corrupt = CorruptLog(len(images), images.corrupt)
     found = Distribution()
     backbone.eval()
     try:
         for index in with_progress(drawn, len(drawn), "comparing regions"):
             gathered = images.gather(index)
             for position, what in gathered.corrupt.items():
-                damage.add(position, what)
-            damage.check()
+                corrupt.add(position, what)
+            corrupt.check()
             batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index).to(device)
             found.add(pair_similarities(backbone(make_view(batch)[_VIEW].pixels, last=stage)[stage]))
     finally:

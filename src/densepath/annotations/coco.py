@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from densepath.annotations.coco_checks import check_coco
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
-from densepath.sources.decode import DamagedImage, read_image, read_size
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image, read_size
 
 LabelMap = npt.NDArray[np.integer[Any]]
 Outlined = tuple[str, npt.NDArray[np.uint8] | Path, LabelMap]  # name without suffix; image or its file; labels (H, W)
@@ -74,7 +75,7 @@ def _place_image(folder: Path, name: str, image: npt.NDArray[np.uint8] | Path, s
     """Put an image into the folder and return its file name."""
     try:
         actual = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
-    except DamagedImage as error:
+    except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
     if actual != size:
         raise UserError(f"{name}: the labels are {_size(*size)} but the image is {_size(*actual)}; they must be equal")
@@ -203,7 +204,7 @@ class CocoImages(Dataset[dict[str, Any]]):
             return self._cache[name].copy()
         try:
             pixels = read_image(self.folder / name)
-        except DamagedImage as error:
+        except CorruptImage as error:
             raise UserError(f"{error}; replace the file or take it out of {self.annotations}") from error
         if self._cache is not None:
             self._cache[name] = pixels.copy()

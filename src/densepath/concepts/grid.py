@@ -7,7 +7,7 @@ import torch
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -29,7 +29,7 @@ class GridConcepts:
     def check(self, backbone: Backbone, view_size: int) -> None:
         """A grid fits every view."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def prepare(self, images: PixelSource) -> None:
         """Nothing depends on the images."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:

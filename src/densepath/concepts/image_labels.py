@@ -11,7 +11,7 @@ from densepath.concepts.source import Concepts
 from densepath.core.affine import identity
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -32,7 +32,7 @@ class ImageLabels:
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Regions of an image fit every view."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps:
+    def prepare(self, images: PixelSource) -> LabelMaps:
         """Make the maps of all images, or find them in the cache. Raises UserError where one cannot be made."""
         # A copy: the paths of millions of files that it holds, or a model on the GPU, go with it.
         return label_images(images, copy.copy(self.labeller), self.cache)

@@ -10,7 +10,7 @@ from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # the released code
@@ -40,7 +40,7 @@ class KMeansConcepts:
         backbone.check_stage(self.stage)
         self._check_cells(math.ceil(view_size / 2**self.stage) ** 2)
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def prepare(self, images: PixelSource) -> None:
         """The clusters change with the encoder: nothing can be made beforehand."""
 
     def _check_cells(self, cells: int) -> None:

@@ -10,8 +10,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.pixel_source import PerImage, PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -95,7 +94,7 @@ class Method(nn.Module):
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.

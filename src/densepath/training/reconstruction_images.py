@@ -12,7 +12,7 @@ from densepath.methods.base import Method, Reconstruction
 from densepath.nets.preserve_mode import untouched_modes
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.maker import ViewMaker
 
 PICTURES = "pictures"  # in a run folder
@@ -32,9 +32,7 @@ class Gallery:
         out: the run folder.
     """
 
-    def __init__(
-        self, method: Method, images: ImageFiles | PackedTiles, views: ViewMaker, draw: Draw, out: Path
-    ) -> None:
+    def __init__(self, method: Method, images: PixelSource, views: ViewMaker, draw: Draw, out: Path) -> None:
         self.method, self.images, self.make_views = method, images, views
         self.draw, self.out = draw, out
 
