@@ -9,11 +9,13 @@ import torch
 from densepath.analysis.panels import LINES, Sheet, save, show
 from densepath.analysis.pictures import colors_of
 from densepath.methods.base import Reconstruction
+from densepath.sources.pixel_source import PixelSpec
 
+_RGB = PixelSpec()
 _TITLES = ("view", "visible", "target", "prediction", "put together")
 
 
-def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float = 1.1) -> Path:
+def draw_reconstruction(made: Reconstruction, path: str | Path, spec: PixelSpec = _RGB, *, panel: float = 1.1) -> Path:
     """Draw views, what is visible of them, the targets, what is predicted, and both put together.
 
     The last column has the prediction where the loss counts it and the target elsewhere; a line runs between the two.
@@ -21,6 +23,7 @@ def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float 
     Args:
         made: what a method predicts for a batch.
         path: a PNG file.
+        spec: how the views are normalized.
         panel: side of a view in inches.
     """
     together = torch.where(made.counted, made.prediction, made.target)
@@ -28,7 +31,7 @@ def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float 
     sheet = Sheet(len(made.view), len(columns), panel=panel, titles=_TITLES, breaks=(2, 4))
     for row, axes in enumerate(sheet.axes):
         for panel_axes, column in zip(axes, columns, strict=True):
-            show(panel_axes, colors_of(column[row]))
+            show(panel_axes, colors_of(column[row], spec))
         counted = made.counted[row, 0].cpu().numpy()
         if counted.any() and not counted.all():
             size = counted.shape[0]

@@ -15,7 +15,7 @@ from densepath.nets.backbones import Backbone
 from densepath.sources.batch import ImageBatch
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.open import check_size
-from densepath.sources.pixel_source import PixelSource
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
 
@@ -87,6 +87,7 @@ def region_similarities(
     view_size: int = 224,
     count: int = 500,
     seed: int = 0,
+    spec: PixelSpec | None = None,
 ) -> Distribution:
     """The similarity of all unordered pairs of regions within an image, over images drawn by chance.
 
@@ -97,6 +98,7 @@ def region_similarities(
         view_size: height and width in pixels at which an image is seen.
         count: how many images; all where there are fewer.
         seed: of the images that are drawn.
+        spec: how the backbone sees pixels; that of the images by default.
 
     Raises:
         UserError: the backbone has no such stage, it has a single cell at that size, an image is too small (a side
@@ -115,7 +117,7 @@ def region_similarities(
         )
     check_size(images, view_size // 2)
     device, training = next(backbone.parameters()).device, backbone.training
-    make_view = ViewMaker({_VIEW: Center()}, view_size, seed)
+    make_view = ViewMaker({_VIEW: Center()}, view_size, seed, spec or images.spec)
     drawn = permute(torch.arange(min(count, len(images))), len(images), seed, 0).split(_BATCH)
     corrupt = CorruptLog(len(images), images.corrupt)
     found = Distribution()

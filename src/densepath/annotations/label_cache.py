@@ -59,7 +59,9 @@ class Labeller(Protocol):
         """
 
     def label(self, image: Image, name: str) -> npt.NDArray[Any]:
-        """The label map (h, w) of an image (H, W, 3), grey ones replicated, as coarse or fine as it likes, in integers from 0.
+        """The label map (h, w) of an image (H, W, 3), as coarse or fine as it likes, in integers from 0.
+
+        Grey images come as three equal channels, in 8 bits of their window.
 
         Raises:
             UserError, CorruptImage: it cannot be made.
@@ -112,6 +114,8 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
 
 def _key(images: PixelSource, labeller: Labeller, cache: Path) -> str:
     facts = [_VERSION, SIDE, labeller.identity(), images.digest(cache)]
+    if images.spec.window != (0.0, 255.0):
+        facts.append(list(images.spec.window))  # in which the labeller sees the images
     if any(True for _ in labeller.files()):
         facts.append(digest_of_files(labeller.files, len(images), cache))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -45,6 +45,7 @@ class FrozenTarget(Method, Generic[Network]):
     def prepare(self, images: PixelSource) -> str:
         with torch.random.fork_rng(devices=[]):  # the head's weights do not depend on how the target was made
             target = self.load_target()
+            target.show(images.spec)
         self.set_target(target)
         return target.describe()
 

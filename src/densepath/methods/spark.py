@@ -74,7 +74,7 @@ class SparK(Method):
         self.backbone = backbone
         self.cell = 2**backbone.deepest
         self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
-        self.decoder = LightDecoder(decoder_dim, backbone.deepest)
+        self.decoder = LightDecoder(decoder_dim, backbone.deepest, backbone.in_channels)
         normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self.densify = nn.ModuleList(
             Densify(backbone.channels[stage], dim, nn.BatchNorm2d if normed else LayerNorm2d, 3 if number else 1)

@@ -30,19 +30,22 @@ class Backbone(nn.Module):
     Args:
         net: a timm network made with ``features_only=True``, or a vision transformer by ``build_transformer``.
         name: its timm name.
+        in_channels: of the images.
 
     Attributes:
         name: the timm name.
+        in_channels: of the images.
         channels: stage -> number of channels.
         stages: the stages that exist, ascending: (1, 2, 3, 4, 5) for a ResNet, (2, 3, 4, 5) for a ConvNeXt.
         deepest: the last of them.
         patch_size: pixels, whose multiples the sides of images are; 1 for a ConvNet.
     """
 
-    def __init__(self, net: nn.Module, name: str) -> None:
+    def __init__(self, net: nn.Module, name: str, in_channels: int = 3) -> None:
         super().__init__()
         self.net: Any = net
         self.name = name
+        self.in_channels = in_channels
         info: Any = net.feature_info
         self._strides: tuple[int, ...] = tuple(info.reduction())  # of timm's feature maps, ascending
         self._positions: tuple[int, ...] = tuple(info.out_indices)
@@ -62,7 +65,7 @@ class Backbone(nn.Module):
         NASNet) compute everything, whatever ``last`` is.
 
         Args:
-            x: (B, 3, H, W) normalised images; H and W are multiples of ``patch_size``.
+            x: (B, in_channels, H, W) normalised images; H and W are multiples of ``patch_size``.
             last: the deepest stage that is wanted; one beyond the deepest that exists means all.
 
         Returns:
@@ -168,7 +171,7 @@ class Backbone(nn.Module):
             )
 
 
-def build_backbone(name: str = "resnet18") -> Backbone:
+def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
     """Make a backbone with random weights.
 
     ResNets are initialised as in the paper: convolutions Kaiming-normal over the fan-in with the gain of a ReLU, norms
@@ -178,6 +181,7 @@ def build_backbone(name: str = "resnet18") -> Backbone:
     Args:
         name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". What counts is that its
             feature maps have the strides that it declares at any input size; transformers with windows don't.
+        channels: of the images.
 
     Raises:
         UserError: the name is unknown, or the network gives no feature maps of strides 2 to 32.
@@ -186,7 +190,7 @@ def build_backbone(name: str = "resnet18") -> Backbone:
     """
     _check_name(name)
     try:
-        backbone = Backbone(make_network(name), name)
+        backbone = Backbone(make_network(name, channels=channels), name, channels)
         _check_maps(backbone)
     except UserError:
         raise
@@ -200,11 +204,11 @@ def build_backbone(name: str = "resnet18") -> Backbone:
     return backbone
 
 
-def make_network(name: str, pretrained: bool = False) -> nn.Module:
+def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
     """timm's network that a :class:`Backbone` wraps; with ``pretrained`` its name may be that of weights."""
     if is_transformer(name):
-        return build_transformer(name, pretrained)
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True)
+        return build_transformer(name, pretrained, channels)
+    network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=channels)
     return network
 
 
@@ -225,7 +229,7 @@ def _check_name(name: str) -> None:
 def _check_maps(backbone: Backbone) -> None:
     """Raise ValueError where a stage is not, at a size that timm did not foresee, what its metadata says."""
     training = backbone.training
-    maps = backbone.eval()(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+    maps = backbone.eval()(torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
     backbone.train(training)
     side = {stage: TRIAL_SIZE // 2**stage for stage in backbone.stages}
     expected = {stage: (1, backbone.channels[stage], side[stage], side[stage]) for stage in backbone.stages}

@@ -72,7 +72,7 @@ class MaskedStem(nn.Module):
         stem = backbone.stem_and_stages(pooled=self.end == "after_pool")[0]
         with untouched_modes(backbone):
             backbone.eval()
-            return _run(stem, torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+            return _run(stem, torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
 
 
 class MaskedStages(nn.Module):
