@@ -182,7 +182,9 @@ def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, asked = build_backbone("test_vit"), []
     monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append((name, options)) or fetched)
     line = load_weights(backbone, "test_vit.r160_in1k")
-    assert asked == [("test_vit.r160_in1k", {"pretrained": True, "num_classes": 0, "dynamic_img_size": True})]
+    assert asked == [
+        ("test_vit.r160_in1k", {"pretrained": True, "num_classes": 0, "dynamic_img_size": True, "in_chans": 3})
+    ]
     assert line.startswith("test_vit with timm's test_vit.r160_in1k")
     assert torch.equal(backbone.net.model.blocks[3].attn.qkv.weight, fetched.blocks[3].attn.qkv.weight)
     assert backbone.net.model.pos_embed.shape == (1, 101, 64)

@@ -44,7 +44,7 @@ def test_a_run_folder_is_self_contained(run):
 def test_the_configuration_is_complete_and_can_be_run_again(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     parameters = set(inspect.signature(pretrain).parameters) - {"resume", "probe", "draw"}
-    assert set(config) == parameters
+    assert set(config) == parameters | {"pixels"}
     assert config["method_options"]["momentum"] == 0.999
     assert config["optimizer"]["lr"] == 0.03
     again = pretrain(**typed_options(load_recipe(run / "config.yaml")) | {"out": tmp_path / "again"})
