@@ -1,6 +1,6 @@
 """``python -m densepath`` without the seconds of its imports: each call is forked from a process that has made them.
 
-Usage: python fork_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS``.
+Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS``.
 Each call is a process with its own exit code, output, signals, working folder and environment.
 """
 
