@@ -108,7 +108,7 @@ def region_similarities(
     stage = backbone.deepest if stage is None else stage
     backbone.check_stage(stage)
     backbone.check_size(view_size, view_size)
-    if view_size <= 2**stage:
+    if backbone.grid(stage, view_size, view_size) == (1, 1):
         raise UserError(
             f"an image of {view_size} px is a single cell of f{stage}, like no other; take a larger view_size"
         )
