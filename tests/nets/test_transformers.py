@@ -65,7 +65,7 @@ def test_the_size_of_the_patches_says_which_stage_it_is(name: str, stage: int) -
 
 def test_images_that_the_patches_do_not_divide_are_refused() -> None:
     backbone = build_backbone("test_vit")
-    message = r"test_vit divides images into patches of 16 px, and 100 x 64 px is no multiple of that"
+    message = r"test_vit divides images into patches of 16 px, and 100 x 64 px is not a multiple of that"
     with pytest.raises(UserError, match=message):
         backbone(torch.zeros(1, 3, 64, 100))
     with pytest.raises(UserError, match=r"take a size that is one, e\.g\. 96$"):

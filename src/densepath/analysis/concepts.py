@@ -55,7 +55,7 @@ def find_concepts(
     for stage in stages:
         backbone.check_stage(stage)
     device, training_mode = next(backbone.parameters()).device, backbone.training
-    stride = 2 ** max(stages)
+    stride = max(backbone.strides[max(stages)])
     height, width = (n // stride * stride for n in tile.shape[:2])
     if min(height, width) <= _MARGIN:
         raise UserError(
@@ -68,7 +68,7 @@ def find_concepts(
     backbone.train(training_mode)
     concepts = {}
     for stage in stages:
-        edge = _MARGIN // 2**stage
+        edge = _MARGIN // max(backbone.strides[stage])
         inner = features[stage][:, :, edge:-edge, edge:-edge]
         positions = inner.shape[2] * inner.shape[3]
         if positions < num_concepts:

@@ -111,7 +111,7 @@ def region_similarities(
     stage = backbone.deepest if stage is None else stage
     backbone.check_stage(stage)
     backbone.check_size(view_size, view_size)
-    if view_size <= 2**stage:
+    if backbone.grid(stage, view_size, view_size) == (1, 1):
         raise UserError(f"an image of {view_size} px is a single position of f{stage}; use a larger view_size")
     check_size(images, view_size // 2)
     device, training = next(backbone.parameters()).device, backbone.training

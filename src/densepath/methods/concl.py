@@ -97,6 +97,7 @@ class ConCL(MoCoV2):
             nucleus_radius=nucleus_radius,
             files=concept_files,
             cache=concept_cache,
+            ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")

@@ -49,6 +49,7 @@ def save_backbone(
     - timm: ``timm.create_model(name, num_classes=0, checkpoint_path=path)``. Layers that a network has behind its
       deepest stage (e.g. ``conv_head`` of an EfficientNet) are there with timm's initialisation; the metadata's
       ``untrained`` names them.
+    - networks for volumes are densepath's own: :func:`build_backbone` and :func:`load_weights` read the file.
     - torchvision: ``torchvision.models.resnet18().load_state_dict(load_file(path), strict=False)``; the file lacks
       ``fc.*`` alone.
     - detectron2: ``DetectionCheckpointer(model).load(path)`` for a path that ends in ``.pth``; for ``.safetensors``
@@ -78,7 +79,7 @@ def save_backbone(
         "format_version": FORMAT_VERSION,
         "densepath_version": _version(),
         "backbone": backbone.name,
-        "layout": layout,
+        "layout": layout if backbone.library == "timm" else backbone.library,
         "untrained": ", ".join(untrained),
     }
     with atomic_write(path) as temporary:
@@ -269,7 +270,7 @@ def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
     """Say which tensors belong to blocks that the backbone's stages lack, as in a ResNet-34 beside a ResNet-18."""
     tops = {key.removeprefix("model.").split(".")[0] for key in backbone.net.state_dict()}
     suspects = [key for key in others if {key.split(".")[0], key.replace(".", "_", 1).split(".")[0]} & tops]
-    if suspects:
+    if suspects and backbone.library == "timm":
         known = timm_state(backbone.name)
         suspects = [key for key in suspects if not feature_name(key, known)]
     return f"it has layers that the backbone lacks ({_first(suspects)})" if suspects else ""
