@@ -39,6 +39,7 @@ from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer, clip_gradients
 from densepath.training.recipes import load_recipe, typed_options
+from densepath.views.declarations import view_sizes
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -74,11 +75,10 @@ class Step:
         if batch_size % (method_options.get("batch_norm_group") or 1):
             method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
         method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
-        method.check(size, batch_size)
+        declared = method.views(recipe_options.get("augment"))
+        method.check(view_sizes(declared, size, 2), batch_size)
         method.prepare(images)
-        views = ViewMaker(
-            method.views(recipe_options.get("augment")), size, seed=0, memory_format=hardware.memory_format
-        )
+        views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
         self.module = PretrainModule(method, views, recipe_options.get("optimizer", Optimizer()), 1000, 100.0)
         self.module.to(self.device, memory_format=hardware.memory_format)
         made = self.module.configure_optimizers()

@@ -64,13 +64,13 @@ def test_kmeans_leaves_no_trace_in_the_gradient():
     assert not KMeansConcepts(4, 2)(batch_of(pixels), build_backbone("resnet18")).labels.requires_grad
 
 
-def test_more_clusters_than_cells_are_refused_before_and_during_a_run():
+def test_more_clusters_than_positions_are_refused_before_and_during_a_run():
     source, encoder = KMeansConcepts(stage=5, num_concepts=5), build_backbone("resnet18")
-    with pytest.raises(UserError, match="5 concepts cannot be found in the 4 cells of stage f5"):
-        source.check(encoder, view_size=64)
-    with pytest.raises(UserError, match="5 concepts cannot be found in the 4 cells of stage f5"):
+    with pytest.raises(UserError, match="5 concepts cannot be found in the 4 positions of stage f5"):
+        source.check(encoder, (64, 64))
+    with pytest.raises(UserError, match="5 concepts cannot be found in the 4 positions of stage f5"):
         source(batch_of(torch.randn(1, 3, 64, 64)), encoder)
-    source.check(encoder, view_size=65)  # 65 pixels make 3 x 3 cells
+    source.check(encoder, (65, 65))  # 65 pixels make 3 x 3 positions
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.utils.scheduler import cosine_schedule
+from method_checks import check
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -96,10 +97,10 @@ def test_the_two_views_are_those_of_the_paper():
     views = BYOL.views()
     color = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2}
     both = Augment(scale=(0.08, 1), interpolation="bicubic", blur_sigma=(0.1, 2), **color)
-    assert views["first"] == replace(both, blur=1.0, solarize=0.0)
-    assert views["second"] == replace(both, blur=0.1, solarize=0.2)
+    assert views["first"] == replace(both, blur=1.0, solarize=0.0).random_view()
+    assert views["second"] == replace(both, blur=0.1, solarize=0.2).random_view()
     still = Augment(jitter=0)
-    assert BYOL.views(still) == {"first": still, "second": still}
+    assert BYOL.views(still) == {"first": still.random_view(), "second": still.random_view()}
 
 
 def test_groups_have_batch_norms_of_their_own_in_the_heads_too(make, batch):
@@ -140,7 +141,7 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: per_process, synchronized"):
         make(BYOL, batch_norm="shuffled")
     with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds"):
-        make(BYOL, batch_norm="per_process", batch_norm_group=8).check(96, 40, processes=2)
+        check(make(BYOL, batch_norm="per_process", batch_norm_group=8), 96, 40, processes=2)
     with pytest.raises(UserError, match="need at least two images each"):
-        make(BYOL, batch_norm="per_process").check(96, 2, processes=2)
-    make(BYOL).check(96, 2, processes=2)  # synchronized: the two are one batch
+        check(make(BYOL, batch_norm="per_process"), 96, 2, processes=2)
+    check(make(BYOL), 96, 2, processes=2)  # synchronized: the two are one batch

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from method_checks import check
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -62,7 +63,7 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="momentum must lie between"):
         make(MoCoV2, momentum=1.5)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
-        make(MoCoV2).check(96, 65)
+        check(make(MoCoV2), 96, 65)
     with pytest.raises(UserError, match="unknown batch_norm 'ghost'"):
         make(MoCoV2, batch_norm="ghost")
     with pytest.raises(UserError, match="synchronized batch norms have no groups"):
@@ -70,8 +71,8 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="two images or more, not -1"):
         make(MoCoV2, batch_norm_group=-1)
     with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds in a batch"):
-        make(MoCoV2, batch_norm_group=8).check(96, 40, processes=2)
-    make(MoCoV2, batch_norm_group=10).check(96, 40, processes=2)
+        check(make(MoCoV2, batch_norm_group=8), 96, 40, processes=2)
+    check(make(MoCoV2, batch_norm_group=10), 96, 40, processes=2)
 
 
 def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):

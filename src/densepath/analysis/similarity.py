@@ -15,7 +15,7 @@ from densepath.nets.backbones import Backbone
 from densepath.sources.batch import ImageBatch
 from densepath.sources.corrupt import Damage
 from densepath.sources.open import ImageFiles, PackedTiles, check_size
-from densepath.views.augment import Center
+from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
 BINS = 2000  # of similarities from -1 to 1: a median is right to a thousandth

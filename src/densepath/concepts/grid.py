@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from densepath.concepts.source import Concepts
@@ -26,7 +28,7 @@ class GridConcepts:
         self.size = size
         self.num_concepts = size * size
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """A grid fits every view."""
 
     def prepare(self, images: ImageFiles | PackedTiles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -19,8 +20,8 @@ ITERATIONS = 10  # the released code
 class KMeansConcepts:
     """Clusters of the momentum encoder's features on the reference view, each image on its own.
 
-    Centroids start at random cells, drawn with replacement, as in the released code; there a cluster that lost its
-    cells goes on at one random position for the whole batch, here each at its own.
+    Centroids start at random positions, drawn with replacement, as in the released code; there a cluster that lost its
+    positions continues at one random position for the whole batch, here each at its own.
 
     Args:
         stage: which features f1..f5 are clustered; the encoder stops there.
@@ -35,18 +36,18 @@ class KMeansConcepts:
         self.stage = stage
         self.num_concepts = num_concepts
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
-        """Raises UserError for an unknown stage, or for more clusters than cells."""
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
+        """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
-        self._check_cells(math.ceil(view_size / 2**self.stage) ** 2)
+        self._check_positions(math.prod(math.ceil(side / 2**self.stage) for side in size))
 
     def prepare(self, images: ImageFiles | PackedTiles) -> None:
         """The clusters change with the encoder: nothing can be made beforehand."""
 
-    def _check_cells(self, cells: int) -> None:
-        if cells < self.num_concepts:
+    def _check_positions(self, positions: int) -> None:
+        if positions < self.num_concepts:
             raise UserError(
-                f"{self.num_concepts} concepts cannot be found in the {cells} cells of stage f{self.stage}; "
+                f"{self.num_concepts} concepts cannot be found in the {positions} positions of stage f{self.stage}; "
                 "take fewer concepts, an earlier stage or larger views"
             )
 
@@ -54,11 +55,11 @@ class KMeansConcepts:
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         pixels = batch["reference"].pixels
         features = encoder(pixels, last=self.stage)[self.stage]
-        count, cells = len(features), features.shape[2] * features.shape[3]
-        self._check_cells(cells)
+        count, positions = len(features), features[0, 0].numel()
+        self._check_positions(positions)
         draws = batch.uniform((1 + ITERATIONS) * self.num_concepts)
-        positions = (draws * cells).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)
-        positions = positions.to(pixels.device, non_blocking=True)
-        labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), positions[0], positions[1:])
+        starts = (draws * positions).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)
+        starts = starts.to(pixels.device, non_blocking=True)
+        labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), starts[0], starts[1:])
         labels = labels.view(count, *features.shape[2:])
         return Concepts(labels, batch["reference"].map, {"empty_clusters": empty.float().mean()})

@@ -25,6 +25,7 @@ from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
@@ -36,6 +37,7 @@ from densepath.training.reconstruction_images import Draw, Gallery
 from densepath.training.run_callback import Intervals
 from densepath.version import __version__
 from densepath.views.augment import Augment
+from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 
 Probe = Callable[[Backbone, Path], Mapping[str, float]]
@@ -161,14 +163,19 @@ def pretrain(
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
     learner = find_method(method)(network, **options)
-    learner.check(view_size, batch * hardware.world_size, hardware.world_size)
     config = _record(asked, hardware, options)
     first = hardware.rank == 0
     if first:
         check_run(out, config, resume=resume, free=_FREE)  # now, rather than after hours of looking at the images
 
     images = open_images(data, cache=cache, device=hardware.device)
-    check_size(images, view_size // 2)
+    spec: PixelSpec = getattr(images, "spec", PixelSpec())
+    declared, without = without_color(learner.views(augment), learner.views(), spec)
+    sizes = view_sizes(declared, view_size, spec.ndim)
+    learner.check(sizes, batch * hardware.world_size, hardware.world_size)
+    seen = {name: view for name, view in declared.items() if name not in learner.unused_views}
+    views = ViewMaker(seen, view_size, seed, spec, hardware.memory_format)
+    check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = learner.prepare(images)
     batches = ImageBatches(
         images,
@@ -183,9 +190,7 @@ def pretrain(
         extras=learner.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
-    views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
-    sweep = Sweep(batches, view_size, hardware.memory_format)
+    sweep = Sweep(batches, view_size, spec, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
@@ -194,6 +199,8 @@ def pretrain(
     with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")
+        if first and without:
+            say(f"densepath: the images have no colors; without them, or left out: {', '.join(without)}")
         if first and found:
             say(f"densepath: {found}")
         if first and optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch:

@@ -15,6 +15,7 @@ from densepath.core.errors import UserError, suggest
 from densepath.methods import METHODS, Method
 from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
+from densepath.views.declarations import RandomView
 
 # What the config.yaml of a run holds beside options: a detector's colors, which belong to the weights it starts from.
 _NOTED = {"": (), "detect": ("mean", "std")}
@@ -57,7 +58,11 @@ def own_augment(method: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such method.
     """
-    first, *others = [asdict(view) for view in find_method(method).views().values() if isinstance(view, Augment)]
+    views = [view for view in find_method(method).views().values() if isinstance(view, RandomView)]
+    options = [asdict(augment) for view in views if (augment := Augment.of_view(view)) is not None]
+    if not options:
+        return {}
+    first, *others = options
     common = asdict(Augment())
     own = {name: value for name, value in first.items() if value != common[name]}
     agreed = {name: value for name, value in own.items() if all(view[name] == value for view in others)}
