@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_plain_loops(method, batch):
     with torch.no_grad():
         method.mask_token.normal_()
     losses = method(batch)
-    mask, codes = method.draw_mask(batch, 64), method.target.network(pixels)
+    mask, codes = method.draw_mask(batch, (64, 64)), method.target.network(pixels)
     assert mask.shape == (4, 16) and (mask.sum(1) == 6).all()
     model = method.backbone.net.model
     terms = {"code_loss": [], "early_code_loss": []}
@@ -67,7 +67,7 @@ def test_the_loss_is_that_of_plain_loops(method, batch):
 
 
 def test_masked_patches_are_not_seen(method, batch):
-    pixels, mask = batch["image"].pixels, method.draw_mask(batch, 64)
+    pixels, mask = batch["image"].pixels, method.draw_mask(batch, (64, 64))
     hidden = mask.view(4, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     others = torch.where(hidden, torch.randn_like(pixels), pixels)
     assert all(
@@ -79,7 +79,7 @@ def test_masked_patches_are_not_seen(method, batch):
 
 def test_masks_belong_to_image_and_epoch(method, images):
     make_views = ViewMaker(BEiTv2.views(), 64, seed=0)
-    masks = [method.draw_mask(make_views(replace(images, epoch=epoch)), 64) for epoch in (0.0, 0.5, 1.0)]
+    masks = [method.draw_mask(make_views(replace(images, epoch=epoch)), (64, 64)) for epoch in (0.0, 0.5, 1.0)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 

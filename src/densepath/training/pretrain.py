@@ -18,7 +18,7 @@ from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
@@ -26,6 +26,7 @@ from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import PixelSpec
+from densepath.training.batch_norm import BatchNorm, share_statistics
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
@@ -67,6 +68,8 @@ def pretrain(
     max_steps: int | None = None,
     batch_size: int = 256,
     accumulate: int = 1,
+    batch_norm: BatchNorm = "auto",
+    batch_norm_group: int = 0,
     view_size: int = 224,
     augment: Augment | None = None,
     optimizer: Optimizer = _PAPER,
@@ -107,6 +110,10 @@ def pretrain(
         batch_size: images per optimizer step, over all devices and accumulated batches.
         accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
             momentum encoder see the small batches.
+        batch_norm: whose images have their batch statistics in common: those of each process ("per_process"), those of
+            all ("synchronized"), or as in the method's paper ("auto").
+        batch_norm_group: divide the images of a process into groups of this many that have their batch statistics in
+            common; 0 for one group. With groups a run is the same on any number of processes, up to rounding.
         view_size: height and width of the views in pixels.
         augment: how views vary; the method's own way by default.
         optimizer: how the weights are updated.
@@ -163,6 +170,8 @@ def pretrain(
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
     learner = find_method(method)(network, **options)
+    together = batch * hardware.world_size
+    asked["batch_norm"] = share_statistics(learner, batch_norm, batch_norm_group, together, hardware.world_size)
     config = _record(asked, hardware, options)
     first = hardware.rank == 0
     if first:
@@ -172,7 +181,7 @@ def pretrain(
     spec: PixelSpec = getattr(images, "spec", PixelSpec())
     declared, without = without_color(learner.views(augment), learner.views(), spec)
     sizes = view_sizes(declared, view_size, spec.ndim)
-    learner.check(sizes, batch * hardware.world_size, hardware.world_size)
+    learner.check(sizes, together, hardware.world_size)
     seen = {name: view for name, view in declared.items() if name not in learner.unused_views}
     views = ViewMaker(seen, view_size, seed, spec, hardware.memory_format)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
@@ -254,7 +263,7 @@ def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) 
 
 def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
-    network = copy.deepcopy(learner.exported_backbone()).eval()
+    network = copy.deepcopy(plain_batch_norm(learner.exported_backbone())).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
