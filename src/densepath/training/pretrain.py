@@ -39,6 +39,7 @@ from densepath.training.reconstruction_images import Draw, Gallery
 from densepath.training.run_callback import Intervals
 from densepath.version import __version__
 from densepath.views.augment import Augment
+from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 
 Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
@@ -186,7 +187,11 @@ def pretrain(
     learner = find_method(method)(network, **options)
     together = batch * hardware.world_size
     asked["batch_norm"] = share_statistics(learner, batch_norm, batch_norm_group, together, hardware.world_size)
-    learner.check(view_size, batch * hardware.world_size, hardware.world_size)
+    declared, without = without_color(learner.views(augment), learner.views(), images.spec)
+    sizes = view_sizes(declared, view_size, images.spec.ndim)
+    learner.check(sizes, together, hardware.world_size)
+    seen = {name: view for name, view in declared.items() if name not in learner.unused_views}
+    views = ViewMaker(seen, view_size, seed, images.spec, hardware.memory_format)
     config = _record(asked, hardware, options) | {"pixels": images.spec.record()}
     first = hardware.rank == 0
     # Runs of earlier versions do not name their pixels, which were RGB of 8 bits
@@ -195,7 +200,7 @@ def pretrain(
         check_run(out, config, resume=resume, free=free)  # now, rather than after hours of looking at the images
 
     images = cache_images(images, cache, hardware.device)
-    check_size(images, view_size // 2)
+    check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = learner.prepare(images)
     batches = ImageBatches(
         images,
@@ -210,9 +215,7 @@ def pretrain(
         extras=learner.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
-    views = ViewMaker(seen, view_size, seed, images.spec, memory_format=hardware.memory_format)
-    sweep = Sweep(batches, view_size, hardware.memory_format)
+    sweep = Sweep(batches, view_size, images.spec, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
@@ -221,6 +224,8 @@ def pretrain(
     with open_run(out, config, resume=resume, free=free, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")
+        if first and without:
+            say(f"densepath: the images have no colors; without them, or left out: {', '.join(without)}")
         if first and found:
             say(f"densepath: {found}")
         if first and optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch:
