@@ -15,6 +15,8 @@ def test_masked_rows_of_any_number_wrap_around_like_a_list():
     for step in range(12):
         rows, mask = torch.randn(7, 4), torch.rand(7) < (0.0 if step == 3 else 0.6)
         queue.enqueue(rows, mask)
+        torch.testing.assert_close(queue.keys(), torch.tensor(expected))  # not before the step ends
+        queue.after_step()
         for row in rows[mask].tolist():
             expected[pointer] = row
             pointer = (pointer + 1) % 10
@@ -36,5 +38,5 @@ def test_keys_survive_for_the_gradient():
 
 
 def test_refuses_more_rows_than_it_holds():
-    with pytest.raises(UserError, match="holds 4 keys but one step brings up to 5"):
+    with pytest.raises(UserError, match="holds 4 keys but one batch brings up to 5"):
         Queue(4, 2).enqueue(torch.randn(5, 2))

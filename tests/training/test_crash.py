@@ -24,10 +24,10 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.progress import Progress
-from densepath.training.module import PretrainModule
+from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
-from densepath.training.run_callback import Intervals
+from densepath.training.pretrain_task import PretrainTask
 
 from .conftest import draw_tiles
 from .test_survival import differing
@@ -142,14 +142,14 @@ def hundred(tmp_path):
 
 def at_step(monkeypatch, number, act):
     """Let something happen before a step of pre-training."""
-    training_step = PretrainModule.training_step
+    calls, forward = iter(range(10**6)), PretrainTask.forward
 
-    def disturbed(self, batch, batch_idx):
-        if batch_idx == number:
+    def disturbed(self, inputs):
+        if next(calls) == number:
             act()
-        return training_step(self, batch, batch_idx)
+        return forward(self, inputs)
 
-    monkeypatch.setattr(PretrainModule, "training_step", disturbed)
+    monkeypatch.setattr(PretrainTask, "forward", disturbed)
 
 
 def test_an_image_that_goes_during_the_run_is_named_once_and_replaced(tmp_path, hundred, monkeypatch, caplog):
@@ -178,9 +178,9 @@ def test_a_method_whose_loss_is_no_number_stops_and_keeps_the_good_weights(tmp_p
 class Exploding(Toy):
     """A finite loss whose gradient is not."""
 
-    def training_step(self, batch, batch_idx):
-        outputs = super().training_step(batch, batch_idx)
-        if batch_idx == 7:
+    def forward(self, batch):
+        outputs = super().forward(batch)
+        if len(self.seen) == 8:
             outputs["loss"] = outputs["loss"] + (self.net.weight.sum() * 0).sqrt()
         return outputs
 

@@ -15,7 +15,7 @@ from densepath.training.optimizers import (
     Optimizer,
     build_optimizer,
     build_schedule,
-    clip_gradients,
+    build_updates,
     parameter_groups,
 )
 from densepath.training.pretrain import pretrain
@@ -190,7 +190,7 @@ def test_gradients_are_clipped_by_their_common_norm(clip):
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     norm = math.sqrt(sum(p.numel() for p in module.parameters()))
-    clip_gradients(build_optimizer(module, settings), settings)
+    build_updates(module, settings, 10, 10).clip_gradients()
     expected = min(1.0, clip / norm) if clip else 1.0
     for parameter in module.parameters():
         torch.testing.assert_close(parameter.grad, torch.full_like(parameter, expected))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from densepath.sources.corrupt import Damage
 from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.sources.pixel_source import Gathered, PerImage
 from densepath.sources.prefetch import ahead
+from densepath.sources.workers import end_workers, into_shared_memory, out_of_shared_memory
 
 _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: what is under way is bounded whatever the batch size
@@ -117,16 +119,18 @@ class ImageBatches:
             batches = self._from_store(self.images, order)
             return batches if self.images.pixels.is_cuda else ahead(batches, _AHEAD)
         # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is
-        return ahead(self._from_files(self.images, order), _AHEAD)
+        loaders: list[Any] = []
+        parts = self._from_files(self.images, order, loaders)
+        return ahead(parts, _AHEAD, abandon=lambda: end_workers(loaders))
 
     def _from_store(self, images: PackedTiles, order: _Order) -> Generator[ImageBatch, None, None]:
         pin = self._pins()
         for step, index in order():
             yield self._batch(step, images.gather(index, pin))
 
-    def _from_files(self, files: ImageFiles, order: _Order) -> Generator[ImageBatch, None, None]:
+    def _from_files(self, files: ImageFiles, order: _Order, loaders: list[Any]) -> Generator[ImageBatch, None, None]:
         pin = self._pins()
-        parts = self._decoded(files, order)
+        parts = self._decoded(files, order, loaders)
         for step, index in order():
             batch = list(islice(parts, math.ceil(len(index) / _CHUNK)))
             damaged = {position: what for part in batch for position, what in part.corrupt.items()}
@@ -134,8 +138,8 @@ class ImageBatches:
             self._damage.check()
             yield self._batch(step, join(batch, pin), tuple(files.names(position) for position in new))
 
-    def _decoded(self, files: ImageFiles, order: _Order) -> Iterator[Gathered]:
-        """Images in chunks, decoded by other processes if there are any."""
+    def _decoded(self, files: ImageFiles, order: _Order, loaders: list[Any]) -> Iterator[Gathered]:
+        """Images in chunks, decoded by other processes if there are any; who decodes them joins ``loaders``."""
         loader = DataLoader(
             _Decoder(files),
             batch_size=None,
@@ -146,7 +150,11 @@ class ImageBatches:
             generator=torch.Generator(),  # or it would draw from the user's global one
         )
         with telling_of_death(self.workers, "use fewer workers, or pack the images first"):
-            yield from loader
+            loaders.append(iter(loader))
+            try:
+                yield from loaders[-1]
+            finally:
+                loaders.clear()
 
     def _batch(self, step: int, gathered: Gathered, damaged: tuple[str, ...] = ()) -> ImageBatch:
         epoch, progress = step / self.steps_per_epoch, step / self.total_steps
@@ -190,7 +198,7 @@ class _Decoder(Dataset[Gathered]):
         self.files = files
 
     def __getitem__(self, index: Tensor) -> Gathered:
-        return self.files.gather(index)
+        return into_shared_memory(self.files.gather(index))
 
 
 @contextmanager
@@ -207,6 +215,8 @@ def telling_of_death(workers: int, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
+        if workers and (why := out_of_shared_memory(error)):
+            raise UserError(why) from error
         # What came through from a worker that lives begins with "Caught"
         if not workers or str(error).startswith("Caught"):
             raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from densepath.core.errors import UserError
 from densepath.core.schedules import cosine, lr_factor
 from densepath.training.lars import LARS
+from densepath.training.updates import Updates
 
 _NAMES = ("sgd", "lars", "adamw", "lamb")
 
@@ -34,8 +36,11 @@ class Optimizer:
         warmup_epochs: epochs of linear warm-up; it takes half of the run at most, where an epoch is longer than a run.
         milestones: epochs at which "step" drops.
         beta2: second beta of AdamW and LAMB.
-        clip_norm: the largest norm that the gradient of an optimizer step, of all parameters together, may have: a
-            larger one is scaled down; 0 for no limit.
+        clip_norm: the largest norm that the gradient of an optimizer step may have: a larger one is scaled down; 0 for
+            no limit.
+        clip: whether that is the norm of all parameters together, "global", or of each one, "tensor".
+        freeze: names of parameters, as patterns with *, that stay as they are in the first ``freeze_epochs`` epochs.
+        freeze_epochs: how long.
         final_lr: the share of the learning rate at which "cosine" ends.
         final_weight_decay: where the weight decay ends that rises, or falls, along half a cosine wave from its value at
             the start; null for one that stays.
@@ -55,6 +60,9 @@ class Optimizer:
     milestones: tuple[float, ...] = ()
     beta2: float = 0.999
     clip_norm: float = 0.0
+    clip: Literal["global", "tensor"] = "global"
+    freeze: tuple[str, ...] = ()
+    freeze_epochs: float = 1.0
     final_lr: float = 0.0
     final_weight_decay: float | None = None
     warmup_start: float = 1e-4
@@ -64,12 +72,14 @@ class Optimizer:
             raise UserError(f"no optimizer is called {self.name!r}; use one of {', '.join(_NAMES)}")
         if self.schedule not in ("cosine", "step", "constant"):
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
+        if self.clip not in ("global", "tensor"):
+            raise UserError(f"gradients are not clipped by {self.clip!r}; use global or tensor")
         if not self.lr > 0:
             raise UserError(f"the learning rate must be positive, not {self.lr}")
         for name in ("momentum", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs"):
+        for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs", "freeze_epochs"):
             if not (getattr(self, name) or 0.0) >= 0:
                 raise UserError(f"the {name.replace('_', ' ')} must not be negative, as {getattr(self, name)} is")
         if self.final_weight_decay and not self.weight_decay:
@@ -122,14 +132,37 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, settings: Optimizer) -> None:
-    """Scale the gradients of an optimizer step down to the largest norm allowed, if any; the device is not waited for.
+def frozen_parameters(module: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+    """The trainable parameters whose names match one of the patterns; * stands for anything.
 
-    They have to be those of all accumulated batches and all processes.
+    Raises:
+        UserError: a pattern matches none.
     """
-    if settings.clip_norm:
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise UserError(f"no parameter is called {pattern!r}, which freeze names; there are: {', '.join(named)}")
+    return [p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def build_updates(module: nn.Module, settings: Optimizer, total_steps: int, steps_per_epoch: float) -> Updates:
+    """How a module's weights are updated.
+
+    Args:
+        module: what is trained.
+        settings: the optimizer, and its course in epochs.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+    optimizer = build_optimizer(module, settings)
+    return Updates(
+        optimizer,
+        build_schedule(optimizer, settings, total_steps, steps_per_epoch),
+        clip_norm=settings.clip_norm,
+        clip=settings.clip,
+        frozen=frozen_parameters(module, settings.freeze),
+        frozen_steps=settings.freeze_epochs * steps_per_epoch,
+    )
 
 
 class Schedule(LambdaLR):

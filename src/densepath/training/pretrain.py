@@ -27,13 +27,13 @@ from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
-from densepath.training.fit import fit
 from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
-from densepath.training.module import PretrainModule
+from densepath.training.intervals import Intervals
+from densepath.training.loop import train
 from densepath.training.optimizers import Optimizer
+from densepath.training.pretrain_task import PretrainTask
 from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, Gallery
-from densepath.training.run_callback import Intervals
 from densepath.version import __version__
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -186,7 +186,7 @@ def pretrain(
     seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
     views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
     sweep = Sweep(batches, view_size, hardware.memory_format)
-    module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
+    task = PretrainTask(learner, views, optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
     )
@@ -201,8 +201,8 @@ def pretrain(
                 f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut "
                 "to that"
             )
-        done = fit(
-            module,
+        done = train(
+            task,
             batches,
             out,
             hardware=hardware,

@@ -12,7 +12,7 @@ from densepath.core.errors import UserError
 from densepath.runs.checkpoints import newest_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.signals import Interrupted
-from densepath.training.run_callback import Intervals
+from densepath.training.intervals import Intervals
 
 from .toy import Toy, fit_toy
 
