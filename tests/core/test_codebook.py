@@ -136,3 +136,21 @@ def test_that_it_has_begun_is_part_of_its_state(book):
 def test_wrong_numbers_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Codebook(*options)
+
+
+@pytest.mark.parametrize("restart_below", [0.0, 0.4])
+def test_batches_of_a_step_move_the_codes_as_one(restart_below):
+    one, parts = (Codebook(6, 3, momentum=0.6, restart_below=restart_below).double() for _ in range(2))
+    for book in (one, parts):
+        book.begin(unit(9, 3), torch.arange(9.0))
+    for step in range(4):
+        vectors, draws = unit(8, 3, seed=step), torch.rand(6, generator=torch.Generator().manual_seed(step))
+        before, codes = parts.codes.clone(), one(vectors)
+        one.follow(vectors, codes, draws)
+        parts.follow(vectors[:4], codes[:4], draws)
+        parts.follow(vectors[4:], codes[4:], draws + 9)  # those of the first batch count
+        assert torch.equal(parts.codes, before)
+        for book in (one, parts):
+            book.after_step()
+        assert not torch.equal(parts.codes, before)
+        torch.testing.assert_close(parts.state_dict(), one.state_dict())

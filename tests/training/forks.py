@@ -251,6 +251,8 @@ def processes(folder):
     return [
         ended(fork(lambda: keep("one", fit_toy(folder / "one", 20, Toy(noise=0.0), size=12)))),
         two(lambda: keep("even", fit_toy(folder / "even", 20, Toy(noise=0.0), intervals=intervals))),
+        ended(fork(lambda: keep("parts", fit_toy(folder / "parts", 20, Toy(noise=0.0), size=12, accumulate=3)))),
+        two(lambda: keep("parts2", fit_toy(folder / "parts2", 20, Toy(noise=0.0), accumulate=3))),
         two(lambda: keep("whole", fit_toy(folder / "whole", 20, intervals=intervals))),
         two(stopped),
         two(lambda: keep("cut", fit_toy(folder / "cut", 20, intervals=intervals, resume=True))),

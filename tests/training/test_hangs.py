@@ -65,8 +65,8 @@ def test_a_process_that_is_stopped_is_named_by_the_others(played):
     assert lines[-1].startswith("densepath: stopped while waiting for rank 1; continue with --resume")
     code, lines, _ = story["alone"]
     assert code == 2
-    assert "densepath: waiting for the other processes to start since 2 s" in lines
-    assert lines[-1].startswith("densepath: error: the other processes to start did not answer for 8 s; start again")
+    assert "densepath: waiting for the other processes since 2 s" in lines
+    assert lines[-1].startswith("densepath: error: the other processes have not begun within 8 s; start again")
 
 
 def test_tasks_that_nobody_has_started_are_not_waited_for(played):

@@ -100,7 +100,8 @@ class Watchdog:
                 if self._signals.heard() is not None and not self._done.wait(2 * self._interval):
                     self._end(128 + (self._signals.heard() or 0), f"stopped while waiting for {what}; {self._remedy()}")
                 if waited >= self._limit:
-                    self._end(_EXIT_USER, f"error: {what} did not answer for {waited:.0f} s; {self._remedy()}")
+                    late = "did not answer for" if self._heard else "have not begun within"
+                    self._end(_EXIT_USER, f"error: {what} {late} {waited:.0f} s; {self._remedy()}")
                 if time.monotonic() - self._said >= self._notice:
                     self._said = time.monotonic()
                     write_line(f"densepath: waiting for {what} since {waited:.0f} s", sys.stderr)
@@ -111,7 +112,7 @@ class Watchdog:
     def _missing(self) -> tuple[str, float]:
         """Who shows no sign of life, and since when; nobody if all do."""
         if self._heard is None:
-            return "the other processes to start", self._began
+            return "the other processes", self._began
         now = time.monotonic()
         silent = {rank: since for rank, (_, since) in self._heard.items() if now - since >= self._notice}
         if not silent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -110,6 +111,8 @@ def train(
     keep_freed_memory(hardware)
 
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"lightning\.")
         signals = stack.enter_context(StopSignals())
         recorder = Recorder(out, saver.start, total, first=first, loggers=loggers, name=name)
         stack.callback(recorder.close)

@@ -118,7 +118,7 @@ def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of a module's trainable parameters, in its fused form where there is one."""
-    groups = parameter_groups(module, settings)
+    groups = _apart(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
     betas = (momentum, settings.beta2)
     if settings.name == "lars":
@@ -130,6 +130,18 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
         lamb: torch.optim.Optimizer = Lamb(groups, lr=lr, betas=betas, weight_decay=decay, max_grad_norm=None)
         return lamb
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
+
+
+def _apart(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of which none holds both: fused optimizers begin the averages of all parameters of a group together."""
+    if not frozen:
+        return groups
+    halves = [
+        {**group, "params": [p for p in group["params"] if (p in frozen) is half]}
+        for group in groups
+        for half in (False, True)
+    ]
+    return [group for group in halves if group["params"]]
 
 
 def frozen_parameters(module: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:

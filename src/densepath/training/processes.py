@@ -58,7 +58,8 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for part in ("fabric", "pytorch"):  # its trainer, which this package does not use, takes over the messages of both
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     if hardware.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
