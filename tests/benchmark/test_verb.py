@@ -42,7 +42,7 @@ def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue,
 
     out, err = ended(densepath(line, tmp_path))
     assert out == "T/table.md\n"
-    assert "going on with run at step" in (tmp_path / "T" / "cells" / started / "log.txt").read_text()
+    assert "resuming run at step" in (tmp_path / "T" / "cells" / started / "log.txt").read_text()
     cells = notes(tmp_path / "T")
     assert len(cells) == 9 and all("result" in note for note in cells.values())
 

@@ -70,7 +70,7 @@ def command(words, prepare=lambda: None):
 
 def reader(folder):
     """A file that turns into a pipe, in this process and in one that decodes; a process that is stopped."""
-    pipe = folder / "pipe"
+    pipe = folder / "fifo"
     os.mkfifo(pipe)
     kept = {}
 

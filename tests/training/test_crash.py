@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_or_closed_is_told_and_keeps_what_was_there(crashes)
     for verb, out, whole in (("pretrain", "run", "whole"), ("detect", "found", "detector")):
         code, line, left = story[verb]
         assert code == 2 and f"disk/{out}/checkpoints/last.ckpt" in line and "No space left on device" in line
-        assert line.startswith("densepath: error: ") and line.endswith("then go on with --resume")
+        assert line.startswith("densepath: error: ") and line.endswith("then continue with --resume")
         assert left == ["checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
         assert story[f"{verb} resumed"][0] == story[f"{verb} whole"][0] == 0
         assert_same_run(folder / whole, folder / out)
@@ -231,7 +231,7 @@ def test_a_clock_that_jumps_changes_no_weights_and_no_rhythm(tmp_path, monkeypat
         assert math.isfinite(row["images_per_second"]) and 0 <= row["images_per_second"] < 1e7
         assert 0 <= row["waiting"] <= 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert lines and not any("left -" in line or "inf" in line or "nan" in line for line in lines)
+    assert lines and not any("ETA -" in line or "inf" in line or "nan" in line for line in lines)
 
 
 def test_a_stopwatch_never_goes_back(monkeypatch):

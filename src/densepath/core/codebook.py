@@ -16,7 +16,7 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 
 ITERATIONS = 10  # of k-means, as released
-CREDIT = "credit"  # how far codes are from their restart: needed for training alone
+CREDIT = "credit"  # how far codes are from their restart: needed only for training
 
 
 class Codebook(nn.Module):

@@ -44,7 +44,7 @@ class Progress:
                 BarColumn(),
                 TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=console,
                 refresh_per_second=2,
@@ -73,7 +73,7 @@ class Progress:
         if first or now - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = now
             left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-            say(f"step {step}/{self._total}  {self._text}  left {clock(left)}")
+            say(f"step {step}/{self._total}  {self._text}  ETA {clock(left)}")
 
     def note(self, what: str) -> None:
         """Show what is done before the next step, where it takes long."""
@@ -92,5 +92,5 @@ class Progress:
 
 
 def _describe(row: Mapping[str, float]) -> str:
-    waiting = f"waiting {row['waiting']:.0%}"
+    waiting = f"data wait {row['waiting']:.0%}"
     return f"loss {row['loss']:.4f}  {row['images_per_second']:.1f} images/s  {waiting}"

@@ -30,5 +30,5 @@ class Intervals:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something happens after a step that happens every so many; never with 0."""
+    """Whether something happens after a step that happens every ``every`` steps; never with 0."""
     return every > 0 and step % every == 0

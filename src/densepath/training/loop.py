@@ -164,13 +164,13 @@ def train(
                 with meter.paused(), untouched_generators(), untouched_modes(task):
                     row |= evaluate()
             recorder.write(done, row)
+            if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
+                with meter.paused(), untouched_generators():
+                    recorder.picture(done, draw(done))
             if saves:
                 with meter.paused():
                     saver.save(done)
             recorder.progress.step(done, row if logs else None)
-            if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
-                with meter.paused(), untouched_generators():
-                    recorder.picture(done, draw(done))
             if stop:
                 raise Interrupted(stop)
     task.cpu()

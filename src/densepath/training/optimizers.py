@@ -89,14 +89,14 @@ class Optimizer:
                 raise UserError(f"{name} is a share of the learning rate, between 0 and 1, not {getattr(self, name)}")
 
     def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> float:
-        """Steps of the warm-up in a run of so many: half of them at most."""
+        """Steps of the warm-up in a run of that many: half of them at most."""
         return min(self.warmup_epochs * steps_per_epoch, total_steps / 2)
 
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """The trainable parameters of a module: those that decay, and those that are excluded from it.
 
-    Biases and the weights of norms are told by having one dimension; modules name the others by ``no_weight_decay()``,
+    Biases and the weights of norms are those with one dimension; modules name the others by ``no_weight_decay()``,
     as networks of timm do.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -202,7 +202,7 @@ class Schedule(LambdaLR):
             self.optimizer.param_groups[number]["weight_decay"] = self._weight_decay(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step alone: the courses are functions of it."""
+        """The step only: the courses are functions of it."""
         return {
             name: value for name, value in super().state_dict().items() if name not in ("_weight_decay", "_decayed")
         }
