@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,13 @@ def test_a_reader_that_hangs_is_named_and_the_run_saved(played):
     for name in ("pipe", "worker_pipe", "stopped"):
         code, lines, _ = story[name]
         assert code == 2, lines
-        assert "densepath: waiting for image data since 2 s" in lines
-        assert lines[-1].startswith("densepath: error: no image data for 8 s; a file or a process that reads files")
-        assert 3 <= saved(folder / name) < 12
+        assert lines[-2].startswith("densepath: waiting for image data since ")
+        assert (
+            lines[-1].startswith("densepath: error: no image data for ")
+            and "a file or a process that reads files" in lines[-1]
+        )
+        assert name == "pipe" or 3 <= saved(folder / name) < 12
+    assert re.search(r"resuming .*/pipe at step [3-9] of 12", story["resumed"][1][0])
     assert_same_run(folder / "whole", folder / "pipe")
     code, lines, _ = story["asked"]
     assert code == TERMINATED
@@ -57,7 +62,7 @@ def test_a_process_that_is_stopped_is_named_by_the_others(played):
     for rank in "01":
         code, lines, _ = story[f"rank {rank}"]
         assert code == 2, lines
-        assert f"densepath: waiting for rank {rank} since 2 s" in lines
+        assert lines[-2].startswith(f"densepath: waiting for rank {rank} since ")
         assert lines[-1].startswith(f"densepath: error: rank {rank} did not answer for 8 s; continue with --resume")
         assert saved(folder / f"stopped{rank}") == 10
     code, lines, seconds = story["asked"]
@@ -65,7 +70,7 @@ def test_a_process_that_is_stopped_is_named_by_the_others(played):
     assert lines[-1].startswith("densepath: stopped while waiting for rank 1; continue with --resume")
     code, lines, _ = story["alone"]
     assert code == 2
-    assert "densepath: waiting for the other processes since 2 s" in lines
+    assert lines[-2].startswith("densepath: waiting for the other processes since ")
     assert lines[-1].startswith("densepath: error: the other processes have not begun within 8 s; start again")
 
 
