@@ -163,7 +163,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch, match):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(DenseCL.views(), 96, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    method = make(DenseCL, match=match, standardize=True, batch_norm_group=2).to("meta")
+    method = make(DenseCL, group=2, match=match, standardize=True).to("meta")
     method.before_step(batch)
     losses = method(batch)
     losses.total.backward()

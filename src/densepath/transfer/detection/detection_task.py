@@ -64,7 +64,7 @@ class DetectionTask(Task):
         return Updates(optimizer, LambdaLR(optimizer, self.solver.factor))
 
     def inputs(self, batch: SampleBatch) -> Inputs:
-        images, targets = into_detector(batch.samples, self.notes.mean, self.notes.std, self.device)
+        images, targets = into_detector(batch.samples, self.notes.spec, self.device)
         images.tensors = images.tensors.contiguous(memory_format=self.memory_format)
         return images, targets
 
