@@ -55,6 +55,19 @@ def make(tokenizer):
 
 
 @pytest.fixture
+def whole_step():
+    """Put a method through a step that leaves its weights alone; gives the losses."""
+
+    def run(method, batch):
+        method.before_step(batch)
+        losses = method(batch)
+        method.after_step()
+        return losses
+
+    return run
+
+
+@pytest.fixture
 def losses_on():
     """Train on one batch; gives the loss of each step.
 
@@ -68,11 +81,13 @@ def losses_on():
         for _ in range(steps):
             if queue:
                 queue.rows.copy_(negatives)
+            method.before_step(batch)
             loss = method(batch).total
             history.append(loss.item())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            method.after_step()
         return history
 
     return train

@@ -133,6 +133,7 @@ def train(kind, case, options, norms, batches):
         batch = batch_of(kind, step, batch)
         if method.wants_features(batch):
             method.on_features(described, batch)
+        method.before_step(batch)
         losses = method(batch)
         optimizer.zero_grad()
         losses.total.backward()
@@ -140,6 +141,7 @@ def train(kind, case, options, norms, batches):
             if parameter.grad is not None:
                 parameter.grad.copy_(mean(parameter.grad))
         optimizer.step()
+        method.after_step()
         seen["losses"].append({name: mean(value) for name, value in {"total": losses.total, **losses.terms}.items()})
         seen["gradients"].append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
         seen["shared"].append(losses.statistics.get("shared_concepts", torch.zeros(())))

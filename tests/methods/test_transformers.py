@@ -34,9 +34,11 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, views, name):
     with torch.autocast("cpu", torch.bfloat16):
         if method.wants_features(views):
             method.on_features(method.describe(views["first"].pixels).repeat(3, 1), views)
+        method.before_step(views)
         losses = method(views)
     losses.total.backward()
     optimizer.step()
+    method.after_step()
     assert losses.total.isfinite() and losses.total.dtype == torch.float32
     still = [key for key, p in method.named_parameters() if key in before and torch.equal(p, before[key])]
     assert still == []

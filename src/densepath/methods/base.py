@@ -93,6 +93,23 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The losses of a batch of views."""
 
+    def before_step(self, batch: Batch) -> None:
+        """Called once for each optimizer step, before anything of the step is computed: momentum encoders follow here.
+
+        Args:
+            batch: the first one that the step is made of.
+        """
+
+    def after_step(self) -> None:
+        """Called once for each optimizer step, when the weights have been updated.
+
+        Parts with a method of this name (queues, codebooks) take what the batches of the step brought them. A method
+        that overrides this calls ``super().after_step()``.
+        """
+        parts: list[Any] = [part for part in self.modules() if hasattr(type(part), "after_step")]
+        for part in parts[1:]:  # the first is the method itself
+            part.after_step()
+
     @abstractmethod
     def exported_backbone(self) -> Backbone:
         """The backbone that is exported."""
@@ -121,8 +138,10 @@ class Method(nn.Module):
         return None
 
     def wants_features(self, batch: Batch) -> bool:
-        """Whether, before it is given this batch, it wants features of all images: whoever trains it then calls
-        :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and :meth:`on_features`.
+        """Whether, before a step that begins with this batch, it wants features of all images.
+
+        Whoever trains it then calls :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and
+        :meth:`on_features`; then :meth:`before_step`.
         """
         return False
 
@@ -135,7 +154,7 @@ class Method(nn.Module):
 
         Args:
             features: what :meth:`describe` gave.
-            batch: the one that comes next.
+            batch: the first one of the step that comes next.
             tick: called by all processes, equally often, after each part of what takes long, with a few words; it
                 raises where the run is to stop.
         """

@@ -147,7 +147,7 @@ class ConCL(MoCoV2):
         return None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_c of two feature maps (B, C, h, w); their shared concepts then join the concept queue."""
+        """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""
         concepts = self.source(batch, self.key_backbone.network)
         in_query, in_key = self.restore(batch, concepts, query.shape[2:])
         shared = in_query.present() & in_key.present()  # (B, K)

@@ -135,10 +135,13 @@ class PCLV2(MoCoV2):
             clusters.copy_(broadcast(clusters))
         self.clustered_in = int(batch.epoch)
 
-    def forward(self, batch: Batch) -> Losses:
-        self._require_room(len(batch) * world_size())
+    def before_step(self, batch: Batch) -> None:
         if self.wants_features(batch):
             raise ValueError("it wants the features of all images first: see Method.wants_features")
+        super().before_step(batch)
+
+    def forward(self, batch: Batch) -> Losses:
+        self._require_room(len(batch) * world_size())
         query, key = self.encode(batch)
         q, k = self.project(global_pool(query), global_pool(key))
         instance_loss = self.contrast(q, k)

@@ -29,14 +29,14 @@ from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.batch_norm import BatchNorm, share_statistics
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
-from densepath.training.fit import fit
 from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
+from densepath.training.intervals import Intervals
 from densepath.training.load_run import pixels_of
-from densepath.training.module import PretrainModule
+from densepath.training.loop import train
 from densepath.training.optimizers import Optimizer
+from densepath.training.pretrain_task import PretrainTask
 from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, Gallery
-from densepath.training.run_callback import Intervals
 from densepath.version import __version__
 from densepath.views.augment import Augment
 from densepath.views.declarations import view_sizes, without_color
@@ -216,7 +216,7 @@ def pretrain(
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     sweep = Sweep(batches, view_size, images.spec, hardware.memory_format)
-    module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
+    task = PretrainTask(learner, views, optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
     )
@@ -233,8 +233,8 @@ def pretrain(
                 f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut "
                 "to that"
             )
-        done = fit(
-            module,
+        done = train(
+            task,
             batches,
             out,
             hardware=hardware,

@@ -20,7 +20,7 @@ from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import Precision, choose_hardware, choose_workers
-from densepath.training.run_callback import Intervals
+from densepath.training.intervals import Intervals
 from densepath.transfer.detection.anchors import ANCHOR_SIZES, check_anchor_sizes
 from densepath.transfer.detection.detector import DETECTIONS
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
