@@ -30,15 +30,17 @@ from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
-from densepath.methods import METHODS, concl, conv_mim, densecl
+from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
+from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
-from densepath.training.optimizers import Optimizer, clip_gradients
-from densepath.training.recipes import load_recipe, typed_options
+from densepath.training.optimizers import clip_gradients
+from densepath.training.recipes import find_method
+from densepath.training.resolve import resolve
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -69,17 +71,15 @@ class Step:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
-        recipe_options = typed_options(load_recipe(recipe))
-        method_options = {**recipe_options.get("method_options", {}), **(given or {})}
+        config = resolve(PretrainConfig, recipe, {"data": "", "out": "", "method_options": given or {}})
+        method_options = dict(config.method_options)
         if batch_size % (method_options.get("batch_norm_group") or 1):
             method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
-        method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        method = find_method(config.method)(build_backbone(backbone), **method_options)
         method.check(size, batch_size)
         method.prepare(images)
-        views = ViewMaker(
-            method.views(recipe_options.get("augment")), size, seed=0, memory_format=hardware.memory_format
-        )
-        self.module = PretrainModule(method, views, recipe_options.get("optimizer", Optimizer()), 1000, 100.0)
+        views = ViewMaker(method.views(config.augment), size, seed=0, memory_format=hardware.memory_format)
+        self.module = PretrainModule(method, views, config.optimizer, 1000, 100.0)
         self.module.to(self.device, memory_format=hardware.memory_format)
         made = self.module.configure_optimizers()
         self.optimizer, self.schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]

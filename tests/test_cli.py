@@ -20,8 +20,10 @@ from densepath import cli
 from densepath.cli import VERBS, main
 from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tissue
+from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe, recipe_names
-from densepath.views.augment import augment_from
+from densepath.training.resolve import resolve
+from densepath.views.augment import Augment
 
 SIZE = 64
 
@@ -72,8 +74,8 @@ def test_help_of_a_verb_explains_every_parameter(name: str, capsys: pytest.Captu
     assert main([*name.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     command = VERBS[name].command(name)
-    for parameter in inspect.signature(command.function).parameters:
-        if parameter not in command.given and parameter != "method_options":
+    for parameter in inspect.signature(command.schema).parameters:
+        if parameter != "method_options":
             option = parameter if parameter in command.positional else f"--{parameter}"
             assert option in text
     # An option without a description would be followed by its type at once.
@@ -89,18 +91,25 @@ def test_options_of_a_method_are_its_constructor(method: str, capsys: pytest.Cap
     assert printed["method_options"] == {parameter.name: parameter.default for parameter in parameters}
 
 
+def augment_of(recipe: dict[str, object]) -> Augment:
+    """How views vary by what a recipe holds, without what its method declares."""
+    augment = resolve(PretrainConfig, None, {"data": "tiles", "out": "run", "augment": recipe["augment"]}).augment
+    assert augment is not None
+    return augment
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_option_of_the_views_leaves_the_methods_others(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """MAE with another scale of crops keeps its colors, and does not get MoCo-v2's. BYOL's views become alike."""
     for words in ("--augment.scale 0.3 0.9", "--augment.scale=[0.3,0.9]", "--no_augment.quarter_turns"):
         assert main(["pretrain", "--method", method, *words.split(), "--print_config"]) == 0
-        printed = augment_from(yaml.safe_load(capsys.readouterr().out)["augment"])
+        printed = augment_of(yaml.safe_load(capsys.readouterr().out))
         own = next(iter(METHODS[method].views().values()))
         own = replace(own, blur=0.5) if method == "byol" else own
         assert printed == replace(own, scale=(0.3, 0.9) if "scale" in words else own.scale)
     assert main(["pretrain", "--config", "simclr_small", "--augment.rotation", "9", "--print_config"]) == 0
-    printed = augment_from(yaml.safe_load(capsys.readouterr().out)["augment"])
-    assert printed == replace(augment_from(load_recipe("simclr_small")["augment"]), rotation=9.0)
+    printed = augment_of(yaml.safe_load(capsys.readouterr().out))
+    assert printed == replace(augment_of(load_recipe("simclr_small")), rotation=9.0)
 
 
 @pytest.mark.parametrize("name", recipe_names())

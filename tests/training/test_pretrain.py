@@ -17,7 +17,6 @@ from densepath.synthetic.tissue import write_tissue
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
-from densepath.training.recipes import load_recipe, typed_options
 from densepath.views.augment import Augment
 
 SMALL = {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "log_every": 2, "devices": "cpu"}
@@ -46,7 +45,7 @@ def test_the_configuration_is_complete_and_can_be_run_again(run, tmp_path):
     assert set(config) == parameters
     assert config["method_options"]["momentum"] == 0.999
     assert config["optimizer"]["lr"] == 0.03
-    again = pretrain(**typed_options(load_recipe(run / "config.yaml")) | {"out": tmp_path / "again"})
+    again = pretrain(run / "config.yaml", out=tmp_path / "again")
     exported = [load_file(out / "exported" / "backbone.safetensors") for out in (run, again)]
     assert all(torch.equal(exported[0][name], exported[1][name]) for name in exported[0])
 

@@ -1,12 +1,11 @@
-import inspect
-
 import pytest
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.training.config import PretrainConfig
 from densepath.training.optimizers import Optimizer
-from densepath.training.pretrain import pretrain
-from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
+from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names
+from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
 
 PAPER = [
@@ -32,12 +31,13 @@ NAMES = sorted(
 )
 
 
+RUN = {"data": "tiles", "out": "run"}
+
+
 def resolved(name):
     """What a recipe sets, over the defaults of the run and of its method."""
-    defaults = {key: parameter.default for key, parameter in inspect.signature(pretrain).parameters.items()}
-    options = defaults | typed_options(load_recipe(name))
-    options["method_options"] = all_options(options["method"], options["method_options"])
-    return options
+    config = resolve(PretrainConfig, name, RUN)
+    return vars(config) | {"method_options": all_options(config.method, config.method_options)}
 
 
 def test_all_recipes_are_there():
@@ -55,7 +55,6 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name, tmp_path):
         with pytest.raises(UserError, match=rf"needs a {source}; .*--method\.{source}"):
             find_method(options["method"])(build_backbone("test_vit"), **options["method_options"])
         options["method_options"][source] = "test_vit"
-    assert options.keys() == inspect.signature(pretrain).parameters.keys()
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
     method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
@@ -188,9 +187,9 @@ def test_small_recipes_fit_two_thousand_tiles(name):
 
 def test_a_users_own_file_is_read(tmp_path):
     (tmp_path / "mine.yaml").write_text("method: moco_v2\noptimizer: {lr: 1, milestones: [1, 2]}\naugment: {blur: 0}\n")
-    options = typed_options(load_recipe(tmp_path / "mine.yaml"))
-    assert options["optimizer"] == Optimizer(lr=1, milestones=(1, 2))
-    assert options["augment"] == Augment(blur=0)
+    config = resolve(PretrainConfig, tmp_path / "mine.yaml", RUN)
+    assert config.optimizer == Optimizer(lr=1, milestones=(1, 2))
+    assert config.augment == Augment(blur=0)
 
 
 def test_unknown_names_are_met_with_the_closest():
@@ -202,8 +201,8 @@ def test_unknown_names_are_met_with_the_closest():
         find_method("moco_v3")
     with pytest.raises(UserError, match="'num_concept'; did you mean num_concepts"):
         all_options("concl", {"num_concept": 3})
-    with pytest.raises(UserError, match="'learning_rate'; there are: name, lr"):
-        typed_options({"optimizer": {"learning_rate": 1}})
+    with pytest.raises(UserError, match=r"unknown option optimizer\.warmup; did you mean optimizer\.warmup_start\?"):
+        resolve(PretrainConfig, None, RUN | {"optimizer": {"warmup": 1}})
 
 
 def test_the_backbone_is_not_a_methods_option():

@@ -25,8 +25,10 @@ from densepath.nets.weights import load_weights
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import ImageFiles, PackedTiles, check_size, open_images
+from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, read_run
-from densepath.training.recipes import find_method, load_recipe, typed_options
+from densepath.training.recipes import find_method
+from densepath.training.resolve import resolve
 from densepath.views.maker import ViewMaker
 
 Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
@@ -60,11 +62,9 @@ def show_views(
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
     out = picture_file(out)
-    recipe = typed_options(load_recipe(config))
-    size = recipe.get("view_size", 224) if view_size is None else view_size
-    if type(size) is not int or size < 1:
-        raise UserError(f"view_size is {size!r}; give a number of pixels")
-    views = find_method(recipe.get("method", "concl")).views(recipe.get("augment"))
+    given = {} if view_size is None else {"view_size": view_size}
+    recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
+    size, views = recipe.view_size, find_method(recipe.method).views(recipe.augment)
     images = open_images(data, cache="none")
     check_size(images, size // 2)
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
@@ -166,12 +166,12 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     if not find_method(name).predicts_pixels():
         able = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
         raise UserError(f"the run in {run} is one of {name}, which predicts no pixels; name a run of one of: {able}")
-    method, config, _ = load_run(run)
-    options = typed_options(config)
-    size = options.get("view_size", 224)
+    method, record, _ = load_run(run)
+    config = resolve(PretrainConfig, None, record)
+    size = config.view_size
     images = open_images(data, cache="none")
     check_size(images, size // 2)
-    made = ViewMaker(method.views(options.get("augment")), size, seed)(_draw(images, count, seed))
+    made = ViewMaker(method.views(config.augment), size, seed)(_draw(images, count, seed))
     return draw_reconstruction(method.eval().reconstruct(made), out, panel=1.8)
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import yaml
 
 from densepath.benchmark.checks import is_number, listed, mapping, positive
-from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, merged, pretraining_options
+from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, pretraining_options
 from densepath.core.errors import UserError, suggest
+from densepath.training.resolve import merged
 from densepath.transfer.detection.detectors import BOXES_ALONE, DETECTORS
 
 _TASKS = ("probe", "detect")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -64,6 +63,8 @@ class SparK(Method):
         batch_norm: Literal["synchronized", "per_process"] = "synchronized",
         batch_norm_group: int = 0,
     ) -> None:
+        from timm.layers import LayerNorm2d
+
         super().__init__()
         if len(backbone.stages) < _SCALES:
             raise UserError(

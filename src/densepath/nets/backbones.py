@@ -6,9 +6,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-import timm
 import torch
-from timm.models import FeatureListNet, model_entrypoint
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -75,7 +73,7 @@ class Backbone(nn.Module):
         self.check_stage(last)
         self.check_size(x.shape[2], x.shape[3])
         count = self._strides.index(2**last) + 1
-        if type(self.net) is FeatureListNet:
+        if self._in_order:
             maps = self._run_modules(x, count)
         elif hasattr(self.net, "model") and hasattr(self.net.model, "forward_intermediates"):
             maps = self.net.model.forward_intermediates(
@@ -97,13 +95,20 @@ class Backbone(nn.Module):
                     break
         return maps
 
+    @property
+    def _in_order(self) -> bool:
+        """Whether the network's modules stand in the order of their use."""
+        from timm.models import FeatureListNet
+
+        return type(self.net) is FeatureListNet
+
     def last_stage(self) -> tuple[nn.Module, ...]:
         """The modules that, one after the other, make the deepest map of the one before it, or of any parts of that.
 
         Raises:
             UserError: the network is of a timm family that computes its stages in one piece.
         """
-        if type(self.net) is not FeatureListNet:
+        if not self._in_order:
             raise UserError(f"{self.name} cannot run its last stage alone; take a ResNet, ConvNeXt or RegNet")
         before = list(self.net.return_layers)[-2]
         return tuple(self.net.values())[list(self.net).index(before) + 1 :]
@@ -123,7 +128,7 @@ class Backbone(nn.Module):
             UserError: the network is of a timm family that computes its stages in one piece, or a transformer; or it
                 has no such max-pool where one is asked for.
         """
-        if type(self.net) is not FeatureListNet:
+        if not self._in_order:
             raise UserError(
                 f"{self.name} is no ConvNet that can be taken apart behind its stem; take a ResNet, ConvNeXt or RegNet"
             )
@@ -184,6 +189,8 @@ def build_backbone(name: str = "resnet18") -> Backbone:
 
     Source: ConCL (ECCV 2022), released code, ``backbones/resnet.py``.
     """
+    from timm.models import model_entrypoint
+
     _check_name(name)
     try:
         backbone = Backbone(make_network(name), name)
@@ -202,6 +209,8 @@ def build_backbone(name: str = "resnet18") -> Backbone:
 
 def make_network(name: str, pretrained: bool = False) -> nn.Module:
     """timm's network that a :class:`Backbone` wraps; with ``pretrained`` its name may be that of weights."""
+    import timm
+
     if is_transformer(name):
         return build_transformer(name, pretrained)
     network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True)
@@ -209,6 +218,8 @@ def make_network(name: str, pretrained: bool = False) -> nn.Module:
 
 
 def _check_name(name: str) -> None:
+    import timm
+
     if timm.is_model(name) and "." not in name:
         return
     architecture = name.split(".")[0]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.hub import quiet
+from densepath.sources.pixel_source import PixelSpec
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
 _STRIDES = (32, 16, 8)  # that a network may have whose configuration does not say, in pixels
@@ -142,5 +142,5 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     notes = notes.get("image_processor") or notes
     mean, std = notes.get("image_mean"), notes.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        return PixelSpec.mean, PixelSpec.std
     return tuple(mean), tuple(std)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -21,6 +19,7 @@ from densepath.nets.layouts import match_names
 from densepath.nets.model_folders import WEIGHT_FILES, load_transformers_model, read_config
 from densepath.nets.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
+from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
     "a timm name (vit_base_patch16_clip_224.openai), a folder that holds a model of timm or transformers, or "
@@ -61,13 +60,13 @@ class Teacher(nn.Module):
         name: str,
         stride: int,
         channels: int,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        mean: Sequence[float] = PixelSpec.mean,
+        std: Sequence[float] = PixelSpec.std,
     ) -> None:
         super().__init__()
         self.network = network
         self.name, self.stride, self.width = name, stride, channels
-        ours = torch.tensor((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)).view(2, 3, 1, 1)
+        ours = torch.tensor((PixelSpec.mean, PixelSpec.std)).view(2, 3, 1, 1)
         theirs = torch.tensor((tuple(mean), tuple(std))).view(2, 3, 1, 1)
         self.register_buffer("scale", ours[1] / theirs[1])
         self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1])
@@ -121,6 +120,8 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
         return _from_folder(fetch(name, (*FETCHED, WEIGHT_FILES[1])), name, weights)
     if Path(name).is_dir():
         return _from_folder(Path(name), name, weights)
+    import timm
+
     if not timm.is_model(name.split(".")[0]):
         raise UserError(f"there is no teacher {name!r}; give {ACCEPTED}")
     pretrained = not weights
@@ -156,6 +157,8 @@ def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _Ti
         pretrained: load timm's weights of that name.
         arguments: of its constructor.
     """
+    import timm
+
     transformer = is_transformer(name)
     if not transformer:
         build_backbone(name.split(".")[0])  # checks that it gives maps at any size
@@ -180,6 +183,8 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
     if "architecture" not in config:
         model = load_transformers_model(folder, config)
         return Teacher(model, name, model.stride, model.channels, model.mean, model.std)
+    import timm
+
     architecture = str(config["architecture"])
     if not timm.is_model(architecture):
         raise UserError(f"timm has no network {architecture!r}, which {folder} names; update timm")

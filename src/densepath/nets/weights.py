@@ -10,11 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from densepath.core.errors import UserError
@@ -24,6 +22,7 @@ from densepath.nets.hub import quiet
 from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
 from densepath.nets.transformers import resize_positions
 from densepath.nets.weight_files import read_tensors
+from densepath.sources.pixel_source import PixelSpec
 
 FORMAT_VERSION = "1"
 ACCEPTED = (
@@ -71,8 +70,8 @@ def save_backbone(
         raise UserError(f"{path} must end in {' or '.join(suffixes)} to hold weights in the layout {layout}")
     state, untrained = arrange(backbone, layout)
     notes = {
-        "mean": json.dumps(IMAGENET_DEFAULT_MEAN),
-        "std": json.dumps(IMAGENET_DEFAULT_STD),
+        "mean": json.dumps(PixelSpec.mean),
+        "std": json.dumps(PixelSpec.std),
         **(metadata or {}),
         "format": "pt",  # what readers of safetensors look for to tell torch's tensors from others
         "format_version": FORMAT_VERSION,
@@ -157,6 +156,8 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     name = str(source)
     if name == "random":
         return f"{backbone.name} with random weights"
+    import timm
+
     if not Path(source).exists() and timm.models.is_model_pretrained(name):
         return _load_pretrained(backbone, name)
     if not Path(source).exists():
@@ -224,7 +225,7 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
     backbone.net.load_state_dict(resize_positions(backbone.net, network.state_dict()))
     line = f"{backbone.name} with timm's {name}"
     statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
-    if statistics != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+    if statistics != (PixelSpec.mean, PixelSpec.std):
         line += f"; it was trained with other normalisation: mean {statistics[0]}, std {statistics[1]}"
     return line
 

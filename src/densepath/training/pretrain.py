@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from densepath.annotations.coco import open_split
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
-from densepath.core.random import check_seed
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
@@ -25,106 +24,37 @@ from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
+from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
-from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
+from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, Gallery
+from densepath.training.resolve import resolve
 from densepath.training.run_callback import Intervals
 from densepath.version import __version__
-from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 
 Probe = Callable[[Backbone, Path], Mapping[str, float]]
 
-DEFAULT_EPOCHS = 200.0
-# What may change when a run is resumed: none of it changes what is computed. (The number of processes may not: it is
-# one of the run's facts.)
-_FREE = (
-    *("data", "out", "resume", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
-    *("log_every", "save_every_steps", "save_every_minutes"),
-    *(f"method_options.{name}" for name in ("concept_cache", "concept_files", "labels")),  # where files lie, as data
-    *(f"method_options.{name}" for name in ("teacher", "teacher_weights", "tokenizer")),  # known by their checksums
-)
-_PAPER = Optimizer()
-
 
 def pretrain(
+    config: PretrainConfig | str | Path | None = None,
     *,
-    data: str | Path,
-    out: str | Path,
-    method: str = "concl",
-    method_options: dict[str, Any] | None = None,
-    backbone: str = "resnet18",
-    weights: str | Path = "random",
-    seed: int = 0,
-    epochs: float | None = None,
-    max_steps: int | None = None,
-    batch_size: int = 256,
-    accumulate: int = 1,
-    view_size: int = 224,
-    augment: Augment | None = None,
-    optimizer: Optimizer = _PAPER,
-    workers: int | None = None,
-    cache: Literal["auto", "ram", "none"] = "auto",
-    devices: int | str = "auto",
-    precision: Precision = "auto",
-    channels_last: bool = True,
-    deterministic: bool = False,
-    resume: bool = False,
-    save_every_steps: int = 0,
-    save_every_minutes: float = 10.0,
-    log_every: int = 10,
-    loggers: Sequence[str] = (),
-    probe_data: str | Path | None = None,
-    probe_every: float = 10.0,
     probe: Probe | None = None,
-    picture_every: float = 10.0,
     draw: Draw | None = None,
+    **options: Any,
 ) -> Path:
-    """Learn features from unlabelled images.
-
-    A recipe's meaning does not depend on the hardware: ``batch_size`` counts the images of one optimizer step over all
-    devices. The run folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/`` and, at the end,
-    ``exported/backbone.safetensors``. With ``resume`` a run that was stopped, or killed, goes on as if nothing had
-    happened: on a CPU with the same number of threads, and on a GPU with ``deterministic``, to the same bits.
+    """Learn features from unlabelled images: see :func:`densepath.pretrain`.
 
     Args:
-        data: a folder of images, a text list of files, a glob, or a packed store.
-        out: the run folder.
-        method: the pre-training method, e.g. "moco_v2" or "concl".
-        method_options: its hyper-parameters, where they differ from the method's defaults.
-        backbone: a timm ConvNet or plain vision transformer, as the method has it.
-        weights: what the backbone starts from: "random", a file, a run folder, or a timm name.
-        seed: of the weights, the order of the images, and the views.
-        epochs: passes over the images; 200 if ``max_steps`` is not given either.
-        max_steps: length of the run in optimizer steps, instead of epochs.
-        batch_size: images per optimizer step, over all devices and accumulated batches.
-        accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
-            momentum encoder see the small batches.
-        view_size: height and width of the views in pixels.
-        augment: how views vary; the method's own way by default.
-        optimizer: how the weights are updated.
-        workers: processes that decode images, per device; as many as help by default.
-        cache: "ram" keeps decoded images in memory, "auto" where they fit, "none" never.
-        devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
-        precision: "auto", "32" or "bf16-mixed".
-        channels_last: memory layout of the convolutions.
-        deterministic: hold a GPU to algorithms that give the same bits each time, which are slower. torch warns where
-            it has none.
-        resume: go on with the run in ``out``, if there is one.
-        save_every_steps: write a checkpoint every so many optimizer steps; 0 for never.
-        save_every_minutes: write a checkpoint every so many minutes; 0 for never.
-        log_every: write measurements every so many optimizer steps.
-        loggers: besides the CSV file: "tensorboard", "wandb".
-        probe_data: labelled images that the backbone is probed on during the run.
-        probe_every: epochs between probes; 0 for never.
+        config: a configuration, a recipe by its name, or the path of a YAML file.
         probe: scores a backbone on ``probe_data``.
-        picture_every: epochs between pictures of what a method predicts, if it predicts pixels; 0 for none.
-        draw: makes such a picture; without, there are none.
+        draw: draws what a method predicts; without, there are no such pictures.
+        options: fields of :class:`PretrainConfig` that override those of ``config``.
 
     Returns:
         The run folder.
@@ -133,94 +63,103 @@ def pretrain(
         UserError: options that do not fit each other or the data, or a folder that holds another run.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    asked = dict(locals())
-    out = Path(out)
-    if epochs is not None and max_steps is not None:
-        raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
-    if probe_data is not None and probe is None:
-        raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
-    if probe_data is not None:
+    return run(resolve(PretrainConfig, config, options), probe, draw)
+
+
+def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = None) -> Path:
+    """Train what a configuration asks for. Arguments and errors as for :func:`pretrain`."""
+    out, resume, accumulate = Path(config.out), config.resume, config.accumulate
+    if config.probe_data is not None:
+        if probe is None:
+            raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            open_split(Path(probe_data), split)  # now, rather than epochs later
-    if view_size < 1:
-        raise UserError(f"view_size is {view_size}; give a number of pixels")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers is {workers}; give a number of processes, or 0 for none")
-    if epochs is None and max_steps is None:
-        asked["epochs"] = epochs = DEFAULT_EPOCHS
+            open_split(Path(config.probe_data), split)  # now, rather than epochs later
+    if config.epochs is None and config.max_steps is None:
+        config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
+    precision = config.precision
     if old is not None and precision == "auto":
         precision = old.get("precision", precision)  # that of the hardware where it was started
-    hardware = choose_hardware(devices, precision, channels_last, deterministic)
-    batch = _divide_batch(batch_size, hardware.world_size, accumulate)
+    hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
+    batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    check_seed(seed)
-    torch.manual_seed(seed)
-    network = build_backbone(backbone)
+    torch.manual_seed(config.seed)
+    network = build_backbone(config.backbone)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
-    loaded = load_weights(network, weights) if fresh else None
-    options = all_options(method, method_options)
-    learner = find_method(method)(network, **options)
-    learner.check(view_size, batch * hardware.world_size, hardware.world_size)
-    config = _record(asked, hardware, options)
+    loaded = load_weights(network, config.weights) if fresh else None
+    config = replace(
+        config, precision=hardware.precision, method_options=all_options(config.method, config.method_options)
+    )
+    method = find_method(config.method)(network, **config.method_options)
+    method.check(config.view_size, batch * hardware.world_size, hardware.world_size)
+    record = config.record()
     first = hardware.rank == 0
     if first:
-        check_run(out, config, resume=resume, free=_FREE)  # now, rather than after hours of looking at the images
+        check_run(out, record, resume=resume, free=FREE)  # now, rather than after hours of looking at the images
 
-    images = open_images(data, cache=cache, device=hardware.device)
-    check_size(images, view_size // 2)
-    found = learner.prepare(images)
+    images = open_images(config.data, cache=config.cache, device=hardware.device)
+    check_size(images, config.view_size // 2)
+    found = method.prepare(images)
     batches = ImageBatches(
         images,
         batch_size=batch,
-        seed=seed,
-        max_steps=None if max_steps is None else max_steps * accumulate,
-        epochs=epochs,
+        seed=config.seed,
+        max_steps=None if config.max_steps is None else config.max_steps * accumulate,
+        epochs=config.epochs,
         rank=hardware.rank,
         world_size=hardware.world_size,
-        workers=choose_workers(hardware) if workers is None else workers,
+        workers=choose_workers(hardware) if config.workers is None else config.workers,
         device=hardware.device,
-        extras=learner.extras,
+        extras=method.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
-    views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
-    sweep = Sweep(batches, view_size, hardware.memory_format)
-    module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
+    seen = {name: view for name, view in method.views(config.augment).items() if name not in method.unused_views}
+    views = ViewMaker(seen, config.view_size, config.seed, memory_format=hardware.memory_format)
+    sweep = Sweep(batches, config.view_size, hardware.memory_format)
+    module = PretrainModule(method, views, config.optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
-        max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
+        max(1, round(every * steps_per_epoch)) if every > 0 else 0
+        for every in (config.probe_every, config.picture_every)
     )
-    gallery = Gallery(learner, images, views, draw, out) if draw is not None and learner.predicts_pixels() else None
-    with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
-        if first and loaded:
-            say(f"densepath: {loaded}")
-        if first and found:
-            say(f"densepath: {found}")
-        if first and optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch:
-            say(
-                f"densepath: the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut "
-                "to that"
-            )
+    gallery = Gallery(method, images, views, draw, out) if draw is not None and method.predicts_pixels() else None
+    with open_run(out, record, resume=resume, free=FREE, note=f"densepath {__version__}") if first else nullcontext():
+        if first:
+            _say_what_was_found(loaded, found, config.optimizer, steps, steps_per_epoch)
         done = fit(
             module,
             batches,
             out,
             hardware=hardware,
-            intervals=Intervals(log_every, save_every_steps, save_every_minutes, probe_steps, draw_steps),
-            config=config,
+            intervals=Intervals(
+                config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
+            ),
+            config=record,
             facts={"images": len(images), "steps": steps, "processes": hardware.world_size},
             accumulate=accumulate,
-            seed=seed,
+            seed=config.seed,
             resume=resume,
-            loggers=loggers,
-            evaluate=None if probe is None or probe_data is None else partial(_probe, probe, learner, Path(probe_data)),
+            loggers=config.loggers,
+            evaluate=None
+            if probe is None or config.probe_data is None
+            else partial(_probe, probe, method, Path(config.probe_data)),
             draw=gallery,
             name=out.name,
         )
         if first:
-            export_backbone(out / EXPORTED, learner.exported_backbone(), "timm", config, done)
-            export_parts(out / EXPORTED.parent, learner.exported_parts(), config, done)
+            export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done)
+            export_parts(out / EXPORTED.parent, method.exported_parts(), record, done)
     return out
+
+
+def _say_what_was_found(
+    loaded: str | None, found: str | None, optimizer: Optimizer, steps: int, steps_per_epoch: float
+) -> None:
+    """What the run starts from, what its method found on the images, and a warm-up that does not fit, a line each."""
+    cut = optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch
+    warmup = f"the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut to that"
+    for line in (loaded, found, warmup if cut else None):
+        if line:
+            say(f"densepath: {line}")
 
 
 def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
@@ -234,20 +173,9 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
     return batch_size // parts
 
 
-def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a run was asked for, resolved, in the plain types of YAML."""
-    record = {name: value for name, value in asked.items() if name not in ("probe", "draw", "resume")}
-    record |= {name: str(record[name]) for name in ("data", "out", "weights")}
-    record |= {"precision": hardware.precision, "method_options": options, "loggers": list(record["loggers"])}
-    record["optimizer"] = asdict(record["optimizer"])
-    record["augment"] = record["augment"] and asdict(record["augment"])
-    record["probe_data"] = record["probe_data"] and str(record["probe_data"])
-    return record
-
-
-def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
+def _probe(probe: Probe, method: Method, data: Path) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
-    network = copy.deepcopy(learner.exported_backbone()).eval()
+    network = copy.deepcopy(method.exported_backbone()).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}

@@ -15,8 +15,8 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
-from densepath.transfer.detection.anchors import ANCHOR_SIZES
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
 
 Color = tuple[float, float, float]  # red, green, blue in 0-1
