@@ -34,6 +34,7 @@ from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
+from densepath.training.batch_norm import share_statistics
 from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
@@ -72,10 +73,10 @@ class Step:
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
         config = resolve(PretrainConfig, recipe, {"data": "", "out": "", "method_options": given or {}})
-        method_options = dict(config.method_options)
-        if batch_size % (method_options.get("batch_norm_group") or 1):
-            method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
-        method = find_method(config.method)(build_backbone(backbone), **method_options)
+        group = config.batch_norm_group
+        method = find_method(config.method)(build_backbone(backbone), **config.method_options)
+        # A recipe's groups are for its own batch.
+        share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
         method.check(size, batch_size)
         method.prepare(images)
         views = ViewMaker(method.views(config.augment), size, seed=0, memory_format=hardware.memory_format)

@@ -54,7 +54,7 @@ def densepath():
     with tempfile.TemporaryDirectory() as folder:  # pytest's own may be too deep for the name of a socket
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         server = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "warm.py", folder], stdout=subprocess.PIPE, env=environment
+            [sys.executable, Path(__file__).parent / "cli_server.py", folder], stdout=subprocess.PIPE, env=environment
         )
         try:
             assert server.stdout.readline() == b"ready\n"

@@ -43,6 +43,10 @@ class PretrainConfig:
         batch_size: images per optimizer step, over all devices and accumulated batches.
         accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
             momentum encoder see the small batches.
+        batch_norm: whose images have their batch statistics in common: those of each process ("per_process"), those of
+            all ("synchronized"), or as in the method's paper ("auto").
+        batch_norm_group: divide the images of a process into groups of this many that have their batch statistics in
+            common; 0 for one group. With groups a run is the same on any number of processes, up to rounding.
         view_size: height and width of the views in pixels.
         augment: how views vary; by default as the method declares it.
         optimizer: how the weights are updated.
@@ -77,6 +81,8 @@ class PretrainConfig:
     max_steps: int | None = None
     batch_size: int = 256
     accumulate: int = 1
+    batch_norm: Literal["auto", "per_process", "synchronized"] = "auto"
+    batch_norm_group: int = 0
     view_size: int = 224
     augment: Augment | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)

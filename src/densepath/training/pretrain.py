@@ -17,13 +17,14 @@ from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
+from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
@@ -87,11 +88,12 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     network = build_backbone(config.backbone)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, config.weights) if fresh else None
-    config = replace(
-        config, precision=hardware.precision, method_options=all_options(config.method, config.method_options)
-    )
-    method = find_method(config.method)(network, **config.method_options)
-    method.check(config.view_size, batch * hardware.world_size, hardware.world_size)
+    options = all_options(config.method, config.method_options)
+    method = find_method(config.method)(network, **options)
+    together = batch * hardware.world_size
+    norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
+    method.check(config.view_size, together, hardware.world_size)
+    config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm)
     record = config.record()
     first = hardware.rank == 0
     if first:
@@ -175,7 +177,7 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
 
 def _probe(probe: Probe, method: Method, data: Path) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
-    network = copy.deepcopy(method.exported_backbone()).eval()
+    network = copy.deepcopy(plain_batch_norm(method.exported_backbone())).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}

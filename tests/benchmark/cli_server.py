@@ -1,7 +1,7 @@
 """``python -m densepath`` without the seconds of its imports: each call is forked from a process that has made them.
 
-Usage: python warm.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS`` and is in
-all else a process of its own: exit code, output, signals, working folder, environment.
+Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS`` and
+is in all else a process of its own: exit code, output, signals, working folder, environment.
 """
 
 import contextlib
