@@ -50,16 +50,34 @@ DETECT = (
 )
 
 
-def test_help_and_version_do_not_wait_for_torch() -> None:
+# What takes long to import, and what help needs none of.
+HEAVY = ["timm", "torchvision", "lightning", "sklearn", "skimage", "scipy.ndimage", "scipy.stats", "matplotlib.pyplot"]
+
+
+@pytest.mark.parametrize(
+    ("words", "unwanted"),
+    [
+        ("--help", ["torch", "numpy"]),
+        ("--version", ["torch", "numpy"]),
+        ("data", ["torch", "numpy"]),
+        ("detect --help", ["torch", *HEAVY]),
+        ("pretrain --help", HEAVY),
+        *((f"pretrain --method {name} --help", HEAVY) for name in ("spark", "vq_kd", "supervised")),
+    ],
+)
+def test_help_imports_only_what_it_shows(words: str, unwanted: list[str]) -> None:
     code = (
-        "import sys; from densepath.cli import main;"
-        "assert main(['--help']) == main(['--version']) == main(['data']) == 0;"
-        "sys.exit('torch' in sys.modules)"
+        f"import sys; from densepath.cli import main; assert main({words.split()!r}) == 0;"
+        f"found = [name for name in {unwanted!r} if name in sys.modules];"
+        "methods = [name for name in sys.modules if name.startswith('densepath.methods.')];"
+        "assert 'densepath.methods.mae' not in methods, methods; sys.exit(f'it imports {found}' if found else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"densepath {densepath.__version__}" in done.stdout
-    assert all(name in done.stdout for name in VERBS)
+    if words == "--version":
+        assert done.stdout == f"densepath {densepath.__version__}\n"
+    if words == "--help":
+        assert all(name in done.stdout for name in VERBS)
 
 
 def test_python_dash_m_is_the_command_line() -> None:
@@ -456,3 +474,88 @@ def test_public_functions_are_those_of_the_verbs() -> None:
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
         _ = densepath.pretrian
+
+
+MEAN = """
+from densepath.methods.base import Losses, Method
+from densepath.views.augment import Augment
+
+class Mean(Method):
+    \"\"\"A method of a user's own: features of unit mean.
+
+    Args:
+        backbone: what is trained.
+        target: the mean that features should have.
+    \"\"\"
+
+    def __init__(self, backbone, target: float = 1.0):
+        super().__init__()
+        self.backbone, self.target = backbone, target
+
+    @staticmethod
+    def views(augment=None):
+        return {"image": augment or Augment()}
+
+    def forward(self, batch):
+        loss = (self.backbone(batch["image"].pixels)[self.backbone.deepest].mean() - self.target).square()
+        return Losses(loss, {"mean_loss": loss.detach()})
+
+    def exported_backbone(self):
+        return self.backbone
+"""
+
+
+def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(folder: Path) -> None:
+    (folder / "mymodule.py").write_text(MEAN)
+
+    def run(line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "densepath", *line.split()], capture_output=True, text=True)
+
+    small = "--backbone test_resnet --batch_size 4 --view_size 64 --devices cpu --max_steps 4 --workers 0"
+    pretrain = f"pretrain --method mymodule:Mean --method.target 2 --data tissue/tiles {small}"
+    done = run(f"{pretrain} --out whole --save_every_steps 2")
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+    config = yaml.safe_load(Path("whole/config.yaml").read_text())
+    assert (config["method"], config["method_options"]) == ("mymodule:Mean", {"target": 2.0})
+    shutil.copytree("whole", "cut")
+    shutil.move("cut/checkpoints/previous.ckpt", "cut/checkpoints/last.ckpt")
+    shutil.rmtree("cut/exported")
+    done = run(f"{pretrain} --out cut --save_every_steps 2 --resume")
+    assert done.returncode == 0 and "step 2 of 4" in done.stderr, done.stderr
+    whole, cut = (Path(name, "exported", "backbone.safetensors") for name in ("whole", "cut"))
+    assert whole.read_bytes().split(b"}", 1)[1][-4096:] == cut.read_bytes().split(b"}", 1)[1][-4096:]
+    assert run("export whole --layout timm --to weights.safetensors").returncode == 0
+    help_of_it = run("pretrain --method mymodule:Mean --help").stdout
+    assert "the mean that features should have" in " ".join(help_of_it.split())
+    for wrong, expected in (
+        ("mymodule:Meen", "did you mean Mean?"),
+        ("mymodul:Mean", "there is no mymodul.py in"),
+        ("mymodule:Augment", "mymodule has no method 'Augment'"),
+    ):
+        done = run(f"pretrain --method {wrong} --data tissue/tiles --out other")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
+
+
+def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
+    assert main([*PRETRAIN.split(), "--optimizer.lr", "0.1"]) == 0
+    small = {"batch_size": 4, "view_size": 64, "devices": "cpu"}
+    queues = {"num_concepts": 4, "queue_size": 16, "concept_queue_size": 64}
+    options = {"optimizer": {"lr": 0.1}, "method_options": queues, "max_steps": 2, **small}
+    out = densepath.pretrain(config="concl_small", data="tissue/tiles", out="other", **options)
+    assert out == Path("other")
+    first, second = (yaml.safe_load(Path(run, "config.yaml").read_text()) for run in ("run", "other"))
+    assert first.pop("out") == "run" and second.pop("out") == "other"
+    assert first == second and first["optimizer"]["lr"] == 0.1 and first["augment"]["stain"] == 0.5
+    for wrong, expected in (
+        ({"bach_size": 4}, r"unknown option bach_size; did you mean batch_size\?"),
+        ({"optimizer": {"rl": 1}}, r"unknown option optimizer\.rl; did you mean optimizer\.lr\?"),
+        ({"method_options": {"num_concept": 1}}, r"did you mean method\.num_concepts\?"),
+        ({"seed": "one"}, "seed takes a whole number, not 'one'"),
+        ({"config": "conlc_small"}, "did you mean concl_small"),
+        ({"method": "mocov2"}, "did you mean moco_v2"),
+    ):
+        with pytest.raises(densepath.UserError, match=expected):
+            densepath.pretrain(**{"config": "concl_small", "data": "tissue/tiles", "out": "third", **wrong})
+    with pytest.raises(densepath.UserError, match="unknown option bach_size; did you mean batch_size"):
+        densepath.detect("glas", data="tissue", out="third", bach_size=2)
+    assert not Path("third").exists()

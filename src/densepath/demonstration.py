@@ -172,10 +172,16 @@ def _real_tile(folder: Path, console: Console) -> Path | None:
 
 def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
     # So few steps pay if they are large: chosen by the probe, on tissue of this kind.
-    large = {"optimizer": {"lr": 0.2}, "method_options": {"momentum": 0.99}}
-    length = {"max_steps": steps, "batch_size": batch_size}
     return pretrain(
-        "concl_small", data=out / "tiles", out=out / "pretrained", backbone=_BACKBONE, seed=seed, **length, **large
+        "concl_small",
+        data=out / "tiles",
+        out=out / "pretrained",
+        backbone=_BACKBONE,
+        seed=seed,
+        max_steps=steps,
+        batch_size=batch_size,
+        optimizer={"lr": 0.2},
+        method_options={"momentum": 0.99},
     )
 
 

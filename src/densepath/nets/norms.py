@@ -130,13 +130,13 @@ def _kinds() -> tuple[dict[type, type], dict[type, type]]:
     """What becomes of each kind of batch norm that is grouped, and of each that is synchronized."""
     from timm.layers import BatchNormAct2d  # timm takes as long to import as torch
 
-    ghost = {
+    ghost: dict[type, type] = {
         nn.BatchNorm1d: GhostBatchNorm1d,
         nn.BatchNorm2d: GhostBatchNorm2d,
         nn.BatchNorm3d: GhostBatchNorm3d,
         BatchNormAct2d: GhostBatchNormAct2d,
     }
-    synchronized = {
+    synchronized: dict[type, type] = {
         nn.BatchNorm1d: SynchronizedBatchNorm1d,
         nn.BatchNorm2d: SynchronizedBatchNorm2d,
         nn.BatchNorm3d: SynchronizedBatchNorm3d,

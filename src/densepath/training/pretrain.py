@@ -85,7 +85,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
     torch.manual_seed(config.seed)
-    network = build_backbone(config.backbone)
+    network = config.backbone if isinstance(config.backbone, Backbone) else build_backbone(str(config.backbone))
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, config.weights) if fresh else None
     options = all_options(config.method, config.method_options)
