@@ -9,7 +9,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from densepath.concepts.build import choose_source
+from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
 from densepath.core.affine import label_shares, warp_labels
@@ -88,7 +88,7 @@ class ConCL(MoCoV2):
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         if restoration not in ("argmax", "shares"):
             raise UserError(f"unknown restoration {restoration!r}; choose argmax or shares")
-        self.source = choose_source(
+        self.source = build_source(
             concepts,
             num_concepts=num_concepts,
             stage=stage,

@@ -42,7 +42,7 @@ def resolve(
     method = method_of(schema, whole)
     # Classes and networks cannot be written as text.
     objects = {name: whole.pop(name) for name in ("method", "backbone") if not isinstance(whole.get(name, ""), str)}
-    values = check_options(make_parser(schema, schema.__name__, method), schema, whole, method)
+    values = check_options(make_parser(schema, f"densepath {recipes or 'pretrain'}", method), schema, whole, method)
     made: Config = build(schema, values | objects)
     return made
 
