@@ -37,6 +37,7 @@ from densepath.sources.packing import open_store
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.inputs import make_inputs
 from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import clip_gradients
@@ -72,13 +73,15 @@ class Step:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
-        config = resolve(PretrainConfig, recipe, {"data": "", "out": "", "method_options": given or {}})
+        options, run = dict(given or {}), {"data": "", "out": ""}
+        run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
+        config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
         group = config.batch_norm_group
         method = find_method(config.method)(build_backbone(backbone), **config.method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
         method.check(size, batch_size)
-        method.prepare(images)
+        method.prepare(images, make_inputs(method, config, images))
         views = ViewMaker(method.views(config.augment), size, seed=0, memory_format=hardware.memory_format)
         self.module = PretrainModule(method, views, config.optimizer, 1000, 100.0)
         self.module.to(self.device, memory_format=hardware.memory_format)

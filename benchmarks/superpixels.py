@@ -7,8 +7,10 @@ built here alone: scikit-image segments each reference view on the CPU while the
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from densepath.concepts.source import Concepts
 from densepath.concepts.superpixels import Superpixels
 from densepath.methods import ConCL
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.pretrain import pretrain
 from densepath.transfer.probe.probe import probe
 from densepath.views.view import Batch
@@ -49,7 +51,10 @@ class ViewSuperpixels:
 class ViewConCL(ConCL):
     """ConCL with superpixels of the reference views."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def needs(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.source = ViewSuperpixels()
         self.unused_views = ()
 

@@ -60,7 +60,7 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
     def make(name: str) -> step.Step:
         given = small.get(name, {})
         if name == "beit_v2":
-            tokens = METHODS["vq_kd"](build_backbone("test_vit"), **small["vq_kd"])
+            tokens = METHODS["vq_kd"](build_backbone("test_vit"), num_codes=12, code_dim=4)
             export_parts(tmp_path, tokens.exported_parts(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
             given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
         backbone = "test_vit" if name in vit else "test_resnet"

@@ -137,9 +137,17 @@ class Parser(ArgumentParser):
         described: whose docstring describes it.
         positional: the options that are given without their name, in this order.
         complete: whether what has no default must be given.
+        renamed: option as it was called before -> its name now.
     """
 
-    def __init__(self, prog: str, described: Any = None, positional: Sequence[str] = (), complete: bool = True) -> None:
+    def __init__(
+        self,
+        prog: str,
+        described: Any = None,
+        positional: Sequence[str] = (),
+        complete: bool = True,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
         docstring = docstring_parser.parse(getattr(described, "__doc__", "") or "")
         paragraphs = [docstring.short_description, docstring.long_description]
         text = re.sub(r":\w+:|`", "", "\n\n".join(p for p in paragraphs if p))
@@ -147,6 +155,7 @@ class Parser(ArgumentParser):
         self.options: dict[str, Option] = {}
         self._positional = positional
         self._complete = complete
+        self._renamed = renamed or {}
 
     def add_options(self, options: Iterable[Option], title: str | None = None, description: str | None = None) -> None:
         """Add options, perhaps under a title of their own in the help."""
@@ -228,6 +237,9 @@ class Parser(ArgumentParser):
 
     def unknown(self, name: str, known: Sequence[str]) -> str:
         """What is said of an option that there is not."""
+        key = name.removeprefix("--")
+        if key in self._renamed:
+            return f"{name} is now --{self._renamed[key]}"
         return f"unknown option {name}; {close_match(name, known) or self.see_help}"
 
     def _explain(self, message: str, said: Mapping[str, Any]) -> str:

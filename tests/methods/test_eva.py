@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from targets import prepare
 
 from densepath.core.errors import UserError
 from densepath.methods import EVA, MAE
@@ -18,7 +19,7 @@ SMALL = {"decoder_depth": 2, "decoder_dim": 32, "decoder_heads": 4}
 @pytest.fixture
 def method(make):
     method = make(EVA, "test_vit", **SMALL)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 

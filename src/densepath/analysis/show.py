@@ -16,7 +16,7 @@ from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.short_names import short_names
 from densepath.concepts.build import build_source
-from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
@@ -84,7 +84,7 @@ def show_concepts(
     superpixel_scale: int = 50,
     nucleus_radius: float = 8.0,
     saliency: str | None = None,
-    concept_files: str | None = None,
+    regions: str | None = None,
     count: int = 6,
     seed: int = 0,
 ) -> Path:
@@ -102,8 +102,8 @@ def show_concepts(
         grid_size: for grid: concepts per side.
         superpixel_scale: for superpixels: scale parameter of Felzenszwalb's algorithm.
         nucleus_radius: for nuclei: radius of a nucleus in pixels.
-        saliency: for saliency: a model or a folder of masks, as ConCL's concept_files.
-        concept_files: for files: a folder of label maps.
+        saliency: for saliency: a model or a folder of masks.
+        regions: for files: a folder of label maps.
         count: number of tiles.
         seed: seed of the choice of tiles, of random weights, and of the initial clusters.
 
@@ -115,8 +115,6 @@ def show_concepts(
     """
     out = picture_file(out)
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
-    if "saliency" in names and saliency is None:
-        raise UserError("concepts saliency need a model or a folder of masks; give it with --saliency")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
     tiles = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
@@ -132,12 +130,18 @@ def show_concepts(
             grid_size=grid_size,
             superpixel_scale=superpixel_scale,
             nucleus_radius=nucleus_radius,
-            files=saliency if name == "saliency" else concept_files,
         )
         if isinstance(source, ImageLabels):
-            source.labeller.begin(images.paths)
+            labeller = source.labeller
+            if isinstance(labeller, FromPath):
+                path = {"saliency": saliency, "files": regions}[name]
+                if path is None:
+                    option = "saliency" if name == "saliency" else "regions"
+                    raise UserError(f"concepts {name} need {labeller.what}; give it with --{option}")
+                labeller = labeller.make(path)
+            labeller.begin(images.paths)
             files = (images.names(position) for position in batch.index.tolist())
-            groups.append({name: [source.labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
+            groups.append({name: [labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
         else:
             groups.append({name: [np.arange(grid_size**2).reshape(grid_size, grid_size)] * count})
     columns = {title: maps for group in groups for title, maps in group.items()}

@@ -7,7 +7,6 @@ import torch
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 
@@ -28,9 +27,6 @@ class GridConcepts:
 
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Accepts any view."""
-
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
-        """Does nothing: a grid does not depend on the images."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         ids = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)

@@ -10,7 +10,6 @@ from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # as in the released code
@@ -39,9 +38,6 @@ class KMeansConcepts:
         """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
         self._check_positions(math.ceil(view_size / 2**self.stage) ** 2)
-
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
-        """Does nothing: the clusters change with the encoder."""
 
     def _check_positions(self, positions: int) -> None:
         if positions < self.num_concepts:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Literal, Unpack
+from types import MappingProxyType
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from densepath.core.queue import Queue
 from densepath.core.regions import Regions
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
+from densepath.methods.needs import Need
 from densepath.nets.backbones import Backbone
 from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.augment import Augment, Union
@@ -49,9 +52,6 @@ class ConCL(MoCoV2):
         grid_size: s of "grid": s x s cells.
         superpixel_scale: s of "superpixels": the scale, and the least number of pixels, of one.
         nucleus_radius: of "nuclei", in pixels of the images.
-        concept_files: of "files", a folder with the label map of each image; of "saliency", a model's file (.pt2,
-            TorchScript, .onnx) or a folder with the mask of each image. Load only models of people you trust.
-        concept_cache: the folder where what was found on the images is kept; ~/.cache/densepath/labels by default.
         restoration: "argmax", as in the paper: each cell of a view's f5 is of the concept that covers most of it; or
             "shares": it is of all that cover it, each by its share of the cell (not of "superpixels", "nuclei" and
             "files", whose numbers of concepts nobody knows).
@@ -73,8 +73,6 @@ class ConCL(MoCoV2):
         grid_size: int = 3,
         superpixel_scale: int = 50,
         nucleus_radius: float = 8.0,
-        concept_files: str | None = None,
-        concept_cache: str | None = None,
         restoration: Literal["argmax", "shares"] = "argmax",
         concept_weight: float = 1.0,
         warmup: float = 0.1,
@@ -95,8 +93,6 @@ class ConCL(MoCoV2):
             grid_size=grid_size,
             superpixel_scale=superpixel_scale,
             nucleus_radius=nucleus_radius,
-            files=concept_files,
-            cache=concept_cache,
         )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
@@ -137,10 +133,11 @@ class ConCL(MoCoV2):
                 f"({most} on each of {batch_size} images) that one batch may bring"
             )
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
-        regions = self.source.prepare(images)
-        self.extras = {} if regions is None else {"regions": regions}
-        return None
+    def needs(self) -> Mapping[str, Need]:
+        return {"regions": Need("regions", self.source.labeller)} if isinstance(self.source, ImageLabels) else {}
+
+    def prepare(self, images: ImageFiles | PackedTiles, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.extras = {name: given[name] for name in self.needs()}
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_c of two feature maps (B, C, h, w); their shared concepts then join the concept queue."""

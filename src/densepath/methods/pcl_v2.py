@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import torch
@@ -90,7 +92,7 @@ class PCLV2(MoCoV2):
         super().check(view_size, batch_size, processes)
         self.batch_size = batch_size
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: ImageFiles | PackedTiles, given: Mapping[str, Any] = MappingProxyType({})) -> str:
         count = len(images)
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))

@@ -21,8 +21,8 @@ DEFAULT_EPOCHS = 200.0
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
     *("log_every", "save_every_steps", "save_every_minutes"),
-    *(f"method_options.{name}" for name in ("concept_cache", "concept_files", "labels")),  # where files lie, as data
-    *(f"method_options.{name}" for name in ("teacher", "teacher_weights", "tokenizer")),  # known by their checksums
+    *("regions", "cache_dir"),  # where files lie, as data
+    *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
 
 
@@ -36,6 +36,19 @@ class PretrainConfig:
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: its hyper-parameters, where they differ from the method's defaults.
         backbone: a timm ConvNet or plain vision transformer, as the method has it.
+        labels: of a method that needs the classes of the images: "folders", where an image's class is the name of the
+            folder that it lies in; or a CSV or TSV file with lines of file,label, where a file is given relative to the
+            images' folder, or by its bare name.
+        regions: of a method that needs regions of the images: a folder with the label map of each image, or for
+            saliency a model's file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models of people you
+            trust.
+        cache_dir: the folder where regions that were found on the images are kept; ~/.cache/densepath/labels by
+            default.
+        teacher: of a method that needs a teacher: a timm name, a folder of a timm or a transformers model, or
+            hf-hub:OWNER/NAME.
+        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
+        tokenizer: of a method that needs a tokenizer: the folder of a run of "vq_kd", or its
+            exported/tokenizer.safetensors.
         weights: what the backbone starts from: "random", a file, a run folder, or a timm name.
         seed: of the weights, the order of the images, and the views.
         epochs: passes over the images; 200 if ``max_steps`` is not given either.
@@ -75,6 +88,12 @@ class PretrainConfig:
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"
+    labels: str | Path = "folders"
+    regions: str | Path | None = None
+    cache_dir: str | Path | None = None
+    teacher: str | Path | None = None
+    teacher_weights: str | Path | None = None
+    tokenizer: str | Path | None = None
     weights: str | Path = "random"
     seed: int = 0
     epochs: float | None = None

@@ -30,6 +30,7 @@ from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
 from densepath.training.hardware import choose_hardware, choose_workers
+from densepath.training.inputs import check_inputs, make_inputs
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, find_method
@@ -92,6 +93,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     method = find_method(config.method)(network, **options)
     together = batch * hardware.world_size
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
+    check_inputs(method, config)
     method.check(config.view_size, together, hardware.world_size)
     config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm)
     record = config.record()
@@ -101,7 +103,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
 
     images = open_images(config.data, cache=config.cache, device=hardware.device)
     check_size(images, config.view_size // 2)
-    found = method.prepare(images)
+    found = method.prepare(images, make_inputs(method, config, images))
     batches = ImageBatches(
         images,
         batch_size=batch,

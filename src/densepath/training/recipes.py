@@ -16,7 +16,7 @@ import yaml
 
 from densepath.core.errors import UserError, suggest
 from densepath.methods import METHODS
-from densepath.runs.old_options import rename_options
+from densepath.runs.old_options import refuse_moved, rename_options
 from densepath.views.augment import Augment
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
-    return {option: value for option, value in rename_options(recipe).items() if option not in _NOTED[verb]}
+    options = recipe if verb else refuse_moved(rename_options(recipe), f"the recipe {name}")
+    return {option: value for option, value in options.items() if option not in _NOTED[verb]}
 
 
 def own_augment(method: Any) -> dict[str, Any]:

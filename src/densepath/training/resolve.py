@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from densepath.core.errors import UserError
 from densepath.options import Option, Parser, build, default_of, describe_parameters, options_of
+from densepath.runs.old_options import MOVED
 from densepath.training.recipes import find_method, load_recipe, own_augment
 
 Config = TypeVar("Config")
+_RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
 METHOD = "method."  # before the name of each option of a method, as it is typed
 _OPTIONS = "method_options"
 # Of two options that say the same thing, one that is given overrides the other of a recipe.
@@ -72,7 +74,7 @@ def make_parser(
         described: whose docstring says what the command does; ``schema`` by default.
         complete: whether what has no default must be given.
     """
-    parser = Parser(prog, described or schema, positional, complete)
+    parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED)
     options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
     help_of = describe_parameters(schema)
     for part, members in groupby(sorted(options, key=_part), key=_part):
@@ -129,7 +131,7 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
     for key, _ in _flat(options, parser):
         if key not in parser.options:
             message = parser.unknown(key, list(parser.options))
-            raise UserError(f"{whose} sets an {message}" if whose else message)
+            raise UserError(f"{whose}: {message}" if whose else message)
 
 
 def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
