@@ -153,6 +153,7 @@ def test_printed_config_of_a_recipe_is_a_recipe(name: str, tmp_path: Path, capsy
         ("--no_channels_last --resume", {"channels_last": False, "resume": True, "augment.stain": 0.5}),
         ("--loggers tensorboard wandb", {"loggers": ["tensorboard", "wandb"]}),
         ("--precision 32 --devices 2", {"precision": "32", "devices": 2}),
+        ("--lr 1e-3", {"optimizer.lr": 0.001, "optimizer.name": "sgd"}),
         ("--optimizer.lr 1e-3 --probe_data 7", {"optimizer.lr": 0.001, "probe_data": "7"}),
     ],
 )
@@ -208,7 +209,7 @@ def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFix
     assert run(PRETRAIN.replace("tissue/tiles", "tiles.safetensors")) == "run\n"
     assert yaml.safe_load(Path("run/config.yaml").read_text())["method_options"]["num_concepts"] == 4
     assert Path("run/exported/backbone.safetensors").is_file()
-    run("export run --layout torchvision --to weights.safetensors")
+    run("export run --layout torchvision --out weights.safetensors")
     scores = dict(line.split(maxsplit=1) for line in run("probe --data tissue --weights run --size 64").splitlines())
     assert 0 <= float(scores["mean_iou"]) <= 1
     assert (
@@ -325,8 +326,16 @@ MISTAKES = {
         "did you mean --method.num_concepts",
     ),
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
-    "option without a value": (_nothing, "export run --to", "--to needs a value"),
+    "option without a value": (_nothing, "export run --out", "--out needs a value"),
     "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
+    "old name of an option": (_nothing, "export run --to w.pth", "--to is now --out"),
+    "old name of a regular expression": (
+        _nothing,
+        "data instances a b --patient x",
+        "--patient is now --patient_regex",
+    ),
+    "old name of the label maps": (_nothing, "show concepts --concept_files x", "--concept_files is now --regions"),
+    "old name of a method's option": (_nothing, f"{PRETRAIN} --method.concept_cache x", "is now --cache_dir"),
     "one word too many": (_nothing, "export run another", "another"),
     "required options": (_nothing, "pretrain --config concl_small", "--data and --out must be given"),
     "required words": (_nothing, "data pack tissue/tiles", "dest must be given"),
@@ -524,7 +533,7 @@ def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(folder: Path) 
     assert done.returncode == 0 and "step 2 of 4" in done.stderr, done.stderr
     whole, cut = (Path(name, "exported", "backbone.safetensors") for name in ("whole", "cut"))
     assert whole.read_bytes().split(b"}", 1)[1][-4096:] == cut.read_bytes().split(b"}", 1)[1][-4096:]
-    assert run("export whole --layout timm --to weights.safetensors").returncode == 0
+    assert run("export whole --layout timm --out weights.safetensors").returncode == 0
     help_of_it = run("pretrain --method mymodule:Mean --help").stdout
     assert "the mean that features should have" in " ".join(help_of_it.split())
     for wrong, expected in (
@@ -547,6 +556,7 @@ def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
     assert first.pop("out") == "run" and second.pop("out") == "other"
     assert first == second and first["optimizer"]["lr"] == 0.1 and first["augment"]["stain"] == 0.5
     for wrong, expected in (
+        ({"lr": 0.2, "optimizer": {"lr": 0.1}}, "lr and optimizer.lr are one option; give it once"),
         ({"bach_size": 4}, r"unknown option bach_size; did you mean batch_size\?"),
         ({"optimizer": {"rl": 1}}, r"unknown option optimizer\.rl; did you mean optimizer\.lr\?"),
         ({"method_options": {"num_concept": 1}}, r"did you mean method\.num_concepts\?"),

@@ -6,8 +6,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Verb:
         help: a line for the list of verbs.
         positional: the parameters that are given without their name, in this order.
         schema: "module:name" of the dataclass of its options, where it is not the function's signature.
-        recipes: as for :class:`~densepath.command.Command`.
+        recipes, renamed: as for :class:`~densepath.command.Command`.
     """
 
     function: str
@@ -37,11 +37,12 @@ class Verb:
     positional: tuple[str, ...] = ()
     schema: str | None = None
     recipes: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, name: str) -> Command:
         """The verb with its options."""
         schema = _load(self.schema) if self.schema else None
-        return Command(f"densepath {name}", _load(self.function), self.positional, schema, self.recipes)
+        return Command(f"densepath {name}", _load(self.function), self.positional, schema, self.recipes, self.renamed)
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -59,14 +60,22 @@ VERBS = {
         "datasets.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
     ),
     "data instances": Verb(
-        "datasets.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
+        "datasets.instances:convert_instances",
+        "images with label maps -> images and COCO JSON",
+        ("source", "dest"),
+        renamed={"patient": "patient_regex"},
     ),
     "data pack": Verb("sources.open:pack", "images -> one store that trains without decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
-    "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
+    "export": Verb(
+        "training.export:export",
+        "a run -> weights for timm, torchvision or detectron2",
+        ("run",),
+        renamed={"to": "out"},
+    ),
     "probe": Verb("transfer.probe.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
     "detect": Verb(
         "api:detect",
@@ -76,12 +85,16 @@ VERBS = {
     ),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything, untrained, on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
-    "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
+    "show concepts": Verb(
+        "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
+    ),
     "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),
     "show similarity": Verb(
         "analysis.show_similarity:show_similarity", "how alike the regions of images are, as distributions"
     ),
-    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
+    "benchmark": Verb(
+        "benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds", renamed={"cells": "runs"}
+    ),
 }
 
 

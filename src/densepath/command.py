@@ -30,6 +30,7 @@ class Command:
         positional: its parameters that are given without their name.
         schema: the dataclass of its options; the function's own signature by default.
         recipes: the verb whose recipes it takes, "" for pre-training; None for a function without recipes.
+        renamed: options as they were called before -> their names now, for the message that refuses them.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Command:
         positional: Sequence[str] = (),
         schema: Callable[..., Any] | None = None,
         recipes: str | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.prog = prog
         self.function = function
         self.positional = tuple(positional)
         self.schema = schema or function
         self.recipes = recipes
+        self.renamed = dict(renamed or {})
 
     def run(self, words: Sequence[str]) -> Any:
         """Call the function and return what it returns."""
@@ -103,6 +106,7 @@ class Command:
 
     def _parser(self, method: Any, complete: bool = True) -> Parser:
         parser = make_parser(self.schema, self.prog, method, self.positional, self.function, complete)
+        parser.renamed |= self.renamed
         if self.recipes is not None:
             names = ", ".join(recipe_names(self.recipes))
             group = parser.add_argument_group("recipe", "Options that are given beside a recipe override it.")

@@ -138,6 +138,7 @@ class Parser(ArgumentParser):
         positional: the options that are given without their name, in this order.
         complete: whether what has no default must be given.
         renamed: option as it was called before -> its name now.
+        short: short form of an option -> its name.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Parser(ArgumentParser):
         positional: Sequence[str] = (),
         complete: bool = True,
         renamed: Mapping[str, str] | None = None,
+        short: Mapping[str, str] | None = None,
     ) -> None:
         docstring = docstring_parser.parse(getattr(described, "__doc__", "") or "")
         paragraphs = [docstring.short_description, docstring.long_description]
@@ -155,14 +157,17 @@ class Parser(ArgumentParser):
         self.options: dict[str, Option] = {}
         self._positional = positional
         self._complete = complete
-        self._renamed = renamed or {}
+        self.renamed = dict(renamed or {})
+        self._forms = {f"--{form}": f"--{name}" for form, name in (short or {}).items()}
 
     def add_options(self, options: Iterable[Option], title: str | None = None, description: str | None = None) -> None:
         """Add options, perhaps under a title of their own in the help."""
         group = self.add_argument_group(title, description) if title else self
         for option in options:
             self.options[option.key] = option
-            given: dict[str, Any] = {"help": option.help} | ({} if option.required else {"default": option.default})
+            forms = [form for form, name in self._forms.items() if name == f"--{option.key}"]
+            text = f"{option.help} In short {forms[0]}." if forms else option.help
+            given: dict[str, Any] = {"help": text} | ({} if option.required else {"default": option.default})
             if option.is_flag:
                 given["action"] = ActionYesNo(yes_prefix="", no_prefix="no_")
             else:
@@ -190,6 +195,7 @@ class Parser(ArgumentParser):
         rest = list(words)
         while rest:
             name, equals, value = (word := rest.pop(0)).partition("=")
+            name = self._forms.get(name, name)
             if not re.match(r"--?[a-zA-Z]", word):
                 places.append(word)
             elif name in flags and not equals:
@@ -238,8 +244,8 @@ class Parser(ArgumentParser):
     def unknown(self, name: str, known: Sequence[str]) -> str:
         """What is said of an option that there is not."""
         key = name.removeprefix("--")
-        if key in self._renamed:
-            return f"{name} is now --{self._renamed[key]}"
+        if key in self.renamed:
+            return f"{name} is now --{self.renamed[key]}"
         return f"unknown option {name}; {close_match(name, known) or self.see_help}"
 
     def _explain(self, message: str, said: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def make_parser(
         described: whose docstring says what the command does; ``schema`` by default.
         complete: whether what has no default must be given.
     """
-    parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED)
+    parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=_short(schema))
     options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
     help_of = describe_parameters(schema)
     for part, members in groupby(sorted(options, key=_part), key=_part):
@@ -134,13 +134,19 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
             raise UserError(f"{whose}: {message}" if whose else message)
 
 
+def _short(schema: Callable[..., Any]) -> dict[str, str]:
+    """The short forms of options of a function or a dataclass: ``lr`` where it has an optimizer."""
+    parameters = inspect.signature(schema).parameters
+    return {"lr": "optimizer.lr"} if "optimizer" in parameters and "lr" not in parameters else {}
+
+
 def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Options over those of a recipe: parts such as ``optimizer`` field by field, the length of a run said once.
 
     The method's options of a recipe are for its own method. Where only the options say how views vary, they vary
     otherwise as the method declares it.
     """
-    recipe, options = _mapped(recipe), _mapped(options)
+    recipe, options = (_in_full(_mapped(given), _short(schema)) for given in (recipe, options))
     if options.get("method", recipe.get("method")) != recipe.get("method") and "method" in recipe:
         recipe.pop(_OPTIONS, None)
     if not recipe.get("augment") and options.get("augment"):
@@ -158,6 +164,20 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
         result[name] = merged(result[name], value) if both else value
     return result
+
+
+def _in_full(options: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    """Options without short forms.
+
+    Raises:
+        UserError: a short form and what it stands for are both there.
+    """
+    for form in short.keys() & options.keys():
+        part, _, name = short[form].partition(".")
+        if name in (options.get(part) or {}):
+            raise UserError(f"{form} and {short[form]} are one option; give it once")
+        options[part] = {**(options.get(part) or {}), name: options.pop(form)}
+    return options
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
