@@ -118,7 +118,7 @@ def check_options(
         if isinstance(values.get(name), dict) and default_of(schema, name) is None and not touched:
             values[name] = None
     if method:
-        values |= {"method": method, _OPTIONS: typed[METHOD.rstrip(".")]}
+        values |= {"method": method, _OPTIONS: typed.get(METHOD.rstrip("."), {})}
     return values
 
 
@@ -213,8 +213,8 @@ def _flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Itera
         key = prefix + name
         if key == "method":
             continue
+        is_part = key == _OPTIONS or any(option.startswith(f"{key}.") for option in parser.options)
         key = METHOD.rstrip(".") if key == _OPTIONS else key
-        is_part = any(option.startswith(f"{key}.") for option in parser.options)
         if is_part and isinstance(value, Mapping):
             yield from _flat(value, parser, f"{key}.")
         elif not (is_part and value is None):
