@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.options import Parser, build, is_required
+from densepath.options import build, is_required
+from densepath.parser import Parser
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.training.resolve import check_names, check_options, make_parser, method_of, nested, over_recipe
 

@@ -17,7 +17,8 @@ from densepath.concepts.map_files import MapFiles, same_shape
 from densepath.concepts.matching import match_names
 from densepath.core.errors import UserError
 from densepath.methods.needs import Need
-from densepath.sources.open import open_images, pack
+from densepath.sources.open import open_images
+from densepath.sources.packing import pack
 from densepath.sources.path_table import Names
 from densepath.training.config import PretrainConfig
 from densepath.training.inputs import make_inputs

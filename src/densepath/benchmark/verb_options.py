@@ -12,7 +12,7 @@ from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import all_options, load_recipe
-from densepath.training.resolve import method_of, over_recipe
+from densepath.training.resolve import merged, method_of, nested, over_recipe
 from densepath.transfer.detection.config import DetectConfig
 from densepath.transfer.probe.probe import probe
 from densepath.transfer.sam.sam import sam
@@ -51,9 +51,7 @@ def pretraining_options(
     known = {name: value for name, value in load_recipe(recipe).items() if name not in dropped}
     if known.get("backbone", backbone) != backbone:
         raise UserError(f"its recipe has the backbone {known['backbone']}, but the row has {backbone}; make them equal")
-    resolved = over_recipe(PretrainConfig, known, options) | {"backbone": backbone}
-    for place, value in given.items():
-        put(resolved, place, value)
+    resolved = over_recipe(PretrainConfig, known, merged(options, nested(given))) | {"backbone": backbone}
     all_options(method_of(PretrainConfig, resolved), resolved.get("method_options"))
     check_values("pretrain", resolved)
     return resolved

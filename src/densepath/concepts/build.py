@@ -23,6 +23,7 @@ def build_source(
     grid_size: int,
     superpixel_scale: int,
     nucleus_radius: float,
+    ndim: int = 2,
 ) -> ConceptSource:
     """Build a source of concepts.
 
@@ -32,6 +33,7 @@ def build_source(
         grid_size: option of "grid".
         superpixel_scale: option of "superpixels".
         nucleus_radius: option of "nuclei".
+        ndim: dimensions of the images: 2, or 3 for volumes, which have concepts of "kmeans" and "grid".
 
     Raises:
         UserError: an unknown name, or an invalid value.
@@ -39,7 +41,9 @@ def build_source(
     if name == "kmeans":
         return KMeansConcepts(stage, num_concepts)
     if name == "grid":
-        return GridConcepts(grid_size)
+        return GridConcepts(grid_size, ndim)
+    if name in CONCEPTS and ndim != 2:
+        raise UserError(f"concepts {name} are found in images of two dimensions; for volumes use kmeans or grid")
     if name == "superpixels":
         return ImageLabels(Superpixels(superpixel_scale))
     if name == "nuclei":

@@ -50,7 +50,7 @@ class KMeansConcepts:
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         pixels = batch["reference"].pixels
         features = encoder(pixels, last=self.stage)[self.stage]
-        count, positions = len(features), features.shape[2] * features.shape[3]
+        count, positions = len(features), features[0, 0].numel()
         self._check_positions(positions)
         draws = batch.uniform((1 + ITERATIONS) * self.num_concepts)
         starts = (draws * positions).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)

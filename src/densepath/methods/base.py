@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from densepath.methods.needs import Need
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.pixel_source import PerImage, PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -115,7 +114,7 @@ class Method(nn.Module):
         """What :meth:`prepare` must be given besides the images, by names of the method's own choice."""
         return {}
 
-    def prepare(self, images: ImageFiles | PackedTiles, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         """Called once, before the first step.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.

@@ -24,7 +24,7 @@ from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.methods.needs import Need
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -93,6 +93,7 @@ class ConCL(MoCoV2):
             grid_size=grid_size,
             superpixel_scale=superpixel_scale,
             nucleus_radius=nucleus_radius,
+            ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
@@ -136,7 +137,7 @@ class ConCL(MoCoV2):
     def needs(self) -> Mapping[str, Need]:
         return {"regions": Need("regions", self.source.labeller)} if isinstance(self.source, ImageLabels) else {}
 
-    def prepare(self, images: ImageFiles | PackedTiles, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.extras = {name: given[name] for name in self.needs()}
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from densepath.methods.needs import Need
 from densepath.nets.frozen import Frozen
 from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import Tokenizer
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 
 Network = TypeVar("Network", Teacher, Tokenizer)
 
@@ -44,8 +44,9 @@ class FrozenTarget(Method, Generic[Network]):
     def needs(self) -> Mapping[str, Need]:
         return {self.target.what: Need(self._kind)}
 
-    def prepare(self, images: ImageFiles | PackedTiles, given: Mapping[str, Any] = MappingProxyType({})) -> str:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str:
         target: Network = given[self.target.what]
+        target.show(images.spec)
         self.set_target(target)
         return target.describe()
 

@@ -17,7 +17,7 @@ from densepath.methods.base import Losses, Method
 from densepath.methods.needs import Need
 from densepath.nets.backbones import Backbone
 from densepath.nets.frozen import checksum
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -53,7 +53,7 @@ class Supervised(Method):
     def needs(self) -> Mapping[str, Need]:
         return {"class": Need("classes")}
 
-    def prepare(self, images: ImageFiles | PackedTiles, given: Mapping[str, Any] = MappingProxyType({})) -> str:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str:
         classes: Classes = given["class"]
         self.extras = {"class": classes}
         self.labels_checksum = _checksum(classes.labels).to(self.labels_checksum.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.hub import quiet
+from densepath.nets.hub import fetch, quiet
 from densepath.sources.pixel_source import PixelSpec
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
@@ -144,3 +144,16 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
         return PixelSpec.mean, PixelSpec.std
     return tuple(mean), tuple(std)
+
+
+def hub_weights(name: str) -> Path:
+    """The file of weights of a timm model on the Hugging Face hub.
+
+    Raises:
+        UserError: it cannot be fetched, or has no such file.
+    """
+    folder = fetch(name, WEIGHT_FILES)
+    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if found is None:
+        raise UserError(f"{name} holds none of {', '.join(WEIGHT_FILES)}; give another model or a file")
+    return found

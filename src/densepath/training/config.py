@@ -65,6 +65,10 @@ class PretrainConfig:
         optimizer: how the weights are updated.
         workers: processes that decode images, per device; default: chosen automatically.
         cache: "ram" keeps decoded images in memory, "auto" where they fit, "none" never.
+        mean: of each channel, for pixels in [0, 1]; ImageNet's for RGB by default, 0.449 for grey images.
+        std: of each channel; ImageNet's for RGB by default, 0.226 for grey images.
+        window: the two stored values that become 0 and 1; by default all that 8 bits hold, of 16-bit images all bits
+            that a sample of them uses.
         devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
         precision: "auto", "32" or "bf16-mixed".
         channels_last: memory layout of the convolutions.
@@ -107,6 +111,9 @@ class PretrainConfig:
     optimizer: Optimizer = field(default_factory=Optimizer)
     workers: int | None = None
     cache: Literal["auto", "ram", "none"] = "auto"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
     devices: int | str = "auto"
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
     channels_last: bool = True

@@ -14,7 +14,7 @@ from densepath.methods.base import Method
 from densepath.methods.needs import Need
 from densepath.nets.teachers import ACCEPTED, build_teacher
 from densepath.nets.tokenizers import load_tokenizer
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import name_of
 
@@ -44,7 +44,7 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
         raise UserError(f"{name} as it is configured has no use for {' and '.join(idle)}; leave that out")
 
 
-def make_inputs(method: Method, config: PretrainConfig, images: ImageFiles | PackedTiles) -> dict[str, Any]:
+def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> dict[str, Any]:
     """What a method needs, by the names that it gave.
 
     Args:
@@ -58,7 +58,7 @@ def make_inputs(method: Method, config: PretrainConfig, images: ImageFiles | Pac
     return {name: _make(need, config, images) for name, need in method.needs().items()}
 
 
-def _make(need: Need, config: PretrainConfig, images: ImageFiles | PackedTiles) -> Any:
+def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
     if need.kind == "classes":
         return read_classes(images, str(config.labels))
     if need.kind == "regions":

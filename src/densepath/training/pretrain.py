@@ -16,14 +16,16 @@ from densepath.annotations.coco import open_split
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.methods import Method
-from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import Backbone
+from densepath.nets.choose_backbone import choose_backbone
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import check_size, open_images
+from densepath.sources.open import cache_images, check_size, find_source
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
@@ -31,6 +33,7 @@ from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
 from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.inputs import check_inputs, make_inputs
+from densepath.training.load_run import pixels_of
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, find_method
@@ -40,7 +43,7 @@ from densepath.training.run_callback import Intervals
 from densepath.version import __version__
 from densepath.views.maker import ViewMaker
 
-Probe = Callable[[Backbone, Path], Mapping[str, float]]
+Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
 
 
 def pretrain(
@@ -54,7 +57,7 @@ def pretrain(
 
     Args:
         config: a configuration, a recipe by its name, or the path of a YAML file.
-        probe: scores a backbone on ``probe_data``.
+        probe: scores a backbone on ``probe_data``; it is given how the backbone sees pixels.
         draw: draws what a method predicts; without, there are no such pictures.
         options: fields of :class:`PretrainConfig` that override those of ``config``.
 
@@ -85,8 +88,10 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
+    images = find_source(config.data)
+    images.spec = _choose_pixels(images, old, config)
     torch.manual_seed(config.seed)
-    network = config.backbone if isinstance(config.backbone, Backbone) else build_backbone(str(config.backbone))
+    network = choose_backbone(config.backbone, images.spec.channels)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, config.weights) if fresh else None
     options = all_options(config.method, config.method_options)
@@ -95,13 +100,16 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
     check_inputs(method, config)
     method.check(config.view_size, together, hardware.world_size)
-    config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm)
-    record = config.record()
+    name = config.backbone if isinstance(config.backbone, str) else network.name
+    config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm, backbone=name)
+    record = config.record() | {"pixels": images.spec.record()}
     first = hardware.rank == 0
+    # Runs of earlier versions do not name their pixels, which were RGB of 8 bits
+    free = FREE if old is None or "pixels" in old else (*FREE, "pixels", "mean", "std", "window")
     if first:
-        check_run(out, record, resume=resume, free=FREE)  # now, rather than after hours of looking at the images
+        check_run(out, record, resume=resume, free=free)  # now, rather than after hours of looking at the images
 
-    images = open_images(config.data, cache=config.cache, device=hardware.device)
+    images = cache_images(images, config.cache, hardware.device)
     check_size(images, config.view_size // 2)
     found = method.prepare(images, make_inputs(method, config, images))
     batches = ImageBatches(
@@ -118,7 +126,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     seen = {name: view for name, view in method.views(config.augment).items() if name not in method.unused_views}
-    views = ViewMaker(seen, config.view_size, config.seed, memory_format=hardware.memory_format)
+    views = ViewMaker(seen, config.view_size, config.seed, images.spec, memory_format=hardware.memory_format)
     sweep = Sweep(batches, config.view_size, hardware.memory_format)
     module = PretrainModule(method, views, config.optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
@@ -126,7 +134,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         for every in (config.probe_every, config.picture_every)
     )
     gallery = Gallery(method, images, views, draw, out) if draw is not None and method.predicts_pixels() else None
-    with open_run(out, record, resume=resume, free=FREE, note=f"densepath {__version__}") if first else nullcontext():
+    with open_run(out, record, resume=resume, free=free, note=f"densepath {__version__}") if first else nullcontext():
         if first:
             _say_what_was_found(loaded, found, config.optimizer, steps, steps_per_epoch)
         done = fit(
@@ -145,7 +153,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
             loggers=config.loggers,
             evaluate=None
             if probe is None or config.probe_data is None
-            else partial(_probe, probe, method, Path(config.probe_data)),
+            else partial(_probe, probe, method, Path(config.probe_data), images.spec),
             draw=gallery,
             name=out.name,
         )
@@ -166,6 +174,23 @@ def _say_what_was_found(
             say(f"densepath: {line}")
 
 
+def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:
+    """What the images' numbers mean: as the resumed run has it, else as asked for, else as the images say.
+
+    Raises:
+        UserError: values that make no sense for these images.
+    """
+    if old is None:
+        return images.spec.override(config.mean, config.std, config.window)
+    recorded = pixels_of(old)
+    if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
+        raise UserError(
+            f"the run learns from images of {recorded.channels} channels, and these have {images.spec.channels}; "
+            "resume it with the same images, or name another folder"
+        )
+    return recorded
+
+
 def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
     """Images in one batch of one process."""
     parts = processes * accumulate
@@ -177,10 +202,12 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
     return batch_size // parts
 
 
-def _probe(probe: Probe, method: Method, data: Path) -> dict[str, float]:
+def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
     network = copy.deepcopy(plain_batch_norm(method.exported_backbone())).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
-    return {f"probe_{name}": value for name, value in probe(network, data).items() if isinstance(value, int | float)}
+    return {
+        f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, int | float)
+    }

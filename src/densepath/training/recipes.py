@@ -22,8 +22,8 @@ from densepath.views.augment import Augment
 if TYPE_CHECKING:
     from densepath.methods import Method
 
-# What the config.yaml of a run holds beside options: a detector's colors, which belong to the weights it starts from.
-_NOTED = {"": (), "detect": ("mean", "std")}
+# What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
+_NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
 
 
 def recipe_names(verb: str = "") -> list[str]:

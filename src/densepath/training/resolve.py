@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from densepath.core.errors import UserError
-from densepath.options import Option, Parser, build, default_of, describe_parameters, options_of
+from densepath.options import Option, build, default_of, describe_parameters, options_of
+from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
 from densepath.training.recipes import find_method, load_recipe, own_augment
 

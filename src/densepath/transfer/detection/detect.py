@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
 from densepath.nets.filter_norms import filter_lengths, give_lengths
-from densepath.nets.weights import load_weights, read_weights
+from densepath.nets.weight_pixels import pixels_of_weights
+from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.resolve import resolve
 from densepath.training.run_callback import Intervals
 from densepath.transfer.detection.config import FREE, DetectConfig
-from densepath.transfer.detection.detector_file import Color, DetectorNotes, check_colors, load_detector, save_detector
+from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import BASE_LR, DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.fine_tuning import fine_tune, settle_batch_norm
@@ -31,6 +31,7 @@ from densepath.transfer.detection.solver import make_solver
 from densepath.version import __version__
 
 DETECTOR_FILE = Path("exported") / "detector.safetensors"
+_WINDOW = PixelSpec().window  # of 8-bit images
 
 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> dict[str, float]:
@@ -57,7 +58,7 @@ def _evaluate(config: DetectConfig) -> dict[str, float]:
     hardware = choose_hardware(config.devices, config.precision)
     model, notes = load_detector(out / DETECTOR_FILE)
     _check_evaluation(config, read_config(out) or {})
-    test = open_split(config.data, "test")
+    test = open_split(config.data, "test", notes.spec)
     if tuple(test.category_ids) != notes.category_ids:
         raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
     half = hardware.precision == "bf16-mixed"
@@ -88,16 +89,21 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         base_lr=BASE_LR[config.detector],
         optimizer="adamw" if config.detector in TRANSFORMER_DETECTORS else "sgd",
     )
-    train, test = open_split(config.data, "train"), open_split(config.data, "test")
+    spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
+    train, test = open_split(config.data, "train", spec), open_split(config.data, "test", spec)
     names = _category_names(train, test)
 
     torch.manual_seed(config.seed)
-    mean, std = (
-        _pixel_statistics(config.weights) if old is None else _checked(old["mean"], old["std"], f"the run in {out}")
-    )
-    found = (tuple(config.anchor_sizes), config.detections_per_image)
+    found = (tuple(config.anchor_sizes), config.detections_per_image, spec.window)
     notes = DetectorNotes(
-        config.detector, config.backbone, tuple(train.category_ids), names, config.test_size, mean, std, *found
+        config.detector,
+        config.backbone,
+        tuple(train.category_ids),
+        names,
+        config.test_size,
+        spec.mean,
+        spec.std,
+        *found,
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -107,7 +113,8 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         line = load_weights(model.backbone, config.weights)
         if config.rescale_filters:
             line += f", {len(give_lengths(model.backbone, lengths))} layers rescaled"
-    record = replace(config, precision=hardware.precision, lr=solver.lr).record() | {"mean": mean, "std": std}
+    record = replace(config, precision=hardware.precision, lr=solver.lr).record()
+    record |= {"mean": spec.mean, "std": spec.std} | ({} if spec.window == _WINDOW else {"window": spec.window})
     batches = TrainingBatches(
         train,
         batch_size=config.batch_size,
@@ -175,25 +182,14 @@ def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
     return tuple(names[i] for i in train.category_ids)
 
 
-def _pixel_statistics(weights: str | Path) -> tuple[Color, Color]:
-    """Mean and standard deviation of the colors that the weights were trained with, as their file says."""
-    said = read_weights(weights).metadata if Path(weights).exists() else {}
-    try:
-        mean = json.loads(said["mean"]) if "mean" in said else IMAGENET_DEFAULT_MEAN
-        std = json.loads(said["std"]) if "std" in said else IMAGENET_DEFAULT_STD
-    except (ValueError, RecursionError):
-        mean = std = ()
-    return _checked(mean, std, str(weights))
-
-
-def _checked(mean: Any, std: Any, source: str) -> tuple[Color, Color]:
-    """The mean and standard deviation of colors that a source names.
+def _recorded(config: dict[str, Any], out: Path) -> PixelSpec:
+    """How the detector of a run sees pixels.
 
     Raises:
-        UserError: they are not.
+        UserError: the configuration says something else.
     """
+    said = {"window": list(_WINDOW)} | {name: config[name] for name in ("mean", "std", "window") if name in config}
     try:
-        check_colors(mean, std)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{source} names no mean and std of three colors; export it again") from error
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        return PixelSpec.from_record(said | {"channels": len(said["mean"])})
+    except (UserError, TypeError) as error:
+        raise UserError(f"the run in {out} names no mean and std of its channels; start it again") from error
