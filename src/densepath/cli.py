@@ -65,7 +65,7 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
-    "data pack": Verb("sources.open:pack", "images -> one store that trains without decoding", ("source", "dest")),
+    "data pack": Verb("sources.packing:pack", "images -> one store that trains without decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""

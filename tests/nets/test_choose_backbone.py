@@ -83,9 +83,7 @@ def test_a_model_of_the_hub_names_an_architecture_and_weights(hub):
     assert "from hf-hub:me/cells" in load_weights(backbone, "hf-hub:me/cells")
     assert torch.equal(backbone.net.state_dict()["conv1.weight"], state["conv1.weight"])
     hub("me/other", {"architecture": "test_vit", "model_args": {"init_values": 1e-5}})
-    with pytest.raises(
-        UserError, match=r"hf-hub:me/other is a test_vit with init_values=1e-05, which has no name in timm"
-    ):
+    with pytest.raises(UserError, match=r"hf-hub:me/other is a test_vit with init_values=1e-05, which has no name"):
         choose_backbone("hf-hub:me/other")
     for call in (choose_backbone, lambda name: load_weights(backbone, name)):
         with pytest.raises(UserError, match=r"^hf-hub:no/body could not be fetched \(ConnectionError\)") as caught:

@@ -92,6 +92,11 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     images.spec = _choose_pixels(images, old, config)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels)
+    if network.ndim != images.spec.ndim:
+        raise UserError(
+            f"{network.name} takes images of {network.ndim} dimensions, and those of {config.data} have "
+            f"{images.spec.ndim}; choose another backbone"
+        )
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, config.weights) if fresh else None
     options = all_options(config.method, config.method_options)
