@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
     from densepath.synthetic.tissue import write_tissue as write_tissue
+    from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.training.export import export as export
+    from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
 
 _HOME = {
+    "DetectConfig": "densepath.transfer.detection.config",
+    "PretrainConfig": "densepath.training.config",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
     "convert_crag": "densepath.datasets.crag",

@@ -13,7 +13,7 @@ from densepath.core.errors import UserError
 from densepath.options import Option, build, default_of, describe_parameters, options_of
 from densepath.parser import Parser
 from densepath.runs.old_options import MOVED
-from densepath.training.recipes import find_method, load_recipe, own_augment
+from densepath.training.recipes import find_method, load_recipe, name_of, own_augment
 
 Config = TypeVar("Config")
 _RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
@@ -148,7 +148,7 @@ def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: 
     otherwise as the method declares it.
     """
     recipe, options = (_in_full(_mapped(given), _short(schema)) for given in (recipe, options))
-    if options.get("method", recipe.get("method")) != recipe.get("method") and "method" in recipe:
+    if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
         recipe.pop(_OPTIONS, None)
     if not recipe.get("augment") and options.get("augment"):
         recipe["augment"] = own_augment(method_of(schema, {**recipe, **options}))
