@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.color import hed2rgb
 from skimage.draw import disk
 
+from densepath.concepts.build import build_source
 from densepath.concepts.nuclei import Nuclei
+from densepath.core.errors import UserError
+from densepath.sources.open import open_images
 
 
 def draw(places: list[tuple[int, int]], size: int = 200, radius: float = 8, zoom: int = 1) -> np.ndarray:
@@ -54,3 +58,10 @@ def test_specks_are_not_nuclei():
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_flat_image_is_one_concept(value):
     assert np.ptp(Nuclei().label(np.full((40, 50, 3), value, np.uint8), "")) == 0
+
+
+def test_grey_images_are_refused(tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    options = {"num_concepts": 8, "stage": 4, "grid_size": 3, "superpixel_scale": 50, "nucleus_radius": 8.0}
+    with pytest.raises(UserError, match="color of a stain, and the images are grey"):
+        build_source("nuclei", files=None, **options).prepare(open_images(tmp_path))

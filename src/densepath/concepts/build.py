@@ -51,7 +51,7 @@ def build_source(
     if name == "superpixels":
         return ImageLabels(Superpixels(superpixel_scale), cache=cache)
     if name == "nuclei":
-        return ImageLabels(Nuclei(nucleus_radius), cache=cache)
+        return ImageLabels(Nuclei(nucleus_radius), cache=cache, needs_color=True)
     if name not in CONCEPTS:
         raise UserError(f"unknown concepts {name!r}; there are: {', '.join(CONCEPTS)}")
     if files is None:

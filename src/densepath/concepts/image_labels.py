@@ -22,18 +22,28 @@ class ImageLabels:
         labeller: makes the label map of an image.
         num_concepts: number of labels, all ids are below it; None if it is unknown.
         cache: the folder where label maps are cached; the user's cache folder by default.
+        needs_color: whether grey images are refused.
     """
 
-    def __init__(self, labeller: Labeller, num_concepts: int | None = None, cache: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        labeller: Labeller,
+        num_concepts: int | None = None,
+        cache: str | Path | None = None,
+        needs_color: bool = False,
+    ) -> None:
         self.labeller = labeller
         self.num_concepts = num_concepts
         self.cache = cache
+        self.needs_color = needs_color
 
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Accepts any view."""
 
     def prepare(self, images: PixelSource) -> LabelMaps:
         """Compute the maps of all images, or read them from the cache. Raises UserError if one cannot be computed."""
+        if self.needs_color and images.spec.channels != 3:
+            raise UserError("these concepts are found by the color of a stain, and the images are grey; choose others")
         # A copy, so that the paths of millions of files, or a model on the GPU, are freed with it.
         return label_images(images, copy.copy(self.labeller), self.cache)
 
