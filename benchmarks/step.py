@@ -40,6 +40,7 @@ from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer, clip_gradients
 from densepath.training.recipes import load_recipe, typed_options
+from densepath.views.declarations import view_sizes
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -76,11 +77,10 @@ class Step:
         method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
-        method.check(size, batch_size)
+        declared = method.views(recipe_options.get("augment"))
+        method.check(view_sizes(declared, size, 2), batch_size)
         method.prepare(images)
-        views = ViewMaker(
-            method.views(recipe_options.get("augment")), size, seed=0, memory_format=hardware.memory_format
-        )
+        views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
         self.module = PretrainModule(method, views, recipe_options.get("optimizer", Optimizer()), 1000, 100.0)
         self.module.to(self.device, memory_format=hardware.memory_format)
         made = self.module.configure_optimizers()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from method_checks import check
 
 from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
@@ -15,6 +16,7 @@ from densepath.core.errors import UserError
 from densepath.core.random import shuffled
 from densepath.methods import ConCL, MoCoV2
 from densepath.sources.image_files import ImageFiles
+from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 
@@ -183,7 +185,7 @@ def test_no_shared_concept_gives_no_loss_and_leaves_the_queue(make, batch):
 def test_tiny_crops_and_flat_images(make, images):
     """Crops of a pixel or two, and images on which all cells are alike, give finite losses and gradients."""
     flat = replace(images, pixels=torch.full_like(images.pixels, 200))
-    views = ConCL.views(replace(ConCL.views()["query"], scale=(1e-4, 2e-4)))
+    views = ConCL.views(Augment(scale=(1e-4, 2e-4)))
     for source in (images, flat):
         method = make(ConCL)
         losses = method(ViewMaker(views, 64, seed=1)(source))
@@ -263,7 +265,7 @@ def test_overfits_one_batch(make, batch, losses_on):
 )
 def test_what_does_not_fit_is_named(make, options, message):
     with pytest.raises(UserError, match=message):
-        make(ConCL, **options).check(view_size=96, batch_size=4)
+        check(make(ConCL, **options), 96, 4)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from lightly.models.utils import select_most_similar
+from method_checks import check
 
 from densepath.core.affine import from_box
 from densepath.core.errors import UserError
@@ -189,4 +190,4 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="at least one channel, not 0"):
         make(DenseCL, hidden_dim=0)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
-        make(DenseCL).check(96, 65)
+        check(make(DenseCL), 96, 65)

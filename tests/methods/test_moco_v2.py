@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from method_checks import check
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -63,7 +64,7 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="momentum must lie between"):
         make(MoCoV2, momentum=1.5)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
-        make(MoCoV2).check(96, 65)
+        check(make(MoCoV2), 96, 65)
 
 
 def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):

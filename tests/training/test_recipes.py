@@ -8,6 +8,7 @@ from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
 from densepath.views.augment import Augment
+from densepath.views.declarations import view_sizes
 
 PAPER = [
     "byol",
@@ -65,7 +66,7 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name, tmp_path):
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
     method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
-    method.check(options["view_size"], options["batch_size"])
+    method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("moco_v2", "densecl", "concl", "pcl"))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from densepath.concepts.source import Concepts
@@ -27,7 +29,7 @@ class GridConcepts:
         self.shape = (size,) * ndim
         self.num_concepts = size**ndim
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Accepts any view."""
 
     def prepare(self, images: PixelSource) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 from densepath.annotations.label_cache import Labeller, label_images
@@ -37,7 +38,7 @@ class ImageLabels:
         self.cache = cache
         self.needs_color = needs_color
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Accepts any view."""
 
     def prepare(self, images: PixelSource) -> LabelMaps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -35,10 +36,10 @@ class KMeansConcepts:
         self.stage = stage
         self.num_concepts = num_concepts
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
-        self._check_positions(math.ceil(view_size / 2**self.stage) ** 2)
+        self._check_positions(math.prod(math.ceil(side / 2**self.stage) for side in size))
 
     def prepare(self, images: PixelSource) -> None:
         """Does nothing: the clusters change with the encoder."""

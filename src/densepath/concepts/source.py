@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,8 +36,8 @@ class ConceptSource(Protocol):
     def num_concepts(self) -> int | None:
         """The maximum number of concepts on one image, all ids are below it; None if it is unknown."""
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
-        """Raise UserError if the source cannot label views of this size."""
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
+        """Raise UserError if the source cannot label reference views of this size, in pixels along each axis."""
 
     def prepare(self, images: PixelSource) -> LabelMaps | None:
         """Called before the first step; returns label maps of the images, which become ``batch.extras["regions"]``."""

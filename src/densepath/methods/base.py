@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PerImage, PixelSource
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 Tick = Callable[[str], None]
@@ -85,7 +86,7 @@ class Method(nn.Module):
 
     @staticmethod
     @abstractmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """The views that it wants to see, by name; ``augment`` takes the place of the method's own augmentation."""
 
     @abstractmethod
@@ -100,11 +101,11 @@ class Method(nn.Module):
         """What else is exported at the end of a run, by name: tensors of parts that other methods build upon."""
         return {}
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         """Raise UserError where the hyper-parameters do not fit.
 
         Args:
-            view_size: height and width of the views in pixels.
+            sizes: those of the views in pixels, by name, in the order of the tensor's axes.
             batch_size: images that the method sees at a time, over all processes.
             processes: how many share them, equally.
         """

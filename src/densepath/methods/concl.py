@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Literal, Unpack
 
@@ -22,7 +23,8 @@ from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Cover, Declaration
 from densepath.views.view import Batch
 
 
@@ -109,8 +111,8 @@ class ConCL(MoCoV2):
         self.restoration = restoration
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
-        return {**MoCoV2.views(augment), "reference": Union(of=("query", "key"))}
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        return {**MoCoV2.views(augment), "reference": Cover(of=("query", "key"))}
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
@@ -128,10 +130,11 @@ class ConCL(MoCoV2):
         terms = {"instance_loss": instance_loss.detach(), "concept_loss": concept_loss.detach()}
         return Losses(total, terms, statistics)
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        super().check(view_size, batch_size, processes)
-        self.source.check(self.backbone, view_size)
-        most = self.source.num_concepts or math.ceil(view_size / 2**self.backbone.deepest) ** 2
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        super().check(sizes, batch_size, processes)
+        self.source.check(self.backbone, sizes["reference"])
+        stride = 2**self.backbone.deepest
+        most = self.source.num_concepts or math.prod(math.ceil(side / stride) for side in sizes["query"])
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "

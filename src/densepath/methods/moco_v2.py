@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 import torch
@@ -18,7 +19,8 @@ from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import MLPHead
 from densepath.nets.norms import normalized_together
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -89,9 +91,9 @@ class MoCoV2(Method):
         self.shuffle = shuffle
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
-        augment = augment or Augment()
-        return {"query": augment, "key": augment}
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        view = (augment or Augment()).random_view()
+        return {"query": view, "key": view}
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
@@ -101,8 +103,9 @@ class MoCoV2(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        for size in sizes.values():
+            self.backbone.check_size(*size)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; take two or more")
         if self.queue.size < batch_size:

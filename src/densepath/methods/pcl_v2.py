@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Unpack
 
@@ -86,8 +87,8 @@ class PCLV2(MoCoV2):
         self.register_buffer("assignments", torch.zeros(0, 0, dtype=torch.int32))
         self.register_load_state_dict_pre_hook(_take_shapes)
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        super().check(view_size, batch_size, processes)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        super().check(sizes, batch_size, processes)
         self.batch_size = batch_size
 
     def prepare(self, images: PixelSource) -> str:

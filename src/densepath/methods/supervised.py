@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -49,9 +51,10 @@ class Supervised(Method):
         self.register_load_state_dict_pre_hook(_meet_state)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Crops and flips; the colors stay."""
-        return {"image": augment or Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)}
+        plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
+        return {"image": (augment or plain).random_view()}
 
     def prepare(self, images: PixelSource) -> str:
         classes = read_classes(images, self.labels)
@@ -76,8 +79,9 @@ class Supervised(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        for size in sizes.values():
+            self.backbone.check_size(*size)
 
 
 def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

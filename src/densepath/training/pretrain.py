@@ -39,6 +39,7 @@ from densepath.training.reconstruction_images import Draw, Gallery
 from densepath.training.run_callback import Intervals
 from densepath.version import __version__
 from densepath.views.augment import Augment
+from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 
 Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
@@ -186,8 +187,13 @@ def pretrain(
     learner = find_method(method)(network, **options)
     together = batch * hardware.world_size
     asked["batch_norm"] = share_statistics(learner, batch_norm, batch_norm_group, together, hardware.world_size)
-    learner.check(view_size, batch * hardware.world_size, hardware.world_size)
-    config = _record(asked, hardware, options) | {"pixels": images.spec.record()}
+    spec = images.spec
+    declared, without = without_color(learner.views(augment), learner.views(), spec)
+    sizes = view_sizes(declared, view_size, spec.ndim)
+    learner.check(sizes, together, hardware.world_size)
+    seen = {name: view for name, view in declared.items() if name not in learner.unused_views}
+    views = ViewMaker(seen, view_size, seed, spec, hardware.memory_format)
+    config = _record(asked, hardware, options) | {"pixels": spec.record()}
     first = hardware.rank == 0
     # Runs of earlier versions do not name their pixels, which were RGB of 8 bits
     free = _FREE if old is None or "pixels" in old else (*_FREE, "pixels", "mean", "std", "window")
@@ -195,7 +201,7 @@ def pretrain(
         check_run(out, config, resume=resume, free=free)  # now, rather than after hours of looking at the images
 
     images = cache_images(images, cache, hardware.device)
-    check_size(images, view_size // 2)
+    check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = learner.prepare(images)
     batches = ImageBatches(
         images,
@@ -207,11 +213,10 @@ def pretrain(
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if workers is None else workers,
         device=hardware.device,
+        draw=views.draw,
         extras=learner.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
-    views = ViewMaker(seen, view_size, seed, images.spec, memory_format=hardware.memory_format)
     sweep = Sweep(batches, view_size, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
@@ -221,6 +226,8 @@ def pretrain(
     with open_run(out, config, resume=resume, free=free, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")
+        if first and without:
+            say(f"densepath: the images have no colors; without them, or left out: {', '.join(without)}")
         if first and found:
             say(f"densepath: {found}")
         if first and optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch:
@@ -242,7 +249,7 @@ def pretrain(
             loggers=loggers,
             evaluate=None
             if probe is None or probe_data is None
-            else partial(_probe, probe, learner, Path(probe_data), images.spec),
+            else partial(_probe, probe, learner, Path(probe_data), spec),
             draw=gallery,
             name=out.name,
         )

@@ -16,6 +16,7 @@ from densepath.methods import METHODS, Method
 from densepath.runs.old_options import rename_options
 from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
+from densepath.views.declarations import RandomView
 
 # What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
 _NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
@@ -58,7 +59,11 @@ def own_augment(method: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such method.
     """
-    first, *others = [asdict(view) for view in find_method(method).views().values() if isinstance(view, Augment)]
+    views = [view for view in find_method(method).views().values() if isinstance(view, RandomView)]
+    options = [asdict(augment) for view in views if (augment := Augment.of_view(view)) is not None]
+    if not options:
+        return {}
+    first, *others = options
     common = asdict(Augment())
     own = {name: value for name, value in first.items() if value != common[name]}
     agreed = {name: value for name, value in own.items() if all(view[name] == value for view in others)}
