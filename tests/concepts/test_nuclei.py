@@ -4,10 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.color import hed2rgb
 from skimage.draw import disk
 
 from densepath.concepts.nuclei import Nuclei
+from densepath.core.errors import UserError
+from densepath.methods import ConCL
+from densepath.nets.backbones import build_backbone
+from densepath.sources.open import open_images
+from densepath.training.config import PretrainConfig
+from densepath.training.inputs import make_inputs
 
 
 def draw(places: list[tuple[int, int]], size: int = 200, radius: float = 8, zoom: int = 1) -> np.ndarray:
@@ -54,3 +61,10 @@ def test_specks_are_not_nuclei():
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_flat_image_is_one_concept(value):
     assert np.ptp(Nuclei().label(np.full((40, 50, 3), value, np.uint8), "")) == 0
+
+
+def test_grey_images_are_refused(tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    method = ConCL(build_backbone("test_resnet"), concepts="nuclei", queue_size=32, concept_queue_size=512)
+    with pytest.raises(UserError, match="color of a stain, and the images are grey"):
+        make_inputs(method, PretrainConfig(data=tmp_path, out="R"), open_images(tmp_path))

@@ -33,6 +33,7 @@ class Nuclei:
     """
 
     parallel = True
+    needs_color = True
 
     def __init__(self, radius: float = 8.0) -> None:
         if radius < 1:
