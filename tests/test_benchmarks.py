@@ -74,7 +74,7 @@ def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
     name: str, make_step: Callable[[str], step.Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_step(name)
-    trained = getattr(made.module.method, "backbone", None) or made.module.method.tokenizer.backbone
+    trained = getattr(made.task.method, "backbone", None) or made.task.method.tokenizer.backbone
     found: list[set[str]] = []
 
     def backward(method: torch.nn.Module, *outputs: torch.Tensor) -> None:
@@ -85,7 +85,7 @@ def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
     for passes in (made.bare, made.gradients):
         passes()
         found.append({key for key, p in trained.named_parameters() if p.grad is not None})
-        made.module.zero_grad()
+        made.task.zero_grad()
     assert found[0] == found[1] != set()
 
 
@@ -94,7 +94,7 @@ def test_the_encoder_is_spared_the_hidden_patches_and_a_dense_step_is_not(
     name: str, make_step: Callable[[str], step.Step]
 ) -> None:
     made, tokens = make_step(name), []
-    method = made.module.method
+    method = made.task.method
     decoder = method.decoder if name == "mae" else method.head
     for module in (*method.backbone.net.model.blocks, decoder):
         module.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[:2]))

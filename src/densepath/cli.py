@@ -14,6 +14,7 @@ from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
+from densepath.core.streams import occupy, settle, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -61,7 +62,7 @@ VERBS = {
     "data instances": Verb(
         "datasets.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
     ),
-    "data pack": Verb("sources.open:pack", "images -> one store that trains without decoding", ("source", "dest")),
+    "data pack": Verb("sources.packing:pack", "images -> one store that trains without decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "training.pretrain:pretrain",
@@ -91,9 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for what the user can mend; 130 when interrupted; 1 for a bug.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    occupy()
+    try:
+        return _checked(argv)
+    finally:
+        settle()
+
+
+def _checked(argv: list[str]) -> int:
+    """Run the command line; whatever goes wrong becomes a line and an exit code."""
     try:
         _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except UserError as error:
         return _fail(str(error))
@@ -111,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail("the device has not enough memory; lower --batch_size or --view_size")
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             return _fail("this machine has not enough memory for that; ask for less (--batch_size, queues, sizes)")
-        traceback.print_exc()
+        write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         command = shlex.join(["densepath", *argv])
         return _fail(
             f"this is a bug in densepath {__version__}; please report the lines above and: {command}", EXIT_BUG
@@ -119,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = EXIT_USER) -> int:
-    print(f"densepath: error: {' '.join(message.split())}", file=sys.stderr)
+    write_line(f"densepath: error: {' '.join(message.split())}", sys.stderr)
     return code
 
 
@@ -175,12 +186,16 @@ def _overview(group: str = "") -> str:
 
 
 def _report(result: Any) -> None:
-    """Print what a verb gives: scores as a table, a path as it is. Of several processes one speaks."""
+    """Print what a verb gives: scores as a table, a path as it is. Of several processes one speaks.
+
+    What was done stays done where nobody reads that.
+    """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
     if isinstance(result, dict):
         width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
-            print(f"{name:{width}}{value:.4g}" if isinstance(value, float) else f"{name:{width}}{value}")
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            write_line(f"{name:{width}}{shown}", sys.stdout)
     elif isinstance(result, Path):
-        print(result)
+        write_line(str(result), sys.stdout)

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from method_checks import check
 from targets import write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import BEiTv2
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.training.optimizers import Optimizer, parameter_groups
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -35,7 +36,7 @@ def test_the_loss_is_that_of_plain_loops(method, batch):
     with torch.no_grad():
         method.mask_token.normal_()
     losses = method(batch)
-    mask, codes = method.draw_mask(batch, 64), method.target.network(pixels)
+    mask, codes = method.draw_mask(batch, (64, 64)), method.target.network(pixels)
     assert mask.shape == (4, 16) and (mask.sum(1) == 6).all()
     model = method.backbone.net.model
     terms = {"code_loss": [], "early_code_loss": []}
@@ -66,7 +67,7 @@ def test_the_loss_is_that_of_plain_loops(method, batch):
 
 
 def test_masked_patches_are_not_seen(method, batch):
-    pixels, mask = batch["image"].pixels, method.draw_mask(batch, 64)
+    pixels, mask = batch["image"].pixels, method.draw_mask(batch, (64, 64))
     hidden = mask.view(4, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     others = torch.where(hidden, torch.randn_like(pixels), pixels)
     assert all(
@@ -78,7 +79,7 @@ def test_masked_patches_are_not_seen(method, batch):
 
 def test_masks_belong_to_image_and_epoch(method, images):
     make_views = ViewMaker(BEiTv2.views(), 64, seed=0)
-    masks = [method.draw_mask(make_views(replace(images, epoch=epoch)), 64) for epoch in (0.0, 0.5, 1.0)]
+    masks = [method.draw_mask(make_views(replace(images, epoch=epoch)), (64, 64)) for epoch in (0.0, 0.5, 1.0)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
@@ -126,7 +127,7 @@ def test_step_never_waits_for_the_device(method, images, monkeypatch):
 
 def test_the_views_are_those_of_the_released_code():
     mild = {"jitter": 1, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0, "grayscale": 0, "blur": 0}
-    assert BEiTv2.views() == {"image": Augment(scale=(0.2, 1), interpolation="bicubic", **mild)}
+    assert BEiTv2.views() == {"image": Augment(scale=(0.2, 1), interpolation="bicubic", **mild).random_view()}
 
 
 def test_wrong_hyper_parameters_are_named(make, tmp_path):
@@ -148,4 +149,4 @@ def test_wrong_hyper_parameters_are_named(make, tmp_path):
     other = write_tokenizer(tmp_path, "test_vit3", decoder_depth=1)
     make(BEiTv2, "test_vit", tokenizer=str(other)).prepare(IMAGES)  # any encoder with patches of that size will do
     with pytest.raises(UserError, match=r"a mask ratio of 0\.99 leaves 0 of 16 patches visible"):
-        make(BEiTv2, "test_vit", mask_ratio=0.99).check(64, 4)
+        check(make(BEiTv2, "test_vit", mask_ratio=0.99), 64, 4)

@@ -22,9 +22,12 @@ OPTIONS |= {"accumulate": 2, "precision": "32"}
 
 
 def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks("processes")
+    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks(
+        "processes"
+    )
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
+    assert (parts, parts2) == (0, [0, 0])
     assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0]
 
     def weight(name):
@@ -36,11 +39,16 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("one", "even")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
+    # Also where a step is made of several batches.
+    torch.testing.assert_close(weight("parts2.0"), weight("parts.0"), rtol=1e-5, atol=1e-7)
+    assert torch.equal(weight("parts2.0"), weight("parts2.1"))
+    assert not torch.equal(weight("parts.0"), weight("one.0"))
+
     # One of them is told to stop: both do, after the same step, and go on to the bits of the undisturbed run. Each also
     # draws numbers of its own.
     assert torch.equal(weight("cut.0"), weight("whole.0"))
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
-    assert stderr.count("goes on with") == 3  # once for each of the runs that were stopped
+    assert stderr.count("--resume continues") == 3  # once for each of the runs that were stopped
 
     # A loss that is not finite ends both.
     assert broken == [1, 1]
@@ -51,7 +59,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     # One of them is killed, or can write no checkpoint: the other says that it is alone, and how to go on.
     assert (gone, early, full) == ([1, -signal.SIGKILL], [-signal.SIGKILL, 1], [1, 1])
     assert stderr.count("UserError: another process of this run has died or stopped") == 3
-    assert stderr.count("go on with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
+    assert stderr.count("; continue with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
     assert stderr.count("UserError: cannot write the checkpoint") == 1
     assert read_checkpoint(tmp_path / "gone" / "checkpoints" / "last.ckpt")["step"] == 10
 
@@ -92,7 +100,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     draw_tiles(folder / "tiles")
     options = dict(OPTIONS, data=folder / "tiles", out=folder / "run", devices="cpu")
-    pretrain(**options, method_options={"queue_size": 32, "batch_norm": "per_process"})
+    pretrain(**options, method_options={"queue_size": 32, "shuffle": False})
     return folder
 
 
@@ -105,7 +113,7 @@ def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone,
     """Whoever starts the second process: torchrun, or nobody but the run itself."""
     options = dict(OPTIONS, data=alone / "tiles", out=tmp_path / "two", devices=devices)
     words = " ".join(f"--{name} {value}" for name, value in options.items())
-    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --method.batch_norm synchronized"
+    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --batch_norm synchronized"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command.split()], capture_output=True, text=True, env=environment, timeout=300, check=False
@@ -121,7 +129,7 @@ def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone,
 
 def test_a_batch_norm_group_lies_within_one_process(tmp_path, tiles):
     options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
-    groups = {"queue_size": 32, "batch_norm_group": 8}
+    options |= {"max_steps": 2, "method_options": {"queue_size": 32}, "batch_norm_group": 8}
     with pytest.raises(UserError, match="groups of 8 images do not divide the 4 that a process holds"):
-        pretrain(**options, devices="cpu:2", out=tmp_path / "run", max_steps=2, method_options=groups)
+        pretrain(**options, devices="cpu:2", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

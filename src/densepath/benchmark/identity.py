@@ -20,20 +20,20 @@ from densepath.sources.listing import list_images
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.training.export import EXPORTED
 
-# A change of what draws and tabulates results makes no result another one.
-_PRETRAINING = ("core", "images", "views", "nets", "concepts", "methods", "training")
-_ROOMS = {"pretrain": _PRETRAINING} | dict.fromkeys(("probe", "detect", "sam"), (*_PRETRAINING, "transfer"))
+# Code that only draws or tabulates results is not part of the digest.
+_PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
+_PACKAGES = {"pretrain": _PRETRAINING} | dict.fromkeys(("probe", "detect", "sam"), (*_PRETRAINING, "transfer"))
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images as they were found.
+    """The images of a source.
 
     Args:
         source: the folder, list, pattern or store.
-        digest: of the names and the content of all its files.
-        names: of the images.
-        pixels: their digests, "" for a damaged one.
+        digest: digest of the names and contents of all files.
+        names: names of the images.
+        pixels: digests of their pixels, "" for a damaged image.
     """
 
     source: str
@@ -50,9 +50,9 @@ class LabelledSet:
     """A data set of outlined objects.
 
     Args:
-        name: what the table calls it.
+        name: its name in the table.
         train, test: its images.
-        digest: of the images and their outlines.
+        digest: digest of the images and their outlines.
     """
 
     name: str
@@ -62,7 +62,7 @@ class LabelledSet:
 
     @property
     def folder(self) -> str:
-        """Where it lies."""
+        """The folder that holds it."""
         return os.path.dirname(self.train.source)
 
     def __str__(self) -> str:
@@ -74,12 +74,12 @@ class LabelledSet:
 def code_digest(verb: str) -> str:
     """The digest of all source files that a verb's result depends on."""
     package = Path(str(files("densepath")))
-    sources = sorted(path for room in _ROOMS[verb] for path in (package / room).rglob("*.py"))
+    sources = sorted(path for name in _PACKAGES[verb] for path in (package / name).rglob("*.py"))
     return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
 
 
 def read_tiles(source: str | Path, digests: Digests) -> ImageSet:
-    """The unlabelled images of a source.
+    """Read the unlabelled images of a source.
 
     Raises:
         UserError: as for :func:`densepath.sources.open.open_images`.
@@ -93,10 +93,10 @@ def read_tiles(source: str | Path, digests: Digests) -> ImageSet:
 
 
 def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSet:
-    """A data set as ``densepath data`` writes it.
+    """Read a data set as ``densepath data`` writes it.
 
     Raises:
-        UserError: it is none, or a file cannot be read.
+        UserError: it is not a data set, or a file cannot be read.
     """
     found = {}
     for split in ("train", "test"):
@@ -109,9 +109,9 @@ def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSe
 
 
 def digest_of_given(value: Any, digests: Digests) -> str:
-    """What a value stands for: a path for what lies there, a pattern for the files that it names, else for itself.
+    """The digest of a value given by the user: of the content of a path or of the files of a pattern, else the value.
 
-    A run folder stands for what it has exported.
+    Of a run folder only the exported files count.
 
     Raises:
         UserError: a file cannot be read.
@@ -120,7 +120,7 @@ def digest_of_given(value: Any, digests: Digests) -> str:
     if path.is_file():
         return digests.of([path], "reading")[0].content
     if path.is_dir():
-        exported = path / EXPORTED.parent  # of a run, whose checkpoints may be taken away
+        exported = path / EXPORTED.parent  # the checkpoints of a run may be deleted
         path = exported if exported.is_dir() else path
         inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
         return _named(path, inside, [found.content for found in digests.of(inside, f"reading {path.name}")])
@@ -130,7 +130,7 @@ def digest_of_given(value: Any, digests: Digests) -> str:
 
 
 def digest_of_weights(source: str, digests: Digests) -> str:
-    """The digest of the weights in a file or a run folder, which holds much else; a name stands for itself.
+    """The digest of a weight file, or of the weights in a run folder; a name of weights is returned as it is.
 
     Raises:
         UserError: a folder holds no weights, or a file cannot be read.
@@ -139,7 +139,7 @@ def digest_of_weights(source: str, digests: Digests) -> str:
 
 
 def hardware_name() -> str:
-    """The processor of this machine, in words."""
+    """The name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -157,6 +157,6 @@ def _image_set(source: str, paths: Sequence[str], digests: Digests, what: str) -
 
 
 def _named(base: str | Path, paths: Sequence[str | Path], contents: Sequence[str]) -> str:
-    """The digest of names below a folder and their contents, in their order: it is that of the training."""
+    """The digest of names below a folder and their contents; their order counts, as it does in training."""
     names = [os.path.relpath(os.path.abspath(path), base) for path in paths]
     return digest_of(part for pair in zip(names, contents, strict=True) for part in pair)

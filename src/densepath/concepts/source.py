@@ -1,7 +1,8 @@
-"""What a source of concepts gives."""
+"""The protocol of a source of concepts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -18,8 +19,8 @@ class Concepts:
     """Concepts on the images of a batch, or on views of them.
 
     Args:
-        labels: (B, H, W) integer ids from 0; an id means something within its image only.
-        map: (B, 2, 3) from the labels' coordinates to those of the images (see ``core.affine``).
+        labels: (B, H, W) integer ids from 0, unique within an image only.
+        map: (B, 2, 3) affine maps from the labels' coordinates to those of the images (see ``core.affine``).
         statistics: scalars to log.
     """
 
@@ -33,13 +34,13 @@ class ConceptSource(Protocol):
 
     @property
     def num_concepts(self) -> int | None:
-        """The largest number of concepts on one image, whose ids are below it; None where nobody knows."""
+        """The maximum number of concepts on one image, all ids are below it; None if it is unknown."""
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
-        """Raise UserError where the source cannot label views of this size."""
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
+        """Raise UserError if the source cannot label reference views of this size, in pixels along each axis."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps | None:
-        """Look at the images before the first step; give their label maps, which become ``batch.extras["regions"]``."""
+    def prepare(self, images: PixelSource) -> LabelMaps | None:
+        """Called before the first step; returns label maps of the images, which become ``batch.extras["regions"]``."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
-        """Label a batch; ``encoder`` is the momentum encoder, for sources that ask it."""
+        """Label a batch; ``encoder`` is the momentum encoder, for sources that use features."""

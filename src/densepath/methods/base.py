@@ -6,13 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import PerImage
-from densepath.views.augment import Augment, Union
+from densepath.sources.pixel_source import PerImage, PixelSource
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 Tick = Callable[[str], None]
@@ -59,24 +61,54 @@ class Reconstruction:
 class Method(nn.Module):
     """A pre-training method. It knows nothing of trainers, files or command lines.
 
-    A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train.
+    A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train. One that
+    builds on another method takes that one's by ``**options: Unpack[...]`` (see :func:`complete_signature`).
+
+    Its networks have plain batch norms. Whoever trains it decides over which images these take their statistics
+    (:func:`densepath.nets.norms.set_batch_norm`), and so may convert them.
 
     Attributes:
+        batch_norm: over which images the paper's batch norms take their statistics: those of each process, or of all;
+            what a run with ``batch_norm="auto"`` does.
+        views_together: how many views of an image pass through its networks in one batch, one after the other.
         extras: what :meth:`prepare` found out about each image, by name: what the method wants in ``Batch.extras``.
         unused_views: those of :meth:`views` that need not be made with these hyper-parameters.
     """
 
+    batch_norm: ClassVar[Literal["per_process", "synchronized"]] = "per_process"
+    views_together: ClassVar[int] = 1
     extras: Mapping[str, PerImage] = MappingProxyType({})
     unused_views: tuple[str, ...] = ()
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        complete_signature(cls)
+
     @staticmethod
     @abstractmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """The views that it wants to see, by name; ``augment`` takes the place of the method's own augmentation."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
         """The losses of a batch of views."""
+
+    def before_step(self, batch: Batch) -> None:
+        """Called once for each optimizer step, before anything of the step is computed: momentum encoders follow here.
+
+        Args:
+            batch: the first one that the step is made of.
+        """
+
+    def after_step(self) -> None:
+        """Called once for each optimizer step, when the weights have been updated.
+
+        Parts with a method of this name (queues, codebooks) take what the batches of the step brought them. A method
+        that overrides this calls ``super().after_step()``.
+        """
+        parts: list[Any] = [part for part in self.modules() if hasattr(type(part), "after_step")]
+        for part in parts[1:]:  # the first is the method itself
+            part.after_step()
 
     @abstractmethod
     def exported_backbone(self) -> Backbone:
@@ -86,16 +118,16 @@ class Method(nn.Module):
         """What else is exported at the end of a run, by name: tensors of parts that other methods build upon."""
         return {}
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         """Raise UserError where the hyper-parameters do not fit.
 
         Args:
-            view_size: height and width of the views in pixels.
+            sizes: those of the views in pixels, by name, in the order of the tensor's axes.
             batch_size: images that the method sees at a time, over all processes.
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.
@@ -106,8 +138,10 @@ class Method(nn.Module):
         return None
 
     def wants_features(self, batch: Batch) -> bool:
-        """Whether, before it is given this batch, it wants features of all images: whoever trains it then calls
-        :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and :meth:`on_features`.
+        """Whether, before a step that begins with this batch, it wants features of all images.
+
+        Whoever trains it then calls :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and
+        :meth:`on_features`; then :meth:`before_step`.
         """
         return False
 
@@ -120,7 +154,7 @@ class Method(nn.Module):
 
         Args:
             features: what :meth:`describe` gave.
-            batch: the one that comes next.
+            batch: the first one of the step that comes next.
             tick: called by all processes, equally often, after each part of what takes long, with a few words; it
                 raises where the run is to stop.
         """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -38,12 +38,11 @@ class BYOL(Method):
         dim: length of the embeddings.
         hidden_dim: width of the hidden layers of projector and predictor.
         momentum: m, of the target network at the start of the run.
-        batch_norm: whose statistics, in backbone and heads: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: Grill et al., NeurIPS 2020, arXiv 2006.07733; heads and momentum as ConCL (ECCV 2022) runs it.
     """
+
+    batch_norm = "synchronized"
 
     def __init__(
         self,
@@ -51,8 +50,6 @@ class BYOL(Method):
         dim: int = 256,
         hidden_dim: int = 512,
         momentum: float = 0.996,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -62,26 +59,25 @@ class BYOL(Method):
         self.predictor = NormedHead(dim, hidden_dim, dim)
         for layer in (self.predictor.fc1, self.predictor.fc2):
             nn.init.normal_(layer.weight, std=0.01)  # as released
-        for network in (self.backbone, self.projector, self.predictor):
-            set_batch_norm(network, batch_norm, batch_norm_group)
         self.target_backbone = Momentum(self.backbone)
         self.target_projector = Momentum(self.projector)
         self.momentum = momentum
-        self.batch_norm = batch_norm
-        self.batch_norm_group = batch_norm_group
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """The first view is always blurred, the second at times solarized; an ``augment`` is that of both."""
         if augment is not None:
-            return {"first": augment, "second": augment}
+            return {"first": augment.random_view(), "second": augment.random_view()}
         augment = Augment(scale=(0.08, 1.0), saturation=0.2, interpolation="bicubic")
-        return {"first": replace(augment, blur=1.0), "second": replace(augment, blur=0.1, solarize=0.2)}
+        first, second = replace(augment, blur=1.0), replace(augment, blur=0.1, solarize=0.2)
+        return {"first": first.random_view(), "second": second.random_view()}
 
-    def forward(self, batch: Batch) -> Losses:
+    def before_step(self, batch: Batch) -> None:
         momentum = cosine(self.momentum, 1.0, batch.progress)
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
+
+    def forward(self, batch: Batch) -> Losses:
         first, second = batch["first"].pixels, batch["second"].pixels
         loss = self.distance(first, second) + self.distance(second, first)
         return Losses(loss, {"prediction_loss": loss.detach()})
@@ -95,11 +91,8 @@ class BYOL(Method):
         return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
-        alone = self.batch_norm_group or batch_size // processes
-        if (batch_size if self.batch_norm == "synchronized" else alone) < 2:
-            raise UserError("the batch norms of its heads need at least two images each; make the batch larger")
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        for size in sizes.values():
+            self.backbone.check_size(*size)

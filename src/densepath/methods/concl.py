@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from densepath.concepts.build import choose_source
+from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
 from densepath.core.affine import label_shares, warp_labels
@@ -19,10 +20,11 @@ from densepath.core.losses import info_nce, masked_mean
 from densepath.core.queue import Queue
 from densepath.core.regions import Regions
 from densepath.methods.base import Losses
-from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.views.augment import Augment, Union
+from densepath.sources.pixel_source import PixelSource
+from densepath.views.augment import Augment
+from densepath.views.declarations import Cover, Declaration
 from densepath.views.view import Batch
 
 
@@ -59,8 +61,7 @@ class ConCL(MoCoV2):
         warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
             epochs.
         concept_queue_size: concepts remembered as negatives.
-        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group: as in
-            :class:`MoCoV2`. The reference views keep their order, whatever batch norms do.
+        **moco: as in :class:`MoCoV2`. The reference views keep their order, also where keys are shuffled.
 
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
     """
@@ -80,25 +81,16 @@ class ConCL(MoCoV2):
         concept_weight: float = 1.0,
         warmup: float = 0.1,
         concept_queue_size: int = 16384,
-        dim: int = 128,
-        hidden_dim: int = 512,
-        temperature: float = 0.2,
-        queue_size: int = 16384,
-        momentum: float = 0.999,
-        standardize: bool = False,
-        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
-        batch_norm_group: int = 0,
+        **moco: Unpack[MoCoOptions],
     ) -> None:
-        super().__init__(
-            backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
-        )
+        super().__init__(backbone, **moco)
         if not 0 <= concept_weight <= 1:
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         if restoration not in ("argmax", "shares"):
             raise UserError(f"unknown restoration {restoration!r}; choose argmax or shares")
-        self.source = choose_source(
+        self.source = build_source(
             concepts,
             num_concepts=num_concepts,
             stage=stage,
@@ -107,19 +99,20 @@ class ConCL(MoCoV2):
             nucleus_radius=nucleus_radius,
             files=concept_files,
             cache=concept_cache,
+            ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
         if isinstance(self.source, ImageLabels):
             self.unused_views = ("reference",)
-        self.concept_queue = Queue(concept_queue_size, dim)
+        self.concept_queue = Queue(concept_queue_size, self.dim)
         self.concept_weight = concept_weight
         self.warmup = warmup
         self.restoration = restoration
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
-        return {**MoCoV2.views(augment), "reference": Union(of=("query", "key"))}
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        return {**MoCoV2.views(augment), "reference": Cover(of=("query", "key"))}
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
@@ -137,23 +130,24 @@ class ConCL(MoCoV2):
         terms = {"instance_loss": instance_loss.detach(), "concept_loss": concept_loss.detach()}
         return Losses(total, terms, statistics)
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        super().check(view_size, batch_size, processes)
-        self.source.check(self.backbone, view_size)
-        most = self.source.num_concepts or math.ceil(view_size / 2**self.backbone.deepest) ** 2
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        super().check(sizes, batch_size, processes)
+        self.source.check(self.backbone, sizes["reference"])
+        stride = 2**self.backbone.deepest
+        most = self.source.num_concepts or math.prod(math.ceil(side / stride) for side in sizes["query"])
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
                 f"({most} on each of {batch_size} images) that one batch may bring"
             )
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         regions = self.source.prepare(images)
         self.extras = {} if regions is None else {"regions": regions}
         return None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_c of two feature maps (B, C, h, w); their shared concepts then join the concept queue."""
+        """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""
         concepts = self.source(batch, self.key_backbone.network)
         in_query, in_key = self.restore(batch, concepts, query.shape[2:])
         shared = in_query.present() & in_key.present()  # (B, K)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -14,8 +15,8 @@ from densepath.core.losses import full_precision, masked_mean
 from densepath.core.masking import (
     count_visible,
     from_patches,
-    patches_along,
     random_visible,
+    square_grid,
     standardize_patches,
     to_patches,
 )
@@ -24,9 +25,9 @@ from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders import MultiScaleDecoder
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.nets.sparse import Visible
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -62,12 +63,11 @@ class ConvMIM(Method):
             whole patch, though the selected pixels, which are not aligned with the target's patches, may be a part.
         width: of the decoder's tokens.
         heads: of its attention.
-        batch_norm: whose statistics, in the backbone: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: Yang et al., Convolutional Masked Image Modeling for Dense Prediction Tasks on Pathology Images, WACV 2024.
     """
+
+    batch_norm = "synchronized"
 
     def __init__(
         self,
@@ -80,8 +80,6 @@ class ConvMIM(Method):
         normalize_target: bool = False,
         width: int = 256,
         heads: int = 8,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if masking not in ("stem", "sparse"):
@@ -96,21 +94,18 @@ class ConvMIM(Method):
                 f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
             )
         cells = [max(1, patch // stride) for stride in strides]
-        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
-        set_batch_norm(self.backbone, batch_norm, batch_norm_group)
+        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads, backbone.in_channels)
         self.cells = cells
         self.patch = patch
         self.mask_ratio = mask_ratio
         self.normalize_target = normalize_target
-        self.batch_norm_group = batch_norm_group
         self.target = "target" if invariance else "query"
         self.unused_views = () if invariance else ("target",)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
-        augment = augment or Augment()
-        plain = replace(augment, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0, stain=0.0)
-        return {"query": augment, "target": plain}
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        view = (augment or Augment()).random_view()
+        return {"query": view, "target": replace(view, appearance=())}
 
     def forward(self, batch: Batch) -> Losses:
         visible = self.draw_visible(batch)
@@ -118,7 +113,9 @@ class ConvMIM(Method):
         target = to_patches(batch[self.target].pixels, self.patch)
         if self.normalize_target:
             target = standardize_patches(target)[0]
-        errors = (prediction - target).square().unflatten(2, (-1, 3)).mean(3)  # (B, patches, pixels)
+        errors = (
+            (prediction - target).square().unflatten(2, (-1, self.backbone.in_channels)).mean(3)
+        )  # (B, patches, pixels)
         counted = self.counted(batch, visible)
         loss = masked_mean(errors.flatten(), to_patches(counted, self.patch).flatten())
         statistics = {"counted_pixels": counted.float().mean()}
@@ -127,25 +124,25 @@ class ConvMIM(Method):
     def draw_visible(self, batch: Batch) -> Visible:
         """m: which patches of the query are visible."""
         pixels = batch["query"].pixels
-        along = patches_along(pixels.shape[-1], self.patch)
+        along = square_grid(pixels.shape[2:], self.patch)
         count = count_visible(along**2, self.mask_ratio)
         patches = random_visible(batch.uniform(along**2), count).unflatten(1, (along, along))
         return Visible(patches.to(pixels.device, non_blocking=True), count)
 
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
-        """The target's patches, (B, h * h, patch * patch * 3), from what is visible of the query."""
+        """The target's patches, (B, h * h, patch * patch * C), from what is visible of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
-        way, along = self.way(batch), visible.cells.shape[-1]
-        aligned = [sample(z, way, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
+        target_to_query, along = self.target_to_query(batch), visible.cells.shape[-1]
+        aligned = [sample(z, target_to_query, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
         patches: Tensor = self.decoder(aligned)
         return patches
 
     def counted(self, batch: Batch, visible: Visible) -> Tensor:
         """t2(t1^-1(1 - m)): the target's pixels that are hidden in the query, (B, 1, S, S) bool."""
         size = batch["query"].pixels.shape[-2:]
-        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.way(batch), size).bool()
+        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.target_to_query(batch), size).bool()
 
-    def way(self, batch: Batch) -> Tensor:
+    def target_to_query(self, batch: Batch) -> Tensor:
         """The maps (B, 2, 3) from the target's coordinates to those of the query."""
         return between(batch["query"].map, batch[self.target].map)
 
@@ -161,8 +158,7 @@ class ConvMIM(Method):
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        count_visible(square_grid(sizes["query"], self.patch) ** 2, self.mask_ratio)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 from timm.layers import LayerNorm2d
@@ -14,17 +14,17 @@ from densepath.core.losses import full_precision, masked_mean
 from densepath.core.masking import (
     count_visible,
     from_patches,
-    patches_along,
     random_visible,
+    square_grid,
     standardize_patches,
     to_patches,
 )
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.light_decoder import LightDecoder
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 _SCALES = 4  # maps of the encoder that the decoder gets
@@ -46,9 +46,6 @@ class SparK(Method):
         backbone: the encoder, a ConvNet of windows alone: ResNet, ResNeXt, RegNetX, ConvNeXt (not V2).
         mask_ratio: the share of the cells that is masked.
         decoder_dim: channels of the decoder's first block; each block halves them.
-        batch_norm: whose statistics, in encoder and decoder: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Raises:
         UserError: the backbone has no sparse form, or lacks maps of strides 4 to 32; or a number does not fit.
@@ -56,13 +53,13 @@ class SparK(Method):
     Source: Tian et al., ICLR 2023, arXiv 2301.03580; the decoder's layers as released.
     """
 
+    batch_norm = "synchronized"
+
     def __init__(
         self,
         backbone: Backbone,
         mask_ratio: float = 0.6,
         decoder_dim: int = 768,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if len(backbone.stages) < _SCALES:
@@ -72,24 +69,21 @@ class SparK(Method):
             )
         check_sparse(backbone)
         self.backbone = backbone
-        self.cell = 2**backbone.deepest
+        self.cell = backbone.strides[backbone.deepest][0]
         self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
-        self.decoder = LightDecoder(decoder_dim, backbone.deepest)
+        self.decoder = LightDecoder(decoder_dim, backbone.deepest, backbone.in_channels)
         normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self.densify = nn.ModuleList(
             Densify(backbone.channels[stage], dim, nn.BatchNorm2d if normed else LayerNorm2d, 3 if number else 1)
             for number, (stage, dim) in enumerate(zip(self.stages, self.decoder.channels, strict=False))
         )
-        for network in (self.backbone, self.densify, self.decoder):
-            set_batch_norm(network, batch_norm, batch_norm_group)
         self.mask_ratio = mask_ratio
-        self.batch_norm_group = batch_norm_group
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Large crops and flips; the colors stay."""
         plain = Augment(scale=(0.67, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
-        return {"image": augment or plain}
+        return {"image": (augment or plain).random_view()}
 
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
@@ -103,7 +97,7 @@ class SparK(Method):
     def visible(self, batch: Batch) -> Visible:
         """The cells of a batch's images that are visible."""
         pixels = batch["image"].pixels
-        along = patches_along(pixels.shape[-1], self.cell)
+        along = square_grid(pixels.shape[2:], self.cell)
         count = count_visible(along**2, self.mask_ratio)
         cells = random_visible(batch.uniform(along**2), count).view(-1, along, along)
         return Visible(cells.to(pixels.device, non_blocking=True), count)
@@ -125,11 +119,10 @@ class SparK(Method):
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
-        count_visible(patches_along(view_size, self.cell) ** 2, self.mask_ratio)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        count_visible(square_grid(sizes["image"], self.cell) ** 2, self.mask_ratio)
 
 
 class Densify(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from densepath.core.codebook import CREDIT
 from densepath.core.distributed import world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
-from densepath.core.masking import patches_along
+from densepath.core.masking import square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
@@ -17,7 +19,8 @@ from densepath.nets.new_blocks import new_blocks
 from densepath.nets.teachers import Teacher, build_teacher, require_teacher
 from densepath.nets.tokenizers import TOKENIZER, Tokenizer, tanh_head
 from densepath.nets.transformer_parts import require_transformer, sincos_positions
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -81,10 +84,10 @@ class VQKD(FrozenTarget[Teacher]):
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Crops and flips; the colors stay."""
         plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
-        return {"image": augment or plain}
+        return {"image": (augment or plain).random_view()}
 
     def load_target(self) -> Teacher:
         return build_teacher(self.teacher, self.teacher_weights)
@@ -94,7 +97,7 @@ class VQKD(FrozenTarget[Teacher]):
 
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
-        grid = patches_along(pixels.shape[-1], self.tokenizer.backbone.patch_size)
+        grid = square_grid(pixels.shape[2:], self.tokenizer.backbone.patch_size)
         codebook = self.tokenizer.codebook
         vectors = self.tokenizer.embed(pixels)  # (B, N, D)
         flat = vectors.detach().flatten(0, 1)
@@ -126,10 +129,10 @@ class VQKD(FrozenTarget[Teacher]):
         state.pop(f"codebook.{CREDIT}", None)
         return {TOKENIZER: state}
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         backbone = self.tokenizer.backbone
-        backbone.check_size(view_size, view_size)
-        patches = batch_size * patches_along(view_size, backbone.patch_size) ** 2
+        backbone.check_size(*sizes["image"])
+        patches = batch_size * square_grid(sizes["image"], backbone.patch_size) ** 2
         if patches < self.tokenizer.width:
             raise UserError(
                 f"a batch of {batch_size} images has {patches} patches, too few to begin {self.tokenizer.width} codes "

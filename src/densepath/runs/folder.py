@@ -12,6 +12,7 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, require_new_folder
+from densepath.runs.old_options import rename_record
 
 CONFIG = "config.yaml"
 NOT_FINITE = "not_finite.json"  # which images a loss that is no number came from
@@ -19,7 +20,7 @@ _ABSENT = object()
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder; None where there is no run.
+    """The configuration of the run in a folder, by the names that options have now; None where there is no run.
 
     Raises:
         UserError: the configuration cannot be read.
@@ -33,7 +34,7 @@ def read_config(out: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read; name another folder") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UserError(f"{path} is not the configuration of a run; name another folder")
-    return config
+    return rename_record(config)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:
@@ -64,7 +65,7 @@ def check_run(
         require_new_folder(out, "the run")
         return None
     if not resume:
-        raise UserError(f"{out} already holds a run; name another folder, or go on with that run by --resume")
+        raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
     changed = differences(old, _plain(config), free)
     if changed:
         raise UserError(
@@ -81,12 +82,12 @@ def open_run(
     """Make the folder of a new run, or return to that of an old one. One process of a run calls this.
 
     A new run leaves no folder behind that fails before it has anything to show, or before its first checkpoint by a
-    mistake that the user can mend.
+    mistake that the user can fix.
 
     Args:
         out: the folder.
         config: what the run was asked for, in the plain types of YAML.
-        resume: go on with the run that is there; without one, begin.
+        resume: continue the run that is there; without one, begin.
         free: dotted names in ``config`` of what may change when a run is resumed.
         note: a comment at the head of ``config.yaml``.
 

@@ -13,11 +13,13 @@ import yaml
 
 from densepath.core.errors import UserError, suggest
 from densepath.methods import METHODS, Method
+from densepath.runs.old_options import rename_options
 from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
+from densepath.views.declarations import RandomView
 
-# What the config.yaml of a run holds beside options: a detector's colors, which belong to the weights it starts from.
-_NOTED = {"": (), "detect": ("mean", "std")}
+# What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
+_NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
 
 
 def recipe_names(verb: str = "") -> list[str]:
@@ -43,7 +45,7 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
-    return {option: value for option, value in recipe.items() if option not in _NOTED[verb]}
+    return {option: value for option, value in rename_options(recipe).items() if option not in _NOTED[verb]}
 
 
 def own_augment(method: str) -> dict[str, Any]:
@@ -57,7 +59,11 @@ def own_augment(method: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such method.
     """
-    first, *others = [asdict(view) for view in find_method(method).views().values() if isinstance(view, Augment)]
+    views = [view for view in find_method(method).views().values() if isinstance(view, RandomView)]
+    options = [asdict(augment) for view in views if (augment := Augment.of_view(view)) is not None]
+    if not options:
+        return {}
+    first, *others = options
     common = asdict(Augment())
     own = {name: value for name, value in first.items() if value != common[name]}
     agreed = {name: value for name, value in own.items() if all(view[name] == value for view in others)}
