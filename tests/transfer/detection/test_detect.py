@@ -86,7 +86,7 @@ def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, 
         ("mask_rcnn_fpn_small", "test_resnet", 220, 0.03),
         ("mask_rcnn_c4_small", "test_resnet", 280, 0.02),
         ("mask_rcnn_dc5_small", "test_resnet", 240, 0.03),
-        ("retinanet_small", "test_resnet", 250, 0.02),
+        ("retinanet_small", "test_resnet", 250, 0.01),
         ("vitdet_small", "test_vit", 180, 3e-3),
     ],
 )
@@ -96,12 +96,13 @@ def test_every_detector_learns_an_image_to_the_pixel(
     data, out = tmp_path / "data", tmp_path / "run"
     write_coco(data, {split: [("scene", *scene(0))] for split in ("train", "test")})
     options = SMALL | {"detector": detector, "backbone": backbone, "max_steps": steps, "lr": lr, "batch_size": 1}
-    metrics = detect(data=data, out=out, precise_bn_batches=10, **options)
+    metrics = detect(data=data, out=out, precise_bn_batches=10, drops=(0.5, 0.8), **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
-    assert metrics["box_ap"] > 0.9
-    # A mask of 14 x 14 cells, as C4 has them, can miss the one threshold of 0.95 for an object of 35 pixels.
-    assert metrics.get("mask_ap", 1) > (0.85 if "c4" in detector else 0.9)
+    # Untrained, all are 0. Above 0.85 no more than one object misses an IoU of 0.9. Whether the last threshold of 0.95 is
+    # met, by boxes of 30 pixels and masks drawn from 14 x 14 positions, depends on the CPU's rounding.
+    assert metrics["box_ap75"] == 1 and metrics["box_ap"] > 0.85
+    assert metrics.get("mask_ap75", 1) == 1 and metrics.get("mask_ap", 1) > 0.85
     assert json.loads((out / "metrics.json").read_text()) == metrics
     found = json.loads((out / "predictions.json").read_text())
     assert {"segmentation" in result for result in found} == {"mask" in kinds}
