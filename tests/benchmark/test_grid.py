@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import densepath
 from densepath.benchmark import grid as room
+from densepath.benchmark import identity
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
-from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import code_digest, digest_of_given, read_labelled, read_tiles
 from densepath.benchmark.run_folder import CellFolder
@@ -25,10 +27,10 @@ def lay_out(tissue, table, tmp_path):
             assert old in text
             text = text.replace(old, new)
         (tmp_path / "changed.yaml").write_text(text)
-        digests = Digests(tmp_path / "digests.json")
-        sets = {"tissue": labelled or read_labelled("tissue", tissue, digests)}
-        found = read_tiles(tissue / "tiles", digests) if tiles else None
-        return make_grid(replace(load_table(tmp_path / "changed.yaml"), **replaced), sets, found, given or {}, digests)
+        kept = tmp_path / "kept"
+        sets = {"tissue": labelled or read_labelled("tissue", tissue, kept)}
+        found = read_tiles(tissue / "tiles", kept) if tiles else None
+        return make_grid(replace(load_table(tmp_path / "changed.yaml"), **replaced), sets, found, given or {}, kept)
 
     return lay
 
@@ -86,7 +88,7 @@ def test_a_change_makes_other_runs_of_what_it_touches(lay_out, old, new, changed
 
 def test_other_data_and_other_code_make_other_runs(lay_out, tissue, tmp_path, monkeypatch):
     before = set(lay_out().cells)
-    data = read_labelled("tissue", tissue, Digests(tmp_path / "digests.json"))
+    data = read_labelled("tissue", tissue, tmp_path / "kept")
     other = set(lay_out(labelled=replace(data, digest="other")).cells)
     assert {name.split("-")[0] for name in before & other} == {"pretrain"}
     monkeypatch.setattr(room, "code_digest", lambda verb: f"other {verb}")
@@ -113,13 +115,18 @@ def test_the_code_of_a_run_is_that_of_its_rooms(monkeypatch, tmp_path):
     assert not any(x == y for x, y in zip(second, third, strict=True))
 
 
+def test_every_room_of_a_run_is_there():
+    rooms = {path.name for path in Path(densepath.__file__).parent.iterdir() if path.is_dir()}
+    assert set().union(*identity._ROOMS.values()) <= rooms
+
+
 def test_a_run_that_is_given_is_what_it_has_exported(tmp_path):
     for name in ("exported/tokenizer.safetensors", "checkpoints/last.ckpt", "metrics.csv"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("some")
 
     def digest():
-        return digest_of_given(tmp_path / "run", Digests(tmp_path / "digests.json"))
+        return digest_of_given(tmp_path / "run", tmp_path / "kept")
 
     first = digest()
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()

@@ -14,9 +14,16 @@ from typing import Any
 import timm
 
 from densepath.benchmark.config import Row, TableConfig, Task
-from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
-from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given, digest_of_weights
+from densepath.benchmark.identity import (
+    SHOWN_DIGITS,
+    ImageSet,
+    LabelledSet,
+    code_digest,
+    digest_of_given,
+    digest_of_weights,
+)
 from densepath.benchmark.verb_options import VERBS, Verb, put
+from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.nets.transformers import is_transformer
 from densepath.training.pretrain import DEFAULT_EPOCHS
@@ -90,7 +97,7 @@ def make_grid(
     labelled: Mapping[str, LabelledSet],
     tiles: ImageSet | None,
     given: Mapping[str, str],
-    digests: Digests,
+    cache: Path,
 ) -> Grid:
     """Lay out all runs of a table.
 
@@ -99,7 +106,7 @@ def make_grid(
         labelled: the labelled sets, by the table's names; tasks on others are left out.
         tiles: the images for pre-training; rows that pre-train are left out without them.
         given: values of what rows need; rows that need something else are left out.
-        digests: of files.
+        cache: the folder in which digests of files are kept.
 
     Raises:
         UserError: an option of a row makes no sense, or nothing is left.
@@ -126,10 +133,10 @@ def make_grid(
             parent = None
             if options is not None and tiles is not None:
                 pretrain_seed = seed if table.pretrain_seed is None else table.pretrain_seed
-                parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, digests))
+                parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, cache))
                 grid.budgets[row.name] = parent.images
             for task in tasks:
-                cell = _transfer(row, task, parent, seed, labelled[task.data], table, digests)
+                cell = _transfer(row, task, parent, seed, labelled[task.data], table, cache)
                 grid.places[row.name, task.name, seed] = grid.add(cell)
     return grid
 
@@ -141,12 +148,12 @@ def _pretraining(
     tiles: ImageSet,
     given: Mapping[str, str],
     table: TableConfig,
-    digests: Digests,
+    cache: Path,
 ) -> Cell:
     told = copy.deepcopy(dict(options))
     told["method_options"] = all_options(_method(told), told.get("method_options"))
     for name, place in row.needs.items():
-        put(told, place, digest_of_given(given[name], digests))
+        put(told, place, digest_of_given(given[name], cache))
     batch = options.get("batch_size", _default("pretrain", "batch_size"))
     if options.get("max_steps") is not None:
         images = options["max_steps"] * batch
@@ -167,11 +174,11 @@ def _pretraining(
 
 
 def _transfer(
-    row: Row, task: Task, parent: Cell | None, seed: int, data: LabelledSet, table: TableConfig, digests: Digests
+    row: Row, task: Task, parent: Cell | None, seed: int, data: LabelledSet, table: TableConfig, cache: Path
 ) -> Cell:
     weights = None if parent else str(row.weights)
     digest_of_source = digest_of_weights if row.sam is None else digest_of_given  # a model's folder counts as a whole
-    source = parent.digest if parent else digest_of_source(str(weights), digests)
+    source = parent.digest if parent else digest_of_source(str(weights), cache)
     verb: Verb = task.verb
     options = {**task.options, "backbone": row.backbone}
     if row.sam is not None:

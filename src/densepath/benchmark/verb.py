@@ -13,7 +13,6 @@ from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
 from densepath.benchmark.devices import make_slots
-from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
@@ -25,7 +24,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 
 TABLE, PICTURE = "table", "curves.png"
-_CELLS, _DIGESTS, _NAME = "cells", "digests.json", "name.txt"
+_CELLS, _DIGESTS, _NAME = "cells", "contents", "name.txt"
 _OWN = (_CELLS, _DIGESTS, f"{TABLE}.md")
 
 
@@ -85,14 +84,13 @@ def benchmark_table(
         require_new_folder(out, "the table")
     _check_same_table(out, table.name)
     root = Path(cells) if cells is not None else out / _CELLS
-    digests = Digests(out / _DIGESTS)
     folders = _folders(data, table)
-    labelled = {name: read_labelled(name, folder, digests) for name, folder in folders.items()}
-    unlabelled = read_tiles(tiles, digests) if tiles is not None and any(row.recipe for row in table.rows) else None
+    labelled = {name: read_labelled(name, folder, out) for name, folder in folders.items()}
+    unlabelled = read_tiles(tiles, out) if tiles is not None and any(row.recipe for row in table.rows) else None
     notes = [f"{data.name}: {data}." for data in labelled.values()]
     notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
     notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)
-    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), digests)
+    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)

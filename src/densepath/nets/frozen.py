@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from densepath.core.digests import digest_of_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -33,7 +34,8 @@ class Frozen(nn.Module, Generic[Network]):
     def hold(self, network: Network) -> None:
         """Take a network, which is frozen from now on."""
         self._held = (network.eval().requires_grad_(False),)
-        self.digest = checksum(network.state_dict()).to(self.digest.device)
+        digest = bytes.fromhex(digest_of_tensors(network.state_dict()))
+        self.digest = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self.digest.device)
 
     @property
     def network(self) -> Network:
@@ -63,13 +65,3 @@ class Frozen(nn.Module, Generic[Network]):
             rest[-1].append(f"the {self.what} is not the one that it was trained with")
         else:
             super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def checksum(state: dict[str, Tensor]) -> Tensor:
-    """SHA-256 of tensors with their names, kinds and shapes, in any order: (32,) uint8, on the CPU."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
