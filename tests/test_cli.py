@@ -339,7 +339,7 @@ MISTAKES = {
     "no readable image": (_unreadable, PRETRAIN, "tissue/tiles"),
     "images too small": (_small, PRETRAIN, "20 px"),
     "unknown stage": (_nothing, f"{PRETRAIN} --method.stage 6", "6"),
-    "more concepts than cells": (_nothing, f"{PRETRAIN} --method.num_concepts 17", "16 cells of stage f4"),
+    "more concepts than positions": (_nothing, f"{PRETRAIN} --method.num_concepts 17", "16 positions of stage f4"),
     "queue smaller than a batch": (_nothing, f"{PRETRAIN} --method.queue_size 3", "smaller than a batch of 4"),
     "batch larger than the data": (_nothing, f"{PRETRAIN} --batch_size 16", "16"),
     "epochs and steps": (_nothing, f"{PRETRAIN} --epochs 1 --max_steps 1", "epochs and max_steps"),

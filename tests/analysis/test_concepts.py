@@ -1,4 +1,4 @@
-"""Concepts on a tile are those of its content."""
+"""Concepts on a tile follow its content."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_two_tissues_share_no_concept_away_from_their_border() -> None:
     assert not set(concepts[:, :13].flat) & set(concepts[:, 19:].flat)
 
 
-def test_the_border_of_a_tile_makes_no_concept() -> None:
-    """A tile that is the same everywhere has the same features everywhere, so its clusters coincide."""
+def test_the_border_of_a_tile_does_not_become_a_concept() -> None:
+    """A constant tile has the same features everywhere, so it has one cluster."""
     tile = np.full((160, 128, 3), (200, 120, 180), np.uint8)
     concepts = find_concepts(build_backbone("resnet18"), tile, stages=(2, 3), num_concepts=4)
     assert {stage: len(np.unique(labels)) for stage, labels in concepts.items()} == {2: 1, 3: 1}
 
 
-def test_stages_are_clustered_alone_and_repeatably() -> None:
+def test_stages_are_clustered_independently_and_reproducibly() -> None:
     backbone, tile = build_backbone("resnet18").train(), two_halves()
     together = find_concepts(backbone, tile, stages=(2, 3), seed=1)
     assert np.array_equal(together[2], find_concepts(backbone, tile, stages=(2,), seed=1)[2])
@@ -42,7 +42,7 @@ def test_stages_are_clustered_alone_and_repeatably() -> None:
 
 def test_what_cannot_be_clustered_is_refused() -> None:
     backbone = build_backbone("resnet18")
-    with pytest.raises(UserError, match="take fewer"):
+    with pytest.raises(UserError, match="use fewer"):
         find_concepts(backbone, two_halves(), stages=(5,), num_concepts=17)
     with pytest.raises(UserError, match="too small"):
         find_concepts(backbone, two_halves(64), stages=(3,))
@@ -50,7 +50,7 @@ def test_what_cannot_be_clustered_is_refused() -> None:
         find_concepts(backbone, two_halves(), stages=(6,))
 
 
-def test_a_tile_that_fits_no_stride_is_cropped() -> None:
+def test_a_tile_with_odd_sides_is_cropped() -> None:
     torch.manual_seed(1)
     tile = np.pad(two_halves(), ((0, 5), (0, 3), (0, 0)))
     backbone = build_backbone("resnet18")

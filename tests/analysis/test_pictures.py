@@ -1,4 +1,4 @@
-"""Pictures show what they are given, where it is."""
+"""Pictures show their data at the right place."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def where(path: Path, color: str, columns: slice = slice(None)) -> tuple[int, in
     return cols.min(), rows.min(), cols.max(), rows.max()
 
 
-def test_views_are_outlined_where_they_lie(tmp_path: Path) -> None:
-    """A view of the middle of a black image, whose panel is 216 px wide."""
+def test_views_are_outlined_at_their_position(tmp_path: Path) -> None:
+    """A view of the center of a black image, in a panel 216 px wide."""
     images = ImageBatch(torch.zeros(1, 80, 80, 3, dtype=torch.uint8), torch.tensor([[80, 80]]), torch.tensor([0]))
     maps = from_box(torch.tensor([[-0.5, -0.25]]), torch.tensor([[0.5, 0.25]]))
     batch = Batch({"query": View(torch.zeros(1, 3, 32, 32), maps)}, images.index, 0, 0, 0.0, 0.0)
@@ -53,7 +53,7 @@ def test_views_are_outlined_where_they_lie(tmp_path: Path) -> None:
     assert (bottom - top) / panel == pytest.approx(0.25, abs=0.05)
 
 
-def test_views_have_their_colors_back() -> None:
+def test_colors_of_views_are_restored() -> None:
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     images = ImageBatch(pixels, torch.tensor([[64, 64]]), torch.tensor([0]))
     plain = Augment(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)
@@ -70,7 +70,7 @@ def test_each_image_has_a_row_and_each_view_a_column(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "views.png"]
 
 
-def test_concepts_are_colored_from_dark_to_light_whatever_their_ids() -> None:
+def test_concepts_are_colored_from_dark_to_light_for_any_ids() -> None:
     tile = np.full((64, 64, 3), 40, np.uint8)
     tile[:, 32:] = 200
     for labels in (np.array([[0, 1]]), np.array([[7, 2]])):
@@ -79,7 +79,7 @@ def test_concepts_are_colored_from_dark_to_light_whatever_their_ids() -> None:
         np.testing.assert_allclose(painted[32, 54], to_rgb(CONCEPTS[-1]), atol=1e-6)
 
 
-def test_a_cell_of_a_label_map_covers_its_part_of_the_tile() -> None:
+def test_an_entry_of_a_label_map_covers_its_part_of_the_tile() -> None:
     tile = np.full((60, 90, 3), 100, np.uint8)
     labels = np.arange(6).reshape(2, 3)
     painted = paint_concepts(tile, labels, strength=1.0)
@@ -88,7 +88,7 @@ def test_a_cell_of_a_label_map_covers_its_part_of_the_tile() -> None:
     assert np.array_equal(painted[3:27, 3:27], np.broadcast_to(painted[15, 15], (24, 24, 3)))
 
 
-def test_a_sheet_of_concepts_has_a_column_for_each_source(tmp_path: Path) -> None:
+def test_a_picture_of_concepts_has_a_column_for_each_source(tmp_path: Path) -> None:
     tiles = [np.full((64, 64, 3), 90, np.uint8)] * 2
     maps = [np.zeros((4, 4), int)] * 2
     one = Image.open(draw_concepts(tiles, {"a": maps}, tmp_path / "one.png")).width
@@ -115,7 +115,7 @@ def test_curves_of_nothing_are_refused(tmp_path: Path) -> None:
         draw_curves({"run": tmp_path / "none.csv"}, tmp_path / "curves.png")
 
 
-def test_found_objects_have_the_color_of_the_true_ones_they_match(tmp_path: Path) -> None:
+def test_detections_have_the_color_of_the_true_objects_they_match(tmp_path: Path) -> None:
     labels = np.zeros((80, 80), np.int32)
     labels[10:40, 10:40] = 1
     sample = ("tissue", np.full((80, 80, 3), 120, np.uint8), labels)
@@ -142,7 +142,7 @@ def test_found_objects_have_the_color_of_the_true_ones_they_match(tmp_path: Path
         where(path, WRONG, slice(0, half))
 
 
-def test_pictures_are_put_together_without_resampling(tmp_path: Path) -> None:
+def test_pictures_are_combined_without_resampling(tmp_path: Path) -> None:
     colors = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
     for number, (name, color) in enumerate(colors.items(), 1):
         Image.new("RGB", (100 * number, 60), color).save(tmp_path / f"{name}.png")

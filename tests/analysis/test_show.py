@@ -29,7 +29,7 @@ def tiles(tmp_path: Path) -> Path:
     return folder
 
 
-def test_views_can_be_drawn_again_and_differ_between_epochs(tiles: Path, tmp_path: Path) -> None:
+def test_views_are_reproducible_and_differ_between_epochs(tiles: Path, tmp_path: Path) -> None:
     options = {"data": tiles, "config": "concl_small", "count": 2, "view_size": 64}
     first, again, later = (
         Image.open(show_views(out=tmp_path / f"{n}.png", epoch=epoch, **options)).tobytes()
@@ -39,14 +39,14 @@ def test_views_can_be_drawn_again_and_differ_between_epochs(tiles: Path, tmp_pat
     assert first != later
 
 
-def test_a_recipe_decides_which_views_there_are(tiles: Path, tmp_path: Path) -> None:
+def test_a_recipe_determines_the_views(tiles: Path, tmp_path: Path) -> None:
     options = {"data": tiles, "count": 1, "view_size": 64}
     concl = Image.open(show_views(out=tmp_path / "concl.png", config="concl", **options)).width
     moco = Image.open(show_views(out=tmp_path / "moco.png", config="moco_v2", **options)).width
     assert 1.2 < concl / moco < 1.5  # four columns against three
 
 
-def test_concepts_of_several_weights_stand_side_by_side(tiles: Path, tmp_path: Path) -> None:
+def test_concepts_of_several_weights_are_shown_side_by_side(tiles: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     save_backbone(tmp_path / "other.safetensors", build_backbone("resnet18"))
     options = {"data": tiles, "count": 2, "stages": (3, 4)}
@@ -56,7 +56,7 @@ def test_concepts_of_several_weights_stand_side_by_side(tiles: Path, tmp_path: P
     assert two / one == pytest.approx(5 / 3, abs=0.05)  # the tiles and two columns for each
 
 
-def test_weights_of_like_names_have_columns_of_their_own(tiles: Path, tmp_path: Path) -> None:
+def test_weights_with_similar_names_have_separate_columns(tiles: Path, tmp_path: Path) -> None:
     weights = [tmp_path / name for name in ("run.1/w.safetensors", "run.2/w.safetensors")]
     for path in weights:
         save_backbone(path, build_backbone("test_resnet"))
@@ -66,7 +66,7 @@ def test_weights_of_like_names_have_columns_of_their_own(tiles: Path, tmp_path: 
     assert Image.open(picture).width / one == pytest.approx(3 / 2, abs=0.1)
 
 
-def test_sources_of_concepts_stand_side_by_side(tiles: Path, tmp_path: Path) -> None:
+def test_sources_of_concepts_are_shown_side_by_side(tiles: Path, tmp_path: Path) -> None:
     options = {"data": tiles, "count": 2, "stages": (4,)}
     one = Image.open(show_concepts(out=tmp_path / "one.png", **options))
     sources = ("kmeans", "grid", "superpixels", "nuclei")
@@ -83,7 +83,7 @@ def test_sources_of_concepts_stand_side_by_side(tiles: Path, tmp_path: Path) -> 
     assert np.array_equal(grid[title:], files[title:])
 
 
-def test_all_sources_are_in_one_picture_each_with_files_of_its_own(
+def test_all_sources_are_in_one_picture_each_with_its_own_files(
     tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps = {"files": np.arange(9).reshape(3, 3), "saliency": np.eye(3, dtype=int)}
@@ -115,7 +115,7 @@ def test_all_sources_are_in_one_picture_each_with_files_of_its_own(
 
 
 def test_a_source_without_its_files_is_named(tiles: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give it by --saliency"):
+    with pytest.raises(UserError, match="give it with --saliency"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), concept_files=str(tmp_path))
     with pytest.raises(UserError, match="concepts files need concept_files"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("files",), saliency=str(tmp_path), count=1)
@@ -137,7 +137,7 @@ def run(tiles: Path, tmp_path: Path) -> Path:
     return pretrain(data=tiles, out=tmp_path / "run", method="conv_mim", method_options=options, **fixed)
 
 
-def test_what_a_run_predicts_is_drawn_again_alike_and_differs_between_seeds(run: Path, tiles: Path) -> None:
+def test_reconstructions_are_reproducible_and_differ_between_seeds(run: Path, tiles: Path) -> None:
     options = {"data": tiles, "run": run, "count": 2}
     first, again, other = (
         Image.open(show_reconstruction(out=run.parent / f"{n}.png", seed=seed, **options)).tobytes()
@@ -153,9 +153,9 @@ def test_a_prediction_is_drawn_where_the_loss_counts_it(tmp_path: Path) -> None:
     counted[..., :4] = True
     made = Reconstruction(grey, grey, grey, red, counted)
     picture = np.asarray(Image.open(draw_reconstruction(made, tmp_path / "made.png", panel=1.0)).convert("RGB"))
-    together = picture[-110:-20, -110:-20]  # pixels: the last panel, without its rim
-    assert (together[:, :35] == (255, 0, 0)).all()
-    assert (together[:, -35:] == (together[0, -1])).all() and np.ptp(together[0, -1]) < 30
+    combined = picture[-110:-20, -110:-20]  # pixels: the last panel, without its border
+    assert (combined[:, :35] == (255, 0, 0)).all()
+    assert (combined[:, -35:] == (combined[0, -1])).all() and np.ptp(combined[0, -1]) < 30
 
 
 def test_a_run_that_predicts_no_pixels_or_has_no_checkpoint_is_refused(run: Path, tiles: Path, tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_a_run_that_predicts_no_pixels_or_has_no_checkpoint_is_refused(run: Path
 
     refused(r"ends in \.png", out=tmp_path / "x.jpg")
     refused("not the folder of a pre-training run", run=tmp_path)
-    refused("there are 3 images", count=4)
+    refused("count is 4; give a number from 1 to 3", count=4)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("method: conv_mim", "method: moco_v2"))
-    refused("one of moco_v2, which predicts no pixels; name a run of one of: .*conv_mim")
+    refused("the method moco_v2 of .* does not predict pixels; give a run of one of: .*conv_mim")
     (run / "config.yaml").write_text(config.replace("backbone: test_resnet", "backbone: resnet18"))
     refused("does not belong to its config.yaml")
     (run / "config.yaml").write_text(config)

@@ -1,4 +1,4 @@
-"""How alike regions are: every pair once, at any size of the images, in memory that does not grow."""
+"""The similarity of regions: every pair once, for images of any size, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from densepath.analysis.short_names import titles_of
+from densepath.analysis.short_names import short_names
 from densepath.analysis.show_similarity import show_similarity
 from densepath.analysis.similarity import BINS, Distribution, pair_similarities, region_similarities
 from densepath.core.errors import UserError
@@ -31,17 +31,17 @@ def write_images(folder: Path, sizes: list[tuple[int, int]], seed: int = 0) -> P
     return folder
 
 
-def test_every_unordered_pair_of_cells_counts_once() -> None:
+def test_every_unordered_pair_of_positions_counts_once() -> None:
     features = torch.randn(3, 5, 2, 4)
-    features[1, :, 0, 0] = 0  # a region that ReLU has emptied
+    features[1, :, 0, 0] = 0  # a region where ReLU gives all zeros
     found = pair_similarities(features)
     for image, similarities in zip(features.double(), found, strict=True):
-        cells = image.flatten(1).T
-        loop = [float(a @ b / (a.norm() * b.norm()).clamp(min=1e-12)) for a, b in combinations(cells, 2)]
+        vectors = image.flatten(1).T
+        loop = [float(a @ b / (a.norm() * b.norm()).clamp(min=1e-12)) for a, b in combinations(vectors, 2)]
         np.testing.assert_allclose(sorted(loop), similarities.sort().values, atol=1e-6)
 
 
-def test_a_distribution_tells_what_its_values_tell() -> None:
+def test_a_distribution_has_the_statistics_of_its_values() -> None:
     rng = np.random.default_rng(0)
     values, others = np.tanh(rng.normal(0.5, 0.4, 40_000)), np.tanh(rng.normal(0.9, 0.3, 30_000))
     found, other = Distribution(), Distribution()
@@ -57,7 +57,7 @@ def test_a_distribution_tells_what_its_values_tell() -> None:
     assert found.overlap(found) == pytest.approx(1)
 
 
-def test_equal_regions_fall_into_the_last_bin_however_they_are_rounded() -> None:
+def test_equal_regions_fall_into_the_last_bin_in_spite_of_rounding() -> None:
     found = Distribution()
     found.add(torch.tensor([1.0, 1.0000001, -1.0, -1.0000001]))
     assert found.shares()[[0, -1]].tolist() == [0.5, 0.5]
@@ -65,7 +65,7 @@ def test_equal_regions_fall_into_the_last_bin_however_they_are_rounded() -> None
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])
 def test_images_of_any_size_are_pooled(name: str, tmp_path: Path) -> None:
-    """Against a plain loop over images, each seen alone: the canvas that they share must not show."""
+    """Compared with a plain loop over single images: their common canvas must have no effect."""
     images = open_images(write_images(tmp_path / "images", [(64, 64), (96, 70), (70, 200)]), cache="none")
     torch.manual_seed(1)
     backbone = build_backbone(name).train()
@@ -74,8 +74,8 @@ def test_images_of_any_size_are_pooled(name: str, tmp_path: Path) -> None:
     assert backbone.training
     expected = []
     for position in range(len(images)):
-        alone = images.gather(torch.tensor([position]))
-        batch = ImageBatch(alone.pixels, alone.sizes, alone.index)
+        single = images.gather(torch.tensor([position]))
+        batch = ImageBatch(single.pixels, single.sizes, single.index)
         with torch.no_grad():
             view = ViewMaker({"view": Center()}, size, 0)(batch)["view"]
             maps = backbone.eval()(view.pixels)[backbone.deepest][0].double()
@@ -85,7 +85,7 @@ def test_images_of_any_size_are_pooled(name: str, tmp_path: Path) -> None:
     assert found.quantile(0.5) == pytest.approx(np.median(expected), abs=0.002)
 
 
-def test_each_image_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_images(write_images(tmp_path / "images", [(64, 64)] * 40), cache="none")
     seen: list[int] = []
     gather = images.gather
@@ -98,7 +98,7 @@ def test_each_image_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(set(seen)) == 35
 
 
-def test_a_picture_has_a_panel_for_each_weights_and_the_table_tells_them_apart(tmp_path: Path) -> None:
+def test_each_set_of_weights_has_a_panel_and_rows_of_the_table(tmp_path: Path) -> None:
     flat, varied = write_images(tmp_path / "flat" / "images", [(64, 64)] * 2), tmp_path / "varied" / "images"
     write_images(varied, [(64, 64)] * 3, seed=1)
     Image.new("RGB", (64, 64), (200, 100, 150)).save(flat / "0.png")
@@ -122,7 +122,7 @@ def test_a_picture_has_a_panel_for_each_weights_and_the_table_tells_them_apart(t
     assert widths[1] == 2 * widths[0]
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_invalid_comparisons_are_refused(tmp_path: Path) -> None:
     folder = str(write_images(tmp_path / "images", [(64, 64)] * 2))
     for options, message in (
         ({"data": [folder, f"{folder}/"]}, "twice"),
@@ -130,17 +130,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         ({"data": [str(number) for number in range(7)]}, "7 sources are too many .* at most 6"),
         ({"out": tmp_path / "x.jpg"}, "ends in .png"),
         ({"stage": 6}, "no stage f6"),
-        ({"view_size": 32}, "single cell"),
+        ({"view_size": 32}, "single position"),
         ({"view_size": 224}, "side of 64 px"),
-        ({"count": 0}, "one image at least"),
+        ({"count": 0}, "give at least 1"),
     ):
         with pytest.raises(UserError, match=message):
             show_similarity(**({"data": [folder], "out": tmp_path / "x.png", "view_size": 64} | options))
 
 
-def test_titles_are_as_short_as_they_can_be() -> None:
-    assert titles_of(["a/b/tiles", "a/c/xrays"], "data") == ["tiles", "xrays"]
+def test_short_names_are_as_short_as_possible() -> None:
+    assert short_names(["a/b/tiles", "a/c/xrays"], "data") == ["tiles", "xrays"]
     runs = ["R1/exported/backbone.safetensors", "R2/exported/backbone.safetensors", "random"]
-    assert titles_of(runs, "weights") == ["R1/exported/backbone", "R2/exported/backbone", "random"]
-    assert titles_of(["a.pth", "a.safetensors"], "weights") == ["a.pth", "a.safetensors"]
-    assert titles_of(["x/tiles", "tiles", "resnet18.a1_in1k"], "data") == ["x/tiles", "tiles", "resnet18.a1_in1k"]
+    assert short_names(runs, "weights") == ["R1/exported/backbone", "R2/exported/backbone", "random"]
+    assert short_names(["a.pth", "a.safetensors"], "weights") == ["a.pth", "a.safetensors"]
+    assert short_names(["x/tiles", "tiles", "resnet18.a1_in1k"], "data") == ["x/tiles", "tiles", "resnet18.a1_in1k"]

@@ -1,4 +1,4 @@
-"""Small labelled sets and tiles, and a command line that starts at once."""
+"""A small labelled set with tiles, a small table, and a command line that starts without the time of imports."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from densepath.synthetic.tissue import write_tissue
 
 TABLE = """
 title: A table
-source: nobody
+source: an invented study
 seeds: [0, 1]
 pretrain_seed: 0
 baseline: random
@@ -36,7 +36,7 @@ rows:
 
 @pytest.fixture(scope="session")
 def tissue(tmp_path_factory):
-    """A data set with tiles/ in it; to be read only."""
+    """A data set with tiles/ in it; read-only."""
     return write_tissue(tmp_path_factory.mktemp("benchmark") / "tissue", train=3, test=2, tiles=8, size=64, seed=1)
 
 
@@ -50,11 +50,11 @@ def table(tmp_path):
 
 @pytest.fixture(scope="module")
 def densepath():
-    """Start the command line with some words in a folder; gives the process."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be too deep for the name of a socket
+    """A function that starts a command in a folder and returns its process."""
+    with tempfile.TemporaryDirectory() as folder:  # the path of pytest's own may be too long for a socket
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         server = subprocess.Popen(
-            [sys.executable, Path(__file__).parent / "warm.py", folder], stdout=subprocess.PIPE, env=environment
+            [sys.executable, Path(__file__).parent / "cli_server.py", folder], stdout=subprocess.PIPE, env=environment
         )
         try:
             assert server.stdout.readline() == b"ready\n"

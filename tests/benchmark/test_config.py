@@ -1,4 +1,4 @@
-"""The tables that come with the package against what the paper says of itself, and tables that are wrong."""
+"""The tables that come with the package, compared with the papers' texts; invalid tables."""
 
 import re
 from dataclasses import replace
@@ -26,15 +26,15 @@ def grid_of(table, tiles=80_000):
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_every_table_can_be_laid_out(name):
+def test_every_table_has_a_grid(name):
     table = load_table(name)
     grid = grid_of(table)
     assert grid.skipped == []
     assert len(grid.places) == len(table.rows) * len(table.tasks) * len(table.seeds)
-    assert all(cell.rate for cell in grid.cells.values())
+    assert all(run.rate for run in grid.runs.values())
 
 
-def test_the_table_of_the_documents_can_be_laid_out(tmp_path):
+def test_the_table_in_the_docs_has_a_grid(tmp_path):
     page = Path(__file__).parents[2] / "docs" / "benchmark_tables.md"
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "mine.yaml").write_text(text)
@@ -42,14 +42,14 @@ def test_the_table_of_the_documents_can_be_laid_out(tmp_path):
     mine = {"mine": LabelledSet("mine", images(4), images(2), "mine")}
     grid = make_grid(table, mine, images(100), {}, Path("nowhere"))
     assert len(grid.places) == 4 * 2 * 3
-    assert [cell.images for cell in grid.cells.values() if cell.verb == "pretrain"] == [2000 * 64] * 6
+    assert [run.images for run in grid.runs.values() if run.verb == "pretrain"] == [2000 * 64] * 6
 
 
-def test_a_recipe_of_another_backbone_is_refused(tmp_path):
+def test_a_recipe_with_another_backbone_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("{method: moco_v2, epochs: 1, backbone: resnet50}")
     table = load_table("table4_stage")
     rows = (table.rows[0], replace(table.rows[1], recipe=str(tmp_path / "mine.yaml"), options={}))
-    with pytest.raises(UserError, match=r"backbone resnet50; say so in the row, which has resnet18"):
+    with pytest.raises(UserError, match=r"backbone resnet50, but the row has resnet18; make them equal"):
         grid_of(replace(table, rows=rows))
     grid_of(replace(table, rows=(rows[0], replace(rows[1], backbone="resnet50"))))
 
@@ -58,7 +58,7 @@ def numbers(table, row, task):
     return next(entry.paper[task] for entry in table.rows if entry.name == row)
 
 
-def test_table_1_is_what_the_text_says_of_it():
+def test_table_1_agrees_with_the_text():
     table = load_table("table1")
     assert len(table.rows) == 16
     # Section 4.1: DenseCL gains 1.6 over MoCo-v2 on GlaS; section 4.4: b-ConCL 4.5, and 6.2 AP75.
@@ -102,7 +102,7 @@ def test_conv_mims_tables_agree_with_its_table_1():
         assert [round(x - y, 1) for x, y in zip(*rows, strict=True)] == said
 
 
-def test_conv_mims_table_1_is_what_the_text_says_of_it():
+def test_conv_mims_table_1_agrees_with_the_text():
     rows = {row.name: row for row in load_table("conv_mim_table1").rows}
     ours = rows.pop("Conv-MIM").paper
     for row in rows.values():  # section 4.2: "the best performance across all evaluation metrics"
@@ -112,38 +112,42 @@ def test_conv_mims_table_1_is_what_the_text_says_of_it():
             assert best == [not misprint, True, True, True], row.name
     transformers = {name for name, row in rows.items() if row.detect.get("detector") == "vitdet"}
     assert transformers == {name for name, row in rows.items() if row.backbone.startswith(("vit_", "deit3_"))}
-    # Section 4.2: EVA is the best of transformers on GlaS.
+    # Section 4.2: EVA is the best transformer on GlaS.
     assert max(transformers, key=lambda name: rows[name].paper["glas"]) == "EVA, ViT-S/16"
 
 
-def test_what_a_row_needs_reaches_its_method():
-    cells = grid_of(load_table("conv_mim_table1")).cells.values()
-    said = {cell.label: cell.options.get("method_options") for cell in cells if cell.verb == "pretrain"}
-    assert said["pretrain-eva"]["teacher"] == said["pretrain-beit_v2"]["tokenizer"] == "something"
-    assert said["pretrain-supervised"]["labels"] == "something"
+def test_given_inputs_reach_the_method_of_a_row():
+    runs = grid_of(load_table("conv_mim_table1")).runs.values()
+    options = {run.label: run.options.get("method_options") for run in runs if run.verb == "pretrain"}
+    assert options["pretrain-eva"]["teacher"] == options["pretrain-beit_v2"]["tokenizer"] == "something"
+    assert options["pretrain-supervised"]["labels"] == "something"
 
 
-def test_the_more_segment_anything_is_told_the_better_it_was():
+def test_segment_anything_improves_with_more_informative_prompts():
     table = load_table("conv_mim_table6")
     *untrained, own = table.rows
     assert [row.sam["prompt"] for row in untrained] == ["automatic", "point", "box"]
     assert own.recipe == "conv_mim"
-    assert len([cell for cell in grid_of(table).cells.values() if cell.verb == "sam"]) == 3 * 2  # whatever the seeds
+    assert len([run for run in grid_of(table).runs.values() if run.verb == "sam"]) == 3 * 2  # for any number of seeds
     for data in ("glas", "crag"):
         boxes, masks = zip(*(row.paper[data] for row in untrained), strict=True)
         assert list(masks) == sorted(masks)
-        assert [box is None for box in boxes] == [False, True, True]  # what is told the boxes finds none
+        assert [box is None for box in boxes] == [
+            False,
+            True,
+            True,
+        ]  # a prompt gives the location, so there is no box AP
     assert numbers(table, "SAM, true boxes", "crag")[1] > 56.4  # the mask AP of the paper's own method, in its Table 1
 
 
-def test_runs_are_as_long_as_the_papers():
-    cells = grid_of(load_table("table4_stage")).cells.values()
-    assert {cell.images for cell in cells if cell.verb == "pretrain"} == {200 * 80_000}
+def test_runs_have_the_length_of_the_papers():
+    runs = grid_of(load_table("table4_stage")).runs.values()
+    assert {run.images for run in runs if run.verb == "pretrain"} == {200 * 80_000}
     # 1x: 5000 steps of 16 on GlaS, 15000 on CRAG; 200 batches for the norms, and the test images.
-    assert {cell.images for cell in cells if cell.verb == "detect"} == {5200 * 16 + 80, 15200 * 16 + 80}
+    assert {run.images for run in runs if run.verb == "detect"} == {5200 * 16 + 80, 15200 * 16 + 80}
 
 
-def test_concl_warms_up_for_20_epochs_however_long_it_runs():
+def test_concl_warms_up_for_20_epochs_for_any_length_of_the_run():
     checked = 0
     for name in config_names():
         for row in load_table(name).rows:
@@ -159,21 +163,21 @@ def test_the_small_table_compares_concepts_by_ap_in_half_an_hour(tmp_path):
     asked = {"random": None, "MoCo-v2": "moco_v2", "DenseCL": "densecl", "g-ConCL": "concl_grid", "b-ConCL": "concl"}
     rows = {row.name: row.recipe for row in table.rows}
     assert all(rows[name] == (recipe and f"{recipe}_small") for name, recipe in asked.items())
-    assert {cell.images for cell in grid_of(table).cells.values() if cell.verb == "pretrain"} == {1200 * 64}
+    assert {run.images for run in grid_of(table).runs.values() if run.verb == "pretrain"} == {1200 * 64}
     assert {"box_ap", "mask_ap"} <= {metric for task in table.tasks for metric in task.metrics}
-    hours = sum(cost.hours for cost in estimate(list(grid_of(table).cells.values()), tmp_path))
+    hours = sum(cost.hours for cost in estimate(list(grid_of(table).runs.values()), tmp_path))
     assert 0.45 < hours < 0.55
 
 
-def test_options_lie_over_others():
+def test_merged_options_override_others():
     recipe = {"epochs": 200, "method_options": {"stage": 4, "warmup": 0.1}, "batch_size": 256}
     over = {"max_steps": 10, "method_options": {"stage": 5}}
     assert merged(recipe, over) == {"max_steps": 10, "method_options": {"stage": 5, "warmup": 0.1}, "batch_size": 256}
     assert recipe["method_options"]["stage"] == 4
 
 
-def test_one_option_of_a_rows_views_leaves_the_methods_others():
-    """As on the command line: MAE keeps the colors."""
+def test_one_augment_option_of_a_row_keeps_the_methods_others():
+    """As on the command line: MAE keeps its colors unchanged."""
     for options, given in (({"augment": {"flip": 0.0}}, {}), ({}, {"augment.flip": 0.0})):
         row = pretraining_options("mae_small", options, "vit_tiny_patch16_224", given)
         colors = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "interpolation": "bicubic"}
@@ -182,13 +186,13 @@ def test_one_option_of_a_rows_views_leaves_the_methods_others():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("baseline: random", "baseline: none", "'none' is no row"),
+        ("baseline: random", "baseline: none", "'none' is not a row"),
         ("baseline: random", "baselines: random", "did you mean baseline"),
         ("seeds: [0, 1]", "seeds: []", "seeds must be a list"),
-        ("seeds: [0, 1]", "seeds: [0, 0]", "different whole numbers"),
-        ("seeds: [0, 1]", "seeds: [true]", "different whole numbers"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "distinct whole numbers"),
+        ("seeds: [0, 1]", "seeds: [true]", "distinct whole numbers"),
         ("verb: probe", "verb: prob", "'prob'"),
         ("mean_iou, dice", "mean_iou, dise", "did you mean dice"),
         ("{size: 64}", "{sizes: 64}", "did you mean size"),
@@ -196,21 +200,21 @@ def test_one_option_of_a_rows_views_leaves_the_methods_others():
         ("mask_rcnn_fpn_small", "mask_rcnn_fpm", "did you mean mask_rcnn_fpn"),
         ("name: detect", "name: probe", "two tasks are called 'probe'"),
         ("name: MoCo", "name: random", "two rows are called 'random'"),
-        ("recipe: moco_v2_small", "weights: x, recipe: y", "one of the two"),
+        ("recipe: moco_v2_small", "weights: x, recipe: y", "either a recipe or weights"),
         ("recipe: moco_v2_small", "colour: red", "no 'colour'"),
-        ("recipe: moco_v2_small", "weights: x, sam: {prompt: box}", "tasks of detect alone can measure"),
+        ("recipe: moco_v2_small", "weights: x, sam: {prompt: box}", "works with detect tasks only"),
         ("recipe: moco_v2_small", "recipe: moco_v2_small, detect: {detector: vitdett}", "did you mean vitdet"),
         ("recipe: moco_v2_small", "recipe: moco_v2_small, detect: {shedule: 1x}", "did you mean schedule"),
         ("recipe: moco_v2_small", "recipe: moco_v2_small, detect: vitdet", "must be lines"),
         ("verb: detect", "verb: sam", "use one of probe, detect"),
-        ("[50.0, null]", "[50.0]", "1 numbers of the paper for probe, not 2"),
+        ("[50.0, null]", "[50.0]", "1 paper numbers for probe; give 2"),
         ("[50.0, null]", "[x, null]", "give numbers, or null"),
         ("pretrain: 100", "pretrain: 0", "images per second"),
         ("rates: {of: one core, pretrain: 100}", "rates: fast", "rates must be lines"),
         ("max_steps: 80", "max_stepz: 80", "did you mean max_steps"),
-        ("backbone: test_resnet", "backbone: 18", "no text; put it in quotes"),
-        ("name: MoCo", "name: 2", "no text; put it in quotes"),
-        ("verb: detect", "verb: [detect]", "no text; put it in quotes"),
+        ("backbone: test_resnet", "backbone: 18", "not text; put it in quotes"),
+        ("name: MoCo", "name: 2", "not text; put it in quotes"),
+        ("verb: detect", "verb: [detect]", "not text; put it in quotes"),
         ("tasks:\n", "tasks:\n  - probe\n", "a task must be lines"),
         ("recipe: moco_v2_small", "recipe: moco_v2_small, needs: {labels: 3}", "name the option that takes it"),
         ("{size: 64}", "{size: big}", "the task 'probe': --size takes a whole number, not 'big'"),
@@ -224,17 +228,17 @@ def test_one_option_of_a_rows_views_leaves_the_methods_others():
         (
             "metrics: [box_ap50]\n    options: {detector: mask_rcnn_fpn_small",
             "metrics: [mask_ap50]\n    options: {detector: retinanet",
-            "the task 'detect' has no mask_ap50: retinanet finds boxes alone",
+            "the task 'detect' has no mask_ap50: retinanet finds boxes only",
         ),
-        ("data: tissue, table", "data: tis/sue, table", "take a name without / and ="),
+        ("data: tissue, table", "data: tis/sue, table", "use a name without / and ="),
         ("title: A table", "title: [", "not valid YAML"),
         ("title: A table", "- title", "not valid YAML"),
     ],
 )
-def test_a_table_that_is_wrong_is_refused(table, old, new, said):
+def test_an_invalid_table_is_refused(table, old, new, message):
     text = table.read_text()
     assert old in text
     table.write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError, match=re.escape(said)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         load_table(table)
     assert str(error.value).startswith(f"the table {table}")

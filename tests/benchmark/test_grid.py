@@ -1,4 +1,4 @@
-"""What makes two runs the same, and what makes them others."""
+"""What makes two runs equal, and what makes them different."""
 
 import re
 from dataclasses import replace
@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 import densepath
-from densepath.benchmark import grid as room
-from densepath.benchmark import identity
+from densepath.benchmark import grid as grid_module
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.grid import make_grid
-from densepath.benchmark.identity import code_digest, digest_of_given, read_labelled, read_tiles
-from densepath.benchmark.run_folder import CellFolder
+from densepath.benchmark.identity import _PACKAGES, code_digest, digest_of_given, read_labelled, read_tiles
+from densepath.benchmark.run_folder import RunFolder
 from densepath.core.errors import UserError
 
 
 @pytest.fixture
 def lay_out(tissue, table, tmp_path):
-    """The grid of the table, after changes of its text."""
+    """A function that makes the grid of the table after changes of its text."""
 
     def lay(*changes, tiles=True, labelled=None, given=None, **replaced):
         text = table.read_text()
@@ -37,21 +36,21 @@ def lay_out(tissue, table, tmp_path):
 
 def test_seeds_share_a_pre_training_or_have_their_own(lay_out):
     shared, own = lay_out(), lay_out(pretrain_seed=None)
-    assert len(shared.cells) == 1 + 2 * 2 * 2
-    assert len(own.cells) == 2 + 2 * 2 * 2
-    assert {c.seed for c in own.cells.values() if c.verb == "pretrain"} == {0, 1}
-    for (row, _, seed), cell in own.places.items():
-        assert (cell.parent.seed if row == "MoCo" else cell.seed) == seed
-    for cell in own.cells.values():
-        names = list(own.cells)
-        assert cell.parent is None or names.index(cell.parent.name) < names.index(cell.name)
+    assert len(shared.runs) == 1 + 2 * 2 * 2
+    assert len(own.runs) == 2 + 2 * 2 * 2
+    assert {c.seed for c in own.runs.values() if c.verb == "pretrain"} == {0, 1}
+    for (row, _, seed), run in own.places.items():
+        assert (run.parent.seed if row == "MoCo" else run.seed) == seed
+    for run in own.runs.values():
+        names = list(own.runs)
+        assert run.parent is None or names.index(run.parent.name) < names.index(run.name)
     assert own.budgets == {"MoCo": 80 * 4}
 
 
-def test_rows_of_one_pre_training_share_it(lay_out):
+def test_rows_with_equal_pre_training_share_it(lay_out):
     row = "  - {name: MoCo, recipe: moco_v2_small"
     grid = lay_out((row, f"{row.replace('MoCo', 'Twin')}}}\n{row}"))
-    assert len(grid.cells) == 9
+    assert len(grid.runs) == 9
     assert grid.places["Twin", "probe", 0] is grid.places["MoCo", "probe", 0]
 
 
@@ -67,35 +66,35 @@ PRETRAINING, RANDOM, MOCO = {"pretrain"}, {"random probe", "random detect"}, {"M
         ("backbone: test_resnet", "backbone: resnet18", PRETRAINING | MOCO | RANDOM),
         ("weights: random", "weights: resnet18.none", RANDOM),
         ("title: A table", "title: Another", set()),
-        # What is said and what holds without being said are the same.
+        # An option that is set to its default changes nothing.
         ("max_steps: 80", "max_steps: 80, channels_last: true", set()),
         ("queue_size: 16}", "queue_size: 16, dim: 128}", set()),
         ("{size: 64}", "{size: 64, l2: 5.0e-5}", set()),
         ("seeds: [0, 1]", "seeds: [1, 0]", set()),
     ],
 )
-def test_a_change_makes_other_runs_of_what_it_touches(lay_out, old, new, changed):
+def test_a_change_makes_new_runs_only_where_it_matters(lay_out, old, new, changed):
     def names(grid):
         found = {f"{row} {task}": set() for row, task, _ in grid.places}
-        for (row, task, _), cell in grid.places.items():
-            found[f"{row} {task}"].add(cell.name)
-        return found | {"pretrain": {cell.name for cell in grid.cells.values() if cell.verb == "pretrain"}}
+        for (row, task, _), run in grid.places.items():
+            found[f"{row} {task}"].add(run.name)
+        return found | {"pretrain": {run.name for run in grid.runs.values() if run.verb == "pretrain"}}
 
     before, after = names(lay_out()), names(lay_out((old, new)))
     assert {what for what in before if before[what] != after[what]} == changed
     assert all(before[what].isdisjoint(after[what]) for what in changed)
 
 
-def test_other_data_and_other_code_make_other_runs(lay_out, tissue, tmp_path, monkeypatch):
-    before = set(lay_out().cells)
+def test_other_data_and_other_code_make_new_runs(lay_out, tissue, tmp_path, monkeypatch):
+    before = set(lay_out().runs)
     data = read_labelled("tissue", tissue, tmp_path / "kept")
-    other = set(lay_out(labelled=replace(data, digest="other")).cells)
+    other = set(lay_out(labelled=replace(data, digest="other")).runs)
     assert {name.split("-")[0] for name in before & other} == {"pretrain"}
-    monkeypatch.setattr(room, "code_digest", lambda verb: f"other {verb}")
-    assert not before & set(lay_out().cells)
+    monkeypatch.setattr(grid_module, "code_digest", lambda verb: f"other {verb}")
+    assert not before & set(lay_out().runs)
 
 
-def test_the_code_of_a_run_is_that_of_its_rooms(monkeypatch, tmp_path):
+def test_the_code_digest_covers_the_packages_of_the_verb(monkeypatch, tmp_path):
     (tmp_path / "densepath" / "core").mkdir(parents=True)
     (tmp_path / "densepath" / "transfer").mkdir()
     (tmp_path / "densepath" / "core" / "a.py").write_text("a = 1")
@@ -115,12 +114,12 @@ def test_the_code_of_a_run_is_that_of_its_rooms(monkeypatch, tmp_path):
     assert not any(x == y for x, y in zip(second, third, strict=True))
 
 
-def test_every_room_of_a_run_is_there():
-    rooms = {path.name for path in Path(densepath.__file__).parent.iterdir() if path.is_dir()}
-    assert set().union(*identity._ROOMS.values()) <= rooms
+def test_the_packages_of_the_code_digest_exist():
+    assert {"sources", "annotations"} <= set(_PACKAGES["pretrain"])
+    assert all((Path(densepath.__file__).parent / name).is_dir() for names in _PACKAGES.values() for name in names)
 
 
-def test_a_run_that_is_given_is_what_it_has_exported(tmp_path):
+def test_of_a_given_run_the_exported_files_count_only(tmp_path):
     for name in ("exported/tokenizer.safetensors", "checkpoints/last.ckpt", "metrics.csv"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("some")
@@ -137,18 +136,18 @@ def test_a_run_that_is_given_is_what_it_has_exported(tmp_path):
 
 
 def pretraining(grid):
-    (cell,) = (cell for cell in grid.cells.values() if cell.verb == "pretrain")
-    return cell
+    (run,) = (run for run in grid.runs.values() if run.verb == "pretrain")
+    return run
 
 
 VIT = "  - {name: ViT, weights: random, backbone: test_vit, detect: {detector: vitdet_small, batch_size: 3}}\n"
 
 
-def test_a_row_has_options_of_its_own_for_the_detector(lay_out, tmp_path):
+def test_a_row_can_have_its_own_detector_options(lay_out, tmp_path):
     grid = lay_out(("rows:\n", f"rows:\n{VIT}"))
-    words = CellFolder(tmp_path, grid.places["ViT", "detect", 0]).command("cpu")
+    words = RunFolder(tmp_path, grid.places["ViT", "detect", 0]).command("cpu")
     assert {"--backbone=test_vit", "--detector=vitdet_small", "--batch_size=3", "--max_steps=2"} <= set(words)
-    assert grid.places["ViT", "detect", 0].images == 2 * 3 + 2  # no batch norms to settle
+    assert grid.places["ViT", "detect", 0].images == 2 * 3 + 2  # no batch norms to re-estimate
     assert grid.places["MoCo", "detect", 0].options["detector"] == "mask_rcnn_fpn_small"
     assert "detector" not in grid.places["ViT", "probe", 0].options
 
@@ -156,32 +155,32 @@ def test_a_row_has_options_of_its_own_for_the_detector(lay_out, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"), [(", detect: {detector: vitdet_small, batch_size: 3}", ""), ("_vit,", "_resnet,")]
 )
-def test_a_detector_that_does_not_suit_is_told_before_anything_runs(lay_out, old, new):
-    with pytest.raises(UserError, match=r"the row 'ViT': the detector \w+ does not suit test_"):
+def test_a_detector_that_does_not_fit_is_refused_before_anything_runs(lay_out, old, new):
+    with pytest.raises(UserError, match=r"the row 'ViT': the detector \w+ does not fit test_"):
         lay_out(("rows:\n", f"rows:\n{VIT.replace(old, new)}"))
 
 
-def test_segment_anything_takes_the_place_of_the_detector_and_one_run_serves_all_seeds(lay_out, tmp_path):
+def test_segment_anything_replaces_the_detector_and_one_run_serves_all_seeds(lay_out, tmp_path):
     row = "  - {name: SAM, weights: facebook/sam-vit-base, sam: {prompt: box}}\n"
     probe = "  - {name: probe, verb: probe, data: tissue, table: Tissue, column: probe, metrics: [mean_iou, dice],\n"
     without_probe = (f"{probe}     options: {{size: 64}}}}\n", "")
     changes = [("probe: [50.0, null]", ""), without_probe, ("rows:\n", f"rows:\n{row}")]
     grid = lay_out(*changes)
-    cell = grid.places["SAM", "detect", 0]
-    assert cell is grid.places["SAM", "detect", 1] and cell.images == 2
-    words = CellFolder(tmp_path, cell).command("cpu", workers=2)[3:]
+    run = grid.places["SAM", "detect", 0]
+    assert run is grid.places["SAM", "detect", 1] and run.images == 2
+    words = RunFolder(tmp_path, run).command("cpu", workers=2)[3:]
     assert words[0] == "sam" and words[1].startswith("--data=")
     assert words[2:] == ["--devices=cpu", "--weights=facebook/sam-vit-base", "--prompt=box", "--out=run"]
     other = lay_out(*changes[:2], ("rows:\n", f"rows:\n{row.replace('box', 'point')}")).places["SAM", "detect", 0]
-    assert other.digest != cell.digest
-    folder = CellFolder(tmp_path, cell)
+    assert other.digest != run.digest
+    folder = RunFolder(tmp_path, run)
     (folder.path / "run").mkdir(parents=True)
     folder.begin([], "a machine")
     (folder.path / "run" / "metrics.json").write_text('{"mask_ap": 0.5}')
     assert folder.finish(1.0) == {"mask_ap": 0.5}
 
 
-def test_a_row_that_needs_something_waits_for_it(lay_out, tmp_path):
+def test_a_row_is_left_out_until_its_needs_are_given(lay_out, tmp_path):
     need = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},")
     grid = lay_out(need)
     assert {row for row, _, _ in grid.places} == {"random"}
@@ -195,7 +194,7 @@ def test_a_row_that_needs_something_waits_for_it(lay_out, tmp_path):
     assert first.digest != second.digest
 
 
-def test_a_pattern_that_a_row_needs_stands_for_its_files(lay_out, tmp_path):
+def test_the_files_of_a_given_pattern_count(lay_out, tmp_path):
     need, given = ("curve: MoCo,", "curve: MoCo, needs: {start: weights},"), {"start": str(tmp_path / "*.pth")}
     (tmp_path / "start.pth").write_bytes(b"one")
     first = pretraining(lay_out(need, given=given))
@@ -203,26 +202,26 @@ def test_a_pattern_that_a_row_needs_stands_for_its_files(lay_out, tmp_path):
     assert pretraining(lay_out(need, given=given)).digest != first.digest
 
 
-def test_of_a_run_folder_the_weights_count_alone(lay_out, tmp_path):
+def test_of_a_run_folder_only_the_weights_count(lay_out, tmp_path):
     run = tmp_path / "R"
     (run / "exported").mkdir(parents=True)
     (run / "exported" / "backbone.safetensors").write_bytes(b"weights")
     row = ("weights: random", f"weights: {run}")
-    before = set(lay_out(row).cells)
+    before = set(lay_out(row).runs)
     (run / "metrics.csv").write_text("step")
-    assert set(lay_out(row).cells) == before
+    assert set(lay_out(row).runs) == before
     (run / "exported" / "backbone.safetensors").write_bytes(b"other weights")
-    assert {name for name in before - set(lay_out(row).cells)} == {name for name in before if "-R-" in name} != set()
+    assert {name for name in before - set(lay_out(row).runs)} == {name for name in before if "-R-" in name} != set()
 
 
-def test_weights_that_have_moved_leave_the_command_of_a_run_as_it_was(lay_out, tmp_path):
-    """Or a detector would refuse to go on: its configuration names them."""
+def test_moved_weights_do_not_change_the_command_of_a_run(lay_out, tmp_path):
+    """Otherwise a detector could not be resumed: its configuration names the weights."""
     commands = []
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         (tmp_path / place / "start.pth").write_bytes(b"weights")
-        cell = lay_out(("weights: random", f"weights: {tmp_path / place / 'start.pth'}")).places["random", "detect", 0]
-        folder = CellFolder(tmp_path, cell)
+        run = lay_out(("weights: random", f"weights: {tmp_path / place / 'start.pth'}")).places["random", "detect", 0]
+        folder = RunFolder(tmp_path, run)
         folder.path.mkdir(exist_ok=True)
         commands.append(folder.command("cpu"))
         folder.begin(commands[-1], "a machine")
@@ -231,54 +230,54 @@ def test_weights_that_have_moved_leave_the_command_of_a_run_as_it_was(lay_out, t
     assert "--weights=weights.pth" in commands[0]
 
 
-def test_what_cannot_be_measured_is_left_out(lay_out):
+def test_rows_that_pre_train_are_left_out_without_tiles(lay_out):
     grid = lay_out(tiles=False)
     assert {row for row, _, _ in grid.places} == {"random"}
     assert grid.skipped == ["no row 'MoCo': it pre-trains, so it needs --tiles"]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("recipe: moco_v2_small", "recipe: moco_v2_smal", "the row 'MoCo': no recipe is called"),
         ("queue_size: 16", "queue_sise: 16", "the row 'MoCo': the method moco_v2 has no option 'queue_sise'"),
         ("max_steps: 2,", "schedule: 7x,", "no schedule is called '7x'"),
     ],
 )
-def test_a_mistake_of_a_row_is_told_before_anything_runs(lay_out, old, new, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_a_mistake_in_a_row_is_reported_before_anything_runs(lay_out, old, new, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         lay_out((old, new))
 
 
-def test_the_command_of_a_run_is_one_that_can_be_typed(lay_out, tmp_path):
+def test_the_command_of_a_run_can_be_typed(lay_out, tmp_path):
     grid = lay_out()
-    cell = grid.places["MoCo", "detect", 1]
-    words = CellFolder(tmp_path, cell).command("cpu")[1:]
+    run = grid.places["MoCo", "detect", 1]
+    words = RunFolder(tmp_path, run).command("cpu")[1:]
     assert words[:3] == ["-m", "densepath", "detect"]
     assert {"--seed=1", "--train_size=[64, 64]", "--devices=cpu", "--resume", "--out=run"} <= set(words)
-    assert f"--weights=../{cell.parent.name}/run" in words
-    words = CellFolder(tmp_path, grid.places["random", "probe", 0]).command("1")
+    assert f"--weights=../{run.parent.name}/run" in words
+    words = RunFolder(tmp_path, grid.places["random", "probe", 0]).command("1")
     assert {"--weights=random", "--devices=auto", "--out=scores.json", "--size=64"} <= set(words)
 
 
-def test_the_cost_is_assumed_until_a_like_run_is_measured(lay_out, table, tmp_path):
+def test_the_cost_is_assumed_until_a_similar_run_is_measured(lay_out, table, tmp_path):
     grid = lay_out(pretrain_seed=None)
-    cells = [cell for verb in ("pretrain", "probe") for cell in grid.cells.values() if cell.verb == verb]
-    pretraining, probing = estimate(cells, tmp_path)
+    runs = [run for verb in ("pretrain", "probe") for run in grid.runs.values() if run.verb == verb]
+    pretraining, probing = estimate(runs, tmp_path)
     assert (pretraining.runs, pretraining.done, pretraining.assumed, pretraining.unknown) == (2, 0, 2, 0)
-    assert pretraining.hours == pytest.approx(2 * (320 / 100 + 10) / 3600)  # images, rate, and the start
+    assert pretraining.hours == pytest.approx(2 * (320 / 100 + 10) / 3600)  # images, rate and start-up time
     assert (probing.runs, probing.unknown, probing.hours) == (4, 4, 0)
-    folder = CellFolder(tmp_path, cells[0])
+    folder = RunFolder(tmp_path, runs[0])
     folder.path.mkdir()
     folder.begin([], "a machine")
     (folder.path / "run" / "exported").mkdir(parents=True)
     (folder.path / "run" / "exported" / "backbone.safetensors").touch()
     (folder.path / "run" / "metrics.csv").write_text("step,epoch,loss\n80,1,2.5\n")
     assert folder.finish(900.0) == {"step": 80, "loss": 2.5}
-    pretraining, _ = estimate(cells, tmp_path)
+    pretraining, _ = estimate(runs, tmp_path)
     assert (pretraining.done, pretraining.assumed, pretraining.hours) == (1, 0, 0.25)
     lines = describe([pretraining, probing], load_table(table), 2)
-    assert "0.25 device hours left, 0.12 h on 2 side by side" in " ".join(lines)
-    assert "nothing is known of 4 runs" in lines[-1]
+    assert "0.25 device hours left, 0.12 h on 2 devices in parallel" in " ".join(lines)
+    assert "no estimate for 4 runs" in lines[-1]
     (folder.path / "run" / "exported" / "backbone.safetensors").unlink()
     assert folder.result() is None  # a pre-training without its weights is not done

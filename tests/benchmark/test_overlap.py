@@ -1,4 +1,4 @@
-"""Test images among those for pre-training, in whatever shape they are."""
+"""Test images among those for pre-training are found in any file format and orientation."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from densepath.sources.open import pack
 
 @pytest.fixture
 def data(tissue, tmp_path):
-    """A labelled set with its tiles beside it."""
+    """A labelled set with its tiles next to it."""
     shutil.copytree(tissue, tmp_path / "data")
     (tmp_path / "data" / "tiles").rename(tmp_path / "tiles")
     return tmp_path / "data"
@@ -27,7 +27,7 @@ def check(tmp_path, tiles="tiles", **options):
     return check_overlap(seen, [labelled], **options)
 
 
-def test_images_that_differ_are_no_overlap(data, tmp_path):
+def test_different_images_do_not_overlap(data, tmp_path):
     assert check(tmp_path) == []
 
 
@@ -47,14 +47,14 @@ def test_a_test_image_is_found_among_the_tiles(data, tmp_path, change):
     assert note.startswith("OVERLAP, which was allowed. tissue: 1 of 2 test images")
 
 
-def test_one_other_pixel_is_another_image(data, tmp_path):
+def test_one_changed_pixel_makes_a_different_image(data, tmp_path):
     pixels = np.array(Image.open(sorted((data / "test").iterdir())[0]))
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(tmp_path / "tiles" / "x.png")
     assert check(tmp_path) == []
 
 
-def test_a_digest_is_that_of_eight_orientations_and_no_other():
+def test_a_digest_is_equal_for_eight_orientations_only():
     image = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     sides = [np.rot90(side, quarter) for side in (image, np.flip(image, 1), np.flip(image, 0)) for quarter in range(4)]
     assert len({pixel_digest(side) for side in sides}) == 1
@@ -62,14 +62,14 @@ def test_a_digest_is_that_of_eight_orientations_and_no_other():
     assert pixel_digest(image) not in {pixel_digest(np.ascontiguousarray(other)) for other in others}
 
 
-def test_patients_are_compared_where_both_sets_know_them(data, tmp_path):
+def test_patients_are_compared_if_both_sets_have_a_manifest(data, tmp_path):
     test = sorted(f"test/{path.name}" for path in (data / "test").iterdir())
     (tmp_path / "source").mkdir()
     (tmp_path / "tiles").rename(tmp_path / "source" / "tiles")
     tiles = sorted(path.name for path in (tmp_path / "source" / "tiles").iterdir())
     lines = "".join(f"{name},patient {number}\n" for number, name in enumerate(test))
     (data / "manifest.csv").write_text("name,patient_id\n" + lines)
-    assert check(tmp_path, "source/tiles") == []  # nobody knows the patients of the tiles
+    assert check(tmp_path, "source/tiles") == []  # the patients of the tiles are unknown
     patients = ["patient 1", "patient 1", *["patient 7"] * (len(tiles) - 2)]
     lines = "".join(f"tiles/{name},{patient}\n" for name, patient in zip(tiles, patients, strict=True))
     (tmp_path / "source" / "manifest.csv").write_text("file,Patient\n" + lines)
@@ -78,8 +78,8 @@ def test_patients_are_compared_where_both_sets_know_them(data, tmp_path):
     assert len(check(tmp_path, "source/tiles", allow=True)) == 1
 
 
-def test_manifests_of_several_studies_are_found_below_a_pattern(tmp_path):
-    """Each speaks of its own folder: both studies have a tile a.png, and numbers of patients."""
+def test_manifests_of_several_studies_are_found_below_a_folder_or_pattern(tmp_path):
+    """Each applies to its own folder: both studies have a tile a.png and their own patients."""
     names = []
     for study in ("first", "second"):
         (tmp_path / study / "tiles").mkdir(parents=True)
@@ -89,10 +89,10 @@ def test_manifests_of_several_studies_are_found_below_a_pattern(tmp_path):
     assert patients_of(tmp_path / "*" / "tiles" / "*.png", names) == expected
     assert patients_of(tmp_path, names) == expected
     (tmp_path / "manifest.csv").write_text("file,patient\nfirst/tiles/a.png,other\n")
-    assert patients_of(tmp_path, names) == expected  # the nearer one counts
+    assert patients_of(tmp_path, names) == expected  # the nearest manifest counts
 
 
-def test_what_a_labelled_set_shares_between_its_splits_is_told(data, tmp_path):
+def test_an_overlap_between_the_splits_of_a_labelled_set_is_reported(data, tmp_path):
     train, test = (sorted((data / split).iterdir()) for split in ("train", "test"))
     Image.open(train[0]).save(test[0])
     lines = "".join(
@@ -116,14 +116,14 @@ def test_digests_are_remembered_until_a_file_changes(data, tmp_path, monkeypatch
     assert read_labelled("tissue", data, tmp_path / "kept").digest != before
 
 
-def test_a_damaged_memory_of_digests_is_made_anew(data, tmp_path):
+def test_a_corrupt_file_of_digests_is_replaced(data, tmp_path):
     before = read_labelled("tissue", data, tmp_path / "kept").digest
     for known in (tmp_path / "kept" / "contents").iterdir():
         known.write_text("half")
     assert read_labelled("tissue", data, tmp_path / "kept").digest == before
 
 
-def test_the_digest_of_tiles_is_that_of_their_names_and_content_wherever_they_lie(data, tmp_path):
+def test_the_digest_of_tiles_depends_on_names_and_contents_not_on_the_folder(data, tmp_path):
     def digest(folder):
         return read_tiles(folder, tmp_path / "kept").digest
 

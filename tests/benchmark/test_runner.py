@@ -1,4 +1,4 @@
-"""The order, the side by side, the failures and the end of runs, with commands that take no time."""
+"""Order, parallel execution, failures and interruption of runs, with commands that take no time."""
 
 import os
 import signal
@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from densepath.benchmark import runner as room
-from densepath.benchmark.devices import Slot, make_slots
-from densepath.benchmark.grid import Cell
-from densepath.benchmark.run_folder import CellFolder
+from densepath.benchmark import runner as runner_module
+from densepath.benchmark.devices import Device, make_devices
+from densepath.benchmark.grid import Run
+from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
 from densepath.core.errors import UserError
 
@@ -19,23 +19,23 @@ SCORES = '{"mean_iou": 0.5}'
 
 
 def probe(name, parent=None):
-    """A cell; the name makes it another one."""
-    return Cell("probe", name, 0, "data", {}, None if parent else "random", parent, {"name": name}, 1, None)
+    """A run of the probe; its identity is its name."""
+    return Run("probe", name, 0, "data", {}, None if parent else "random", parent, {"name": name}, 1, None)
 
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """Run cells whose commands are the given Python scripts, on some slots."""
+    """A function that executes runs whose commands are the given Python scripts, on some devices."""
 
-    def run(scripts, cells, slots=1):
+    def run(scripts, runs, devices=1):
         def command(folder, devices, workers=None):
-            script = scripts.get(folder.cell.label, "")
+            script = scripts.get(folder.run.label, "")
             return [sys.executable, "-S", "-c", f"{script}\nopen('scores.json', 'w').write('{SCORES}')"]
 
-        monkeypatch.setattr(CellFolder, "command", command)
+        monkeypatch.setattr(RunFolder, "command", command)
         made = []
         runner = Runner(
-            tmp_path, cells, [Slot(str(i), "cpu", "a machine") for i in range(slots)], lambda: made.append(1)
+            tmp_path, runs, [Device(str(i), "cpu", "a machine") for i in range(devices)], lambda: made.append(1)
         )
         try:
             runner.run()
@@ -46,48 +46,48 @@ def play(tmp_path, monkeypatch):
     return run
 
 
-def test_runs_on_two_slots_are_side_by_side(play, tmp_path):
+def test_runs_on_two_devices_are_parallel(play, tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    # Each end of a pipe is opened only when the other one is.
+    # Opening one end of a pipe waits until the other end is opened.
     scripts = {"a": f"open('{tmp_path}/fifo', 'w').close()", "b": f"open('{tmp_path}/fifo').read()"}
-    cells = [probe("a"), probe("b")]
-    assert play(scripts, cells, slots=2).failed == {}
-    assert [CellFolder(tmp_path, cell).result() for cell in cells] == [{"mean_iou": 0.5}] * 2
+    runs = [probe("a"), probe("b")]
+    assert play(scripts, runs, devices=2).failed == {}
+    assert [RunFolder(tmp_path, run).result() for run in runs] == [{"mean_iou": 0.5}] * 2
 
 
-def test_what_depends_on_a_run_follows_it_and_falls_with_it(play, tmp_path):
+def test_a_run_waits_for_its_parent_and_fails_with_it(play, tmp_path):
     first, second = probe("first"), probe("bad")
     after, never, other = probe("after", first), probe("never", second), probe("other")
     note = f"open('{tmp_path}/order', 'a').write('{{}} ')"
     scripts = {name: note.format(name) for name in ("first", "after", "never", "other")}
     scripts["bad"] = "import sys; sys.exit('densepath: error: no luck')"
-    # What needs the first one comes before it here, and has to wait.
-    runner = play(scripts, [after, first, second, never, other], slots=1)
+    # A run that depends on the first one comes before it here, and has to wait.
+    runner = play(scripts, [after, first, second, never, other], devices=1)
     assert (tmp_path / "order").read_text() == "first after other "
     assert runner.failed.keys() == {second.name, never.name}
     assert runner.failed[second.name].startswith("no luck (log: ")
     assert runner.failed[never.name] == f"{second.name} failed"
     assert runner.changes == 3
-    assert CellFolder(tmp_path, second).notes()["error"] == "no luck"
-    # Given again, only what failed is run.
+    assert RunFolder(tmp_path, second).notes()["error"] == "no luck"
+    # A second call runs only what failed.
     del scripts["bad"]
     again = play(scripts, [first, after, second, never, other])
     assert again.failed == {} and again.changes == 2
     assert (tmp_path / "order").read_text() == "first after other never "
-    assert "error" not in CellFolder(tmp_path, second).notes()
+    assert "error" not in RunFolder(tmp_path, second).notes()
 
 
-def test_a_killed_run_fails_alone(play, tmp_path):
+def test_a_killed_run_does_not_affect_others(play, tmp_path):
     scripts = {"a": "import os; os.kill(os.getpid(), 9)", "b": "import sys; sys.exit(3)"}
     runner = play(scripts, [probe("a"), probe("b"), probe("c")])
     assert [why.split(" (log")[0] for why in runner.failed.values()] == ["killed by signal 9", "exit code 3"]
-    assert CellFolder(tmp_path, probe("c")).result() == {"mean_iou": 0.5}
+    assert RunFolder(tmp_path, probe("c")).result() == {"mean_iou": 0.5}
 
 
 def test_a_run_without_a_result_has_failed(play, tmp_path):
     runner = play({"a": "import os; os._exit(0)"}, [probe("a")])
     assert "holds no result" in runner.failed[probe("a").name]
-    assert CellFolder(tmp_path, probe("a")).result() is None
+    assert RunFolder(tmp_path, probe("a")).result() is None
 
 
 def test_ctrl_c_lets_the_runs_save_themselves(play, tmp_path):
@@ -101,8 +101,8 @@ def test_ctrl_c_lets_the_runs_save_themselves(play, tmp_path):
         play(scripts, [probe("a"), probe("b")])
     assert end.value.code == 130
     assert (tmp_path / "saved").exists()
-    assert CellFolder(tmp_path, probe("a")).result() is None
-    assert not CellFolder(tmp_path, probe("b")).path.exists()
+    assert RunFolder(tmp_path, probe("a")).result() is None
+    assert not RunFolder(tmp_path, probe("b")).path.exists()
     assert play({}, [probe("a"), probe("b")]).failed == {}
 
 
@@ -116,14 +116,14 @@ def test_the_second_ctrl_c_does_not_wait(play, tmp_path):
     }
     with pytest.raises(KeyboardInterrupt) as end:
         play(scripts, [probe("a")])
-    assert end.tb is not None  # it holds the process, which nobody has asked how it ended
+    assert end.tb is not None  # it keeps the process object, whose exit status was not read yet
     assert os.waitpid(int((tmp_path / "pid").read_text()), 0)[1] == signal.SIGKILL
 
 
-def test_a_folder_is_taken_until_the_last_process_in_it_ends(tmp_path):
-    folder = CellFolder(tmp_path, probe("a"))
+def test_a_folder_is_locked_until_the_last_process_in_it_ends(tmp_path):
+    folder = RunFolder(tmp_path, probe("a"))
     lock = folder.lock()
-    # The one who took it is gone, as after a kill; the run lives on.
+    # The process that took the lock is gone, as after a kill; the run is still alive.
     orphan = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
     os.close(lock)
     assert folder.lock() is None
@@ -146,21 +146,21 @@ def test_a_run_that_outlives_its_runner_keeps_its_folder(play, tmp_path):
     (tmp_path / "started").read_bytes()
     os.kill(runner, signal.SIGKILL)
     os.waitpid(runner, 0)
-    folder = CellFolder(tmp_path, probe("a"))
+    folder = RunFolder(tmp_path, probe("a"))
     assert folder.lock() is None
     (tmp_path / "go").write_bytes(b"")
     while (lock := folder.lock()) is None:
         pass
     os.close(lock)
-    assert folder.result() is None  # nobody was there to take it
+    assert folder.result() is None  # no runner collected it
     assert play({}, [probe("a")]).failed == {}
     assert folder.result() == {"mean_iou": 0.5}
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_run_in_other_hands_is_waited_for(play, tmp_path, monkeypatch, finished):
-    cell = probe("a")
-    folder = CellFolder(tmp_path, cell)
+def test_a_run_of_another_process_is_waited_for(play, tmp_path, monkeypatch, finished):
+    run = probe("a")
+    folder = RunFolder(tmp_path, run)
     lock = folder.lock()
     folder.begin(["by another process"], "another machine")
 
@@ -171,17 +171,17 @@ def test_a_run_in_other_hands_is_waited_for(play, tmp_path, monkeypatch, finishe
                 folder.finish(1.0)
             os.close(lock)
 
-    monkeypatch.setattr(room, "say", let_go)
-    monkeypatch.setattr(room, "_ELSEWHERE", 0.0)
-    runner = play({}, [cell])
+    monkeypatch.setattr(runner_module, "say", let_go)
+    monkeypatch.setattr(runner_module, "_POLL_ELSEWHERE", 0.0)
+    runner = play({}, [run])
     assert runner.failed == {} and runner.changes == 1
     assert folder.result() == {"mean_iou": 0.25 if finished else 0.5}
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path):
-    folder = CellFolder(tmp_path, probe("a"))
+    folder = RunFolder(tmp_path, probe("a"))
     folder.path.mkdir()
-    (folder.path / "cell.json").write_text('{"digest": "another"}')
+    (folder.path / "run.json").write_text('{"digest": "another"}')
     with pytest.raises(UserError, match="another run"):
         folder.result()
 
@@ -196,12 +196,12 @@ def test_the_folder_of_another_run_is_refused(tmp_path):
         ("cpu", ["cpu"], [{}]),
     ],
 )
-def test_devices_become_slots(devices, names, environments, monkeypatch):
+def test_devices_are_parsed(devices, names, environments, monkeypatch):
     cuda = SimpleNamespace(device_count=lambda: 2, get_device_name=lambda number: f"GPU {number}")
     monkeypatch.setattr("densepath.benchmark.devices.torch", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr("densepath.benchmark.devices.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    slots = make_slots(devices)
-    assert [slot.name for slot in slots] == names
-    assert [dict(slot.environment) for slot in slots] == environments
+    made = make_devices(devices)
+    assert [device.name for device in made] == names
+    assert [dict(device.environment) for device in made] == environments

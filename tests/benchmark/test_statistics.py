@@ -1,4 +1,4 @@
-"""The statistics against plain loops."""
+"""The statistics, compared with plain loops."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ def first(values, n):
 
 
 def paired_t(values, baseline):
-    """Two-sided p by the textbook's formulas: t from sums, its tail as an incomplete beta function."""
+    """Two-sided p by textbook formulas: t from sums, its tail as an incomplete beta function."""
     d = [values[seed] - baseline[seed] for seed in sorted(values)]
     n = len(d)
     mean = sum(d) / n
@@ -28,7 +28,7 @@ def paired_t(values, baseline):
 
 
 def signed_rank(values, baseline):
-    """Two-sided p by counting all ways to sign the ranks."""
+    """Two-sided p by enumerating all signs of the ranks."""
     d = [values[seed] - baseline[seed] for seed in sorted(values)]
     ranks = {place: rank for rank, place in enumerate(sorted(range(len(d)), key=lambda i: abs(d[i])), 1)}
     least = min(sum(ranks[i] for i in ranks if d[i] > 0), sum(ranks[i] for i in ranks if d[i] < 0))
@@ -37,14 +37,14 @@ def signed_rank(values, baseline):
     return min(1.0, 2 * sum(total <= least for total in sums) / len(sums))
 
 
-def test_mean_and_deviation_are_those_of_a_sample():
+def test_mean_and_sample_standard_deviation():
     values = [1.0, 2.0, 4.0]
     assert mean_std(values) == pytest.approx((7 / 3, math.sqrt(sum((x - 7 / 3) ** 2 for x in values) / 2)))
     assert mean_std([3.0]) == (3.0, None)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7])
-def test_p_values_are_the_textbooks(n):
+def test_p_values_equal_the_textbook_formulas(n):
     values, baseline = first(RUNS, n), first(BASE, n)
     found = compare(values, baseline)
     assert found.n == n
@@ -53,7 +53,7 @@ def test_p_values_are_the_textbooks(n):
     assert found.p_ranks == (pytest.approx(signed_rank(values, baseline)) if n >= 6 else None)
 
 
-def test_seeds_are_paired_whatever_their_order():
+def test_seeds_are_paired_in_any_order():
     seeds = list(RUNS)
     random.Random(0).shuffle(seeds)
     assert compare({seed: RUNS[seed] for seed in seeds}, BASE) == compare(RUNS, BASE)

@@ -1,4 +1,4 @@
-"""The same numbers in Markdown, CSV and HTML, and in the picture."""
+"""The same numbers in Markdown, CSV and HTML, and the plot."""
 
 import csv
 import io
@@ -61,8 +61,8 @@ def test_markdown_holds_the_numbers(results):
     assert "7 of 9 runs are done" in text and "share one pre-training" in text
 
 
-class Cells(HTMLParser):
-    """The cells of the tables of a page; tags must be closed in their order."""
+class PageTables(HTMLParser):
+    """The texts of the tables in a page; tags must be properly nested."""
 
     def __init__(self, text):
         super().__init__()
@@ -88,7 +88,7 @@ class Cells(HTMLParser):
 
 
 def test_html_holds_the_numbers(results):
-    page = Cells(to_html(results, ["<b>", "a note"], None))
+    page = PageTables(to_html(results, ["<b>", "a note"], None))
     assert page.rows[0] == ["", "", "probe mean IoU", "probe Dice", "box AP50"]
     assert page.rows[1] == ["weights", "seeds", *["here", "vs. random", "paper"] * 3]
     assert page.rows[2:] == BODY
@@ -102,7 +102,7 @@ def test_html_escapes_a_small_p(results):
     assert "+6.5 (p < 0.001)" in to_markdown(results, [], None)
 
 
-def test_csv_holds_all_digits_and_what_they_are_made_of(results):
+def test_csv_has_all_digits_and_the_score_of_each_seed(results):
     lines = list(csv.DictReader(io.StringIO(to_csv(results))))
     assert len(lines) == 6
     line = next(line for line in lines if (line["row"], line["metric"]) == ("MoCo", "mean_iou"))
@@ -114,14 +114,14 @@ def test_csv_holds_all_digits_and_what_they_are_made_of(results):
     assert (empty["n"], empty["mean"], empty["std"], empty["difference"]) == ("0", "", "", "")
 
 
-def test_the_papers_column_is_there_only_where_it_has_numbers(results):
+def test_the_papers_column_is_left_out_if_the_paper_has_no_numbers(results):
     for key, entry in results.entries.items():
         results.entries[key] = Entry(entry.row, entry.task, entry.metric, entry.values, entry.comparison, None)
     assert "paper" not in to_markdown(results, [], None).split("\n- ")[0]
-    assert len(Cells(to_html(results, [], None)).rows[2]) == 2 + 2 * 3
+    assert len(PageTables(to_html(results, [], None)).rows[2]) == 2 + 2 * 3
 
 
-def test_the_picture_has_a_panel_for_each_task_with_scores(results, tmp_path):
+def test_the_plot_has_a_panel_for_each_task_with_scores(results, tmp_path):
     assert draw_budgets(results, {"MoCo": 600}, tmp_path / "curves.png") == tmp_path / "curves.png"
     two = Image.open(tmp_path / "curves.png").width
     for key in [key for key in results.entries if key[1] == "detect"]:

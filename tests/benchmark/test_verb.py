@@ -1,4 +1,4 @@
-"""A small table from its first run to its last, with real runs: stopped, gone on with, given once more, failing."""
+"""A small table with real runs from the first to the last: stopped, resumed, repeated, failing."""
 
 import csv
 import json
@@ -14,17 +14,17 @@ from densepath.core.errors import UserError
 
 
 def ended(process, code=0):
-    """The words of a process that ends with a code."""
+    """The output of a process that must end with an exit code."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     return out, err
 
 
 def notes(out):
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(out).glob("cells/*/cell.json"))}
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(Path(out).glob("runs/*/run.json"))}
 
 
-def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue, table, tmp_path, densepath):
+def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, table, tmp_path, densepath):
     line = f"benchmark --config {table} --data {tissue} --tiles {tissue}/tiles --out T --devices cpu"
 
     out, err = ended(densepath(f"{line} --dry_run", tmp_path))
@@ -32,28 +32,28 @@ def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue,
     assert {path.name for path in (tmp_path / "T").iterdir()} == {"contents"}
 
     process = densepath(line, tmp_path)
-    while not list(tmp_path.glob("T/cells/pretrain-*/run/metrics.csv")):
+    while not list(tmp_path.glob("T/runs/pretrain-*/run/metrics.csv")):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     ended(process, 128 + signal.SIGINT)
     (started,) = [name for name, note in notes(tmp_path / "T").items() if note["identity"]["verb"] == "pretrain"]
     assert "result" not in notes(tmp_path / "T")[started]
-    assert (tmp_path / "T" / "cells" / started / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "T" / "runs" / started / "run" / "checkpoints" / "last.ckpt").is_file()
 
     out, err = ended(densepath(line, tmp_path))
     assert out == "T/table.md\n"
-    assert "going on with run at step" in (tmp_path / "T" / "cells" / started / "log.txt").read_text()
-    cells = notes(tmp_path / "T")
-    assert len(cells) == 9 and all("result" in note for note in cells.values())
+    assert "going on with run at step" in (tmp_path / "T" / "runs" / started / "log.txt").read_text()
+    runs = notes(tmp_path / "T")
+    assert len(runs) == 9 and all("result" in note for note in runs.values())
 
-    # The table's numbers are those that the runs have written, averaged by hand.
+    # The table's numbers are the runs' scores, averaged here by hand.
     with (tmp_path / "T" / "table.csv").open(newline="") as lines:
         rows = {(row["row"], row["metric"]): row for row in csv.DictReader(lines)}
     for source, weights in {"random": "random", "MoCo": started}.items():
         for verb, metric in (("probe", "mean_iou"), ("probe", "dice"), ("detect", "box_ap50")):
             file = {"probe": "scores.json", "detect": "run/metrics.json"}[verb]
-            mine = [n for n, note in cells.items() if note["weights"] == weights and note["identity"]["verb"] == verb]
-            scores = [100 * json.loads((tmp_path / "T" / "cells" / name / file).read_text())[metric] for name in mine]
+            mine = [n for n, note in runs.items() if note["weights"] == weights and note["identity"]["verb"] == verb]
+            scores = [100 * json.loads((tmp_path / "T" / "runs" / name / file).read_text())[metric] for name in mine]
             mean = sum(scores) / 2
             row = rows[source, metric]
             assert float(row["mean"]) == pytest.approx(mean)
@@ -62,21 +62,21 @@ def test_a_table_is_stopped_and_goes_on_and_holds_what_its_runs_measured(tissue,
     assert rows["MoCo", "box_ap50"]["paper"] == "12.5"
     assert (tmp_path / "T" / "curves.png").stat().st_size > 5000
 
-    # Another table is refused there. This one may be edited, and then has no picture of what it no longer draws.
+    # The folder refuses another table. The same one may be edited; a plot that it no longer has is removed.
     written = (tmp_path / "T" / "table.md").read_text()
     other = table.rename(tmp_path / "other.yaml")
     _, err = ended(densepath(line.replace("small.yaml", "other.yaml"), tmp_path), 2)
-    assert err.splitlines()[-1].startswith("densepath: error: T holds the table small; name another folder for other")
+    assert err.splitlines()[-1].startswith("densepath: error: T holds the table small; use another folder for other")
     assert (tmp_path / "T" / "table.md").read_text() == written
     table.write_text(re.sub(r", curve: \w+", "", other.read_text()).replace("title: A table", "title: Mine"))
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/runs/*/*")}
     ended(densepath(line, tmp_path))
     assert (tmp_path / "T" / "table.md").read_text().startswith("# Mine\n")
     assert not (tmp_path / "T" / "curves.png").exists()
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/cells/*/*")} == before  # nothing ran anew
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("T/runs/*/*")} == before  # no run was repeated
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(tissue, table, tmp_path, densepath):
+def test_a_run_that_fails_is_reported_and_the_others_continue(tissue, table, tmp_path, densepath):
     text = table.read_text()
     table.write_text(
         text[: text.index("  - name: detect")] + "rows:\n"
@@ -96,7 +96,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tissue, table, tmp_path,
     assert "- 1 of 2 runs are done." in written
 
 
-def test_a_folder_with_segment_anything_is_scored_by_each_kind_of_prompt(tissue, table, tmp_path, densepath, tiny_sam):
+def test_segment_anything_is_scored_with_each_kind_of_prompt(tissue, table, tmp_path, densepath, tiny_sam):
     generator = "points_per_side: 3, predicted_iou: 0.0, stability: 0.0, "
     rows = [
         f"  - {{name: {prompt}, weights: {tiny_sam}, sam: {{prompt: {prompt}, {generator}pictures: 0}}}}\n"
@@ -114,7 +114,7 @@ def test_a_folder_with_segment_anything_is_scored_by_each_kind_of_prompt(tissue,
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"data": ["tissue=nowhere"]}, "nowhere is no data set"),
         ({"data": []}, "--data tissue=FOLDER"),
@@ -123,13 +123,13 @@ def test_a_folder_with_segment_anything_is_scored_by_each_kind_of_prompt(tissue,
         ({"tiles": "nowhere"}, "nowhere does not exist"),
         ({"rows": ["MoCoo"]}, "no row 'MoCoo'"),
         ({"baseline": "none"}, "no row 'none'"),
-        ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"seeds": [1, 1]}, "distinct whole numbers"),
         ({"devices": "gpu"}, "cuda:0,1"),
         ({"devices": "cuda:64"}, "GPUs"),
         ({"config": "glas_prob"}, "did you mean glas_probe"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_leaves_no_table(change, said, tissue, table, tmp_path):
+def test_a_mistake_is_reported_in_one_line_and_leaves_no_table(change, message, tissue, table, tmp_path):
     options = {
         "config": table,
         "out": tmp_path / "T",
@@ -137,9 +137,9 @@ def test_a_mistake_is_told_in_one_line_and_leaves_no_table(change, said, tissue,
         "tiles": tissue / "tiles",
         "devices": "cpu",
     }
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         benchmark_table(**{**options, **change})
-    assert not list(tmp_path.glob("T/*.md")) and not list(tmp_path.glob("T/cells"))
+    assert not list(tmp_path.glob("T/*.md")) and not list(tmp_path.glob("T/runs"))
 
 
 def test_overlap_ends_the_command_unless_it_is_allowed(tissue, table, tmp_path, capsys):
@@ -147,13 +147,13 @@ def test_overlap_ends_the_command_unless_it_is_allowed(tissue, table, tmp_path, 
     with pytest.raises(UserError, match="2 of 2 test images are among the tiles for pre-training"):
         benchmark_table(out=tmp_path / "T", **options)
     assert benchmark_table(out=tmp_path / "T", **options, allow_overlap=True, dry_run=True) is None
-    told = capsys.readouterr().err
-    assert "OVERLAP, which was allowed. tissue: 2 of 2 test images are among the tiles" in told
-    assert "tissue: 3 training and 2 test images, digest " in told
+    printed = capsys.readouterr().err
+    assert "OVERLAP, which was allowed. tissue: 2 of 2 test images are among the tiles" in printed
+    assert "tissue: 3 training and 2 test images, digest " in printed
     assert [path.name for path in (tmp_path / "T").iterdir()] == ["contents"]
 
 
-def test_a_folder_of_something_else_is_left_alone(tissue, table, tmp_path):
+def test_a_folder_with_other_files_is_not_touched(tissue, table, tmp_path):
     (tmp_path / "T").mkdir()
     (tmp_path / "T" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):

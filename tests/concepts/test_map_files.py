@@ -1,4 +1,4 @@
-"""Label maps from a folder: found by name, checked, and read as they are."""
+"""Label maps from a folder: found by name, checked, and read unchanged."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from densepath.sources.path_table import Names
 
 @pytest.fixture
 def folders(tmp_path):
-    """Images in two folders, and their maps in others, in four formats."""
+    """Images in subfolders, and their maps in subfolders of another folder, in four formats."""
     rng = np.random.default_rng(0)
     maps = {}
     for number, name in enumerate(["a/1", "a/2", "b/1", "c"]):
@@ -39,7 +39,7 @@ def folders(tmp_path):
     return tmp_path, maps
 
 
-def test_each_image_gets_the_map_of_its_name(folders):
+def test_each_image_gets_the_map_with_its_name(folders):
     where, expected = folders
     packed = pack(where / "tiles", where / "tiles.safetensors")
     for source in (where / "tiles", packed, where / "tiles" / "**" / "*.png"):
@@ -59,14 +59,14 @@ def test_a_list_of_images_in_one_folder_is_matched_too(folders):
     assert np.array_equal(maps[1], shrink(expected["a/2"]))
 
 
-def test_the_paths_of_the_maps_are_let_go(folders):
+def test_the_paths_of_the_maps_are_freed(folders):
     where, _ = folders
     source = ImageLabels(MapFiles(where / "maps"), cache=where / "cache")
     assert len(source.prepare(open_images(where / "tiles"))) == 4
     assert source.labeller._matches is None
 
 
-def test_a_coarser_map_of_the_same_shape_is_taken(folders):
+def test_a_coarser_map_with_the_same_aspect_ratio_is_accepted(folders):
     where, _ = folders
     coarse = np.array([[0, 5, 9, 9], [0, 5, 9, 9], [7, 7, 7, 7]])
     np.save(where / "maps" / "c.npy", coarse)
@@ -86,11 +86,11 @@ def test_a_coarser_map_of_the_same_shape_is_taken(folders):
         ((0, 0), (30, 40), False),
     ],
 )
-def test_shapes_are_compared_but_for_rounding(size, other, same):
+def test_aspect_ratios_are_compared_up_to_rounding(size, other, same):
     assert same_shape(size, other) is same
 
 
-def test_a_new_map_is_another_cache(folders):
+def test_a_changed_map_has_its_own_cache(folders):
     where, _ = folders
     images = open_images(where / "tiles")
     before = label_images(images, MapFiles(where / "maps"), where / "cache").maps[3].copy()
@@ -106,9 +106,9 @@ def test_a_new_map_is_another_cache(folders):
             lambda maps: [p.unlink() for p in maps.rglob("*.*")],
             r"images without a label map in .*: .*1\.png, .*and 1 more",
         ),
-        (lambda maps: (maps / "c.npy").unlink(), r"images without a label map in .*maps: .*c\.png; every image"),
+        (lambda maps: (maps / "c.npy").unlink(), r"images without a label map in .*maps: .*c\.png; give every image"),
         (lambda maps: np.save(maps / "c.npy", np.zeros((30, 30), int)), r"c\.npy has 30 x 30 px and its image 40 x 30"),
-        (lambda maps: np.save(maps / "c.npy", np.full((30, 40), -1)), r"c\.npy holds the label -1; number .* from 0"),
+        (lambda maps: np.save(maps / "c.npy", np.full((30, 40), -1)), r"c\.npy has the label -1; number .* from 0"),
         (lambda maps: np.save(maps / "c.npy", np.full((30, 40), 0.5)), r"c\.npy holds fractions"),
         (lambda maps: np.save(maps / "c.npy", np.full((30, 40), np.nan)), r"c\.npy holds fractions"),
         (lambda maps: np.save(maps / "c.npy", np.zeros((30, 40, 3), int)), r"c\.npy holds an array of 3 axes"),
@@ -119,7 +119,7 @@ def test_a_new_map_is_another_cache(folders):
         (lambda maps: Image.new("L", (40, 30)).save(maps / "a/1.tif"), r"1\.png and .*1\.tif have the same name"),
     ],
 )
-def test_maps_that_cannot_be_used_are_named(folders, spoil, message):
+def test_unusable_maps_are_named(folders, spoil, message):
     where, _ = folders
     spoil(where / "maps")
     with pytest.raises(UserError, match=message):
@@ -127,17 +127,17 @@ def test_maps_that_cannot_be_used_are_named(folders, spoil, message):
     assert not list((where / "cache").rglob("*.npy"))
 
 
-def test_images_of_one_name_need_maps_of_their_own(folders):
+def test_images_with_the_same_name_need_different_maps(folders):
     where, _ = folders
     (where / "flat").mkdir()
     for name in ("1", "2", "c"):
         Image.new("L", (40, 30)).save(where / "flat" / f"{name}.png")
-    with pytest.raises(UserError, match=r"belong to several images: .*1\.png; lay them out in folders"):
+    with pytest.raises(UserError, match=r"belong to several images: .*1\.png; put them into the same subfolders"):
         match_names([str(path) for path in sorted((where / "tiles").glob("*/*.png"))], where / "flat", LABEL_SUFFIXES)
 
 
 def test_names_of_many_images_are_matched_in_little_memory(tmp_path, bounded_memory, monkeypatch):
-    """20,000 of them: paths and their parts, all at once, would take 80 MiB."""
+    """20,000 images: all paths and their parts at once would take 80 MiB."""
     files = [f"slide{n // 500:03d}/{n:05d}" for n in range(20_000)]
     listed = [f"{file}{'.png' if n % 3 else '.PNG'}" for n, file in enumerate(files)]
     monkeypatch.setattr(matching, "_files", lambda folder, suffixes: iter(listed))

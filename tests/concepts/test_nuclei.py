@@ -1,4 +1,4 @@
-"""Nuclei of a drawn tissue, whose places are known."""
+"""Nuclei of synthetic tissue at known positions."""
 
 import json
 
@@ -21,22 +21,22 @@ def draw(places: list[tuple[int, int]], size: int = 200, radius: float = 8, zoom
     return (hed2rgb(np.clip(stains, 0, None)) * 255).round().astype(np.uint8)
 
 
-def test_close_nuclei_are_a_group_and_others_on_their_own():
-    pair, single = [(50, 40), (50, 64)], (50, 120)  # 8 px between the rims of the pair
+def test_close_nuclei_form_a_group_and_others_do_not():
+    pair, single = [(50, 40), (50, 64)], (50, 120)  # 8 px between the borders of the pair
     labels = Nuclei().label(draw([*pair, single]), "")
     assert labels[50, 40] == labels[50, 64] == labels[50, 52] != labels[50, 120]
     assert labels[50, 90] == labels[150, 150] not in (labels[50, 40], labels[50, 120])
     assert len(np.unique(labels)) == 3
 
 
-def test_what_a_ring_of_nuclei_encloses_is_not_what_is_outside():
-    """As the lumen of a gland and the stroma."""
+def test_the_inside_of_a_ring_of_nuclei_differs_from_the_outside():
+    """Like the lumen of a gland and the stroma."""
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     labels = Nuclei().label(draw([(round(100 + 60 * np.sin(a)), round(100 + 60 * np.cos(a))) for a in angles]), "")
     assert len({labels[100, 100], labels[100, 160], labels[5, 5]}) == len(np.unique(labels)) == 3
 
 
-def test_the_radius_is_that_of_the_nuclei():
+def test_the_radius_scales_with_the_image():
     places = [(50, 40), (50, 64), (50, 120), (140, 60)]
     fine, coarse = Nuclei(16).label(draw(places, zoom=2), ""), Nuclei(8).label(draw(places), "")
     assert (fine[::2, ::2] == coarse).mean() > 0.97
@@ -44,7 +44,7 @@ def test_the_radius_is_that_of_the_nuclei():
     assert json.dumps(Nuclei(8).identity()) == json.dumps(Nuclei(8.0).identity())
 
 
-def test_specks_are_no_nuclei():
+def test_specks_are_not_nuclei():
     labels = Nuclei().label(draw([(50, 50)]), "")
     specks = draw([(150, c) for c in range(20, 180, 20)], radius=1.5)
     with_specks = np.minimum(draw([(50, 50)]), specks)

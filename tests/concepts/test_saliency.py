@@ -1,4 +1,4 @@
-"""Saliency models as files of three kinds, and masks, give two concepts."""
+"""Saliency models in three file formats, and masks, give two concepts."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 
 
 class Model(nn.Module):
-    """Several outputs, as BASNet has; the first says how red the surroundings are."""
+    """Several outputs, as BASNet has; the first one measures how red a neighbourhood is."""
 
     def __init__(self, final: str = "") -> None:
         super().__init__()
@@ -43,14 +43,14 @@ def save(path, model=None, size=256):
     if path.suffix == ".pt2":
         torch.export.save(torch.export.export(model, (example,)), path)
     else:
-        with pytest.warns((FutureWarning, DeprecationWarning)):  # TorchScript is on its way out
+        with pytest.warns((FutureWarning, DeprecationWarning)):  # TorchScript is deprecated
             torch.jit.save(torch.jit.trace(model, example), path)
     return path
 
 
 @pytest.fixture
 def image():
-    """Noise with a red part."""
+    """Noise with a red rectangle."""
     pixels = np.random.default_rng(0).integers(90, 160, (120, 200, 3), dtype=np.uint8)
     pixels[30:80, 50:150, 0] += 90
     return pixels
@@ -67,7 +67,7 @@ def by_hand(image, final=""):
 
 @pytest.mark.parametrize("final", ["", "sigmoid"])
 @pytest.mark.parametrize("suffix", [".pt2", ".pt"])
-def test_the_first_output_is_stretched_and_split(tmp_path, image, suffix, final):
+def test_the_first_output_is_scaled_and_thresholded(tmp_path, image, suffix, final):
     labels = Saliency(save(tmp_path / f"model{suffix}", Model(final))).label(image, "")
     assert labels.shape == (256, 256)
     assert np.array_equal(labels, by_hand(image, final))
@@ -75,7 +75,7 @@ def test_the_first_output_is_stretched_and_split(tmp_path, image, suffix, final)
 
 
 def test_onnx_models_run_in_onnxruntime(tmp_path, image, monkeypatch):
-    """What stands in for the runtime here, which is not among the tests' requirements, is asked in the right way."""
+    """A fake runtime, as onnxruntime need not be installed: its API is called correctly."""
     model = Model().eval()
 
     class Session:
@@ -94,7 +94,7 @@ def test_onnx_models_run_in_onnxruntime(tmp_path, image, monkeypatch):
     assert np.array_equal(Saliency(tmp_path / "model.onnx").label(image, ""), by_hand(image))
 
 
-def test_onnx_models_run_in_the_runtime_itself(tmp_path, image):
+def test_onnx_models_run_in_the_installed_onnxruntime(tmp_path, image):
     """The same model, written with ONNX's own operators."""
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -114,20 +114,18 @@ def test_onnx_models_run_in_the_runtime_itself(tmp_path, image):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "model.onnx")
     labels, expected = Saliency(tmp_path / "model.onnx").label(image, ""), by_hand(image)
-    assert (labels == expected).mean() > 0.999  # another order of sums
+    assert (labels == expected).mean() > 0.999  # another order of summation
     assert labels[106, 128] == 1 and labels[10, 10] == 0
 
 
 def test_a_missing_runtime_is_named(tmp_path, image, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    with pytest.raises(
-        UserError, match=r"model\.onnx needs onnxruntime; install it by pip install 'densepath\[onnx\]'"
-    ):
+    with pytest.raises(UserError, match=r"model\.onnx needs onnxruntime; run pip install 'densepath\[onnx\]'"):
         Saliency(tmp_path / "model.onnx").label(image, "")
 
 
-def test_masks_of_a_folder_are_split_at_the_middle_of_their_range(tmp_path):
+def test_masks_are_thresholded_at_the_middle_of_their_range(tmp_path):
     (tmp_path / "tiles").mkdir()
     (tmp_path / "masks").mkdir()
     for name, values in {"a": (0, 255), "b": (40, 60), "c": (0, 0)}.items():
@@ -143,7 +141,7 @@ def test_masks_of_a_folder_are_split_at_the_middle_of_their_range(tmp_path):
     assert np.array_equal(maps[0], expected) and np.array_equal(maps[1], expected) and not maps[2].any()
 
 
-def test_a_mask_of_another_shape_than_its_image_is_named(tmp_path):
+def test_a_mask_with_another_aspect_ratio_than_its_image_is_named(tmp_path):
     for folder, size in (("tiles", (80, 60)), ("masks", (60, 80))):
         (tmp_path / folder).mkdir()
         Image.new("RGB", size).save(tmp_path / folder / "a.png")
@@ -153,7 +151,7 @@ def test_a_mask_of_another_shape_than_its_image_is_named(tmp_path):
 
 
 def segformer(folder, labels):
-    """A tiny model of transformers with random weights, as its users save it."""
+    """A tiny model of transformers with random weights, saved by save_pretrained."""
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(
         depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], decoder_hidden_size=8, num_labels=labels
@@ -164,10 +162,10 @@ def segformer(folder, labels):
 
 
 @pytest.mark.parametrize("labels", [1, 2])
-def test_a_model_of_transformers_is_prepared_as_its_folder_says(tmp_path, image, labels):
+def test_a_model_of_transformers_is_preprocessed_as_its_folder_configures(tmp_path, image, labels):
     model = segformer(tmp_path / "model", labels)
-    said = {"size": {"height": 64, "width": 96}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(said))
+    config = {"size": {"height": 64, "width": 96}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(config))
     source = Saliency(tmp_path / "model")
     source.begin(["image.png"])
     assert not source.parallel
@@ -184,9 +182,9 @@ def test_a_model_of_transformers_is_prepared_as_its_folder_says(tmp_path, image,
     assert source.identity() != before
 
 
-def test_a_model_of_transformers_that_will_not_do_is_named(tmp_path, image, monkeypatch):
+def test_an_unusable_model_of_transformers_is_named(tmp_path, image, monkeypatch):
     segformer(tmp_path / "many", 3)
-    with pytest.raises(UserError, match="many tells 3 labels apart; take one of one or two"):
+    with pytest.raises(UserError, match="many has 3 labels; use a model with one or two"):
         Saliency(tmp_path / "many").label(image, "")
     segformer(tmp_path / "half", 1)
     tensors = load_file(tmp_path / "half" / "model.safetensors")
@@ -201,11 +199,11 @@ def test_a_model_of_transformers_that_will_not_do_is_named(tmp_path, image, monk
     with pytest.raises(UserError, match="half cannot be read"):
         Saliency(tmp_path / "half").label(image, "")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs transformers; install it by pip install 'densepath\[transformers\]'"):
+    with pytest.raises(UserError, match=r"needs transformers; run pip install 'densepath\[transformers\]'"):
         Saliency(tmp_path / "half").label(image, "")
 
 
-def test_a_name_is_looked_for_on_the_hub(tmp_path, image, monkeypatch):
+def test_a_name_is_searched_on_the_hub(tmp_path, image, monkeypatch):
     segformer(tmp_path / "fetched", 1)
     asked = []
 
@@ -221,12 +219,12 @@ def test_a_name_is_looked_for_on_the_hub(tmp_path, image, monkeypatch):
     source.begin(["image.png"])
     assert source.label(image, "").shape == (64, 64)  # a quarter of its input
     for name in ("somebody/else", "nowhere", "/a/b"):
-        with pytest.raises(UserError, match=f"no saliency model and no folder of masks at {name}, nor a model"):
+        with pytest.raises(UserError, match=f"{name} is not a saliency model, a folder of masks, or a model"):
             Saliency(name).begin(["image.png"])
     assert asked == ["somebody/saliency", "somebody/else"]
 
 
-def test_another_model_is_another_cache(tmp_path, image):
+def test_each_model_has_its_own_cache(tmp_path, image):
     Image.fromarray(image).save(tmp_path / "image.png")
     images, found = open_images(tmp_path / "image.png"), []
     for bias in (0.0, 1.0):
@@ -239,7 +237,7 @@ def test_another_model_is_another_cache(tmp_path, image):
     (tmp_path / "model.pt2").rename(tmp_path / "other.pt2")
     unread = Saliency(tmp_path / "other.pt2")
     assert np.array_equal(label_images(images, unread, tmp_path / "cache").maps, found[1])
-    assert unread._predict is None  # found again, so never loaded
+    assert unread._predict is None  # found in the cache, so never loaded
 
 
 class Named(nn.Module):
@@ -252,7 +250,7 @@ class Nested(nn.Module):
         return [[x]]
 
 
-def test_the_first_of_named_outputs_counts(tmp_path, image):
+def test_the_first_of_named_outputs_is_used(tmp_path, image):
     assert np.array_equal(Saliency(save(tmp_path / "model.pt2", Named())).label(image, ""), by_hand(image))
 
 
@@ -260,30 +258,30 @@ def test_the_first_of_named_outputs_counts(tmp_path, image):
 def test_a_model_without_a_map_is_named(tmp_path, image, outputs, what):
     source = Saliency(tmp_path)
     source.parallel, source._predict = False, lambda pixels: outputs
-    with pytest.raises(UserError, match=f"gives {what} where one map of finite numbers should be"):
+    with pytest.raises(UserError, match=f"returns {what} instead of one finite map"):
         source._saliency(image)
 
 
 @pytest.mark.parametrize(
     ("model", "size", "message"),
     [
-        (nn.Conv2d(3, 2, 1), 256, r"gives \(1, 2, 256, 256\) where one map of finite numbers should be"),
-        (nn.Flatten(), 256, r"gives \(1, 196608\) where one map"),
-        (Nested(), 256, "gives a list where one map"),
-        (nn.Sequential(nn.Conv2d(3, 1, 1), nn.Threshold(1e9, float("nan"))), 256, "where one map of finite numbers"),
+        (nn.Conv2d(3, 2, 1), 256, r"returns \(1, 2, 256, 256\) instead of one finite map"),
+        (nn.Flatten(), 256, r"returns \(1, 196608\) instead of one"),
+        (Nested(), 256, "returns a list instead of one"),
+        (nn.Sequential(nn.Conv2d(3, 1, 1), nn.Threshold(1e9, float("nan"))), 256, "instead of one finite map"),
         (nn.Conv2d(3, 1, 1), 128, "fails on an image of 256 x 256 px"),
     ],
 )
-def test_a_model_that_gives_no_map_is_named(tmp_path, image, model, size, message):
+def test_a_model_that_returns_no_map_is_named(tmp_path, image, model, size, message):
     with pytest.raises(UserError, match=message):
         Saliency(save(tmp_path / "model.pt2", model, size)).label(image, "")
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pt2", "model.onnx", "model.h5"])
-def test_a_file_that_is_no_model_is_named(tmp_path, image, name, monkeypatch):
+def test_a_file_that_is_not_a_model_is_named(tmp_path, image, name, monkeypatch):
     runtime = types.SimpleNamespace(InferenceSession=lambda *_, **__: 1 / 0, get_available_providers=list)
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     (tmp_path / name).write_bytes(b"nothing")
-    message = "is none of .pt2" if name.endswith("h5") else "cannot be read"
+    message = "the format of the saliency model" if name.endswith("h5") else "cannot be read"
     with pytest.raises(UserError, match=message):
         Saliency(tmp_path / name).label(image, "")

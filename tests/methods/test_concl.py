@@ -89,7 +89,7 @@ def test_concepts_of_shuffled_keys_meet_those_of_their_own_images(make, batch, m
     In evaluation mode a key's features don't depend on the group that it is dealt into.
     """
     assert not torch.equal(shuffled(4, batch.seed, batch.step), torch.arange(4))
-    options = {"concepts": "grid", "batch_norm_group": 2}
+    options = {"concepts": "grid", "group": 2}
     method, twin, released = (make(ConCL, **options).eval() for _ in range(3))
     concepts = twin.source(batch, twin.key_backbone.network)
     loss = method(batch).total.item()
@@ -229,7 +229,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     there = replace(images, pixels=images.pixels.to("meta"))
     batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
     batch = replace(batch, extras={"regions": torch.empty(4, 24, 24, dtype=torch.int16, device="meta")})
-    grid, superpixels = {"concepts": "grid", "batch_norm_group": 2, "standardize": True}, {"concepts": "superpixels"}
+    grid, superpixels = {"concepts": "grid", "group": 2, "standardize": True}, {"concepts": "superpixels"}
     for options in ({}, grid, superpixels):
         losses = make(ConCL, **options).to("meta")(batch)
         losses.total.backward()
@@ -255,7 +255,7 @@ def test_overfits_one_batch(make, batch, losses_on):
     ("options", "message"),
     [
         ({"stage": 6}, "no stage f6"),
-        ({"stage": 5, "num_concepts": 10}, "10 concepts cannot be found in the 9 cells of stage f5"),
+        ({"stage": 5, "num_concepts": 10}, "10 concepts cannot be found at the 9 positions of stage f5"),
         ({"concept_queue_size": 8}, "a concept queue of 8 keys is smaller than the 16 concepts"),
         ({"concepts": "superpixels", "concept_queue_size": 35}, r"the 36 concepts \(9 on each of 4 images\)"),
         ({"queue_size": 3}, "a queue of 3 keys is smaller than a batch of 4 images"),
@@ -273,9 +273,9 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"concept_weight": 2}, "concept weight must lie between 0 and 1"),
         ({"warmup": 20}, "the warm-up is a share of the run"),
         ({"num_concepts": 0}, "at least one concept"),
-        ({"concepts": "grid", "grid_size": 0}, "at least one cell"),
-        ({"concepts": "superpixels", "superpixel_scale": 0}, "the scale of superpixels is a number of pixels"),
-        ({"concepts": "nuclei", "nucleus_radius": 0.5}, "the radius of a nucleus is a number of pixels"),
+        ({"concepts": "grid", "grid_size": 0}, "at least one square per side"),
+        ({"concepts": "superpixels", "superpixel_scale": 0}, "superpixel_scale is 0; give a number of pixels"),
+        ({"concepts": "nuclei", "nucleus_radius": 0.5}, "nucleus_radius is 0.5; give a number of pixels"),
         ({"restoration": "soft"}, "unknown restoration 'soft'; choose argmax or shares"),
         (
             {"concepts": "nuclei", "restoration": "shares"},
@@ -294,7 +294,7 @@ def test_wrong_hyper_parameters_are_named(make, options, message):
     ("concepts", "message"),
     [
         ("files", "there is no folder nowhere of label maps"),
-        ("saliency", "no saliency model and no folder of masks at nowhere"),
+        ("saliency", "nowhere is not a saliency model, a folder of masks"),
     ],
 )
 def test_missing_files_are_named_before_the_first_step(make, concepts, message):

@@ -1,1 +1,1 @@
-"""Pictures of what goes into a training and of what was learned."""
+"""Pictures of the training data and of what was learned."""

@@ -1,4 +1,4 @@
-"""The concepts that a backbone sees on a tile."""
+"""The concepts that a backbone finds on a tile."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _MARGIN = 96  # pixels, a multiple of every stride
 def find_concepts(
     backbone: Backbone, tile: np.ndarray, stages: Sequence[int], num_concepts: int = 8, seed: int = 0
 ) -> dict[int, np.ndarray]:
-    """Cluster a tile's features as b-ConCL does in training, with the weights as they are.
+    """Cluster a tile's features as b-ConCL does in training, with the current weights.
 
-    The tile is mirrored beyond its borders, and the concepts of the mirrored part are left out: zero padding
-    would make concepts of its own along the borders.
+    The tile is padded by reflection and the concepts of the padding are left out: zero padding would lead to concepts
+    of its own along the borders.
 
     Args:
-        backbone: left in the mode in which it came; runs in evaluation mode.
-        tile: (H, W, 3) uint8; sides that are no multiples of the deepest stride are cropped.
-        stages: which of f1..f5.
+        backbone: the backbone; it runs in evaluation mode, and its mode is restored.
+        tile: (H, W, 3) uint8; sides that are not multiples of the deepest stride are cropped.
+        stages: stages to cluster, from f1..f5.
         num_concepts: K.
-        seed: of the cells where the clusters start.
+        seed: seed of the initial positions of the clusters.
 
     Returns:
         Stage i -> (H / 2**i, W / 2**i) ids.
 
     Raises:
-        UserError: the backbone has no such stage, or the tile has fewer cells there than there are concepts.
+        UserError: the backbone has no such stage, or the tile has fewer positions there than concepts.
     """
     if not stages:
-        raise UserError("no stage is named; give some of f1..f5, e.g. 3 4 5")
+        raise UserError("no stage is given; name some of f1..f5, e.g. 3 4 5")
     if num_concepts < 1:
-        raise UserError(f"k-means needs at least one concept, not {num_concepts}")
+        raise UserError(f"num_concepts is {num_concepts}; k-means needs at least one concept")
     for stage in stages:
         backbone.check_stage(stage)
     device, training_mode = next(backbone.parameters()).device, backbone.training
@@ -62,11 +62,13 @@ def find_concepts(
     for stage in stages:
         edge = _MARGIN // 2**stage
         inner = features[stage][:, :, edge:-edge, edge:-edge]
-        cells = inner.shape[2] * inner.shape[3]
-        if cells < num_concepts:
-            raise UserError(f"{num_concepts} concepts cannot be found in {cells} cells of stage f{stage}; take fewer")
+        positions = inner.shape[2] * inner.shape[3]
+        if positions < num_concepts:
+            raise UserError(
+                f"{num_concepts} concepts cannot be found at {positions} positions of stage f{stage}; use fewer"
+            )
         draws = uniform(seed, 0, torch.arange((1 + ITERATIONS) * num_concepts), view=0, slot=stage)[:, 0]
-        cell = (draws * cells).long().view(1 + ITERATIONS, 1, num_concepts).to(device)
-        labels, _ = spherical_kmeans(inner.flatten(2).transpose(1, 2), cell[0], cell[1:])
+        starts = (draws * positions).long().view(1 + ITERATIONS, 1, num_concepts).to(device)
+        labels, _ = spherical_kmeans(inner.flatten(2).transpose(1, 2), starts[0], starts[1:])
         concepts[stage] = labels.view(inner.shape[2:]).cpu().numpy()
     return concepts

@@ -1,4 +1,4 @@
-"""The look that all pictures share: sheets of square panels with a few words around them."""
+"""The common layout of all pictures: grids of square panels with short labels."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from densepath.core.files import atomic_write
 
 INK = "#2b2b33"
 FAINT = "#8a8a96"
-# Told apart on pink and violet tissue, and by most color-blind eyes.
+# Distinguishable on pink and violet tissue, also with most kinds of color blindness.
 LINES = ("#0072b2", "#e66100", "#009e73", "#b5179e", "#8c6d1f", "#4d4d4d")
 # From the darkest to the lightest concept of a tile.
 CONCEPTS = ("#3b0f70", "#2c6fbb", "#1fa39a", "#57b947", "#c6d92f", "#f9c22e", "#f3722c", "#d62f4b")
-# Stand out from stained tissue.
+# Contrast with stained tissue.
 OBJECTS = ("#00e5ff", "#ffe600", "#39ff6a", "#ff9d00", "#f5f5f5", "#9d8cff")
 WRONG = "#ff1f3d"
 
@@ -33,15 +33,15 @@ _LABEL = 0.28  # inches left of the rows
 _FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": FAINT}
 
 
-class Sheet:
+class PanelGrid:
     """A figure of rows x columns of equal panels, placed to the pixel.
 
     Args:
-        rows, columns: how many panels.
+        rows, columns: number of panels.
         panel: side of a panel in inches.
-        titles: words above the columns.
-        labels: words left of the rows, turned upright.
-        breaks: columns that a wider gap separates from those before them.
+        titles: text above the columns.
+        labels: text left of the rows, rotated by 90 degrees.
+        breaks: columns with a wider gap on their left.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Sheet:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty white figure, in inches, that no global state knows of."""
+    """An empty white figure with sides in inches, independent of pyplot's global state."""
     with matplotlib.rc_context(_FONT):
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
@@ -87,7 +87,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def show(axes: Axes, image: np.ndarray) -> None:
-    """Put an image (H, W, 3) into a panel. Its axis is in pixels, the image's edges at 0 and at W and H."""
+    """Show an image (H, W, 3) in a panel. Coordinates are pixels; the image's edges are at 0, W and H."""
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased", aspect="equal")
 
@@ -103,12 +103,12 @@ def frame(axes: Axes, color: str, width: float = 2.0) -> None:
 
 
 def compose(columns: Sequence[Sequence[tuple[str, Path]]], path: str | Path, *, note: str = "") -> Path:
-    """Put pictures together: columns side by side, in each the pictures under each other, with a heading.
+    """Combine pictures into one: columns side by side, each with its pictures from top to bottom, with headings.
 
     Args:
-        columns: (heading, PNG file) of each picture, from above.
+        columns: (heading, PNG file) of each picture of a column, from top to bottom.
         path: a PNG file.
-        note: words below the first column.
+        note: text below the first column.
     """
     head, gap = round(0.34 * DPI), round(0.16 * DPI)
     pictures = [[(heading, np.asarray(Image.open(file).convert("RGB"))) for heading, file in c] for c in columns]
@@ -133,18 +133,18 @@ def compose(columns: Sequence[Sequence[tuple[str, Path]]], path: str | Path, *, 
 
 
 def picture_file(out: str | Path) -> Path:
-    """The path of a picture that shall be made.
+    """Check the path of a picture to be written.
 
     Raises:
         UserError: it does not end in .png.
     """
     if Path(out).suffix.lower() != ".png":
-        raise UserError(f"a picture cannot be written to {out}; name a file that ends in .png")
+        raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
     return Path(out)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     path = Path(path)
     with atomic_write(path) as part, matplotlib.rc_context(_FONT):
         figure.savefig(part, format="png", dpi=figure.dpi)

@@ -14,7 +14,19 @@ from matplotlib.patches import Polygon
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from densepath.analysis.panels import CONCEPTS, FAINT, INK, LINES, OBJECTS, WRONG, Sheet, frame, new_figure, save, show
+from densepath.analysis.panels import (
+    CONCEPTS,
+    FAINT,
+    INK,
+    LINES,
+    OBJECTS,
+    WRONG,
+    PanelGrid,
+    frame,
+    new_figure,
+    save,
+    show,
+)
 from densepath.annotations.coco import CocoImages
 from densepath.core.affine import apply
 from densepath.core.errors import UserError
@@ -26,23 +38,23 @@ from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 from densepath.views.view import Batch
 
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-_SMOOTHING = 25  # points of a curve are averaged over this part of it
+_SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
-_SHOWN_SCORE = 0.5  # what a detector itself doubts is left out
+_SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
 
 
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path) -> Path:
-    """Draw each image with the outlines of its views, and the views beside it.
+    """Draw each image with the outlines of its views, and the views next to it.
 
-    A dot marks the view's upper left corner: it shows flips and turns.
+    A dot marks the upper left corner of each view, so that flips and rotations are visible.
 
     Args:
-        images: what the views were made of.
+        images: the images that the views were made from.
         batch: the views, normalized by ImageNet's mean and standard deviation.
         path: a PNG file.
     """
-    sheet = Sheet(len(batch), 1 + len(batch.views), titles=["image", *batch.views], breaks=[1])
-    for row, axes in enumerate(sheet.axes):
+    grid = PanelGrid(len(batch), 1 + len(batch.views), titles=["image", *batch.views], breaks=[1])
+    for row, axes in enumerate(grid.axes):
         height, width = images.sizes[row].tolist()
         show(axes[0], images.pixels[row, :height, :width].cpu().numpy())
         # The first view is drawn last: it lies on top.
@@ -53,7 +65,7 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path) -> Path:
             panel.plot(side * 0.04, side * 0.04, "o", color=color, ms=5, mec="white", mew=0.8)
             corners = (apply(view.map[row : row + 1], _CORNERS.unsqueeze(0))[0] + 1) / 2 * torch.tensor([width, height])
             _outline(axes[0], corners.numpy(), color)
-    return save(sheet.figure, path)
+    return save(grid.figure, path)
 
 
 def colors_of(pixels: Tensor) -> np.ndarray:
@@ -69,29 +81,29 @@ def draw_concepts(
     *,
     breaks: Sequence[int] = (1,),
 ) -> Path:
-    """Draw tiles and, beside each, the concepts that several sources see on it.
+    """Draw tiles and, next to each, the concepts of several sources.
 
     Args:
         tiles: images (H, W, 3) uint8.
-        columns: title -> a label map (h, w) for each tile, as coarse as it is.
+        columns: title -> a label map (h, w) for each tile, at its own resolution.
         path: a PNG file.
-        breaks: columns, counted from the tiles' 0, that a wider gap sets apart from those before.
+        breaks: columns with a wider gap on their left; the tiles are column 0.
     """
-    sheet = Sheet(len(tiles), 1 + len(columns), titles=["tile", *columns], breaks=breaks)
-    for row, (tile, axes) in enumerate(zip(tiles, sheet.axes, strict=True)):
+    grid = PanelGrid(len(tiles), 1 + len(columns), titles=["tile", *columns], breaks=breaks)
+    for row, (tile, axes) in enumerate(zip(tiles, grid.axes, strict=True)):
         show(axes[0], tile)
         for panel, maps in zip(axes[1:], columns.values(), strict=True):
             show(panel, paint_concepts(tile, maps[row]))
-    return save(sheet.figure, path)
+    return save(grid.figure, path)
 
 
 def paint_concepts(tile: np.ndarray, labels: np.ndarray, strength: float = 0.62) -> np.ndarray:
-    """A tile under the colors of its concepts, which go from violet for the darkest to red for the lightest.
+    """A tile blended with the colors of its concepts, from violet for the darkest to red for the lightest.
 
     Args:
         tile: (H, W, 3) uint8.
-        labels: (h, w) ids; every cell covers an equal part of the tile.
-        strength: how much of the color is the concept's.
+        labels: (h, w) ids; every entry covers an equal part of the tile.
+        strength: weight of the concept's color.
 
     Returns:
         (H, W, 3) float in [0, 1].
@@ -109,7 +121,7 @@ def paint_concepts(tile: np.ndarray, labels: np.ndarray, strength: float = 0.62)
     painted = np.empty((height, width, 3))
     for place, i in enumerate(from_dark):
         painted[full == i] = colors[place]
-    # Light and shade of the tissue shine through.
+    # The brightness of the tissue stays visible.
     mixed = strength * painted + (1 - strength) * grey[..., None]
     mixed[find_boundaries(full, mode="inner")] *= 0.75
     return mixed
@@ -118,37 +130,37 @@ def paint_concepts(tile: np.ndarray, labels: np.ndarray, strength: float = 0.62)
 def draw_detections(
     images: CocoImages, runs: Mapping[str, str | Path], path: str | Path, *, indices: Sequence[int]
 ) -> Path:
-    """Draw images with the outlines of their objects, and beside each what detectors found.
+    """Draw images with the outlines of their objects, and next to each the detections of detectors.
 
-    A found object has the color of the true one that it matches (mask IoU of at least 0.5, or box IoU where a detector
-    finds boxes alone), and red where there is none.
+    A detection has the color of the true object that it matches (mask IoU of at least 0.5, or box IoU if a detector
+    finds boxes only), and is red if there is no match.
 
     Args:
-        images: with the truth.
+        images: a data set with its ground truth.
         runs: title -> folder of a detection run.
         path: a PNG file.
-        indices: which images.
+        indices: indices of the images to draw.
     """
     found = {title: json.loads((Path(run) / "predictions.json").read_text()) for title, run in runs.items()}
-    sheet = Sheet(len(indices), 1 + len(runs), titles=["truth", *runs], breaks=[1])
-    for axes, index in zip(sheet.axes, indices, strict=True):
+    grid = PanelGrid(len(indices), 1 + len(runs), titles=["truth", *runs], breaks=[1])
+    for axes, index in zip(grid.axes, indices, strict=True):
         sample = images[index]
         truth = list(sample["masks"])
         colors = [OBJECTS[i % len(OBJECTS)] for i in range(len(truth))]
         paint_objects(axes[0], sample["image"], truth, colors)
         for panel, results in zip(axes[1:], found.values(), strict=True):
-            sure = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
-            wanted, masks = objects_of(sample, sure)
+            confident = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
+            wanted, masks = objects_of(sample, confident)
             matches = match_masks(wanted, masks)
             paint_objects(panel, sample["image"], masks, [WRONG if m is None else colors[m] for m in matches])
-    return save(sheet.figure, path)
+    return save(grid.figure, path)
 
 
 def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str]) -> None:
-    """Put an image (H, W, 3) uint8 and the outlines of objects, masks (H, W) bool, into a panel."""
+    """Show an image (H, W, 3) uint8 with the outlines of objects, masks (H, W) bool, in a panel."""
     show(axes, image)
     height, width = image.shape[:2]
-    # A rim of background closes the outlines of objects at the border.
+    # One pixel of background around the mask closes the outlines of objects at the border.
     xs, ys = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
     for mask, color in zip(masks, colors, strict=True):
         if mask.any():
@@ -162,13 +174,13 @@ def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], co
 def draw_curves(
     runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None, per_row: int = 4
 ) -> Path:
-    """Draw what runs have logged: one panel for each column, one line for each run.
+    """Draw the metrics of runs: one panel per column of the file, one line per run.
 
     Args:
         runs: name -> metrics file.
         path: a PNG file.
-        columns: which to draw; all but step and epoch where None.
-        per_row: panels side by side.
+        columns: columns to draw; None draws all but step and epoch.
+        per_row: maximum number of panels in a row.
 
     Raises:
         UserError: the files hold no numbers.
@@ -199,7 +211,7 @@ def draw_curves(
 
 
 def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
-    """Put points (N, 2) into a panel, faintly, and their running mean."""
+    """Plot points (N, 2) in a panel, faintly, and their running mean."""
     window = max(1, len(points) // _SMOOTHING)
     if window > 1:
         axes.plot(*points.T, color=color, lw=0.7, alpha=0.3)
@@ -209,7 +221,7 @@ def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
 
 
 def style_curve(axes: Axes, title: str, across: str = "step") -> None:
-    """Give a panel of curves its title and quiet axes; ``across`` says what the horizontal one counts."""
+    """Set the title of a panel of curves and style its axes; ``across`` is the label of the horizontal axis."""
     axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.set_xlabel(across, fontsize=7.5, color=FAINT, labelpad=1)
     axes.spines[["top", "right"]].set_visible(False)

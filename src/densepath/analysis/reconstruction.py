@@ -1,4 +1,4 @@
-"""A sheet of what a method predicts where it does not see."""
+"""A picture of what a method predicts for masked patches."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from pathlib import Path
 
 import torch
 
-from densepath.analysis.panels import LINES, Sheet, save, show
+from densepath.analysis.panels import LINES, PanelGrid, save, show
 from densepath.analysis.pictures import colors_of
 from densepath.methods.base import Reconstruction
 
-_TITLES = ("view", "visible", "target", "prediction", "put together")
+_TITLES = ("view", "visible", "target", "prediction", "combined")
 
 
 def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float = 1.1) -> Path:
-    """Draw views, what is visible of them, the targets, what is predicted, and both put together.
+    """Draw views, their visible part, the targets, the predictions, and a combination of the last two.
 
-    The last column has the prediction where the loss counts it and the target elsewhere; a line runs between the two.
+    The last column has the prediction where it counts in the loss and the target elsewhere, with a line between them.
 
     Args:
-        made: what a method predicts for a batch.
+        made: the reconstruction of a batch.
         path: a PNG file.
         panel: side of a view in inches.
     """
-    together = torch.where(made.counted, made.prediction, made.target)
-    columns = (made.view, made.visible, made.target, made.prediction, together)
-    sheet = Sheet(len(made.view), len(columns), panel=panel, titles=_TITLES, breaks=(2, 4))
-    for row, axes in enumerate(sheet.axes):
+    combined = torch.where(made.counted, made.prediction, made.target)
+    columns = (made.view, made.visible, made.target, made.prediction, combined)
+    grid = PanelGrid(len(made.view), len(columns), panel=panel, titles=_TITLES, breaks=(2, 4))
+    for row, axes in enumerate(grid.axes):
         for panel_axes, column in zip(axes, columns, strict=True):
             show(panel_axes, colors_of(column[row]))
         counted = made.counted[row, 0].cpu().numpy()
@@ -36,4 +36,4 @@ def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float 
             axes[-1].contour(centers, centers, counted, levels=[0.5], colors=LINES[0], linewidths=0.8)
             axes[-1].set_xlim(0, size)
             axes[-1].set_ylim(size, 0)
-    return save(sheet.figure, path)
+    return save(grid.figure, path)

@@ -1,4 +1,4 @@
-"""Short names of sources, by which each is told from the others."""
+"""Short, unique names of sources."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from densepath.core.errors import UserError
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".pkl")
 
 
-def titles_of(sources: Sequence[str], what: str) -> list[str]:
-    """The end of each path, of as many parts as it takes to tell it from the others, without a suffix of weights.
+def short_names(sources: Sequence[str], what: str) -> list[str]:
+    """The shortest unique ending of each path, without the suffix of a weight file.
 
     Args:
         sources: paths, or names such as ``random``.
-        what: they are, for the error.
+        what: name of the option, for the error message.
 
     Raises:
-        UserError: a source comes twice.
+        UserError: a source is given twice.
     """
     paths = [PurePath(source) for source in sources]
     if twice := [str(path) for path in paths if paths.count(path) > 1]:

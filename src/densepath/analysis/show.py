@@ -1,4 +1,4 @@
-"""What a user can have drawn: the views that a recipe makes, the concepts that weights see, what a run predicts."""
+"""``densepath show``: the views of a recipe, the concepts of sources and weights, the reconstructions of a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from densepath.analysis.concepts import find_concepts
 from densepath.analysis.panels import picture_file
 from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
-from densepath.analysis.short_names import titles_of
-from densepath.concepts.build import choose_source
+from densepath.analysis.short_names import short_names
+from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import ImageLabels
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
@@ -42,16 +42,16 @@ def show_views(
     seed: int = 0,
     epoch: int = 0,
 ) -> Path:
-    """Draw images with the outlines of their views, and the views beside them, as a training sees them.
+    """Draw images with the outlines of their views, and the views as in training.
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
         out: a PNG file.
-        config: a recipe, or a run's config.yaml: which method, and how its views vary.
+        config: a recipe, or a run's config.yaml: the method and the augmentation of its views.
         view_size: height and width of the views in pixels, instead of the recipe's.
-        count: how many images.
-        seed: of the images that are drawn, and of their views.
-        epoch: the same images have other views in another epoch.
+        count: number of images.
+        seed: seed of the choice of images and of their views.
+        epoch: epoch of the views; each epoch has other views of the same images.
 
     Returns:
         ``out``.
@@ -88,24 +88,24 @@ def show_concepts(
     count: int = 6,
     seed: int = 0,
 ) -> Path:
-    """Draw tiles and, beside each, the concepts of one or several sources on it.
+    """Draw tiles and, next to each, the concepts of one or several sources.
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
         out: a PNG file.
-        concepts: where they come from, as ConCL's own option: "kmeans", "grid", "superpixels", "nuclei", "saliency",
-            "files".
-        weights: of "kmeans": files, run folders, "random", or timm names.
-        backbone: of "kmeans", a timm name.
-        stages: of "kmeans", which features f1..f5 are clustered.
-        num_concepts: of "kmeans", K.
-        grid_size: of "grid".
-        superpixel_scale: of "superpixels".
-        nucleus_radius: of "nuclei", in pixels.
-        saliency: of "saliency", a model or a folder of masks, as ConCL's concept_files.
-        concept_files: of "files", a folder of label maps.
-        count: how many tiles.
-        seed: of the tiles that are drawn, of random weights, and of the clusters' starts.
+        concepts: sources of concepts, as in ConCL's option of this name: "kmeans", "grid", "superpixels", "nuclei",
+            "saliency", "files".
+        weights: for kmeans: weights of the backbone: files, run folders, "random", or timm names.
+        backbone: for kmeans: a timm name.
+        stages: for kmeans: stages f1..f5 whose features are clustered.
+        num_concepts: for kmeans: number of clusters K.
+        grid_size: for grid: concepts per side.
+        superpixel_scale: for superpixels: scale parameter of Felzenszwalb's algorithm.
+        nucleus_radius: for nuclei: radius of a nucleus in pixels.
+        saliency: for saliency: a model or a folder of masks, as ConCL's concept_files.
+        concept_files: for files: a folder of label maps.
+        count: number of tiles.
+        seed: seed of the choice of tiles, of random weights, and of the initial clusters.
 
     Returns:
         ``out``.
@@ -114,9 +114,9 @@ def show_concepts(
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
     out = picture_file(out)
-    names = titles_of([concepts] if isinstance(concepts, str) else concepts, "concepts")
+    names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
     if "saliency" in names and saliency is None:
-        raise UserError("concepts saliency need a model or a folder of masks; give it by --saliency")
+        raise UserError("concepts saliency need a model or a folder of masks; give it with --saliency")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
     tiles = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
@@ -125,7 +125,7 @@ def show_concepts(
         if name == "kmeans":
             groups += _clusters(tiles, weights, backbone, stages, num_concepts, seed)
             continue
-        source = choose_source(
+        source = build_source(
             name,
             num_concepts=num_concepts,
             stage=max(stages),
@@ -145,14 +145,14 @@ def show_concepts(
 
 
 def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, count: int = 6, seed: int = 0) -> Path:
-    """Draw what a run that predicts pixels makes of images: what it sees of a view, the target, and its prediction.
+    """Draw the reconstructions of a run that predicts pixels: visible patches, target and prediction of views.
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
-        run: the folder of a run of a method that predicts pixels; it need not be complete.
+        run: the folder of a run of a method that predicts pixels; the run may still be in progress.
         out: a PNG file.
-        count: how many images.
-        seed: of the images that are drawn, of their views, and of what is hidden.
+        count: number of images.
+        seed: seed of the choice of images, of their views, and of the masks.
 
     Returns:
         ``out``.
@@ -164,8 +164,8 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     out, run = picture_file(out), Path(run)
     name = read_run(run)["method"]
     if not find_method(name).predicts_pixels():
-        able = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
-        raise UserError(f"the run in {run} is one of {name}, which predicts no pixels; name a run of one of: {able}")
+        predicting = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
+        raise UserError(f"the method {name} of {run} does not predict pixels; give a run of one of: {predicting}")
     method, config, _ = load_run(run)
     options = typed_options(config)
     size = options.get("view_size", 224)
@@ -183,10 +183,10 @@ def _clusters(
     num_concepts: int,
     seed: int,
 ) -> list[Columns]:
-    """The clusters of several weights' features."""
+    """The clusters of the features of several weights."""
     groups = []
     sources = [weights] if isinstance(weights, str) else weights
-    for source, title in zip(sources, titles_of(sources, "weights"), strict=True):
+    for source, title in zip(sources, short_names(sources, "weights"), strict=True):
         torch.manual_seed(seed)
         network = build_backbone(backbone)
         load_weights(network, source)
@@ -197,8 +197,8 @@ def _clusters(
 
 
 def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch:
-    """Some images of a source, by chance."""
+    """A random batch of images of a source."""
     check_seed(seed)
     if not 1 <= count <= len(images):
-        raise UserError(f"count is {count}; there are {len(images)} images to draw")
+        raise UserError(f"count is {count}; give a number from 1 to {len(images)}, the number of images")
     return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))

@@ -1,4 +1,4 @@
-"""What a user can have drawn: how alike the regions of images are."""
+"""``densepath show similarity``: distributions of the similarity of regions within images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
 from densepath.analysis.pictures import style_curve
-from densepath.analysis.short_names import titles_of
+from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
@@ -21,8 +21,8 @@ from densepath.nets.weights import load_weights
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_hardware
 
-_STEPS = 80  # of a histogram, over what is shown of it
-_HIDDEN = 0.002  # share of the pairs that may lie left of what is shown
+_STEPS = 80  # bars of a histogram over the visible range
+_HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
 def show_similarity(
@@ -37,44 +37,44 @@ def show_similarity(
     seed: int = 0,
     devices: str = "auto",
 ) -> dict[str, Any]:
-    """Draw how alike the regions of an image are, for one or several sources of images and weights.
+    """Draw how similar the regions within an image are, for one or several sources of images and weights.
 
-    A region is a cell of the last features (a token of a vision transformer). The cosine similarities of all pairs
-    within an image are pooled over the images: one distribution for each source, one panel for each of the weights. In
-    the Conv-MIM paper (Figure 2) those of pathology lie higher than those of photographs: what belongs together spans
-    more of the image.
+    A region is a position of the last feature map (a token of a vision transformer). The cosine similarities of all
+    pairs within an image are pooled over the images: one distribution per source, one panel per set of weights. In the
+    Conv-MIM paper (Figure 2) the similarities are higher in pathology than in photographs: structures span more of the
+    image.
 
     Args:
         data: up to six folders of images, text lists of files, globs, or packed stores.
         out: a PNG file.
         weights: files, run folders, "random", or timm names.
         backbone: a timm name.
-        stage: whose cells are the regions, 1 to 5; the deepest where nothing is said: 7 x 7 cells of a ResNet.
-        view_size: height and width in pixels at which the middle of an image is seen.
-        count: how many images of each source, drawn by chance; all where there are fewer.
-        seed: of the images that are drawn, and of random weights.
-        devices: "auto" (a GPU, or else the CPU) or "cpu".
+        stage: stage 1 to 5 whose positions are the regions; default: the deepest, 7 x 7 positions of a ResNet.
+        view_size: height and width in pixels of the center crop of an image.
+        count: number of images per source, chosen at random; all if there are fewer.
+        seed: seed of the choice of images, and of random weights.
+        devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
 
     Returns:
-        Median and mean of each distribution and the overlap (shared area) of each two; ``out`` as "picture".
+        Median and mean of each distribution and the overlap (shared area) of each pair; ``out`` as "picture".
 
     Raises:
-        UserError: no such images, weights or stage, a source that comes twice, more sources than there are colors, or
-            a file name that does not end in .png.
+        UserError: no such images, weights or stage, a source that is given twice, more sources than there are colors,
+            or a file name that does not end in .png.
     """
     out = picture_file(out)
     sources = [data] if isinstance(data, str) else list(data)
     networks = [weights] if isinstance(weights, str) else list(weights)
     if not sources or not networks:
-        raise UserError("give at least one source of images, and one of weights")
+        raise UserError("data or weights is empty; give at least one source of images and one of weights")
     if len(sources) > len(LINES):
-        raise UserError(f"{len(sources)} sources are too many to tell apart in a picture; give at most {len(LINES)}")
+        raise UserError(f"{len(sources)} sources are too many for one picture; give at most {len(LINES)}")
     images = dict(
-        zip(titles_of(sources, "data"), (open_images(source, cache="none") for source in sources), strict=True)
+        zip(short_names(sources, "data"), (open_images(source, cache="none") for source in sources), strict=True)
     )
     device = choose_hardware(devices).device
     panels: dict[str, dict[str, Distribution]] = {}
-    for name, source in zip(titles_of(networks, "weights"), networks, strict=True):
+    for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         torch.manual_seed(seed)
         network = build_backbone(backbone)
         load_weights(network, source)
@@ -88,7 +88,7 @@ def show_similarity(
 
 
 def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Path) -> Path:
-    """Draw distributions: a panel for each weights, in it a histogram for each source with its median.
+    """Draw distributions: one panel per set of weights, with a histogram and its median for each source.
 
     Args:
         panels: weights -> source -> distribution.
@@ -111,7 +111,7 @@ def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Pa
 
 
 def paint_density(axes: Axes, found: Distribution, low: float, color: str, label: str) -> None:
-    """Put the density of a distribution from ``low`` up to 1 into a panel, and a line at its median."""
+    """Plot the density of a distribution from ``low`` to 1 in a panel, with a line at its median."""
     width = max(1, round((1 - low) * BINS / 2 / _STEPS))  # in bins
     first = int((low + 1) * BINS / 2) // width * width
     shares = np.append(found.shares()[first:], np.zeros(-(BINS - first) % width)).reshape(-1, width).sum(1)

@@ -1,4 +1,4 @@
-"""How alike the regions of an image are, seen by a backbone."""
+"""The similarity of regions within an image, in the features of a backbone."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from densepath.sources.open import ImageFiles, PackedTiles, check_size
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
 
-BINS = 2000  # of similarities from -1 to 1: a median is right to a thousandth
-_COARSE = 5  # of them together, where distributions are compared: each then has enough pairs of a few dozen images
+BINS = 2000  # bins of similarities from -1 to 1: a median is exact to 0.001
+_COARSE = 5  # bins are merged to compare distributions, so that each has enough pairs of a few dozen images
 _BATCH = 32  # images
 _VIEW = "center"
 
 
 class Distribution:
-    """How often values from -1 to 1 occur, counted in bins: its memory does not grow with their number."""
+    """A histogram of values from -1 to 1; its memory does not grow with their number."""
 
     def __init__(self) -> None:
         self._counts = torch.zeros(BINS, dtype=torch.int64)
         self._sum = torch.zeros((), dtype=torch.float64)
 
     def add(self, values: Tensor) -> None:
-        """Count values of any shape; nothing waits for their device."""
-        bins = ((values.flatten() + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)  # rounding gives 1.0000001, too
+        """Count values of any shape, without a synchronization with their device."""
+        bins = ((values.flatten() + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)  # rounding can give 1.0000001
         self._counts = self._counts.to(values.device) + torch.bincount(bins, minlength=BINS)
         self._sum = self._sum.to(values.device) + values.sum(dtype=torch.float64)
 
     @property
     def count(self) -> int:
-        """How many values were counted."""
+        """Number of values."""
         return int(self._counts.sum())
 
     @property
@@ -48,33 +48,33 @@ class Distribution:
         return float(self._sum) / self.count
 
     def shares(self) -> npt.NDArray[np.float64]:
-        """(BINS,) the share of the values in each bin."""
+        """The share of the values in each bin, (BINS,)."""
         counts: npt.NDArray[np.float64] = self._counts.cpu().numpy() / self.count
         return counts
 
     def quantile(self, share: float) -> float:
-        """The value below which a share of all lies, to within a bin."""
+        """The value below which a share of all values lies, exact to one bin."""
         below = np.concatenate(([0.0], self.shares().cumsum()))
         return float(np.interp(share, below, np.linspace(-1, 1, BINS + 1)))
 
     def overlap(self, other: Distribution) -> float:
-        """The area that the densities of both share, from 0 to 1; they are compared in steps of 0.005."""
+        """The area shared by both densities, from 0 to 1; they are compared in steps of 0.005."""
         both = (each.shares().reshape(-1, _COARSE).sum(1) for each in (self, other))
         return float(np.minimum(*both).sum())
 
 
 def pair_similarities(features: Tensor) -> Tensor:
-    """The cosine similarity of each pair of cells within an image.
+    """The cosine similarity of each pair of positions within an image.
 
     Args:
-        features: (B, C, *spatial); a cell of zeros is like no other.
+        features: (B, C, *spatial); a position of zeros has similarity 0 to all others.
 
     Returns:
-        (B, N (N - 1) / 2) floats, of N cells.
+        (B, N (N - 1) / 2) floats, for N positions.
     """
-    cells = F.normalize(features.float().flatten(2), dim=1)
-    first, second = torch.triu_indices(cells.shape[2], cells.shape[2], offset=1, device=cells.device)
-    return torch.bmm(cells.transpose(1, 2), cells)[:, first, second]
+    unit = F.normalize(features.float().flatten(2), dim=1)
+    first, second = torch.triu_indices(unit.shape[2], unit.shape[2], offset=1, device=unit.device)
+    return torch.bmm(unit.transpose(1, 2), unit)[:, first, second]
 
 
 @torch.no_grad()
@@ -87,31 +87,29 @@ def region_similarities(
     count: int = 500,
     seed: int = 0,
 ) -> Distribution:
-    """The similarity of all unordered pairs of regions within an image, over images drawn by chance.
+    """The similarity of all unordered pairs of regions within an image, over randomly chosen images.
 
     Args:
-        backbone: left in the mode in which it came; runs in evaluation mode.
-        images: the source. Their middle is what is seen: "resize to 256, crop 224", or as much at another size.
-        stage: whose cells are the regions, f1..f5; the deepest where None.
-        view_size: height and width in pixels at which an image is seen.
-        count: how many images; all where there are fewer.
-        seed: of the images that are drawn.
+        backbone: the backbone; it runs in evaluation mode, and its mode is restored.
+        images: the source. The center crop is used: "resize to 256, crop 224", in proportion for other sizes.
+        stage: the stage f1..f5 whose positions are the regions; None for the deepest.
+        view_size: height and width of the center crop in pixels.
+        count: number of images; all if there are fewer.
+        seed: seed of the choice of images.
 
     Raises:
-        UserError: the backbone has no such stage, it has a single cell at that size, an image is too small (a side
-            under half of the view), or too many are damaged.
+        UserError: the backbone has no such stage, it has a single position at that size, an image is too small (a side
+            under half of the view), or too many are corrupt.
 
-    Source: Conv-MIM (WACV 2024), Figure 2; which pairs it counts is not said there.
+    Source: Conv-MIM (WACV 2024), Figure 2, which does not say which pairs it counts.
     """
     if count < 1:
-        raise UserError(f"count is {count}; look at one image at least")
+        raise UserError(f"count is {count}; give at least 1")
     stage = backbone.deepest if stage is None else stage
     backbone.check_stage(stage)
     backbone.check_size(view_size, view_size)
     if view_size <= 2**stage:
-        raise UserError(
-            f"an image of {view_size} px is a single cell of f{stage}, like no other; take a larger view_size"
-        )
+        raise UserError(f"an image of {view_size} px is a single position of f{stage}; use a larger view_size")
     check_size(images, view_size // 2)
     device, training = next(backbone.parameters()).device, backbone.training
     make_view = ViewMaker({_VIEW: Center()}, view_size, seed)

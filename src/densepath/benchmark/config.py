@@ -1,4 +1,4 @@
-"""What a table asks for: its rows, its tasks, its seeds, and what the paper measured. Read from YAML."""
+"""The configuration of a table, read from YAML: its rows, tasks and seeds, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backb
 
 @dataclass(frozen=True)
 class Task:
-    """What every row is measured by.
+    """A downstream task that every row is evaluated on.
 
     Args:
-        name: of its own; the paper's numbers are given by it.
+        name: unique name; the paper's numbers refer to it.
         verb: "probe" or "detect".
-        data: the name of a labelled set.
-        metrics: scores to show, in the order of the paper's numbers.
-        options: of the verb.
-        table: the heading under which its columns stand; tasks of one heading stand side by side.
-        column: words before the names of its metrics.
-        rate: assumed images per second, where it differs from the table's.
+        data: name of a labelled data set.
+        metrics: scores to report, in the order of the paper's numbers.
+        options: options of the verb.
+        table: heading of the part of the table that shows it; tasks with the same heading stand side by side.
+        column: prefix of its column headings.
+        rate: assumed images per second, if it differs from the table's.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """Weights that are compared with others.
+    """A row of the table: weights that are compared with others.
 
     Args:
-        name: the words in front of the row.
-        recipe: pre-trains them; or else
-        weights: "random", a file, a run folder or a timm name.
-        options: of ``pretrain``, over those of the recipe and of the table.
+        name: the label of the row.
+        recipe: the recipe that pre-trains the weights; None if ``weights`` is given.
+        weights: "random", a file, a run folder or a timm name; None if ``recipe`` is given.
+        options: options of ``pretrain``; they override those of the recipe and of the table.
         backbone: a timm name.
-        needs: name of something that the user must give -> the option that takes it (``method_options.labels``).
-        paper: task -> its numbers, in the order of the task's metrics, None where there is none.
-        detect: options of ``detect``, over those of its tasks: ``{detector: vitdet}`` for a vision transformer.
-        curve: the line that it is a point of, in the picture of scores against pre-training.
-        rate: assumed images per second, where it differs from the table's.
-        sam: options of ``sam``, which takes the place of ``detect`` for this row; its weights are a model of that.
+        needs: name of an input that the user must give -> the option that takes it (``method_options.labels``).
+        paper: task -> the paper's numbers in the order of the task's metrics, None for a missing number.
+        detect: options of ``detect``, which override those of the tasks: ``{detector: vitdet}`` for a transformer.
+        curve: the line in the plot of scores against pre-training length that the row is a point of.
+        rate: assumed images per second, if it differs from the table's.
+        sam: options of ``sam``, which replaces ``detect`` for this row; its weights are a Segment Anything model.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Row:
     sam: Mapping[str, Any] | None = None
 
     def pretraining(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of its pre-training; ``given`` are the values of dotted options that the user gave.
+        """All options of its pre-training; ``given``: dotted option -> value given by the user.
 
         Raises:
-            UserError: one of them is not what it should be.
+            UserError: an option is invalid.
         """
         try:
             return pretraining_options(str(self.recipe), self.options, self.backbone, given)
@@ -88,17 +88,17 @@ class Row:
 
 @dataclass(frozen=True)
 class TableConfig:
-    """A table.
+    """The configuration of a table.
 
     Args:
-        name: of the configuration.
-        title, source: words above the table.
-        seeds: of the runs.
+        name: name of the configuration.
+        title, source: text above the table.
+        seeds: seeds of the runs.
         baseline: the row that the others are compared with.
-        rows, tasks: what is compared, and by what.
-        pretrain_seed: of the pre-training of all seeds; None where each seed has a pre-training of its own.
+        rows, tasks: what is compared, and on which tasks.
+        pretrain_seed: the seed of one pre-training that all seeds share; None if each seed has its own pre-training.
         rates: verb -> assumed images per second.
-        rates_of: the hardware that they are assumed for.
+        rates_of: the hardware that the rates are assumed for.
     """
 
     name: str
@@ -114,15 +114,15 @@ class TableConfig:
 
 
 def config_names() -> list[str]:
-    """The tables that come with the package."""
+    """The names of the tables that come with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_table(name: str | Path) -> TableConfig:
-    """A table by its name among those of the package, or by the path of a YAML file.
+    """Load a table of the package by its name, or a table of your own by the path of its YAML file.
 
     Raises:
-        UserError: there is none, or it is not what a table should be.
+        UserError: there is no such table, or it is invalid.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and str(name) not in config_names():
@@ -133,7 +133,7 @@ def load_table(name: str | Path) -> TableConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the table {name} cannot be read ({type(error).__name__}); check its path") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the table {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
+        raise UserError(f"the table {name} is not valid YAML ({' '.join(str(error).split())}); fix it") from None
     try:
         return _table(path.stem, content)
     except UserError as error:
@@ -142,64 +142,64 @@ def load_table(name: str | Path) -> TableConfig:
 
 def _table(name: str, content: Any) -> TableConfig:
     known = ("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates")
-    said = mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
-    common, backbone = said.get("pretrain") or {}, said.get("backbone", "resnet18")
+    values = mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
+    common, backbone = values.get("pretrain") or {}, values.get("backbone", "resnet18")
     _check_options("pretrain", common, "all rows (pretrain)")
     _check_words({"backbone": backbone}, "it")
-    tasks = tuple(_task(entry) for entry in listed(said["tasks"], "tasks"))
+    tasks = tuple(_task(entry) for entry in listed(values["tasks"], "tasks"))
     _check_names([task.name for task in tasks], "tasks")
-    rows = tuple(_row(entry, tasks, common, backbone) for entry in listed(said["rows"], "rows"))
+    rows = tuple(_row(entry, tasks, common, backbone) for entry in listed(values["rows"], "rows"))
     _check_names([row.name for row in rows], "rows")
-    if said["baseline"] not in [row.name for row in rows]:
-        raise UserError(f"the baseline {said['baseline']!r} is no row; name one")
-    rates = mapping(said.get("rates") or {}, (*VERBS, "of"), "rates")
+    if values["baseline"] not in [row.name for row in rows]:
+        raise UserError(f"the baseline {values['baseline']!r} is not a row; name one of the rows")
+    rates = mapping(values.get("rates") or {}, (*VERBS, "of"), "rates")
     rates_of = str(rates.pop("of", "one GPU"))
     return TableConfig(
         name=name,
-        title=str(said.get("title", name)),
-        source=str(said.get("source", "")),
-        seeds=checked_seeds(said["seeds"]),
-        baseline=said["baseline"],
+        title=str(values.get("title", name)),
+        source=str(values.get("source", "")),
+        seeds=checked_seeds(values["seeds"]),
+        baseline=values["baseline"],
         rows=rows,
         tasks=tasks,
-        pretrain_seed=None if said.get("pretrain_seed") is None else checked_seeds([said["pretrain_seed"]])[0],
+        pretrain_seed=None if values.get("pretrain_seed") is None else checked_seeds([values["pretrain_seed"]])[0],
         rates={verb: positive(rate, f"the rate of {verb}") for verb, rate in rates.items()},
         rates_of=rates_of,
     )
 
 
 def checked_seeds(seeds: Any) -> tuple[int, ...]:
-    """Seeds, each once.
+    """Check a list of seeds.
 
     Raises:
-        UserError: they are no whole numbers from 0, or one of them comes twice.
+        UserError: they are not whole numbers from 0, or a seed occurs twice.
     """
     numbers = listed(seeds, "seeds")
     whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in numbers)
     if not whole or len(set(numbers)) < len(numbers):
-        raise UserError(f"seeds are {numbers}; give different whole numbers from 0")
+        raise UserError(f"seeds are {numbers}; give distinct whole numbers from 0")
     return tuple(numbers)
 
 
 def _check_names(names: Sequence[str], what: str) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two {what} are called {twice[0]!r}; give each a name of its own")
+        raise UserError(f"two {what} are called {twice[0]!r}; give each a unique name")
 
 
 def _task(entry: Any) -> Task:
-    said = _fields(entry, Task, "a task", {"options": {}, "table": None})
-    said["table"] = said["table"] or said["data"]
-    if said["verb"] not in _TASKS:
-        raise UserError(f"the task {said['name']!r} has the verb {said['verb']!r}; use one of {', '.join(_TASKS)}")
-    metrics = tuple(listed(said["metrics"], f"metrics of {said['name']!r}"))
+    values = _fields(entry, Task, "a task", {"options": {}, "table": None})
+    values["table"] = values["table"] or values["data"]
+    if values["verb"] not in _TASKS:
+        raise UserError(f"the task {values['name']!r} has the verb {values['verb']!r}; use one of {', '.join(_TASKS)}")
+    metrics = tuple(listed(values["metrics"], f"metrics of {values['name']!r}"))
     for metric in metrics:
-        if metric not in METRICS[said["verb"]]:
-            raise UserError(f"{said['verb']} gives no {metric!r}; {suggest(str(metric), METRICS[said['verb']])}")
-    _check_options(said["verb"], said["options"], f"the task {said['name']!r}")
-    _check_masks(metrics, said["options"], f"the task {said['name']!r}")
-    if any(sign in said["data"] for sign in "/="):
-        raise UserError(f"the task {said['name']!r} has the data {said['data']!r}; take a name without / and =")
-    return Task(**{**said, "metrics": metrics, "rate": _rate(said)})
+        if metric not in METRICS[values["verb"]]:
+            raise UserError(f"{values['verb']} gives no {metric!r}; {suggest(str(metric), METRICS[values['verb']])}")
+    _check_options(values["verb"], values["options"], f"the task {values['name']!r}")
+    _check_masks(metrics, values["options"], f"the task {values['name']!r}")
+    if any(sign in values["data"] for sign in "/="):
+        raise UserError(f"the task {values['name']!r} has the data {values['data']!r}; use a name without / and =")
+    return Task(**{**values, "metrics": metrics, "rate": _rate(values)})
 
 
 def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone: str) -> Row:
@@ -212,44 +212,42 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
         "paper": {},
         "detect": {},
     }
-    said = _fields(entry, Row, "a row", defaults)
-    name = said["name"]
-    if (said["recipe"] is None) == (said["weights"] is None):
-        raise UserError(f"the row {name!r} must have a recipe or weights, one of the two")
-    if said["weights"] is not None and (said["options"] or said["needs"]):
-        raise UserError(f"the row {name!r} has weights, so there is nothing to pre-train; take its options out")
-    if said.get("sam") is not None and (said["weights"] is None or any(task.verb != "detect" for task in tasks)):
-        raise UserError(f"the row {name!r} has sam, which takes weights, and which tasks of detect alone can measure")
-    for verb, options in (("pretrain", said["options"]), ("detect", said["detect"]), ("sam", said.get("sam"))):
+    values = _fields(entry, Row, "a row", defaults)
+    name = values["name"]
+    if (values["recipe"] is None) == (values["weights"] is None):
+        raise UserError(f"the row {name!r} must have either a recipe or weights")
+    if values["weights"] is not None and (values["options"] or values["needs"]):
+        raise UserError(f"the row {name!r} has weights, so there is nothing to pre-train; remove its options and needs")
+    if values.get("sam") is not None and (values["weights"] is None or any(task.verb != "detect" for task in tasks)):
+        raise UserError(f"the row {name!r} has sam, which needs weights and works with detect tasks only; remove sam")
+    for verb, options in (("pretrain", values["options"]), ("detect", values["detect"]), ("sam", values.get("sam"))):
         _check_options(verb, options or {}, f"the row {name!r}")
     for task in tasks:
-        if task.verb == "detect" and said.get("sam") is None:
-            _check_masks(task.metrics, {**task.options, **said["detect"]}, f"the row {name!r}")
+        if task.verb == "detect" and values.get("sam") is None:
+            _check_masks(task.metrics, {**task.options, **values["detect"]}, f"the row {name!r}")
     metrics = {task.name: task.metrics for task in tasks}
-    for measured, numbers in mapping(said["paper"], tuple(metrics), f"the paper's numbers of {name!r}").items():
+    for measured, numbers in mapping(values["paper"], tuple(metrics), f"the paper's numbers of {name!r}").items():
         if len(listed(numbers, f"numbers of {name!r}")) != len(metrics[measured]):
-            raise UserError(
-                f"{name!r} has {len(numbers)} numbers of the paper for {measured}, not {len(metrics[measured])}"
-            )
+            raise UserError(f"{name!r} has {len(numbers)} paper numbers for {measured}; give {len(metrics[measured])}")
         if not all(number is None or is_number(number) for number in numbers):
             raise UserError(
-                f"the paper's numbers of {name!r} for {measured} are {numbers}; give numbers, or null for none"
+                f"the paper's numbers of {name!r} for {measured} are {numbers}; give numbers, or null for a missing one"
             )
-    for need, place in mapping(said["needs"], said["needs"], f"the needs of {name!r}").items():
+    for need, place in mapping(values["needs"], values["needs"], f"the needs of {name!r}").items():
         if not isinstance(place, str):
             raise UserError(f"{name!r} needs {need!r} for {place!r}; name the option that takes it")
-    options = {} if said["recipe"] is None else merged(common, said["options"])
-    row = Row(**{**said, "options": options, "rate": _rate(said)})
+    options = {} if values["recipe"] is None else merged(common, values["options"])
+    row = Row(**{**values, "options": options, "rate": _rate(values)})
     if row.recipe is not None:
-        row.pretraining({})  # while nothing has been looked at yet
+        row.pretraining({})  # checks the options before any data is read
     return row
 
 
 def _check_options(verb: str, options: Any, whose: str) -> None:
-    """Check what can be told of options alone.
+    """Check options without running the verb.
 
     Raises:
-        UserError: they are none of the verb's, or the grid's to decide; or a value does not fit.
+        UserError: an option does not exist or is set by the grid, or a value is invalid.
     """
     mapping(options, free_options(verb), f"the options of {whose}")
     if options.get("epochs") is not None and options.get("max_steps") is not None:
@@ -257,7 +255,7 @@ def _check_options(verb: str, options: Any, whose: str) -> None:
     detector = options.get("detector")
     if detector is not None and str(detector) not in DETECTORS:
         raise UserError(f"no detector is called {detector!r}; {suggest(str(detector), DETECTORS)}")
-    if verb != "pretrain":  # whose recipe belongs to its values
+    if verb != "pretrain":  # its values are checked together with those of the recipe
         try:
             check_values(verb, options)
         except UserError as error:
@@ -267,26 +265,26 @@ def _check_options(verb: str, options: Any, whose: str) -> None:
 def _check_masks(metrics: Sequence[str], options: Mapping[str, Any], whose: str) -> None:
     masks = [metric for metric in metrics if metric.startswith("mask_")]
     if masks and options.get("detector") in BOXES_ALONE:
-        raise UserError(f"{whose} has no {masks[0]}: {options['detector']} finds boxes alone; take it out")
+        raise UserError(f"{whose} has no {masks[0]}: {options['detector']} finds boxes only; remove it")
 
 
 def _fields(entry: Any, kind: type, what: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     names = [f.name for f in fields(kind)]
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.name not in defaults]
-    said = mapping(entry, names, what, needed)
-    _check_words(said, what)
-    return dict(defaults) | {name: value for name, value in said.items() if value is not None}
+    values = mapping(entry, names, what, needed)
+    _check_words(values, what)
+    return dict(defaults) | {name: value for name, value in values.items() if value is not None}
 
 
-def _check_words(said: Mapping[str, Any], what: str) -> None:
+def _check_words(values: Mapping[str, Any], what: str) -> None:
     for name in _WORDS:
-        value = said.get(name)
+        value = values.get(name)
         if value is not None and not isinstance(value, str):
-            raise UserError(f"{what} has the {name} {value!r}, which is no text; put it in quotes")
+            raise UserError(f"{what} has the {name} {value!r}, which is not text; put it in quotes")
 
 
-def _rate(said: Mapping[str, Any]) -> float | None:
-    return None if said.get("rate") is None else positive(said["rate"], f"the rate of {said['name']!r}")
+def _rate(values: Mapping[str, Any]) -> float | None:
+    return None if values.get("rate") is None else positive(values["rate"], f"the rate of {values['name']!r}")
 
 
 def _folder() -> Any:

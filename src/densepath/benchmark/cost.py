@@ -1,4 +1,4 @@
-"""What a grid will cost: from what its runs have taken so far, and before that from assumed rates."""
+"""Estimates the cost of a grid from the runs that are done, and from assumed rates until there are any."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from densepath.benchmark.config import TableConfig
-from densepath.benchmark.grid import Cell
-from densepath.benchmark.run_folder import CellFolder
+from densepath.benchmark.grid import Run
+from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.verb_options import VERBS
 
-_START_UP = 10.0  # seconds, assumed: imports and what a run does before its first step
+_START_UP = 10.0  # seconds, assumed: imports and set-up before the first step
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The runs of one verb.
+    """The cost of the runs of one verb.
 
     Args:
-        verb: what they do.
-        runs, done: how many there are, and are done.
-        hours: what the others take on one device, as far as it is known.
-        unknown: how many of the others nothing is known of.
-        assumed: how many of the others are reckoned by an assumed rate, not by runs that were measured.
+        verb: "pretrain", "probe", "detect" or "sam".
+        runs, done: number of runs, and how many of them are done.
+        hours: estimated hours of the remaining runs on one device, without the unknown ones.
+        unknown: remaining runs without an estimate.
+        assumed: remaining runs whose estimate comes from an assumed rate, not from measured runs.
     """
 
     verb: str
@@ -36,51 +36,54 @@ class Cost:
     assumed: int
 
 
-def estimate(cells: Sequence[Cell], root: Path) -> list[Cost]:
-    """What the cells will take that are not done.
+def estimate(runs: Sequence[Run], root: Path) -> list[Cost]:
+    """Estimate the cost of the runs that are not done.
 
-    A cell takes what like ones have taken on the average; where none is done, its images at the rate that is assumed,
-    and some seconds.
+    A run takes the mean time of similar runs that are done; if there are none, its images at the assumed rate plus
+    the start-up time.
     """
     taken: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     left = []
-    for cell in cells:
-        folder = CellFolder(root, cell)
+    for run in runs:
+        folder = RunFolder(root, run)
         if folder.result() is None:
-            left.append(cell)
+            left.append(run)
         else:
-            taken[_kind(cell)].append(folder.notes()["seconds"])
+            taken[_key(run)].append(folder.notes()["seconds"])
     costs = []
     for verb in VERBS:
-        mine = [cell for cell in left if cell.verb == verb]
-        measured = [cell for cell in mine if taken[_kind(cell)]]
-        assumed = [cell for cell in mine if cell not in measured and cell.rate]
-        seconds = sum(sum(t := taken[_kind(cell)]) / len(t) for cell in measured)
-        seconds += sum(cell.images / cell.rate + _START_UP for cell in assumed if cell.rate)
-        runs = sum(cell.verb == verb for cell in cells)
+        mine = [run for run in left if run.verb == verb]
+        measured = [run for run in mine if taken[_key(run)]]
+        assumed = [run for run in mine if run not in measured and run.rate]
+        seconds = sum(sum(t := taken[_key(run)]) / len(t) for run in measured)
+        seconds += sum(run.images / run.rate + _START_UP for run in assumed if run.rate)
+        total = sum(run.verb == verb for run in runs)
         unknown = len(mine) - len(measured) - len(assumed)
-        costs.append(Cost(verb, runs, runs - len(mine), seconds / 3600, unknown, len(assumed)))
+        costs.append(Cost(verb, total, total - len(mine), seconds / 3600, unknown, len(assumed)))
     return [cost for cost in costs if cost.runs]
 
 
-def _kind(cell: Cell) -> tuple[Any, ...]:
-    """What runs must have in common to take about as long."""
+def _key(run: Run) -> tuple[Any, ...]:
+    """Runs with the same key take about the same time."""
     return (
-        cell.label,
-        cell.images,
-        *(cell.options.get(name) for name in ("backbone", "detector", "view_size", "prompt")),
+        run.label,
+        run.images,
+        *(run.options.get(name) for name in ("backbone", "detector", "view_size", "prompt")),
     )
 
 
 def describe(costs: Sequence[Cost], table: TableConfig, devices: int) -> list[str]:
-    """The estimate in lines for the user."""
+    """The estimate as lines for the user."""
     lines = [f"{cost.verb:9} {cost.runs:4} runs, {cost.done:4} done, {cost.hours:8.2f} h left" for cost in costs]
     hours = sum(cost.hours for cost in costs)
-    side = f", {hours / devices:.2f} h on {devices} side by side" if devices > 1 else ""
-    lines.append(f"{'all':9} {hours:.2f} device hours left{side}")
+    parallel = f", {hours / devices:.2f} h on {devices} devices in parallel" if devices > 1 else ""
+    lines.append(f"{'all':9} {hours:.2f} device hours left{parallel}")
     if any(cost.assumed for cost in costs):
         rates = ", ".join(f"{verb} {rate:g}" for verb, rate in table.rates.items())
-        lines.append(f"assumed, not measured, in images per second on {table.rates_of}: {rates}; some tasks differ")
+        lines.append(
+            f"assumed, not measured, in images per second on {table.rates_of}: {rates}; some rows and tasks have their "
+            "own rates"
+        )
     if unknown := sum(cost.unknown for cost in costs):
-        lines.append(f"nothing is known of {unknown} runs: the table assumes no rate for them")
+        lines.append(f"no estimate for {unknown} runs: the table has no rate for them")
     return lines

@@ -1,4 +1,4 @@
-"""Pictures of scores against the length of pre-training."""
+"""Plots of scores against the length of pre-training."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from densepath.analysis.pictures import style_curve
 from densepath.benchmark.results import Entry, Results, column_name
 
 _PANEL = (4.4, 2.9)  # inches
-_MOST_ACROSS = 3
-_MARKERS = "os^"  # of the first lines in all colors, of the next, and so on
+_MAX_COLUMNS = 3
+_MARKERS = "os^"  # one marker for the first round of colors, the next one for the second, and so on
 
 
 def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path) -> Path | None:
-    """Draw the first score of every task against the images of pre-training, one line for each curve of the table.
+    """Draw the first metric of every task against the number of images in pre-training, one line per curve.
 
-    A row that has a curve and no pre-training is a level line. The paper's numbers are dashed.
+    A row that has a curve but no pre-training is a horizontal line. The paper's numbers are dashed.
 
     Args:
-        results: what is measured.
-        budgets: row -> images that its pre-training goes through.
+        results: the results so far.
+        budgets: row -> number of images in its pre-training.
         path: a PNG file.
 
     Returns:
-        The file, or None where the table has no curves, or no points yet.
+        The file, or None if the table has no curves or no results yet.
     """
     tasks = dict.fromkeys(task.name for columns in results.parts().values() for task, _ in columns)
     shown = [e for e in results.entries.values() if e.row.curve is not None and e.metric == e.task.metrics[0]]
@@ -40,7 +40,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     names = list(dict.fromkeys(entry.row.curve for panel in panels for entry in panel))
     trained = [name for name in names if any(e.row.curve == name and e.row.name in budgets for p in panels for e in p)]
     looks = {name: (LINES[i % len(LINES)], _MARKERS[i // len(LINES) % len(_MARKERS)]) for i, name in enumerate(trained)}
-    across = min(_MOST_ACROSS, len(panels))
+    across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
     figure = new_figure(_PANEL[0] * across, _PANEL[1] * down + 0.35)
     grid = figure.subplots(down, across, squeeze=False)
@@ -67,7 +67,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
 
 
 def _line(axes: Axes, entries: list[Entry], budgets: Mapping[str, int], color: str, marker: str) -> None:
-    """One curve, with standard deviations, and the paper's."""
+    """One curve with standard deviations, and the paper's curve."""
     for entry in entries:
         if entry.row.name not in budgets and entry.mean_std:
             axes.axhline(entry.mean_std[0], color=color, lw=1.4)

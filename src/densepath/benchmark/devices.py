@@ -1,4 +1,4 @@
-"""Where the runs of a grid compute: one at a time on each device."""
+"""The devices on which the runs of a grid compute, one run at a time on each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from densepath.benchmark.identity import hardware_name
 from densepath.core.errors import UserError
 from densepath.core.system import cores
 
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Room for one run.
+class Device:
+    """A device, or a share of the CPU, that computes one run at a time.
 
     Args:
         name: "cuda:0", "cpu" or "cpu:1".
-        devices: what the run is told.
-        hardware: in words.
-        environment: variables of its process.
-        workers: processes that decode images for it; None where it decides by itself.
+        devices: the run's ``--devices``.
+        hardware: name of the hardware.
+        environment: environment variables of the run's process.
+        workers: the run's ``--workers``; None leaves the choice to the run.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Slot:
     workers: int | None = None
 
 
-def make_slots(devices: int | str) -> list[Slot]:
-    """Read what ``--devices`` says.
+def make_devices(devices: int | str) -> list[Device]:
+    """Parse ``--devices``.
 
     Args:
-        devices: "auto" (one GPU, or else the CPU), a number of GPUs (or of runs side by side where there is none),
-            "cuda:0,1" for certain GPUs, "cpu", or "cpu:2" for two runs side by side.
+        devices: "auto" (one GPU, or the CPU if there is none), a number of GPUs (without a GPU: of parallel runs on
+            the CPU), "cuda:0,1" for certain GPUs, "cpu", or "cpu:2" for two parallel runs.
 
     Raises:
-        UserError: it says something else, or there are not so many GPUs.
+        UserError: the value is invalid, or there are fewer GPUs.
     """
     text = str(devices)
     gpus = torch.cuda.device_count()
@@ -57,11 +57,11 @@ def make_slots(devices: int | str) -> list[Slot]:
         raise UserError(f"devices is {devices!r}; give auto, a number, cuda:0,1, cpu or cpu:2")
     chosen = list(dict.fromkeys(int(number) for number in text.removeprefix("cuda:").split(",")))
     if max(chosen) >= gpus:
-        raise UserError(f"devices is {devices!r}, but this machine has {gpus} GPUs; name others")
+        raise UserError(f"devices is {devices!r}, but this machine has {gpus} GPUs; name other ones")
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    workers = max(1, min(cores() // len(chosen) - 1, _MOST_WORKERS)) if len(chosen) > 1 else None
+    workers = max(1, min(cores() // len(chosen) - 1, _MAX_WORKERS)) if len(chosen) > 1 else None
     return [
-        Slot(
+        Device(
             f"cuda:{number}",
             "1",
             torch.cuda.get_device_name(number),
@@ -72,9 +72,9 @@ def make_slots(devices: int | str) -> list[Slot]:
     ]
 
 
-def _on_cpu(count: int) -> list[Slot]:
-    # Each run would take all cores for its threads, and they would wait for each other.
+def _on_cpu(count: int) -> list[Device]:
+    # Otherwise each run would start as many threads as there are cores, and the runs would slow each other down.
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))} if count > 1 else {}
     environment = threads if "OMP_NUM_THREADS" not in os.environ else {}
     names = [f"cpu:{number}" for number in range(count)] if count > 1 else ["cpu"]
-    return [Slot(name, "cpu", hardware_name(), environment) for name in names]
+    return [Device(name, "cpu", hardware_name(), environment) for name in names]

@@ -1,4 +1,4 @@
-"""The runs of a table: which there are, what each depends on, and what may be shared."""
+"""The grid of a table's runs: what each run depends on, and which runs are shared."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from densepath.transfer.detection.solver import make_solver
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class Run:
     """One run.
 
     Args:
-        verb: what it does.
-        label: what it is called, for people; cells of one label differ in their digests.
-        seed: of the run.
-        data: the path of its images.
-        options: of the verb, but for those that the grid decides.
-        weights: what it starts from: "random", a file, a run folder, a timm name. None where a cell makes them:
-        parent: that cell.
-        identity: all that its result depends on.
-        images: how many go through the network, as often as they do.
-        rate: assumed images per second; None where nothing is assumed.
+        verb: "pretrain", "probe", "detect" or "sam".
+        label: readable name; runs with the same label differ in their digests.
+        seed: seed of the run.
+        data: path of its images.
+        options: options of the verb, without those that the grid sets.
+        weights: the initial weights: "random", a file, a run folder or a timm name; None if they come from ``parent``.
+        parent: the pre-training run whose weights it uses, if any.
+        identity: everything that its result depends on.
+        images: number of images that go through the network, repeats included.
+        rate: assumed images per second; None if there is no assumption.
     """
 
     verb: Verb
@@ -55,19 +55,19 @@ class Cell:
     data: str
     options: Mapping[str, Any]
     weights: str | None
-    parent: Cell | None
+    parent: Run | None
     identity: Mapping[str, Any]
     images: int
     rate: float | None
 
     @cached_property
     def digest(self) -> str:
-        """Of everything that the result depends on."""
+        """Digest of everything that the result depends on."""
         return digest_of([json.dumps(self.identity, sort_keys=True, default=str)])
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.label}-seed{self.seed}-{self.digest[:SHOWN_DIGITS]}"
 
 
@@ -76,20 +76,20 @@ class Grid:
     """The runs of a table.
 
     Args:
-        cells: by name, each after what it depends on; those of the first seed come first.
-        places: (row, task, seed) -> the cell that is measured there.
-        budgets: row -> images that its pre-training goes through; none where there is none.
+        runs: name -> run, each after the run it depends on; those of the first seed come first.
+        places: (row, task, seed) -> the run that gives the scores there.
+        budgets: row -> number of images in its pre-training; rows without pre-training are not in it.
         skipped: lines about rows and tasks that are left out.
     """
 
-    cells: dict[str, Cell] = field(default_factory=dict)
-    places: dict[tuple[str, str, int], Cell] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    places: dict[tuple[str, str, int], Run] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
-    def add(self, cell: Cell) -> Cell:
-        """Add a cell, or find the same one."""
-        return self.cells.setdefault(cell.name, cell)
+    def add(self, run: Run) -> Run:
+        """Add a run, or return the equal one that is already there."""
+        return self.runs.setdefault(run.name, run)
 
 
 def make_grid(
@@ -99,22 +99,22 @@ def make_grid(
     given: Mapping[str, str],
     cache: Path,
 ) -> Grid:
-    """Lay out all runs of a table.
+    """Make the grid of all runs of a table.
 
     Args:
-        table: what is asked for.
-        labelled: the labelled sets, by the table's names; tasks on others are left out.
-        tiles: the images for pre-training; rows that pre-train are left out without them.
-        given: values of what rows need; rows that need something else are left out.
+        table: the configuration.
+        labelled: name -> labelled set; tasks on other sets are left out.
+        tiles: the images for pre-training; without them rows that pre-train are left out.
+        given: the user's values for the needs of rows; rows with other needs are left out.
         cache: the folder in which digests of files are kept.
 
     Raises:
-        UserError: an option of a row makes no sense, or nothing is left.
+        UserError: an option of a row is invalid, or there is nothing to run.
     """
     grid = Grid()
     tasks = [task for task in table.tasks if task.data in labelled]
     for data in dict.fromkeys(task.data for task in table.tasks if task.data not in labelled):
-        grid.skipped.append(f"no {data}: give it by --data {data}=FOLDER")
+        grid.skipped.append(f"no {data}: give it with --data {data}=FOLDER")
     rows = []
     for row in table.rows:
         missing = [name for name in row.needs if name not in given]
@@ -136,8 +136,8 @@ def make_grid(
                 parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, cache))
                 grid.budgets[row.name] = parent.images
             for task in tasks:
-                cell = _transfer(row, task, parent, seed, labelled[task.data], table, cache)
-                grid.places[row.name, task.name, seed] = grid.add(cell)
+                run = _transfer(row, task, parent, seed, labelled[task.data], table, cache)
+                grid.places[row.name, task.name, seed] = grid.add(run)
     return grid
 
 
@@ -149,17 +149,17 @@ def _pretraining(
     given: Mapping[str, str],
     table: TableConfig,
     cache: Path,
-) -> Cell:
-    told = copy.deepcopy(dict(options))
-    told["method_options"] = all_options(_method(told), told.get("method_options"))
+) -> Run:
+    resolved = copy.deepcopy(dict(options))
+    resolved["method_options"] = all_options(_method(resolved), resolved.get("method_options"))
     for name, place in row.needs.items():
-        put(told, place, digest_of_given(given[name], cache))
+        put(resolved, place, digest_of_given(given[name], cache))
     batch = options.get("batch_size", _default("pretrain", "batch_size"))
     if options.get("max_steps") is not None:
         images = options["max_steps"] * batch
     else:
         images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names))
-    return Cell(
+    return Run(
         verb="pretrain",
         label=f"pretrain-{Path(str(row.recipe)).stem}",
         seed=seed,
@@ -167,27 +167,27 @@ def _pretraining(
         options=options,
         weights=None,
         parent=None,
-        identity=_identity("pretrain", told, seed, tiles.digest),
+        identity=_identity("pretrain", resolved, seed, tiles.digest),
         images=images,
         rate=row.rate or table.rates.get("pretrain"),
     )
 
 
 def _transfer(
-    row: Row, task: Task, parent: Cell | None, seed: int, data: LabelledSet, table: TableConfig, cache: Path
-) -> Cell:
+    row: Row, task: Task, parent: Run | None, seed: int, data: LabelledSet, table: TableConfig, cache: Path
+) -> Run:
     weights = None if parent else str(row.weights)
-    digest_of_source = digest_of_weights if row.sam is None else digest_of_given  # a model's folder counts as a whole
+    digest_of_source = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
     source = parent.digest if parent else digest_of_source(str(weights), cache)
     verb: Verb = task.verb
     options = {**task.options, "backbone": row.backbone}
     if row.sam is not None:
-        verb, options, seed = "sam", dict(row.sam), 0  # it draws nothing, so that one run serves all seeds
+        verb, options, seed = "sam", dict(row.sam), 0  # it draws no random numbers: one run serves all seeds
     elif verb == "detect":
         options |= row.detect
         _check_detector(row, options)
     origin = Path(str(row.recipe or weights)).stem
-    return Cell(
+    return Run(
         verb=verb,
         label=f"{verb}-{task.data}-{origin}",
         seed=seed,
@@ -202,21 +202,21 @@ def _transfer(
 
 
 def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
-    """Check, before hours of pre-training, that a row's detector suits its backbone.
+    """Check before hours of pre-training that a row's detector fits its backbone.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not fit.
     """
     detector = options.get("detector", _default("detect", "detector"))
     if timm.is_model(row.backbone) and is_transformer(row.backbone) != (detector in TRANSFORMER_DETECTORS):
         raise UserError(
-            f"the row {row.name!r}: the detector {detector} does not suit {row.backbone}; write detect: "
-            "{detector: vitdet} in the row of a vision transformer, and in no other"
+            f"the row {row.name!r}: the detector {detector} does not fit {row.backbone}; write detect: "
+            "{detector: vitdet} in rows of vision transformers, and only there"
         )
 
 
 def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
-    """What a result depends on. An option that is told to be what it is by default makes no other run."""
+    """What a result depends on. An option that is set to its default does not make a different run."""
     changed = {name: value for name, value in _plain(options).items() if value != _plain(_default(verb, name))}
     return {"verb": verb, "options": changed, "seed": seed, "data": data, "code": code_digest(verb)}
 
@@ -242,7 +242,7 @@ def _default(verb: str, option: str) -> Any:
 
 
 def _absolute(value: Any) -> str:
-    """A path that holds in every folder; what is none stays as it is."""
+    """A path as an absolute path; any other value as it is."""
     text = str(value)
     is_path = Path(text).exists() or any(sign in text for sign in "*?[")
     return str(Path(text).absolute()) if is_path else text

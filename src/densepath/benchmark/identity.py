@@ -29,22 +29,20 @@ from densepath.training.export import EXPORTED
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
 
-# A change of what draws and tabulates results makes no result another one.
-_PRETRAINING = (
-    *("core", "sources", "annotations", "synthetic", "views", "nets", "concepts", "methods", "runs", "training"),
-)
-_ROOMS = {"pretrain": _PRETRAINING} | dict.fromkeys(("probe", "detect", "sam"), (*_PRETRAINING, "transfer"))
+# Code that only draws or tabulates results is not part of the digest.
+_PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
+_PACKAGES = {"pretrain": _PRETRAINING} | dict.fromkeys(("probe", "detect", "sam"), (*_PRETRAINING, "transfer"))
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images as they were found.
+    """The images of a source.
 
     Args:
         source: the folder, list, pattern or store.
-        digest: of the names and the content of all its files.
-        names: of the images.
-        pixels: their digests, "" for a damaged one.
+        digest: digest of the names and contents of all files.
+        names: names of the images.
+        pixels: digests of their pixels, "" for a damaged image.
     """
 
     source: str
@@ -61,9 +59,9 @@ class LabelledSet:
     """A data set of outlined objects.
 
     Args:
-        name: what the table calls it.
+        name: its name in the table.
         train, test: its images.
-        digest: of the images and their outlines.
+        digest: digest of the images and their outlines.
     """
 
     name: str
@@ -73,7 +71,7 @@ class LabelledSet:
 
     @property
     def folder(self) -> str:
-        """Where it lies."""
+        """The folder that holds it."""
         return os.path.dirname(self.train.source)
 
     def __str__(self) -> str:
@@ -85,12 +83,12 @@ class LabelledSet:
 def code_digest(verb: str) -> str:
     """The digest of all source files that a verb's result depends on."""
     package = Path(str(files("densepath")))
-    sources = sorted(path for room in _ROOMS[verb] for path in (package / room).rglob("*.py"))
+    sources = sorted(path for name in _PACKAGES[verb] for path in (package / name).rglob("*.py"))
     return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
 
 
 def read_tiles(source: str | Path, cache: Path) -> ImageSet:
-    """The unlabelled images of a source; ``cache`` is the folder in which digests are kept.
+    """Read the unlabelled images of a source; ``cache`` is the folder in which digests are kept.
 
     Raises:
         UserError: as for :func:`densepath.sources.open.open_images`.
@@ -104,10 +102,10 @@ def read_tiles(source: str | Path, cache: Path) -> ImageSet:
 
 
 def read_labelled(name: str, folder: str | Path, cache: Path) -> LabelledSet:
-    """A data set as ``densepath data`` writes it.
+    """Read a data set as ``densepath data`` writes it.
 
     Raises:
-        UserError: it is none, or a file cannot be read.
+        UserError: it is not a data set, or a file cannot be read.
     """
     found = {}
     for split in ("train", "test"):
@@ -119,9 +117,9 @@ def read_labelled(name: str, folder: str | Path, cache: Path) -> LabelledSet:
 
 
 def digest_of_given(value: Any, cache: Path) -> str:
-    """What a value stands for: a path for what lies there, a pattern for the files that it names, else for itself.
+    """The digest of a value given by the user: of the content of a path or of the files of a pattern, else the value.
 
-    A run folder stands for what it has exported.
+    Of a run folder only the exported files count.
 
     Raises:
         UserError: a file cannot be read.
@@ -130,7 +128,7 @@ def digest_of_given(value: Any, cache: Path) -> str:
     if path.is_file():
         return _content([path], cache)
     if path.is_dir():
-        exported = path / EXPORTED.parent  # of a run, whose checkpoints may be taken away
+        exported = path / EXPORTED.parent  # the checkpoints of a run may be deleted
         path = exported if exported.is_dir() else path
         inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
         return _named(path, inside, cache)
@@ -140,7 +138,7 @@ def digest_of_given(value: Any, cache: Path) -> str:
 
 
 def digest_of_weights(source: str, cache: Path) -> str:
-    """The digest of the weights in a file or a run folder, which holds much else; a name stands for itself.
+    """The digest of a weight file, or of the weights in a run folder; a name of weights is returned as it is.
 
     Raises:
         UserError: a folder holds no weights, or a file cannot be read.
@@ -149,7 +147,7 @@ def digest_of_weights(source: str, cache: Path) -> str:
 
 
 def hardware_name() -> str:
-    """The processor of this machine, in words."""
+    """The name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -189,7 +187,7 @@ def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
 
 
 def _named(base: str | Path, paths: Sequence[str | Path], cache: Path) -> str:
-    """The digest of names below a folder and of what the files hold, in their order."""
+    """The digest of names below a folder and of what the files hold; their order counts, as it does in training."""
     return digest_of([*(os.path.relpath(os.path.abspath(path), base) for path in paths), _content(paths, cache)])
 
 

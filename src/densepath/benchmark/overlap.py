@@ -1,4 +1,4 @@
-"""Whether test images were seen in pre-training: the same pixels, or other images of the same patients."""
+"""Checks whether pre-training saw test images (the same pixels) or other images of the same patients."""
 
 from __future__ import annotations
 
@@ -8,62 +8,62 @@ from densepath.benchmark.identity import ImageSet, LabelledSet
 from densepath.benchmark.patients import patients_of
 from densepath.core.errors import UserError
 
-_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 def check_overlap(tiles: ImageSet | None, labelled: Sequence[LabelledSet], *, allow: bool = False) -> list[str]:
-    """Compare the images that pre-training sees with the test images, and training with test images.
+    """Compare the test images with the images for pre-training and with the training images.
 
-    Images are compared by their decoded pixels, however they are turned by quarters or mirrored and whatever format
-    they are stored in; a part of an image, or one that was resized or compressed anew with loss, is not recognized.
-    Patients are compared where both sets have a manifest that knows them.
+    Images are compared by their decoded pixels, in all eight orientations and independent of the file format. A crop
+    of an image, or an image that was resized or compressed again with loss, is not recognized. Patients are compared
+    if both sets have a manifest that lists them.
 
     Args:
         tiles: the images for pre-training.
         labelled: the sets whose test images are scored.
-        allow: go on, with what was found among the lines that are returned.
+        allow: continue after an overlap, and report it in the returned lines.
 
     Returns:
-        Lines for the reader of the table. What lies in a labelled set's own training and test images is of its authors'
-        making, and is only told.
+        Lines for the reader of the table. An overlap between a labelled set's own training and test images is only
+        reported: the split is that of its authors.
 
     Raises:
-        UserError: pre-training would see test images or test patients.
+        UserError: pre-training would see test images or test patients, and ``allow`` is not set.
     """
     notes = []
     for data in labelled:
-        notes += [f"{data.name}: {text}." for text in _told(data.train, data.test, "its training images")]
-        found = list(_told(tiles, data.test, "the tiles for pre-training")) if tiles is not None else []
+        notes += [f"{data.name}: {text}." for text in _report(data.train, data.test, "its training images")]
+        found = list(_report(tiles, data.test, "the tiles for pre-training")) if tiles is not None else []
         if found and not allow:
             raise UserError(
-                f"{data.name}: {'; '.join(found)}; take them out of the tiles (patients of other studies need other "
-                "names in manifest.csv), or go on with --allow_overlap, which the table will say"
+                f"{data.name}: {'; '.join(found)}; remove them from the tiles (patients of other studies need other "
+                "names in manifest.csv), or continue with --allow_overlap, which the table will report"
             )
         notes += [f"OVERLAP, which was allowed. {data.name}: {text}." for text in found]
     return notes
 
 
-def _told(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
+def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
     pairs = shared_images(seen, test)
     if pairs:
-        first = ", ".join(f"{name} = {other}" for name, other in pairs[:_SHOWN])
+        first = ", ".join(f"{name} = {other}" for name, other in pairs[:_MAX_SHOWN])
         yield f"{len({name for name, _ in pairs})} of {len(test.names)} test images are among {which} ({first})"
     patients = shared_patients(seen, test)
     if patients:
         images = sum(len(names) for names in patients.values())
-        shown = ", ".join(list(patients)[:_SHOWN]) + (", ..." if len(patients) > _SHOWN else "")
+        shown = ", ".join(list(patients)[:_MAX_SHOWN]) + (", ..." if len(patients) > _MAX_SHOWN else "")
         share = f"{images} of {len(test.names)} test images"
         yield f"{len(patients)} patients ({shown}), with {share}, are also among {which}"
 
 
 def shared_images(seen: ImageSet, test: ImageSet) -> list[tuple[str, str]]:
-    """(test image, equal image that was seen), one pair for each test image that has one."""
+    """(test image, equal image that was seen): one pair for each test image that was seen."""
     by_pixels = {pixels: name for name, pixels in zip(seen.names, seen.pixels, strict=True) if pixels}
     return [(n, by_pixels[p]) for n, p in zip(test.names, test.pixels, strict=True) if p in by_pixels]
 
 
 def shared_patients(seen: ImageSet, test: ImageSet) -> dict[str, list[str]]:
-    """Patient -> test images, of the patients that were seen."""
+    """Patient -> test images, for the patients that were seen."""
     known = set(patients_of(seen.source, seen.names).values())
     shared: dict[str, list[str]] = {}
     for name, patient in sorted(patients_of(test.source, test.names).items()):

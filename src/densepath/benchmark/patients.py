@@ -1,4 +1,4 @@
-"""Which patient an image is of, where a ``manifest.csv`` beside the images says so."""
+"""Finds the patients of images in a ``manifest.csv`` next to the images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _PATIENT = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 
 
 def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
-    """The patients of images: name -> patient, for those that the manifest knows.
+    """The patients of images: name -> patient, for those that a manifest lists.
 
-    A manifest lies in the source's folder, in the one above, or in a folder between the source's and images, of which
-    it then speaks alone. Its columns are found by their names: a file (relative to the manifest, or its name alone,
-    which then stands for every file of that name; with or without suffix) and a patient.
+    A manifest lies in the folder of the source, in its parent, or in a folder below it, where it applies only to the
+    images of that folder. Its columns are found by their names: a file (a path relative to the manifest, or only a
+    name, which then applies to every file with that name; with or without suffix) and a patient.
 
     Args:
-        source: a folder, something that lies in one, or a pattern, whose folder is the one before the first wildcard.
-        names: paths of images, or the names that a packed store gives them.
+        source: a folder, a file in a folder, or a pattern (its folder is the part before the first wildcard).
+        names: paths of images, or their names in a packed store.
 
     Raises:
         UserError: the manifest cannot be read.
@@ -39,8 +39,8 @@ def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
             for name in names:
                 if within and not Path(name).is_relative_to(place):
                     continue
-                ways = (os.path.relpath(name, place), name, os.path.basename(name))
-                keys = [key for way in ways for key in (way, os.path.splitext(way)[0])]
+                paths = (os.path.relpath(name, place), name, os.path.basename(name))
+                keys = [key for path in paths for key in (path, os.path.splitext(path)[0])]
                 patient = next((known[key] for key in keys if key in known), None)
                 if patient is not None:
                     found.setdefault(name, patient)
@@ -56,18 +56,18 @@ def _folder(source: str | Path) -> Path:
 
 
 def _below(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The folders between one and images in it, the deepest first: what lies nearer to an image knows better."""
+    """The folders between ``folder`` and images in it, deepest first: the manifest nearest to an image counts."""
     between: set[Path] = set()
-    for own in {os.path.dirname(name) for name in names}:
-        way = Path(own)
-        while way not in between and way != folder and way.is_relative_to(folder):
-            between.add(way)
-            way = way.parent
-    return sorted(between, key=lambda way: (-len(way.parts), way))
+    for name in {os.path.dirname(name) for name in names}:
+        path = Path(name)
+        while path not in between and path != folder and path.is_relative_to(folder):
+            between.add(path)
+            path = path.parent
+    return sorted(between, key=lambda path: (-len(path.parts), path))
 
 
 def _read(path: Path) -> dict[str, str]:
-    """File -> patient, the files with their suffixes and without."""
+    """File -> patient; each file with and without its suffix."""
     if not path.is_file():
         return {}
     try:
@@ -80,5 +80,5 @@ def _read(path: Path) -> dict[str, str]:
                 return {}
             pairs = [(row[file].strip(), row[patient].strip()) for row in table if row[file] and row[patient]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); mend it or take it away") from None
+        raise UserError(f"{path} cannot be read ({error}); fix it or delete it") from None
     return {os.path.splitext(name)[0]: patient for name, patient in pairs} | dict(pairs)

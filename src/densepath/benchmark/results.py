@@ -1,4 +1,4 @@
-"""What has been measured so far, by row, task and metric, beside the paper's numbers."""
+"""The results so far by row, task and metric, next to the paper's numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from densepath.benchmark.config import Row, TableConfig, Task
 from densepath.benchmark.grid import Grid
-from densepath.benchmark.run_folder import CellFolder
+from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.statistics import Comparison, compare, mean_std
 
 _METRICS = {
@@ -28,12 +28,12 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One number of the table, and what it is made of. All in percent.
+    """One number of the table, with the scores it is computed from. All in percent.
 
     Args:
-        row, task, metric: its place.
+        row, task, metric: its position in the table.
         values: seed -> score.
-        comparison: with the baseline; None for the baseline itself, and where there is nothing to compare.
+        comparison: comparison with the baseline; None for the baseline itself, and if there is nothing to compare.
         paper: the paper's number.
     """
 
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def mean_std(self) -> tuple[float, float | None] | None:
-        """Mean and standard deviation over the seeds, None where there is nothing yet."""
+        """Mean and standard deviation over the seeds; None if there is no score yet."""
         return mean_std(list(self.values.values())) if self.values else None
 
 
@@ -56,9 +56,9 @@ class Results:
 
     Args:
         config: the table.
-        entries: (row, task, metric) by their names -> entry; rows that are left out have none.
-        hardware: the machines and versions that the scores come from.
-        runs, done: cells of the grid.
+        entries: (row, task, metric), all by name -> entry; rows that are left out have none.
+        hardware: the machines and versions that computed the scores.
+        runs, done: number of runs in the grid, and how many of them are done.
     """
 
     config: TableConfig
@@ -87,14 +87,14 @@ class Results:
 
 
 def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
-    """Read the results of the cells that are done."""
-    found = {name: CellFolder(root, cell).result() for name, cell in grid.cells.items()}
-    notes = [CellFolder(root, cell).notes() for name, cell in grid.cells.items() if found[name] is not None]
+    """Collect the results of the runs that are done."""
+    found = {name: RunFolder(root, run).result() for name, run in grid.runs.items()}
+    notes = [RunFolder(root, run).notes() for name, run in grid.runs.items() if found[name] is not None]
     scores: dict[tuple[str, str, str], dict[int, float]] = {}
-    for (row, task, seed), cell in grid.places.items():
+    for (row, task, seed), run in grid.places.items():
         for metric in next(t for t in config.tasks if t.name == task).metrics:
             values = scores.setdefault((row, task, metric), {})
-            result = found[cell.name]
+            result = found[run.name]
             if result is not None and metric in result:
                 values[seed] = 100 * result[metric]
     entries = {}
@@ -111,7 +111,7 @@ def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
             None if numbers is None else numbers[tasks[task].metrics.index(metric)],
         )
     machines = {f"{note['hardware']}, torch {note['torch']}, densepath {note['densepath']}" for note in notes}
-    return Results(config, entries, tuple(sorted(machines)), len(grid.cells), len(notes))
+    return Results(config, entries, tuple(sorted(machines)), len(grid.runs), len(notes))
 
 
 def column_name(task: Task, metric: str) -> str:

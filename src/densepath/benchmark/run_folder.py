@@ -1,4 +1,4 @@
-"""The folder of one run of a grid: what it is, how to repeat it, and its result. One process at a time works in it."""
+"""The folder of one run of a grid: its description, command and result. One process at a time works in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from densepath.benchmark.grid import Cell
+from densepath.benchmark.grid import Run
 from densepath.benchmark.verb_options import METRICS
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -25,49 +25,49 @@ from densepath.runs.metrics import read_metrics
 from densepath.training.export import EXPORTED
 from densepath.version import __version__
 
-NOTES, LOG = "cell.json", "log.txt"
+NOTES, LOG = "run.json", "log.txt"
 _OPTIONS, _RUN, _SCORES, _LOCK = "options.yaml", "run", "scores.json", ".lock"
 
 
-class CellFolder:
-    """A cell on the disk.
+class RunFolder:
+    """A run's folder on disk.
 
     Args:
-        root: the folder of all cells.
-        cell: the run.
+        root: the folder that holds all runs.
+        run: the run.
     """
 
-    def __init__(self, root: Path, cell: Cell) -> None:
-        self.cell = cell
+    def __init__(self, root: Path, run: Run) -> None:
+        self.run = run
         self.root = root
-        self.path = root / cell.name
+        self.path = root / run.name
 
     def notes(self) -> dict[str, Any]:
-        """What is known of the run; nothing if it was never started.
+        """The notes about the run; empty if it was never started.
 
         Raises:
-            UserError: the folder is that of another run.
+            UserError: the folder belongs to another run.
         """
         try:
             notes = json.loads((self.path / NOTES).read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / NOTES} cannot be read; take the folder {self.path} away") from error
-        if not isinstance(notes, dict) or notes.get("digest") != self.cell.digest:
-            raise UserError(f"{self.path} is the folder of another run; take it away")
+            raise UserError(f"{self.path / NOTES} cannot be read; delete the folder {self.path}") from error
+        if not isinstance(notes, dict) or notes.get("digest") != self.run.digest:
+            raise UserError(f"{self.path} is the folder of another run; delete it")
         return notes
 
     def result(self) -> dict[str, Any] | None:
-        """The scores of a finished run (of a pre-training: facts about it), None before that."""
+        """The scores of a finished run (for a pre-training: its last step and loss), None before that."""
         result = self.notes().get("result")
-        whole = self.cell.verb != "pretrain" or (self.path / _RUN / EXPORTED).is_file()
+        whole = self.run.verb != "pretrain" or (self.path / _RUN / EXPORTED).is_file()
         return result if result is not None and whole else None
 
     def lock(self) -> int | None:
-        """Take the folder for this process and those that it hands the descriptor to; None if others have it.
+        """Lock the folder for this process and those that inherit the descriptor; None if another process holds it.
 
-        The system gives it back when the last of them has ended, however it ends.
+        The system releases the lock when the last of these processes has ended, however it ends.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -79,31 +79,31 @@ class CellFolder:
         return descriptor
 
     def command(self, devices: str, workers: int | None = None) -> list[str]:
-        """The command of the run, as it is typed in its folder: places within the grid are relative."""
-        cell = self.cell
-        words = [sys.executable, "-m", "densepath", cell.verb, f"--data={cell.data}"]
-        words += [] if cell.verb == "sam" else [f"--seed={cell.seed}"]
-        words.append(f"--devices={'auto' if cell.verb == 'probe' and devices != 'cpu' else devices}")
-        if cell.verb == "pretrain":
+        """The command of the run, to be called in its folder: paths within the grid are relative."""
+        run = self.run
+        words = [sys.executable, "-m", "densepath", run.verb, f"--data={run.data}"]
+        words += [] if run.verb == "sam" else [f"--seed={run.seed}"]
+        words.append(f"--devices={'auto' if run.verb == 'probe' and devices != 'cpu' else devices}")
+        if run.verb == "pretrain":
             words += [f"--config={_OPTIONS}"]
         else:
-            weights = self._link() or cell.weights or os.path.join("..", cell.parent.name if cell.parent else "", _RUN)
-            words += [f"--weights={weights}", *_words(cell.options)]
-        if cell.verb == "probe":
+            weights = self._link() or run.weights or os.path.join("..", run.parent.name if run.parent else "", _RUN)
+            words += [f"--weights={weights}", *_words(run.options)]
+        if run.verb == "probe":
             return [*words, f"--out={_SCORES}"]
-        if cell.verb == "sam":
+        if run.verb == "sam":
             return [*words, f"--out={_RUN}"]
         return [*words, f"--out={_RUN}", "--resume", *([] if workers is None else [f"--workers={workers}"])]
 
     def begin(self, command: list[str], hardware: str) -> None:
-        """Write down what is going to run."""
+        """Record the run before it starts."""
         notes = self.notes()
-        cell = self.cell
+        run = self.run
         notes |= {
-            "digest": cell.digest,
-            "identity": dict(cell.identity),
-            "data": cell.data,
-            "weights": cell.parent.name if cell.parent else cell.weights,
+            "digest": run.digest,
+            "identity": dict(run.identity),
+            "data": run.data,
+            "weights": run.parent.name if run.parent else run.weights,
             "command": command,
             "densepath": __version__,
             "torch": torch.__version__,
@@ -114,19 +114,19 @@ class CellFolder:
         notes.pop("error", None)
         if link := self._link():
             (self.path / link).unlink(missing_ok=True)
-            (self.path / link).symlink_to(str(cell.weights))
-        if cell.verb == "pretrain":
+            (self.path / link).symlink_to(str(run.weights))
+        if run.verb == "pretrain":
             with atomic_write(self.path / _OPTIONS) as part:
-                part.write_text(yaml.safe_dump(dict(cell.options), sort_keys=False))
+                part.write_text(yaml.safe_dump(dict(run.options), sort_keys=False))
         self._write(notes)
 
     def _link(self) -> Path | None:
-        """A link in the folder to weights elsewhere: a run that was stopped goes on when they have moved."""
-        weights = Path(self.cell.weights or "")
-        return Path(f"weights{weights.suffix}") if self.cell.weights and weights.exists() else None
+        """A link in the folder to weights elsewhere: a stopped run can be resumed after they have moved."""
+        weights = Path(self.run.weights or "")
+        return Path(f"weights{weights.suffix}") if self.run.weights and weights.exists() else None
 
     def pause(self, seconds: float, error: str | None = None) -> None:
-        """Write down that the run has ended before its time, and how long it ran."""
+        """Record that the run ended before it was done, and how long it ran."""
         notes = self.notes()
         notes["seconds"] = notes.get("seconds", 0.0) + seconds
         if error:
@@ -134,39 +134,39 @@ class CellFolder:
         self._write(notes)
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """Take the result of a run that has ended well.
+        """Record the result of a run that has ended successfully.
 
         Raises:
-            UserError: it has left none.
+            UserError: it has no result.
         """
         result = self._scores()
         notes = self.notes()
         notes |= {"seconds": notes.get("seconds", 0.0) + seconds, "finished": _now(), "result": result}
         self._write(notes)
-        if self.cell.verb == "detect":
-            shutil.rmtree(self.path / _RUN / CHECKPOINTS, ignore_errors=True)  # half a gigabyte for each detector
+        if self.run.verb == "detect":
+            shutil.rmtree(self.path / _RUN / CHECKPOINTS, ignore_errors=True)  # half a gigabyte per detector
         return result
 
-    def last_words(self) -> str:
-        """The last line of the log, with the weights by the name that the user gave them."""
+    def last_message(self) -> str:
+        """The last line of the log, with the weights named as the user named them."""
         try:
             lines = (self.path / LOG).read_text(errors="replace").splitlines()
         except OSError:
             return ""
-        words = next((line for line in reversed(lines) if line.strip()), "").removeprefix("densepath: error: ")
+        message = next((line for line in reversed(lines) if line.strip()), "").removeprefix("densepath: error: ")
         link = self._link()
-        return words if link is None else words.replace(str(link), str(self.cell.weights))
+        return message if link is None else message.replace(str(link), str(self.run.weights))
 
     def _scores(self) -> dict[str, Any]:
-        run = self.path / _RUN
+        folder = self.path / _RUN
         try:
-            if self.cell.verb == "pretrain":
-                last = read_metrics(run / "metrics.csv")[-1]
-                (run / EXPORTED).stat()
+            if self.run.verb == "pretrain":
+                last = read_metrics(folder / "metrics.csv")[-1]
+                (folder / EXPORTED).stat()
                 return {name: last[name] for name in ("step", "loss") if name in last}
-            written = self.path / _SCORES if self.cell.verb == "probe" else run / "metrics.json"
+            written = self.path / _SCORES if self.run.verb == "probe" else folder / "metrics.json"
             scores = json.loads(written.read_text())
-            return {name: float(scores[name]) for name in METRICS[self.cell.verb] if scores.get(name) is not None}
+            return {name: float(scores[name]) for name in METRICS[self.run.verb] if scores.get(name) is not None}
         except (OSError, ValueError, IndexError, TypeError) as error:
             raise UserError(f"{self.path} holds no result ({error}); see {self.path / LOG}") from error
 
@@ -176,7 +176,7 @@ class CellFolder:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options as they are typed."""
+    """Options as words of a command line."""
     words = []
     for name, value in options.items():
         if isinstance(value, bool):

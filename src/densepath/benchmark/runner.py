@@ -1,4 +1,4 @@
-"""Runs the cells of a grid as processes, one on each device, until all are done or somebody stops them."""
+"""Executes the runs of a grid as processes, one on each device, until all are done or a signal stops them."""
 
 from __future__ import annotations
 
@@ -11,60 +11,62 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from densepath.benchmark.devices import Slot
-from densepath.benchmark.grid import Cell
-from densepath.benchmark.run_folder import LOG, CellFolder
+from densepath.benchmark.devices import Device
+from densepath.benchmark.grid import Run
+from densepath.benchmark.run_folder import LOG, RunFolder
 from densepath.core.errors import UserError
 from densepath.runs.progress import clock, say
 from densepath.runs.signals import Interrupted, StopSignals
 
-_POLL = 0.1  # seconds
-_ELSEWHERE = 5.0  # seconds between looks at a cell that another process works on
+_POLL = 0.1  # seconds between checks of the processes
+_POLL_ELSEWHERE = 5.0  # seconds between checks of a run that another process executes
 
 
 @dataclass
 class _Job:
-    folder: CellFolder
-    slot: Slot
+    folder: RunFolder
+    device: Device
     process: subprocess.Popen[bytes]
     lock: int
     began: float
 
     def stop(self, signum: int) -> None:
-        """Signal the process and all that it started."""
+        """Send a signal to the process and to all processes it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
 
 
 class Runner:
-    """Runs what is not done yet.
+    """Executes the runs that are not done yet.
 
-    A cell that fails is named with its log; what depends on it is left out, and the others go on. A cell that another
-    process works on, an orphan of an earlier call perhaps, is waited for.
+    A run that fails is reported with its log; runs that depend on it are left out, and the others continue. A run that
+    another process executes (perhaps an orphan of an earlier call) is waited for.
 
     Args:
-        root: the folder of all cells.
-        cells: each after those that it depends on.
-        slots: where they run.
-        changed: called when a cell is done.
+        root: the folder that holds all runs.
+        runs: the runs, each after those that it depends on.
+        devices: the devices to use.
+        changed: called when a run is done.
     """
 
-    def __init__(self, root: Path, cells: Sequence[Cell], slots: Sequence[Slot], changed: Callable[[], object]) -> None:
+    def __init__(
+        self, root: Path, runs: Sequence[Run], devices: Sequence[Device], changed: Callable[[], object]
+    ) -> None:
         self._root = root
-        self._waiting = [cell for cell in cells if CellFolder(root, cell).result() is None]
+        self._waiting = [run for run in runs if RunFolder(root, run).result() is None]
         self._total = len(self._waiting)
         self._done = 0
-        self._free = list(slots)
+        self._free = list(devices)
         self._changed = changed
         self._jobs: list[_Job] = []
         self._looked: dict[str, float] = {}
-        self.failed: dict[str, str] = {}  # name of a cell -> why
+        self.failed: dict[str, str] = {}  # name of a run -> reason
 
     def run(self) -> None:
-        """Run all cells that can be run.
+        """Execute all runs that can be executed.
 
         Raises:
-            Interrupted: a signal asked to stop; the runs have saved their state.
+            Interrupted: a signal was received; the runs have saved their state.
         """
         with StopSignals() as signals:
             try:
@@ -79,38 +81,38 @@ class Runner:
                     job.stop(signal.SIGKILL)
 
     def _start(self) -> None:
-        """Give every free slot the first cell that can be run."""
-        for cell in list(self._waiting):
+        """Start the next possible run on every free device."""
+        for run in list(self._waiting):
             if not self._free:
                 return
-            if cell.parent and cell.parent.name in self.failed:
-                self._waiting.remove(cell)
-                self._fail(cell, f"{cell.parent.name} failed")
-            elif not (cell.parent and cell.parent in self._waiting) and self._is_next(cell):
-                self._try(cell)
+            if run.parent and run.parent.name in self.failed:
+                self._waiting.remove(run)
+                self._fail(run, f"{run.parent.name} failed")
+            elif not (run.parent and run.parent in self._waiting) and self._is_next(run):
+                self._try(run)
 
-    def _is_next(self, cell: Cell) -> bool:
-        """Whether nothing that it depends on is running, and it is not known to be in other hands."""
-        running = any(job.folder.cell is cell.parent for job in self._jobs)
-        return not running and time.monotonic() - self._looked.get(cell.name, -_ELSEWHERE) >= _ELSEWHERE
+    def _is_next(self, run: Run) -> bool:
+        """Whether its parent is not running, and no other process was just seen executing it."""
+        running = any(job.folder.run is run.parent for job in self._jobs)
+        return not running and time.monotonic() - self._looked.get(run.name, -_POLL_ELSEWHERE) >= _POLL_ELSEWHERE
 
-    def _try(self, cell: Cell) -> None:
-        folder = CellFolder(self._root, cell)
+    def _try(self, run: Run) -> None:
+        folder = RunFolder(self._root, run)
         lock = folder.lock()
         if lock is None:
-            if cell.name not in self._looked:
-                say(f"{cell.name}: another process works on it; waiting for it")
-            self._looked[cell.name] = time.monotonic()
+            if run.name not in self._looked:
+                say(f"{run.name}: waiting for another process that executes it")
+            self._looked[run.name] = time.monotonic()
             return
-        self._waiting.remove(cell)
-        if folder.result() is not None:  # the other process has done it
+        self._waiting.remove(run)
+        if folder.result() is not None:  # another process has finished it
             os.close(lock)
             self._total -= 1
             self._changed()
             return
-        slot = self._free.pop(0)
-        command = folder.command(slot.devices, slot.workers)
-        folder.begin(command, slot.hardware)
+        device = self._free.pop(0)
+        command = folder.command(device.devices, device.workers)
+        folder.begin(command, device.hardware)
         with (folder.path / LOG).open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -118,52 +120,52 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **_import_path(), **slot.environment},
-                start_new_session=True,  # Ctrl-C reaches it through this process alone, and so once
-                pass_fds=(lock,),  # the folder stays taken as long as it works there
+                env={**os.environ, **_import_path(), **device.environment},
+                start_new_session=True,  # Ctrl-C reaches it only through this process, so only once
+                pass_fds=(lock,),  # the folder stays locked as long as the process lives
             )
-        self._jobs.append(_Job(folder, slot, process, lock, time.monotonic()))
+        self._jobs.append(_Job(folder, device, process, lock, time.monotonic()))
 
     def _collect(self, stopping: bool) -> None:
-        """Take the results of processes that have ended."""
+        """Collect the results of processes that have ended."""
         for job in [job for job in self._jobs if job.process.poll() is not None]:
             self._jobs.remove(job)
-            self._free.append(job.slot)
-            seconds, code, name = time.monotonic() - job.began, job.process.returncode, job.folder.cell.name
+            self._free.append(job.device)
+            seconds, code, name = time.monotonic() - job.began, job.process.returncode, job.folder.run.name
             try:
                 if code == 0:
                     job.folder.finish(seconds)
                     self._done += 1
-                    say(f"[{self._done}/{self._total}] {name}: done in {clock(seconds)} on {job.slot.name}")
+                    say(f"[{self._done}/{self._total}] {name}: done in {clock(seconds)} on {job.device.name}")
                     self._changed()
                 elif stopping:
                     job.folder.pause(seconds)
                 else:
-                    why = f"killed by signal {-code}" if code < 0 else job.folder.last_words() or f"exit code {code}"
+                    why = f"killed by signal {-code}" if code < 0 else job.folder.last_message() or f"exit code {code}"
                     job.folder.pause(seconds, why)
-                    self._fail(job.folder.cell, f"{why} (log: {job.folder.path / LOG})")
+                    self._fail(job.folder.run, f"{why} (log: {job.folder.path / LOG})")
             except UserError as error:
-                self._fail(job.folder.cell, str(error))
+                self._fail(job.folder.run, str(error))
             finally:
                 os.close(job.lock)
 
-    def _fail(self, cell: Cell, why: str) -> None:
-        self.failed[cell.name] = why
-        say(f"{cell.name}: failed: {why}")
+    def _fail(self, run: Run, why: str) -> None:
+        self.failed[run.name] = why
+        say(f"{run.name}: failed: {why}")
 
     def _stop(self, signum: int) -> None:
-        """Hand a signal on, and wait until all runs have saved their state."""
-        say(f"densepath: stopping {len(self._jobs)} runs, which save their state; once more to stop at once")
+        """Forward a signal, and wait until all runs have saved their state."""
+        say(f"densepath: stopping {len(self._jobs)} runs, which save their state; send it again to stop immediately")
         for job in self._jobs:
             job.stop(signal.SIGTERM)
         while self._jobs:
             self._collect(stopping=True)
             time.sleep(_POLL)
-        say("densepath: stopped; the same command goes on")
+        say("densepath: stopped; give the same command to resume")
         raise Interrupted(signum)
 
 
 def _import_path() -> dict[str, str]:
-    """A run works in a folder of its own, so a relative PYTHONPATH would lead nowhere."""
+    """PYTHONPATH with absolute paths: a run's working folder is its own folder."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in entries)} if any(entries) else {}

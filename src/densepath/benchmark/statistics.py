@@ -1,4 +1,4 @@
-"""The few statistics that runs over several seeds allow."""
+"""Statistics of runs with several seeds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEAST_FOR_RANKS = 6  # under six pairs the least two-sided p of a signed-rank test, 2 / 2**n, is above 0.05
+MIN_PAIRS_FOR_RANKS = 6  # with fewer pairs the smallest two-sided p of a signed-rank test, 2 / 2**n, is above 0.05
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside those of a baseline with the same seeds.
+    """Comparison of runs with those of a baseline, paired by seed.
 
     Args:
-        n: seeds that both have.
-        difference: the mean of the differences.
-        p: two-sided, of the paired t-test; None with fewer than two seeds, or where all differences are equal.
-        p_ranks: two-sided, of Wilcoxon's signed-rank test; None with fewer than six seeds, where it can show nothing.
+        n: number of common seeds.
+        difference: the mean difference.
+        p: two-sided p of the paired t-test; None with fewer than two seeds, or if all differences are equal.
+        p_ranks: two-sided p of Wilcoxon's signed-rank test; None with fewer than six seeds, where it cannot be
+            significant.
     """
 
     n: int
@@ -30,16 +31,16 @@ class Comparison:
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the standard deviation of the sample (n - 1), None of a single value."""
+    """The mean and the sample standard deviation (n - 1); None in its place for a single value."""
     if not values:
         raise ValueError("no values")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """Compare runs with a baseline, seed by seed; None where they have no seed in common.
+    """Compare runs with a baseline, paired by seed; None if they have no seed in common.
 
-    The p-values are of one comparison each; a table makes many.
+    The p-values are not corrected for the number of comparisons.
     """
     seeds = sorted(values.keys() & baseline.keys())
     if not seeds:
@@ -48,6 +49,6 @@ def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Compa
     p = p_ranks = None
     if len(seeds) > 1 and not math.isclose(np.ptp(differences), 0.0, abs_tol=1e-12):
         p = float(stats.ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds]).pvalue)
-        if len(seeds) >= LEAST_FOR_RANKS:
+        if len(seeds) >= MIN_PAIRS_FOR_RANKS:
             p_ranks = float(stats.wilcoxon(differences).pvalue)
     return Comparison(len(seeds), float(differences.mean()), p, p_ranks)

@@ -1,4 +1,4 @@
-"""A table's results as Markdown, CSV and HTML: the same numbers in each."""
+"""A table's results as Markdown, CSV and HTML, with the same numbers in each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 
 from densepath.benchmark.results import Entry, Results, column_name
-from densepath.benchmark.statistics import LEAST_FOR_RANKS
+from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
 
 NONE = "—"
 _CSV = (
@@ -30,7 +30,7 @@ def measured(entry: Entry) -> str:
 
 
 def compared(entry: Entry) -> str:
-    """The difference from the baseline, and its p."""
+    """The difference from the baseline, and its p-value."""
     if entry.comparison is None:
         return NONE
     p = entry.comparison.p
@@ -43,7 +43,7 @@ def paper(entry: Entry) -> str:
 
 
 def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> str:
-    """The table for a reader of text."""
+    """The table as Markdown."""
     lines = [f"# {results.config.title}", "", *([results.config.source, ""] if results.config.source else [])]
     for heading, columns in results.parts().items():
         names = [column_name(task, metric) for task, metric in columns]
@@ -63,7 +63,7 @@ def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> 
 
 
 def to_html(results: Results, notes: Sequence[str], picture: str | None) -> str:
-    """The table for a browser."""
+    """The table as HTML."""
     escape = html.escape
     lines = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(results.config.title)}</title>',
@@ -88,13 +88,13 @@ def to_html(results: Results, notes: Sequence[str], picture: str | None) -> str:
             lines.append("</tr>")
         lines.append("</tbody></table>")
     lines += [f'<p><img src="{escape(picture)}" alt="Scores against pre-training"></p>'] if picture else []
-    told = [f"<li>{escape(note)}</li>" for note in [*explanation(results), *notes]]
-    lines += ["<ul>", *told, "</ul></body></html>", ""]
+    items = [f"<li>{escape(note)}</li>" for note in [*explanation(results), *notes]]
+    lines += ["<ul>", *items, "</ul></body></html>", ""]
     return "\n".join(lines)
 
 
 def to_csv(results: Results) -> str:
-    """One line for each number, with the values that it is made of; percent, not rounded."""
+    """One line per number, with the score of each seed; in percent, not rounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV)
@@ -114,25 +114,25 @@ def to_csv(results: Results) -> str:
 
 
 def seeds(entries: Sequence[Entry]) -> str:
-    """How many seeds the numbers of a row are made of."""
+    """The number of seeds in the numbers of a row."""
     counts = sorted({len(entry.values) for entry in entries})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
 def explanation(results: Results) -> list[str]:
-    """What the numbers are."""
+    """Notes that explain the numbers."""
     config = results.config
     lines = [
         f"{results.done} of {results.runs} runs are done.",
-        "Percent; mean ± standard deviation of the sample over seeds.",
+        "In percent; mean ± sample standard deviation over seeds.",
         f"vs. {config.baseline}: the mean difference, and p of a two-sided paired t-test over the seeds that both "
-        "have. The p-values are not corrected for the number of comparisons. With fewer than "
-        f"{LEAST_FOR_RANKS} seeds no test of ranks can fall below 0.05; with more, table.csv has Wilcoxon's.",
+        "rows have. The p-values are not corrected for the number of comparisons. With fewer than "
+        f"{MIN_PAIRS_FOR_RANKS} seeds no rank test can give p < 0.05; with more, table.csv has that of Wilcoxon's.",
     ]
     if config.pretrain_seed is not None and any(row.recipe for row in config.rows):
         lines.append(
             f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
-            "the transfer alone."
+            "the transfer only."
         )
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines

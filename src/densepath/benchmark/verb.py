@@ -1,4 +1,4 @@
-"""``densepath benchmark``: a paper's table, run and written down."""
+"""``densepath benchmark``: computes a paper's table."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rich.console import Console
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
-from densepath.benchmark.devices import make_slots
+from densepath.benchmark.devices import make_devices
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
-from densepath.benchmark.run_folder import CellFolder
+from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
 from densepath.benchmark.tables import to_csv, to_html, to_markdown
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 
 TABLE, PICTURE = "table", "curves.png"
-_CELLS, _DIGESTS, _NAME = "cells", "contents", "name.txt"
-_OWN = (_CELLS, _DIGESTS, f"{TABLE}.md")
+_RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
+_OWN = (_RUNS, _DIGESTS, f"{TABLE}.md")
 
 
 def benchmark_table(
@@ -38,52 +38,51 @@ def benchmark_table(
     seeds: Sequence[int] = (),
     rows: Sequence[str] = (),
     baseline: str | None = None,
-    cells: str | Path | None = None,
+    runs: str | Path | None = None,
     devices: int | str = "auto",
     allow_overlap: bool = False,
     dry_run: bool = False,
 ) -> Path | None:
-    """Run a paper's table: pre-train every row, measure it by every task, with several seeds.
+    """Compute a paper's table: pre-train every row and evaluate it on every task, with several seeds.
 
-    Each run is a cell with a folder of its own, named by a digest of its options, its data and the code. A cell that is
-    done is not run again, one that was stopped or killed goes on, and a change of options, data or code makes other
-    cells: nothing is mixed. ``table.md``, ``table.csv``, ``table.html`` and ``curves.png`` are written whenever a cell
-    is done.
+    Each run has its own folder, named by a digest of its options, its data and the code. A finished run is not
+    repeated, a run that was stopped or killed is resumed, and a change of options, data or code makes new runs:
+    nothing is mixed. ``table.md``, ``table.csv``, ``table.html`` and ``curves.png`` are written whenever a run is done.
 
     Args:
         config: "table1", "table2", "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
             "figure1" of the ConCL paper; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and
             "conv_mim_figure5" of the Conv-MIM paper; the small "glas_small" (a GPU) and "glas_probe" (a CPU); or a YAML
             file.
-        out: the folder of the table, and of none of another name; a YAML file that is edited keeps it.
-        data: the labelled sets, as NAME=FOLDER by the table's names; the folder alone where the table has one. Tasks on
-            others are left out.
+        out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.
+        data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
+            sets that are not given are left out.
         tiles: the unlabelled images: a folder, a text list, a glob, or a packed store.
-        given: what rows need beside that, as NAME=VALUE; rows that lack it are left out.
-        seeds: take the place of the table's.
-        rows: only these, and the baseline.
-        baseline: takes the place of the table's.
-        cells: the folder of the cells; ``out/cells`` by default. Tables that share one share their pre-trainings, too.
-        devices: "auto" (one GPU, or else the CPU), a number of GPUs, "cuda:0,1", "cpu", or "cpu:2" for two runs side by
-            side.
-        allow_overlap: go on where test images, or their patients, are among the tiles; the table says so.
-        dry_run: only tell what would run, what is done, and what the rest costs.
+        given: other inputs that rows need, as NAME=VALUE; rows whose inputs are missing are left out.
+        seeds: override the table's seeds.
+        rows: run only these rows and the baseline.
+        baseline: overrides the table's baseline.
+        runs: the folder of the runs; ``out/runs`` by default. Tables with the same folder share their pre-trainings.
+        devices: "auto" (one GPU, or the CPU if there is none), a number of GPUs, "cuda:0,1", "cpu", or "cpu:2" for two
+            parallel runs.
+        allow_overlap: continue if test images, or their patients, are among the tiles; the table reports it.
+        dry_run: only print which runs there are, which are done, and what the others cost.
 
     Returns:
-        ``out/table.md``; None of a dry run.
+        ``out/table.md``; None for a dry run.
 
     Raises:
-        UserError: the table or the data are not what they should be, the folder holds another table, test images are
-            among those for pre-training, or cells have failed; the others have run by then.
-        Interrupted: Ctrl-C or SIGTERM; the runs have saved their state.
+        UserError: the table or the data are invalid, the folder holds another table, test images are among those for
+            pre-training, or runs have failed; all other runs are done then.
+        Interrupted: by Ctrl-C or SIGTERM; the runs have saved their state.
     """
     table = _chosen(load_table(config), seeds, rows, baseline)
-    slots = make_slots(devices)
+    chosen = make_devices(devices)
     out = Path(out)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
     _check_same_table(out, table.name)
-    root = Path(cells) if cells is not None else out / _CELLS
+    root = Path(runs) if runs is not None else out / _RUNS
     folders = _folders(data, table)
     labelled = {name: read_labelled(name, folder, out) for name, folder in folders.items()}
     unlabelled = read_tiles(tiles, out) if tiles is not None and any(row.recipe for row in table.rows) else None
@@ -95,43 +94,43 @@ def benchmark_table(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"{table.title}: {len(table.seeds)} seeds", markup=False)
-    for line in [*notes, *describe(estimate(list(grid.cells.values()), root), table, len(slots))]:
+    for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(chosen))]:
         console.print(line, markup=False)
     if dry_run:
-        for name, cell in grid.cells.items():
-            console.print(f"{'done' if CellFolder(root, cell).result() is not None else 'to do'}  {name}", markup=False)
+        for name, run in grid.runs.items():
+            console.print(f"{'done' if RunFolder(root, run).result() is not None else 'to do'}  {name}", markup=False)
         return None
     with atomic_write(out / _NAME) as part:
         part.write_text(f"{table.name}\n", encoding="utf-8")
-    runner = Runner(root, list(grid.cells.values()), slots, partial(_write, out, table, grid, root, notes))
+    runner = Runner(root, list(grid.runs.values()), chosen, partial(_write, out, table, grid, root, notes))
     runner.run()
     failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
     written = _write(out, table, grid, root, [*notes, *failures])
     if runner.failed:
         name, why = next(iter(runner.failed.items()))
         raise UserError(
-            f"{len(runner.failed)} of {len(grid.cells)} runs failed, first {name}: {why}; mend the cause and give the "
-            f"same command again ({written} has the others)"
+            f"{len(runner.failed)} of {len(grid.runs)} runs failed, first {name}: {why}; fix the cause and give the "
+            f"same command again ({written} has the other results)"
         )
     return written
 
 
 def _check_same_table(out: Path, name: str) -> None:
-    """Check that the folder is not that of a table with another name.
+    """Check that the folder does not hold a table with another name.
 
     Raises:
-        UserError: it is.
+        UserError: it does.
     """
     try:
         held = (out / _NAME).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):
         return
     if held != name:
-        raise UserError(f"{out} holds the table {held}; name another folder for {name} (the two may share --cells)")
+        raise UserError(f"{out} holds the table {held}; use another folder for {name} (both may share --runs)")
 
 
 def _chosen(table: TableConfig, seeds: Sequence[int], rows: Sequence[str], baseline: str | None) -> TableConfig:
-    """The table with what the user changes of it."""
+    """The table with the user's seeds, rows and baseline."""
     names = [row.name for row in table.rows]
     for name in [*rows, *([baseline] if baseline is not None else [])]:
         if name not in names:
@@ -142,7 +141,7 @@ def _chosen(table: TableConfig, seeds: Sequence[int], rows: Sequence[str], basel
 
 
 def _folders(data: Sequence[str], table: TableConfig) -> dict[str, str]:
-    """The labelled sets' folders by their names."""
+    """Name of a labelled set -> its folder."""
     known = list(dict.fromkeys(task.data for task in table.tasks))
     if len(data) == 1 and len(known) == 1 and "=" not in data[0]:
         return {known[0]: data[0]}
@@ -166,11 +165,11 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
 
 
 def _write(out: Path, table: TableConfig, grid: Grid, root: Path, notes: Sequence[str]) -> Path:
-    """Write the table as it stands."""
+    """Write the table with the results so far."""
     results = collect(table, grid, root)
     picture = draw_budgets(results, grid.budgets, out / PICTURE)
     if picture is None:
-        (out / PICTURE).unlink(missing_ok=True)  # that of rows or runs that are no longer asked for
+        (out / PICTURE).unlink(missing_ok=True)  # a plot of an earlier configuration
     name = picture.name if picture else None
     texts = {
         "md": to_markdown(results, notes, name),

@@ -1,4 +1,4 @@
-"""The options of a table's runs, checked as the command line checks them before it runs anything."""
+"""The options of a table's runs, checked before anything runs, as the command line checks them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Verb = Literal["pretrain", "probe", "detect", "sam"]
 VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "detect": detect, "sam": sam}
 _AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
 METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": _AP, "sam": _AP}
-# What the grid itself decides for every run.
-_OF_THE_GRID = (
+# Options that the grid sets for every run.
+_SET_BY_GRID = (
     *("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers"),
     *("probe", "draw"),  # functions
 )
@@ -30,28 +30,28 @@ _OF_THE_GRID = (
 
 @cache
 def free_options(verb: str) -> tuple[str, ...]:
-    """The options of a verb that a table may set; the grid decides the others for every run."""
-    return tuple(name for name in inspect.signature(VERBS[verb]).parameters if name not in _OF_THE_GRID)
+    """The options of a verb that a table may set; the grid sets the others for every run."""
+    return tuple(name for name in inspect.signature(VERBS[verb]).parameters if name not in _SET_BY_GRID)
 
 
 def pretraining_options(
     recipe: str, options: Mapping[str, Any], backbone: str, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All options of a pre-training, checked as far as they can be before it starts.
+    """All options of a pre-training, checked as far as possible before it starts.
 
     Args:
-        recipe: its name or file; what the grid decides may stand there, as in the configuration of an earlier run.
-        options: over those of the recipe.
-        backbone: that the recipe must not contradict.
-        given: dotted option -> value that takes the place of its own.
+        recipe: its name or file; options that the grid sets are ignored, as in the configuration of an earlier run.
+        options: override those of the recipe.
+        backbone: a timm name; the recipe must not name another one.
+        given: dotted option -> value that overrides the others.
 
     Raises:
-        UserError: there is no such recipe or option, or a value does not fit.
+        UserError: there is no such recipe or option, or a value is invalid.
     """
-    dropped = set(_OF_THE_GRID) - {"weights", "backbone"}
+    dropped = set(_SET_BY_GRID) - {"weights", "backbone"}
     known = {name: value for name, value in load_recipe(recipe).items() if name not in dropped}
     if known.get("backbone", backbone) != backbone:
-        raise UserError(f"its recipe has the backbone {known['backbone']}; say so in the row, which has {backbone}")
+        raise UserError(f"its recipe has the backbone {known['backbone']}, but the row has {backbone}; make them equal")
     resolved = merged(known, options) | {"backbone": backbone}
     for place, value in given.items():
         put(resolved, place, value)
@@ -65,7 +65,7 @@ def pretraining_options(
 
 
 def put(options: dict[str, Any], place: str, value: Any) -> None:
-    """Give a dotted option its value."""
+    """Set a dotted option."""
     *parts, last = place.split(".")
     for part in parts:
         options[part] = dict(options.get(part) or {})
@@ -74,27 +74,27 @@ def put(options: dict[str, Any], place: str, value: Any) -> None:
 
 
 def check_values(verb: str, options: Mapping[str, Any]) -> None:
-    """Check that the command line takes options and their values.
+    """Check that the command line accepts options and their values.
 
     Args:
         verb: one of ``VERBS``.
-        options: as a recipe holds them.
+        options: options as in a recipe.
 
     Raises:
-        UserError: one is unknown, or its value is of the wrong kind.
+        UserError: an option is unknown, or its value has the wrong type.
     """
     _check(verb, json.dumps(options, default=str))
 
 
 @cache
 def _check(verb: str, options: str) -> None:
-    """Once for equal options: the tasks and rows of a table have many in common."""
+    """Cached: many tasks and rows of a table have equal options."""
     command = Command(f"densepath {verb}", VERBS[verb], recipes="detect" if verb == "detect" else "")
     command.parse_recipe(json.loads(options))
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over others, parts such as ``method_options`` option by option; the length of a run is said once."""
+    """Options with others on top, nested mappings merged key by key; only one of epochs and max_steps is kept."""
     result = dict(under)
     for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
         if over.get(one) is not None:

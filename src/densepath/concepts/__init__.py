@@ -1,1 +1,1 @@
-"""Who says what the regions of an image are."""
+"""Sources of concepts: what the regions of an image are."""

@@ -1,4 +1,4 @@
-"""The sources of concepts by their names."""
+"""Builds a source of concepts by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from densepath.core.errors import UserError
 CONCEPTS = ("kmeans", "grid", "superpixels", "saliency", "nuclei", "files")
 
 
-def choose_source(
+def build_source(
     name: str,
     *,
     num_concepts: int,
@@ -26,19 +26,19 @@ def choose_source(
     files: str | None,
     cache: str | None = None,
 ) -> ConceptSource:
-    """A source of concepts.
+    """Build a source of concepts.
 
     Args:
         name: one of :data:`CONCEPTS`.
-        num_concepts, stage: of "kmeans".
-        grid_size: of "grid".
-        superpixel_scale: of "superpixels".
-        nucleus_radius: of "nuclei".
-        files: of "files" and "saliency".
-        cache: where what is found on images is kept.
+        num_concepts, stage: options of "kmeans".
+        grid_size: option of "grid".
+        superpixel_scale: option of "superpixels".
+        nucleus_radius: option of "nuclei".
+        files: option of "files" and "saliency".
+        cache: the folder where label maps of images are cached.
 
     Raises:
-        UserError: an unknown name, or a value that does not fit.
+        UserError: an unknown name, or an invalid value.
     """
     if name == "kmeans":
         return KMeansConcepts(stage, num_concepts)
@@ -51,8 +51,8 @@ def choose_source(
     if name not in CONCEPTS:
         raise UserError(f"unknown concepts {name!r}; there are: {', '.join(CONCEPTS)}")
     if files is None:
-        what = "label maps" if name == "files" else "masks, or a model's file,"
-        raise UserError(f"concepts {name} need concept_files; give a folder of {what} for them")
+        what = "label maps" if name == "files" else "masks, or a model's file"
+        raise UserError(f"concepts {name} need concept_files; give a folder of {what}")
     if name == "saliency":
         return ImageLabels(Saliency(files), Saliency.num_concepts, cache)
     return ImageLabels(MapFiles(files), cache=cache)

@@ -1,4 +1,4 @@
-"""Concepts of a regular grid: g-ConCL."""
+"""Concepts from a regular grid: g-ConCL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from densepath.views.view import Batch
 
 
 class GridConcepts:
-    """The reference view cut into s x s equal cells, each a concept.
+    """Divides the reference view into s x s equal squares, each a concept.
 
     Args:
         size: s.
@@ -22,17 +22,17 @@ class GridConcepts:
 
     def __init__(self, size: int = 3) -> None:
         if size < 1:
-            raise UserError(f"a grid of concepts has at least one cell a side, not {size}")
+            raise UserError(f"grid_size is {size}; a grid of concepts needs at least one square per side")
         self.size = size
         self.num_concepts = size * size
 
     def check(self, backbone: Backbone, view_size: int) -> None:
-        """A grid fits every view."""
+        """Accepts any view."""
 
     def prepare(self, images: ImageFiles | PackedTiles) -> None:
-        """Nothing depends on the images."""
+        """Does nothing: a grid does not depend on the images."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
-        cells = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)
-        labels = cells.view(1, self.size, self.size).expand(len(batch), -1, -1)
+        ids = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)
+        labels = ids.view(1, self.size, self.size).expand(len(batch), -1, -1)
         return Concepts(labels, batch["reference"].map)

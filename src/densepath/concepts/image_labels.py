@@ -1,4 +1,4 @@
-"""Concepts that belong to the images themselves: found once, kept on disk, and carried into the views."""
+"""Concepts of the images themselves: computed once, cached on disk, and warped into the views."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from densepath.views.view import Batch
 
 
 class ImageLabels:
-    """The label maps of the images as concepts.
+    """Uses the label maps of the images as concepts.
 
     Args:
         labeller: makes the label map of an image.
-        num_concepts: how many labels there are, below which all ids lie; None where nobody knows.
-        cache: the folder where label maps are kept; the user's cache folder by default.
+        num_concepts: number of labels, all ids are below it; None if it is unknown.
+        cache: the folder where label maps are cached; the user's cache folder by default.
     """
 
     def __init__(self, labeller: Labeller, num_concepts: int | None = None, cache: str | Path | None = None) -> None:
@@ -30,11 +30,11 @@ class ImageLabels:
         self.cache = cache
 
     def check(self, backbone: Backbone, view_size: int) -> None:
-        """Regions of an image fit every view."""
+        """Accepts any view."""
 
     def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps:
-        """Make the maps of all images, or find them in the cache. Raises UserError where one cannot be made."""
-        # A copy: the paths of millions of files that it holds, or a model on the GPU, go with it.
+        """Compute the maps of all images, or read them from the cache. Raises UserError if one cannot be computed."""
+        # A copy, so that the paths of millions of files, or a model on the GPU, are freed with it.
         return label_images(images, copy.copy(self.labeller), self.cache)
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:

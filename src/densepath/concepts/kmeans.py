@@ -1,4 +1,4 @@
-"""Concepts that the network being trained sees by itself: b-ConCL."""
+"""Concepts from the features of the network that is trained: b-ConCL."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from densepath.nets.backbones import Backbone
 from densepath.sources.open import ImageFiles, PackedTiles
 from densepath.views.view import Batch
 
-ITERATIONS = 10  # the released code
+ITERATIONS = 10  # as in the released code
 
 
 class KMeansConcepts:
-    """Clusters of the momentum encoder's features on the reference view, each image on its own.
+    """Clusters the momentum encoder's features of the reference view, separately for each image.
 
-    Centroids start at random cells, drawn with replacement, as in the released code; there a cluster that lost its
-    cells goes on at one random position for the whole batch, here each at its own.
+    Centroids start at random positions, drawn with replacement, as in the released code. An empty cluster is restarted
+    at a random position: each at its own, where the released code draws one position for the whole batch.
 
     Args:
-        stage: which features f1..f5 are clustered; the encoder stops there.
+        stage: the stage f1..f5 whose features are clustered; the encoder stops there.
         num_concepts: K.
 
     Source: ConCL (ECCV 2022), section 4.4: K = 8 on f4 or f5.
@@ -31,34 +31,34 @@ class KMeansConcepts:
 
     def __init__(self, stage: int = 4, num_concepts: int = 8) -> None:
         if num_concepts < 1:
-            raise UserError(f"k-means needs at least one concept, not {num_concepts}")
+            raise UserError(f"num_concepts is {num_concepts}; k-means needs at least one concept")
         self.stage = stage
         self.num_concepts = num_concepts
 
     def check(self, backbone: Backbone, view_size: int) -> None:
-        """Raises UserError for an unknown stage, or for more clusters than cells."""
+        """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
-        self._check_cells(math.ceil(view_size / 2**self.stage) ** 2)
+        self._check_positions(math.ceil(view_size / 2**self.stage) ** 2)
 
     def prepare(self, images: ImageFiles | PackedTiles) -> None:
-        """The clusters change with the encoder: nothing can be made beforehand."""
+        """Does nothing: the clusters change with the encoder."""
 
-    def _check_cells(self, cells: int) -> None:
-        if cells < self.num_concepts:
+    def _check_positions(self, positions: int) -> None:
+        if positions < self.num_concepts:
             raise UserError(
-                f"{self.num_concepts} concepts cannot be found in the {cells} cells of stage f{self.stage}; "
-                "take fewer concepts, an earlier stage or larger views"
+                f"{self.num_concepts} concepts cannot be found at the {positions} positions of stage f{self.stage}; "
+                "use fewer concepts, an earlier stage or larger views"
             )
 
     @torch.no_grad()
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         pixels = batch["reference"].pixels
         features = encoder(pixels, last=self.stage)[self.stage]
-        count, cells = len(features), features.shape[2] * features.shape[3]
-        self._check_cells(cells)
+        count, positions = len(features), features.shape[2] * features.shape[3]
+        self._check_positions(positions)
         draws = batch.uniform((1 + ITERATIONS) * self.num_concepts)
-        positions = (draws * cells).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)
-        positions = positions.to(pixels.device, non_blocking=True)
-        labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), positions[0], positions[1:])
+        starts = (draws * positions).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)
+        starts = starts.to(pixels.device, non_blocking=True)
+        labels, empty = spherical_kmeans(features.flatten(2).transpose(1, 2), starts[0], starts[1:])
         labels = labels.view(count, *features.shape[2:])
         return Concepts(labels, batch["reference"].map, {"empty_clusters": empty.float().mean()})

@@ -1,4 +1,4 @@
-"""Concepts that somebody else has drawn or computed: label maps in a folder beside the images."""
+"""Concepts from the user's label maps: a folder with one map for each image."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from densepath.sources.decode import DamagedImage
 
 
 class MapFiles:
-    """Label maps from a folder: each number is a concept, 0 like the others.
+    """Reads label maps from a folder: each number is a concept, also 0.
 
-    A map has the name of its image, below the folder as the image lies below its own, with any suffix of
-    :data:`densepath.annotations.labels.LABEL_SUFFIXES`. It may be coarser or finer than the image, but not of another
-    shape.
+    A map has its image's name and is in the same subfolder, with any suffix of
+    :data:`densepath.annotations.labels.LABEL_SUFFIXES`. Its resolution may differ from the image's, but not its aspect
+    ratio.
 
     Args:
-        folder: holds the maps. It is looked at once there are images: an export needs none.
+        folder: holds the maps. It is read only when there are images: an export does not need it.
     """
 
     parallel = True
@@ -54,25 +54,25 @@ class MapFiles:
         except DamagedImage as error:
             raise UserError(f"{error}; replace the label map") from error
         if labels.size and labels.min() < 0:
-            raise UserError(f"{path} holds the label {labels.min()}; number the labels from 0")
+            raise UserError(f"{path} has the label {labels.min()}; number the labels from 0")
         return labels
 
 
 def check_shape(path: Path, size: tuple[int, ...], image: npt.NDArray[np.uint8], what: str) -> None:
-    """Check that a file of (height, width) has its image's shape; ``what`` names its kind.
+    """Check that a file of (height, width) has its image's aspect ratio; ``what`` names it in the error.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     if not same_shape(size, image.shape[:2]):
         raise UserError(
             f"{path} has {size[1]} x {size[0]} px and its image {image.shape[1]} x {image.shape[0]}; "
-            f"{what} must have its image's shape"
+            f"{what} must have its image's aspect ratio"
         )
 
 
 def same_shape(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two (height, width) are in proportion, but for the rounding of the smaller one to whole pixels."""
+    """Whether two (height, width) have the same aspect ratio, up to rounding of the smaller one to whole pixels."""
     small, large = sorted((size, other))
     if not min(small):
         return False

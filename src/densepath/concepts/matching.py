@@ -1,4 +1,4 @@
-"""Which file of a folder belongs to which image, by name: for millions of them in little memory."""
+"""Matches images with files of a folder by name, for millions of them in little memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import numpy.typing as npt
 from densepath.annotations.pairs import refuse
 from densepath.core.errors import UserError
 
-_BLOCK = 2**14  # names that are looked at together
-_BYTES = 8  # of a name's digest: two of a million names agree by chance once in 10^7 times
+_BLOCK = 2**14  # names that are processed together
+_BYTES = 8  # length of a digest: the chance that two of a million names collide is 10^-7
 
 Digests = npt.NDArray[np.uint64]
 
 
 class Matches:
-    """The file of each image: that of its name, in subfolders as the images are.
+    """The file of each image: the one with its name in the same subfolder.
 
     Args:
-        folder: where the files lie.
-        above: how many leading parts of an image's path are not below its own folder.
-        digests: ascending, of the files' paths below the folder, without suffix.
-        suffixes: numbers of their suffixes.
-        spellings: a suffix for each number.
+        folder: the folder that holds the files.
+        above: number of leading parts of an image's path that are not below the images' own folder.
+        digests: ascending digests of the files' paths below the folder, without suffix.
+        suffixes: for each digest, the number of the file's suffix.
+        spellings: the suffix of each number.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Matches:
         self.spellings = spellings
 
     def path(self, name: str) -> Path:
-        """The file of an image by the image's path."""
+        """The file of an image, given the image's path."""
         key = _parts(name)[self.above :]
         place = int(np.searchsorted(self.digests, _digest(key)))
         return self.folder / ("/".join(key) + self.spellings[int(self.suffixes[place])])
@@ -56,20 +56,20 @@ class Matches:
 def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -> Matches:
     """Find the file of each image in a folder.
 
-    The images' own folder is not known: it is the longest one that lets every image have its file.
+    The images' own folder is not known: it is the longest one for which every image has a file.
 
     Args:
-        names: paths of the images; they are gone through several times.
-        folder: where their files lie, and folders of them.
-        suffixes: which files are meant.
+        names: paths of the images; they are iterated several times.
+        folder: holds the files, also in subfolders.
+        suffixes: suffixes of the files.
 
     Raises:
-        UserError: an image has no file, or two have the same one; or two files have the same name.
+        UserError: an image has no file, two images have the same file, or two files have the same name.
     """
     digests, numbers, spellings = _index(folder, suffixes)
     fewest: list[str] | None = None
     depths = range(min(len(_parts(name)) for name in names))
-    for above in depths:  # folders that the images have in common with nothing here
+    for above in depths:  # leading folders of the images that do not occur below this folder
         if all(_known(block, digests).all() for block in _blocks(names, above)):
             matches = Matches(folder, above, digests, numbers, spellings)
             _check_single(names, matches)
@@ -77,12 +77,12 @@ def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -
     for above in depths:
         missing = [name for name in names if not _known(_array([_digest(_parts(name)[above:])]), digests).all()]
         fewest = missing if fewest is None or len(missing) < len(fewest) else fewest
-    refuse(fewest or [], f"images without a label map in {folder}", "every image needs one of its name")
+    refuse(fewest or [], f"images without a label map in {folder}", "give every image a map with its name")
     raise AssertionError("there is at least one image")
 
 
 def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArray[np.uint8], list[str]]:
-    """Digests of the files' names, ascending, with the numbers of their suffixes; and the suffixes."""
+    """Ascending digests of the files' names, the numbers of their suffixes, and the suffixes."""
     digests, numbers, spellings = array("Q"), array("B"), dict[str, int]()
     for path in _files(folder, suffixes):
         digests.append(_digest(_parts(path)))
@@ -99,7 +99,7 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArra
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """The paths, below a folder, of the files in it and in the folders below; hidden files are left out."""
+    """The relative paths of all files below a folder; hidden files are left out."""
     folders = [""]
     while folders:
         here = folders.pop()
@@ -117,11 +117,11 @@ def _check_single(names: Iterable[str], matches: Matches) -> None:
     if len(twice := found[counts > 1]):
         shared = {matches.path(name) for name in names if _digest(_parts(name)[matches.above :]) in twice}
         several = [str(path) for path in sorted(shared)]
-        refuse(several, "label maps that belong to several images", "lay them out in folders as the images are")
+        refuse(several, "label maps that belong to several images", "put them into the same subfolders as the images")
 
 
 def _blocks(names: Iterable[str], above: int) -> Iterator[Digests]:
-    """The digests of the images' names, some thousand at a time."""
+    """The digests of the images' names, in blocks."""
     rest = iter(names)
     while block := [_digest(_parts(name)[above:]) for name in islice(rest, _BLOCK)]:
         yield _array(block)
@@ -139,7 +139,7 @@ def _array(numbers: list[int]) -> Digests:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """The folders of a path and its name without suffix."""
+    """The folders of a path, and its name without suffix."""
     return tuple(part for part in os.path.splitext(name)[0].split("/") if part not in ("", "."))
 
 

@@ -1,4 +1,4 @@
-"""Two concepts, what stands out and the rest: bas-ConCL."""
+"""Two concepts, salient foreground and background: bas-ConCL."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from densepath.core.errors import UserError
 from densepath.sources.decode import DamagedImage, read_image
 from densepath.sources.listing import SUFFIXES
 
-THRESHOLD = 0.5  # of the map, which reaches from 0 to 1; the paper names none
+THRESHOLD = 0.5  # for a map with values from 0 to 1; the paper does not give it
 
 
 class Saliency:
-    """Foreground and background of each image by a saliency model, or by masks that one has made.
+    """Foreground and background of each image from a saliency model, or from masks of such a model.
 
-    The model's first output is a map; a sigmoid makes probabilities of it where it holds anything below 0 or above 1.
-    It is stretched to reach from 0 to 1 on each image, and split at one half.
+    The model's first output is the map; if it has values below 0 or above 1, a sigmoid is applied. The map of each
+    image is scaled to the range from 0 to 1 and thresholded at one half.
 
     Args:
-        source: the file or folder of a model (see :func:`load_saliency_model`); the name of one on the Hugging Face
-            hub; or a folder of grey masks, one for each image, of its name and its shape. It is looked at once there
-            are images: an export needs none.
+        source: the file or folder of a model (see :func:`load_saliency_model`); the name of a model on the Hugging Face
+            hub; or a folder of grey masks, one for each image, with its name and aspect ratio. It is read only when
+            there are images: an export does not need it.
 
     Source: ConCL (ECCV 2022), section 4.3, with BASNet (Qin et al., CVPR 2019).
     """
@@ -40,7 +40,7 @@ class Saliency:
 
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)
-        self.parallel = self._has_masks  # a model uses all cores by itself
+        self.parallel = self._has_masks  # a model uses all cores itself
         self._matches: Matches | None = None
         self._names: Iterable[str] = ()
         self._predict: Predict | None = None
@@ -60,8 +60,8 @@ class Saliency:
             folder = fetched(str(self.source))
             if folder is None:
                 raise UserError(
-                    f"there is no saliency model and no folder of masks at {self.source}, nor a model of that name "
-                    "that can be fetched; correct the path"
+                    f"{self.source} is not a saliency model, a folder of masks, or a model that can be downloaded; "
+                    "correct the path"
                 )
             self.source = folder
         if self._has_masks:
@@ -98,5 +98,7 @@ class Saliency:
         saliency = first.detach().float().cpu().squeeze() if isinstance(first, Tensor) else torch.zeros(0)
         if saliency.ndim != 2 or not saliency.isfinite().all():
             found = tuple(first.shape) if isinstance(first, Tensor) else f"a {type(first).__name__}"
-            raise UserError(f"the saliency model {self.source} gives {found} where one map of finite numbers should be")
+            raise UserError(
+                f"the saliency model {self.source} returns {found} instead of one finite map; export it again"
+            )
         return saliency if saliency.min() >= 0 and saliency.max() <= 1 else saliency.sigmoid()

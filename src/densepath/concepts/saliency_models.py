@@ -1,4 +1,4 @@
-"""Saliency models as their users have them: exported by torch, TorchScript or ONNX, or a model of transformers."""
+"""Loads saliency models: files of torch.export, TorchScript or ONNX, or models of transformers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
 Predict = Callable[[Tensor], Any]
 
-_INPUT = 256  # pixels that BASNet sees
+_INPUT = 256  # input size of BASNet in pixels
 _TORCHSCRIPT = (".pt", ".pth", ".ts", ".torchscript")
 
 
 def load_saliency_model(path: Path) -> Predict:
-    """What takes images (1, 3, H, W) in [0, 1] and gives a saliency map, alone or first of several.
+    """Load a function from images (1, 3, H, W) in [0, 1] to a saliency map, or to several outputs with the map first.
 
-    The image is resized to 256 x 256 and normalized as for ImageNet, or as the folder of a model of transformers says.
-    A TorchScript file and an ONNX file hold a program that is run: load only what comes from somebody you trust.
+    The image is resized to 256 x 256 and normalized as for ImageNet, or as configured in the folder of a transformers
+    model. TorchScript and ONNX files contain programs that are executed: load only files from sources you trust.
 
     Args:
         path: a file of ``torch.export.save`` (.pt2), of TorchScript (.pt, .pth, .ts, .torchscript), or of ONNX (.onnx);
-            or a folder as for :func:`is_model_folder`, of which no code is run.
+            or a folder as for :func:`is_model_folder`, from which no code is executed.
 
     Raises:
-        UserError: the file cannot be read, its kind is not known, or onnxruntime or transformers is missing.
+        UserError: the file cannot be read, its format is unknown, or onnxruntime or transformers is missing.
     """
     suffix = path.suffix.lower()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,19 +51,19 @@ def load_saliency_model(path: Path) -> Predict:
             return _prepared(_load_torchscript(path, device), path)
     except UserError:
         raise
-    except Exception as error:  # each reader has its own on broken bytes
+    except Exception as error:  # each reader raises its own errors for corrupt files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the saliency model {path} cannot be read ({reason}); export it again") from error
-    raise UserError(f"the saliency model {path} is none of .pt2, {', '.join(_TORCHSCRIPT)}, .onnx; export it as one")
+    raise UserError(f"the format of the saliency model {path} is unknown; use .pt2, {', '.join(_TORCHSCRIPT)} or .onnx")
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder is what ``save_pretrained`` of transformers writes, with weights in safetensors."""
+    """Whether a folder was written by ``save_pretrained`` of transformers, with weights in safetensors."""
     return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
 def fetched(name: str) -> Path | None:
-    """The folder of a model on the Hugging Face hub, from its cache or over the network; None where there is none."""
+    """The folder of a model on the Hugging Face hub, from its cache or over the network; None if there is none."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
     try:
@@ -79,7 +79,7 @@ def _prepared(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Predict:
-    """The model with what its images go through before."""
+    """The model with the preprocessing of its images."""
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
 
     def predict_colors(pixels: Tensor) -> Any:
@@ -88,31 +88,31 @@ def _prepared(
             return predict((resized - shift) / scale)
         except UserError:
             raise
-        except Exception as error:  # whatever somebody else's program raises
+        except Exception as error:  # the program may raise anything
             reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
             raise UserError(
-                f"the saliency model {path} fails on an image of {size[1]} x {size[0]} px ({reason})"
+                f"the saliency model {path} fails on an image of {size[1]} x {size[0]} px ({reason}); export it again"
             ) from error
 
     return predict_colors
 
 
 def _load_transformers(path: Path, device: str) -> Predict:
-    """A model of semantic segmentation with one label, or with two, the second of which is what stands out."""
+    """A semantic segmentation model with one label, or with two, of which the second is the foreground."""
     try:
         transformers: Any = import_module("transformers")
     except ImportError as error:
         raise UserError(
-            f"the saliency model {path} needs transformers; install it by pip install 'densepath[transformers]'"
+            f"the saliency model {path} needs transformers; run pip install 'densepath[transformers]'"
         ) from error
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     with quiet(transformers):
         model, loading = transformers.AutoModelForSemanticSegmentation.from_pretrained(path, **options)
     lacking = [*loading["missing_keys"], *loading.get("mismatched_keys", ())]
     if lacking:
-        raise UserError(f"the saliency model {path} lacks weights ({lacking[0]}); save it as it was trained")
+        raise UserError(f"the saliency model {path} lacks weights ({lacking[0]}); save the complete model")
     if model.config.num_labels > 2:
-        raise UserError(f"the model {path} tells {model.config.num_labels} labels apart; take one of one or two labels")
+        raise UserError(f"the model {path} has {model.config.num_labels} labels; use a model with one or two labels")
     model.to(device).eval()
 
     def predict(images: Tensor) -> Tensor:
@@ -123,16 +123,16 @@ def _load_transformers(path: Path, device: str) -> Predict:
 
 
 def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
-    """Size, mean and std of the images that a model of transformers was trained with, where its folder says so."""
+    """Image size, mean and std that a transformers model was trained with, if its folder gives them."""
     files = [path / name for name in ("preprocessor_config.json", "processor_config.json")]
-    said: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
-    said = said.get("image_processor", said)
-    size: Any = said.get("size", {})
+    config: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
+    config = config.get("image_processor", config)
+    size: Any = config.get("size", {})
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)
-    normalizes = said.get("do_normalize", True)
-    mean = said.get("image_mean", IMAGENET_MEAN) if normalizes else (0.0,) * 3
-    std = said.get("image_std", IMAGENET_STD) if normalizes else (1.0,) * 3
+    normalizes = config.get("do_normalize", True)
+    mean = config.get("image_mean", IMAGENET_MEAN) if normalizes else (0.0,) * 3
+    std = config.get("image_std", IMAGENET_STD) if normalizes else (1.0,) * 3
     return (int(size.get("height", side)), int(size.get("width", side))), mean, std
 
 
@@ -144,7 +144,7 @@ def _load_exported(path: Path, device: str) -> Predict:
 
 def _load_torchscript(path: Path, device: str) -> Predict:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # it is deprecated, but what many people have
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but still common
         module: Any = torch.jit.load(path, map_location=device).eval()
     return lambda images: module(images.to(device))
 
@@ -153,9 +153,7 @@ def _load_onnx(path: Path) -> Predict:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(
-            f"the saliency model {path} needs onnxruntime; install it by pip install 'densepath[onnx]'"
-        ) from error
+        raise UserError(f"the saliency model {path} needs onnxruntime; run pip install 'densepath[onnx]'") from error
     session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
     name = session.get_inputs()[0].name
     return lambda images: [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]

@@ -1,4 +1,4 @@
-"""What a source of concepts gives."""
+"""The protocol of a source of concepts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Concepts:
     """Concepts on the images of a batch, or on views of them.
 
     Args:
-        labels: (B, H, W) integer ids from 0; an id means something within its image only.
-        map: (B, 2, 3) from the labels' coordinates to those of the images (see ``core.affine``).
+        labels: (B, H, W) integer ids from 0, unique within an image only.
+        map: (B, 2, 3) affine maps from the labels' coordinates to those of the images (see ``core.affine``).
         statistics: scalars to log.
     """
 
@@ -33,13 +33,13 @@ class ConceptSource(Protocol):
 
     @property
     def num_concepts(self) -> int | None:
-        """The largest number of concepts on one image, whose ids are below it; None where nobody knows."""
+        """The maximum number of concepts on one image, all ids are below it; None if it is unknown."""
 
     def check(self, backbone: Backbone, view_size: int) -> None:
-        """Raise UserError where the source cannot label views of this size."""
+        """Raise UserError if the source cannot label views of this size."""
 
     def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps | None:
-        """Look at the images before the first step; give their label maps, which become ``batch.extras["regions"]``."""
+        """Called before the first step; returns label maps of the images, which become ``batch.extras["regions"]``."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
-        """Label a batch; ``encoder`` is the momentum encoder, for sources that ask it."""
+        """Label a batch; ``encoder`` is the momentum encoder, for sources that use features."""

@@ -1,4 +1,4 @@
-"""Concepts that are superpixels: fh-ConCL."""
+"""Concepts from superpixels: fh-ConCL."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from skimage.segmentation import felzenszwalb
 
 from densepath.core.errors import UserError
 
-SIGMA = 0.8  # scikit-image's default; the paper names none
+SIGMA = 0.8  # scikit-image's default; the paper does not give it
 
 
 class Superpixels:
-    """Felzenszwalb and Huttenlocher's superpixels of an image.
+    """Superpixels of an image by Felzenszwalb and Huttenlocher's algorithm.
 
-    The paper segments each reference view, resized to 224 x 224, anew in every epoch; here each image is segmented
-    once, at its own size, and its regions are carried into the views. So ``scale`` counts in pixels of the image.
+    The paper segments each reference view, resized to 224 x 224, again in every epoch. Here each image is segmented
+    once, at its own size, and its regions are warped into the views, so ``scale`` refers to pixels of the image.
 
     Args:
-        scale: s: larger ones give larger regions. It is also the least number of pixels of a region.
+        scale: the parameter s: larger values give larger regions. It is also the minimum size of a region in pixels.
 
     Source: ConCL (ECCV 2022), section 4.2: scale = min_size = 50 or 500; Felzenszwalb and Huttenlocher, IJCV 2004.
     """
@@ -32,7 +32,7 @@ class Superpixels:
 
     def __init__(self, scale: int = 50) -> None:
         if scale < 1:
-            raise UserError(f"the scale of superpixels is a number of pixels, at least 1, not {scale}")
+            raise UserError(f"superpixel_scale is {scale}; give a number of pixels, at least 1")
         self.scale = scale
 
     def identity(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Superpixels:
         return ()
 
     def begin(self, names: Iterable[str]) -> None:
-        """Any image will do."""
+        """Accepts any images."""
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:
         labels: npt.NDArray[Any] = felzenszwalb(image, scale=self.scale, sigma=SIGMA, min_size=self.scale)

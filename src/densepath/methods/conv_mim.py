@@ -24,7 +24,6 @@ from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders import MultiScaleDecoder
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.nets.sparse import Visible
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
@@ -62,12 +61,11 @@ class ConvMIM(Method):
             whole patch, though the selected pixels, which are not aligned with the target's patches, may be a part.
         width: of the decoder's tokens.
         heads: of its attention.
-        batch_norm: whose statistics, in the backbone: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: Yang et al., Convolutional Masked Image Modeling for Dense Prediction Tasks on Pathology Images, WACV 2024.
     """
+
+    batch_norm = "synchronized"
 
     def __init__(
         self,
@@ -80,8 +78,6 @@ class ConvMIM(Method):
         normalize_target: bool = False,
         width: int = 256,
         heads: int = 8,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if masking not in ("stem", "sparse"):
@@ -97,12 +93,10 @@ class ConvMIM(Method):
             )
         cells = [max(1, patch // stride) for stride in strides]
         self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
-        set_batch_norm(self.backbone, batch_norm, batch_norm_group)
         self.cells = cells
         self.patch = patch
         self.mask_ratio = mask_ratio
         self.normalize_target = normalize_target
-        self.batch_norm_group = batch_norm_group
         self.target = "target" if invariance else "query"
         self.unused_views = () if invariance else ("target",)
 
@@ -161,8 +155,7 @@ class ConvMIM(Method):
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)

@@ -18,13 +18,14 @@ from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
+from densepath.training.batch_norm import BatchNorm, share_statistics
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
@@ -65,6 +66,8 @@ def pretrain(
     max_steps: int | None = None,
     batch_size: int = 256,
     accumulate: int = 1,
+    batch_norm: BatchNorm = "auto",
+    batch_norm_group: int = 0,
     view_size: int = 224,
     augment: Augment | None = None,
     optimizer: Optimizer = _PAPER,
@@ -105,6 +108,10 @@ def pretrain(
         batch_size: images per optimizer step, over all devices and accumulated batches.
         accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
             momentum encoder see the small batches.
+        batch_norm: whose images have their batch statistics in common: those of each process ("per_process"), those of
+            all ("synchronized"), or as in the method's paper ("auto").
+        batch_norm_group: divide the images of a process into groups of this many that have their batch statistics in
+            common; 0 for one group. With groups a run is the same on any number of processes, up to rounding.
         view_size: height and width of the views in pixels.
         augment: how views vary; the method's own way by default.
         optimizer: how the weights are updated.
@@ -161,6 +168,8 @@ def pretrain(
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
     learner = find_method(method)(network, **options)
+    together = batch * hardware.world_size
+    asked["batch_norm"] = share_statistics(learner, batch_norm, batch_norm_group, together, hardware.world_size)
     learner.check(view_size, batch * hardware.world_size, hardware.world_size)
     config = _record(asked, hardware, options)
     first = hardware.rank == 0
@@ -247,7 +256,7 @@ def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) 
 
 def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
-    network = copy.deepcopy(learner.exported_backbone()).eval()
+    network = copy.deepcopy(plain_batch_norm(learner.exported_backbone())).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}

@@ -1,7 +1,7 @@
 """``python -m densepath`` without the seconds of its imports: each call is forked from a process that has made them.
 
-Usage: python warm.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS`` and is in
-all else a process of its own: exit code, output, signals, working folder, environment.
+Usage: python cli_server.py FOLDER. It puts an executable ``python`` into FOLDER, which takes ``-m densepath WORDS``.
+Each call is a process with its own exit code, output, signals, working folder and environment.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ os._exit(code)
 
 def serve(folder):
     from densepath import cli
-    from densepath.benchmark import verb  # noqa: F401 (what the calls would import)
+    from densepath.benchmark import verb  # noqa: F401 (imported once for all calls)
 
     address = str(folder / "socket")
     client = folder / "python"
@@ -57,7 +57,7 @@ def serve(folder):
 
 
 def keep(link, main, client):
-    """Play one call, and end."""
+    """Execute one call and exit."""
     _, descriptors, *_ = socket.recv_fds(link, 1, 2)
     lines = link.makefile("rw")
     words, where, environment = json.loads(lines.readline())
@@ -67,7 +67,7 @@ def keep(link, main, client):
         play(lambda: main(words), descriptors, where, environment, client)
     lines.write(f"{job}\n")
     lines.flush()
-    # The caller never writes again: an end of its words is the end of the caller, by a kill that it could not hand on.
+    # The caller never writes again, so the end of its stream means that it was killed by a signal it cannot forward.
     threading.Thread(target=lambda: lines.readline() == "" and end(job), daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
     link.sendall(f"{code}\n".encode())
