@@ -157,16 +157,6 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
         assert len(asked) == 6
 
 
-def test_the_digest_of_many_files_takes_little_memory(tmp_path, bounded_memory):
-    """50,000 names; a list of them and their digests would take 8 MiB."""
-
-    def names():
-        return (f"/nowhere/{number:09d}.png" for number in range(50_000))
-
-    with bounded_memory(5):
-        contents.digest_of_files(names, 50_000, tmp_path)
-
-
 @pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])
 def test_a_damaged_file_of_maps_is_made_anew(tmp_path, tiles, labeller, content):
     whole = label_images(open_images(tiles), labeller, tmp_path / "cache").maps.copy()
@@ -322,23 +312,6 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by concept_cache"):
         label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
-
-
-def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
-    (tmp_path / "a").write_text("a")
-    cache = tmp_path / "cache"
-
-    def fails(*_):
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(contents.hashlib, "file_digest", fails)
-        wrong = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
-    right = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
-    assert right != wrong
-    with monkeypatch.context() as patched:
-        patched.setattr(contents.hashlib, "file_digest", fails)
-        assert contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache) == right
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

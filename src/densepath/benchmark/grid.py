@@ -202,11 +202,7 @@ def _transfer(
 
 
 def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
-    """Check before hours of pre-training that a row's detector fits its backbone.
-
-    Raises:
-        UserError: it does not fit.
-    """
+    """Check before hours of pre-training that a row's detector fits its backbone."""
     detector = options.get("detector", _default("detect", "detector"))
     if timm.is_model(row.backbone) and is_transformer(row.backbone) != (detector in TRANSFORMER_DETECTORS):
         raise UserError(

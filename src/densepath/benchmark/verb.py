@@ -116,11 +116,7 @@ def benchmark_table(
 
 
 def _check_same_table(out: Path, name: str) -> None:
-    """Check that the folder does not hold a table with another name.
-
-    Raises:
-        UserError: it does.
-    """
+    """Check that the folder does not hold a table with another name."""
     try:
         held = (out / _NAME).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):

@@ -149,13 +149,7 @@ class _TimmNetwork(nn.Module):
 
 
 def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _TimmNetwork:
-    """A network of timm, of patches of any size.
-
-    Args:
-        name: its timm name.
-        pretrained: load timm's weights of that name.
-        arguments: of its constructor.
-    """
+    """A network of timm, of patches of any size; with its own weights, or other arguments of its constructor."""
     transformer = is_transformer(name)
     if not transformer:
         build_backbone(name.split(".")[0])  # checks that it gives maps at any size

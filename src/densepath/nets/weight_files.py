@@ -72,11 +72,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse what takes more memory than the file has bytes: ``torch.save`` never compresses, but torch would inflate.
-
-    Raises:
-        UserError: it is compressed, a program, or not a whole archive.
-    """
+    """Refuse what takes more memory than the file has: ``torch.save`` never compresses, but ``torch.load`` inflates."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
