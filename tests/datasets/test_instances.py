@@ -19,7 +19,7 @@ from densepath.annotations.labels import label_size, read_labels
 from densepath.core.errors import UserError
 from densepath.datasets.crag import convert_crag
 from densepath.datasets.instances import convert_instances
-from densepath.sources.decode import DamagedImage
+from densepath.sources.corrupt import CorruptImage
 
 SIZE = (18, 25)
 Array = np.ndarray[Any, Any]
@@ -332,7 +332,7 @@ def test_a_map_of_absurd_size_is_refused_by_its_head(tmp_path: Path, bounded_mem
     path = tmp_path / "huge.mat"
     path.write_bytes(huge_matlab_file())
     for read in (label_size, read_labels):
-        with bounded_memory(20), pytest.raises(DamagedImage, match="16000 x 16000 px are more than"):
+        with bounded_memory(20), pytest.raises(CorruptImage, match="16000 x 16000 px are more than"):
             read(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from densepath.annotations.coco import open_split
 from densepath.core.digests import digest_of, digest_of_files, in_threads, kept
 from densepath.core.errors import UserError
 from densepath.core.system import with_progress
 from densepath.nets.weights import weights_file
-from densepath.sources.decode import DamagedImage, read_image
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
 from densepath.sources.listing import list_images
-from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.training.export import EXPORTED
 
@@ -96,7 +95,11 @@ def read_tiles(source: str | Path, cache: Path) -> ImageSet:
     if str(source).lower().endswith(SUFFIX):
         store = open_store(source)
         names = tuple(store.names(position) for position in range(len(store)))
-        pixels = kept("pixels", [source], cache, lambda: ("\n".join(_pixels_of_store(store)), True))
+
+        def read() -> tuple[str, bool]:
+            return "\n".join(_pixels_of_tile(store.read(position)) for position in range(len(store))), True
+
+        pixels = kept("pixels", [source], cache, read)
         return ImageSet(str(source), _content([source], cache), names, tuple(pixels.split("\n")))
     return _image_set(str(source), list(list_images(source)), cache)
 
@@ -164,14 +167,14 @@ def pixel_digest(image: npt.NDArray[np.uint8]) -> str:
 def _pixels(file: str | Path) -> str:
     try:
         return pixel_digest(read_image(file))
-    except DamagedImage:
+    except CorruptImage:
         return ""
 
 
-def _pixels_of_store(store: PackedTiles) -> Iterator[str]:
-    for position in range(len(store)):
-        gathered = store.gather(torch.tensor([position]))
-        yield pixel_digest(gathered.pixels[0].numpy())
+def _pixels_of_tile(tile: npt.NDArray[Any]) -> str:
+    """The digest of a packed tile as :func:`read_image` gives its file: 8-bit RGB."""
+    pixels = (tile if tile.dtype == np.uint8 else tile >> 8).astype(np.uint8)
+    return pixel_digest(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:

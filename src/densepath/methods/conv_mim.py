@@ -92,7 +92,7 @@ class ConvMIM(Method):
                 f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
             )
         cells = [max(1, patch // stride) for stride in strides]
-        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
+        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads, backbone.in_channels)
         self.cells = cells
         self.patch = patch
         self.mask_ratio = mask_ratio
@@ -112,7 +112,9 @@ class ConvMIM(Method):
         target = to_patches(batch[self.target].pixels, self.patch)
         if self.normalize_target:
             target = standardize_patches(target)[0]
-        errors = (prediction - target).square().unflatten(2, (-1, 3)).mean(3)  # (B, patches, pixels)
+        errors = (
+            (prediction - target).square().unflatten(2, (-1, self.backbone.in_channels)).mean(3)
+        )  # (B, patches, pixels)
         counted = self.counted(batch, visible)
         loss = masked_mean(errors.flatten(), to_patches(counted, self.patch).flatten())
         statistics = {"counted_pixels": counted.float().mean()}
@@ -127,7 +129,7 @@ class ConvMIM(Method):
         return Visible(patches.to(pixels.device, non_blocking=True), count)
 
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
-        """The target's patches, (B, h * h, patch * patch * 3), from what is visible of the query."""
+        """The target's patches, (B, h * h, patch * patch * C), from what is visible of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
         way, along = self.way(batch), visible.cells.shape[-1]
         aligned = [sample(z, way, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]

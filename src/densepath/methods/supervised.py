@@ -13,7 +13,7 @@ from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -53,7 +53,7 @@ class Supervised(Method):
         """Crops and flips; the colors stay."""
         return {"image": augment or Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)}
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: PixelSource) -> str:
         classes = read_classes(images, self.labels)
         self.set_classes(classes.labels, len(classes.names))
         return classes.describe()
