@@ -8,7 +8,6 @@ import pytest
 
 from densepath.benchmark.config import config_names, load_table, merged
 from densepath.benchmark.cost import estimate
-from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import ImageSet, LabelledSet
 from densepath.benchmark.verb_options import pretraining_options
@@ -23,7 +22,7 @@ def images(count):
 def grid_of(table, tiles=80_000):
     labelled = {name: LabelledSet(name, images(85), images(80), name) for name in ("glas", "crag")}
     given = {name: "something" for row in table.rows for name in row.needs}
-    return make_grid(table, labelled, images(tiles), given, Digests("nowhere.json"))
+    return make_grid(table, labelled, images(tiles), given, Path("nowhere"))
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -41,7 +40,7 @@ def test_the_table_in_the_docs_has_a_grid(tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     table = load_table(tmp_path / "mine.yaml")
     mine = {"mine": LabelledSet("mine", images(4), images(2), "mine")}
-    grid = make_grid(table, mine, images(100), {}, Digests("nowhere.json"))
+    grid = make_grid(table, mine, images(100), {}, Path("nowhere"))
     assert len(grid.places) == 4 * 2 * 3
     assert [run.images for run in grid.runs.values() if run.verb == "pretrain"] == [2000 * 64] * 6
 

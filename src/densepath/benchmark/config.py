@@ -245,11 +245,7 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
 
 
 def _check_options(verb: str, options: Any, whose: str) -> None:
-    """Check options without running the verb.
-
-    Raises:
-        UserError: an option does not exist or is set by the grid, or a value is invalid.
-    """
+    """Check options without running the verb."""
     mapping(options, free_options(verb), f"the options of {whose}")
     if options.get("epochs") is not None and options.get("max_steps") is not None:
         raise UserError(f"{whose} has epochs and max_steps; give one of them")

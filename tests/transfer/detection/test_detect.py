@@ -99,8 +99,8 @@ def test_every_detector_learns_an_image_to_the_pixel(
     metrics = detect(data=data, out=out, precise_bn_batches=10, drops=(0.5, 0.8), **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
-    # Untrained, all are 0. Above 0.85 no more than one object misses an IoU of 0.9. Whether the last threshold of 0.95 is
-    # met, by boxes of 30 pixels and masks drawn from 14 x 14 positions, depends on the CPU's rounding.
+    # Untrained, all are 0. Above 0.85 no more than one object misses an IoU of 0.9. Whether the last threshold of 0.95
+    # is met, by boxes of 30 pixels and masks drawn from 14 x 14 positions, depends on the CPU's rounding.
     assert metrics["box_ap75"] == 1 and metrics["box_ap"] > 0.85
     assert metrics.get("mask_ap75", 1) == 1 and metrics.get("mask_ap", 1) > 0.85
     assert json.loads((out / "metrics.json").read_text()) == metrics

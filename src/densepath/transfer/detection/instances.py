@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
-    """Draw a box's mask into its image, as COCO's compressed run lengths; the image itself is never made.
+    """Draw a box's mask into its image, as COCO's compressed run lengths.
 
     Args:
         mask: (M, M) probabilities; the cells fill the box from edge to edge, and values between their centers are
@@ -24,21 +24,13 @@ def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tup
         As :func:`encode_mask` of (height, width) bool: the probability at each pixel's center is at least 0.5.
     """
     (x1, y1, x2, y2), (height, width) = box, size
+    pasted = np.zeros((height, width), np.uint8, order="F")
     # Only the pixels whose centers lie in the box.
     left, right, across = _between_cells(x1, x2, width, len(mask))
     top, bottom, down = _between_cells(y1, y2, height, len(mask))
-    if left >= right or top >= bottom:
-        return _runs(np.zeros(0, np.int64), size)
-    values = _interpolate(_interpolate(mask, down).T, across)  # (columns, rows), as runs go down the columns
-    inside = np.zeros((right - left, bottom - top + 1), bool)  # with a row of nothing behind each column
-    np.greater_equal(values, 0.5, out=inside[:, :-1])
-    flat = inside.ravel()
-    changed = np.flatnonzero(np.diff(flat, prepend=False))
-    column, row = np.divmod(changed, inside.shape[1])
-    edges = (left + column) * height + top + row
-    # The end of a column's run is the start of the next column's where both go through the whole height.
-    touch = np.flatnonzero(edges[1:] == edges[:-1])
-    return _runs(np.delete(edges, np.concatenate((touch, touch + 1))), size)
+    if left < right and top < bottom:
+        pasted[top:bottom, left:right] = _interpolate(_interpolate(mask, down).T, across).T >= 0.5
+    return encode_mask(pasted)
 
 
 def _between_cells(
@@ -62,15 +54,6 @@ def _interpolate(
     following = values[np.minimum(cell + 1, len(values) - 1)]
     between: npt.NDArray[np.float32] = behind + beyond[:, None] * (following - behind)
     return between
-
-
-def _runs(edges: npt.NDArray[np.int64], size: tuple[int, int]) -> dict[str, Any]:
-    """Compressed run lengths of a mask (height, width) that changes, down its columns, at certain pixels."""
-    counts = np.diff(edges, prepend=0, append=size[0] * size[1])
-    if counts[-1] == 0:
-        counts = counts[:-1]
-    encoded = rle.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
-    return {"size": list(size), "counts": encoded["counts"].decode()}
 
 
 def coco_results(
