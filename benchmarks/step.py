@@ -30,16 +30,18 @@ from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
-from densepath.methods import METHODS, concl, conv_mim, densecl
+from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
 from densepath.training.batch_norm import share_statistics
+from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.inputs import make_inputs
 from densepath.training.meter import Meter
-from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
-from densepath.training.recipes import load_recipe, typed_options
+from densepath.training.recipes import find_method
+from densepath.training.resolve import resolve
 from densepath.views.declarations import view_sizes
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -71,17 +73,18 @@ class Step:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
-        recipe_options = typed_options(load_recipe(recipe))
-        method_options = {**recipe_options.get("method_options", {}), **(given or {})}
-        group = recipe_options.get("batch_norm_group", 0)
-        method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        options, run = dict(given or {}), {"data": "", "out": ""}
+        run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
+        config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
+        group = config.batch_norm_group
+        method = find_method(config.method)(build_backbone(backbone), **config.method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
-        declared = method.views(recipe_options.get("augment"))
+        declared = method.views(config.augment)
         method.check(view_sizes(declared, size, 2), batch_size)
-        method.prepare(images)
+        method.prepare(images, make_inputs(method, config, images))
         views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
-        self.task = PretrainTask(method, views, recipe_options.get("optimizer", Optimizer()), 1000, 100.0)
+        self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
         self.task.to(self.device, memory_format=hardware.memory_format)
         self.updates = self.task.updates()
         self.batches = [batch_of(images, batch_size, step, self.device) for step in range(4)]

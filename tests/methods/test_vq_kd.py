@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_checks import check
 from safetensors.torch import load_file, save_file
-from targets import write_tokenizer
+from targets import prepare, write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import VQKD
@@ -26,7 +26,7 @@ IMAGES = ImageFiles(["image.png"])
 @pytest.fixture
 def method(make):
     method = make(VQKD, "test_vit", decoder_depth=2)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 
@@ -183,4 +183,4 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
-        make(VQKD, "test_vit", teacher="nobody").prepare(IMAGES)
+        prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

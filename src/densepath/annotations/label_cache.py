@@ -98,7 +98,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by concept_cache"
+                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by --cache_dir"
             ) from error
         lock = place / "lock"
         with writing(place / _FILE, lock), FileLock(lock):
