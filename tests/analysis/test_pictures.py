@@ -27,6 +27,7 @@ from densepath.runs.metrics import MetricsFile
 from densepath.sources.batch import ImageBatch
 from densepath.transfer.detection.instances import encode_mask
 from densepath.views.augment import Augment
+from densepath.views.declarations import RandomView
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 
@@ -56,7 +57,7 @@ def test_views_are_outlined_at_their_position(tmp_path: Path) -> None:
 def test_colors_of_views_are_restored() -> None:
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     images = ImageBatch(pixels, torch.tensor([[64, 64]]), torch.tensor([0]))
-    plain = Augment(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0)
+    plain = Augment(scale=(1, 1), ratio=(1, 1), flip=0, jitter=0, grayscale=0, blur=0).random_view()
     view = ViewMaker({"query": plain}, 64, 0)(images)["query"]
     np.testing.assert_allclose(colors_of(view.pixels[0]), pixels[0] / 255, atol=1e-3)
 
@@ -64,7 +65,7 @@ def test_colors_of_views_are_restored() -> None:
 def test_each_image_has_a_row_and_each_view_a_column(tmp_path: Path) -> None:
     sizes = torch.tensor([[40, 64], [64, 48], [64, 64]])
     images = ImageBatch(torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8), sizes, torch.arange(3))
-    maker = ViewMaker({"query": Augment(), "key": Augment()}, 32, 0)
+    maker = ViewMaker({"query": RandomView(), "key": RandomView()}, 32, 0)
     width, height = Image.open(draw_views(images, maker(images), tmp_path / "views.png")).size
     assert width == pytest.approx(height * 3 / 3, rel=0.1)
     assert list(tmp_path.iterdir()) == [tmp_path / "views.png"]

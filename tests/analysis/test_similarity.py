@@ -18,7 +18,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
 from densepath.sources.batch import ImageBatch
 from densepath.sources.open import open_images
-from densepath.views.augment import Center
+from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
 

@@ -311,7 +311,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by concept_cache"):
+    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by --cache_dir"):
         label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
 
 

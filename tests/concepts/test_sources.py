@@ -67,10 +67,10 @@ def test_kmeans_is_not_part_of_the_gradient():
 def test_more_clusters_than_positions_are_refused_before_and_during_a_run():
     source, encoder = KMeansConcepts(stage=5, num_concepts=5), build_backbone("resnet18")
     with pytest.raises(UserError, match="5 concepts cannot be found at the 4 positions of stage f5"):
-        source.check(encoder, view_size=64)
+        source.check(encoder, (64, 64))
     with pytest.raises(UserError, match="5 concepts cannot be found at the 4 positions of stage f5"):
         source(batch_of(torch.randn(1, 3, 64, 64)), encoder)
-    source.check(encoder, view_size=65)  # 65 pixels give 3 x 3 positions
+    source.check(encoder, (65, 65))  # 65 pixels give 3 x 3 positions
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7])

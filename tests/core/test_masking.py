@@ -10,6 +10,7 @@ from densepath.core.masking import (
     from_patches,
     patches_along,
     random_visible,
+    square_grid,
     standardize_patches,
     to_patches,
 )
@@ -35,10 +36,11 @@ def test_a_mask_ratio_is_a_share(ratio):
 
 
 def test_patches_divide_a_view():
-    assert patches_along(224, 32) == 7
+    assert patches_along((64, 224, 96), 32) == (2, 7, 3)
+    assert square_grid((224, 224), 32) == 7
     for size in (100, 16):
-        with pytest.raises(UserError, match="no multiple"):
-            patches_along(size, 32)
+        with pytest.raises(UserError, match="not a multiple"):
+            patches_along((64, size), 32)
 
 
 def test_random_visible_takes_as_many_of_each_view_and_each_patch_as_often():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from method_checks import check
 
 from densepath.core.affine import between, from_box
 from densepath.core.errors import UserError
@@ -163,9 +164,11 @@ def test_the_query_carried_to_the_target_is_the_target(images, change):
 
 def test_the_target_keeps_its_colors_and_has_a_place_of_its_own():
     query, target = ConvMIM.views(Augment(rotation=10.0, solarize=0.1, stain=0.5)).values()
-    assert (query.jitter, query.grayscale, query.blur, query.solarize, query.stain) == (0.8, 0.2, 0.5, 0.1, 0.5)
-    assert (target.jitter, target.grayscale, target.blur, target.solarize, target.stain) == (0, 0, 0, 0, 0)
-    assert (target.scale, target.flip, target.rotation) == (query.scale, query.flip, 10.0)
+    changes = [(type(operation).__name__, operation.probability) for operation in query.appearance]
+    named = ("StainJitter", "ColorJitter", "Grayscale", "GaussianBlur", "Solarize")
+    assert changes == list(zip(named, (0.5, 0.8, 0.2, 0.5, 0.1), strict=True))
+    assert target.appearance == ()
+    assert target.crop == query.crop and target.crop.rotation == 10.0
 
 
 def captured(method, batch):
@@ -211,7 +214,7 @@ def test_the_counted_share_is_the_ratio_of_what_both_show(images):
     batch = ViewMaker(ConvMIM.views(PLAIN), 64, seed=0)(many)
     method = tiny()
     counted = method.counted(batch, method.draw_visible(batch))
-    shown = inside(method.way(batch), (64, 64)).unsqueeze(1)
+    shown = inside(method.target_to_query(batch), (64, 64)).unsqueeze(1)
     assert not (counted & ~shown).any()
     assert float(counted.sum() / shown.sum()) == pytest.approx(11 / 16, abs=0.02)
     assert 0.3 < shown.float().mean() < 0.9
@@ -298,8 +301,8 @@ def test_a_network_without_a_stem_of_its_own_is_refused(name):
 
 
 def test_views_that_the_patches_do_not_divide_are_refused_before_the_run():
-    tiny().check(48, 4)
-    with pytest.raises(UserError, match=r"view_size 56 is no multiple of the patches' 16 px; take e\.g\. 48"):
-        tiny().check(56, 4)
+    check(tiny(), 48, 4)
+    with pytest.raises(UserError, match=r"view_size 56 is not a multiple of the patches' 16 px; take e\.g\. 48"):
+        check(tiny(), 56, 4)
     with pytest.raises(UserError, match=r"a mask ratio of 0\.7 leaves 0 of 1 patches visible"):
-        tiny().check(16, 4)
+        check(tiny(), 16, 4)

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from method_checks import check
+from targets import prepare
 
 from densepath.core.errors import UserError
 from densepath.methods import EVA, MAE
@@ -18,7 +20,7 @@ SMALL = {"decoder_depth": 2, "decoder_dim": 32, "decoder_heads": 4}
 @pytest.fixture
 def method(make):
     method = make(EVA, "test_vit", **SMALL)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 
@@ -98,4 +100,4 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="a decoder of 8 blocks with 5 heads and 512 channels cannot be made"):
         make(EVA, "test_vit", decoder_heads=5)
     with pytest.raises(UserError, match=r"a mask ratio of 0\.99 leaves 0 of 16 patches visible"):
-        make(EVA, "test_vit", mask_ratio=0.99, **SMALL).check(64, 4)
+        check(make(EVA, "test_vit", mask_ratio=0.99, **SMALL), 64, 4)

@@ -20,6 +20,7 @@ from densepath.sources.open import open_images
 from densepath.training.export import export
 from densepath.training.feature_pass import Sweep
 from densepath.training.pretrain import pretrain
+from densepath.views.declarations import view_sizes
 
 PCL = {"method": "pcl_v2", "method_options": {"queue_size": 32, "num_clusters": [9, 12], "warmup": 0.25}}
 SMALL = {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "devices": "cpu", "precision": "32"}
@@ -131,7 +132,7 @@ def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch
 
 def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_the_run(tiles):
     method = PCLV2(build_backbone("test_resnet"), queue_size=32)  # clusters by default: 1, 2 and 5 of 40 images
-    method.check(48, 8)
+    method.check(view_sizes(method.views(), 48, 2), 8)
     with pytest.raises(UserError, match="1 clusters leave no prototype beside those of a batch of 8 images"):
         method.prepare(open_images(tiles, cache="none"))
 

@@ -8,8 +8,9 @@ import skimage.color
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from densepath.views import appearance
+from densepath.views import color, intensity
 from densepath.views.augment import Augment
+from densepath.views.random_streams import Draw, Slot
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def images() -> torch.Tensor:
 @pytest.mark.parametrize(
     ("ours", "theirs", "factors"),
     [
-        (appearance.adjust_brightness, TF.adjust_brightness, (0.6, 1.0, 1.4, 0.0)),
-        (appearance.adjust_contrast, TF.adjust_contrast, (0.6, 1.0, 1.4, 0.0)),
-        (appearance.adjust_saturation, TF.adjust_saturation, (0.6, 1.0, 1.4, 0.0)),
-        (appearance.adjust_hue, TF.adjust_hue, (-0.1, 0.0, 0.1, 0.5)),
+        (color.adjust_brightness, TF.adjust_brightness, (0.6, 1.0, 1.4, 0.0)),
+        (color.adjust_contrast, TF.adjust_contrast, (0.6, 1.0, 1.4, 0.0)),
+        (color.adjust_saturation, TF.adjust_saturation, (0.6, 1.0, 1.4, 0.0)),
+        (color.adjust_hue, TF.adjust_hue, (-0.1, 0.0, 0.1, 0.5)),
     ],
 )
 def test_color_equals_torchvision(images, ours, theirs, factors):
@@ -39,17 +40,17 @@ def test_color_equals_torchvision(images, ours, theirs, factors):
 def test_hue_equals_kornia(images):
     shift = torch.tensor([-0.1, 0.05, 0.1, 0.3])
     theirs = kornia.enhance.adjust_hue(images, shift * 2 * torch.pi)
-    torch.testing.assert_close(appearance.adjust_hue(images, shift), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(color.adjust_hue(images, shift), theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_grey_and_solarize_equal_torchvision(images):
-    torch.testing.assert_close(appearance.luma(images), TF.rgb_to_grayscale(images), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(appearance.solarize(images), TF.solarize(images, 0.5))
+    torch.testing.assert_close(color.luma(images), TF.rgb_to_grayscale(images), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(intensity.solarize(images), TF.solarize(images, 0.5))
 
 
 def test_blur_equals_scipy_with_continued_edges(images):
     sigma = torch.tensor([0.1, 0.7, 1.3, 2.0])
-    blurred = appearance.gaussian_blur(images, sigma, 2.0)
+    blurred = intensity.gaussian_blur(images, sigma, 2.0)
     for image, s, result in zip(images, sigma.tolist(), blurred, strict=True):
         expected = scipy.ndimage.gaussian_filter(image.double().numpy(), (0, s, s), mode="nearest", truncate=8 / s)
         np.testing.assert_allclose(result, expected, atol=2e-4)
@@ -58,16 +59,16 @@ def test_blur_equals_scipy_with_continued_edges(images):
 def test_blur_equals_kornia(images):
     sigma = torch.tensor([0.7, 1.0, 1.3, 2.0])
     expected = kornia.filters.gaussian_blur2d(images, 17, sigma[:, None].expand(-1, 2), border_type="replicate")
-    torch.testing.assert_close(appearance.gaussian_blur(images, sigma, 2.0), expected, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(intensity.gaussian_blur(images, sigma, 2.0), expected, atol=2e-4, rtol=1e-3)
 
 
 def test_stain_jitter_changes_the_amounts_that_scikit_image_sees(images):
     images = images.clamp(min=0.05)
     factors, shifts = torch.tensor([[1.05, 0.9, 1.0]]).expand(4, -1), torch.tensor([[0.02, 0.05, 0.0]]).expand(4, -1)
-    stained = appearance.jitter_stain(images, factors, shifts)
+    stained = color.jitter_stain(images, factors, shifts)
     # scikit-image's separation of the same stains, written out: it clips amounts at zero and has its own units.
     stains = np.array(skimage.color.rgb_from_hed)
-    np.testing.assert_allclose(appearance._STAINS, stains, atol=1e-6)
+    np.testing.assert_allclose(color._STAINS, stains, atol=1e-6)
     stains = stains / np.linalg.norm(stains, axis=1, keepdims=True)
     density = -np.log(images.double().permute(0, 2, 3, 1).numpy())
     amounts = density @ np.linalg.inv(stains) * factors[0].double().numpy() + shifts[0].double().numpy()
@@ -77,20 +78,26 @@ def test_stain_jitter_changes_the_amounts_that_scikit_image_sees(images):
 
 def test_stain_jitter_of_nothing_is_nothing(images):
     images = images.clamp(min=0.05)
-    same = appearance.jitter_stain(images, torch.ones(4, 3), torch.zeros(4, 3))
+    same = color.jitter_stain(images, torch.ones(4, 3), torch.zeros(4, 3))
     torch.testing.assert_close(same, images, atol=1e-5, rtol=1e-4)
 
 
 def test_channels_last_gives_the_same(images):
     draw = numbers(4)
     everything = Augment(jitter=0.8, grayscale=0.3, blur=0.6, solarize=0.3, stain=0.6)
-    plain = appearance.apply_appearance(everything, images.clone(), draw)
-    last = appearance.apply_appearance(everything, images.clone(memory_format=torch.channels_last), draw)
+    plain = apply(everything, images.clone(), draw)
+    last = apply(everything, images.clone(memory_format=torch.channels_last), draw)
     torch.testing.assert_close(last, plain)
 
 
-def numbers(count: int):
-    return lambda slot: torch.rand(count, 4, generator=torch.Generator().manual_seed(int(slot)))
+def numbers(count: int) -> Draw:
+    return Draw(0, 0, torch.arange(count), torch.zeros(count, dtype=torch.int64))
+
+
+def apply(augment: Augment, x: torch.Tensor, draw: Draw) -> torch.Tensor:
+    for operation in augment.random_view().appearance:
+        x = operation.apply(x, draw)
+    return x
 
 
 def test_color_jitter_applies_each_images_own_order():
@@ -99,14 +106,14 @@ def test_color_jitter_applies_each_images_own_order():
     images = torch.rand(24, 3, 12, 12)
     draw = numbers(24)
     augment = Augment(jitter=0.7, grayscale=0, blur=0, hue=0.2)
-    result = appearance.apply_appearance(augment, images.clone(), draw)
+    result = apply(augment, images.clone(), draw)
     functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     orders = set()
     for i, image in enumerate(images):
-        if draw(appearance.Slot.JITTER)[i, 0] < 0.7:
-            share = draw(appearance.Slot.JITTER_FACTORS)[i]
+        if draw(Slot.JITTER)[i, 0] < 0.7:
+            share = draw(Slot.JITTER_FACTORS)[i]
             factors = [0.6 + 0.8 * float(share[k]) for k in range(3)] + [-0.2 + 0.4 * float(share[3])]
-            order = draw(appearance.Slot.JITTER_ORDER)[i].argsort().tolist()
+            order = draw(Slot.JITTER_ORDER)[i].argsort().tolist()
             orders.add(tuple(order))
             for k in order:
                 image = functions[k](image, factors[k])
@@ -119,5 +126,5 @@ def test_probabilities(name, share):
     nothing = dict.fromkeys(("jitter", "grayscale", "blur", "solarize", "stain"), 0.0)
     augment = Augment(**{**nothing, name: share}, blur_sigma=(1.0, 2.0))
     images = torch.rand(2000, 3, 4, 4)
-    changed = (appearance.apply_appearance(augment, images.clone(), numbers(2000)) != images).flatten(1).any(1)
+    changed = (apply(augment, images.clone(), numbers(2000)) != images).flatten(1).any(1)
     assert abs(changed.float().mean().item() - share) < 0.04

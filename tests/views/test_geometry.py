@@ -8,12 +8,17 @@ from scipy import stats
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from densepath.core.affine import bounds
-from densepath.views.augment import Augment
-from densepath.views.geometry import random_maps
+from densepath.views.crops import Crop
+from densepath.views.geometry import crop_maps
+from densepath.views.random_streams import Draw
 
 
-def numbers(count: int):
-    return lambda slot: torch.rand(count, 4, generator=torch.Generator().manual_seed(int(slot)))
+def numbers(count: int) -> Draw:
+    return Draw(0, 0, torch.arange(count), torch.zeros(count, dtype=torch.int64))
+
+
+def random_maps(crop: Crop, sizes: torch.Tensor, draw: Draw) -> torch.Tensor:
+    return crop_maps(crop, sizes, (224, 224), draw)
 
 
 def boxes(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -26,7 +31,7 @@ def boxes(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (100, 300)])
 def test_crops_are_distributed_as_torchvisions(height, width):
     count = 3000
-    maps = random_maps(Augment(), torch.tensor([[height, width]]).expand(count, -1), numbers(count))
+    maps = random_maps(Crop(), torch.tensor([[height, width]]).expand(count, -1), numbers(count))
     ours = boxes(maps, height, width)
     torch.manual_seed(0)
     image, crop = torch.empty(3, height, width), RandomResizedCrop(8, scale=(0.2, 1.0))
@@ -40,21 +45,21 @@ def test_crops_are_distributed_as_torchvisions(height, width):
 
 
 def test_views_lie_inside_their_images():
-    augment = Augment(rotation=180, quarter_turns=True, vertical_flip=0.5, scale=(0.01, 1.0))
+    augment = Crop(rotation=180, quarter_turns=True, flip=(0.5, 0.5), scale=(0.01, 1.0))
     sizes = torch.randint(20, 400, (2000, 2))
     low, high = bounds(random_maps(augment, sizes, numbers(2000)))
     assert low.min() > -1 - 1e-5 and high.max() < 1 + 1e-5
 
 
 def test_flips_come_as_often_as_asked():
-    maps = random_maps(Augment(flip=0.3, vertical_flip=0.7), torch.full((4000, 2), 50), numbers(4000))
+    maps = random_maps(Crop(flip=(0.3, 0.7)), torch.full((4000, 2), 50), numbers(4000))
     assert abs((maps[:, 0, 0] < 0).float().mean().item() - 0.3) < 0.03
     assert abs((maps[:, 1, 1] < 0).float().mean().item() - 0.7) < 0.03
 
 
 def test_rotation_keeps_squares_square():
     """In pixels of an oblong image, a rotated view of a square stays one: equal sides at right angles."""
-    augment = Augment(rotation=45, ratio=(1.0, 1.0), scale=(0.05, 0.1), flip=0)
+    augment = Crop(rotation=45, ratio=(1.0, 1.0), scale=(0.05, 0.1), flip=())
     height, width = 100, 300
     maps = random_maps(augment, torch.tensor([[height, width]]).expand(500, -1), numbers(500))
     sides = maps[..., :2] * torch.tensor([width, height]).view(1, 2, 1)
@@ -66,6 +71,6 @@ def test_rotation_keeps_squares_square():
 
 
 def test_quarter_turns_are_equally_likely():
-    maps = random_maps(Augment(quarter_turns=True, flip=0), torch.full((4000, 2), 64), numbers(4000))
+    maps = random_maps(Crop(quarter_turns=True, flip=()), torch.full((4000, 2), 64), numbers(4000))
     angles = torch.atan2(maps[:, 1, 0], maps[:, 0, 0]).div(math.pi / 2).round().long() % 4
     assert stats.chisquare(torch.bincount(angles, minlength=4).numpy()).pvalue > 1e-3

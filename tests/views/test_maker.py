@@ -10,11 +10,14 @@ from torchvision.transforms.v2 import functional as TF
 from densepath.core.affine import bounds, warp
 from densepath.core.errors import UserError
 from densepath.sources.batch import ImageBatch
-from densepath.views.augment import Augment, Center, Union, augment_from
+from densepath.sources.pixel_source import PixelSpec
+from densepath.views.augment import Augment, augment_from
+from densepath.views.crops import Crop
+from densepath.views.declarations import Center, Cover, RandomView
 from densepath.views.maker import ViewMaker
 
-PLAIN = Augment(jitter=0, grayscale=0, blur=0)
-VIEWS = {"query": Augment(), "key": Augment(), "reference": Union(("query", "key"))}
+PLAIN = RandomView()
+VIEWS = {"query": Augment().random_view(), "key": Augment().random_view(), "reference": Cover(("query", "key"))}
 
 
 def images(count: int = 6, height: int = 64, width: int = 80, start: int = 0) -> ImageBatch:
@@ -24,8 +27,7 @@ def images(count: int = 6, height: int = 64, width: int = 80, start: int = 0) ->
 
 
 def colors(pixels: torch.Tensor) -> torch.Tensor:
-    std, mean = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)))
-    return pixels * std + mean
+    return pixels * torch.tensor(PixelSpec().std).view(1, 3, 1, 1) + torch.tensor(PixelSpec().mean).view(1, 3, 1, 1)
 
 
 def test_a_view_shows_what_its_map_says():
@@ -67,7 +69,7 @@ def test_views_are_aligned_by_their_maps():
     y, x = torch.meshgrid(torch.linspace(0, 3, 128), torch.linspace(0, 4, 128), indexing="ij")
     smooth = ((torch.sin(x) * torch.cos(y) + 1) * 120).to(torch.uint8)
     batch = ImageBatch(smooth.view(1, 128, 128, 1).expand(8, -1, -1, 3), torch.full((8, 2), 128), torch.arange(8))
-    turned = replace(PLAIN, rotation=30, quarter_turns=True)
+    turned = RandomView(Crop(rotation=30, quarter_turns=True))
     views = ViewMaker({"a": turned, "b": turned}, 48, seed=3)(batch)
     moved, valid = warp(views["a"].pixels, views["a"].map, views["b"].map, (48, 48))
     difference = (moved - views["b"].pixels).abs().amax(1)
@@ -77,7 +79,8 @@ def test_views_are_aligned_by_their_maps():
 
 @pytest.mark.parametrize("rotation", [0.0, 180.0])
 def test_views_depend_on_seed_epoch_and_image_alone(rotation: float):
-    turned = {name: replace(view, rotation=rotation) if name == "query" else view for name, view in VIEWS.items()}
+    query = replace(VIEWS["query"], crop=Crop(rotation=rotation))
+    turned = {**VIEWS, "query": query}
     maker = ViewMaker(turned, 16, seed=5)
     whole = images(6)
     together = maker(whole)
@@ -97,7 +100,7 @@ def test_padding_of_smaller_images_is_never_seen():
     small = images(3, 40, 30)
     canvas = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
     canvas[:, :40, :30] = small.pixels
-    maker = ViewMaker({"view": replace(PLAIN, rotation=20)}, 24, seed=1)
+    maker = ViewMaker({"view": RandomView(Crop(rotation=20))}, 24, seed=1)
     padded = maker(replace(small, pixels=canvas))
     torch.testing.assert_close(padded["view"].pixels, maker(small)["view"].pixels, atol=1e-3, rtol=1e-3)
 

@@ -16,7 +16,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.open import check_size
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.views.augment import Center
+from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
 BINS = 2000  # bins of similarities from -1 to 1: a median is exact to 0.001

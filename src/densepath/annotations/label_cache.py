@@ -95,7 +95,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by concept_cache"
+                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by --cache_dir"
             ) from error
         with writing(path, place / "lock"), FileLock(place / "lock"):
             maps = _open(path, len(images))  # another process may have made them meanwhile

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -27,11 +28,8 @@ class GridConcepts:
         self.shape = (size,) * ndim
         self.num_concepts = size**ndim
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Accepts any view."""
-
-    def prepare(self, images: PixelSource) -> None:
-        """Does nothing: a grid does not depend on the images."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         ids = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)

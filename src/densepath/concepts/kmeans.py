@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -10,7 +11,6 @@ from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # as in the released code
@@ -35,13 +35,10 @@ class KMeansConcepts:
         self.stage = stage
         self.num_concepts = num_concepts
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
-        self._check_positions(math.ceil(view_size / 2**self.stage) ** 2)
-
-    def prepare(self, images: PixelSource) -> None:
-        """Does nothing: the clusters change with the encoder."""
+        self._check_positions(math.prod(math.ceil(side / 2**self.stage) for side in size))
 
     def _check_positions(self, positions: int) -> None:
         if positions < self.num_concepts:

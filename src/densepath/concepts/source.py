@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -35,11 +34,8 @@ class ConceptSource(Protocol):
     def num_concepts(self) -> int | None:
         """The maximum number of concepts on one image, all ids are below it; None if it is unknown."""
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
-        """Raise UserError if the source cannot label views of this size."""
-
-    def prepare(self, images: PixelSource) -> LabelMaps | None:
-        """Called before the first step; returns label maps of the images, which become ``batch.extras["regions"]``."""
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
+        """Raise UserError if the source cannot label reference views of this size, in pixels along each axis."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         """Label a batch; ``encoder`` is the momentum encoder, for sources that use features."""

@@ -125,6 +125,9 @@ def warp_labels(
 
 
 def warp_points(points: Tensor, from_map: Tensor, to_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Where points (B, N, d) of one view lie in another, and (B, N) whether they lie inside it."""
+    """Where points (B, N, d) of one view lie in another, and (B, N) whether they lie inside it.
+
+    Padding, points of NaN, stays NaN and lies outside.
+    """
     moved = apply(between(to_map, from_map).to(points), points)
     return moved, (moved.abs() <= 1).all(-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,18 +31,33 @@ def count_visible(patches: int, ratio: float) -> int:
     return visible
 
 
-def patches_along(view_size: int, patch: int) -> int:
-    """Patches along a side of a view; both in pixels.
+def patches_along(size: Sequence[int], patch: int) -> tuple[int, ...]:
+    """Patches along each axis of a view; sizes in pixels.
 
     Raises:
         UserError: the patches do not divide the view.
     """
-    if view_size % patch or view_size < patch:
+    for side in size:
+        if side % patch or side < patch:
+            raise UserError(
+                f"view_size {side} is not a multiple of the patches' {patch} px; take e.g. "
+                f"{max(1, side // patch) * patch}"
+            )
+    return tuple(side // patch for side in size)
+
+
+def square_grid(size: Sequence[int], patch: int) -> int:
+    """Patches along each side of a square view; sizes in pixels.
+
+    Raises:
+        UserError: the view is not a square, or the patches do not divide it.
+    """
+    if len(size) != 2 or size[0] != size[1]:
         raise UserError(
-            f"view_size {view_size} is no multiple of the patches' {patch} px; take e.g. "
-            f"{max(1, view_size // patch) * patch}"
+            f"patches are masked in square views of images, not in {' x '.join(map(str, size))} px; make the sides of "
+            "view_size equal"
         )
-    return view_size // patch
+    return patches_along(size, patch)[0]
 
 
 def random_visible(noise: Tensor, visible: int) -> Tensor:

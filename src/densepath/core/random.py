@@ -58,14 +58,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def bits(seed: int, epoch: int, index: Tensor, view: int, slot: int | Tensor) -> Tensor:
+def bits(seed: int, epoch: int, index: Tensor, view: int | Tensor, slot: int | Tensor) -> Tensor:
     """Four random 32-bit words per image and slot.
 
     Args:
         seed: the run's seed, any 64-bit integer.
         epoch: the epoch, or any other 32-bit counter of time.
         index: (B,) int64, the images' positions in their source, below 2**48.
-        view: which view of the image, below 2**16.
+        view: which view of the image, below 2**16; a tensor has one for each index.
         slot: what the numbers are for, below 2**32; each slot holds four. A tensor is broadcast against ``index``.
 
     Returns:
@@ -81,7 +81,7 @@ def bits(seed: int, epoch: int, index: Tensor, view: int, slot: int | Tensor) ->
     return philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
 
 
-def uniform(seed: int, epoch: int, index: Tensor, view: int, slot: int | Tensor) -> Tensor:
+def uniform(seed: int, epoch: int, index: Tensor, view: int | Tensor, slot: int | Tensor) -> Tensor:
     """Four uniform numbers per image and slot. Arguments and shapes as for :func:`bits`.
 
     Returns:

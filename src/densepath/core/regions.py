@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +34,15 @@ class Regions:
         ids = torch.arange(num_regions, device=labels.device)
         return cls(labels.unsqueeze(1) == ids.view(1, -1, *[1] * (labels.ndim - 1)))
 
+    @classmethod
+    def of_points(cls, points: Tensor, grid: Sequence[int]) -> Regions:
+        """Two regions of each view: positions that hold a point, and the others (the cell prior of DiRL).
+
+        Arguments as for :func:`point_counts`.
+        """
+        held = point_counts(points, grid) > 0
+        return cls(torch.stack((held, ~held), dim=1))
+
     def present(self) -> Tensor:
         """(B, K) bool: which regions have any area."""
         return self.area > TIE
@@ -47,6 +59,30 @@ class Regions:
         cells = features.flatten(2).transpose(1, 2)  # (B, cells, C)
         sums = torch.bmm(self.masks.to(cells.dtype), cells)
         return sums / torch.where(self.present(), self.area, 1).unsqueeze(-1).to(sums.dtype)
+
+
+def point_counts(points: Tensor, grid: Sequence[int]) -> Tensor:
+    """How many points lie in each position of a grid over each view.
+
+    Args:
+        points: (B, N, d) floats in the view's normalized coordinates, x first; rows of NaN are padding, and what lies
+            outside the view counts nowhere.
+        grid: positions along each axis, in the order of the tensor's axes.
+
+    Returns:
+        (B, *grid) int64. The same on every device and in every run: whole numbers are added in any order.
+    """
+    shown = (points.abs() <= 1).all(-1)  # not where there is a NaN
+    place = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
+    for axis, n in enumerate(grid):
+        along = ((points[..., len(grid) - 1 - axis] + 1) / 2 * n).nan_to_num(0.0).floor().clamp(0, n - 1)
+        place = place * n + along.to(torch.int64)
+    count = math.prod(grid)
+    place = torch.where(shown, place, count)  # what is not shown is counted beside the grid
+    rows = torch.arange(len(points), device=points.device).unsqueeze(1) * (count + 1)
+    counts = torch.zeros(len(points) * (count + 1), dtype=torch.int64, device=points.device)
+    counts.index_put_(((place + rows).flatten(),), torch.ones_like(place).flatten(), accumulate=True)
+    return counts.view(len(points), -1)[:, :count].reshape(-1, *grid)
 
 
 def global_pool(features: Tensor) -> Tensor:

@@ -34,8 +34,19 @@ def resample(x: Tensor, maps: Tensor, size: Sequence[int], *, kind: Filter = "bi
     return sample(x, maps, size, kind=kind), inside(maps.to(x.device, non_blocking=True), size)
 
 
+def filter_reach(kind: Filter) -> float:
+    """How far a filter reaches from its center, in pixels of the coarser side."""
+    return _REACH[kind]
+
+
 def sample(
-    x: Tensor, maps: Tensor, size: Sequence[int], *, kind: Filter = "bilinear", extent: Tensor | None = None
+    x: Tensor,
+    maps: Tensor,
+    size: Sequence[int],
+    *,
+    kind: Filter = "bilinear",
+    extent: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Sample inputs through maps that take output coordinates to input coordinates (see ``core.affine``).
 
@@ -46,25 +57,27 @@ def sample(
 
     Args:
         x: (B, C, *spatial).
-        maps: (B, d, d + 1), best on the CPU.
+        maps: (N, d, d + 1), best on the CPU.
         size: the output's spatial size.
-        extent: (B, d) sizes, in the order of the tensor's axes, of the inputs that lie in the low corner of a
+        rows: (N,) int64, the input that each map samples, on the CPU; None where N = B and each samples its own.
+        extent: (N, d) sizes, in the order of the tensor's axes, of the inputs that lie in the low corner of a
             larger canvas; the maps' coordinates are those of the inputs.
 
     Returns:
-        (B, C, *size) floats, zero where a cell's center lies outside the input.
+        (N, C, *size) floats, zero where a cell's center lies outside the input.
     """
     x = x if x.is_floating_point() else x.to(torch.float32)
-    extent = torch.tensor(x.shape[2:]).expand(len(x), -1) if extent is None else extent.cpu()
+    extent = torch.tensor(x.shape[2:]).expand(len(maps), -1) if extent is None else extent.cpu()
     host = maps.detach().cpu()
     groups = group_rows(host, size, kind, extent)
     if len(groups) == 1:
-        out = _resample_group(x, host, size, kind, extent, groups[0][0]).to(x.dtype)
+        out = _resample_group(x, host, size, kind, extent, groups[0][0], rows).to(x.dtype)
     else:
-        out = x.new_empty(len(x), x.shape[1], *size)
-        for way, rows in groups:
-            here = rows.to(x.device, non_blocking=True)
-            out[here] = _resample_group(x[here], host[rows], size, kind, extent[rows], way).to(x.dtype)
+        out = x.new_empty(len(maps), x.shape[1], *size)
+        for way, group in groups:
+            here = group.to(x.device, non_blocking=True)
+            inputs = group if rows is None else rows[group]
+            out[here] = _resample_group(x, host[group], size, kind, extent[group], way, inputs).to(x.dtype)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + _EDGE_TOLERANCE).any()):
         out = out * inside(maps.to(x.device, non_blocking=True), size).unsqueeze(1)
     return out
@@ -112,25 +125,30 @@ def _positions(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
     return positions
 
 
-def weighted_rows(x: Tensor, cells: Tensor, weights: Tensor, axis: int) -> Tensor:
+def weighted_rows(x: Tensor, cells: Tensor, weights: Tensor, axis: int, rows: Tensor | None = None) -> Tensor:
     """Replace the cells of one axis by weighted sums of some of them.
 
     Args:
         x: (B, ..., C) floats; fastest where ``axis`` is 1 and x is contiguous.
-        cells: (B, n_out, T) int64, the cells of the axis that each sum takes.
-        weights: (B, n_out, T).
+        cells: (N, n_out, T) int64, the cells of the axis that each sum takes.
+        weights: (N, n_out, T).
         axis: which axis of x.
+        rows: (N,) int64, the input of each sum; None where N = B and each has its own.
+
+    Returns:
+        (N, ..., C).
     """
     moved = x.movedim(axis, 1)
     count, n_in = moved.shape[:2]
-    first = torch.arange(count, device=x.device).view(-1, 1, 1) * n_in
+    inputs = torch.arange(count, device=x.device) if rows is None else rows.to(x.device, non_blocking=True)
+    first = inputs.view(-1, 1, 1) * n_in
     sums = F.embedding_bag(
         (cells + first).flatten(0, 1),
         moved.reshape(count * n_in, -1),
         mode="sum",
         per_sample_weights=weights.to(x.dtype).flatten(0, 1),
     )
-    return sums.view(count, cells.shape[1], *moved.shape[2:]).movedim(1, axis)
+    return sums.view(len(cells), cells.shape[1], *moved.shape[2:]).movedim(1, axis)
 
 
 def axis_taps(
@@ -209,14 +227,23 @@ def _parts(maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor) -> T
     return (2 * parts).clamp(min=_SUBSAMPLES) if kind == "area" else parts
 
 
-def _resample_group(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, way: Way) -> Tensor:
+def _resample_group(
+    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, way: Way, rows: Tensor | None
+) -> Tensor:
     if isinstance(way, int):
+        x = x if rows is None else x[rows.to(x.device, non_blocking=True)]
         return _resample_grid(x, maps, size, kind, extent, way)
-    return _resample_axes(x, maps, size, kind, extent, way)
+    return _resample_axes(x, maps, size, kind, extent, way, rows)
 
 
 def _resample_axes(
-    x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, extent: Tensor, axes: tuple[int, ...]
+    x: Tensor,
+    maps: Tensor,
+    size: Sequence[int],
+    kind: Filter,
+    extent: Tensor,
+    axes: tuple[int, ...],
+    rows: Tensor | None,
 ) -> Tensor:
     """One matrix per axis. ``axes[i]``: the output coordinate that input coordinate i (x first) follows."""
     d = len(axes)
@@ -227,7 +254,8 @@ def _resample_axes(
         axis, out_axis = d - 1 - row, d - 1 - axes[row]
         scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
         taps = axis_taps(shift - scale, shift + scale, size[out_axis], kind, extent[:, axis], x.device)
-        cells = weighted_rows(cells, *taps, axis=1 + axis)
+        cells = weighted_rows(cells, *taps, axis=1 + axis, rows=rows)
+        rows = None  # each map has its own from here on
         order[out_axis] = axis
     return cells.permute(0, -1, *[1 + axis for axis in order])
 
@@ -246,6 +274,7 @@ def sample_finely(x: Tensor, maps: Tensor, size: Sequence[int], kind: Filter, ex
     Other arguments as for :func:`sample`, with an ``extent`` on the CPU.
     """
     d = maps.shape[1]
+    maps = maps.to(torch.promote_types(x.dtype, torch.float32))
     cells = extent.flip(-1).to(maps)  # x first, like the maps
     fine_size = [n * parts for n in size]
     canvas = torch.tensor(x.shape[2:]).flip(0).to(maps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from densepath.core.block_masking import block_masks, count_draws
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
-from densepath.core.masking import count_visible, patches_along
+from densepath.core.masking import count_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
 from densepath.nets.new_blocks import new_blocks
-from densepath.nets.tokenizers import Tokenizer, load_tokenizer
+from densepath.nets.tokenizers import Tokenizer
 from densepath.nets.transformer_parts import add_positions, embed_patches, pick, require_transformer, run_blocks
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -43,7 +45,6 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 
     Args:
         backbone: a vision transformer, with patches of the tokenizer's size.
-        tokenizer: the folder of a run of ``vq_kd``, or its ``exported/tokenizer.safetensors``.
         mask_ratio: the share of patches that are masked.
         smallest_block: patches of the smallest block of a mask, but where fewer are missing.
         early_layer: the layer whose patch tokens the early head reads; three quarters of all by default, 9 of 12.
@@ -57,7 +58,6 @@ class BEiTv2(FrozenTarget[Tokenizer]):
     def __init__(
         self,
         backbone: Backbone,
-        tokenizer: str = "",
         mask_ratio: float = 75 / 196,
         smallest_block: int = 16,
         early_layer: int | None = None,
@@ -65,16 +65,11 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__("tokenizer")
-        if not tokenizer:
-            raise UserError(
-                "beit_v2 needs a tokenizer; train one by --config vq_kd, and give its run by --method.tokenizer RUN"
-            )
         model = require_transformer(backbone, "beit_v2")
         depth = len(model.blocks)
         early_layer = depth * 3 // 4 if early_layer is None else early_layer
         _check_layers(backbone, depth, early_layer, head_layers, smallest_block)
         self.backbone = backbone
-        self.tokenizer = tokenizer
         self.mask_ratio = mask_ratio
         self.smallest_block = smallest_block
         self.early_layer = early_layer
@@ -84,16 +79,13 @@ class BEiTv2(FrozenTarget[Tokenizer]):
             _set_layer_scale(backbone, [*model.blocks, *self.early_head], layer_scale)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Crops, flips and color jitter without hue."""
         mild = Augment(jitter=1.0, hue=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
-        return {"image": augment or mild}
+        return {"image": (augment or mild).random_view()}
 
     def no_weight_decay(self) -> set[str]:
         return {"mask_token"}
-
-    def load_target(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer)
 
     def set_target(self, target: Tokenizer) -> None:
         own, theirs = self.backbone.patch_size, target.backbone.patch_size
@@ -111,7 +103,7 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
-        mask = self.draw_mask(batch, pixels.shape[-1])  # on the CPU
+        mask = self.draw_mask(batch, pixels.shape[2:])  # on the CPU
         chosen = mask.nonzero()[:, 1].view(len(mask), -1).to(pixels.device, non_blocking=True)  # (B, M)
         codes = self.target(pixels).gather(1, chosen)
         outputs = self.encode(pixels, mask.to(pixels.device, non_blocking=True))
@@ -121,9 +113,9 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         accuracy = (logits[0].argmax(-1) == codes).float().mean()
         return Losses(torch.stack(losses).sum(), terms, {"accuracy": accuracy})
 
-    def draw_mask(self, batch: Batch, view_size: int) -> Tensor:
+    def draw_mask(self, batch: Batch, size: Sequence[int]) -> Tensor:
         """(B, N) bool on the CPU, true where a patch is masked: a function of image and epoch."""
-        grid = patches_along(view_size, self.backbone.patch_size)
+        grid = square_grid(size, self.backbone.patch_size)
         count = grid**2 - count_visible(grid**2, self.mask_ratio)
         return block_masks(batch.uniform(count_draws(grid**2)), grid, count, self.smallest_block)
 
@@ -154,9 +146,9 @@ class BEiTv2(FrozenTarget[Tokenizer]):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
-        count_visible(patches_along(view_size, self.backbone.patch_size) ** 2, self.mask_ratio)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(*sizes["image"])
+        count_visible(square_grid(sizes["image"], self.backbone.patch_size) ** 2, self.mask_ratio)
 
 
 def _check_layers(backbone: Backbone, depth: int, early_layer: int, head_layers: int, smallest_block: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,8 @@ from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -62,17 +64,20 @@ class BYOL(Method):
         self.momentum = momentum
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """The first view is always blurred, the second at times solarized; an ``augment`` is that of both."""
         if augment is not None:
-            return {"first": augment, "second": augment}
+            return {"first": augment.random_view(), "second": augment.random_view()}
         augment = Augment(scale=(0.08, 1.0), saturation=0.2, interpolation="bicubic")
-        return {"first": replace(augment, blur=1.0), "second": replace(augment, blur=0.1, solarize=0.2)}
+        first, second = replace(augment, blur=1.0), replace(augment, blur=0.1, solarize=0.2)
+        return {"first": first.random_view(), "second": second.random_view()}
 
-    def forward(self, batch: Batch) -> Losses:
+    def before_step(self, batch: Batch) -> None:
         momentum = cosine(self.momentum, 1.0, batch.progress)
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
+
+    def forward(self, batch: Batch) -> Losses:
         first, second = batch["first"].pixels, batch["second"].pixels
         loss = self.distance(first, second) + self.distance(second, first)
         return Losses(loss, {"prediction_loss": loss.detach()})
@@ -88,5 +93,6 @@ class BYOL(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        for size in sizes.values():
+            self.backbone.check_size(*size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -14,8 +15,8 @@ from densepath.core.losses import full_precision, masked_mean
 from densepath.core.masking import (
     count_visible,
     from_patches,
-    patches_along,
     random_visible,
+    square_grid,
     standardize_patches,
     to_patches,
 )
@@ -25,7 +26,8 @@ from densepath.nets.backbones import Backbone
 from densepath.nets.decoders import MultiScaleDecoder
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
 from densepath.nets.sparse import Visible
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -101,10 +103,9 @@ class ConvMIM(Method):
         self.unused_views = () if invariance else ("target",)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
-        augment = augment or Augment()
-        plain = replace(augment, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0, stain=0.0)
-        return {"query": augment, "target": plain}
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        view = (augment or Augment()).random_view()
+        return {"query": view, "target": replace(view, appearance=())}
 
     def forward(self, batch: Batch) -> Losses:
         visible = self.draw_visible(batch)
@@ -123,7 +124,7 @@ class ConvMIM(Method):
     def draw_visible(self, batch: Batch) -> Visible:
         """m: which patches of the query are visible."""
         pixels = batch["query"].pixels
-        along = patches_along(pixels.shape[-1], self.patch)
+        along = square_grid(pixels.shape[2:], self.patch)
         count = count_visible(along**2, self.mask_ratio)
         patches = random_visible(batch.uniform(along**2), count).unflatten(1, (along, along))
         return Visible(patches.to(pixels.device, non_blocking=True), count)
@@ -131,17 +132,17 @@ class ConvMIM(Method):
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
         """The target's patches, (B, h * h, patch * patch * C), from what is visible of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
-        way, along = self.way(batch), visible.cells.shape[-1]
-        aligned = [sample(z, way, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
+        target_to_query, along = self.target_to_query(batch), visible.cells.shape[-1]
+        aligned = [sample(z, target_to_query, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
         patches: Tensor = self.decoder(aligned)
         return patches
 
     def counted(self, batch: Batch, visible: Visible) -> Tensor:
         """t2(t1^-1(1 - m)): the target's pixels that are hidden in the query, (B, 1, S, S) bool."""
         size = batch["query"].pixels.shape[-2:]
-        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.way(batch), size).bool()
+        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.target_to_query(batch), size).bool()
 
-    def way(self, batch: Batch) -> Tensor:
+    def target_to_query(self, batch: Batch) -> Tensor:
         """The maps (B, 2, 3) from the target's coordinates to those of the query."""
         return between(batch["query"].map, batch[self.target].map)
 
@@ -159,5 +160,5 @@ class ConvMIM(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        count_visible(square_grid(sizes["query"], self.patch) ** 2, self.mask_ratio)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.losses import full_precision
-from densepath.core.masking import count_visible, patches_along, random_visible
+from densepath.core.masking import count_visible, random_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
-from densepath.nets.teachers import Teacher, build_teacher, require_teacher
+from densepath.nets.teachers import Teacher
 from densepath.nets.token_decoder import TokenDecoder
 from densepath.nets.transformer_parts import encode_visible, fix_positions, pick, require_transformer
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -32,9 +35,6 @@ class EVA(FrozenTarget[Teacher]):
 
     Args:
         backbone: the encoder, a vision transformer.
-        teacher: who is learned from: a timm name, a folder of a timm or a transformers model, or hf-hub:OWNER/NAME (see
-            :func:`build_teacher`).
-        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
         mask_ratio: the share of the patches that is masked.
         decoder_depth: blocks of the decoder.
         decoder_dim: their channels.
@@ -49,8 +49,6 @@ class EVA(FrozenTarget[Teacher]):
     def __init__(
         self,
         backbone: Backbone,
-        teacher: str = "",
-        teacher_weights: str = "",
         mask_ratio: float = 0.75,
         decoder_depth: int = 8,
         decoder_dim: int = 512,
@@ -58,24 +56,19 @@ class EVA(FrozenTarget[Teacher]):
         fixed_positions: bool = True,
     ) -> None:
         super().__init__("teacher")
-        require_teacher("eva", teacher)
         model = require_transformer(backbone, "eva")
         if fixed_positions:
             fix_positions(model)
         self.backbone = backbone
-        self.teacher = teacher
-        self.teacher_weights = teacher_weights
         self.mask_ratio = mask_ratio
         self._decoder = (model.embed_dim, decoder_dim, decoder_depth, decoder_heads)
         self.make_head(1)  # numbers that do not fit each other are refused now
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Crops and flips; the colors stay."""
-        return {"image": augment or Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")}
-
-    def load_target(self) -> Teacher:
-        return build_teacher(self.teacher, self.teacher_weights)
+        plain = Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
+        return {"image": (augment or plain).random_view()}
 
     def make_head(self, width: int) -> nn.Module:
         return TokenDecoder(*self._decoder, width)
@@ -84,7 +77,7 @@ class EVA(FrozenTarget[Teacher]):
         pixels = batch["image"].pixels
         visible = self.visible(batch)
         masked = (~visible).nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)  # (B, M)
-        grid = patches_along(pixels.shape[-1], self.backbone.patch_size)
+        grid = square_grid(pixels.shape[2:], self.backbone.patch_size)
         output, target = self.predict(pixels, visible), self.target(pixels, grid)
         similarity = F.cosine_similarity(pick(output, masked), pick(target, masked), dim=-1)
         loss = 2 - 2 * similarity.mean()
@@ -92,7 +85,7 @@ class EVA(FrozenTarget[Teacher]):
 
     def visible(self, batch: Batch) -> Tensor:
         """(B, N) bool, on the CPU: the patches that are visible, a function of image and epoch."""
-        patches = patches_along(batch["image"].pixels.shape[-1], self.backbone.patch_size) ** 2
+        patches = square_grid(batch["image"].pixels.shape[2:], self.backbone.patch_size) ** 2
         return random_visible(batch.uniform(patches), count_visible(patches, self.mask_ratio))
 
     def predict(self, pixels: Tensor, visible: Tensor) -> Tensor:
@@ -107,6 +100,6 @@ class EVA(FrozenTarget[Teacher]):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
-        count_visible(patches_along(view_size, self.backbone.patch_size) ** 2, self.mask_ratio)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(*sizes["image"])
+        count_visible(square_grid(sizes["image"], self.backbone.patch_size) ** 2, self.mask_ratio)

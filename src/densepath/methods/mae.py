@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,8 @@ from densepath.core.masking import (
     count_visible,
     enlarge,
     from_patches,
-    patches_along,
     random_visible,
+    square_grid,
     standardize_patches,
     to_patches,
 )
@@ -19,7 +21,8 @@ from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.token_decoder import TokenDecoder
 from densepath.nets.transformer_parts import encode_visible, fix_positions, require_transformer
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -70,9 +73,10 @@ class MAE(Method):
         self.mask_ratio = mask_ratio
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Crops and flips; the colors stay."""
-        return {"image": augment or Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")}
+        plain = Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
+        return {"image": (augment or plain).random_view()}
 
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
@@ -86,7 +90,7 @@ class MAE(Method):
 
     def visible(self, batch: Batch) -> Tensor:
         """(B, N) bool, on the CPU: the patches that are visible."""
-        patches = patches_along(batch["image"].pixels.shape[-1], self.patch) ** 2
+        patches = square_grid(batch["image"].pixels.shape[2:], self.patch) ** 2
         return random_visible(batch.uniform(patches), count_visible(patches, self.mask_ratio))
 
     def predict(self, pixels: Tensor, visible: Tensor) -> Tensor:
@@ -114,6 +118,6 @@ class MAE(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
-        count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        self.backbone.check_size(*sizes["image"])
+        count_visible(square_grid(sizes["image"], self.patch) ** 2, self.mask_ratio)

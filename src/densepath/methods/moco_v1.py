@@ -8,7 +8,8 @@ from densepath.core.momentum import Momentum
 from densepath.methods.moco_v2 import MoCoV2, QueueOptions
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import LinearHead
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 
 
 class MoCoV1(MoCoV2):
@@ -40,5 +41,5 @@ class MoCoV1(MoCoV2):
         self.key_head = Momentum(self.head)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         return MoCoV2.views(augment or Augment(jitter=1.0, hue=0.4, blur=0.0))

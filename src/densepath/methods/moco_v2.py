@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 import torch
@@ -18,7 +19,8 @@ from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import MLPHead
 from densepath.nets.norms import normalized_together
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -50,7 +52,7 @@ class MoCoV2(Method):
         hidden_dim: width of the head's hidden layer.
         temperature: of the contrast.
         queue_size: keys remembered as negatives.
-        momentum: of the key encoder, per step.
+        momentum: of the key encoder, per optimizer step.
         standardize: whether embeddings are standardized over the batch before they become unit vectors. The paper does
             not. Without it the embeddings of all images begin nearly parallel, and a run of a few thousand steps learns
             little but to turn their common direction away from that of older keys.
@@ -89,9 +91,13 @@ class MoCoV2(Method):
         self.shuffle = shuffle
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
-        augment = augment or Augment()
-        return {"query": augment, "key": augment}
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        view = (augment or Augment()).random_view()
+        return {"query": view, "key": view}
+
+    def before_step(self, batch: Batch) -> None:
+        self.key_backbone.update(self.backbone, self.momentum)
+        self.key_head.update(self.head, self.momentum)
 
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
@@ -101,19 +107,18 @@ class MoCoV2(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        for size in sizes.values():
+            self.backbone.check_size(*size)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; take two or more")
         if self.queue.size < batch_size:
             raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The last features of the query and key views, each (B, C, h, w); the key encoder takes its step first."""
+        """The last features of the query and key views, each (B, C, h, w)."""
         query = self.backbone(batch["query"].pixels)[self.backbone.deepest]
         with torch.no_grad():
-            self.key_backbone.update(self.backbone, self.momentum)
-            self.key_head.update(self.head, self.momentum)
             pixels = batch["key"].pixels
             if self.shuffle:
                 together = normalized_together(self.key_backbone, len(pixels))
@@ -125,11 +130,11 @@ class MoCoV2(Method):
         return query, key
 
     def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:
-        """L_q of two feature maps (B, C, h, w); their keys then join the queue."""
+        """L_q of two feature maps (B, C, h, w); their keys join the queue after the step."""
         return self.contrast(*self.project(global_pool(query), global_pool(key)))
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
-        """L_q of embeddings (B, dim); the keys then join the queue."""
+        """L_q of embeddings (B, dim); the keys join the queue after the step."""
         loss = info_nce(q, k, self.queue.keys(), self.temperature).mean()
         self.queue.enqueue(k)
         return loss

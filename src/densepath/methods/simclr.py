@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,8 @@ from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
 from densepath.nets.norms import normalized_together
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -54,11 +57,11 @@ class SimCLR(Method):
         self.temperature = temperature
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         augment = augment or Augment(
             scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale=0.2, blur=0.5
         )
-        return {"first": augment, "second": augment}
+        return {"first": augment.random_view(), "second": augment.random_view()}
 
     def forward(self, batch: Batch) -> Losses:
         first, second = self.embed(batch["first"].pixels, batch["second"].pixels)
@@ -78,7 +81,8 @@ class SimCLR(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(view_size, view_size)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        for size in sizes.values():
+            self.backbone.check_size(*size)
         if batch_size < 2:
             raise UserError("a batch of one image has nothing to contrast it with; take two or more")

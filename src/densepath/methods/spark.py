@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -12,8 +13,8 @@ from densepath.core.losses import full_precision, masked_mean
 from densepath.core.masking import (
     count_visible,
     from_patches,
-    patches_along,
     random_visible,
+    square_grid,
     standardize_patches,
     to_patches,
 )
@@ -21,7 +22,8 @@ from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.light_decoder import LightDecoder
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 _SCALES = 4  # maps of the encoder that the decoder gets
@@ -58,6 +60,8 @@ class SparK(Method):
         mask_ratio: float = 0.6,
         decoder_dim: int = 768,
     ) -> None:
+        from timm.layers import LayerNorm2d
+
         super().__init__()
         if len(backbone.stages) < _SCALES:
             raise UserError(
@@ -77,10 +81,10 @@ class SparK(Method):
         self.mask_ratio = mask_ratio
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Large crops and flips; the colors stay."""
         plain = Augment(scale=(0.67, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
-        return {"image": augment or plain}
+        return {"image": (augment or plain).random_view()}
 
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
@@ -94,7 +98,7 @@ class SparK(Method):
     def visible(self, batch: Batch) -> Visible:
         """The cells of a batch's images that are visible."""
         pixels = batch["image"].pixels
-        along = patches_along(pixels.shape[-1], self.cell)
+        along = square_grid(pixels.shape[2:], self.cell)
         count = count_visible(along**2, self.mask_ratio)
         cells = random_visible(batch.uniform(along**2), count).view(-1, along, along)
         return Visible(cells.to(pixels.device, non_blocking=True), count)
@@ -118,8 +122,8 @@ class SparK(Method):
     def exported_backbone(self) -> Backbone:
         return self.backbone
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        count_visible(patches_along(view_size, self.cell) ** 2, self.mask_ratio)
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        count_visible(square_grid(sizes["image"], self.cell) ** 2, self.mask_ratio)
 
 
 class Densify(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,15 +11,16 @@ from densepath.core.codebook import CREDIT
 from densepath.core.distributed import world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
-from densepath.core.masking import patches_along
+from densepath.core.masking import square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
 from densepath.nets.new_blocks import new_blocks
-from densepath.nets.teachers import Teacher, build_teacher, require_teacher
+from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import TOKENIZER, Tokenizer, tanh_head
 from densepath.nets.transformer_parts import require_transformer, sincos_positions
-from densepath.views.augment import Augment, Union
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
 
@@ -38,9 +41,6 @@ class VQKD(FrozenTarget[Teacher]):
 
     Args:
         backbone: a vision transformer, the encoder.
-        teacher: who is learned from: a timm name, a folder of a timm or a transformers model, or hf-hub:OWNER/NAME (see
-            :func:`build_teacher`).
-        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
         num_codes: of the codebook.
         code_dim: D, dimensions of a code.
         momentum: of the codes' moving averages.
@@ -55,8 +55,6 @@ class VQKD(FrozenTarget[Teacher]):
     def __init__(
         self,
         backbone: Backbone,
-        teacher: str = "",
-        teacher_weights: str = "",
         num_codes: int = 8192,
         code_dim: int = 32,
         momentum: float = 0.99,
@@ -65,14 +63,11 @@ class VQKD(FrozenTarget[Teacher]):
         decoder_depth: int = 3,
     ) -> None:
         super().__init__("teacher")
-        require_teacher("vq_kd", teacher)
         model = require_transformer(backbone, "vq_kd")
         if not commitment >= 0:
             raise UserError(f"the commitment must not be negative, as {commitment} is")
         if not 0 < decoder_depth <= len(model.blocks):
             raise UserError(f"the decoder has 1 to {len(model.blocks)} blocks on {backbone.name}, not {decoder_depth}")
-        self.teacher = teacher
-        self.teacher_weights = teacher_weights
         self.commitment = commitment
         self.width: int = model.embed_dim
         self.tokenizer = Tokenizer(backbone, num_codes, code_dim, momentum, restart_below)
@@ -81,20 +76,17 @@ class VQKD(FrozenTarget[Teacher]):
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
         """Crops and flips; the colors stay."""
         plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
-        return {"image": augment or plain}
-
-    def load_target(self) -> Teacher:
-        return build_teacher(self.teacher, self.teacher_weights)
+        return {"image": (augment or plain).random_view()}
 
     def make_head(self, width: int) -> nn.Module:
         return tanh_head(self.width, self.width, width)
 
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
-        grid = patches_along(pixels.shape[-1], self.tokenizer.backbone.patch_size)
+        grid = square_grid(pixels.shape[2:], self.tokenizer.backbone.patch_size)
         codebook = self.tokenizer.codebook
         vectors = self.tokenizer.embed(pixels)  # (B, N, D)
         flat = vectors.detach().flatten(0, 1)
@@ -126,10 +118,10 @@ class VQKD(FrozenTarget[Teacher]):
         state.pop(f"codebook.{CREDIT}", None)
         return {TOKENIZER: state}
 
-    def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         backbone = self.tokenizer.backbone
-        backbone.check_size(view_size, view_size)
-        patches = batch_size * patches_along(view_size, backbone.patch_size) ** 2
+        backbone.check_size(*sizes["image"])
+        patches = batch_size * square_grid(sizes["image"], backbone.patch_size) ** 2
         if patches < self.tokenizer.width:
             raise UserError(
                 f"a batch of {batch_size} images has {patches} patches, too few to begin {self.tokenizer.width} codes "

@@ -34,8 +34,7 @@ class Frozen(nn.Module, Generic[Network]):
     def hold(self, network: Network) -> None:
         """Take a network, which is frozen from now on."""
         self._held = (network.eval().requires_grad_(False),)
-        digest = bytes.fromhex(digest_of_tensors(network.state_dict()))
-        self.digest = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self.digest.device)
+        self.digest = checksum(network.state_dict()).to(self.digest.device)
 
     @property
     def network(self) -> Network:
@@ -65,3 +64,8 @@ class Frozen(nn.Module, Generic[Network]):
             rest[-1].append(f"the {self.what} is not the one that it was trained with")
         else:
             super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def checksum(state: dict[str, Tensor]) -> Tensor:
+    """The digest of tensors as a part of a module's state: (32,) uint8, on the CPU."""
+    return torch.frombuffer(bytearray.fromhex(digest_of_tensors(state)), dtype=torch.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat
 
@@ -16,7 +16,8 @@ from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.preserve_mode import untouched_modes
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.views.augment import Center
+from densepath.sources.pixel_source import PixelSpec
+from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
 _VIEW = "center"
@@ -30,15 +31,16 @@ class Sweep:
 
     Args:
         batches: whose source is swept, in batches of the same size.
-        size: height and width of the views in pixels.
+        size: of the views in pixels.
+        spec: what the numbers of the images' pixels mean.
         memory_format: of the views.
     """
 
-    def __init__(self, batches: ImageBatches, size: int, memory_format: torch.memory_format) -> None:
+    def __init__(
+        self, batches: ImageBatches, size: int | Sequence[int], spec: PixelSpec, memory_format: torch.memory_format
+    ) -> None:
         self.batches = batches
-        self.make_views = ViewMaker(
-            {_VIEW: Center()}, size, batches.seed, batches.images.spec, memory_format=memory_format
-        )
+        self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, spec, memory_format)
 
     @torch.no_grad()
     def __call__(self, method: Method, device: torch.device, tick: Tick = no_heartbeat) -> Tensor:

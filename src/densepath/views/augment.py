@@ -1,33 +1,48 @@
-"""Declarations of views: what may happen to the pixels of each."""
+"""The flat options of a random view: what the command line and recipes write, and runs record."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from densepath.core.errors import UserError
+from densepath.views.appearance import Appearance
+from densepath.views.color import ColorJitter, Grayscale, StainJitter
+from densepath.views.crops import Crop
+from densepath.views.declarations import RandomView
+from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, Solarize
+
+_FLIPS = ("flip", "vertical_flip", "depth_flip")
+_PROBABILITIES = (*_FLIPS, "jitter", "grayscale", "gamma", "blur", "noise", "solarize", "stain")
 
 
 @dataclass(frozen=True)
 class Augment:
-    """A random view. The defaults are those of MoCo-v2, DenseCL and ConCL.
+    """The options of a random view. The defaults are those of MoCo-v2, DenseCL and ConCL.
 
-    In this order: crop, flips and rotation; stain; color jitter; grayscale; blur; solarize. Factors are drawn for each
-    image, and so is the order of the four parts of the color jitter.
+    In this order: crop, flips and rotation; stain; color jitter; grayscale; gamma; blur; noise; solarize. Factors are
+    drawn for each image, and so is the order of the four parts of the color jitter. What needs colors is left out of
+    views of images without, where it is the method's own choice; of the color jitter, brightness and contrast remain.
 
     Args:
-        scale: range of the crop's area, as shares of the image's.
+        scale: range of the crop's area, or volume, as shares of the image's.
         ratio: range of the crop's aspect ratio, width / height; its logarithm is uniform.
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
+        depth_flip: probability of a flip along the third axis of volumes.
         rotation: largest rotation in degrees, either way. A crop that would leave the image shrinks about its center.
-        quarter_turns: whether to also turn by 0, 90, 180 or 270 degrees, each as likely.
+        rotation_axes: of volumes: "xy" turns in that plane only, "all" about each of the three axes.
+        quarter_turns: whether to also turn by 0, 90, 180 or 270 degrees in the xy-plane, each as likely.
         jitter: probability of color jitter.
         brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], not below 0.
         hue: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
         grayscale: probability of a grey view.
+        gamma: probability of values to a power.
+        gamma_power: range of that power; its logarithm is uniform.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its standard deviation, in pixels of the view.
+        noise: probability of normal noise on each value.
+        noise_std: range of its standard deviation, where values lie in [0, 1].
         solarize: probability of inverting what is brighter than half.
         stain: probability of H&E stain jitter: amounts of hematoxylin, eosin and residual change in optical density.
         stain_strength: factors are drawn from [1 - x, 1 + x] and shifts (of optical density) from [-x, x].
@@ -40,7 +55,9 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     vertical_flip: float = 0.0
+    depth_flip: float = 0.0
     rotation: float = 0.0
+    rotation_axes: Literal["xy", "all"] = "xy"
     quarter_turns: bool = False
     jitter: float = 0.8
     brightness: float = 0.4
@@ -48,21 +65,25 @@ class Augment:
     saturation: float = 0.4
     hue: float = 0.1
     grayscale: float = 0.2
+    gamma: float = 0.0
+    gamma_power: tuple[float, float] = (0.7, 1.5)
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    noise: float = 0.0
+    noise_std: tuple[float, float] = (0.0, 0.1)
     solarize: float = 0.0
     stain: float = 0.0
     stain_strength: float = 0.05
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
-        for name in ("scale", "ratio", "blur_sigma"):
+        for name in ("scale", "ratio", "blur_sigma", "gamma_power"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"augment.{name} must be two positive numbers, the smaller first, not {low}, {high}")
         if self.scale[1] > 1:
             raise UserError(f"augment.scale is a share of the image's area: at most 1, not {self.scale[1]}")
-        for name in ("flip", "vertical_flip", "jitter", "grayscale", "blur", "solarize", "stain"):
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name} is a probability, between 0 and 1, not {getattr(self, name)}")
         for name in ("rotation", "brightness", "contrast", "saturation", "hue", "stain_strength"):
@@ -70,32 +91,68 @@ class Augment:
                 raise UserError(f"augment.{name} must not be negative, as {getattr(self, name)} is")
         if self.hue > 0.5:
             raise UserError(f"augment.hue is a share of the color circle, at most 0.5, not {self.hue}")
+        if not 0 <= self.noise_std[0] <= self.noise_std[1]:
+            raise UserError(f"augment.noise_std must be two numbers from 0, the smaller first, not {self.noise_std}")
 
+    def random_view(self, size: float = 1.0, count: int = 1) -> RandomView:
+        """The view that the options describe; ``size`` and ``count`` as in :class:`RandomView`."""
+        crop = Crop(
+            scale=self.scale,
+            ratio=self.ratio,
+            flip=(self.flip, self.vertical_flip, self.depth_flip),
+            rotation=self.rotation,
+            rotation_axes=self.rotation_axes,
+            quarter_turns=self.quarter_turns,
+            interpolation=self.interpolation,
+        )
+        operations: tuple[Appearance, ...] = (
+            StainJitter(self.stain, self.stain_strength),
+            ColorJitter(self.jitter, self.brightness, self.contrast, self.saturation, self.hue),
+            Grayscale(self.grayscale),
+            Gamma(self.gamma, self.gamma_power),
+            GaussianBlur(self.blur, self.blur_sigma),
+            GaussianNoise(self.noise, self.noise_std),
+            Solarize(self.solarize),
+        )
+        used = (self.stain, self.jitter, self.grayscale, self.gamma, self.blur, self.noise, self.solarize)
+        appearance = tuple(operation for operation, share in zip(operations, used, strict=True) if share)
+        return RandomView(crop, appearance, size, count)
 
-@dataclass(frozen=True)
-class Union:
-    """The smallest upright view that covers two others, with untouched colors: ConCL's reference view.
-
-    Args:
-        of: the names of the views to cover.
-        interpolation: the released ConCL takes bicubic here.
-    """
-
-    of: tuple[str, str]
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-
-
-@dataclass(frozen=True)
-class Center:
-    """The plain view: the square in the middle of an image, with untouched colors.
-
-    Args:
-        share: of the image's shorter side that it covers. The default is that of "resize to 256, crop 224".
-        interpolation: the filter of its resampling.
-    """
-
-    share: float = 224 / 256
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    @classmethod
+    def of_view(cls, view: RandomView) -> Augment | None:
+        """The options that describe a view; None where none do."""
+        if not isinstance(view.crop, Crop):
+            return None
+        crop, off = view.crop, dict.fromkeys(_PROBABILITIES, 0.0)
+        options: dict[str, Any] = {
+            **off,
+            **dict(zip(_FLIPS, crop.flip, strict=False)),
+            "scale": crop.scale,
+            "ratio": crop.ratio,
+            "rotation": crop.rotation,
+            "rotation_axes": crop.rotation_axes,
+            "quarter_turns": crop.quarter_turns,
+            "interpolation": crop.interpolation,
+        }
+        for operation in view.appearance:
+            match operation:
+                case StainJitter():
+                    options |= {"stain": operation.probability, "stain_strength": operation.strength}
+                case ColorJitter():
+                    parts = ("brightness", "contrast", "saturation", "hue")
+                    options |= {"jitter": operation.probability, **{name: getattr(operation, name) for name in parts}}
+                case Grayscale():
+                    options["grayscale"] = operation.probability
+                case Gamma():
+                    options |= {"gamma": operation.probability, "gamma_power": operation.power}
+                case GaussianBlur():
+                    options |= {"blur": operation.probability, "blur_sigma": operation.sigma}
+                case GaussianNoise():
+                    options |= {"noise": operation.probability, "noise_std": operation.std}
+                case Solarize():
+                    options["solarize"] = operation.probability
+        augment = cls(**options)
+        return augment if augment.random_view(view.size, view.count).appearance == view.appearance else None
 
 
 def augment_from(options: dict[str, object]) -> Augment:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from densepath.core.affine import union
-from densepath.core.random import uniform
+from densepath.core.affine import compose
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
-from densepath.views.appearance import apply_appearance
-from densepath.views.augment import Augment, Center, Union
-from densepath.views.geometry import Draw, center_maps, random_maps
-from densepath.views.random_streams import COUNT
+from densepath.views.declarations import Declaration, RandomView, Turned, check_views, crop_counts, view_sizes
+from densepath.views.plan import Plan, PlannedView, plan_views
+from densepath.views.turns import turned
 from densepath.views.view import Batch, View
 
 # Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
@@ -27,17 +26,20 @@ class ViewMaker:
     """Makes the views that a method declares.
 
     Args:
-        views: name -> declaration. A :class:`Union` stands after the views that it covers.
-        size: the views' height and width in pixels.
+        views: name -> declaration. One that refers to others stands after them.
+        size: the views' size in pixels, in the order of the tensor's axes; a number for equal sides.
         seed: the run's seed. A view is a function of (seed, epoch, image, place of the view among the names).
-        spec: what the images' numbers mean, and how they are normalized.
-        memory_format: of the pixels, as the networks like them.
+        spec: what the numbers of the images' pixels mean, and how they are normalized.
+        memory_format: of the pixels, as the networks like them; those of volumes follow that of images.
+
+    Raises:
+        UserError: such views cannot be made of such images.
     """
 
     def __init__(
         self,
-        views: Mapping[str, Augment | Union | Center],
-        size: int,
+        views: Mapping[str, Declaration],
+        size: int | Sequence[int],
         seed: int,
         spec: PixelSpec = _RGB,
         memory_format: torch.memory_format = torch.contiguous_format,
@@ -46,46 +48,102 @@ class ViewMaker:
         self.size = size
         self.seed = seed
         self.spec = spec
+        if self.spec.ndim == 3 and memory_format == torch.channels_last:
+            memory_format = torch.channels_last_3d
         self.memory_format = memory_format
+        check_views(self.views, self.spec, size)
+
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The sizes of the views in pixels, by name."""
+        return view_sizes(self.views, self.size, self.spec.ndim)
+
+    def draw(self, index: Tensor, sizes: Tensor, spacing: Tensor | None = None, epoch: float = 0.0) -> Plan:
+        """Where the views of images lie. No pixels are needed.
+
+        Args:
+            index: (B,) int64, the images' positions in their source, on the CPU.
+            sizes: (B, d) int64, their sizes in pixels, in the order of the tensor's axes.
+            spacing: (B, d) the distance of neighboring pixels along each axis; None where unknown.
+            epoch: epochs done so far, with the fraction, which changes nothing.
+        """
+        return plan_views(self.views, self.size, self.seed, int(epoch), index, sizes, spacing)
+
+    def __call__(self, images: ImageBatch) -> Batch:
+        """The views of images, where the plan of the batch has them, or else as they are drawn now."""
+        plan = images.plan or self.draw(images.index, images.sizes, images.spacing, images.epoch)
+        return self.make(images, plan)
 
     @torch.no_grad()
-    def __call__(self, images: ImageBatch) -> Batch:
+    def make(self, images: ImageBatch, plan: Plan) -> Batch:
+        """The views of images.
+
+        Args:
+            images: the images, or boxes of them that hold what the plan needs (see :meth:`Plan.boxes`).
+            plan: where the views lie.
+        """
+        counts = crop_counts(self.views)
+        device, channels = images.pixels.device, images.pixels.shape[-1]
         views: dict[str, View] = {}
-        draws: dict[str, Tensor] = {}
-        slots = torch.arange(COUNT)
-        shape = (len(images), self.spec.channels, self.size, self.size)
-        for number, (name, view) in enumerate(self.views.items()):
-            if isinstance(view, Union):
-                first, second = view.of
-                maps = union(views[first].map, views[second].map)
-            elif isinstance(view, Center):
-                maps = center_maps(view.share, images.sizes)
-            else:
-                draws[name] = uniform(self.seed, int(images.epoch), images.index[:, None], number, slots)
-                maps = random_maps(view, images.sizes, _by_slot(draws[name]))
-            pixels = torch.empty(shape, device=images.pixels.device, memory_format=self.memory_format)
-            views[name] = View(pixels, maps)
-        for rows in self._shares(images):
-            source = images.pixels[rows].permute(0, 3, 1, 2).to(torch.float32)
+        for name, planned in plan.views.items():
+            shape = (counts[name] * len(images), channels, *planned.size)
+            views[name] = View(torch.empty(shape, device=device, memory_format=self.memory_format), planned.map)
+        for rows in self._shares(images, plan):
+            part = images.pixels[rows].movedim(-1, 1).to(torch.float32)
             for name, view in self.views.items():
-                colors = self._crop(source, views[name].map[rows], images.sizes[rows], view)
-                if isinstance(view, Augment):
-                    apply_appearance(view, colors, _by_slot(draws[name][rows]))
-                views[name].pixels[rows] = self.spec.normalize(colors)
+                of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
+                made = self._view(view, plan.views[name], of_crops, part, images, rows, views)
+                for crop, pixels in zip(of_crops, made.chunk(counts[name]), strict=True):
+                    views[name].pixels[int(crop[0]) : int(crop[-1]) + 1] = pixels
         return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress, images.extras)
 
-    def _shares(self, images: ImageBatch) -> list[slice]:
+    def _view(
+        self,
+        view: Declaration,
+        planned: PlannedView,
+        of_crops: Tensor,
+        part: Tensor,
+        images: ImageBatch,
+        rows: slice,
+        views: Mapping[str, View],
+    ) -> Tensor:
+        """The normalized pixels (K * b, C, *size) of the crops (K, b) of some images (b, C, *spatial)."""
+        of_rows = of_crops.flatten()
+        if isinstance(view, Turned) and not view.clean:
+            other = views[view.of]
+            linear = torch.linalg.solve(other.map[of_rows, :, :-1], planned.map[of_rows, :, :-1]).round() + 0.0  # no -0
+            return turned(other.pixels[of_rows.to(part.device)], linear)
+        maps, extent = planned.map[of_rows], images.sizes[rows].repeat(len(of_crops), 1)
+        if images.boxes is not None:
+            low, high = images.boxes[rows].repeat(len(of_crops), 1, 1).unbind(1)
+            maps, extent = onto_boxes(maps, extent, low, high), high - low
+        elif self.spec.ndim == 3:
+            maps = maps.double()  # as those of boxes are, so that both give the same views
+        source = torch.arange(rows.stop - rows.start).repeat(len(of_crops)) if len(of_crops) > 1 else None
+        pixels = sample(part, maps, planned.size, kind=planned.interpolation, extent=extent, rows=source).contiguous()
+        pixels = self.spec.apply_window(pixels)
+        if isinstance(view, RandomView):
+            draw = planned.draw.take(of_rows)
+            for operation in view.appearance:
+                pixels = operation.apply(pixels, draw)
+        return self.spec.normalize(pixels)
+
+    def _shares(self, images: ImageBatch, plan: Plan) -> list[slice]:
         """The parts of a batch that are worked on one after another."""
-        count = len(images)
+        total = count = len(images)
         if images.pixels.device.type == "cpu":
-            count = max(1, torch.get_num_threads() * _CACHED // self.size**2)
-        return [slice(start, start + count) for start in range(0, len(images), count)]
-
-    def _crop(self, pixels: Tensor, maps: Tensor, sizes: Tensor, view: Augment | Union | Center) -> Tensor:
-        crop = sample(pixels, maps, (self.size, self.size), kind=view.interpolation, extent=sizes)
-        return self.spec.apply_window(crop.contiguous())
+            largest = max(len(view.map) // total * math.prod(view.size) for view in plan.views.values())
+            count = max(1, torch.get_num_threads() * _CACHED // largest)
+        return [slice(start, min(start + count, total)) for start in range(0, total, count)]
 
 
-def _by_slot(numbers: Tensor) -> Draw:
-    """The numbers (B, slots, 4) of a view, slot by slot."""
-    return lambda slot: numbers[:, slot]
+def onto_boxes(maps: Tensor, sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Maps to images as maps to boxes of them: (N, d, d + 1) float64, whose rounding moves nothing.
+
+    Args:
+        maps: (N, d, d + 1).
+        sizes, low, high: (N, d) the images' sizes and the boxes' corners in pixels, in the order of the tensor's axes.
+    """
+    sizes, low, high = (corner.flip(-1).double() for corner in (sizes, low, high))
+    sides = (high - low).clamp(min=1)
+    scale, shift = sizes / sides, (sizes - 2 * low) / sides - 1
+    return compose(torch.cat((torch.diag_embed(scale), shift.unsqueeze(-1)), dim=-1), maps.double())

@@ -1,10 +1,20 @@
-"""Which random numbers of a view are for what. A slot holds four numbers; changing one changes every run's views."""
+"""The random numbers of a view: which are for what, and how they are computed."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from densepath.core.random import uniform
+
+_BLOCK = 32  # slots that are computed together
 
 
 class Slot(IntEnum):
-    """Slots of a view's random numbers."""
+    """What numbers are for. A slot holds four; changing one changes the views of every run."""
 
     CROP = 0  # and the nine after it: one for each attempt
     FLIP = 16
@@ -17,6 +27,48 @@ class Slot(IntEnum):
     GRAYSCALE = 23
     BLUR = 24
     SOLARIZE = 25
+    TURN_3D = 26
+    NOISE = 27
+    INTENSITY = 28
+    GAMMA = 29
+    CROP_3D = 32  # and the nine after it
+    WINDOWS = 64  # and the 31 after it: four for each attempt
+    PIXELS = 2**16  # and those after it: numbers for each pixel of a view
 
 
-COUNT = 1 + max(Slot)
+class Draw:
+    """Random numbers for each row of a view: a function of (seed, epoch, image, view), whoever else is in the batch.
+
+    Args:
+        seed: the run's.
+        epoch: whole epochs done so far.
+        index: (N,) int64, the images' positions in their source, on the CPU.
+        view: (N,) int64, the number of the view of each row: see :class:`~densepath.views.plan.Plan`.
+    """
+
+    def __init__(self, seed: int, epoch: int, index: Tensor, view: Tensor) -> None:
+        self.seed, self.epoch, self.index, self.view = seed, epoch, index, view
+        self._blocks: dict[int, Tensor] = {}  # (N, 32, 4)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __call__(self, slot: int) -> Tensor:
+        """(N, 4) uniform numbers in [0, 1), on the CPU."""
+        number = slot // _BLOCK
+        if number not in self._blocks:
+            slots = torch.arange(number * _BLOCK, (number + 1) * _BLOCK)
+            self._blocks[number] = uniform(self.seed, self.epoch, self.index[:, None], self.view[:, None], slots)
+        return self._blocks[number][:, slot % _BLOCK]
+
+    def pixels(self, rows: Sequence[int], count: int, device: torch.device) -> Tensor:
+        """(len(rows), count) uniform numbers in [0, 1), one for each pixel of some rows, computed on ``device``."""
+        slots = Slot.PIXELS + torch.arange(-(-count // 4), device=device)
+        index, view = (numbers[list(rows), None].to(device, non_blocking=True) for numbers in (self.index, self.view))
+        return uniform(self.seed, self.epoch, index, view, slots).flatten(1)[:, :count]
+
+    def take(self, rows: slice | Tensor) -> Draw:
+        """The numbers of some rows."""
+        part = Draw(self.seed, self.epoch, self.index[rows], self.view[rows])
+        part._blocks = {number: block[rows] for number, block in self._blocks.items()}
+        return part

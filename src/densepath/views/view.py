@@ -20,8 +20,8 @@ class View:
     """Pixels and the map that made them.
 
     Args:
-        pixels: (B, C, S, S) float32, normalized.
-        map: (B, 2, 3) from the view's coordinates to those of its images (see ``core.affine``), on the CPU.
+        pixels: (K * B, C, *size) float32, normalized. Of K crops of each image, row k * B + b is crop k of image b.
+        map: (K * B, d, d + 1) from the view's coordinates to those of its images (see ``core.affine``), on the CPU.
     """
 
     pixels: Tensor

@@ -1,0 +1,188 @@
+"""Operations on intensities and sharpness: pixels of any number of channels, in any number of dimensions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.core.resampling import weighted_rows
+from densepath.views.appearance import (
+    Appearance,
+    change,
+    check_not_negative,
+    check_probability,
+    check_range,
+    chosen,
+    per_image,
+)
+from densepath.views.random_streams import Draw, Slot
+
+_BLUR_REACH = 4  # standard deviations: what lies beyond weighs less than 1e-4
+
+
+@dataclass(frozen=True)
+class IntensityJitter(Appearance):
+    """Brightness and contrast, in an order of each image's own.
+
+    Args:
+        probability: of a change.
+        brightness: a factor of all values is drawn from [1 - x, 1 + x], not below 0.
+        contrast: likewise a factor of the distance to the mean of each channel.
+    """
+
+    probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_probability("the probability of intensity jitter", self.probability)
+        check_not_negative("brightness", self.brightness)
+        check_not_negative("contrast", self.contrast)
+
+    def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        numbers = draw(Slot.INTENSITY)  # whether, brightness, contrast, which of the two is first
+        spread = torch.tensor((self.brightness, self.contrast))
+        low = (1 - spread).clamp(min=0)
+        factors = low + (1 + spread - low) * numbers[:, 1:3]
+
+        def brighten(part: Tensor, rows: list[int]) -> Tensor:
+            return (part * per_image(factors[rows, 0], part).to(part.device, non_blocking=True)).clamp_(0, 1)
+
+        def stretch(part: Tensor, rows: list[int]) -> Tensor:
+            mean = part.mean(tuple(range(2, part.ndim)), keepdim=True)
+            return torch.lerp(mean, part, per_image(factors[rows, 1], part).to(part.device, non_blocking=True)).clamp_(
+                0, 1
+            )
+
+        rows = chosen(draw, Slot.INTENSITY, self.probability)
+        brightness_first = set((numbers[:, 3] < 0.5).nonzero().flatten().tolist())
+        change(x, [row for row in rows if row in brightness_first], brighten)
+        change(x, rows, stretch)
+        change(x, [row for row in rows if row not in brightness_first], brighten)
+        return x
+
+
+@dataclass(frozen=True)
+class Gamma(Appearance):
+    """Values in [0, 1] to a power, with a probability; the power's logarithm is drawn evenly from a range."""
+
+    probability: float = 0.5
+    power: tuple[float, float] = (0.7, 1.5)
+
+    def __post_init__(self) -> None:
+        check_probability("the probability of gamma", self.probability)
+        check_range("the powers of gamma", self.power)
+
+    def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        low, high = (math.log(power) for power in self.power)
+
+        def to_power(part: Tensor, rows: list[int]) -> Tensor:
+            power = torch.exp(low + (high - low) * draw(Slot.GAMMA)[rows, 1])
+            return part.pow(per_image(power, part).to(part.device, non_blocking=True))
+
+        change(x, chosen(draw, Slot.GAMMA, self.probability), to_power)
+        return x
+
+
+@dataclass(frozen=True)
+class GaussianBlur(Appearance):
+    """A Gaussian blur, with a probability.
+
+    Args:
+        probability: of a blur.
+        sigma: range of the standard deviation, in pixels of the view.
+    """
+
+    probability: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        check_probability("the probability of blur", self.probability)
+        check_range("sigma of the blur", self.sigma)
+
+    def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        low, high = self.sigma
+
+        def blur(part: Tensor, rows: list[int]) -> Tensor:
+            return gaussian_blur(part, low + (high - low) * draw(Slot.BLUR)[rows, 1], high)
+
+        change(x, chosen(draw, Slot.BLUR, self.probability), blur)
+        return x
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Appearance):
+    """Independent normal noise on each value, with a probability.
+
+    Args:
+        probability: of noise.
+        std: range of its standard deviation, where values lie in [0, 1].
+    """
+
+    probability: float = 0.5
+    std: tuple[float, float] = (0.0, 0.1)
+
+    def __post_init__(self) -> None:
+        check_probability("the probability of noise", self.probability)
+        if not 0 <= self.std[0] <= self.std[1]:
+            raise UserError(f"std of the noise must be two numbers from 0, the smaller first, not {self.std}")
+
+    def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        low, high = self.std
+
+        def add_noise(part: Tensor, rows: list[int]) -> Tensor:
+            std = (low + (high - low) * draw(Slot.NOISE)[rows, 1]).to(part.device, non_blocking=True)
+            count = math.prod(part.shape[1:])
+            half = -(-count // 2)
+            first, second = draw.pixels(rows, 2 * half, part.device).view(len(rows), 2, half).unbind(1)
+            radius = torch.sqrt(-2 * torch.log1p(-first))  # Box and Muller
+            normal = torch.cat((radius * torch.cos(2 * math.pi * second), radius * torch.sin(2 * math.pi * second)), 1)
+            return (part + per_image(std, part) * normal[:, :count].reshape(part.shape)).clamp_(0, 1)
+
+        change(x, chosen(draw, Slot.NOISE, self.probability), add_noise)
+        return x
+
+
+@dataclass(frozen=True)
+class Solarize(Appearance):
+    """Inverts what is at least half bright, with a probability."""
+
+    probability: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_probability("the probability of solarization", self.probability)
+
+    def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        change(x, chosen(draw, Slot.SOLARIZE, self.probability), lambda part, _: solarize(part))
+        return x
+
+
+def solarize(x: Tensor) -> Tensor:
+    """Invert what is at least half bright."""
+    return torch.where(x >= 0.5, 1 - x, x)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Blur (N, C, *spatial), each image by its own standard deviation; edges are continued.
+
+    Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions.
+
+    Args:
+        sigma: (N,) in pixels, on the CPU.
+        largest: what sigma may be at most: it says how many pixels are summed, whoever else is in the batch.
+    """
+    reach = math.ceil(_BLUR_REACH * largest)
+    offsets = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True)).to(x.device, non_blocking=True).unsqueeze(1)  # (N, 1, T)
+    blurred = x.movedim(1, -1)
+    for axis in range(1, x.ndim - 1):
+        n = blurred.shape[axis]
+        positions = (torch.arange(n).unsqueeze(1) + offsets).clamp_(0, n - 1).to(x.device, non_blocking=True)  # (n, T)
+        shape = (len(x), n, len(offsets))
+        blurred = weighted_rows(blurred, positions.expand(shape), weights.expand(shape), axis)
+    return blurred.movedim(-1, 1)

@@ -1,0 +1,126 @@
+"""Where the views of a batch lie, before any pixel is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from densepath.core.affine import bounds, compose, union
+from densepath.core.resampling import Filter, filter_reach
+from densepath.views.crops import Crop, SecondWindow, WindowPair
+from densepath.views.declarations import Center, Cover, Declaration, Turned, crop_counts, view_sizes
+from densepath.views.geometry import center_maps, crop_maps, posed
+from densepath.views.random_streams import Draw
+from densepath.views.turns import turn_maps
+from densepath.views.window_pairs import window_pairs
+
+_CROP_SHIFT = 8  # crop k of view number n has the random numbers of view n + (k << 8)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedView:
+    """Where a view of each image lies.
+
+    Args:
+        map: (K * B, d, d + 1) float32, from the view to its image; row k * B + b is crop k of image b.
+        draw: the random numbers of those rows.
+        size: the view's, in pixels, in the order of the tensor's axes.
+        interpolation: the filter of its resampling.
+    """
+
+    map: Tensor
+    draw: Draw
+    size: tuple[int, ...]
+    interpolation: Filter
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where the views of a batch lie: what a loader needs to read no more than they show. All of it on the CPU.
+
+    Args:
+        views: by name, in the order of their declarations.
+        index: (B,) int64, the images' positions in their source.
+    """
+
+    views: Mapping[str, PlannedView]
+    index: Tensor
+
+    def boxes(self, sizes: Tensor) -> Tensor:
+        """(B, 2, d) int64: the low corner (included) and the high one (excluded) of what the views need of each image.
+
+        That is every pixel that one of the filters takes, so the views of the boxes are those of whole images.
+
+        Args:
+            sizes: (B, d) int64, the images' sizes in pixels, in the order of the tensor's axes.
+        """
+        lows, highs = [], []
+        for view in self.views.values():
+            low, high = bounds(view.map.double())
+            crops = (len(low) // len(sizes), len(sizes), -1)
+            across = sizes.flip(-1).double()
+            low, high = ((corner.view(crops) + 1) / 2 * across for corner in (low, high))
+            # The finest axis of the view bounds how far its filter reaches, whichever way it is turned.
+            step = ((high - low) / min(view.size)).clamp(min=1)
+            reach = math.ceil(filter_reach(view.interpolation)) * step + 1
+            lows.append((low - reach).amin(0))
+            highs.append((high + reach).amax(0))
+        low, high = torch.stack(lows).amin(0).floor(), torch.stack(highs).amax(0).ceil()
+        box = torch.stack((low, high), dim=1).long().flip(-1)
+        return torch.minimum(box.clamp(min=0), sizes.unsqueeze(1))
+
+
+def plan_views(
+    views: Mapping[str, Declaration],
+    size: int | Sequence[int],
+    seed: int,
+    epoch: int,
+    index: Tensor,
+    sizes: Tensor,
+    spacing: Tensor | None = None,
+) -> Plan:
+    """Draw where the views of images lie: a function of (seed, epoch, image, place of the view among the names).
+
+    Args:
+        views: name -> declaration.
+        size: the run's view size.
+        seed: the run's.
+        epoch: whole epochs done so far.
+        index: (B,) int64, the images' positions in their source.
+        sizes: (B, d) int64, their sizes in pixels, in the order of the tensor's axes.
+        spacing: (B, d) the distance of neighboring pixels along each axis; None where unknown.
+    """
+    planned: dict[str, PlannedView] = {}
+    pairs: dict[str, Tensor] = {}  # the second windows
+    counts, view_size = crop_counts(views), view_sizes(views, size, sizes.shape[1])
+    for number, (name, view) in enumerate(views.items()):
+        count, own_size = counts[name], view_size[name]
+        numbers = (number + (torch.arange(count) << _CROP_SHIFT)).repeat_interleave(len(index))
+        draw = Draw(seed, epoch, index.repeat(count), numbers)
+        all_sizes = sizes.repeat(count, 1)
+        filter_: Filter = "bilinear"
+        if isinstance(view, Cover):
+            maps, filter_ = union(planned[view.of[0]].map, planned[view.of[1]].map), view.interpolation
+        elif isinstance(view, Center):
+            maps, filter_ = center_maps(view.share, sizes, own_size), view.interpolation
+        elif isinstance(view, Turned):
+            other = planned[view.of]
+            maps = compose(other.map, turn_maps(view.flip, view.quarter_turns, draw, sizes.shape[1]))
+            filter_ = other.interpolation
+        else:
+            crop, all_spacing = view.crop, None if spacing is None else spacing.repeat(count, 1)
+            filter_ = crop.interpolation
+            if isinstance(crop, Crop):
+                maps = crop_maps(crop, all_sizes, own_size, draw, all_spacing)
+            else:
+                if isinstance(crop, WindowPair):
+                    maps, pairs[name] = window_pairs(crop, all_sizes, draw)
+                elif isinstance(crop, SecondWindow):
+                    maps = pairs[crop.of]
+                maps = posed(crop, maps, all_sizes, draw, all_spacing)
+        planned[name] = PlannedView(maps, draw, own_size, filter_)
+    return Plan(planned, index)

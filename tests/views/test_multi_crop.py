@@ -1,0 +1,156 @@
+"""Several crops of each image in one view, views of other sizes, and exact turns of other views."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from densepath.core.affine import apply, between, compose, identity
+from densepath.core.errors import UserError
+from densepath.core.random import uniform
+from densepath.sources.batch import ImageBatch
+from densepath.sources.pixel_source import PixelSpec
+from densepath.views.augment import Augment
+from densepath.views.crops import Crop
+from densepath.views.declarations import Cover, RandomView, Turned, view_sizes, without_color
+from densepath.views.geometry import quarter_turns
+from densepath.views.intensity import GaussianBlur, GaussianNoise, IntensityJitter
+from densepath.views.maker import ViewMaker
+from densepath.views.turns import indicator
+
+GREY = PixelSpec(2, 1, mean=(0.5,), std=(0.25,))
+VOLUME = PixelSpec(3, 2, (-1000.0, 1000.0), (0.5, 0.4), (0.25, 0.2))
+
+
+def images(count: int = 5, spec: PixelSpec | None = None) -> ImageBatch:
+    spec = spec or PixelSpec()
+    size = (60, 72) if spec.ndim == 2 else (20, 28, 24)
+    generator = torch.Generator().manual_seed(0)
+    if spec.ndim == 2:
+        pixels = torch.randint(0, 256, (count, *size, spec.channels), generator=generator, dtype=torch.uint8)
+    else:
+        pixels = torch.randint(-1200, 1200, (count, *size, spec.channels), generator=generator, dtype=torch.int16)
+    return ImageBatch(pixels, torch.tensor([size] * count), torch.arange(3, 3 + count))
+
+
+@pytest.mark.parametrize("rotation", [0.0, 20.0])
+@pytest.mark.parametrize("spec", [PixelSpec(), VOLUME], ids=["2D", "3D"])
+def test_local_crops_are_one_view_each_by_random_numbers_of_its_own(spec, rotation):
+    """Row k * B + b is what a view with the number (1 + (k << 8)) alone would be of image b."""
+    local = replace(Augment(rotation=rotation).random_view(96 / 224, 4), appearance=(GaussianBlur(0.5, (0.1, 1.0)),))
+    maker = ViewMaker({"global": RandomView(), "local": local}, 28, 0, spec)
+    assert maker.sizes() == {"global": (28,) * spec.ndim, "local": (12,) * spec.ndim}
+    batch = images(spec=spec)
+    views = maker(batch)
+    assert views["local"].pixels.shape == (20, spec.channels, *[12] * spec.ndim)
+    assert views["local"].map.shape == (20, spec.ndim, spec.ndim + 1)
+    assert len(views["local"].map.flatten(1).unique(dim=0)) == 20
+    numbers = maker.draw(batch.index, batch.sizes).views["local"].draw
+    single = ViewMaker({"global": RandomView(), "local": replace(local, count=1)}, 28, 0, spec)
+    plan = single.draw(batch.index, batch.sizes)
+    for crop in range(4):
+        rows = slice(5 * crop, 5 * crop + 5)
+        assert torch.equal(numbers.take(rows)(3), uniform(0, 0, batch.index, 1 + (crop << 8), 3))
+        planned = replace(plan.views["local"], map=views["local"].map[rows], draw=numbers.take(rows))
+        alone = single.make(batch, replace(plan, views={**plan.views, "local": planned}))
+        torch.testing.assert_close(alone["local"].pixels, views["local"].pixels[rows])
+    torch.testing.assert_close(single(batch)["local"].pixels, views["local"].pixels[:5])
+
+
+def test_crops_of_many_images_are_the_same_in_any_batch():
+    maker = ViewMaker({"a": RandomView(count=3, appearance=(GaussianNoise(0.7),))}, 16, 1)
+    whole = images(6)
+    part = replace(whole, pixels=whole.pixels[2:5], sizes=whole.sizes[2:5], index=whole.index[2:5])
+    views, of_part = maker(whole)["a"], maker(part)["a"]
+    rows = torch.tensor([6 * crop + image for crop in range(3) for image in (2, 3, 4)])
+    assert torch.equal(views.map[rows], of_part.map)
+    torch.testing.assert_close(views.pixels[rows], of_part.pixels)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("spec", [GREY, VOLUME], ids=["2D", "3D"])
+def test_turned_views_are_exact_copies_and_their_indicator_says_how(spec, clean):
+    look = () if clean else (IntensityJitter(1.0),)
+    views = {
+        "input": RandomView(Crop(rotation=10.0, flip=(0.5, 0.5)), look, count=2),
+        "target": Turned("input", clean=clean),
+    }
+    batch = images(24, spec)
+    made = ViewMaker(views, 16, 0, spec)(batch)
+    how = indicator(made["input"].map, made["target"].map)
+    assert how.shape == (48, spec.ndim + 4)
+    for source, target, row in zip(made["input"].pixels, made["target"].pixels, how, strict=True):
+        axes = [-1 - axis for axis in range(spec.ndim) if row[axis]]
+        expected = torch.rot90(source.flip(axes), int(row[spec.ndim :].argmax()), (-2, -1))
+        if clean:
+            torch.testing.assert_close(target, expected, atol=1e-3, rtol=1e-3)
+        else:
+            assert torch.equal(target, expected)
+    assert len(how.unique(dim=0)) == 8 * (spec.ndim - 1)  # all that a square has, up and down
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_each_flip_and_turn_has_one_indicator(d):
+    seen = {}
+    for code in range(2**d * 4):
+        flips = torch.tensor([1.0 - 2 * (code >> axis & 1) for axis in range(d)])
+        turns = torch.tensor([code >> d])
+        turn = compose(torch.cat((torch.diag(flips), torch.zeros(d, 1)), 1).unsqueeze(0), quarter_turns(turns, d))
+        row = tuple(indicator(identity(1, d), turn)[0].tolist())
+        points = apply(turn, torch.eye(d).unsqueeze(0))
+        assert torch.equal(seen.setdefault(row, points), points)
+    assert len(seen) == 8 * 2 ** (d - 2)
+
+
+def test_maps_that_are_no_turns_have_no_indicator():
+    for wrong in (0.5 * identity(1), torch.tensor([[[0.8, -0.6, 0], [0.6, 0.8, 0]]]), identity(1) + 0.1):
+        with pytest.raises(ValueError, match="not flips and quarter turns"):
+            indicator(identity(1), wrong)
+
+
+def test_a_view_can_cover_others_in_a_volume():
+    made = ViewMaker({"a": RandomView(), "b": RandomView(), "c": Cover(("a", "b"))}, 12, 0, VOLUME)(images(8, VOLUME))
+    corners = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
+    inside = [apply(between(made["c"].map, made[name].map), corners.expand(8, -1, -1)) for name in "ab"]
+    reach = torch.cat(inside, 1)
+    torch.testing.assert_close(reach.amax(1), torch.ones(8, 3))
+    torch.testing.assert_close(reach.amin(1), -torch.ones(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("views", "spec", "size", "message"),
+    [
+        ({"a": Augment().random_view()}, GREY, 32, "ColorJitter needs images of 3 channels, and these have 1"),
+        ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be turned by quarters"),
+        ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be turned by quarters"),
+        ({"a": RandomView(Crop(flip=(0.5, 0.5, 0.5)))}, GREY, 32, "2 dimensions cannot be flipped along z"),
+        ({"a": RandomView()}, VOLUME, (32, 32), "view_size .* has 2 sides, and the images have 3 dimensions"),
+        ({"a": RandomView(size=0.01)}, GREY, 32, "the view a would have 0 x 0 px"),
+        ({"a": RandomView(count=0)}, GREY, 32, "1 to 128 crops of each image, not 0"),
+        ({"b": Turned("a"), "a": RandomView()}, GREY, 32, "the view b refers to 'a', which must stand before it"),
+        ({"a": RandomView(count=2), "b": Cover(("a", "a"))}, GREY, 32, "can cover a only where that is one crop"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_run(views, spec, size, message):
+    with pytest.raises(UserError, match=message):
+        ViewMaker(views, size, 0, spec)
+
+
+def test_images_without_colors_keep_what_makes_sense_of_a_methods_own_look():
+    own = {"a": Augment(stain=0.5).random_view()}
+    views, changed = without_color(own, own, GREY)
+    assert views["a"].appearance == (IntensityJitter(0.8, 0.4, 0.4), GaussianBlur())
+    assert changed == ("StainJitter", "ColorJitter", "Grayscale")
+    ViewMaker(views, 16, 0, GREY)(images(2, GREY))
+    assert without_color(own, own, PixelSpec()) == (own, ())
+    asked = {"a": Augment(hue=0.3).random_view()}
+    with pytest.raises(UserError, match=r"ColorJitter needs images of 3 channels.*--augment\.hue 0"):
+        ViewMaker(without_color(asked, own, GREY)[0], 16, 0, GREY)
+    plain = {"a": Augment(brightness=0.7, saturation=0, hue=0).random_view()}
+    assert IntensityJitter(0.8, 0.7, 0.4) in without_color(plain, own, GREY)[0]["a"].appearance
+
+
+def test_options_of_the_command_line_describe_a_view_and_back():
+    for options in ({}, {"jitter": 0.0, "noise": 0.3, "gamma": 0.2}, {"rotation": 5.0, "depth_flip": 0.5, "stain": 1}):
+        assert Augment.of_view(Augment(**options).random_view()) == Augment(**options)
+    assert view_sizes({"a": RandomView(size=96 / 224)}, (224, 112), 2) == {"a": (96, 48)}
