@@ -12,13 +12,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
 from densepath.synthetic.tissue import write_tiles
-from densepath.training.module import PretrainModule
 from densepath.training.pretrain import pretrain
+from densepath.training.pretrain_task import PretrainTask
 
 SETTLED = 0.3  # share of the run after which memory must be flat
 SAMPLES = 40
@@ -72,18 +73,19 @@ def resident_mib(pid: int | str = "self") -> float:
 @contextmanager
 def _sampled(every: int, samples: list[tuple[int, float]]) -> Iterator[None]:
     """Let each ``every``-th step of pre-training leave a sample."""
-    training_step = PretrainModule.training_step
+    forward, calls = PretrainTask.forward, count()
 
-    def sampled(self: PretrainModule, batch: Any, batch_idx: int) -> Any:
-        if batch_idx % every == 0:
-            samples.append((batch_idx, resident_mib()))
-        return training_step(self, batch, batch_idx)
+    def sampled(self: PretrainTask, inputs: Any) -> Any:
+        step = next(calls)
+        if step % every == 0:
+            samples.append((step, resident_mib()))
+        return forward(self, inputs)
 
-    PretrainModule.training_step = sampled  # type: ignore[method-assign]
+    PretrainTask.forward = sampled  # type: ignore[method-assign]
     try:
         yield
     finally:
-        PretrainModule.training_step = training_step  # type: ignore[method-assign]
+        PretrainTask.forward = forward  # type: ignore[method-assign]
 
 
 def main() -> int:

@@ -30,16 +30,18 @@ from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
-from densepath.methods import METHODS, concl, conv_mim, densecl
+from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
 from densepath.training.batch_norm import share_statistics
+from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.inputs import make_inputs
 from densepath.training.meter import Meter
-from densepath.training.module import PretrainModule
-from densepath.training.optimizers import Optimizer, clip_gradients
-from densepath.training.recipes import load_recipe, typed_options
+from densepath.training.pretrain_task import PretrainTask
+from densepath.training.recipes import find_method
+from densepath.training.resolve import resolve
 from densepath.views.declarations import view_sizes
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -71,20 +73,20 @@ class Step:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
-        recipe_options = typed_options(load_recipe(recipe))
-        method_options = {**recipe_options.get("method_options", {}), **(given or {})}
-        group = recipe_options.get("batch_norm_group", 0)
-        method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        options, run = dict(given or {}), {"data": "", "out": ""}
+        run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
+        config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
+        group = config.batch_norm_group
+        method = find_method(config.method)(build_backbone(backbone), **config.method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
-        declared = method.views(recipe_options.get("augment"))
+        declared = method.views(config.augment)
         method.check(view_sizes(declared, size, 2), batch_size)
-        method.prepare(images)
+        method.prepare(images, make_inputs(method, config, images))
         views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
-        self.module = PretrainModule(method, views, recipe_options.get("optimizer", Optimizer()), 1000, 100.0)
-        self.module.to(self.device, memory_format=hardware.memory_format)
-        made = self.module.configure_optimizers()
-        self.optimizer, self.schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
+        self.task.to(self.device, memory_format=hardware.memory_format)
+        self.updates = self.task.updates()
         self.batches = [batch_of(images, batch_size, step, self.device) for step in range(4)]
         self.meter: Meter[Any] = Meter()
         self._done = 0
@@ -92,13 +94,16 @@ class Step:
     def __call__(self) -> None:
         """One step: views, losses, gradients, weights; what it measures is kept, and looked at every ten steps."""
         batch = self.batches[self._done % len(self.batches)]
+        inputs = self.task.inputs(batch)
+        self.task.method.before_step(inputs)
         with self._precision():
-            outputs = self.module.training_step(batch, 0)
-        self.optimizer.zero_grad()
+            outputs = self.task(inputs)
         outputs["loss"].backward()
-        clip_gradients(self.optimizer, self.module.optimizer_settings)
-        self.optimizer.step()
-        self.schedule.step()
+        self.updates.clip_gradients()
+        self.updates.optimizer.step()
+        self.updates.schedule.step()
+        self.updates.optimizer.zero_grad()
+        self.task.after_step()
         self.meter.record(self._done, outputs, batch)
         self._done += 1
         if self._done % 10 == 0:
@@ -107,11 +112,11 @@ class Step:
     @cached_property
     def ready(self) -> Batch:
         """Views that lie ready."""
-        return self.module.make_views(self.batches[0])
+        return self.task.inputs(self.batches[0])
 
     @cached_property
     def _bare(self) -> Callable[[], None]:
-        return bare_step(self.module.method, self.ready)
+        return bare_step(self.task.method, self.ready)
 
     def bare(self) -> None:
         """The passes alone."""
@@ -131,20 +136,23 @@ class Step:
     @property
     def _file(self) -> Any:
         """The module that the method is written down in."""
-        return sys.modules[type(self.module.method).__module__]
+        return sys.modules[type(self.task.method).__module__]
 
     def gradients(self) -> tuple[float, torch.Tensor]:
         """The loss of the first batch, and its gradients, one after another, on the CPU."""
+        inputs = self.task.inputs(self.batches[0])
+        self.task.method.before_step(inputs)
         with self._precision():
-            loss = self.module.training_step(self.batches[0], 0)["loss"]
+            loss = self.task(inputs)["loss"]
         loss.backward()
-        trained = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self.task.after_step()
+        trained = [p.grad for p in self.task.parameters() if p.grad is not None]
         return float(loss.detach()), torch.cat([gradient.flatten() for gradient in trained]).cpu()
 
     def watch(self, parts: Parts) -> None:
         """Time what is not a pass of a network."""
-        method = self.module.method
-        parts.watch(self.module, "make_views", "views")
+        method = self.task.method
+        parts.watch(self.task, "make_views", "views")
         parts.watch(kmeans, "spherical_kmeans", "k-means")
         parts.watch(concl, "warp_labels", "restoration")
         parts.watch(densecl, "warp", "restoration")
@@ -153,12 +161,12 @@ class Step:
         parts.watch(densecl, "most_similar", "restoration")
         for name in ("queue", "concept_queue", "dense_queue"):
             if hasattr(method, name):
-                parts.watch(getattr(method, name), "enqueue", "queue")
-                parts.watch(getattr(method, name), "keys", "queue")
+                for part in ("enqueue", "keys", "after_step"):
+                    parts.watch(getattr(method, name), part, "queue")
         for module in method.modules():
             if isinstance(module, Momentum):
                 parts.watch(module, "update", "EMA")
-        parts.watch(self.optimizer, "step", "optimizer")
+        parts.watch(self.updates.optimizer, "step", "optimizer")
         for name in ("record", "collect"):
             parts.watch(self.meter, name, "logging")
 

@@ -7,9 +7,10 @@ built here alone: scikit-image segments each reference view on the CPU while the
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,10 @@ from benchmarks.measure import report
 from densepath.analysis.pictures import colors_of
 from densepath.concepts.source import Concepts
 from densepath.concepts.superpixels import Superpixels
-from densepath.methods import METHODS, ConCL
+from densepath.methods import ConCL
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.pretrain import pretrain
-from densepath.training.recipes import load_recipe, typed_options
 from densepath.transfer.probe.probe import probe
 from densepath.views.view import Batch
 
@@ -51,28 +51,32 @@ class ViewSuperpixels:
 class ViewConCL(ConCL):
     """ConCL with superpixels of the reference views."""
 
-    def prepare(self, images: PixelSource) -> None:
+    def needs(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.source = ViewSuperpixels()
         self.unused_views = ()
 
 
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Pre-train and probe: one row for each way."""
-    METHODS["view_concl"] = ViewConCL
     rows = []
     for way in arguments.ways:
         scores = []
         for seed in arguments.seeds:
-            recipe = typed_options(load_recipe("concl_superpixels_small")) | {
-                "max_steps": arguments.steps,
-                "batch_size": arguments.batch_size,
-            }
-            recipe["optimizer"] = replace(recipe["optimizer"], lr=arguments.lr)
-            recipe["method_options"] |= {"momentum": arguments.momentum, "superpixel_scale": SCALES["per_image"]}
-            if way == "per_view":
-                recipe["method"] = "view_concl"
-            run = arguments.out / f"{way}_{seed}"
-            pretrain(data=arguments.tiles, out=run, backbone=arguments.backbone, seed=seed, **recipe)
+            run = pretrain(
+                "concl_superpixels_small",
+                data=arguments.tiles,
+                out=arguments.out / f"{way}_{seed}",
+                method=ViewConCL if way == "per_view" else "concl",
+                method_options={"momentum": arguments.momentum, "superpixel_scale": SCALES["per_image"]},
+                backbone=arguments.backbone,
+                seed=seed,
+                max_steps=arguments.steps,
+                batch_size=arguments.batch_size,
+                optimizer={"lr": arguments.lr},
+            )
             score = probe(data=arguments.data, weights=run, backbone=arguments.backbone, seed=seed)
             scores.append(100 * score["mean_iou"])
             print(f"{way}, seed {seed}: mean IoU {scores[-1]:.1f}", flush=True)

@@ -17,7 +17,7 @@ import torchvision
 
 from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
 from densepath import cli
-from densepath.methods import METHODS, ConCL
+from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack
@@ -60,7 +60,7 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
     def make(name: str) -> step.Step:
         given = small.get(name, {})
         if name == "beit_v2":
-            tokens = METHODS["vq_kd"](build_backbone("test_vit"), **small["vq_kd"])
+            tokens = METHODS["vq_kd"](build_backbone("test_vit"), num_codes=12, code_dim=4)
             export_parts(tmp_path, tokens.exported_parts(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
             given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
         backbone = "test_vit" if name in vit else "test_resnet"
@@ -74,7 +74,7 @@ def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
     name: str, make_step: Callable[[str], step.Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_step(name)
-    trained = getattr(made.module.method, "backbone", None) or made.module.method.tokenizer.backbone
+    trained = getattr(made.task.method, "backbone", None) or made.task.method.tokenizer.backbone
     found: list[set[str]] = []
 
     def backward(method: torch.nn.Module, *outputs: torch.Tensor) -> None:
@@ -85,7 +85,7 @@ def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
     for passes in (made.bare, made.gradients):
         passes()
         found.append({key for key, p in trained.named_parameters() if p.grad is not None})
-        made.module.zero_grad()
+        made.task.zero_grad()
     assert found[0] == found[1] != set()
 
 
@@ -94,7 +94,7 @@ def test_the_encoder_is_spared_the_hidden_patches_and_a_dense_step_is_not(
     name: str, make_step: Callable[[str], step.Step]
 ) -> None:
     made, tokens = make_step(name), []
-    method = made.module.method
+    method = made.task.method
     decoder = method.decoder if name == "mae" else method.head
     for module in (*method.backbone.net.model.blocks, decoder):
         module.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[:2]))
@@ -138,7 +138,6 @@ def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
 
 def test_superpixels_are_found_in_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(METHODS, "view_concl", ConCL)  # and taken away again
     write_tiles(tmp_path / "tiles", 4, 96, seed=0)
     write_tissue(tmp_path / "tissue", train=1, test=1, size=96, seed=0)
     options = {"seeds": [0], "steps": 2, "batch_size": 4, "backbone": "test_resnet", "lr": 0.01, "momentum": 0.9}
@@ -147,7 +146,8 @@ def test_superpixels_are_found_in_both_ways(tmp_path: Path, monkeypatch: pytest.
     assert [row["case"] for row in rows] == ["per_image", "per_view"]
     config = (tmp_path / "runs" / "per_view_0" / "config.yaml").read_text()
     assert (
-        "view_concl" in config and "shared_concepts" in (tmp_path / "runs" / "per_view_0" / "metrics.csv").read_text()
+        "benchmarks.superpixels:ViewConCL" in config
+        and "shared_concepts" in (tmp_path / "runs" / "per_view_0" / "metrics.csv").read_text()
     )
 
 

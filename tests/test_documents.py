@@ -47,15 +47,14 @@ def test_the_method_of_the_documents_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = blocks("docs/adding_a_method.md", "python")
-    names: dict[str, type] = {"__name__": "densepath_documents"}
-    exec(code, names)
-    monkeypatch.setitem(METHODS, "simsiam", names["SimSiam"])
+    monkeypatch.chdir(tmp_path)
+    Path("simsiam.py").write_text(code)
     write_tiles(tmp_path / "tiles", 4, size=64)
-    small = "--max_steps 2 --batch_size 4 --view_size 64 --devices cpu --method simsiam --method.dim 16"
+    small = "--max_steps 2 --batch_size 4 --view_size 64 --devices cpu --method simsiam:SimSiam --method.dim 16"
     assert main(["pretrain", "--data", f"{tmp_path}/tiles", "--out", f"{tmp_path}/run", *small.split()]) == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["method_options"] == {"dim": 16, "hidden_dim": 512}
-    assert main(["pretrain", "--method", "simsiam", "--help"]) == 0
+    assert main(["pretrain", "--method", "simsiam:SimSiam", "--help"]) == 0
     assert "length of the embeddings" in capsys.readouterr().out
 
 

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from densepath.runs.signals import Interrupted
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.pretrain import pretrain
-from densepath.training.recipes import load_recipe, typed_options
 from densepath.transfer.detection.detect import detect
 from densepath.transfer.probe.probe import probe
 from densepath.version import __version__
@@ -173,11 +171,18 @@ def _real_tile(folder: Path, console: Console) -> Path | None:
 
 
 def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
-    recipe = typed_options(load_recipe("concl_small")) | {"max_steps": steps, "batch_size": batch_size}
     # So few steps pay if they are large: chosen by the probe, on tissue of this kind.
-    recipe["optimizer"] = replace(recipe["optimizer"], lr=0.2)
-    recipe["method_options"]["momentum"] = 0.99
-    return pretrain(data=out / "tiles", out=out / "pretrained", backbone=_BACKBONE, seed=seed, **recipe)
+    return pretrain(
+        "concl_small",
+        data=out / "tiles",
+        out=out / "pretrained",
+        backbone=_BACKBONE,
+        seed=seed,
+        max_steps=steps,
+        batch_size=batch_size,
+        optimizer={"lr": 0.2},
+        method_options={"momentum": 0.99},
+    )
 
 
 def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from densepath.sources.packing import pack
 class Brightness:
     """Labels an image by its brightness in steps; writes down what it was asked for."""
 
-    parallel = False
+    parallel, needs_color = False, False
 
     def __init__(self, log: Path, step: int = 1) -> None:
         self.log = log
@@ -322,7 +322,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by concept_cache"):
+    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by --cache_dir"):
         label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
 
 

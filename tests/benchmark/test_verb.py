@@ -42,7 +42,7 @@ def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, t
 
     out, err = ended(densepath(line, tmp_path))
     assert out == "T/table.md\n"
-    assert "going on with run at step" in (tmp_path / "T" / "runs" / started / "log.txt").read_text()
+    assert "resuming run at step" in (tmp_path / "T" / "runs" / started / "log.txt").read_text()
     runs = notes(tmp_path / "T")
     assert len(runs) == 9 and all("result" in note for note in runs.values())
 

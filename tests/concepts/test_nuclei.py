@@ -8,7 +8,7 @@ from PIL import Image
 from skimage.color import hed2rgb
 from skimage.draw import disk
 
-from densepath.concepts.build import build_source
+from densepath.annotations.label_cache import label_images
 from densepath.concepts.nuclei import Nuclei
 from densepath.core.errors import UserError
 from densepath.sources.open import open_images
@@ -62,6 +62,5 @@ def test_a_flat_image_is_one_concept(value):
 
 def test_grey_images_are_refused(tmp_path):
     Image.new("L", (32, 32)).save(tmp_path / "a.png")
-    options = {"num_concepts": 8, "stage": 4, "grid_size": 3, "superpixel_scale": 50, "nucleus_radius": 8.0}
-    with pytest.raises(UserError, match="color of a stain, and the images are grey"):
-        build_source("nuclei", files=None, **options).prepare(open_images(tmp_path))
+    with pytest.raises(UserError, match="nuclei are found by color, and the images are grey"):
+        label_images(open_images(tmp_path), Nuclei(), tmp_path / "cache")

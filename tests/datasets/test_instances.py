@@ -114,7 +114,7 @@ def test_label_maps_may_lie_beside_their_images(tmp_path: Path) -> None:
 def test_a_patient_stays_on_one_side_wherever_else_images_come_from(tmp_path: Path) -> None:
     for patient in range(10):
         write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(3), name=f"p{patient}_{{}}")
-    given = {"test_share": 0.3, "patient": r"^p\d+"}
+    given = {"test_share": 0.3, "patient_regex": r"^p\d+"}
     dest = convert_instances(tmp_path / "in", tmp_path / "out", **given)  # type: ignore[arg-type]
     train, test = ({stem.split("_")[0] for stem in stems(dest, split)} for split in ("train", "test"))
     assert len(train) == 7 and len(test) == 3 and not train & test
@@ -220,9 +220,9 @@ def test_what_is_no_crag_is_named_and_leaves_nothing(
         ({"test_share": 0.0}, "--test_share must be between 0 and 1, not 0.0"),
         ({"test_share": 1.5}, "--test_share must be between 0 and 1, not 1.5"),
         ({"test_share": float("nan")}, "--test_share must be between 0 and 1, not nan"),
-        ({"test_share": 0.5, "patient": "("}, r"--patient '\(' is no regular expression"),
-        ({"test_share": 0.5, "patient": "slide"}, "--patient 'slide' finds nothing in the name 0; it must"),
-        ({"test_share": 0.5, "patient": "^"}, "gives no train image; give at least one"),
+        ({"test_share": 0.5, "patient_regex": "("}, r"--patient_regex '\(' is not a regular expression"),
+        ({"test_share": 0.5, "patient_regex": "slide"}, "--patient_regex 'slide' finds nothing in the name 0; it must"),
+        ({"test_share": 0.5, "patient_regex": "^"}, "gives no train image; give at least one"),
         ({"test_share": 0.5, "label_suffix": "_mask"}, r"images without a label map \*_mask: 0, 1, 2;"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_checks import check
 from safetensors.torch import load_file, save_file
-from targets import write_tokenizer
+from targets import prepare, write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import VQKD
@@ -27,7 +27,7 @@ IMAGES = ImageFiles(["image.png"])
 @pytest.fixture
 def method(make):
     method = make(VQKD, "test_vit", decoder_depth=2)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 
@@ -83,19 +83,19 @@ def test_the_gradient_passes_through_the_codes(method, batch, monkeypatch):
     torch.testing.assert_close(kept[0].grad, expected)
 
 
-def test_codes_begin_once_and_follow_in_training_alone(method, batch):
+def test_codes_begin_once_and_follow_in_training_alone(method, batch, whole_step):
     codebook, twin = method.tokenizer.codebook, copy.deepcopy(method)
     assert not codebook.begun
-    used = method(batch).statistics["used_codes"]
+    used = whole_step(method, batch).statistics["used_codes"]
     assert codebook.begun and 1 < used <= 12
-    twin(batch)
+    whole_step(twin, batch)
     assert torch.equal(codebook.codes, twin.tokenizer.codebook.codes)  # the same step begins alike
     torch.testing.assert_close(codebook.codes.norm(dim=1), torch.ones(12))
     before = codebook.codes.clone()
-    method.eval()(batch)
+    whole_step(method.eval(), batch)
     assert torch.equal(codebook.codes, before)
     other = replace(batch, views={"image": replace(batch["image"], pixels=batch["image"].pixels.flip(3))})
-    method.train()(other)
+    whole_step(method.train(), other)
     assert not torch.equal(codebook.codes, before)
 
 
@@ -107,6 +107,7 @@ def test_overfits_one_batch(method, batch):
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
+        method.after_step()
         history.append(losses.terms["reconstruction_loss"].item())
     assert history[-1] < 0.5 * history[0]
 
@@ -116,8 +117,11 @@ def test_step_never_waits_for_the_device(method, images, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(VQKD.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
     method.tokenizer.codebook.begun = True
-    losses = method.to("meta")(batch)
+    method.to("meta")
+    method.before_step(batch)
+    losses = method(batch)
     losses.total.backward()
+    method.after_step()
     assert losses.total.device.type == losses.statistics["used_codes"].device.type == "meta"
 
 
@@ -191,4 +195,4 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
-        make(VQKD, "test_vit", teacher="nobody").prepare(IMAGES)
+        prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

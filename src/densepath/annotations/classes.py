@@ -36,6 +36,14 @@ class Classes:
     names: tuple[str, ...]
     labels: Tensor
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
+        """(B,) int32: the classes of the images at the positions ``index`` (B,)."""
+        labels = self.labels[index]
+        return labels.pin_memory() if pin else labels
+
     def describe(self) -> str:
         """The classes with the number of their images, in a line."""
         counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
@@ -67,7 +75,7 @@ def read_classes(images: PixelSource, labels: str) -> Classes:
     if len(present) < 2:
         raise UserError(
             f"all images are of one class, {present[0]}; put the images of each class into a folder of its own, or "
-            "name a table of labels by --method.labels"
+            "name a table of labels by --labels"
         )
     order = sorted(range(len(present)), key=present.__getitem__)
     rank = np.empty(len(order), np.int32)

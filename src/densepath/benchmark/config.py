@@ -11,8 +11,9 @@ from typing import Any, Literal
 import yaml
 
 from densepath.benchmark.checks import is_number, listed, mapping, positive
-from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, merged, pretraining_options
+from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, pretraining_options
 from densepath.core.errors import UserError, suggest
+from densepath.training.resolve import merged
 from densepath.transfer.detection.detectors import BOXES_ALONE, DETECTORS
 
 _TASKS = ("probe", "detect")
@@ -54,7 +55,7 @@ class Row:
         weights: "random", a file, a run folder or a timm name; None if ``recipe`` is given.
         options: options of ``pretrain``; they override those of the recipe and of the table.
         backbone: a timm name.
-        needs: name of an input that the user must give -> the option that takes it (``method_options.labels``).
+        needs: name of an input that the user must give -> the option that takes it (``labels``).
         paper: task -> the paper's numbers in the order of the task's metrics, None for a missing number.
         detect: options of ``detect``, which override those of the tasks: ``{detector: vitdet}`` for a transformer.
         curve: the line in the plot of scores against pre-training length that the row is a point of.

@@ -19,7 +19,8 @@ from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, dig
 from densepath.benchmark.verb_options import VERBS, Verb, put
 from densepath.core.errors import UserError
 from densepath.nets.transformers import is_transformer
-from densepath.training.pretrain import DEFAULT_EPOCHS
+from densepath.options import default_of
+from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
 from densepath.transfer.detection.solver import make_solver
@@ -217,7 +218,7 @@ def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> di
 def _images(verb: Verb, options: Mapping[str, Any], data: LabelledSet) -> int:
     if verb != "detect":
         return len(data.test.names) + (len(data.train.names) if verb == "probe" else 0)
-    defaults = {name: parameter.default for name, parameter in inspect.signature(VERBS["detect"]).parameters.items()}
+    defaults = {name: _default("detect", name) for name in inspect.signature(VERBS["detect"]).parameters}
     options = defaults | dict(options)
     known = inspect.signature(make_solver).parameters
     steps = make_solver(**{name: value for name, value in options.items() if name in known}).steps
@@ -231,7 +232,7 @@ def _method(options: Mapping[str, Any]) -> str:
 
 
 def _default(verb: str, option: str) -> Any:
-    return inspect.signature(VERBS[verb]).parameters[option].default
+    return default_of(VERBS[verb], option)
 
 
 def _absolute(value: Any) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.export.passes import move_to_device_pass
 
 from densepath.core.errors import UserError
 from densepath.nets.hub import fetch, quiet
@@ -138,6 +137,8 @@ def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence
 
 
 def _load_exported(path: Path, device: str) -> Predict:
+    from torch.export.passes import move_to_device_pass
+
     program = torch.export.load(path)
     module = move_to_device_pass(program, device).module()
     return lambda images: module(images.to(device))

@@ -23,7 +23,7 @@ def convert_instances(
     label_suffix: str = "",
     labelled_only: bool = False,
     test_share: float | None = None,
-    patient: str | None = None,
+    patient_regex: str | None = None,
     seed: int = 0,
     category: str = "object",
 ) -> Path:
@@ -42,7 +42,7 @@ def convert_instances(
         label_suffix: what the names of label maps have behind those of their images, for example _mask.
         labelled_only: leave out images without a label map, instead of refusing them.
         test_share: share of the images, from 0 to 1, that become the test images.
-        patient: with --test_share, a regular expression that finds the patient in an image's name, for example
+        patient_regex: with --test_share, a regular expression that finds the patient in an image's name, for example
             ^TCGA-..-....; all images of a patient go to the same side. Without it, each image is on its own.
         seed: another one gives another split.
         category: what the objects are called.
@@ -66,7 +66,7 @@ def convert_instances(
     if test_share is None:
         splits = {split: pairs(*_folders(source, split, images, labels)) for split in _SPLITS}
     else:
-        splits = _split(pairs(source / images, source / labels), test_share, patient, seed)
+        splits = _split(pairs(source / images, source / labels), test_share, patient_regex, seed)
     for split, found in splits.items():
         if not found:
             raise UserError(f"{source} gives no {split} image; give at least one of them")
@@ -108,7 +108,7 @@ def _owner(name: str, patient: str | None) -> str:
     try:
         match = re.search(patient, name)
     except re.error as error:
-        raise UserError(f"--patient {patient!r} is no regular expression ({error}); correct it") from error
+        raise UserError(f"--patient_regex {patient!r} is not a regular expression ({error}); correct it") from error
     if match is None:
-        raise UserError(f"--patient {patient!r} finds nothing in the name {name}; it must find the patient in each")
+        raise UserError(f"--patient_regex {patient!r} finds nothing in the name {name}; it must find a patient in each")
     return match[0]

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -19,15 +18,17 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone, make_network
-from densepath.nets.hub import quiet
+from densepath.nets.hub import HUB, quiet
 from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
+from densepath.nets.model_folders import hub_weights
 from densepath.nets.transformers import resize_positions
 from densepath.nets.weight_files import read_tensors
 from densepath.sources.pixel_source import PixelSpec
 
 FORMAT_VERSION = "1"
 ACCEPTED = (
-    "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, or random"
+    "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, "
+    "hf-hub:OWNER/NAME, or random"
 )
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must hold
 
@@ -152,7 +153,8 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     Args:
         backbone: what to load into.
         source: "random" (keeps the initialisation), a file or a run folder as for ``read_weights``, or the name of
-            weights that timm has, e.g. "resnet18.a1_in1k" (fetched over the network where they are not in its cache).
+            weights that timm has, e.g. "resnet18.a1_in1k", or of a timm model on the Hugging Face hub,
+            "hf-hub:OWNER/NAME" (fetched over the network where they are not in its cache).
 
     Returns:
         One line that says what was loaded.
@@ -163,6 +165,10 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     name = str(source)
     if name == "random":
         return f"{backbone.name} with random weights"
+    if name.startswith(HUB):
+        source = hub_weights(name)
+    import timm
+
     if not Path(source).exists() and timm.models.is_model_pretrained(name):
         return _load_pretrained(backbone, name)
     if not Path(source).exists():

@@ -24,11 +24,11 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.filter_norms import filter_lengths, give_lengths
 from densepath.nets.weights import save_backbone
 from densepath.training.hardware import choose_hardware
-from densepath.training.run_callback import Intervals
+from densepath.training.intervals import Intervals
 from densepath.transfer.detection import fine_tuning
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.detect import DETECTOR_FILE, detect
-from densepath.transfer.detection.detection_module import DetectionModule, parameter_groups
+from densepath.transfer.detection.detection_task import DetectionTask, parameter_groups
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector
 from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
@@ -225,7 +225,7 @@ def test_the_folder_of_another_kind_of_run_is_refused(data: Path, tmp_path: Path
 def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
     notes = DetectorNotes("mask_rcnn_fpn_small", "resnet18", (1,), ("gland",), 96, (0.5,) * 3, (0.2,) * 3)
     model = notes.build()
-    optimizer = DetectionModule(model, notes, make_solver("1x")).configure_optimizers()["optimizer"]
+    optimizer = DetectionTask(model, notes, make_solver("1x")).updates().optimizer
     decayed, free = optimizer.param_groups
     assert (decayed["weight_decay"], free["weight_decay"], decayed["momentum"]) == (1e-4, 0.0, 0.9)
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}

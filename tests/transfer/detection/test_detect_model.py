@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from densepath.nets.backbones import build_backbone
-from densepath.transfer.detection.anchors import ANCHOR_SIZES, Anchors
+from densepath.transfer.detection.anchors import Anchors
+from densepath.transfer.detection.config import ANCHOR_SIZES
 from densepath.transfer.detection.detectors import DETECTORS
 from densepath.transfer.detection.mask_heads import mask_targets
 from densepath.transfer.detection.precise_norm import precise_batch_norm

@@ -18,7 +18,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.training.hardware import choose_hardware
-from densepath.transfer.detection.detection_module import DetectionModule
+from densepath.transfer.detection.detection_task import DetectionTask
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.detectors import BASE_LR, DETECTORS
 from densepath.transfer.detection.fine_tuning import settle_batch_norm
@@ -197,8 +197,8 @@ def detectron2s_rate(name: str, depth: int) -> float:
 def test_layers_learn_the_slower_the_deeper_and_norms_biases_and_positions_do_not_decay() -> None:
     model = notes_of("vitdet_small", "vit_tiny_patch16_224").build()
     solver = make_solver("1x", lr=1e-3, optimizer="adamw")
-    optimizer = DetectionModule(model, notes_of("vitdet_small", "vit_tiny_patch16_224"), solver).configure_optimizers()
-    groups = optimizer["optimizer"].param_groups
+    task = DetectionTask(model, notes_of("vitdet_small", "vit_tiny_patch16_224"), solver)
+    groups = task.updates().optimizer.param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["initial_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert {g["betas"] for g in groups} == {(0.9, 0.999)} and sum(len(g["params"]) for g in groups) == len(found)

@@ -9,9 +9,6 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from densepath.core.errors import UserError
-
-ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height by width
 
 
@@ -50,14 +47,3 @@ class Anchors(AnchorGenerator):
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([list(level.shape[-2:]) for level in feature_maps], strides))
         return [anchors] * len(image_list.image_sizes)
-
-
-def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
-    """Check sizes that a user gives.
-
-    Raises:
-        UserError: there are none, one is not positive, or there are not as many as the levels that share them out.
-    """
-    wanted = "one or more sizes" if levels is None else f"{levels} sizes, one for each level of the pyramid"
-    if not sizes or min(sizes) < 1 or len(sizes) != (levels or len(sizes)):
-        raise UserError(f"anchor_sizes are {list(sizes)}; give {wanted}, in pixels")

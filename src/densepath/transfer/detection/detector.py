@@ -11,8 +11,6 @@ from torchvision.models.detection.image_list import ImageList
 
 from densepath.nets.backbones import Backbone
 
-DETECTIONS = 100  # of an image at most; COCO's number
-
 
 class Detector(nn.Module, ABC):
     """A network that finds objects, fine-tuned as a whole.

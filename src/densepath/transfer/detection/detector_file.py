@@ -14,8 +14,8 @@ from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
 from densepath.sources.pixel_source import PixelSpec
-from densepath.transfer.detection.anchors import ANCHOR_SIZES
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
 
 _KEY = "densepath_detector"

@@ -15,8 +15,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.transfer.detection.anchors import ANCHOR_SIZES, Anchors, check_anchor_sizes
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.anchors import Anchors
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS, check_anchor_sizes
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.mask_rcnn import HeadSize, MaskRCNN, make_heads, make_rpn
 from densepath.transfer.detection.retinanet import RetinaNet
 from densepath.transfer.detection.roi_pool import RoIPool, StagePool

@@ -21,7 +21,8 @@ from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.transfer.detection.average_precision import average_precision
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.config import DETECTIONS
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.instances import coco_results, objects_of
 from densepath.transfer.detection.overlay import overlay

@@ -12,7 +12,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from densepath.transfer.detection.anchors import Anchors
-from densepath.transfer.detection.detector import DETECTIONS, Detector, start_predictor, to_float32
+from densepath.transfer.detection.config import DETECTIONS
+from densepath.transfer.detection.detector import Detector, start_predictor, to_float32
 from densepath.transfer.detection.mask_heads import MaskHeads
 
 

@@ -13,8 +13,9 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from densepath.nets.backbones import Backbone
-from densepath.transfer.detection.anchors import ANCHOR_SIZES, ASPECT_RATIOS, Anchors, check_anchor_sizes
-from densepath.transfer.detection.detector import DETECTIONS, Detector, to_float32
+from densepath.transfer.detection.anchors import ASPECT_RATIOS, Anchors
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS, check_anchor_sizes
+from densepath.transfer.detection.detector import Detector, to_float32
 from densepath.transfer.probe.feature_maps import FeaturePyramid
 
 _STAGES = (3, 4, 5)

@@ -18,6 +18,7 @@ from densepath.core.random import permute, uniform
 from densepath.sources.loader import outlive_signals, telling_of_death
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
+from densepath.sources.workers import end_workers, into_shared_memory
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
 _DIVISOR = 32  # the coarsest stride of the backbone
@@ -135,9 +136,10 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[SampleBatch]:
         # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is.
-        return ahead(self._decoded(), 1)
+        loaders: list[Any] = []
+        return ahead(self._decoded(loaders), 1, abandon=lambda: end_workers(loaders))
 
-    def _decoded(self) -> Generator[SampleBatch, None, None]:
+    def _decoded(self, loaders: list[Any]) -> Generator[SampleBatch, None, None]:
         loader: DataLoader = DataLoader(
             _Samples(self.images, self.crop),
             batch_sampler=self.plan(),
@@ -148,7 +150,11 @@ class TrainingBatches:
         )
         try:
             with telling_of_death(self.workers, "use fewer workers"):
-                yield from loader
+                loaders.append(iter(loader))
+                try:
+                    yield from loaders[-1]
+                finally:
+                    loaders.clear()
         except UserError as error:
             # A worker's error comes with its traceback; what it says stands at the end.
             said = str(error.args[0]).strip()
@@ -168,7 +174,7 @@ class TrainingBatches:
 
 
 def _collate(samples: list[dict[str, Any]]) -> SampleBatch:
-    return SampleBatch(samples, torch.tensor([sample["position"] for sample in samples]))
+    return into_shared_memory(SampleBatch(samples, torch.tensor([sample["position"] for sample in samples])))
 
 
 def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGEST) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from typing import Literal
 
 from densepath.core.errors import UserError
 from densepath.core.schedules import lr_factor
+from densepath.transfer.detection.config import STEPS
 
 SCHEDULES = {"0.5x": 0.5, "1x": 1, "2x": 2, "3x": 3, "5x": 5}
-STEPS = 5000  # of 1x: the paper's for GlaS
 _WARMUP, _WARMUP_START = 1000, 1e-3  # steps; Detectron2's
 _BASE_LR, _BASE_BATCH = 0.02, 16
 

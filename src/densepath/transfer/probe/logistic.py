@@ -27,7 +27,7 @@ def fit_logistic(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
     # The Hessian is at most a quarter of the features' covariance (p * (1 - p) <= 1/4), plus the penalty.
     hessian = (x.T @ x).double() / (4 * len(x)) + (l2 + 1e-7) * torch.eye(channels, device=x.device)
     factor = torch.linalg.cholesky(hessian).T.to(x.dtype)
-    z = x.new_zeros(channels + 1).requires_grad_()
+    z = torch.nn.Parameter(x.new_zeros(channels + 1))
     solver = torch.optim.LBFGS(
         [z], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
     )
@@ -35,15 +35,19 @@ def fit_logistic(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
     def weight() -> Tensor:
         return torch.linalg.solve_triangular(factor, z[:-1, None], upper=True)[:, 0]
 
+    @torch.no_grad()
     def closure() -> Tensor:
-        solver.zero_grad()
         w = weight()
-        loss = F.binary_cross_entropy_with_logits(x @ w + z[-1], y) + l2 / 2 * w.square().sum()
-        loss.backward()
-        return loss
+        logits = x @ w + z[-1]
+        wrong = (logits.sigmoid() - y) / len(x)  # the gradient of the mean cross-entropy by the logits
+        by_weight = (x.T @ wrong + l2 * w).unsqueeze(1)
+        by_coordinates = torch.linalg.solve_triangular(factor.T, by_weight, upper=False)[:, 0]
+        z.grad = torch.cat((by_coordinates, wrong.sum().unsqueeze(0)))
+        return F.binary_cross_entropy_with_logits(logits, y) + l2 / 2 * w.square().sum()
 
     solver.step(closure)
-    return weight().detach(), z[-1].detach()
+    with torch.no_grad():
+        return weight(), z[-1].clone()
 
 
 def fit_stages(x: Tensor, y: Tensor, stages: Sequence[slice], each: bool, l2: float) -> tuple[Tensor, Tensor]:

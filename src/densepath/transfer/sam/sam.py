@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 from densepath.annotations.coco import open_split
 from densepath.core.errors import UserError
 from densepath.training.hardware import choose_hardware
-from densepath.transfer.detection.detector import DETECTIONS
+from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import evaluate
 from densepath.transfer.detection.instances import encode_mask
 from densepath.transfer.sam.segment_anything import Found, SegmentAnything
