@@ -8,13 +8,10 @@ from PIL import Image
 from skimage.color import hed2rgb
 from skimage.draw import disk
 
+from densepath.annotations.label_cache import label_images
 from densepath.concepts.nuclei import Nuclei
 from densepath.core.errors import UserError
-from densepath.methods import ConCL
-from densepath.nets.backbones import build_backbone
 from densepath.sources.open import open_images
-from densepath.training.config import PretrainConfig
-from densepath.training.inputs import make_inputs
 
 
 def draw(places: list[tuple[int, int]], size: int = 200, radius: float = 8, zoom: int = 1) -> np.ndarray:
@@ -65,6 +62,5 @@ def test_a_flat_image_is_one_concept(value):
 
 def test_grey_images_are_refused(tmp_path):
     Image.new("L", (32, 32)).save(tmp_path / "a.png")
-    method = ConCL(build_backbone("test_resnet"), concepts="nuclei", queue_size=32, concept_queue_size=512)
-    with pytest.raises(UserError, match="color of a stain, and the images are grey"):
-        make_inputs(method, PretrainConfig(data=tmp_path, out="R"), open_images(tmp_path))
+    with pytest.raises(UserError, match="nuclei are found by color, and the images are grey"):
+        label_images(open_images(tmp_path), Nuclei(), tmp_path / "cache")

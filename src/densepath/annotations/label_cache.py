@@ -37,9 +37,11 @@ class Labeller(Protocol):
 
     Attributes:
         parallel: whether several processes should share the images; the labeller is then sent to them.
+        needs_color: whether it cannot label grey images.
     """
 
     parallel: bool
+    needs_color: bool
 
     def identity(self) -> dict[str, Any]:
         """All that the maps depend on besides what the images and ``files`` hold, in the types of JSON."""
@@ -85,6 +87,10 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     Raises:
         UserError: the cache cannot be written, an image has no map, or too many images are damaged.
     """
+    if labeller.needs_color and images.spec.channels != 3:
+        raise UserError(
+            f"{type(labeller).__name__.lower()} are found by color, and the images are grey; choose other concepts"
+        )
     labeller.begin(AllNames(images))
     root = Path(folder or cache_folder()).expanduser()
     place = root / _key(images, labeller, root)

@@ -67,8 +67,6 @@ def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
             assert config.regions is not None, "check_inputs comes first"
             labeller = labeller.make(config.regions)
         assert labeller is not None
-        if getattr(labeller, "needs_color", False) and images.spec.channels != 3:
-            raise UserError("these concepts are found by the color of a stain, and the images are grey; choose others")
         return label_images(images, labeller, config.cache_dir)
     with torch.random.fork_rng(devices=[]):  # the weights of the method do not depend on how the network was made
         if need.kind == "teacher":
