@@ -38,7 +38,7 @@ from densepath.methods import (
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.training.batch_norm import share_statistics
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View

@@ -15,7 +15,7 @@ from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
 from densepath.core.random import shuffled
 from densepath.methods import ConCL, MoCoV2
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View

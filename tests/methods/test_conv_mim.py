@@ -296,7 +296,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 @pytest.mark.parametrize("name", ["test_vit", "efficientnet_b0"])
 def test_a_network_without_a_stem_of_its_own_is_refused(name):
-    with pytest.raises(UserError, match=f"{name} is no ConvNet that can be taken apart behind its stem; take a ResNet"):
+    with pytest.raises(UserError, match=f"{name} is not a ConvNet that can be divided after its stem; take a ResNet"):
         ConvMIM(build_backbone(name))
 
 

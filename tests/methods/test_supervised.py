@@ -7,7 +7,7 @@ import torch
 
 from densepath.methods import Supervised
 from densepath.nets.backbones import build_backbone
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 

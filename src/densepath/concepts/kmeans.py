@@ -11,7 +11,7 @@ from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # as in the released code
@@ -41,7 +41,7 @@ class KMeansConcepts:
         backbone.check_stage(self.stage)
         self._check_positions(math.prod(math.ceil(side / 2**self.stage) for side in size))
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def prepare(self, images: PixelSource) -> None:
         """Does nothing: the clusters change with the encoder."""
 
     def _check_positions(self, positions: int) -> None:

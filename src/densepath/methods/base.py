@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.pixel_source import PerImage, PixelSource
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
@@ -111,7 +110,7 @@ class Method(nn.Module):
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.

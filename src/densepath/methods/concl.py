@@ -22,7 +22,7 @@ from densepath.core.regions import Regions
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
 from densepath.views.declarations import Cover, Declaration
 from densepath.views.view import Batch
@@ -99,6 +99,7 @@ class ConCL(MoCoV2):
             nucleus_radius=nucleus_radius,
             files=concept_files,
             cache=concept_cache,
+            ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
@@ -140,7 +141,7 @@ class ConCL(MoCoV2):
                 f"({most} on each of {batch_size} images) that one batch may bring"
             )
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         regions = self.source.prepare(images)
         self.extras = {} if regions is None else {"regions": regions}
         return None

@@ -94,7 +94,7 @@ class ConvMIM(Method):
                 f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
             )
         cells = [max(1, patch // stride) for stride in strides]
-        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
+        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads, backbone.in_channels)
         self.cells = cells
         self.patch = patch
         self.mask_ratio = mask_ratio
@@ -113,7 +113,9 @@ class ConvMIM(Method):
         target = to_patches(batch[self.target].pixels, self.patch)
         if self.normalize_target:
             target = standardize_patches(target)[0]
-        errors = (prediction - target).square().unflatten(2, (-1, 3)).mean(3)  # (B, patches, pixels)
+        errors = (
+            (prediction - target).square().unflatten(2, (-1, self.backbone.in_channels)).mean(3)
+        )  # (B, patches, pixels)
         counted = self.counted(batch, visible)
         loss = masked_mean(errors.flatten(), to_patches(counted, self.patch).flatten())
         statistics = {"counted_pixels": counted.float().mean()}
@@ -128,7 +130,7 @@ class ConvMIM(Method):
         return Visible(patches.to(pixels.device, non_blocking=True), count)
 
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
-        """The target's patches, (B, h * h, patch * patch * 3), from what is visible of the query."""
+        """The target's patches, (B, h * h, patch * patch * C), from what is visible of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
         target_to_query, along = self.target_to_query(batch), visible.cells.shape[-1]
         aligned = [sample(z, target_to_query, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]

@@ -57,7 +57,8 @@ class DenseCL(MoCoV2):
             raise UserError(f"unknown match {match!r}; there are: features, geometry")
         if not 0 <= dense_weight <= 1:
             raise UserError(f"the dense weight must lie between 0 and 1, not {dense_weight}")
-        self.dense_head = DenseHead(backbone.channels[backbone.deepest], self.hidden_dim, self.dim)
+        channels = backbone.channels[backbone.deepest]
+        self.dense_head = DenseHead(channels, self.hidden_dim, self.dim, backbone.ndim)
         self.key_dense_head = Momentum(self.dense_head)
         self.dense_queue = Queue(self.queue.size, self.dim)
         self.match = match

@@ -19,7 +19,7 @@ from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Tick, no_heartbeat
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 20  # of k-means, as released
@@ -91,7 +91,7 @@ class PCLV2(MoCoV2):
         super().check(sizes, batch_size, processes)
         self.batch_size = batch_size
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: PixelSource) -> str:
         count = len(images)
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))

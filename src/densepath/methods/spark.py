@@ -69,9 +69,9 @@ class SparK(Method):
             )
         check_sparse(backbone)
         self.backbone = backbone
-        self.cell = 2**backbone.deepest
+        self.cell = backbone.strides[backbone.deepest][0]
         self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
-        self.decoder = LightDecoder(decoder_dim, backbone.deepest)
+        self.decoder = LightDecoder(decoder_dim, backbone.deepest, backbone.in_channels)
         normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self.densify = nn.ModuleList(
             Densify(backbone.channels[stage], dim, nn.BatchNorm2d if normed else LayerNorm2d, 3 if number else 1)

@@ -14,7 +14,7 @@ from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
@@ -56,7 +56,7 @@ class Supervised(Method):
         plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
         return {"image": (augment or plain).random_view()}
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: PixelSource) -> str:
         classes = read_classes(images, self.labels)
         self.set_classes(classes.labels, len(classes.names))
         return classes.describe()

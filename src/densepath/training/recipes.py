@@ -18,8 +18,8 @@ from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
 from densepath.views.declarations import RandomView
 
-# What the config.yaml of a run holds beside options: a detector's colors, which belong to the weights it starts from.
-_NOTED = {"": (), "detect": ("mean", "std")}
+# What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
+_NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
 
 
 def recipe_names(verb: str = "") -> list[str]:

@@ -17,10 +17,9 @@ from densepath.views.plan import Plan, PlannedView, plan_views
 from densepath.views.turns import turned
 from densepath.views.view import Batch, View
 
-IMAGENET_MEAN, IMAGENET_STD = PixelSpec.mean, PixelSpec.std
-
 # Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
 _CACHED = 2**18
+_RGB = PixelSpec()
 
 
 class ViewMaker:
@@ -42,13 +41,13 @@ class ViewMaker:
         views: Mapping[str, Declaration],
         size: int | Sequence[int],
         seed: int,
-        spec: PixelSpec | None = None,
+        spec: PixelSpec = _RGB,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.views = dict(views)
         self.size = size
         self.seed = seed
-        self.spec = spec or PixelSpec()
+        self.spec = spec
         if self.spec.ndim == 3 and memory_format == torch.channels_last:
             memory_format = torch.channels_last_3d
         self.memory_format = memory_format
@@ -121,13 +120,12 @@ class ViewMaker:
             maps = maps.double()  # as those of boxes are, so that both give the same views
         source = torch.arange(rows.stop - rows.start).repeat(len(of_crops)) if len(of_crops) > 1 else None
         pixels = sample(part, maps, planned.size, kind=planned.interpolation, extent=extent, rows=source).contiguous()
-        black, white = self.spec.window
-        pixels = (pixels.sub_(black) if black else pixels).div_(white - black).clamp_(0, 1)
+        pixels = self.spec.apply_window(pixels)
         if isinstance(view, RandomView):
             draw = planned.draw.take(of_rows)
             for operation in view.appearance:
                 pixels = operation.apply(pixels, draw)
-        return self._normalize(pixels)
+        return self.spec.normalize(pixels)
 
     def _shares(self, images: ImageBatch, plan: Plan) -> list[slice]:
         """The parts of a batch that are worked on one after another."""
@@ -136,11 +134,6 @@ class ViewMaker:
             largest = max(len(view.map) // total * math.prod(view.size) for view in plan.views.values())
             count = max(1, torch.get_num_threads() * _CACHED // largest)
         return [slice(start, min(start + count, total)) for start in range(0, total, count)]
-
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        statistics = torch.tensor((self.spec.mean, self.spec.std)).to(pixels.device, non_blocking=True)
-        mean, std = statistics.view(2, 1, -1, *[1] * (pixels.ndim - 2))
-        return pixels.sub_(mean).div_(std)
 
 
 def onto_boxes(maps: Tensor, sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:
