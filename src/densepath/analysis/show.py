@@ -29,6 +29,7 @@ from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.training.load_run import load_run, pixels_of, read_run
 from densepath.training.recipes import find_method, load_recipe, typed_options
+from densepath.views.declarations import without_color
 from densepath.views.maker import ViewMaker
 
 Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
@@ -66,10 +67,11 @@ def show_views(
     size = recipe.get("view_size", 224) if view_size is None else view_size
     if type(size) is not int or size < 1:
         raise UserError(f"view_size is {size!r}; give a number of pixels")
-    views = find_method(recipe.get("method", "concl")).views(recipe.get("augment"))
+    method = find_method(recipe.get("method", "concl"))
     images = open_images(data, cache="none")
-    check_size(images, size // 2)
     spec = images.spec.override(*(recipe.get(name) for name in ("mean", "std", "window")))
+    views, _ = without_color(method.views(recipe.get("augment")), method.views(), spec)
+    check_size(images, size // 2)
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 
@@ -181,7 +183,8 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
             f"the run in {run} learned from images of {spec.channels} channels, and those of {data} have "
             f"{images.spec.channels}; give such images"
         )
-    made = ViewMaker(method.views(options.get("augment")), size, seed, spec)(_draw(images, count, seed))
+    views, _ = without_color(method.views(options.get("augment")), method.views(), spec)
+    made = ViewMaker(views, size, seed, spec)(_draw(images, count, seed))
     return draw_reconstruction(method.eval().reconstruct(made), out, spec, panel=1.8)
 
 
