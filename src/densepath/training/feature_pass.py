@@ -31,7 +31,6 @@ class Sweep:
     Args:
         batches: whose source is swept, in batches of the same size.
         size: of the views in pixels.
-        spec: what the numbers of the images' pixels mean.
         memory_format: of the views.
     """
 
