@@ -244,6 +244,6 @@ def test_other_backbones_work(name: str, backbone: str) -> None:
 @pytest.mark.parametrize("detector", FOR_CONVNETS)
 def test_a_transformer_is_refused(detector: str) -> None:
     notes = DetectorNotes(detector, "test_vit", (1,), ("gland",), 64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    message = f"{detector} needs the stages f2 to f5, and test_vit has only f4; use the detector vitdet"
+    message = f"{detector} needs the stages f2 to f5, but test_vit has only f4; use the detector vitdet"
     with pytest.raises(UserError, match=message):
         notes.build()
