@@ -1,7 +1,7 @@
-"""Fine-tuning and evaluating a detector: densepath's way, and torchvision's reference loop on the same model.
+"""Fine-tuning and evaluation of a detector by densepath, and by torchvision's reference loop on the same model.
 
 The reference reads the same COCO file with ``torchvision.datasets.CocoDetection`` and the transforms of torchvision's
-detection references (flip, resize of the short edge, normalization), image by image in as many worker processes.
+detection references (flip, resize of the short edge, normalization), image by image, in the same number of workers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CALLS = 4
 
 
 def training_step(module: DetectionModule, hardware: Hardware) -> Callable[[Callable[[], torch.Tensor]], None]:
-    """Losses, gradients and weights, from what the model takes."""
+    """One training step: losses, gradients, weights."""
     made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
 
@@ -52,7 +52,7 @@ def training_step(module: DetectionModule, hardware: Hardware) -> Callable[[Call
 
 
 def ours(module: DetectionModule, batches: TrainingBatches, hardware: Hardware) -> Iterator[None]:
-    """Steps as ``densepath detect`` makes them."""
+    """Steps as in ``densepath detect``."""
     step = training_step(module, hardware)
     for number, batch in enumerate(batches):
         step(lambda batch=batch, number=number: module.training_step(batch, number)["loss"])
@@ -91,10 +91,10 @@ def reference_loader(data: Path, sizes: tuple[int, int], batch_size: int, worker
         ]
     )
     split = open_split(data, "train")
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints messages
         plain = datasets.CocoDetection(split.folder, split.annotations, transforms=transforms)
     dataset = datasets.wrap_dataset_for_transforms_v2(plain, target_keys=("boxes", "labels", "masks"))
-    outlined = [row for row, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # as the references do
+    outlined = [row for row, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # as in the references
     return DataLoader(
         Subset(dataset, outlined),
         batch_size,
@@ -131,13 +131,13 @@ def evaluation(module: DetectionModule, notes: DetectorNotes, data: Path, hardwa
 
 
 def main() -> None:
-    """Measure training in turns, then evaluation."""
+    """Measure training, alternating between both, then evaluation."""
     made = parser(__doc__.splitlines()[0])
     made.add_argument("--detector", default="mask_rcnn_fpn_small", choices=DETECTORS)
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--train_size", type=int, nargs=2, default=(192, 256))
     made.add_argument("--test_size", type=int, default=256)
-    made.add_argument("--image_size", type=int, default=256, help="of procedural tissue, in pixels")
+    made.add_argument("--image_size", type=int, default=256, help="size of procedural tissue images in pixels")
     made.add_argument("--batch_size", type=int, default=4)
     made.add_argument("--workers", type=int, default=0)
     made.add_argument("--device", default="auto")
@@ -172,7 +172,7 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
     loader = reference_loader(data, sizes, asked.batch_size, asked.workers)
     loops = {"densepath": ours(module, batches, hardware), "torchvision": reference(module, loader, hardware)}
     cases = {name: lambda loop=loop: next(loop) for name, loop in loops.items()}
-    # Several steps a turn: a batch that one of them has made in the turn of the other weighs little.
+    # Several steps per round: batches prepared during the round of the other loop have little influence.
     seconds = in_turns(cases, asked.repeats, hardware.device, warmup=1, calls=_CALLS)
     rows: list[dict[str, Any]] = [
         {"case": f"training, {name}", "images_per_second": asked.batch_size / statistics.median(values)}

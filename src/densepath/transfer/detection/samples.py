@@ -142,15 +142,15 @@ class TrainingBatches:
             num_workers=self.workers,
             collate_fn=_collate,
             worker_init_fn=outlive_signals,
-            generator=torch.Generator(),  # or it would draw from the user's global one
+            generator=torch.Generator(),  # otherwise it would use the global generator
         )
         try:
             with telling_of_death(self.workers, "use fewer workers"):
                 yield from loader
         except UserError as error:
-            # A worker's error comes with its traceback; what it says stands at the end.
-            said = str(error.args[0]).strip()
-            raise UserError(said.splitlines()[-1].partition("UserError: ")[2] or said) from None
+          X
+            text = str(error.args[0]).strip()
+            raise UserError(text.splitlines()[-1].partition("UserError: ")[2] or text) from None
 
     def plan(self) -> Iterator[list[Shown]]:
         """The images and augmentations of each batch."""
