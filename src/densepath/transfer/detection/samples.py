@@ -148,7 +148,7 @@ class TrainingBatches:
             with telling_of_death(self.workers, "use fewer workers"):
                 yield from loader
         except UserError as error:
-          X
+            # A worker's error includes its traceback; the message is in the last line.
             text = str(error.args[0]).strip()
             raise UserError(text.splitlines()[-1].partition("UserError: ")[2] or text) from None
 
