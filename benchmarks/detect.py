@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from benchmarks.measure import in_turns, parser, ratio, report
 from densepath.annotations.coco import open_split
+from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.detection.detection_module import DetectionModule
@@ -30,9 +31,9 @@ from densepath.transfer.detection.detectors import DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.samples import LONGEST, TrainingBatches, into_detector, padded
 from densepath.transfer.detection.solver import make_solver
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
 _CALLS = 4
+_RGB = PixelSpec()
 
 
 def training_step(module: DetectionModule, hardware: Hardware) -> Callable[[Callable[[], torch.Tensor]], None]:
@@ -87,7 +88,7 @@ def reference_loader(data: Path, sizes: tuple[int, int], batch_size: int, worker
             v2.RandomHorizontalFlip(),
             v2.RandomShortestSize(list(range(sizes[0], sizes[1] + 1)), max_size=LONGEST),
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            v2.Normalize(_RGB.mean, _RGB.std),
         ]
     )
     split = open_split(data, "train")
@@ -114,7 +115,7 @@ def evaluation(module: DetectionModule, notes: DetectorNotes, data: Path, hardwa
     def forward() -> None:
         for position in range(len(test)):
             shown = test.sample(position, masks=False) | {"short_edge": notes.test_size, "flip": False}
-            images, _ = into_detector([shown], notes.mean, notes.std, hardware.device)
+            images, _ = into_detector([shown], notes.spec, hardware.device)
             with torch.autocast(hardware.kind, torch.bfloat16, enabled=half):
                 module.model.detect(images)
 
@@ -158,7 +159,7 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
     train = open_split(data, "train")
     names = tuple(str(number) for number in train.category_ids)
     notes = DetectorNotes(
-        asked.detector, asked.backbone, tuple(train.category_ids), names, asked.test_size, IMAGENET_MEAN, IMAGENET_STD
+        asked.detector, asked.backbone, tuple(train.category_ids), names, asked.test_size, _RGB.mean, _RGB.std
     )
     sizes = (asked.train_size[0], asked.train_size[1])
     steps = (asked.repeats + 1) * _CALLS + 1

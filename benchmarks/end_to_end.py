@@ -44,7 +44,7 @@ def densepath_run(recipe: str, data: Path, asked: Any) -> dict[str, float]:
         if recipe.startswith("concl"):
             command += ["--method.warmup", 0]
         if asked.batch_size % 32:
-            command += ["--method.batch_norm_group", 0]
+            command += ["--batch_norm_group", 0]
         _, memory = run([str(word) for word in command])
         rows = [row for row in read_metrics(out / "metrics.csv") if row["step"] > _SKIP]
     return {

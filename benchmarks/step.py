@@ -34,6 +34,7 @@ from densepath.methods import METHODS, concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
+from densepath.training.batch_norm import share_statistics
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.training.meter import Meter
 from densepath.training.module import PretrainModule
@@ -71,9 +72,10 @@ class Step:
         torch.manual_seed(0)
         recipe_options = typed_options(load_recipe(recipe))
         method_options = {**recipe_options.get("method_options", {}), **(given or {})}
-        if batch_size % (method_options.get("batch_norm_group") or 1):
-            method_options["batch_norm_group"] = 0  # a recipe's groups are for its own batch
+        group = recipe_options.get("batch_norm_group", 0)
         method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        # A recipe's groups are for its own batch.
+        share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
         method.check(size, batch_size)
         method.prepare(images)
         views = ViewMaker(

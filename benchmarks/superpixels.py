@@ -21,7 +21,7 @@ from densepath.concepts.source import Concepts
 from densepath.concepts.superpixels import Superpixels
 from densepath.methods import METHODS, ConCL
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.training.pretrain import pretrain
 from densepath.training.recipes import load_recipe, typed_options
 from densepath.transfer.probe.probe import probe
@@ -51,7 +51,7 @@ class ViewSuperpixels:
 class ViewConCL(ConCL):
     """ConCL with superpixels of reference views."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def prepare(self, images: PixelSource) -> None:
         self.source = ViewSuperpixels()
         self.unused_views = ()
 

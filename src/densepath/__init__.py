@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
     from densepath.demonstration import demo as demo
-    from densepath.sources.open import pack as pack
+    from densepath.sources.packing import pack as pack
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.export import export as export
     from densepath.training.pretrain import pretrain as pretrain
@@ -37,7 +37,7 @@ _HOME = {
     "demo": "densepath.demonstration",
     "detect": "densepath.transfer.detection.detect",
     "export": "densepath.training.export",
-    "pack": "densepath.sources.open",
+    "pack": "densepath.sources.packing",
     "pretrain": "densepath.training.pretrain",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",

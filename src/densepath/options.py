@@ -213,7 +213,10 @@ class Parser(ArgumentParser):
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    hints = get_type_hints(inspect.getattr_static(function, "__init__") if isinstance(function, type) else function)
+    """The types of all parameters; for a class, of those too that it hands on to its bases."""
+    hints: dict[str, Any] = {}
+    for source in reversed(function.__mro__) if isinstance(function, type) else [function]:
+        hints |= get_type_hints(vars(source).get("__init__", object) if isinstance(source, type) else source)
     return {name: hints[name] for name in inspect.signature(function).parameters}
 
 

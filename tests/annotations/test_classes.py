@@ -7,7 +7,9 @@ import torch
 
 from densepath.annotations.classes import read_classes
 from densepath.core.errors import UserError
-from densepath.sources.open import ImageFiles, open_images, pack
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import open_images
+from densepath.sources.packing import pack
 from densepath.sources.path_table import Names
 from densepath.synthetic.tissue import write_tiles
 

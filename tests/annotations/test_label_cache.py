@@ -14,7 +14,8 @@ from densepath.annotations import label_cache
 from densepath.annotations.label_cache import cache_folder, label_images
 from densepath.core.errors import UserError
 from densepath.sources import digests as contents
-from densepath.sources.open import open_images, pack
+from densepath.sources.open import open_images
+from densepath.sources.packing import pack
 
 
 class Brightness:

@@ -12,7 +12,7 @@ from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.patients import patients_of
 from densepath.core.errors import UserError
-from densepath.sources.open import pack
+from densepath.sources.packing import pack
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.map_files import MapFiles, same_shape
 from densepath.concepts.matching import match_names
 from densepath.core.errors import UserError
-from densepath.sources.open import open_images, pack
+from densepath.sources.open import open_images
+from densepath.sources.packing import pack
 from densepath.sources.path_table import Names
 
 

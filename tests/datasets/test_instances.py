@@ -19,7 +19,7 @@ from densepath.annotations.labels import label_size, read_labels
 from densepath.core.errors import UserError
 from densepath.datasets.crag import convert_crag
 from densepath.datasets.instances import convert_instances
-from densepath.sources.decode import DamagedImage
+from densepath.sources.corrupt import CorruptImage
 
 SIZE = (18, 25)
 Array = np.ndarray[Any, Any]
@@ -342,7 +342,7 @@ def test_matlab_files_that_expand_take_no_memory(
     assert label_size(sound) == read_labels(sound).shape == (64, 64)
     long = {"numbers": {"claimed": 2**26}, "name": {"claimed": 64 * 64 * 8, "name": b"a" * 2**26}}[kind]
     bomb.write_bytes(matlab_element(**long, version=version))
-    with bounded_memory(20), pytest.raises(DamagedImage, match=r"bomb\.mat: (cannot be decoded|is no MATLAB file)"):
+    with bounded_memory(20), pytest.raises(CorruptImage, match=r"bomb\.mat: (cannot be decoded|is no MATLAB file)"):
         assert label_size(bomb) == (64, 64)
         read_labels(bomb)
 
@@ -351,7 +351,7 @@ def test_a_map_of_absurd_size_is_refused_by_its_header(tmp_path: Path, bounded_m
     path = tmp_path / "huge.mat"
     path.write_bytes(matlab_element(2**20, pixels=16_000))
     for read in (label_size, read_labels):
-        with bounded_memory(20), pytest.raises(DamagedImage, match="16000 x 16000 px are more than"):
+        with bounded_memory(20), pytest.raises(CorruptImage, match="16000 x 16000 px are more than"):
             read(path)
 
 

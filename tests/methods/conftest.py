@@ -9,6 +9,7 @@ import torch
 
 from densepath.methods import ConCL
 from densepath.nets.backbones import build_backbone
+from densepath.nets.norms import set_batch_norm
 from densepath.sources.batch import ImageBatch
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -38,15 +39,17 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def make(tokenizer):
-    """Build a method on a fresh backbone, always with the same weights."""
+    """Build a method on a fresh backbone, always with the same weights; its batch norms may be over groups."""
 
-    def build(method, backbone="resnet18", **options):
+    def build(method, backbone="resnet18", group=0, **options):
         torch.manual_seed(0)
         sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
         sizes |= {"concept_queue_size": 256, "num_concepts": 4, "tokenizer": tokenizer, **TEACHER}
         known = inspect.signature(method).parameters
         sizes = {name: size for name, size in sizes.items() if name in known}
-        return method(build_backbone(backbone), **{**sizes, **options})
+        built = method(build_backbone(backbone), **{**sizes, **options})
+        set_batch_norm(built, "per_process", group * built.views_together)
+        return built
 
     return build
 

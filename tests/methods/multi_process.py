@@ -38,7 +38,8 @@ from densepath.methods import (
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
+from densepath.training.batch_norm import share_statistics
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
 
@@ -52,13 +53,13 @@ MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
 GRIDS = ("shuffled", "synchronized")  # cases with the concepts of a grid, as these surely have none in common at times
-# name: the options that both have, of one process, and of each of two.
+# name: the options that both have, and over what batch norms are in one process, and in each of two.
 CASES = {
-    "default": ({}, {"batch_norm_group": 4}, {}),
-    "groups": ({"batch_norm": "per_process", "batch_norm_group": 2, "standardize": True}, {}, {}),
-    "shuffled": ({"batch_norm": "shuffled", "batch_norm_group": 2}, {}, {}),
-    "synchronized": ({"standardize": True}, {"batch_norm": "per_process"}, {"batch_norm": "synchronized"}),
-    "transformer": ({}, {}, {}),
+    "default": ({}, ("per_process", 4), ("per_process", 0)),
+    "groups": ({"shuffle": False, "standardize": True}, ("per_process", 2), ("per_process", 2)),
+    "shuffled": ({"shuffle": True}, ("per_process", 2), ("per_process", 2)),
+    "synchronized": ({"standardize": True}, ("per_process", 0), ("synchronized", 0)),
+    "transformer": ({}, ("auto", 0), ("auto", 0)),
 }
 KINDS = {
     MoCoV2: tuple(CASES),
@@ -110,7 +111,7 @@ def batch_of(kind, step, batch):
     return replace(batch, views=views, index=batch.index[part], extras={"regions": batch.extras["regions"][part]})
 
 
-def train(kind, case, options, batches):
+def train(kind, case, options, norms, batches):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
     transformer = case == "transformer"
@@ -121,6 +122,7 @@ def train(kind, case, options, batches):
     if transformer and "stage" in known:
         known["stage"] = 4
     method = kind(build_backbone("test_vit" if transformer else "test_resnet"), **known)
+    share_statistics(method, *norms, IMAGES, world_size())
     if kind is not ConCL:  # which would read them
         method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
     method.double()
@@ -151,9 +153,9 @@ def process(folder, number, processes, batches):
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
     for kind, cases in KINDS.items():
         for case in cases:
-            both, one, two = CASES[case]
-            options = both | (two if processes > 1 else one) | {"tokenizer": str(folder / "tokenizer.safetensors")}
-            seen = train(kind, case, options, batches)
+            options, one, two = CASES[case]
+            options = options | {"tokenizer": str(folder / "tokenizer.safetensors")}
+            seen = train(kind, case, options, two if processes > 1 else one, batches)
             torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
     if processes > 1:
         dist.destroy_process_group()

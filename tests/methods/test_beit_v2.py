@@ -9,7 +9,7 @@ from targets import write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import BEiTv2
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.training.optimizers import Optimizer, parameter_groups
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker

@@ -7,7 +7,6 @@ import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.core.errors import UserError
 from densepath.methods import BYOL
@@ -103,18 +102,16 @@ def test_the_two_views_are_those_of_the_paper():
 
 
 def test_groups_have_batch_norms_of_their_own_in_the_heads_too(make, batch):
-    whole, twin = make(BYOL, batch_norm="per_process", batch_norm_group=2), make(BYOL)
+    whole, twin = make(BYOL, group=2), make(BYOL)
     first, second = batch["first"].pixels, batch["second"].pixels
     parts = [twin.distance(first[part], second[part]) for part in (slice(2), slice(2, 4))]
     torch.testing.assert_close(whole.distance(first, second), torch.stack(parts).mean())
-    kept = whole.exported_backbone()
-    assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
 
 
 def test_step_never_waits_for_the_device(make, images):
     """On the meta device nothing has a value: whatever asks for one raises."""
     batch = ViewMaker(BYOL.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(BYOL, batch_norm="per_process", batch_norm_group=2).to("meta")(batch)
+    losses = make(BYOL, group=2).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
 
@@ -137,10 +134,3 @@ def test_any_convnet_will_do(batch, name):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match=r"momentum must lie between 0 and 1, not 1\.5"):
         make(BYOL, momentum=1.5)
-    with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: per_process, synchronized"):
-        make(BYOL, batch_norm="shuffled")
-    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds"):
-        make(BYOL, batch_norm="per_process", batch_norm_group=8).check(96, 40, processes=2)
-    with pytest.raises(UserError, match="need at least two images each"):
-        make(BYOL, batch_norm="per_process").check(96, 2, processes=2)
-    make(BYOL).check(96, 2, processes=2)  # synchronized: the two are one batch

@@ -14,7 +14,7 @@ from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
 from densepath.core.random import shuffled
 from densepath.methods import ConCL, MoCoV2
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 
@@ -89,7 +89,7 @@ def test_concepts_of_shuffled_keys_meet_those_of_their_own_images(make, batch, m
     In evaluation mode a key's features don't depend on the group that it is dealt into.
     """
     assert not torch.equal(shuffled(4, batch.seed, batch.step), torch.arange(4))
-    options = {"concepts": "grid", "batch_norm_group": 2}
+    options = {"concepts": "grid", "group": 2}
     method, twin, released = (make(ConCL, **options).eval() for _ in range(3))
     concepts = twin.source(batch, twin.key_backbone.network)
     loss = method(batch).total.item()
@@ -229,7 +229,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     there = replace(images, pixels=images.pixels.to("meta"))
     batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
     batch = replace(batch, extras={"regions": torch.empty(4, 24, 24, dtype=torch.int16, device="meta")})
-    grid, superpixels = {"concepts": "grid", "batch_norm_group": 2, "standardize": True}, {"concepts": "superpixels"}
+    grid, superpixels = {"concepts": "grid", "group": 2, "standardize": True}, {"concepts": "superpixels"}
     for options in ({}, grid, superpixels):
         losses = make(ConCL, **options).to("meta")(batch)
         losses.total.backward()

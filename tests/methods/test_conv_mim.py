@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from densepath.core.affine import between, from_box
 from densepath.core.errors import UserError
@@ -285,7 +284,6 @@ def test_the_picture_shows_what_the_loss_counts(batch):
         ({"stem": "pool"}, "unknown stem 'pool'; there are: before_pool, after_pool"),
         ({"width": 18}, "width must be a multiple of 4"),
         ({"heads": 3}, "of its 3 heads; 16 is not"),
-        ({"batch_norm": "shuffled"}, "unknown batch_norm"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -295,7 +293,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 @pytest.mark.parametrize("name", ["test_vit", "efficientnet_b0"])
 def test_a_network_without_a_stem_of_its_own_is_refused(name):
-    with pytest.raises(UserError, match=f"{name} is no ConvNet that can be taken apart behind its stem; take a ResNet"):
+    with pytest.raises(UserError, match=f"{name} is not a ConvNet that can be divided after its stem; take a ResNet"):
         ConvMIM(build_backbone(name))
 
 
@@ -305,10 +303,3 @@ def test_views_that_the_patches_do_not_divide_are_refused_before_the_run():
         tiny().check(56, 4)
     with pytest.raises(UserError, match=r"a mask ratio of 0\.7 leaves 0 of 1 patches visible"):
         tiny().check(16, 4)
-    with pytest.raises(UserError, match="batch-norm groups"):
-        tiny(batch_norm="per_process", batch_norm_group=3).check(48, 4)
-
-
-def test_the_kept_backbone_is_plain():
-    kept = tiny(batch_norm="per_process", batch_norm_group=2).exported_backbone()
-    assert {type(m) for m in kept.modules() if isinstance(m, nn.BatchNorm2d)} == {nn.BatchNorm2d}

@@ -161,7 +161,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch, match):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(DenseCL.views(), 96, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(DenseCL, match=match, standardize=True, batch_norm_group=2).to("meta")(batch)
+    losses = make(DenseCL, group=2, match=match, standardize=True).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
 

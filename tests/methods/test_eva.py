@@ -8,7 +8,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.methods import EVA, MAE
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.views.maker import ViewMaker
 
 IMAGES = ImageFiles(["image.png"])

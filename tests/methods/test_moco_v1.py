@@ -58,7 +58,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(MoCoV1.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(MoCoV1, standardize=True, batch_norm_group=2).to("meta")(batch)
+    losses = make(MoCoV1, group=2, standardize=True).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
 

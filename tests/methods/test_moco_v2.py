@@ -12,6 +12,7 @@ from densepath.core.errors import UserError
 from densepath.core.random import shuffled
 from densepath.methods import MoCoV2
 from densepath.nets.backbones import build_backbone
+from densepath.nets.norms import group_batch_norm, plain_batch_norm, synchronize_batch_norm
 
 
 def test_loss_is_the_equation_and_keys_join_the_queue(make, batch):
@@ -63,19 +64,10 @@ def test_wrong_hyper_parameters_are_named(make):
         make(MoCoV2, momentum=1.5)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
         make(MoCoV2).check(96, 65)
-    with pytest.raises(UserError, match="unknown batch_norm 'ghost'"):
-        make(MoCoV2, batch_norm="ghost")
-    with pytest.raises(UserError, match="synchronized batch norms have no groups"):
-        make(MoCoV2, batch_norm="synchronized", batch_norm_group=2)
-    with pytest.raises(UserError, match="two images or more, not -1"):
-        make(MoCoV2, batch_norm_group=-1)
-    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds in a batch"):
-        make(MoCoV2, batch_norm_group=8).check(96, 40, processes=2)
-    make(MoCoV2, batch_norm_group=10).check(96, 40, processes=2)
 
 
 def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):
-    method, twin = make(MoCoV2, batch_norm_group=2), make(MoCoV2)
+    method, twin = make(MoCoV2, group=2), make(MoCoV2)
     method(batch)
     order = shuffled(4, batch.seed, batch.step)
     assert not torch.equal(order.view(2, 2).sort(1).values, torch.arange(4).view(2, 2))  # keys meet other images
@@ -86,11 +78,19 @@ def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):
     torch.testing.assert_close(method.queue.keys()[:4], keys)
 
 
-@pytest.mark.parametrize("options", [{"batch_norm_group": 2}, {"batch_norm": "synchronized"}])
-def test_the_backbone_to_keep_has_plain_batch_norms(make, batch, options):
-    method, plain = make(MoCoV2, **options), make(MoCoV2)
-    assert plain.exported_backbone() is plain.backbone
-    kept = method.exported_backbone()
+def test_without_shuffling_keys_are_encoded_among_the_images_of_their_queries(make, batch):
+    method, twin = make(MoCoV2, group=2, shuffle=False), make(MoCoV2)
+    method(batch)
+    features = [twin.key_backbone(batch["key"].pixels[rows])[5].mean((2, 3)) for rows in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(method.queue.keys()[:4], F.normalize(twin.key_head(torch.cat(features)), dim=1))
+
+
+@pytest.mark.parametrize("convert", [lambda net: group_batch_norm(net, 2), synchronize_batch_norm])
+def test_a_trained_backbone_gets_its_plain_batch_norms_back(make, batch, convert):
+    method, plain = make(MoCoV2), make(MoCoV2)
+    convert(method)
+    assert plain_batch_norm(plain.exported_backbone()) is plain.backbone
+    kept = plain_batch_norm(method.exported_backbone())
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
     assert {type(norm) for norm in method.backbone.modules() if isinstance(norm, _BatchNorm)} != {nn.BatchNorm2d}
     pixels = batch["query"].pixels[:3]

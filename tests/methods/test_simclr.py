@@ -57,13 +57,11 @@ def test_the_head_is_two_linear_layers_with_batch_norms_and_no_bias(make):
 
 
 def test_a_group_of_batch_norms_is_both_views_of_its_images(make, batch):
-    method, twin = make(SimCLR, batch_norm="per_process", batch_norm_group=2), make(SimCLR)
+    method, twin = make(SimCLR, group=2), make(SimCLR)
     first, second = method.embed(batch["first"].pixels, batch["second"].pixels)
     for part in (slice(2), slice(2, 4)):
         expected = twin.embed(batch["first"].pixels[part], batch["second"].pixels[part])
         torch.testing.assert_close((first[part], second[part]), expected)
-    kept = method.exported_backbone()
-    assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
 
 
 def test_the_views_are_those_of_the_paper():
@@ -89,7 +87,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(SimCLR.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(SimCLR, batch_norm="per_process", batch_norm_group=2).to("meta")(batch)
+    losses = make(SimCLR, group=2).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
 
@@ -111,11 +109,5 @@ def test_any_convnet_will_do(batch, name):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="temperature must be positive, not 0"):
         make(SimCLR, temperature=0)
-    with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: per_process, synchronized"):
-        make(SimCLR, batch_norm="shuffled")
-    with pytest.raises(UserError, match="synchronized batch norms have no groups"):
-        make(SimCLR, batch_norm_group=2)
-    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds"):
-        make(SimCLR, batch_norm="per_process", batch_norm_group=8).check(96, 40, processes=2)
     with pytest.raises(UserError, match="a batch of one image has nothing to contrast it with"):
         make(SimCLR).check(96, 1)

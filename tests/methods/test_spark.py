@@ -11,6 +11,7 @@ from densepath.core.errors import UserError
 from densepath.core.masking import enlarge
 from densepath.methods import SparK
 from densepath.nets.light_decoder import LightDecoder
+from densepath.nets.norms import plain_batch_norm
 from densepath.nets.sparse import Visible, encode_sparsely
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -103,15 +104,15 @@ def test_everything_gets_a_gradient_and_mask_tokens_no_decay(method, batch):
 
 
 def test_what_is_kept_is_the_plain_network(make, batch):
-    method = make(SparK, "test_resnet", batch_norm="per_process", batch_norm_group=2, **SMALL)
+    method = make(SparK, "test_resnet", group=2, **SMALL)
     method(batch)
-    kept = method.exported_backbone()
+    kept = plain_batch_norm(method.exported_backbone())
     assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in kept.modules())
 
 
 def test_groups_have_statistics_of_their_own_everywhere(make, batch):
-    whole = make(SparK, "test_resnet", batch_norm="per_process", batch_norm_group=2, **SMALL).double()
+    whole = make(SparK, "test_resnet", group=2, **SMALL).double()
     twin = make(SparK, "test_resnet", **SMALL).double()
     pixels, visible = batch["image"].pixels.double(), whole.visible(batch)
     parts = [twin.predict(pixels[i : i + 2], Visible(visible.cells[i : i + 2], 2)) for i in (0, 2)]
@@ -136,7 +137,7 @@ def test_what_is_shown_is_what_the_loss_counts(method, batch):
 def test_step_never_waits_for_the_device(make, images):
     """On the meta device nothing has a value: whatever asks for one raises."""
     batch = ViewMaker(SparK.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(SparK, "test_resnet", batch_norm="per_process", batch_norm_group=2, **SMALL).to("meta")(batch)
+    losses = make(SparK, "test_resnet", group=2, **SMALL).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
 
@@ -184,6 +185,4 @@ def test_what_does_not_fit_is_refused(make, method):
         make(SparK, "test_resnet", mask_ratio=0.9, **SMALL).check(64, 4)
     with pytest.raises(UserError, match="view_size 72 is no multiple of the patches' 32 px"):
         method.check(72, 4)
-    with pytest.raises(UserError, match="groups of 8 images do not divide the 20"):
-        make(SparK, "test_resnet", batch_norm="per_process", batch_norm_group=8, **SMALL).check(96, 40, processes=2)
     method.check(64, 4)

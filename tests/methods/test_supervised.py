@@ -4,13 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from densepath.core.errors import UserError
 from densepath.methods import Supervised
 from densepath.nets.backbones import build_backbone
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 
@@ -96,14 +93,9 @@ def test_overfits_one_batch(prepared, batch, losses_on):
 def test_step_never_waits_for_the_device(prepared, images):
     """On the meta device nothing has a value: whatever asks for one raises."""
     batch = ViewMaker(Supervised.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = prepared(batch_norm="per_process", batch_norm_group=2).to("meta")(batch)
+    losses = prepared(group=2).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
-
-
-def test_the_backbone_to_keep_has_plain_batch_norms(prepared):
-    kept = prepared(batch_norm="synchronized").exported_backbone()
-    assert {type(norm) for norm in kept.modules() if isinstance(norm, _BatchNorm)} == {nn.BatchNorm2d}
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002"])
@@ -113,10 +105,3 @@ def test_any_convnet_will_do(batch, name):
     method(batch).total.backward()
     assert method.exported_backbone().name == name
     assert all(p.grad is not None for p in method.parameters())
-
-
-def test_wrong_hyper_parameters_are_named(make):
-    with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: per_process, synchronized"):
-        make(Supervised, batch_norm="shuffled")
-    with pytest.raises(UserError, match="groups of 8 images do not divide the 20 that a process holds"):
-        make(Supervised, batch_norm="per_process", batch_norm_group=8).check(96, 40, processes=2)

@@ -7,7 +7,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.methods import BYOL, METHODS, ConCL, MoCoV2, SimCLR
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.views.maker import ViewMaker
 
 TAKERS = [name for name in METHODS if name not in ("spark", "conv_mim")]  # which are for ConvNets

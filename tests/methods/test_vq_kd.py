@@ -14,7 +14,7 @@ from densepath.methods import VQKD
 from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.transformer_parts import sincos_positions
 from densepath.nets.weights import save_backbone
-from densepath.sources.open import ImageFiles
+from densepath.sources.image_files import ImageFiles
 from densepath.training.export import export_parts
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import TimmBackbone, build_backbone
 
 WIDTHS = {
     "resnet18": (64, 64, 128, 256, 512),
@@ -72,7 +72,7 @@ def test_stages_equal_timm_and_do_not_depend_on_where_the_pass_stops(name: str, 
             assert all(torch.equal(early[stage], maps[stage]) for stage in early)
 
 
-def _layers_run(backbone: Backbone, last: int) -> set[str]:
+def _layers_run(backbone: TimmBackbone, last: int) -> set[str]:
     """The names of the layers without children that a pass goes through."""
     run: set[str] = set()
     handles = [
@@ -99,7 +99,7 @@ def test_nothing_behind_the_last_stage_is_computed(last: int) -> None:
 )
 def test_other_networks_and_wrappers_of_timm_stop_early_too(name: str, wrapper: str, deepest: str) -> None:
     net = timm.create_model(name, features_only=True, feature_cls=wrapper)
-    backbone = Backbone(net, name).eval()
+    backbone = TimmBackbone(net, name).eval()
     x = _images()
     maps = backbone(x)
     assert all(torch.equal(mine, timms) for mine, timms in zip(maps.values(), net(x), strict=True))
@@ -183,6 +183,6 @@ def test_a_name_of_weights_is_told_from_a_name_of_a_network() -> None:
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mixer_s32_224", "vit_relpos_small_patch16_224"])
 def test_networks_without_maps_of_each_stride_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is no network that gives feature maps") as raised:
+    with pytest.raises(UserError, match=f"{name} is not a network that gives feature maps") as raised:
         build_backbone(name)
     assert "\n" not in str(raised.value)

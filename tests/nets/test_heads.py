@@ -29,6 +29,9 @@ def test_a_dense_head_projects_every_cell_alike_and_keeps_the_initialisation_of_
     first, second = (layer.weight.flatten(1) for layer in (head.conv1, head.conv2))
     hidden = (x[1, :, 0, 2] @ first.T + head.conv1.bias).clamp(min=0)
     torch.testing.assert_close(head(x)[1, :, 0, 2], hidden @ second.T + head.conv2.bias)
+    volumes = DenseHead(8, 16, 4, ndim=3)
+    volumes.load_state_dict({name: v.unsqueeze(-1) if v.ndim > 1 else v for name, v in head.state_dict().items()})
+    torch.testing.assert_close(volumes(x.view(2, 8, 1, 3, 3)), head(x).view(2, 4, 1, 3, 3))
     for layer, fan_in in ((head.conv1, 8), (head.conv2, 16)):
         largest = layer.weight.abs().max().item()
         assert 0.8 < largest * fan_in**0.5 <= 1  # uniform within one over the root of the fan-in

@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import TimmBackbone, build_backbone
 from densepath.nets.layouts import arrange, match_names, timm_state, to_detectron2
 
 # Written from detectron2's ResNet, not from the mapping.
@@ -119,7 +119,7 @@ def test_exported_tensors_are_copies_in_plain_memory_order() -> None:
     [("convnext_atto", {}), ("convnext_atto", {"feature_cls": "getter"}), ("mobilenetv3_small_050", {})],
 )
 def test_timm_layout_holds_every_trained_tensor_once_and_names_the_others(name: str, wrapper: dict[str, str]) -> None:
-    backbone = Backbone(timm.create_model(name, features_only=True, **wrapper), name)
+    backbone = TimmBackbone(timm.create_model(name, features_only=True, **wrapper), name)
     state, untrained = arrange(backbone, "timm")
     assert set(state) == set(timm_state(name))
     assert untrained

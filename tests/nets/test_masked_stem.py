@@ -86,7 +86,7 @@ def test_a_sparse_encoder_is_told_nothing_across_what_is_hidden_and_has_a_token_
 
 @pytest.mark.parametrize("name", ["regnetx_002", "test_convnext"])
 def test_a_stem_ends_after_a_max_pool_only_where_there_is_one(name):
-    with pytest.raises(UserError, match=rf"{name} has no max-pool behind its stem.*--method\.stem after_pool"):
+    with pytest.raises(UserError, match=rf"{name} has no max-pool after its stem.*--method\.stem after_pool"):
         MaskedStem(build_backbone(name), "after_pool")
 
 

@@ -12,7 +12,9 @@ from densepath.nets.norms import (
     gather_statistics,
     group_batch_norm,
     name_statistics,
+    normalized_together,
     plain_batch_norm,
+    set_batch_norm,
     set_statistics,
     synchronize_batch_norm,
 )
@@ -112,6 +114,43 @@ def test_statistics_go_out_and_come_back_by_their_names():
     set_statistics(other, numbers[0])
     torch.testing.assert_close({name: other.state_dict()[name] for name in named}, named)
     assert gather_statistics(nn.Linear(2, 2)).shape == (1, 0)
+
+
+@pytest.mark.parametrize("group", [0, 2, 3])
+def test_norms_of_volumes_are_those_of_their_planes(group):
+    """A volume of one row of voxels after another is an image of as many rows, in numbers and gradients."""
+    torch.manual_seed(0)
+    flat, deep = nn.BatchNorm2d(5).double(), nn.BatchNorm3d(5).double()
+    for norm in (flat, deep):
+        set_batch_norm(norm, "per_process", group)
+    x = (torch.randn(6, 5, 6, 4).double() * 3 + torch.arange(6.0).view(6, 1, 1, 1)).requires_grad_()
+    out, volumes = flat(x), deep(x.view(6, 5, 2, 3, 4))
+    torch.testing.assert_close(volumes.view_as(out), out)
+    weights = torch.randn_like(out)
+    grads = [torch.autograd.grad((y * weights.view_as(y)).sum(), x)[0] for y in (out, volumes)]
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(deep.state_dict(), flat.state_dict())
+    assert type(plain_batch_norm(deep)) is nn.BatchNorm3d
+
+
+def test_rows_are_normalized_together_as_the_network_was_set():
+    def together(over, group=0, name="test_resnet"):
+        network = build_backbone(name)
+        set_batch_norm(network, over, group)
+        return normalized_together(network, 12)
+
+    assert together("per_process") == together("synchronized") == 12  # of one process
+    assert together("per_process", 4) == 4
+    assert together("per_process", 4, "test_vit") == 12  # has no batch norms
+
+
+def test_statistics_that_cannot_be_are_refused():
+    with pytest.raises(UserError, match="unknown batch_norm 'shuffled'; there are: auto, per_process, synchronized"):
+        set_batch_norm(nn.BatchNorm2d(2), "shuffled")
+    with pytest.raises(UserError, match="synchronized batch norms have no groups; give --batch_norm_group 0"):
+        set_batch_norm(nn.BatchNorm2d(2), "synchronized", 2)
+    with pytest.raises(UserError, match="two images or more, not -1"):
+        set_batch_norm(nn.BatchNorm2d(2), "per_process", -1)
 
 
 def test_what_cannot_be_converted_is_named():

@@ -160,7 +160,7 @@ def test_what_is_no_teacher_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "test_vit"}')
     refused("holds none of model.safetensors, pytorch_model.bin", tmp_path)
     refused("has weights of its own; leave out", tmp_path, "weights.pth")
-    refused("mixer_s32_224 is no network that gives feature maps", "mixer_s32_224", "random")
+    refused("mixer_s32_224 is not a network that gives feature maps", "mixer_s32_224", "random")
     # Weights of another network: fewer layers, more layers, other widths.
     other = timm.create_model("test_vit", num_classes=0, depth=8)
     save_file(other.state_dict(), tmp_path / "deeper.safetensors")

@@ -65,7 +65,7 @@ def test_the_size_of_the_patches_says_which_stage_it_is(name: str, stage: int) -
 
 def test_images_that_the_patches_do_not_divide_are_refused() -> None:
     backbone = build_backbone("test_vit")
-    message = r"test_vit divides images into patches of 16 px, and 100 x 64 px is no multiple of that"
+    message = r"test_vit divides images into patches of 16 px, and 100 x 64 px is not a multiple of that"
     with pytest.raises(UserError, match=message):
         backbone(torch.zeros(1, 3, 64, 100))
     with pytest.raises(UserError, match=r"take a size that is one, e\.g\. 96$"):
@@ -182,7 +182,9 @@ def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, asked = build_backbone("test_vit"), []
     monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append((name, options)) or fetched)
     line = load_weights(backbone, "test_vit.r160_in1k")
-    assert asked == [("test_vit.r160_in1k", {"pretrained": True, "num_classes": 0, "dynamic_img_size": True})]
+    assert asked == [
+        ("test_vit.r160_in1k", {"pretrained": True, "num_classes": 0, "dynamic_img_size": True, "in_chans": 3})
+    ]
     assert line.startswith("test_vit with timm's test_vit.r160_in1k")
     assert torch.equal(backbone.net.model.blocks[3].attn.qkv.weight, fetched.blocks[3].attn.qkv.weight)
     assert backbone.net.model.pos_embed.shape == (1, 101, 64)

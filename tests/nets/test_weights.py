@@ -332,7 +332,7 @@ def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, other = build_backbone(), build_backbone("convnext_atto")
     monkeypatch.setattr(timm, "create_model", lambda name, **options: asked.append((name, options)) or fetched)
     line = load_weights(backbone, "resnet18.a1_in1k")
-    assert asked == [("resnet18.a1_in1k", {"pretrained": True, "features_only": True})]
+    assert asked == [("resnet18.a1_in1k", {"pretrained": True, "features_only": True, "in_chans": 3})]
     assert _same(backbone.net, fetched)
     assert line == "resnet18 with timm's resnet18.a1_in1k"
     fetched.pretrained_cfg["mean"] = (0.5, 0.5, 0.5)

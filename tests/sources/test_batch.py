@@ -20,7 +20,7 @@ def test_lay_puts_images_in_the_corner_and_zeros_around_them() -> None:
 
 def test_lay_fills_tensors_as_it_fills_arrays() -> None:
     images = [torch.randint(0, 256, (height, width, 3), dtype=torch.uint8) for height, width in ((3, 2), (1, 4))]
-    canvas = new_canvas(2, 3, 4)
+    canvas = new_canvas(2, (3, 4))
     lay(canvas, images)
     other = np.empty((2, 3, 4, 3), np.uint8)
     lay(other, [image.numpy() for image in images])
@@ -35,13 +35,13 @@ def test_moving_a_batch_keeps_what_it_says() -> None:
         step=3,
         epoch=1.5,
         progress=0.25,
-        damaged=("a.png",),
+        corrupt=("a.png",),
     )
     moved = batch.to("cpu")
     assert len(moved) == 2
     assert torch.equal(moved.pixels, batch.pixels)
     assert torch.equal(moved.sizes, batch.sizes)
     assert torch.equal(moved.index, batch.index)
-    assert (moved.step, moved.epoch, moved.progress, moved.damaged) == (3, 1.5, 0.25, ("a.png",))
+    assert (moved.step, moved.epoch, moved.progress, moved.corrupt) == (3, 1.5, 0.25, ("a.png",))
     there = batch.to("meta")
     assert (there.pixels.device.type, there.sizes.device.type, there.index.device.type) == ("meta", "cpu", "cpu")

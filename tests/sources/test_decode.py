@@ -14,7 +14,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from densepath.sources.decode import DamagedImage, read_image, read_size
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image, read_size
 
 HEIGHT, WIDTH = 24, 34
 CHANNELS = {"grey": 1, "grey+alpha": 2, "rgb": 3, "rgba": 4}
@@ -186,7 +187,7 @@ def test_files_cut_off_anywhere_say_so(tmp_path: Path, kind: str, share: float) 
     data = encoded(kind)
     path = tmp_path / f"cut.{kind}"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(DamagedImage) as error:
+    with pytest.raises(CorruptImage) as error:
         read_image(path)
     assert error.value.path == str(path)
     assert str(error.value) == f"{path}: {error.value.why}"
@@ -201,13 +202,13 @@ def test_what_is_no_image_says_why(tmp_path: Path, read) -> None:
     (tmp_path / "folder.png").mkdir()
     cases = {"empty.png": "empty", "page.png": "not an image", "folder.png": "Is a directory", "gone.png": "missing"}
     for name, why in cases.items():
-        with pytest.raises(DamagedImage, match=why):
+        with pytest.raises(CorruptImage, match=why):
             read(tmp_path / name)
 
 
 def test_formats_that_were_not_asked_for_are_not_opened(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", format="ICO")
-    with pytest.raises(DamagedImage, match="not an image"):
+    with pytest.raises(CorruptImage, match="not an image"):
         read_image(tmp_path / "a.png")
 
 
@@ -216,7 +217,7 @@ def test_formats_that_were_not_asked_for_are_not_opened(tmp_path: Path) -> None:
 def test_pixels_without_an_agreed_range_are_refused(tmp_path: Path, dtype: type, channels: int) -> None:
     photometric = "rgb" if channels == 3 else "minisblack"
     tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8, channels), dtype).squeeze(), photometric=photometric)
-    with pytest.raises(DamagedImage, match="bit"):
+    with pytest.raises(CorruptImage, match="bit"):
         read_image(tmp_path / "a.tif")
 
 
@@ -248,7 +249,7 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path: Path, data: bytes) -
     tracemalloc.start()
     try:
         for read in (read_image, read_size):
-            with pytest.raises(DamagedImage, match=r"px are more than|exceeds limit"):
+            with pytest.raises(CorruptImage, match=r"px are more than|exceeds limit"):
                 read(tmp_path / "bomb")
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:

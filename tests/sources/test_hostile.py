@@ -27,7 +27,8 @@ from PIL import Image
 
 from densepath.annotations.coco import CocoImages, open_split, write_coco
 from densepath.core.errors import UserError
-from densepath.sources.decode import DamagedImage, read_image, read_size
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image, read_size
 from densepath.sources.listing import find_images
 from densepath.sources.packing import open_store, pack
 from densepath.transfer.detection.average_precision import average_precision
@@ -99,7 +100,7 @@ def _read(path: Path) -> None:
     for read in (read_size, read_image):
         try:
             read(path, 16)
-        except DamagedImage as error:
+        except CorruptImage as error:
             assert str(path) in str(error) and "\n" not in str(error)
 
 
@@ -162,7 +163,7 @@ def test_what_swells_takes_no_memory(kind: str, tmp_path: Path, bounded_memory: 
         with warnings.catch_warnings(action="ignore"), bounded_memory(60):
             try:
                 assert read_image(path).shape == (16, 16, 3)
-            except DamagedImage as error:
+            except CorruptImage as error:
                 assert len(error.why) > 5
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
@@ -364,7 +365,7 @@ def test_names_may_lead_elsewhere_but_only_to_images(tmp_path: Path) -> None:
     listing.write_text("../tiles/a.png\n../secret\n")
     first, second = find_images(listing)
     assert first.samefile(tmp_path / "tiles" / "a.png")
-    with pytest.raises(DamagedImage, match="not an image") as error:
+    with pytest.raises(CorruptImage, match="not an image") as error:
         read_image(second)
     assert "password" not in str(error.value)
     os.mkfifo(tmp_path / "lists" / "pipe.png")

@@ -20,8 +20,12 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.core.random import permute
 from densepath.sources.batch import ImageBatch
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import ImageFiles, PackedTiles, open_images, pack
+from densepath.sources.open import open_images
+from densepath.sources.packed import PackedTiles
+from densepath.sources.packing import pack
+from densepath.sources.pixel_source import PixelSource
 
 COUNT = 23
 
@@ -50,7 +54,7 @@ def running() -> list[str]:
     return threads + [process.name for process in multiprocessing.active_children()]
 
 
-def source_of(kind: str, folder: Path, tmp_path: Path) -> ImageFiles | PackedTiles:
+def source_of(kind: str, folder: Path, tmp_path: Path) -> PixelSource:
     if kind == "store":
         return open_images(pack(folder, tmp_path / "s.safetensors"))
     return open_images(folder, cache="ram" if kind == "ram" else "none")
@@ -231,7 +235,7 @@ def damaged_folder(folder: Path, count: int, broken: list[int], missing: list[in
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_image_is_named_once_and_replaced(
+def test_corruptd_image_is_named_once_and_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     files = damaged_folder(tmp_path, 200, broken=[11], missing=[12])
@@ -244,25 +248,25 @@ def test_damaged_image_is_named_once_and_replaced(
         assert torch.equal(torch.cat([batch.index for batch in batches[4 * epoch : 4 * epoch + 4]]), expected)
     for batch in batches:
         assert torch.equal(batch.pixels[:, 0, 0, 0], batch.index.to(torch.uint8))
-    named = [name for batch in batches for name in batch.damaged]
-    assert sorted(named) == [files.names(11), files.names(12)] == sorted(loader.damaged)
+    named = [name for batch in batches for name in batch.corrupt]
+    assert sorted(named) == [files.names(11), files.names(12)] == sorted(loader.corrupt)
     log = caplog.text
     assert log.count("011.png") == log.count("012.png") == 1
     assert "the file is missing" in log
 
 
-def test_cache_and_files_make_the_same_run_of_damaged_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_and_files_make_the_same_run_of_corruptd_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = damaged_folder(tmp_path, 100, broken=[99], missing=[])
     with caplog.at_level(logging.WARNING):
         cached = open_images(tmp_path, cache="ram")
         loaders = [ImageBatches(source, batch_size=50, seed=0, epochs=1) for source in (files, cached)]
         assert all(same(a, b) for a, b in zip(*loaders, strict=True))
-    assert loaders[0].damaged == loaders[1].damaged == (files.names(99),)
+    assert loaders[0].corrupt == loaders[1].corrupt == (files.names(99),)
     assert caplog.text.count("099.png") == 2  # by each source once
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_one_in_a_hundred_damaged_ends_the_run_with_the_list(tmp_path: Path, workers: int) -> None:
+def test_more_than_one_in_a_hundred_corruptd_ends_the_run_with_the_list(tmp_path: Path, workers: int) -> None:
     files = damaged_folder(tmp_path, 100, broken=[3], missing=[40])
     with pytest.raises(UserError, match="2 of 100 images were found damaged, more than 1%") as error:
         list(ImageBatches(files, batch_size=20, seed=0, epochs=1, workers=workers))
@@ -270,7 +274,7 @@ def test_more_than_one_in_a_hundred_damaged_ends_the_run_with_the_list(tmp_path:
     assert "\n" not in str(error.value)
 
 
-def test_list_of_damaged_images_is_cut_after_twenty(tmp_path: Path) -> None:
+def test_list_of_corruptd_images_is_cut_after_twenty(tmp_path: Path) -> None:
     files = ImageFiles(tmp_path / f"{position}.png" for position in range(3000))
     with pytest.raises(UserError, match=r"31 of 3000 images .*; and 11 more") as error:
         next(iter(ImageBatches(files, batch_size=20, seed=0, epochs=1)))

@@ -20,8 +20,11 @@ from safetensors import safe_open
 
 from densepath.core.errors import UserError
 from densepath.sources import cache as cache_module
-from densepath.sources.open import ImageFiles, PackedTiles, check_size, open_images, pack
-from densepath.sources.packing import open_store
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import check_size, open_images
+from densepath.sources.packed import PackedTiles
+from densepath.sources.packing import open_store, pack
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 
 def write_tiles(folder: Path, sizes: list[tuple[int, int]]) -> list[npt.NDArray[np.uint8]]:
@@ -33,7 +36,7 @@ def write_tiles(folder: Path, sizes: list[tuple[int, int]]) -> list[npt.NDArray[
     return tiles
 
 
-def gathered(images: ImageFiles | PackedTiles, index: list[int]) -> list[npt.NDArray[np.uint8]]:
+def gathered(images: PixelSource, index: list[int]) -> list[npt.NDArray[np.uint8]]:
     """The images of a batch, cut from its canvas, whose margins must be zero."""
     part = images.gather(torch.tensor(index))
     cut = [pixels[:height, :width].numpy() for pixels, (height, width) in zip(part.pixels, part.sizes, strict=True)]
@@ -68,7 +71,9 @@ def test_store_is_a_safetensors_file(tmp_path: Path, sizes: list[tuple[int, int]
     tiles = write_tiles(tmp_path / "tiles", sizes)
     path = pack(tmp_path / "tiles", tmp_path / "store.safetensors")
     with safe_open(path, framework="np") as store:
-        assert store.metadata() == {"format": "densepath-tiles", "version": "1", "count": "3"}
+        assert store.metadata() == {"format": "densepath-tiles", "version": "2", "count": "3"} | {
+            "pixels": json.dumps(PixelSpec().record())
+        }
         pixels = store.get_tensor("pixels")
         assert pixels.shape == ((3, 8, 6, 3) if len(set(sizes)) == 1 else (sum(tile.size for tile in tiles),))
         assert pixels.tobytes() == b"".join(tile.tobytes() for tile in tiles)
@@ -101,8 +106,8 @@ def test_store_that_is_cut_off_anywhere_is_refused_by_name(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"__metadata__": {"format": "pt"}}, "is no packed store"),
-        ({"__metadata__": {"format": "densepath-tiles", "version": "7"}}, "has version 7, not 1"),
+        ({"__metadata__": {"format": "pt"}}, "is not a packed store"),
+        ({"__metadata__": {"format": "densepath-tiles", "version": "7"}}, "has version 7, not 2"),
         ({"sizes": None}, "header is broken"),
         ({"sizes": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}, "header is broken"),
         ({"sizes": {"dtype": "I32", "shape": [2, 3], "data_offsets": [0, 16]}}, "header is broken"),
@@ -148,7 +153,7 @@ def test_pack_refuses_other_suffixes_and_files_that_exist(tmp_path: Path) -> Non
         pack(tmp_path / "tiles", tmp_path / "s.safetensors")
 
 
-def test_pack_leaves_out_a_damaged_image_and_names_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pack_leaves_out_a_corruptd_image_and_names_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tiles = write_tiles(tmp_path / "tiles", [(4, 4)] * 120)
     (tmp_path / "tiles" / "0007.png").write_bytes(b"broken")
     with caplog.at_level(logging.WARNING):
@@ -159,7 +164,7 @@ def test_pack_leaves_out_a_damaged_image_and_names_it(tmp_path: Path, caplog: py
     assert np.array_equal(gathered(packed, [7])[0], tiles[8])
 
 
-def test_files_and_their_cache_put_the_next_readable_image_in_a_damaged_ones_place(tmp_path: Path) -> None:
+def test_files_and_their_cache_put_the_next_readable_image_in_a_corruptd_ones_place(tmp_path: Path) -> None:
     tiles = write_tiles(tmp_path / "tiles", [(4, 4)] * 200)
     for position in (60, 199):
         (tmp_path / "tiles" / f"{position:04d}.png").write_bytes(b"broken")
@@ -172,13 +177,13 @@ def test_files_and_their_cache_put_the_next_readable_image_in_a_damaged_ones_pla
         for image, position in zip(gathered(source, index), part.index.tolist(), strict=True):
             assert np.array_equal(image, tiles[position])
     assert isinstance(cached, PackedTiles)
-    assert sorted(cached.damaged) == [60, 199]
+    assert sorted(cached.corrupt) == [60, 199]
     assert cached.smallest()[1] == 4
-    assert "0060.png: not an image" in cached.damaged[60]
+    assert "0060.png: not an image" in cached.corrupt[60]
 
 
 @pytest.mark.parametrize("cache", ["auto", "ram"])
-def test_caching_ends_when_more_than_one_in_a_hundred_is_damaged(tmp_path: Path, cache: str) -> None:
+def test_caching_ends_when_more_than_one_in_a_hundred_is_corruptd(tmp_path: Path, cache: str) -> None:
     write_tiles(tmp_path / "tiles", [(4, 4)] * 100)
     for position in range(30, 55):
         (tmp_path / "tiles" / f"{position:04d}.png").write_bytes(b"broken")

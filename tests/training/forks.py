@@ -237,13 +237,13 @@ def processes(folder):
     def stopped():
         fit_toy(folder / "cut", 20, Toy(at_step={6: stop}), intervals=intervals)
 
-    def method(out, changes=None, stop=None, kind="concl"):
+    def method(out, stop=None, kind="concl", **options):
         in_float64()
         if stop and kind == "pcl_v2":
             in_sweep(1, stop)
         elif stop:
             in_step(4, stop)
-        run_method(folder, kind, out, changes, augment=Augment(blur=0))
+        run_method(folder, kind, out, augment=Augment(blur=0), **options)
 
     def keep(name, toy):
         torch.save(toy.state_dict(), folder / f"{name}.{os.environ.get('RANK', 0)}.pt")
@@ -261,11 +261,11 @@ def processes(folder):
         two(lambda: method("method")),
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),
-        ended(fork(lambda: method("method_one", {"batch_norm_group": 4}))),
+        ended(fork(lambda: method("method_one", batch_norm_group=4))),
         two(lambda: method("swept", kind="pcl_v2")),
         two(lambda: method("swept_cut", stop=stop, kind="pcl_v2")),
         two(lambda: method("swept_cut", kind="pcl_v2")),
-        ended(fork(lambda: method("swept_one", {"batch_norm_group": 4}, kind="pcl_v2"))),
+        ended(fork(lambda: method("swept_one", kind="pcl_v2", batch_norm_group=4))),
     ]
 
 

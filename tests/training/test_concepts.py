@@ -10,7 +10,7 @@ from densepath.core.errors import UserError
 from densepath.methods import ConCL
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.metrics import read_metrics
-from densepath.sources.open import pack
+from densepath.sources.packing import pack
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
 

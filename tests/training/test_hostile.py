@@ -19,6 +19,7 @@ from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
+from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.runs import checkpoints
 from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
@@ -27,7 +28,7 @@ from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
 from densepath.transfer.detection import detect as detection_module
-from densepath.transfer.detection.detect import DETECTOR_FILE, _pixel_statistics, detect
+from densepath.transfer.detection.detect import DETECTOR_FILE, detect
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.views.augment import Augment
 
@@ -90,7 +91,7 @@ def one_line(captured, code):
 def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch, capsys, bounded_memory):
     """Up to the first step: all that a recipe decides is built."""
     monkeypatch.setattr(pretrain_module, "fit", lambda module, *rest, **options: 1)
-    monkeypatch.setattr(pretrain_module, "build_backbone", lambda name: build_backbone("test_resnet"))
+    monkeypatch.setattr(pretrain_module, "build_backbone", lambda name, channels: build_backbone("test_resnet"))
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     words = ["--data", str(run.parent / "tiles"), "--out", str(out), "--devices", "cpu", "--workers", "0"]
     given_here = ["--batch_size", "8", "--view_size", "48", "--backbone", "test_resnet"]
@@ -364,8 +365,8 @@ def test_safetensors_with_absurd_shapes_are_refused(shape, tmp_path, bounded_mem
 def test_colors_that_are_none_are_refused(mean, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path, {"mean": mean, "std": "[0.2, 0.2, 0.2]"})
-    with pytest.raises(UserError, match=r"w\.safetensors names no mean and std of three colors"):
-        _pixel_statistics(path)
+    with pytest.raises(UserError, match=r"w\.safetensors names no mean and std of its channels"):
+        pixels_of_weights(path)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.metrics import read_metrics
+from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
@@ -43,7 +44,7 @@ def test_a_run_folder_is_self_contained(run):
 def test_the_configuration_is_complete_and_can_be_run_again(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     parameters = set(inspect.signature(pretrain).parameters) - {"resume", "probe", "draw"}
-    assert set(config) == parameters
+    assert set(config) == parameters | {"pixels"}
     assert config["method_options"]["momentum"] == 0.999
     assert config["optimizer"]["lr"] == 0.03
     again = pretrain(**typed_options(load_recipe(run / "config.yaml")) | {"out": tmp_path / "again"})
@@ -150,8 +151,8 @@ def test_bfloat16_leaves_weights_and_geometry_in_float32(tmp_path, tiles, monkey
 def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
     probed = []
 
-    def probe(backbone, data):
-        assert not backbone.training and data == tmp_path / "labelled"
+    def probe(backbone, data, spec):
+        assert not backbone.training and data == tmp_path / "labelled" and spec == PixelSpec()
         probed.append(next(backbone.parameters()).detach().clone())
         return {"miou": 0.5 + len(probed), "what": "text"}
 

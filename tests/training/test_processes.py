@@ -92,7 +92,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     draw_tiles(folder / "tiles")
     options = dict(OPTIONS, data=folder / "tiles", out=folder / "run", devices="cpu")
-    pretrain(**options, method_options={"queue_size": 32, "batch_norm": "per_process"})
+    pretrain(**options, method_options={"queue_size": 32, "shuffle": False})
     return folder
 
 
@@ -105,7 +105,7 @@ def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone,
     """Whoever starts the second process: torchrun, or nobody but the run itself."""
     options = dict(OPTIONS, data=alone / "tiles", out=tmp_path / "two", devices=devices)
     words = " ".join(f"--{name} {value}" for name, value in options.items())
-    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --method.batch_norm synchronized"
+    command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --batch_norm synchronized"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command.split()], capture_output=True, text=True, env=environment, timeout=300, check=False
@@ -121,7 +121,7 @@ def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone,
 
 def test_a_batch_norm_group_lies_within_one_process(tmp_path, tiles):
     options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
-    groups = {"queue_size": 32, "batch_norm_group": 8}
+    options |= {"max_steps": 2, "method_options": {"queue_size": 32}, "batch_norm_group": 8}
     with pytest.raises(UserError, match="groups of 8 images do not divide the 4 that a process holds"):
-        pretrain(**options, devices="cpu:2", out=tmp_path / "run", max_steps=2, method_options=groups)
+        pretrain(**options, devices="cpu:2", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

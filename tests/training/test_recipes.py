@@ -40,6 +40,12 @@ def resolved(name):
     return options
 
 
+def norms_of(options):
+    """Over which images the batch norms of a run take their statistics, and the size of their groups."""
+    assert options["batch_norm"] == "auto"
+    return find_method(options["method"]).batch_norm, options["batch_norm_group"]
+
+
 def test_all_recipes_are_there():
     assert recipe_names() == NAMES
 
@@ -72,7 +78,7 @@ def test_the_papers_recipes_hold_its_constants(name):
     method = options["method_options"]
     assert (method["temperature"], method["queue_size"], method["momentum"]) == (0.2, 16384, 0.999)
     assert (method["dim"], method["hidden_dim"]) == (128, 512)
-    assert (method["batch_norm"], method["batch_norm_group"]) == ("shuffled", 256 // 8)  # 8 GPUs
+    assert (method["shuffle"], options["batch_norm"], options["batch_norm_group"]) == (True, "auto", 256 // 8)  # 8 GPUs
     if name == "densecl":
         assert (method["match"], method["dense_weight"]) == ("features", 0.5)
     if name == "pcl_v2":
@@ -114,12 +120,11 @@ def test_the_papers_recipes_of_the_baselines_hold_their_constants():
     assert byol["optimizer"] == Optimizer(lr=0.2, weight_decay=1.5e-6, warmup_epochs=2, **lars)
     step = {"schedule": "step", "milestones": (120, 160)}
     assert moco["optimizer"] == Optimizer(name="sgd", lr=0.03, momentum=0.9, weight_decay=1e-4, **step)
-    heads = {"hidden_dim": 512, "batch_norm": "synchronized", "batch_norm_group": 0}
-    assert simclr["method_options"] == {"dim": 128, "temperature": 0.1, **heads}
-    assert byol["method_options"] == {"dim": 256, "momentum": 0.996, **heads}
-    queue = {"queue_size": 16384, "momentum": 0.999, "standardize": False}
-    norms = {"batch_norm": "shuffled", "batch_norm_group": 32}
-    assert moco["method_options"] == {"dim": 128, "temperature": 0.07, **queue, **norms}
+    assert [norms_of(options) for options in (simclr, byol, moco)] == [*[("synchronized", 0)] * 2, ("per_process", 32)]
+    assert simclr["method_options"] == {"dim": 128, "temperature": 0.1, "hidden_dim": 512}
+    assert byol["method_options"] == {"dim": 256, "momentum": 0.996, "hidden_dim": 512}
+    queue = {"queue_size": 16384, "momentum": 0.999, "standardize": False, "shuffle": True}
+    assert moco["method_options"] == {"dim": 128, "temperature": 0.07, **queue}
 
 
 def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
@@ -128,7 +133,8 @@ def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
     step = {"schedule": "step", "milestones": (80,)}
     assert options["optimizer"] == Optimizer(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, **step)
     assert options["augment"] is None  # the method's own
-    assert options["method_options"] == {"labels": "folders", "batch_norm": "synchronized", "batch_norm_group": 0}
+    assert options["method_options"] == {"labels": "folders"}
+    assert norms_of(options) == ("synchronized", 0)
 
 
 def test_the_papers_recipes_of_masked_image_modelling_hold_their_constants():
@@ -145,8 +151,8 @@ def test_the_papers_recipes_of_masked_image_modelling_hold_their_constants():
     decay = {"weight_decay": 0.04, "final_weight_decay": 0.2, "clip_norm": 5.0}
     course = {"warmup_epochs": 40, "warmup_start": 0.005, "final_lr": 0.001}
     assert spark["optimizer"] == Optimizer(name="lamb", lr=2e-4, momentum=0.9, beta2=0.95, **decay, **course)
-    norms = {"batch_norm": "synchronized", "batch_norm_group": 0}
-    assert spark["method_options"] == {"mask_ratio": 0.6, "decoder_dim": 768, **norms}
+    assert spark["method_options"] == {"mask_ratio": 0.6, "decoder_dim": 768}
+    assert norms_of(spark) == ("synchronized", 0)
 
 
 def test_the_papers_recipes_with_a_frozen_target_hold_their_constants():

@@ -16,7 +16,7 @@ MIM = {"method": "conv_mim", "method_options": {"patch": 16, "width": 16, "heads
 def test_pictures_are_drawn_at_intervals_and_change_nothing(tmp_path, tiles):
     seen = []
 
-    def draw(made, path):
+    def draw(made, path, spec):
         seen.append(made)
         torch.rand(3), np.random.rand(3)
         path.parent.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def test_pictures_are_drawn_at_intervals_and_change_nothing(tmp_path, tiles):
 
 
 def test_a_method_that_predicts_no_pixels_has_no_pictures(tmp_path, tiles):
-    def draw(made, path):
+    def draw(made, path, spec):
         raise AssertionError
 
     options = {"method": "moco_v2", "method_options": {"queue_size": 32}, "precision": "32"}

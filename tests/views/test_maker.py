@@ -11,7 +11,7 @@ from densepath.core.affine import bounds, warp
 from densepath.core.errors import UserError
 from densepath.sources.batch import ImageBatch
 from densepath.views.augment import Augment, Center, Union, augment_from
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD, ViewMaker
+from densepath.views.maker import ViewMaker
 
 PLAIN = Augment(jitter=0, grayscale=0, blur=0)
 VIEWS = {"query": Augment(), "key": Augment(), "reference": Union(("query", "key"))}
@@ -24,7 +24,8 @@ def images(count: int = 6, height: int = 64, width: int = 80, start: int = 0) ->
 
 
 def colors(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    std, mean = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)))
+    return pixels * std + mean
 
 
 def test_a_view_shows_what_its_map_says():

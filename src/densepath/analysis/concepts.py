@@ -13,14 +13,20 @@ from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.core.random import uniform
 from densepath.nets.backbones import Backbone
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
+from densepath.sources.pixel_source import PixelSpec
 
+_RGB = PixelSpec()
 _MARGIN = 96  # pixels, a multiple of every stride
 
 
 @torch.no_grad()
 def find_concepts(
-    backbone: Backbone, tile: np.ndarray, stages: Sequence[int], num_concepts: int = 8, seed: int = 0
+    backbone: Backbone,
+    tile: np.ndarray,
+    stages: Sequence[int],
+    num_concepts: int = 8,
+    seed: int = 0,
+    spec: PixelSpec = _RGB,
 ) -> dict[int, np.ndarray]:
     """Cluster a tile's features as b-ConCL does in training, with the current weights.
 
@@ -29,10 +35,12 @@ def find_concepts(
 
     Args:
         backbone: the backbone; it runs in evaluation mode, and its mode is restored.
-        tile: (H, W, 3) uint8; sides that are not multiples of the deepest stride are cropped.
+        tile: (H, W, C) with the channels of the backbone; sides that are not multiples of the deepest stride are
+            cropped.
         stages: stages to cluster, from f1..f5.
         num_concepts: K.
         seed: seed of the initial positions of the clusters.
+        spec: how the backbone sees pixels.
 
     Returns:
         Stage i -> (H / 2**i, W / 2**i) ids.
@@ -47,20 +55,20 @@ def find_concepts(
     for stage in stages:
         backbone.check_stage(stage)
     device, training_mode = next(backbone.parameters()).device, backbone.training
-    stride = 2 ** max(stages)
+    stride = max(backbone.strides[max(stages)])
     height, width = (n // stride * stride for n in tile.shape[:2])
     if min(height, width) <= _MARGIN:
         raise UserError(
             f"a tile of {tile.shape[1]} x {tile.shape[0]} px is too small to show concepts; use larger ones"
         )
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = (torch.from_numpy(tile[:height, :width].copy()).permute(2, 0, 1) / 255 - mean) / std
-    mirrored = F.pad(pixels.unsqueeze(0).to(device), (_MARGIN,) * 4, mode="reflect")
+    stored = torch.from_numpy(tile[:height, :width].copy()).permute(2, 0, 1).unsqueeze(0)
+    pixels = spec.normalize(spec.apply_window(stored.float()))
+    mirrored = F.pad(pixels.to(device), (_MARGIN,) * 4, mode="reflect")
     features = backbone.eval()(mirrored, last=max(stages))
     backbone.train(training_mode)
     concepts = {}
     for stage in stages:
-        edge = _MARGIN // 2**stage
+        edge = _MARGIN // max(backbone.strides[stage])
         inner = features[stage][:, :, edge:-edge, edge:-edge]
         positions = inner.shape[2] * inner.shape[3]
         if positions < num_concepts:

@@ -32,34 +32,36 @@ from densepath.core.affine import apply
 from densepath.core.errors import UserError
 from densepath.runs.metrics import read_metrics
 from densepath.sources.batch import ImageBatch
+from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
 from densepath.transfer.detection.overlay import match_masks
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 from densepath.views.view import Batch
 
+_RGB = PixelSpec()
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
 _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
 
 
-def draw_views(images: ImageBatch, batch: Batch, path: str | Path) -> Path:
+def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
     """Draw each image with the outlines of its views, and the views next to it.
 
     A dot marks the upper left corner of each view, so that flips and rotations are visible.
 
     Args:
         images: the images that the views were made from.
-        batch: the views, normalized by ImageNet's mean and standard deviation.
+        batch: the views.
         path: a PNG file.
+        spec: what the images' numbers mean, and how the views are normalized.
     """
     grid = PanelGrid(len(batch), 1 + len(batch.views), titles=["image", *batch.views], breaks=[1])
     for row, axes in enumerate(grid.axes):
         height, width = images.sizes[row].tolist()
-        show(axes[0], images.pixels[row, :height, :width].cpu().numpy())
+        show(axes[0], spec.to_rgb(images.pixels[row, :height, :width].cpu().numpy()))
         # The first view is drawn last: it lies on top.
         for view, color, panel in reversed(list(zip(batch.views.values(), LINES, axes[1:], strict=False))):
-            show(panel, colors_of(view.pixels[row]))
+            show(panel, colors_of(view.pixels[row], spec))
             frame(panel, color)
             side = view.pixels.shape[-1]
             panel.plot(side * 0.04, side * 0.04, "o", color=color, ms=5, mec="white", mew=0.8)
@@ -68,10 +70,10 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path) -> Path:
     return save(grid.figure, path)
 
 
-def colors_of(pixels: Tensor) -> np.ndarray:
-    """The colors (H, W, 3) in [0, 1] of normalized pixels (3, H, W)."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels.detach().float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+def colors_of(pixels: Tensor, spec: PixelSpec = _RGB) -> np.ndarray:
+    """The colors (H, W, 3) in [0, 1] of pixels (C, H, W), grey or RGB, that were normalized as ``spec`` says."""
+    colors = spec.restore(pixels.detach().float().cpu().unsqueeze(0))[0]
+    return colors.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 def draw_concepts(

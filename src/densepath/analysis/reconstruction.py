@@ -9,11 +9,13 @@ import torch
 from densepath.analysis.panels import LINES, PanelGrid, save, show
 from densepath.analysis.pictures import colors_of
 from densepath.methods.base import Reconstruction
+from densepath.sources.pixel_source import PixelSpec
 
+_RGB = PixelSpec()
 _TITLES = ("view", "visible", "target", "prediction", "combined")
 
 
-def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float = 1.1) -> Path:
+def draw_reconstruction(made: Reconstruction, path: str | Path, spec: PixelSpec = _RGB, *, panel: float = 1.1) -> Path:
     """Draw views, their visible part, the targets, the predictions, and a combination of the last two.
 
     The last column has the prediction where it counts in the loss and the target elsewhere, with a line between them.
@@ -21,6 +23,7 @@ def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float 
     Args:
         made: the reconstruction of a batch.
         path: a PNG file.
+        spec: how the views are normalized.
         panel: side of a view in inches.
     """
     combined = torch.where(made.counted, made.prediction, made.target)
@@ -28,7 +31,7 @@ def draw_reconstruction(made: Reconstruction, path: str | Path, *, panel: float 
     grid = PanelGrid(len(made.view), len(columns), panel=panel, titles=_TITLES, breaks=(2, 4))
     for row, axes in enumerate(grid.axes):
         for panel_axes, column in zip(axes, columns, strict=True):
-            show(panel_axes, colors_of(column[row]))
+            show(panel_axes, colors_of(column[row], spec))
         counted = made.counted[row, 0].cpu().numpy()
         if counted.any() and not counted.all():
             size = counted.shape[0]

@@ -21,11 +21,13 @@ from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
+from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import ImageFiles, PackedTiles, check_size, open_images
-from densepath.training.load_run import load_run, read_run
+from densepath.sources.open import check_size, open_images
+from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.training.load_run import load_run, pixels_of, read_run
 from densepath.training.recipes import find_method, load_recipe, typed_options
 from densepath.views.maker import ViewMaker
 
@@ -67,8 +69,9 @@ def show_views(
     views = find_method(recipe.get("method", "concl")).views(recipe.get("augment"))
     images = open_images(data, cache="none")
     check_size(images, size // 2)
+    spec = images.spec.override(*(recipe.get(name) for name in ("mean", "std", "window")))
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
-    return draw_views(batch, ViewMaker(views, size, seed)(batch), out)
+    return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 
 
 def show_concepts(
@@ -119,11 +122,12 @@ def show_concepts(
         raise UserError("concepts saliency need a model or a folder of masks; give it with --saliency")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
-    tiles = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
+    stored = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
+    tiles = [images.spec.to_rgb(pixels) for pixels in stored]
     groups: list[Columns] = []
     for name in names:
         if name == "kmeans":
-            groups += _clusters(tiles, weights, backbone, stages, num_concepts, seed)
+            groups += _clusters(stored, images.spec, weights, backbone, stages, num_concepts, seed)
             continue
         source = build_source(
             name,
@@ -135,7 +139,7 @@ def show_concepts(
             files=saliency if name == "saliency" else concept_files,
         )
         if isinstance(source, ImageLabels):
-            source.labeller.begin(images.paths)
+            source.labeller.begin(AllNames(images))
             files = (images.names(position) for position in batch.index.tolist())
             groups.append({name: [source.labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
         else:
@@ -171,32 +175,40 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     size = options.get("view_size", 224)
     images = open_images(data, cache="none")
     check_size(images, size // 2)
-    made = ViewMaker(method.views(options.get("augment")), size, seed)(_draw(images, count, seed))
-    return draw_reconstruction(method.eval().reconstruct(made), out, panel=1.8)
+    spec = pixels_of(config)
+    if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
+        raise UserError(
+            f"the run in {run} learned from images of {spec.channels} channels, and those of {data} have "
+            f"{images.spec.channels}; give such images"
+        )
+    made = ViewMaker(method.views(options.get("augment")), size, seed, spec)(_draw(images, count, seed))
+    return draw_reconstruction(method.eval().reconstruct(made), out, spec, panel=1.8)
 
 
 def _clusters(
     tiles: list[np.ndarray],
+    images: PixelSpec,
     weights: Sequence[str],
     backbone: str,
     stages: Sequence[int],
     num_concepts: int,
     seed: int,
 ) -> list[Columns]:
-    """The clusters of the features of several weights."""
+    """The clusters of the features of several weights, on tiles as they are stored."""
     groups = []
     sources = [weights] if isinstance(weights, str) else weights
     for source, title in zip(sources, short_names(sources, "weights"), strict=True):
+        spec = pixels_of_weights(source, images)
         torch.manual_seed(seed)
-        network = build_backbone(backbone)
+        network = build_backbone(backbone, spec.channels)
         load_weights(network, source)
-        maps = [find_concepts(network, tile, stages, num_concepts, seed) for tile in tiles]
+        maps = [find_concepts(network, tile, stages, num_concepts, seed, spec) for tile in tiles]
         name = f"{title} " if len(sources) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})
     return groups
 
 
-def _draw(images: ImageFiles | PackedTiles, count: int, seed: int) -> ImageBatch:
+def _draw(images: PixelSource, count: int, seed: int) -> ImageBatch:
     """A random batch of images of a source."""
     check_seed(seed)
     if not 1 <= count <= len(images):

@@ -17,6 +17,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_hardware
@@ -75,14 +76,15 @@ def show_similarity(
     device = choose_hardware(devices).device
     panels: dict[str, dict[str, Distribution]] = {}
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
-        torch.manual_seed(seed)
-        network = build_backbone(backbone)
-        load_weights(network, source)
-        network.to(device)
-        panels[name] = {
-            title: region_similarities(network, each, stage=stage, view_size=view_size, count=count, seed=seed)
-            for title, each in images.items()
-        }
+        panels[name] = {}
+        for title, each in images.items():
+            spec = pixels_of_weights(source, each.spec)
+            torch.manual_seed(seed)
+            network = build_backbone(backbone, spec.channels)
+            load_weights(network, source)
+            panels[name][title] = region_similarities(
+                network.to(device), each, stage=stage, view_size=view_size, count=count, seed=seed, spec=spec
+            )
     draw_similarities(panels, out)
     return {**_table(panels), "picture": out}
 

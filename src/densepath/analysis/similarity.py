@@ -13,8 +13,9 @@ from densepath.core.random import permute
 from densepath.core.system import with_progress
 from densepath.nets.backbones import Backbone
 from densepath.sources.batch import ImageBatch
-from densepath.sources.corrupt import Damage
-from densepath.sources.open import ImageFiles, PackedTiles, check_size
+from densepath.sources.corrupt import CorruptLog
+from densepath.sources.open import check_size
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.views.augment import Center
 from densepath.views.maker import ViewMaker
 
@@ -80,12 +81,13 @@ def pair_similarities(features: Tensor) -> Tensor:
 @torch.no_grad()
 def region_similarities(
     backbone: Backbone,
-    images: ImageFiles | PackedTiles,
+    images: PixelSource,
     *,
     stage: int | None = None,
     view_size: int = 224,
     count: int = 500,
     seed: int = 0,
+    spec: PixelSpec | None = None,
 ) -> Distribution:
     """The similarity of all unordered pairs of regions within an image, over randomly chosen images.
 
@@ -96,6 +98,7 @@ def region_similarities(
         view_size: height and width of the center crop in pixels.
         count: number of images; all if there are fewer.
         seed: seed of the choice of images.
+        spec: how the backbone sees pixels; that of the images by default.
 
     Raises:
         UserError: the backbone has no such stage, it has a single position at that size, an image is too small (a side
@@ -108,21 +111,21 @@ def region_similarities(
     stage = backbone.deepest if stage is None else stage
     backbone.check_stage(stage)
     backbone.check_size(view_size, view_size)
-    if view_size <= 2**stage:
+    if backbone.grid(stage, view_size, view_size) == (1, 1):
         raise UserError(f"an image of {view_size} px is a single position of f{stage}; use a larger view_size")
     check_size(images, view_size // 2)
     device, training = next(backbone.parameters()).device, backbone.training
-    make_view = ViewMaker({_VIEW: Center()}, view_size, seed)
+    make_view = ViewMaker({_VIEW: Center()}, view_size, seed, spec or images.spec)
     drawn = permute(torch.arange(min(count, len(images))), len(images), seed, 0).split(_BATCH)
-    damage = Damage(len(images), images.damaged if isinstance(images, PackedTiles) else None)
+    corrupt = CorruptLog(len(images), images.corrupt)
     found = Distribution()
     backbone.eval()
     try:
         for index in with_progress(drawn, len(drawn), "comparing regions"):
             gathered = images.gather(index)
             for position, what in gathered.corrupt.items():
-                damage.add(position, what)
-            damage.check()
+                corrupt.add(position, what)
+            corrupt.check()
             batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index).to(device)
             found.add(pair_similarities(backbone(make_view(batch)[_VIEW].pixels, last=stage)[stage]))
     finally:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 
 FOLDERS = "folders"
 _COLUMNS = ("file", "label")
@@ -44,7 +44,7 @@ class Classes:
         return f"{len(self.names)} classes: {', '.join(shown)}{more}"
 
 
-def read_classes(images: ImageFiles | PackedTiles, labels: str) -> Classes:
+def read_classes(images: PixelSource, labels: str) -> Classes:
     """Look up the class of each image.
 
     A table is a CSV or TSV file of two columns, the file and its label; with a header that names them ``file`` and
@@ -75,7 +75,7 @@ def read_classes(images: ImageFiles | PackedTiles, labels: str) -> Classes:
     return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
 
 
-def _by_folder(images: ImageFiles | PackedTiles) -> tuple[list[str], npt.NDArray[np.int32]]:
+def _by_folder(images: PixelSource) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The folders that images lie in, and (N,) which of them each does."""
     numbers: dict[str, int] = {}
     found = array("i")
@@ -85,7 +85,7 @@ def _by_folder(images: ImageFiles | PackedTiles) -> tuple[list[str], npt.NDArray
     return list(numbers), np.frombuffer(found, np.int32)
 
 
-def _by_table(images: ImageFiles | PackedTiles, path: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The labels of a table, and (N,) which of them each image has."""
     table = _read_table(path)
     row = np.full(len(images), -1, np.int64)

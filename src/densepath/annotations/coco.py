@@ -17,10 +17,14 @@ from torch.utils.data import Dataset
 from densepath.annotations.coco_checks import check_coco
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
-from densepath.sources.decode import DamagedImage, read_image, read_size
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image, read_size
+from densepath.sources.pixel_source import PixelSpec
 
 LabelMap = npt.NDArray[np.integer[Any]]
 Outlined = tuple[str, npt.NDArray[np.uint8] | Path, LabelMap]  # name without suffix; image or its file; labels (H, W)
+_RGB = PixelSpec()
+_MOST_OF_8_BITS = 255
 CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this stay in RAM
 
 
@@ -74,7 +78,7 @@ def _place_image(folder: Path, name: str, image: npt.NDArray[np.uint8] | Path, s
     """Put an image into the folder and return its file name."""
     try:
         actual = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
-    except DamagedImage as error:
+    except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
     if actual != size:
         raise UserError(f"{name}: the labels are {_size(*size)} but the image is {_size(*actual)}; they must be equal")
@@ -102,8 +106,8 @@ def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
 class CocoImages(Dataset[dict[str, Any]]):
     """Images with the instances that a COCO JSON gives them; a sample is a dict of
 
-    - image uint8 (H, W, 3), masks bool (N, H, W), boxes float32 (N, 4) x1 y1 x2 y2 in pixels, labels int64 (N,): the
-      categories in the order of their ids, counted from 1; all of them NumPy arrays;
+    - image (H, W, C), by default RGB uint8, masks bool (N, H, W), boxes float32 (N, 4) x1 y1 x2 y2 in pixels, labels
+      int64 (N,): the categories in the order of their ids, counted from 1; all of them NumPy arrays;
     - image_id, the JSON's; name, the file's name.
 
     Annotations marked ``iscrowd`` are no samples of an object: they are in :meth:`coco_ground_truth` alone.
@@ -111,17 +115,24 @@ class CocoImages(Dataset[dict[str, Any]]):
     Args:
         folder: where the images lie.
         annotations: COCO instances JSON; outlines may be polygons or run lengths, compressed or not.
+        spec: how a network sees them: grey or RGB, and in 16 bits where its window needs them.
 
     Attributes:
         annotations: the JSON's path.
+        spec: how a network sees the images.
         category_ids: the JSON's id of label 1, 2, ...
 
     Raises:
         UserError: the JSON and the images do not fit together; the message names the first cases.
     """
 
-    def __init__(self, folder: str | Path, annotations: str | Path) -> None:
+    def __init__(self, folder: str | Path, annotations: str | Path, spec: PixelSpec = _RGB) -> None:
         self.folder, self.annotations = Path(folder), Path(annotations)
+        if spec.ndim != 2 or spec.channels not in (1, 3):
+            raise UserError(
+                f"outlined images are grey or RGB, and the weights want {spec.channels} channels; use others"
+            )
+        self.spec = spec
         self._truth = check_coco(self.folder, self.annotations)
         self.category_ids = sorted(category["id"] for category in self._truth["categories"])
         self._images: list[dict[str, Any]] = self._truth["images"]
@@ -130,7 +141,7 @@ class CocoImages(Dataset[dict[str, Any]]):
             if not annotation.get("iscrowd", 0):
                 self._objects[annotation["image_id"]].append(annotation)
         pixels = sum(image["height"] * image["width"] for image in self._images)
-        self._cache: dict[str, npt.NDArray[np.uint8]] | None = {} if 3 * pixels <= CACHED_BYTES else None
+        self._cache: dict[str, npt.NDArray[Any]] | None = {} if 3 * pixels <= CACHED_BYTES else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -198,12 +209,13 @@ class CocoImages(Dataset[dict[str, Any]]):
         """The JSON's content, crowds included, for an evaluator."""
         return self._truth
 
-    def _read(self, name: str) -> npt.NDArray[np.uint8]:
+    def _read(self, name: str) -> npt.NDArray[Any]:
         if self._cache is not None and name in self._cache:
             return self._cache[name].copy()
+        dtype = np.uint8 if self.spec.window[1] <= _MOST_OF_8_BITS else np.uint16
         try:
-            pixels = read_image(self.folder / name)
-        except DamagedImage as error:
+            pixels = read_image(self.folder / name, channels=self.spec.channels, dtype=dtype)
+        except CorruptImage as error:
             raise UserError(f"{error}; replace the file or take it out of {self.annotations}") from error
         if self._cache is not None:
             self._cache[name] = pixels.copy()
@@ -248,7 +260,7 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> Any:
     return segmentation
 
 
-def open_split(data: str | Path, split: Literal["train", "test"]) -> CocoImages:
+def open_split(data: str | Path, split: Literal["train", "test"], spec: PixelSpec = _RGB) -> CocoImages:
     """The images and instances of one split of a data set as :func:`write_coco` lays it out.
 
     Raises:
@@ -260,4 +272,4 @@ def open_split(data: str | Path, split: Literal["train", "test"]) -> CocoImages:
             f"{data} is no data set of outlined images: it needs {split}/ with the images and annotations/{split}.json "
             "with their instances in COCO's format, as `densepath data glas` writes them"
         )
-    return CocoImages(folder, annotations)
+    return CocoImages(folder, annotations, spec)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError
-from densepath.sources.decode import DamagedImage, read_size
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_size
 
 _SHOWN = 3  # cases that a message names
 _NEEDED: dict[str, dict[str, type | None]] = {  # the kinds of those that others are found by
@@ -103,7 +104,7 @@ def _unlike(folder: Path, images: Iterable[dict[str, Any]]) -> Iterable[str]:
         stated = image["height"], image["width"]
         try:
             actual = read_size(folder / image["file_name"])
-        except DamagedImage as error:
+        except CorruptImage as error:
             yield f"{image['file_name']} ({error.why})"
             continue
         if actual != stated:

@@ -21,13 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
 from densepath.core.errors import UserError
 from densepath.core.files import remove_remains, writing
-from densepath.core.system import cores, with_progress
-from densepath.sources.corrupt import Damage
-from densepath.sources.decode import DamagedImage
-from densepath.sources.digests import digest_of_files, digest_of_tiles
-from densepath.sources.image_files import ImageFiles, decode_all
+from densepath.core.system import cores
+from densepath.sources.corrupt import CorruptImage, CorruptLog
+from densepath.sources.digests import digest_of_files
 from densepath.sources.loader import outlive_signals, telling_of_death
-from densepath.sources.open import PackedTiles
+from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.read_all import read_all
 
 _VERSION = 2  # of what the files hold
 _FILE, _UNFINISHED = "labels.npy", ".labels.npy.part"
@@ -62,8 +61,10 @@ class Labeller(Protocol):
     def label(self, image: Image, name: str) -> npt.NDArray[Any]:
         """The label map (h, w) of an image (H, W, 3), as coarse or fine as it likes, in integers from 0.
 
+        Grey images come as three equal channels, in 8 bits of their window.
+
         Raises:
-            UserError, DamagedImage: it cannot be made.
+            UserError, CorruptImage: it cannot be made.
         """
 
 
@@ -72,7 +73,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "densepath" / "labels"
 
 
-def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: str | Path | None = None) -> LabelMaps:
+def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | None = None) -> LabelMaps:
     """The label maps of all images of a source: from the cache, or made now and kept there.
 
     Maps are found again as long as the labeller's identity and what the images' files (of a packed store, its tiles)
@@ -88,7 +89,7 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     Raises:
         UserError: the cache cannot be written, an image has no map, or too many images are damaged.
     """
-    labeller.begin(images.paths)
+    labeller.begin(AllNames(images))
     root = Path(folder or cache_folder()).expanduser()
     place = root / _key(images, labeller, root)
     maps = _open(place / _FILE, len(images))
@@ -111,13 +112,10 @@ def label_images(images: ImageFiles | PackedTiles, labeller: Labeller, folder: s
     return maps
 
 
-def _key(images: ImageFiles | PackedTiles, labeller: Labeller, cache: Path) -> str:
-    # Decoded images are known by their files, too, if they have any: they may be read without decoding next time.
-    if isinstance(images, PackedTiles) and (images.file is not None or not all(map(os.path.exists, images.paths))):
-        content = digest_of_tiles(images, cache)
-    else:
-        content = digest_of_files(lambda: images.paths, len(images), cache)
-    facts = [_VERSION, SIDE, labeller.identity(), content]
+def _key(images: PixelSource, labeller: Labeller, cache: Path) -> str:
+    facts = [_VERSION, SIDE, labeller.identity(), images.digest(cache)]
+    if images.spec.window != (0.0, 255.0):
+        facts.append(list(images.spec.window))  # in which the labeller sees the images
     if any(True for _ in labeller.files()):
         facts.append(digest_of_files(labeller.files, len(images), cache))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -132,7 +130,7 @@ def _open(path: Path, count: int) -> LabelMaps | None:
     return LabelMaps(maps) if maps.shape == (count, SIDE, SIDE) and maps.dtype == np.int16 else None
 
 
-def _write(path: Path, images: ImageFiles | PackedTiles, labeller: Labeller) -> None:
+def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
     """Write the maps, or what is left of them: an unfinished file goes on after its last block that is on the disk."""
     unfinished, header = path.with_name(_UNFINISHED), _header(len(images))
     try:
@@ -175,13 +173,13 @@ def _done(path: Path, header: bytes) -> int:
     return _BLOCK * max(blocks, 0) if begins else 0
 
 
-def _labelled(images: ImageFiles | PackedTiles, labeller: Labeller, start: int) -> Iterator[npt.NDArray[np.int16]]:
+def _labelled(images: PixelSource, labeller: Labeller, start: int) -> Iterator[npt.NDArray[np.int16]]:
     """The maps of the images from one of them on, in their order, made by all cores."""
     workers = min(cores(), len(images)) if labeller.parallel and cores() > 1 else 0
     loader = DataLoader(
         _Labelled(labeller),
         batch_size=None,
-        sampler=zip(_pixels(images, start), islice(images.paths, start, None), strict=True),
+        sampler=zip(_pixels(images, start), islice(AllNames(images), start, None), strict=True),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=outlive_signals,
@@ -194,20 +192,10 @@ def _labelled(images: ImageFiles | PackedTiles, labeller: Labeller, start: int) 
             yield labels.numpy()
 
 
-def _pixels(images: ImageFiles | PackedTiles, start: int) -> Iterator[Image | None]:
-    """The images in their order, with a progress bar; None for a damaged one, which the run itself will name."""
-    what = "finding concepts"
-    if isinstance(images, ImageFiles):
-        yield from decode_all(images, Damage(len(images), quiet=True), what, start)
-    else:
-        for position in with_progress(range(start, len(images)), len(images) - start, what):
-            yield None if position in images.damaged else _read(images, position)
-
-
-def _read(images: PackedTiles, position: int) -> Image:
-    gathered = images.gather(torch.tensor([position]))
-    height, width = gathered.sizes[0].tolist()
-    return gathered.pixels[0, :height, :width].cpu().numpy()
+def _pixels(images: PixelSource, start: int) -> Iterator[Image | None]:
+    """The images in their order, with a progress bar; None for a corrupt one, which the run itself will name."""
+    for image in read_all(images, CorruptLog(len(images), quiet=True), "finding concepts", start):
+        yield None if image is None else images.spec.to_rgb(image)
 
 
 class _Labelled(Dataset[Any]):
@@ -222,5 +210,5 @@ class _Labelled(Dataset[Any]):
             return np.zeros((SIDE, SIDE), np.int16)
         try:
             return shrink(self.labeller.label(image, name))
-        except (UserError, DamagedImage) as error:  # as a value: an exception would arrive with its whole trace
+        except (UserError, CorruptImage) as error:  # as a value: an exception would arrive with its whole trace
             return str(error)

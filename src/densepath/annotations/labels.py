@@ -11,7 +11,9 @@ from PIL import Image
 
 from densepath.annotations.matlab import Listed, list_matrices, read_matrix
 from densepath.core.errors import UserError
-from densepath.sources.decode import DamagedImage, read_size, refuse_bomb
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_size
+from densepath.sources.tiff import refuse_bomb
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
 _USUAL = "inst_map"  # what the variable is called where a MATLAB file holds several
@@ -22,7 +24,7 @@ def label_size(path: Path) -> tuple[int, int]:
     """The (height, width) of a label map from its file's header alone.
 
     Raises:
-        DamagedImage: the file cannot be read.
+        CorruptImage: the file cannot be read.
         UserError: it holds something else than one map.
     """
     suffix = path.suffix.lower()
@@ -39,7 +41,7 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
     """An instance label map (H, W) as its file numbers it; a palette's indices are the labels.
 
     Raises:
-        DamagedImage: the file cannot be read.
+        CorruptImage: the file cannot be read.
         UserError: it holds something else than one map of whole numbers.
     """
     suffix = path.suffix.lower()
@@ -60,7 +62,7 @@ def _decode(path: Path) -> npt.NDArray[Any]:
         with Image.open(path) as image:
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedImage(str(path), f"cannot be decoded ({error})") from error
+        raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
 def _load(path: Path) -> npt.NDArray[Any]:
@@ -68,7 +70,7 @@ def _load(path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DamagedImage(str(path), f"is no array of numbers ({error})") from error
+        raise CorruptImage(str(path), f"is no array of numbers ({error})") from error
     return array
 
 
@@ -78,7 +80,7 @@ def _load_matlab(path: Path) -> npt.NDArray[Any]:
     try:
         return read_matrix(path, number, listed)
     except Exception as error:  # broken bytes fail wherever the reader happens to be
-        raise DamagedImage(str(path), f"cannot be decoded ({error})") from error
+        raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
 def _variable(path: Path) -> tuple[int, Listed]:
@@ -88,7 +90,7 @@ def _variable(path: Path) -> tuple[int, Listed]:
     except NotImplementedError:
         raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
     except Exception as error:  # as above
-        raise DamagedImage(str(path), f"is no MATLAB file ({error})") from error
+        raise CorruptImage(str(path), f"is no MATLAB file ({error})") from error
     maps = {
         name: (number, (name, shape, kind))
         for number, (name, shape, kind) in enumerate(listed)

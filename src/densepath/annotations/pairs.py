@@ -10,7 +10,8 @@ from pathlib import Path
 from densepath.annotations.coco import Outlined, write_coco
 from densepath.annotations.labels import label_size, read_labels
 from densepath.core.errors import UserError
-from densepath.sources.decode import DamagedImage, read_image, read_size
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image, read_size
 
 _SHOWN = 3  # cases that a message names
 Pair = tuple[Path, Path]  # image, instance label map
@@ -77,7 +78,7 @@ def _unequal(image: Path, labels: Path) -> str:
     """What differs in size, or nothing."""
     try:
         (h, w), (map_h, map_w) = read_size(image), label_size(labels)
-    except DamagedImage as error:
+    except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
     return "" if (h, w) == (map_h, map_w) else f"{image.name} ({w} x {h} px) and {labels.name} ({map_w} x {map_h} px)"
 
@@ -87,5 +88,5 @@ def _outlined(pairs: list[Pair]) -> Iterator[Outlined]:
         try:
             pixels = read_image(image)  # in any case: a file may be cut short behind a sound header
             yield image.stem, pixels if image.suffix.lower() == ".bmp" else image, read_labels(labels)
-        except DamagedImage as error:
+        except CorruptImage as error:
             raise UserError(f"{error}; replace the file") from error

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.system import usable_cores, with_progress
-from densepath.sources.decode import DamagedImage, read_image
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
 from densepath.sources.packing import SUFFIX, open_store
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
@@ -113,11 +115,13 @@ def _pixels(name: str) -> list[str]:
     if not name.lower().endswith(SUFFIX):
         try:
             return [pixel_digest(read_image(name))]
-        except DamagedImage:
+        except CorruptImage:
             return []
     store = open_store(name)
-    digests = []
-    for start, (height, width) in zip(store.offsets.tolist(), store.sizes.tolist(), strict=True):
-        tile = store.pixels[start : start + 3 * height * width].numpy()
-        digests.append(pixel_digest(tile.reshape(height, width, 3)))
-    return digests
+    return [pixel_digest(_as_decoded(store.read(position))) for position in range(len(store))]
+
+
+def _as_decoded(tile: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """A packed tile as :func:`read_image` gives its file: 8-bit RGB."""
+    pixels = (tile if tile.dtype == np.uint8 else tile >> 8).astype(np.uint8)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

@@ -25,6 +25,7 @@ def build_source(
     nucleus_radius: float,
     files: str | None,
     cache: str | None = None,
+    ndim: int = 2,
 ) -> ConceptSource:
     """Build a source of concepts.
 
@@ -36,6 +37,7 @@ def build_source(
         nucleus_radius: option of "nuclei".
         files: option of "files" and "saliency".
         cache: the folder where label maps of images are cached.
+        ndim: dimensions of the images: 2, or 3 for volumes, which have concepts of "kmeans" and "grid".
 
     Raises:
         UserError: an unknown name, or an invalid value.
@@ -43,7 +45,9 @@ def build_source(
     if name == "kmeans":
         return KMeansConcepts(stage, num_concepts)
     if name == "grid":
-        return GridConcepts(grid_size)
+        return GridConcepts(grid_size, ndim)
+    if name in CONCEPTS and ndim != 2:
+        raise UserError(f"concepts {name} are found in images of two dimensions; for volumes use kmeans or grid")
     if name == "superpixels":
         return ImageLabels(Superpixels(superpixel_scale), cache=cache)
     if name == "nuclei":

@@ -7,32 +7,33 @@ import torch
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
 class GridConcepts:
-    """Divides the reference view into s x s equal squares, each a concept.
+    """Divides the reference view into s x s equal squares, or s x s x s equal boxes of a volume, each a concept.
 
     Args:
         size: s.
+        ndim: dimensions of the images.
 
     Source: ConCL (ECCV 2022), section 4.2: s = 3, 5, 7.
     """
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 3, ndim: int = 2) -> None:
         if size < 1:
             raise UserError(f"grid_size is {size}; a grid of concepts needs at least one square per side")
-        self.size = size
-        self.num_concepts = size * size
+        self.shape = (size,) * ndim
+        self.num_concepts = size**ndim
 
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Accepts any view."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def prepare(self, images: PixelSource) -> None:
         """Does nothing: a grid does not depend on the images."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         ids = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)
-        labels = ids.view(1, self.size, self.size).expand(len(batch), -1, -1)
+        labels = ids.view(1, *self.shape).expand(len(batch), *self.shape)
         return Concepts(labels, batch["reference"].map)

@@ -11,7 +11,7 @@ from densepath.concepts.source import Concepts
 from densepath.core.affine import identity
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -32,7 +32,7 @@ class ImageLabels:
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Accepts any view."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps:
+    def prepare(self, images: PixelSource) -> LabelMaps:
         """Compute the maps of all images, or read them from the cache. Raises UserError if one cannot be computed."""
         # A copy, so that the paths of millions of files, or a model on the GPU, are freed with it.
         return label_images(images, copy.copy(self.labeller), self.cache)

@@ -10,7 +10,7 @@ from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # as in the released code
@@ -40,7 +40,7 @@ class KMeansConcepts:
         backbone.check_stage(self.stage)
         self._check_positions(math.ceil(view_size / 2**self.stage) ** 2)
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> None:
+    def prepare(self, images: PixelSource) -> None:
         """Does nothing: the clusters change with the encoder."""
 
     def _check_positions(self, positions: int) -> None:
@@ -54,7 +54,7 @@ class KMeansConcepts:
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         pixels = batch["reference"].pixels
         features = encoder(pixels, last=self.stage)[self.stage]
-        count, positions = len(features), features.shape[2] * features.shape[3]
+        count, positions = len(features), features[0, 0].numel()
         self._check_positions(positions)
         draws = batch.uniform((1 + ITERATIONS) * self.num_concepts)
         starts = (draws * positions).long().view(count, 1 + ITERATIONS, self.num_concepts).transpose(0, 1)

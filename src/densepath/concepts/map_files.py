@@ -12,7 +12,7 @@ import numpy.typing as npt
 from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
 from densepath.concepts.matching import Matches, match_names
 from densepath.core.errors import UserError
-from densepath.sources.decode import DamagedImage
+from densepath.sources.corrupt import CorruptImage
 
 
 class MapFiles:
@@ -51,7 +51,7 @@ class MapFiles:
         try:
             check_shape(path, label_size(path), image, "a label map")
             labels = read_labels(path)
-        except DamagedImage as error:
+        except CorruptImage as error:
             raise UserError(f"{error}; replace the label map") from error
         if labels.size and labels.min() < 0:
             raise UserError(f"{path} has the label {labels.min()}; number the labels from 0")

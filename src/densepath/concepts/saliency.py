@@ -16,7 +16,8 @@ from densepath.concepts.map_files import check_shape
 from densepath.concepts.matching import Matches, match_names
 from densepath.concepts.saliency_models import Predict, fetched, is_model_folder, load_saliency_model
 from densepath.core.errors import UserError
-from densepath.sources.decode import DamagedImage, read_image
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
 from densepath.sources.listing import SUFFIXES
 
 THRESHOLD = 0.5  # for a map with values from 0 to 1; the paper does not give it
@@ -76,7 +77,7 @@ class Saliency:
             path = self._matches.path(name)
             try:
                 mask = read_image(path)
-            except DamagedImage as error:
+            except CorruptImage as error:
                 raise UserError(f"{error}; replace the mask") from error
             check_shape(path, mask.shape[:2], image, "a mask")
             saliency = torch.from_numpy(mask).float().mean(2) / 255

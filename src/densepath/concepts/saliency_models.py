@@ -17,10 +17,11 @@ from torch.export.passes import move_to_device_pass
 
 from densepath.core.errors import UserError
 from densepath.nets.hub import fetch, quiet
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
+from densepath.sources.pixel_source import PixelSpec
 
 Predict = Callable[[Tensor], Any]
 
+_RGB = PixelSpec()
 _INPUT = 256  # input size of BASNet in pixels
 _TORCHSCRIPT = (".pt", ".pth", ".ts", ".torchscript")
 
@@ -76,8 +77,8 @@ def _prepared(
     predict: Predict,
     path: Path,
     size: tuple[int, int] = (_INPUT, _INPUT),
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = _RGB.mean,
+    std: Sequence[float] = _RGB.std,
 ) -> Predict:
     """The model with the preprocessing of its images."""
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
@@ -131,8 +132,8 @@ def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)
     normalizes = config.get("do_normalize", True)
-    mean = config.get("image_mean", IMAGENET_MEAN) if normalizes else (0.0,) * 3
-    std = config.get("image_std", IMAGENET_STD) if normalizes else (1.0,) * 3
+    mean = config.get("image_mean", _RGB.mean) if normalizes else (0.0,) * 3
+    std = config.get("image_std", _RGB.std) if normalizes else (1.0,) * 3
     return (int(size.get("height", side)), int(size.get("width", side))), mean, std
 
 

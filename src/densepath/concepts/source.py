@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -38,7 +38,7 @@ class ConceptSource(Protocol):
     def check(self, backbone: Backbone, view_size: int) -> None:
         """Raise UserError if the source cannot label views of this size."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> LabelMaps | None:
+    def prepare(self, images: PixelSource) -> LabelMaps | None:
         """Called before the first step; returns label maps of the images, which become ``batch.extras["regions"]``."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:

@@ -94,7 +94,7 @@ def exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
     """
     if world_size() == 1:
         return x.detach()
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    channels_last = x.ndim > 3 and x.movedim(1, -1).is_contiguous()
     rows = x.detach().movedim(1, -1) if channels_last else x.detach()  # as they lie in memory
     out = rows.new_empty(sum(received), *rows.shape[1:])
     dist.all_to_all_single(out, rows.contiguous(), received, sent)
@@ -119,7 +119,7 @@ class Shuffle:
 
     def __init__(self, local: int, seed: int, step: int, group: int = 0) -> None:
         processes = world_size()
-        self._idle = processes == 1 and group in (0, local)
+        self._idle = (group or local) >= local * processes
         if self._idle:
             return
         order = shuffled(local * processes, seed, step)  # which image each place of the shuffled batch gets

@@ -6,12 +6,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import PerImage
+from densepath.sources.pixel_source import PerImage, PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -59,15 +60,28 @@ class Reconstruction:
 class Method(nn.Module):
     """A pre-training method. It knows nothing of trainers, files or command lines.
 
-    A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train.
+    A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train. One that
+    builds on another method takes that one's by ``**options: Unpack[...]`` (see :func:`complete_signature`).
+
+    Its networks have plain batch norms. Whoever trains it decides over which images these take their statistics
+    (:func:`densepath.nets.norms.set_batch_norm`), and so may convert them.
 
     Attributes:
+        batch_norm: over which images the paper's batch norms take their statistics: those of each process, or of all;
+            what a run with ``batch_norm="auto"`` does.
+        views_together: how many views of an image pass through its networks in one batch, one after the other.
         extras: what :meth:`prepare` found out about each image, by name: what the method wants in ``Batch.extras``.
         unused_views: those of :meth:`views` that need not be made with these hyper-parameters.
     """
 
+    batch_norm: ClassVar[Literal["per_process", "synchronized"]] = "per_process"
+    views_together: ClassVar[int] = 1
     extras: Mapping[str, PerImage] = MappingProxyType({})
     unused_views: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        complete_signature(cls)
 
     @staticmethod
     @abstractmethod
@@ -95,7 +109,7 @@ class Method(nn.Module):
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -38,12 +36,11 @@ class BYOL(Method):
         dim: length of the embeddings.
         hidden_dim: width of the hidden layers of projector and predictor.
         momentum: m, of the target network at the start of the run.
-        batch_norm: whose statistics, in backbone and heads: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: Grill et al., NeurIPS 2020, arXiv 2006.07733; heads and momentum as ConCL (ECCV 2022) runs it.
     """
+
+    batch_norm = "synchronized"
 
     def __init__(
         self,
@@ -51,8 +48,6 @@ class BYOL(Method):
         dim: int = 256,
         hidden_dim: int = 512,
         momentum: float = 0.996,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -62,13 +57,9 @@ class BYOL(Method):
         self.predictor = NormedHead(dim, hidden_dim, dim)
         for layer in (self.predictor.fc1, self.predictor.fc2):
             nn.init.normal_(layer.weight, std=0.01)  # as released
-        for network in (self.backbone, self.projector, self.predictor):
-            set_batch_norm(network, batch_norm, batch_norm_group)
         self.target_backbone = Momentum(self.backbone)
         self.target_projector = Momentum(self.projector)
         self.momentum = momentum
-        self.batch_norm = batch_norm
-        self.batch_norm_group = batch_norm_group
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -95,11 +86,7 @@ class BYOL(Method):
         return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         self.backbone.check_size(view_size, view_size)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
-        alone = self.batch_norm_group or batch_size // processes
-        if (batch_size if self.batch_norm == "synchronized" else alone) < 2:
-            raise UserError("the batch norms of its heads need at least two images each; make the batch larger")

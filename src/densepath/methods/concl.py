@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from densepath.core.losses import info_nce, masked_mean
 from densepath.core.queue import Queue
 from densepath.core.regions import Regions
 from densepath.methods.base import Losses
-from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -59,8 +59,7 @@ class ConCL(MoCoV2):
         warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
             epochs.
         concept_queue_size: concepts remembered as negatives.
-        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group: as in
-            :class:`MoCoV2`. The reference views keep their order, whatever batch norms do.
+        **moco: as in :class:`MoCoV2`. The reference views keep their order, also where keys are shuffled.
 
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
     """
@@ -80,18 +79,9 @@ class ConCL(MoCoV2):
         concept_weight: float = 1.0,
         warmup: float = 0.1,
         concept_queue_size: int = 16384,
-        dim: int = 128,
-        hidden_dim: int = 512,
-        temperature: float = 0.2,
-        queue_size: int = 16384,
-        momentum: float = 0.999,
-        standardize: bool = False,
-        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
-        batch_norm_group: int = 0,
+        **moco: Unpack[MoCoOptions],
     ) -> None:
-        super().__init__(
-            backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
-        )
+        super().__init__(backbone, **moco)
         if not 0 <= concept_weight <= 1:
             raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
@@ -107,12 +97,13 @@ class ConCL(MoCoV2):
             nucleus_radius=nucleus_radius,
             files=concept_files,
             cache=concept_cache,
+            ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
             raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
         if isinstance(self.source, ImageLabels):
             self.unused_views = ("reference",)
-        self.concept_queue = Queue(concept_queue_size, dim)
+        self.concept_queue = Queue(concept_queue_size, self.dim)
         self.concept_weight = concept_weight
         self.warmup = warmup
         self.restoration = restoration
@@ -147,7 +138,7 @@ class ConCL(MoCoV2):
                 f"({most} on each of {batch_size} images) that one batch may bring"
             )
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str | None:
+    def prepare(self, images: PixelSource) -> str | None:
         regions = self.source.prepare(images)
         self.extras = {} if regions is None else {"regions": regions}
         return None

@@ -24,7 +24,6 @@ from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.decoders import MultiScaleDecoder
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.nets.sparse import Visible
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
@@ -62,12 +61,11 @@ class ConvMIM(Method):
             whole patch, though the selected pixels, which are not aligned with the target's patches, may be a part.
         width: of the decoder's tokens.
         heads: of its attention.
-        batch_norm: whose statistics, in the backbone: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: Yang et al., Convolutional Masked Image Modeling for Dense Prediction Tasks on Pathology Images, WACV 2024.
     """
+
+    batch_norm = "synchronized"
 
     def __init__(
         self,
@@ -80,8 +78,6 @@ class ConvMIM(Method):
         normalize_target: bool = False,
         width: int = 256,
         heads: int = 8,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if masking not in ("stem", "sparse"):
@@ -96,13 +92,11 @@ class ConvMIM(Method):
                 f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
             )
         cells = [max(1, patch // stride) for stride in strides]
-        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads)
-        set_batch_norm(self.backbone, batch_norm, batch_norm_group)
+        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads, backbone.in_channels)
         self.cells = cells
         self.patch = patch
         self.mask_ratio = mask_ratio
         self.normalize_target = normalize_target
-        self.batch_norm_group = batch_norm_group
         self.target = "target" if invariance else "query"
         self.unused_views = () if invariance else ("target",)
 
@@ -118,7 +112,9 @@ class ConvMIM(Method):
         target = to_patches(batch[self.target].pixels, self.patch)
         if self.normalize_target:
             target = standardize_patches(target)[0]
-        errors = (prediction - target).square().unflatten(2, (-1, 3)).mean(3)  # (B, patches, pixels)
+        errors = (
+            (prediction - target).square().unflatten(2, (-1, self.backbone.in_channels)).mean(3)
+        )  # (B, patches, pixels)
         counted = self.counted(batch, visible)
         loss = masked_mean(errors.flatten(), to_patches(counted, self.patch).flatten())
         statistics = {"counted_pixels": counted.float().mean()}
@@ -133,7 +129,7 @@ class ConvMIM(Method):
         return Visible(patches.to(pixels.device, non_blocking=True), count)
 
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
-        """The target's patches, (B, h * h, patch * patch * 3), from what is visible of the query."""
+        """The target's patches, (B, h * h, patch * patch * C), from what is visible of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
         way, along = self.way(batch), visible.cells.shape[-1]
         aligned = [sample(z, way, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
@@ -161,8 +157,7 @@ class ConvMIM(Method):
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         count_visible(patches_along(view_size, self.patch) ** 2, self.mask_ratio)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)

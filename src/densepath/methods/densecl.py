@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from densepath.core.losses import full_precision, info_nce, masked_mean, standar
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
 from densepath.methods.base import Losses
-from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import DenseHead
 from densepath.views.view import Batch
@@ -40,8 +40,7 @@ class DenseCL(MoCoV2):
         backbone: the query encoder.
         match: how query cells find their positives: by "features", or by "geometry".
         dense_weight: lambda.
-        queue_size: keys remembered as negatives, in each of the two queues.
-        dim, hidden_dim, temperature, momentum, standardize, batch_norm, batch_norm_group: as in :class:`MoCoV2`.
+        **moco: as in :class:`MoCoV2`; both heads have the same widths, both queues the same size.
 
     Source: Wang et al., CVPR 2021, arXiv 2011.09157.
     """
@@ -51,25 +50,17 @@ class DenseCL(MoCoV2):
         backbone: Backbone,
         match: Literal["features", "geometry"] = "features",
         dense_weight: float = 0.5,
-        dim: int = 128,
-        hidden_dim: int = 512,
-        temperature: float = 0.2,
-        queue_size: int = 16384,
-        momentum: float = 0.999,
-        standardize: bool = False,
-        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
-        batch_norm_group: int = 0,
+        **moco: Unpack[MoCoOptions],
     ) -> None:
-        super().__init__(
-            backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
-        )
+        super().__init__(backbone, **moco)
         if match not in ("features", "geometry"):
             raise UserError(f"unknown match {match!r}; there are: features, geometry")
         if not 0 <= dense_weight <= 1:
             raise UserError(f"the dense weight must lie between 0 and 1, not {dense_weight}")
-        self.dense_head = DenseHead(backbone.channels[backbone.deepest], hidden_dim, dim)
+        channels = backbone.channels[backbone.deepest]
+        self.dense_head = DenseHead(channels, self.hidden_dim, self.dim, backbone.ndim)
         self.key_dense_head = Momentum(self.dense_head)
-        self.dense_queue = Queue(queue_size, dim)
+        self.dense_queue = Queue(self.queue.size, self.dim)
         self.match = match
         self.dense_weight = dense_weight
 

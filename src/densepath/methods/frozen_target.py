@@ -12,7 +12,7 @@ from densepath.methods.base import Method
 from densepath.nets.frozen import Frozen
 from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import Tokenizer
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 
 Network = TypeVar("Network", Teacher, Tokenizer)
 
@@ -42,9 +42,10 @@ class FrozenTarget(Method, Generic[Network]):
     def make_head(self, width: int) -> nn.Module:
         """A new head with so many outputs for each patch."""
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: PixelSource) -> str:
         with torch.random.fork_rng(devices=[]):  # the head's weights do not depend on how the target was made
             target = self.load_target()
+            target.show(images.spec)
         self.set_target(target)
         return target.describe()
 

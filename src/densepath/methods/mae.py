@@ -65,7 +65,8 @@ class MAE(Method):
             fix_positions(model)
         self.backbone = backbone
         self.patch = backbone.patch_size
-        self.decoder = TokenDecoder(model.embed_dim, decoder_dim, decoder_depth, decoder_heads, 3 * self.patch**2)
+        colors = backbone.in_channels
+        self.decoder = TokenDecoder(model.embed_dim, decoder_dim, decoder_depth, decoder_heads, colors * self.patch**2)
         self.mask_ratio = mask_ratio
 
     @staticmethod
@@ -96,7 +97,7 @@ class MAE(Method):
             visible: (B, N) bool, on the CPU, as many in each row.
 
         Returns:
-            (B, N, 3 * patch**2), standardized pixels.
+            (B, N, C * patch**2), standardized pixels.
         """
         return full_precision(self.decoder(*encode_visible(self.backbone.net.model, pixels, visible)))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Unpack
 
 from densepath.core.momentum import Momentum
-from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.moco_v2 import MoCoV2, QueueOptions
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import LinearHead
 from densepath.views.augment import Augment, Union
@@ -21,7 +21,9 @@ class MoCoV1(MoCoV2):
 
     Args:
         backbone: the query encoder; the key encoder is its momentum copy.
-        dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group: as in :class:`MoCoV2`.
+        dim: length of the embeddings.
+        temperature: of the contrast.
+        **moco: as in :class:`MoCoV2`.
 
     Source: He et al., CVPR 2020, arXiv 1911.05722; queue and augmentation as ConCL (ECCV 2022) runs it.
     """
@@ -31,15 +33,9 @@ class MoCoV1(MoCoV2):
         backbone: Backbone,
         dim: int = 128,
         temperature: float = 0.07,
-        queue_size: int = 16384,
-        momentum: float = 0.999,
-        standardize: bool = False,
-        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
-        batch_norm_group: int = 0,
+        **moco: Unpack[QueueOptions],
     ) -> None:
-        super().__init__(
-            backbone, dim, dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
-        )
+        super().__init__(backbone, dim=dim, hidden_dim=dim, temperature=temperature, **moco)
         self.head = LinearHead(backbone.channels[backbone.deepest], dim)
         self.key_head = Momentum(self.head)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,26 @@ from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import MLPHead
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.nets.norms import normalized_together
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
+
+
+class QueueOptions(TypedDict, total=False):
+    """Parameters of :class:`MoCoV2` that are not those of its loss and its head."""
+
+    queue_size: int
+    momentum: float
+    standardize: bool
+    shuffle: bool
+
+
+class MoCoOptions(QueueOptions, total=False):
+    """All parameters of :class:`MoCoV2` after the backbone, for the methods that build on it."""
+
+    dim: int
+    hidden_dim: int
+    temperature: float
 
 
 class MoCoV2(Method):
@@ -37,11 +54,8 @@ class MoCoV2(Method):
         standardize: whether embeddings are standardized over the batch before they become unit vectors. The paper does
             not. Without it the embeddings of all images begin nearly parallel, and a run of a few thousand steps learns
             little but to turn their common direction away from that of older keys.
-        batch_norm: whose statistics: "per_process"; "shuffled": per process, and keys change places in the global batch
-            before they are encoded; or "synchronized": over all images.
-        batch_norm_group: images that have their statistics in common, for the first two; 0 for as many as a process
-            holds in a batch. With a number the run is the same on any number of processes, but for rounding. The
-            released configuration had 32, as 8 GPUs shared 256. With one group in all, "shuffled" changes nothing.
+        shuffle: whether keys change places in the global batch before they are encoded, so that the batch statistics
+            of a key do not betray its query. It changes nothing where all images have their statistics in common.
 
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297.
     """
@@ -55,25 +69,24 @@ class MoCoV2(Method):
         queue_size: int = 16384,
         momentum: float = 0.999,
         standardize: bool = False,
-        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
-        batch_norm_group: int = 0,
+        shuffle: bool = True,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"the temperature must be positive, not {temperature}")
         if not 0 <= momentum <= 1:
             raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
-        set_batch_norm(backbone, batch_norm, batch_norm_group, ("shuffled", "per_process", "synchronized"))
         self.backbone = backbone
         self.head: nn.Module = MLPHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.key_backbone = Momentum(self.backbone)
         self.key_head: Momentum[nn.Module] = Momentum(self.head)
         self.queue = Queue(queue_size, dim)
+        self.dim = dim
+        self.hidden_dim = hidden_dim
         self.temperature = temperature
         self.momentum = momentum
         self.standardize = standardize
-        self.batch_norm = batch_norm
-        self.batch_norm_group = batch_norm_group
+        self.shuffle = shuffle
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -86,11 +99,10 @@ class MoCoV2(Method):
         return Losses(loss, {"instance_loss": loss.detach()})
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         self.backbone.check_size(view_size, view_size)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; take two or more")
         if self.queue.size < batch_size:
@@ -103,8 +115,9 @@ class MoCoV2(Method):
             self.key_backbone.update(self.backbone, self.momentum)
             self.key_head.update(self.head, self.momentum)
             pixels = batch["key"].pixels
-            if self.batch_norm == "shuffled":
-                shuffle = Shuffle(len(pixels), batch.seed, batch.step, self.batch_norm_group)
+            if self.shuffle:
+                together = normalized_together(self.key_backbone, len(pixels))
+                shuffle = Shuffle(len(pixels), batch.seed, batch.step, together)
                 # The whole map is put back in order: ConCL pools it with the masks of its own images.
                 key = shuffle.restore(self.key_backbone(shuffle.deal(pixels))[self.backbone.deepest])
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,9 @@ from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Tick, no_heartbeat
-from densepath.methods.moco_v2 import MoCoV2
+from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 20  # of k-means, as released
@@ -52,8 +52,7 @@ class PCLV2(MoCoV2):
         num_negatives: r; where less than r prototypes are sure to be beside those of a batch, as many as are.
         warmup: the share of the run that contrasts instances alone; the first clusters are those of its end. The
             paper's 20 of 200 epochs.
-        dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group: as in
-            :class:`MoCoV2`. What k-means clusters is standardized over all images.
+        **moco: as in :class:`MoCoV2`. With ``standardize``, what k-means clusters is standardized over all images.
 
     Source: Li et al., ICLR 2021, arXiv 2005.04966; constants as ConCL (ECCV 2022) compares with it.
     """
@@ -68,18 +67,9 @@ class PCLV2(MoCoV2):
         num_clusters: tuple[int, ...] | None = None,
         num_negatives: int = 2000,
         warmup: float = 0.1,
-        dim: int = 128,
-        hidden_dim: int = 512,
-        temperature: float = 0.2,
-        queue_size: int = 16384,
-        momentum: float = 0.999,
-        standardize: bool = False,
-        batch_norm: Literal["shuffled", "per_process", "synchronized"] = "shuffled",
-        batch_norm_group: int = 0,
+        **moco: Unpack[MoCoOptions],
     ) -> None:
-        super().__init__(
-            backbone, dim, hidden_dim, temperature, queue_size, momentum, standardize, batch_norm, batch_norm_group
-        )
+        super().__init__(backbone, **moco)
         self.num_clusters = tuple(num_clusters or ())
         if any(count < 2 for count in self.num_clusters):
             raise UserError(f"there must be two clusters or more, not {min(self.num_clusters)}")
@@ -91,7 +81,7 @@ class PCLV2(MoCoV2):
         self.batch_size = 0  # over all processes; unknown until it is checked
         self.warmup = warmup
         self.clustered_in = -1  # the epoch that the clusters are of; none yet
-        self.register_buffer("prototypes", torch.zeros(0, dim))
+        self.register_buffer("prototypes", torch.zeros(0, self.dim))
         self.register_buffer("concentrations", torch.zeros(0))
         self.register_buffer("assignments", torch.zeros(0, 0, dtype=torch.int32))
         self.register_load_state_dict_pre_hook(_take_shapes)
@@ -100,7 +90,7 @@ class PCLV2(MoCoV2):
         super().check(view_size, batch_size, processes)
         self.batch_size = batch_size
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: PixelSource) -> str:
         count = len(images)
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))

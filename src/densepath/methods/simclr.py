@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +12,7 @@ from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
+from densepath.nets.norms import normalized_together
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -34,12 +32,12 @@ class SimCLR(Method):
         dim: length of the embeddings.
         hidden_dim: width of the head's hidden layer.
         temperature: t.
-        batch_norm: whose statistics, in backbone and head: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: Chen et al., ICML 2020, arXiv 2002.05709; head, temperature and augmentation as ConCL (ECCV 2022) runs it.
     """
+
+    batch_norm = "synchronized"
+    views_together = 2
 
     def __init__(
         self,
@@ -47,18 +45,13 @@ class SimCLR(Method):
         dim: int = 128,
         hidden_dim: int = 512,
         temperature: float = 0.1,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise UserError(f"the temperature must be positive, not {temperature}")
         self.backbone = backbone
         self.head = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim, last_norm=True)
-        for network in (self.backbone, self.head):
-            set_batch_norm(network, batch_norm, 2 * batch_norm_group)  # two views of each image
         self.temperature = temperature
-        self.batch_norm_group = batch_norm_group
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -74,7 +67,7 @@ class SimCLR(Method):
 
     def embed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings, unit vectors (B, dim), of two views (B, 3, S, S)."""
-        group = self.batch_norm_group or len(first)
+        group = min(normalized_together(self, 2 * len(first)) // 2, len(first))
         pairs = zip(first.split(group), second.split(group), strict=True)  # what has batch statistics in common
         pixels = torch.cat([view for pair in pairs for view in pair])
         features = self.backbone(pixels)[self.backbone.deepest]
@@ -83,10 +76,9 @@ class SimCLR(Method):
         return of_first.flatten(0, 1), of_second.flatten(0, 1)
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         self.backbone.check_size(view_size, view_size)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         if batch_size < 2:
             raise UserError("a batch of one image has nothing to contrast it with; take two or more")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -22,7 +20,6 @@ from densepath.core.masking import (
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
 from densepath.nets.light_decoder import LightDecoder
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
@@ -46,9 +43,6 @@ class SparK(Method):
         backbone: the encoder, a ConvNet of windows alone: ResNet, ResNeXt, RegNetX, ConvNeXt (not V2).
         mask_ratio: the share of the cells that is masked.
         decoder_dim: channels of the decoder's first block; each block halves them.
-        batch_norm: whose statistics, in encoder and decoder: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Raises:
         UserError: the backbone has no sparse form, or lacks maps of strides 4 to 32; or a number does not fit.
@@ -56,13 +50,13 @@ class SparK(Method):
     Source: Tian et al., ICLR 2023, arXiv 2301.03580; the decoder's layers as released.
     """
 
+    batch_norm = "synchronized"
+
     def __init__(
         self,
         backbone: Backbone,
         mask_ratio: float = 0.6,
         decoder_dim: int = 768,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
         if len(backbone.stages) < _SCALES:
@@ -72,18 +66,15 @@ class SparK(Method):
             )
         check_sparse(backbone)
         self.backbone = backbone
-        self.cell = 2**backbone.deepest
+        self.cell = backbone.strides[backbone.deepest][0]
         self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
-        self.decoder = LightDecoder(decoder_dim, backbone.deepest)
+        self.decoder = LightDecoder(decoder_dim, backbone.deepest, backbone.in_channels)
         normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         self.densify = nn.ModuleList(
             Densify(backbone.channels[stage], dim, nn.BatchNorm2d if normed else LayerNorm2d, 3 if number else 1)
             for number, (stage, dim) in enumerate(zip(self.stages, self.decoder.channels, strict=False))
         )
-        for network in (self.backbone, self.densify, self.decoder):
-            set_batch_norm(network, batch_norm, batch_norm_group)
         self.mask_ratio = mask_ratio
-        self.batch_norm_group = batch_norm_group
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Augment | Union]:
@@ -125,10 +116,9 @@ class SparK(Method):
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
         count_visible(patches_along(view_size, self.cell) ** 2, self.mask_ratio)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,7 @@ from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
-from densepath.nets.norms import check_batch_norm_group, plain_batch_norm, set_batch_norm
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment, Union
 from densepath.views.view import Batch
 
@@ -29,28 +28,22 @@ class Supervised(Method):
         backbone: the classifier's features.
         labels: "folders": an image's class is the name of the folder that it lies in; or the path of a CSV or TSV file
             with lines of file,label, where a file is given relative to the images' folder, or by its bare name.
-        batch_norm: whose statistics: "synchronized": over all images; or "per_process".
-        batch_norm_group: images that have their statistics in common, for the second; 0 for as many as a process holds
-            in a batch. With a number the run is the same on any number of processes, but for rounding.
 
     Source: the supervised baseline in the released configurations of ConCL (ECCV 2022).
     """
 
+    batch_norm = "synchronized"
     targets: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
         labels: str = FOLDERS,
-        batch_norm: Literal["synchronized", "per_process"] = "synchronized",
-        batch_norm_group: int = 0,
     ) -> None:
         super().__init__()
-        set_batch_norm(backbone, batch_norm, batch_norm_group)
         self.backbone = backbone
         self.classifier: nn.Module = nn.Identity()  # until the number of classes is known
         self.labels = labels
-        self.batch_norm_group = batch_norm_group
         # In the state, so that a run is not resumed with other labels.
         self.register_buffer("targets", torch.zeros(0, dtype=torch.int32))
         self.register_load_state_dict_pre_hook(_meet_state)
@@ -60,7 +53,7 @@ class Supervised(Method):
         """Crops and flips; the colors stay."""
         return {"image": augment or Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)}
 
-    def prepare(self, images: ImageFiles | PackedTiles) -> str:
+    def prepare(self, images: PixelSource) -> str:
         classes = read_classes(images, self.labels)
         self.set_classes(classes.labels, len(classes.names))
         return classes.describe()
@@ -81,11 +74,10 @@ class Supervised(Method):
         return Losses(loss, {"classification_loss": loss.detach()}, {"accuracy": accuracy})
 
     def exported_backbone(self) -> Backbone:
-        return plain_batch_norm(self.backbone)
+        return self.backbone
 
     def check(self, view_size: int, batch_size: int, processes: int = 1) -> None:
         self.backbone.check_size(view_size, view_size)
-        check_batch_norm_group(self.batch_norm_group, batch_size, processes)
 
 
 def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

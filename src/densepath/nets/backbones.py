@@ -1,4 +1,4 @@
-"""Backbones: timm networks that give their stages f1..f5, where stage f_i has stride 2**i."""
+"""The backbones that there are, by name: timm's networks, and our own for volumes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from timm.models import FeatureListNet, model_entrypoint
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.nets.backbone import Backbone
+from densepath.nets.resnet3d import NAMES_3D, build_resnet3d, is_resnet3d
 from densepath.nets.transformers import build_transformer, is_transformer
+
+__all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "make_network"]
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
 TRIAL_SIZE = 64  # pixels: every stage then has more than one cell
 
 
-class Backbone(nn.Module):
-    """A network that returns the feature maps of its stages; a ConvNet can stop early.
+class TimmBackbone(Backbone):
+    """A network of timm for images; a ConvNet can stop early.
 
     A vision transformer has one stage: f4 for patches of 16 px, f3 for 8, f5 for 32. Its map holds the patch tokens
-    behind the last block and the final norm, without class and register tokens.
+    after the last block and the final norm, without class and register tokens.
 
     The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key; a vision
     transformer's has its final norm, too.
@@ -30,51 +34,34 @@ class Backbone(nn.Module):
     Args:
         net: a timm network made with ``features_only=True``, or a vision transformer by ``build_transformer``.
         name: its timm name.
-
-    Attributes:
-        name: the timm name.
-        channels: stage -> number of channels.
-        stages: the stages that exist, ascending: (1, 2, 3, 4, 5) for a ResNet, (2, 3, 4, 5) for a ConvNeXt.
-        deepest: the last of them.
-        patch_size: pixels, whose multiples the sides of images are; 1 for a ConvNet.
+        in_channels: of the images.
     """
 
-    def __init__(self, net: nn.Module, name: str) -> None:
-        super().__init__()
-        self.net: Any = net
-        self.name = name
+    library = "timm"
+
+    def __init__(self, net: nn.Module, name: str, in_channels: int = 3) -> None:
         info: Any = net.feature_info
-        self._strides: tuple[int, ...] = tuple(info.reduction())  # of timm's feature maps, ascending
-        self._positions: tuple[int, ...] = tuple(info.out_indices)
-        self.channels: dict[int, int] = {
-            _STAGE_OF_STRIDE[stride]: channels
-            for stride, channels in zip(self._strides, info.channels(), strict=True)
-            if stride in _STAGE_OF_STRIDE
+        reductions: tuple[int, ...] = tuple(info.reduction())
+        channels = {
+            _STAGE_OF_STRIDE[reduction]: count
+            for reduction, count in zip(reductions, info.channels(), strict=True)
+            if reduction in _STAGE_OF_STRIDE
         }
-        self.stages: tuple[int, ...] = tuple(self.channels)
-        self.deepest: int = self.stages[-1]
-        self.patch_size: int = self._strides[-1] if is_transformer(name) else 1
+        strides = {stage: (2**stage, 2**stage) for stage in channels}
+        super().__init__(net, name, channels, strides, in_channels, reductions[-1] if is_transformer(name) else 1)
+        self._reductions = reductions  # of timm's feature maps, ascending; not all of them are stages
+        self._positions: tuple[int, ...] = tuple(info.out_indices)
 
     def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
-        """Compute the stages up to ``last`` and nothing behind it.
+        """As for any :class:`Backbone`: f_i has the stride 2**i, and a ResNet's f1 is taken before its max-pool.
 
         The few timm families with an extractor of their own (EfficientNet, MobileNet-v2 and -v3, HRNet, Xception,
         NASNet) compute everything, whatever ``last`` is.
-
-        Args:
-            x: (B, 3, H, W) normalised images; H and W are multiples of ``patch_size``.
-            last: the deepest stage that is wanted; one beyond the deepest that exists means all.
-
-        Returns:
-            Stage i -> f_i, (B, channels[i], H / 2**i, W / 2**i). A ResNet's f1 is taken before its max-pool.
-
-        Raises:
-            UserError: the network has no stage ``last``, or its patches do not divide the images.
         """
         last = min(last, self.deepest)
         self.check_stage(last)
-        self.check_size(x.shape[2], x.shape[3])
-        count = self._strides.index(2**last) + 1
+        self.check_size(*x.shape[2:])
+        count = self._reductions.index(2**last) + 1
         if type(self.net) is FeatureListNet:
             maps = self._run_modules(x, count)
         elif hasattr(self.net, "model") and hasattr(self.net.model, "forward_intermediates"):
@@ -83,7 +70,7 @@ class Backbone(nn.Module):
             )
         else:
             maps = self.net(x)[:count]
-        stages = (_STAGE_OF_STRIDE.get(stride) for stride in self._strides)
+        stages = (_STAGE_OF_STRIDE.get(reduction) for reduction in self._reductions)
         return {stage: feature for stage, feature in zip(stages, maps, strict=False) if stage}
 
     def _run_modules(self, x: Any, count: int) -> list[Tensor]:
@@ -98,38 +85,17 @@ class Backbone(nn.Module):
         return maps
 
     def last_stage(self) -> tuple[nn.Module, ...]:
-        """The modules that, one after the other, make the deepest map of the one before it, or of any parts of that.
-
-        Raises:
-            UserError: the network is of a timm family that computes its stages in one piece.
-        """
         if type(self.net) is not FeatureListNet:
-            raise UserError(f"{self.name} cannot run its last stage alone; take a ResNet, ConvNeXt or RegNet")
+            return super().last_stage()
         before = list(self.net.return_layers)[-2]
         return tuple(self.net.values())[list(self.net).index(before) + 1 :]
 
     def stem_and_stages(self, pooled: bool = False) -> tuple[tuple[nn.Module, ...], ...]:
-        """The stem's modules, which make a first map of the images, and those that make each stage of the map before.
-
-        Where there is no f1, the stem is what comes before the last module of f2.
-
-        Args:
-            pooled: whether the max-pool behind f1, as a ResNet has it, belongs to the stem.
-
-        Returns:
-            One tuple of modules for the stem, and one for each stage from f2 on.
-
-        Raises:
-            UserError: the network is of a timm family that computes its stages in one piece, or a transformer; or it
-                has no such max-pool where one is asked for.
-        """
         if type(self.net) is not FeatureListNet:
-            raise UserError(
-                f"{self.name} is no ConvNet that can be taken apart behind its stem; take a ResNet, ConvNeXt or RegNet"
-            )
+            return super().stem_and_stages(pooled)
         names = list(self.net)
         end_of = {}  # stage -> how many modules lead to it
-        for name, stride in zip(self.net.return_layers, self._strides, strict=True):
+        for name, stride in zip(self.net.return_layers, self._reductions, strict=True):
             if stride in _STAGE_OF_STRIDE:
                 end_of[_STAGE_OF_STRIDE[stride]] = names.index(name) + 1
         later = [end for stage, end in end_of.items() if stage > 1]
@@ -138,37 +104,15 @@ class Backbone(nn.Module):
         if pooled:
             if 1 not in end_of or not any(isinstance(module, nn.MaxPool2d) for module in modules[stem].modules()):
                 raise UserError(
-                    f"{self.name} has no max-pool behind its stem, so that it cannot end after one; take a ResNet, or "
+                    f"{self.name} has no max-pool after its stem, so that it cannot end after one; take a ResNet, or "
                     "leave out --method.stem after_pool"
                 )
             stem += 1
         ends = [0, stem, *later]
         return tuple(modules[start:end] for start, end in pairwise(ends))
 
-    def check_stage(self, stage: int) -> None:
-        """Check that f_stage exists.
 
-        Raises:
-            UserError: it does not; the message names those that do.
-        """
-        if stage not in self.channels:
-            have = ", ".join(f"f{i}" for i in self.stages)
-            raise UserError(f"{self.name} has no stage f{stage}; choose one of {have}")
-
-    def check_size(self, height: int, width: int) -> None:
-        """Check that images of a size, in pixels, can be divided into patches.
-
-        Raises:
-            UserError: they cannot.
-        """
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(
-                f"{self.name} divides images into patches of {self.patch_size} px, and {width} x {height} px is no "
-                f"multiple of that; take a size that is one, e.g. {max(1, height // self.patch_size) * self.patch_size}"
-            )
-
-
-def build_backbone(name: str = "resnet18") -> Backbone:
+def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
     """Make a backbone with random weights.
 
     ResNets are initialised as in the paper: convolutions Kaiming-normal over the fan-in with the gain of a ReLU, norms
@@ -177,22 +121,26 @@ def build_backbone(name: str = "resnet18") -> Backbone:
 
     Args:
         name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". What counts is that its
-            feature maps have the strides that it declares at any input size; transformers with windows don't.
+            feature maps have the strides that it declares at any input size; transformers with windows don't. For
+            volumes: see :func:`~densepath.nets.resnet3d.build_resnet3d`.
+        channels: of the images.
 
     Raises:
         UserError: the name is unknown, or the network gives no feature maps of strides 2 to 32.
 
     Source: ConCL (ECCV 2022), released code, ``backbones/resnet.py``.
     """
+    if is_resnet3d(name):
+        return build_resnet3d(name, channels)
     _check_name(name)
     try:
-        backbone = Backbone(make_network(name), name)
+        backbone = TimmBackbone(make_network(name, channels=channels), name, channels)
         _check_maps(backbone)
     except UserError:
         raise
     except Exception as error:  # each family of timm fails in its own way
         raise UserError(
-            f"{name} is no network that gives feature maps of strides 2 to 32 for images of any size; "
+            f"{name} is not a network that gives feature maps of strides 2 to 32 for images of any size; "
             "choose another backbone, e.g. resnet18"
         ) from error
     if model_entrypoint(name).__module__ == "timm.models.resnet":
@@ -200,11 +148,11 @@ def build_backbone(name: str = "resnet18") -> Backbone:
     return backbone
 
 
-def make_network(name: str, pretrained: bool = False) -> nn.Module:
+def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
     """timm's network that a :class:`Backbone` wraps; with ``pretrained`` its name may be that of weights."""
     if is_transformer(name):
-        return build_transformer(name, pretrained)
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True)
+        return build_transformer(name, pretrained, channels)
+    network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=channels)
     return network
 
 
@@ -216,7 +164,7 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"{name!r} names weights, not a network; use the backbone {architecture!r} and give {name!r} as the weights"
         )
-    close = get_close_matches(name, timm.list_models(), n=3)
+    close = get_close_matches(name, [*timm.list_models(), *NAMES_3D], n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those that exist"
     raise UserError(f"unknown backbone {name!r}; {advice}")
 
@@ -225,7 +173,7 @@ def _check_name(name: str) -> None:
 def _check_maps(backbone: Backbone) -> None:
     """Raise ValueError where a stage is not, at a size that timm did not foresee, what its metadata says."""
     training = backbone.training
-    maps = backbone.eval()(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+    maps = backbone.eval()(torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
     backbone.train(training)
     side = {stage: TRIAL_SIZE // 2**stage for stage in backbone.stages}
     expected = {stage: (1, backbone.channels[stage], side[stage], side[stage]) for stage in backbone.stages}

@@ -27,12 +27,15 @@ class MultiScaleDecoder(nn.Module):
         patch: side of a patch in pixels.
         width: of the tokens; a multiple of 4 and of ``heads``.
         heads: of the block's attention.
+        colors: channels of a pixel.
 
     Source: Yang et al., Conv-MIM, WACV 2024, section 3; block, positions and initialisation of MAE (CVPR 2022). The
     convolutions' sizes are not in the paper.
     """
 
-    def __init__(self, channels: Sequence[int], cells: Sequence[int], patch: int, width: int, heads: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], cells: Sequence[int], patch: int, width: int, heads: int, colors: int = 3
+    ) -> None:
         super().__init__()
         if heads < 1 or width < 1 or width % 4 or width % heads:
             raise UserError(f"a decoder's width must be a multiple of 4 and of its {heads} heads; {width} is not")
@@ -42,11 +45,11 @@ class MultiScaleDecoder(nn.Module):
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.block = Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
         self.norm = norm(width)
-        self.predict = nn.Linear(width, 3 * patch**2)
+        self.predict = nn.Linear(width, colors * patch**2)
         self.apply(initialize_linear)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """The patches (B, h * h, patch * patch * 3), in the order of ``to_patches``.
+        """The patches (B, h * h, patch * patch * colors), in the order of ``to_patches``.
 
         Args:
             maps: each (B, channels, h * cells, h * cells).

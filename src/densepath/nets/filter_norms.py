@@ -87,7 +87,8 @@ def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
     side = max(backbone.patch_size, TRIAL_SIZE // backbone.patch_size * backbone.patch_size)
     try:
         with untouched_modes(backbone):
-            maps = backbone.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
+            blank = torch.zeros(1, backbone.in_channels, side, side, device=parameter.device, dtype=parameter.dtype)
+            maps = backbone.eval()(blank)
     finally:
         for hook in hooks:
             hook.remove()

@@ -46,24 +46,26 @@ class MLPHead(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """1 x 1 convolution, ReLU, 1 x 1 convolution: the DenseCL projector of every cell of a feature map.
+    """Convolution of 1 x 1, ReLU, convolution of 1 x 1: the DenseCL projector of each position of a feature map.
 
     Its initialisation is torch's own, as in the released DenseCL, whose initialiser touches linear layers alone.
 
     Args:
         in_features, hidden_features, out_features: as in :class:`MLPHead`.
+        ndim: dimensions of the map: 2, or 3 for those of volumes.
 
     Source: Wang et al., DenseCL, CVPR 2021, section 3.2.
     """
 
-    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, ndim: int = 2) -> None:
         super().__init__()
         _check_widths(hidden_features, out_features)
-        self.conv1 = nn.Conv2d(in_features, hidden_features, 1)
-        self.conv2 = nn.Conv2d(hidden_features, out_features, 1)
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+        self.conv1 = convolution(in_features, hidden_features, 1)
+        self.conv2 = convolution(hidden_features, out_features, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_features, h, w) to (B, out_features, h, w); the result is not normalised."""
+        """Project (B, in_features, *spatial) to (B, out_features, *spatial); the result is not normalised."""
         return self.conv2(self.conv1(x).relu())
 
 

@@ -30,6 +30,8 @@ _DETECTRON2 = re.compile(r"(?:stem|res([2-5])\.(\d+))\.(?:conv([1-3])|(shortcut)
 def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[str]]:
     """Give the tensors of a backbone the names of another library.
 
+    A network of our own keeps its names in the layout "timm", and has no other.
+
     Returns:
         name -> tensor (on the CPU, contiguous), and the names that the library's network has behind the deepest stage.
         These were not trained: they hold timm's own initialisation, so that timm loads the file strictly.
@@ -39,8 +41,12 @@ def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[st
     """
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
-    full = timm_state(backbone.name)
     trained = backbone.net.state_dict()
+    if backbone.library == "densepath":
+        if layout != "timm":
+            raise UserError(f"{backbone.name} has no counterpart in {layout}; export it in the default layout")
+        return {key: _plain(value) for key, value in trained.items()}, []
+    full = timm_state(backbone.name)
     source = {key: feature_name(key, trained) for key in full}
     state = {key: _plain(trained[own] if own else full[key]) for key, own in source.items()}
     if layout != "timm":

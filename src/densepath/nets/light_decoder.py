@@ -18,6 +18,7 @@ class LightDecoder(nn.Module):
     Args:
         dim: channels of the first block.
         doublings: how many blocks there are.
+        colors: channels of a pixel.
 
     Attributes:
         channels: what comes into each block, and out of the last.
@@ -28,7 +29,7 @@ class LightDecoder(nn.Module):
     Source: SparK (ICLR 2023), section 3.3; the layers as released.
     """
 
-    def __init__(self, dim: int, doublings: int) -> None:
+    def __init__(self, dim: int, doublings: int, colors: int = 3) -> None:
         super().__init__()
         if dim < 1 or dim % 2**doublings:
             raise UserError(
@@ -39,11 +40,11 @@ class LightDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             _block(before, behind) for before, behind in zip(self.channels, self.channels[1:], strict=False)
         )
-        self.predict = nn.Conv2d(self.channels[-1], 3, 1)
+        self.predict = nn.Conv2d(self.channels[-1], colors, 1)
         self.apply(_initialize)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pixels (B, 3, S, S) of maps, the smallest first: the i-th is (B, channels[i], s * 2**i, s * 2**i)."""
+        """Pixels (B, colors, S, S) of maps, the smallest first: the i-th is (B, channels[i], s * 2**i, s * 2**i)."""
         x = maps[0]
         for number, block in enumerate(self.blocks):
             if 0 < number < len(maps):

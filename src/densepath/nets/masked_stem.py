@@ -49,7 +49,7 @@ class MaskedStem(nn.Module):
         later = [stage for stage in backbone.stages if stage > 1]
         first = self._try_stem(backbone)
         self.channels = (first.shape[1], *(backbone.channels[stage] for stage in later))
-        self.strides = (TRIAL_SIZE // first.shape[2], *(2**stage for stage in later))
+        self.strides = (TRIAL_SIZE // first.shape[2], *(backbone.strides[stage][0] for stage in later))
         self.token = _make_token(first.shape[1])
 
     def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
@@ -72,7 +72,7 @@ class MaskedStem(nn.Module):
         stem = backbone.stem_and_stages(pooled=self.end == "after_pool")[0]
         with untouched_modes(backbone):
             backbone.eval()
-            return _run(stem, torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))
+            return _run(stem, torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
 
 
 class MaskedStages(nn.Module):
@@ -88,7 +88,7 @@ class MaskedStages(nn.Module):
         super().__init__()
         check_sparse(backbone)
         self.channels = tuple(backbone.channels.values())
-        self.strides = tuple(2**stage for stage in backbone.stages)
+        self.strides = tuple(stride[0] for stride in backbone.strides.values())
         self.tokens = nn.ParameterList(_make_token(count) for count in self.channels)
 
     def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:

@@ -7,7 +7,6 @@ and keeps its tensors, its hooks, and its name in the state dict. In evaluation 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -92,6 +91,10 @@ class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
     """Batch norm of feature maps (B, C, h, w) over groups of images."""
 
 
+class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
+    """Batch norm of feature maps of volumes (B, C, d, h, w) over groups of volumes."""
+
+
 class SynchronizedBatchNorm1d(_Synchronized, nn.BatchNorm1d):
     """Batch norm of vectors (B, C) over the images of all processes."""
 
@@ -100,8 +103,12 @@ class SynchronizedBatchNorm2d(_Synchronized, nn.BatchNorm2d):
     """Batch norm of feature maps (B, C, h, w) over the images of all processes."""
 
 
+class SynchronizedBatchNorm3d(_Synchronized, nn.BatchNorm3d):
+    """Batch norm of feature maps of volumes (B, C, d, h, w) over the volumes of all processes."""
+
+
 class _Activated:
-    """What timm's norms do behind the normalization."""
+    """What timm's norms do after the normalization."""
 
     drop: nn.Module
     act: nn.Module
@@ -111,63 +118,66 @@ class _Activated:
 
 
 class GhostBatchNormAct2d(_Activated, GhostBatchNorm2d):
-    """:class:`GhostBatchNorm2d` with timm's activation behind it."""
+    """:class:`GhostBatchNorm2d` with timm's activation after it."""
 
 
 class SynchronizedBatchNormAct2d(_Activated, SynchronizedBatchNorm2d):
-    """:class:`SynchronizedBatchNorm2d` with timm's activation behind it."""
+    """:class:`SynchronizedBatchNorm2d` with timm's activation after it."""
 
 
 _GHOST = {
     nn.BatchNorm1d: GhostBatchNorm1d,
     nn.BatchNorm2d: GhostBatchNorm2d,
+    nn.BatchNorm3d: GhostBatchNorm3d,
     BatchNormAct2d: GhostBatchNormAct2d,
 }
 _SYNCHRONIZED = {
     nn.BatchNorm1d: SynchronizedBatchNorm1d,
     nn.BatchNorm2d: SynchronizedBatchNorm2d,
+    nn.BatchNorm3d: SynchronizedBatchNorm3d,
     BatchNormAct2d: SynchronizedBatchNormAct2d,
 }
 _PLAIN: dict[type, type] = {ours: plain for kinds in (_GHOST, _SYNCHRONIZED) for plain, ours in kinds.items()}
 
 
-def set_batch_norm(
-    network: nn.Module, batch_norm: str, group: int, kinds: Sequence[str] = ("per_process", "synchronized")
-) -> None:
-    """Give batch norms the statistics that a method's options of these names ask for.
+def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
+    """Choose over which rows of a batch all batch norms of a network take their statistics.
 
     Args:
-        network: what holds them.
-        batch_norm: one of ``kinds``; all but "synchronized" are over the images of a process.
-        group: images that have their statistics in common; 0 for those of a process or of all.
-        kinds: what the method knows.
+        network: what holds them: a backbone, or a whole method.
+        over: "per_process": the rows of each process; or "synchronized": those of all processes.
+        group: rows that have their statistics in common, for the first; 0 for all of a process.
 
     Raises:
-        UserError: the kind is unknown, or synchronized in groups; and as :func:`group_batch_norm`.
+        UserError: ``over`` is unknown, or synchronized in groups; and as :func:`group_batch_norm`.
     """
-    if batch_norm not in kinds:
-        raise UserError(f"unknown batch_norm {batch_norm!r}; there are: {', '.join(kinds)}")
-    if batch_norm == "synchronized":
-        if group:
-            raise UserError("synchronized batch norms have no groups; give --method.batch_norm_group 0, too")
+    if over not in ("per_process", "synchronized"):
+        raise UserError(f"unknown batch_norm {over!r}; there are: auto, per_process, synchronized")
+    if over == "synchronized" and group:
+        raise UserError(
+            "synchronized batch norms have no groups; give --batch_norm_group 0, or --batch_norm per_process"
+        )
+    if over == "synchronized":
         synchronize_batch_norm(network)
     elif group:
         group_batch_norm(network, group)
 
 
-def check_batch_norm_group(group: int, batch_size: int, processes: int) -> None:
-    """Check that groups of images lie within processes, which share a batch equally.
+def normalized_together(network: nn.Module, rows: int) -> int:
+    """How many rows of the global batch have their batch statistics in common.
 
-    Raises:
-        UserError: they do not.
+    Args:
+        network: whose first batch norm is asked.
+        rows: of the batch, on each process.
+
+    Returns:
+        Those of a group, of a process or of all processes; all where there are no batch norms, which could tell rows
+        apart.
     """
-    local = batch_size // processes
-    if group and local % group:
-        raise UserError(
-            f"batch-norm groups of {group} images do not divide the {local} that a process holds in a batch; "
-            "set --method.batch_norm_group to a divisor of that (or 0: all of them), or change batch_size, accumulate "
-            "or the number of processes"
-        )
+    norm = next((module for module in network.modules() if isinstance(module, _BatchNorm)), None)
+    if isinstance(norm, _Ghost):
+        return norm.group
+    return rows * (world_size() if norm is None or isinstance(norm, _Synchronized | nn.SyncBatchNorm) else 1)
 
 
 def group_batch_norm(network: nn.Module, group: int) -> None:
@@ -233,8 +243,8 @@ def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:
             continue
         if type(module) not in kinds or not module.track_running_stats or not module.affine:
             raise UserError(
-                f"the backbone's batch norm {name} is a {type(module).__name__}, which is over the images of a process "
-                "alone; take shuffled or per_process batch norms without groups, or another backbone"
+                f"the batch norm {name} is a {type(module).__name__}, whose statistics can only be those of a process; "
+                "give --batch_norm per_process --batch_norm_group 0, or another backbone"
             )
         module.__class__ = kinds[type(module)]
         converted.append(module)

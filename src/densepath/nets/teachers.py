@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -21,18 +20,21 @@ from densepath.nets.layouts import match_names
 from densepath.nets.model_folders import WEIGHT_FILES, load_transformers_model, read_config
 from densepath.nets.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
+from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
     "a timm name (vit_base_patch16_clip_224.openai), a folder that holds a model of timm or transformers, or "
     f"{HUB}OWNER/NAME"
 )
+_RGB = PixelSpec()
 _TRIAL = 5  # patches along the side of the image that a teacher is tried on
 
 
 class Teacher(nn.Module):
     """Patch features of a network, on the grid of whoever learns from it.
 
-    Views come normalized for ImageNet, at the learner's size. They are given the network's own normalization and are
+    Views come at the learner's size, normalized as RGB images are by default, or as :meth:`show` says. They are given
+    the network's own normalization, grey ones as three equal channels, and are
     resized (bicubic, antialiased) to ``grid`` times its stride: its patches then cover the very parts of the view that
     the learner's cover, whatever the two strides are. For a student with patches of 16 px a view of 224 px becomes one
     of 196 px for a teacher with patches of 14 px, which the teacher sees at 7/8 of its magnification. Class and
@@ -61,24 +63,39 @@ class Teacher(nn.Module):
         name: str,
         stride: int,
         channels: int,
-        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        mean: Sequence[float] = _RGB.mean,
+        std: Sequence[float] = _RGB.std,
     ) -> None:
         super().__init__()
         self.network = network
         self.name, self.stride, self.width = name, stride, channels
-        ours = torch.tensor((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)).view(2, 3, 1, 1)
-        theirs = torch.tensor((tuple(mean), tuple(std))).view(2, 3, 1, 1)
-        self.register_buffer("scale", ours[1] / theirs[1])
-        self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1])
+        self.mean, self.std = tuple(mean), tuple(std)
+        for name_of, value in zip(("scale", "shift"), self._from(_RGB), strict=True):
+            self.register_buffer(name_of, value)
         _check_map(network.eval(), name, stride, channels)
+
+    def show(self, spec: PixelSpec) -> None:
+        """Take views that are normalized as images of a specification are.
+
+        Raises:
+            UserError: they are neither grey nor RGB.
+        """
+        if spec.ndim != 2 or spec.channels not in (1, 3):
+            raise UserError(f"the teacher {self.name} sees grey or RGB images, not {spec.channels} channels")
+        self.scale, self.shift = (value.to(self.scale) for value in self._from(spec))
+
+    def _from(self, spec: PixelSpec) -> tuple[Tensor, Tensor]:
+        """The factor and the offset (3, 1, 1) that lead from a normalization to the network's own."""
+        ours = torch.tensor((spec.mean, spec.std)).view(2, -1, 1, 1)
+        theirs = torch.tensor((self.mean, self.std)).view(2, 3, 1, 1)
+        return (ours[1] / theirs[1]), (ours[0] - theirs[0]) / theirs[1]
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, grid: int) -> Tensor:
         """Features of each patch.
 
         Args:
-            pixels: (B, 3, S, S) views, normalized for ImageNet.
+            pixels: (B, C, S, S) views.
             grid: the learner's patches along a side.
 
         Returns:

@@ -13,7 +13,9 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.new_blocks import initialize
+from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import read_weights
+from densepath.sources.pixel_source import PixelSpec
 
 TOKENIZER = "tokenizer"  # what it is called among what a run exports
 _LEAST_PERPLEXITY = 1.5  # of a tokenizer that tells patches apart
@@ -42,15 +44,28 @@ class Tokenizer(nn.Module):
         self.backbone = backbone
         self.projection = tanh_head(width, width, code_dim)
         self.codebook = Codebook(num_codes, code_dim, momentum, restart_below)
+        self.pixels: PixelSpec | None = None
+
+    def show(self, spec: PixelSpec) -> None:
+        """Take views that are normalized as images of a specification are.
+
+        Raises:
+            UserError: it was trained on others.
+        """
+        if self.pixels is not None and self.pixels != spec:
+            raise UserError(
+                f"the tokenizer was trained on pixels of {self.pixels.record()}, and these images have "
+                f"{spec.record()}; give --mean, --std and --window of its run"
+            )
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Unit vectors (B, N, D) of the patches of views (B, 3, S, S), row by row."""
+        """Unit vectors (B, N, D) of the patches of views (B, C, S, S), row by row."""
         features = self.backbone(pixels)[self.backbone.deepest].flatten(2).transpose(1, 2)
         with torch.autocast(pixels.device.type, enabled=False):  # as released: near codes are told apart by little
             return F.normalize(self.projection(full_precision(features)), dim=-1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Codes (B, N) int64 of the patches of views (B, 3, S, S), row by row."""
+        """Codes (B, N) int64 of the patches of views (B, C, S, S), row by row."""
         codes: Tensor = self.codebook(self.embed(pixels))
         return codes
 
@@ -92,7 +107,9 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     codes, name = weights.state_dict.get("codebook.codes"), weights.metadata.get("backbone")
     if codes is None or codes.ndim != 2 or name is None:
         raise UserError(f"{path} holds no tokenizer; give the folder of a run of vq_kd")
-    tokenizer = Tokenizer(build_backbone(name), *codes.shape)
+    pixels = pixels_of_weights(path)
+    tokenizer = Tokenizer(build_backbone(name, pixels.channels), *codes.shape)
+    tokenizer.pixels = pixels
     own = tokenizer.state_dict()
     missing = [key for key in own if key not in weights.state_dict or own[key].shape != weights.state_dict[key].shape]
     unexpected = [key for key in weights.state_dict if key not in own]

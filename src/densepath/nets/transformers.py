@@ -24,7 +24,7 @@ def is_transformer(name: str) -> bool:
     return str(model_entrypoint(name).__module__) in _MODULES
 
 
-def build_transformer(name: str, pretrained: bool = False) -> nn.Module:
+def build_transformer(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
     """A vision transformer in timm's wrapper of feature maps, for images of any size that its patches divide.
 
     Its position embeddings are interpolated to the size of the images at every pass, as timm does.
@@ -32,11 +32,12 @@ def build_transformer(name: str, pretrained: bool = False) -> nn.Module:
     Args:
         name: of a timm vision transformer; with those of its weights, if they are wanted.
         pretrained: load the weights that timm has.
+        channels: of the images.
 
     Raises:
         UserError: its patches have another size than 8, 16 or 32 px, or it has no norm behind its last block.
     """
-    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, in_chans=channels)
     patch = model.patch_embed.patch_size
     if patch[0] != patch[1] or patch[0] not in _PATCHES:
         raise UserError(

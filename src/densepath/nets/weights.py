@@ -14,7 +14,6 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from densepath.core.errors import UserError
@@ -24,6 +23,7 @@ from densepath.nets.hub import quiet
 from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
 from densepath.nets.transformers import resize_positions
 from densepath.nets.weight_files import read_tensors
+from densepath.sources.pixel_source import PixelSpec
 
 FORMAT_VERSION = "1"
 ACCEPTED = (
@@ -49,6 +49,7 @@ def save_backbone(
     - timm: ``timm.create_model(name, num_classes=0, checkpoint_path=path)``. Layers that a network has behind its
       deepest stage (e.g. ``conv_head`` of an EfficientNet) are there with timm's initialisation; the metadata's
       ``untrained`` names them.
+    - networks for volumes are densepath's own: :func:`build_backbone` and :func:`load_weights` read the file.
     - torchvision: ``torchvision.models.resnet18().load_state_dict(load_file(path), strict=False)``; the file lacks
       ``fc.*`` alone.
     - detectron2: ``DetectionCheckpointer(model).load(path)`` for a path that ends in ``.pth``; for ``.safetensors``
@@ -59,8 +60,9 @@ def save_backbone(
         path: a ``.safetensors`` file, or a ``.pth`` file in the detectron2 layout.
         backbone: what to write.
         layout: "timm", "torchvision" or "detectron2".
-        metadata: provenance (method, recipe, steps, ...), all strings. ``mean`` and ``std`` (JSON lists, for pixels of
-            0..1) replace those of ImageNet; the names that densepath fills itself win over those given.
+        metadata: provenance (method, recipe, steps, ...), all strings, and how the network sees pixels (see
+            :func:`pixel_notes`); by default, as its images are by default. The names that densepath fills
+            itself win over those given.
 
     Raises:
         UserError: the layout is unknown or does not suit the backbone, or the path has the wrong suffix.
@@ -71,14 +73,13 @@ def save_backbone(
         raise UserError(f"{path} must end in {' or '.join(suffixes)} to hold weights in the layout {layout}")
     state, untrained = arrange(backbone, layout)
     notes = {
-        "mean": json.dumps(IMAGENET_DEFAULT_MEAN),
-        "std": json.dumps(IMAGENET_DEFAULT_STD),
+        **pixel_notes(PixelSpec.default(backbone.in_channels)),
         **(metadata or {}),
         "format": "pt",  # what readers of safetensors look for to tell torch's tensors from others
         "format_version": FORMAT_VERSION,
         "densepath_version": _version(),
         "backbone": backbone.name,
-        "layout": layout,
+        "layout": layout if backbone.library == "timm" else backbone.library,
         "untrained": ", ".join(untrained),
     }
     with atomic_write(path) as temporary:
@@ -86,6 +87,11 @@ def save_backbone(
             torch.save({"model": state, "matching_heuristics": True, "metadata": notes}, temporary)
         else:
             write_tensors(state, temporary, notes)
+
+
+def pixel_notes(spec: PixelSpec) -> dict[str, str]:
+    """The metadata of weights that were trained on such pixels: ndim, channels, window, mean, std as JSON."""
+    return {name: json.dumps(value) for name, value in spec.record().items()}
 
 
 def write_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -164,6 +170,7 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     weights = read_weights(source)
     match = match_names(weights.state_dict, backbone.net.state_dict())
     match = match._replace(found=resize_positions(backbone.net, match.found))
+    match = match._replace(found=adapt_channels(match.found, backbone.net.state_dict(), backbone.in_channels))
     if problem := _misfit(backbone, match):
         other = weights.metadata.get("backbone", "resnet50, say")
         raise UserError(
@@ -180,6 +187,29 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     if match.unused:
         line += f"; not used: {_first(match.unused)}"
     return line
+
+
+def adapt_channels(found: Mapping[str, Tensor], own: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """Make the first convolution of a checkpoint fit images with another number of channels.
+
+    Its filters are summed over the channels for grey images: the network then gives what it gave for three equal
+    channels. The other way round they are repeated and divided by the number of channels, which undoes that.
+
+    Args:
+        found: the checkpoint's tensors, under the network's names.
+        own: the network's tensors.
+        channels: of the network's images.
+    """
+    adapted = dict(found)
+    for key, value in found.items():
+        shape = own[key].shape
+        other = value.ndim == len(shape) > 2 and value.shape[1] != channels == shape[1]
+        if other and value.shape[:1] + value.shape[2:] == shape[:1] + shape[2:]:
+            if channels == 1:
+                adapted[key] = value.sum(1, keepdim=True)
+            elif value.shape[1] == 1:
+                adapted[key] = value.expand(shape) / channels
+    return adapted
 
 
 def _misfit(backbone: Backbone, match: Match) -> str:
@@ -221,10 +251,11 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
         raise UserError(
             f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"
         ) from error
-    backbone.net.load_state_dict(resize_positions(backbone.net, network.state_dict()))
+    found = resize_positions(backbone.net, network.state_dict())
+    backbone.net.load_state_dict(adapt_channels(found, backbone.net.state_dict(), backbone.in_channels))
     line = f"{backbone.name} with timm's {name}"
     statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
-    if statistics != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+    if backbone.in_channels == 3 and statistics != (PixelSpec().mean, PixelSpec().std):
         line += f"; it was trained with other normalisation: mean {statistics[0]}, std {statistics[1]}"
     return line
 
@@ -239,7 +270,7 @@ def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
     """Say which tensors belong to blocks that the backbone's stages lack, as in a ResNet-34 beside a ResNet-18."""
     tops = {key.removeprefix("model.").split(".")[0] for key in backbone.net.state_dict()}
     suspects = [key for key in others if {key.split(".")[0], key.replace(".", "_", 1).split(".")[0]} & tops]
-    if suspects:
+    if suspects and backbone.library == "timm":
         known = timm_state(backbone.name)
         suspects = [key for key in suspects if not feature_name(key, known)]
     return f"it has layers that the backbone lacks ({_first(suspects)})" if suspects else ""

@@ -12,6 +12,7 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, require_new_folder
+from densepath.runs.old_options import rename_record
 
 CONFIG = "config.yaml"
 NOT_FINITE = "not_finite.json"  # which images a loss that is no number came from
@@ -19,7 +20,7 @@ _ABSENT = object()
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder; None where there is no run.
+    """The configuration of the run in a folder, by the names that options have now; None where there is no run.
 
     Raises:
         UserError: the configuration cannot be read.
@@ -33,7 +34,7 @@ def read_config(out: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read; name another folder") from error
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UserError(f"{path} is not the configuration of a run; name another folder")
-    return config
+    return rename_record(config)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from densepath.sources.pixel_source import Gathered
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,7 @@ class ImageBatch:
         step: how many batches of one process the run made before this one.
         epoch: how many epochs the run made before this batch, fractions included.
         progress: the share of the run before this batch, in [0, 1).
-        damaged: the files found damaged while this batch was made.
+        corrupt: the files found corrupt while this batch was made.
         boxes: (B, 2, d) int64 on the CPU: the box of each image that ``pixels`` holds (see
             :class:`~densepath.sources.pixel_source.Gathered`); None where it holds whole images.
         spacing: (B, d) float32 on the CPU: the distance of neighboring pixels along each axis, in µm or mm; None where
@@ -36,7 +38,7 @@ class ImageBatch:
     step: int = 0
     epoch: float = 0.0
     progress: float = 0.0
-    damaged: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
     boxes: Tensor | None = None
     spacing: Tensor | None = None
     plan: Any = None
@@ -51,21 +53,41 @@ class ImageBatch:
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), extras=extras)
 
 
-def new_canvas(count: int, height: int, width: int, pin: bool = False) -> Tensor:
-    """Room for images, (count, height, width, 3) uint8, its content undefined; page-locked with ``pin``."""
-    return torch.empty((count, height, width, 3), dtype=torch.uint8, pin_memory=pin)
+def new_canvas(
+    count: int, size: Sequence[int], channels: int = 3, dtype: torch.dtype = torch.uint8, pin: bool = False
+) -> Tensor:
+    """Room for images, (count, *size, channels), its content undefined; page-locked with ``pin``."""
+    return torch.empty((count, *size, channels), dtype=dtype, pin_memory=pin)
 
 
 def lay(canvas: Any, images: Iterable[Any]) -> None:
-    """Put images into the upper left corners of a canvas and zeros around them.
+    """Put images into the low corners of a canvas and zeros around them.
 
     Args:
-        canvas: (B, H, W, 3), an array or a tensor. Arrays on a CPU: copies of tensors would start threads there that
-            compete with the training.
-        images: B arrays or tensors of the same kind, (h, w, 3).
+        canvas: (B, *spatial, C), an array or a tensor. Arrays on a CPU: copies of tensors would start threads there
+            that compete with the training.
+        images: B arrays or tensors of the same kind, (*size, C).
     """
     for place, image in zip(canvas, images, strict=True):
-        height, width = image.shape[:2]
-        place[:height, :width] = image
-        place[height:] = 0
-        place[:height, width:] = 0
+        corner = tuple(slice(length) for length in image.shape[:-1])
+        place[corner] = image
+        for axis, length in enumerate(image.shape[:-1]):
+            place[(*corner[:axis], slice(length, None))] = 0
+
+
+def box_of(image: Any, box: Any) -> Any:
+    """The part of an image (*spatial, C) within a box ((low, ...), (high, ...)), which is clipped to the image."""
+    return image[tuple(slice(int(low), int(high)) for low, high in zip(*box, strict=True))]
+
+
+def join(parts: list[Gathered], pin: bool = False) -> Gathered:
+    """Lay the parts of a batch on one canvas."""
+    sizes = torch.cat([part.sizes for part in parts])
+    index = torch.cat([part.index for part in parts])
+    boxes = None if parts[0].boxes is None else torch.cat([part.boxes for part in parts if part.boxes is not None])
+    first = parts[0].pixels
+    size = [max(lengths) for lengths in zip(*(part.pixels.shape[1:-1] for part in parts), strict=True)]
+    canvas = new_canvas(len(index), size, first.shape[-1], first.dtype, pin)
+    lay(canvas.numpy(), (image for part in parts for image in part.pixels.numpy()))
+    corrupt = {position: what for part in parts for position, what in part.corrupt.items()}
+    return Gathered(canvas, sizes, index, corrupt, boxes)

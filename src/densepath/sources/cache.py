@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from densepath.core.errors import UserError
 from densepath.core.system import available_memory, first_on_node, processes_on_node
-from densepath.sources.corrupt import Damage
-from densepath.sources.image_files import ImageFiles, decode_all
-from densepath.sources.packed import CHANNELS, PackedTiles
+from densepath.sources.corrupt import CorruptLog
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.packed import PackedTiles
+from densepath.sources.read_all import read_all
 
 SHARE = 0.25  # of the memory that is available, for the caches of all processes on this machine together
 _SAMPLE = 64
@@ -18,7 +22,8 @@ _SAMPLE = 64
 def estimated_bytes(files: ImageFiles) -> int:
     """About how many bytes the decoded images take, from a sample of their headers."""
     sizes = files.sample_sizes(_SAMPLE).values()
-    return round(sum(height * width for height, width in sizes) / len(sizes) * len(files)) * CHANNELS
+    pixels = round(sum(height * width for height, width in sizes) / len(sizes) * len(files))
+    return pixels * files.channels * files.dtype.itemsize
 
 
 def decode_if_it_fits(files: ImageFiles) -> PackedTiles | None:
@@ -46,22 +51,23 @@ def decode_to_memory(files: ImageFiles) -> PackedTiles:
 
 def _decode(files: ImageFiles, expected: int, budget: int) -> PackedTiles | None:
     """Decode all images into one block; None once they take more bytes than ``budget``."""
-    damage = Damage(len(files), quiet=not first_on_node())
-    buffer = np.empty(expected, np.uint8)
+    corrupt = CorruptLog(len(files), quiet=not first_on_node())
+    dtype = np.dtype(np.uint16 if files.dtype == torch.uint16 else np.uint8)
+    buffer: npt.NDArray[Any] = np.empty(expected // dtype.itemsize, dtype)
     sizes = np.zeros((len(files), 2), np.int32)
     offsets = np.zeros(len(files), np.int64)
     end = 0
-    for position, image in enumerate(decode_all(files, damage, "decoding")):
+    for position, image in enumerate(read_all(files, corrupt, "decoding")):
         offsets[position] = end
         if image is None:
             continue
-        if end + image.nbytes > budget:
+        if (end + image.size) * dtype.itemsize > budget:
             return None
-        if end + image.nbytes > buffer.nbytes:
-            buffer.resize(end + image.nbytes + expected // 8, refcheck=False)
-        buffer[end : end + image.nbytes] = image.reshape(-1)
+        if end + image.size > buffer.size:
+            buffer.resize(end + image.size + buffer.size // 8, refcheck=False)
+        buffer[end : end + image.size] = image.reshape(-1)
         sizes[position] = image.shape[:2]
-        end += image.nbytes
+        end += image.size
     buffer.resize(end, refcheck=False)
     pixels, table, starts = (torch.from_numpy(x) for x in (buffer, sizes, offsets))
-    return PackedTiles(pixels, table, starts, files.paths, damage.found)
+    return PackedTiles(pixels, table, starts, files.paths, corrupt.found, spec=files.spec)

@@ -1,97 +1,125 @@
-"""One image file to 8-bit RGB, whatever it holds; a file that cannot be read says why."""
+"""One image file to an array of grey or RGB pixels, whatever it holds; a file that cannot be read says why."""
 
 from __future__ import annotations
 
-import logging
-import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from densepath.core.errors import one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.tiff import read_tiff, refuse_bomb, tiff_header
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB")
-MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, where Pillow begins to warn of decompression bombs
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _PLANES_TAG = 259, 262, 274, 284
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _WHITE_IS_ZERO = 0
-_DEFLATE, _UNBOUNDED = (8, 32946, 50013), (34925, 50000)  # compressions; the latter are LZMA and Zstandard
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow makes grey of color
+_TO_16_BITS = 257  # 255 becomes 65535
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what ails a file is said once, by DamagedImage
 Image.init()  # Pillow loads its plugins at the first use, which threads must not do at the same time
 
 
-class DamagedImage(Exception):
-    """A file that should hold an image and cannot be read.
+@dataclass(frozen=True)
+class Header:
+    """What an image file holds, without its pixels.
 
     Args:
-        path: the file.
-        why: what is wrong with it, in a few words.
+        height, width: in pixels, as :func:`read_image` would give them.
+        grey: whether it has no color: one channel, perhaps with alpha.
+        bits: of a channel, 8 or 16; palettes and single bits count as 8.
     """
 
-    def __init__(self, path: str, why: str) -> None:
-        super().__init__(path, why)
-        self.path = path
-        self.why = why
-
-    def __str__(self) -> str:
-        return one_line(f"{self.path}: {self.why}")
+    height: int
+    width: int
+    grey: bool
+    bits: int
 
 
-def read_image(path: str | Path, max_side: int | None = None) -> npt.NDArray[np.uint8]:
+def read_image(
+    path: str | Path, max_side: int | None = None, channels: int = 3, dtype: npt.DTypeLike = np.uint8
+) -> npt.NDArray[Any]:
     """Decode a PNG, JPEG, TIFF, WebP or BMP file.
 
-    Whatever the file holds becomes RGB: grey, palette and CMYK too; what is transparent lies on white, as a slide's
-    background is. Of 16 bits the upper 8 are kept (value // 256: the full range is mapped, whatever part of it the
-    image uses). An orientation tag (EXIF, TIFF) is ignored: the pixels lie as they are stored. Of several pages or
-    frames the first is read.
+    As RGB, whatever the file holds: grey, palette and CMYK too; what is transparent lies on white, as a slide's
+    background is. As grey: color becomes luma, and the alpha channel of grey is dropped. In 8 bits, the upper 8 of 16
+    are kept (value // 256: the full range is mapped, whatever part of it the image uses); in 16 bits, values of 8 are
+    multiplied by 257. An orientation tag (EXIF, TIFF) is ignored: the pixels lie as they are stored. Of several pages
+    or frames the first is read.
 
     Args:
         path: the file; its content decides the format, not its suffix.
         max_side: reduce an image whose longer side is larger (pixels) by the smallest whole factor that makes it fit.
             Blocks of pixels are averaged; for JPEG, a factor's powers of two are taken while decoding.
+        channels: 3 for RGB, 1 for grey.
+        dtype: uint8 or uint16.
 
     Returns:
-        uint8 (H, W, 3).
+        (H, W, channels) of ``dtype``.
 
     Raises:
-        DamagedImage: missing, truncated, foreign, 32-bit or floating-point pixels, or more than ``MAX_PIXELS`` pixels
+        CorruptImage: missing, truncated, foreign, 32-bit or floating-point pixels, or more than ``MAX_PIXELS`` pixels
             (refused before any memory is taken for them).
     """
     try:
         with _open(path) as image:
             factor = _factor(image.size, max_side)
+            if np.dtype(dtype) == np.uint16 and _bits(image) == 16:
+                return _reduce(_with_channels(_read_16_bits(path, image), channels), factor)
             if isinstance(image, JpegImagePlugin.JpegImageFile):
                 shrink = next(power for power in (8, 4, 2, 1) if factor % power == 0 and min(image.size) >= power)
                 image.draft(None, (image.width // shrink, image.height // shrink))
                 factor //= shrink
-            picture = _to_rgb(image)
-            return np.array(picture.reduce(factor) if factor > 1 else picture)
-    except (DamagedImage, MemoryError):
+            picture = _to_grey(image) if channels == 1 else _to_rgb(image)
+            pixels = np.array(picture.reduce(factor) if factor > 1 else picture)
+            pixels = pixels[..., None] if channels == 1 else pixels
+            return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * _TO_16_BITS
+    except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise nearly every type on broken bytes
-        raise DamagedImage(str(path), _reason(error)) from error
+        raise CorruptImage(str(path), _reason(error)) from error
 
 
-def read_size(path: str | Path, max_side: int | None = None) -> tuple[int, int]:
-    """The (height, width) in pixels that :func:`read_image` would give, from the file's header alone.
+def read_header(path: str | Path, max_side: int | None = None) -> Header:
+    """What :func:`read_image` would give, from the file's header only.
 
     Raises:
-        DamagedImage: as for :func:`read_image`, as far as the header shows it.
+        CorruptImage: as for :func:`read_image`, as far as the header shows it.
     """
     try:
         with _open(path) as image:
             factor = _factor(image.size, max_side)
-            return -(-image.height // factor), -(-image.width // factor)
-    except (DamagedImage, MemoryError):
+            return Header(-(-image.height // factor), -(-image.width // factor), _is_grey(image), _bits(image))
+    except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # as above
-        raise DamagedImage(str(path), _reason(error)) from error
+        raise CorruptImage(str(path), _reason(error)) from error
+
+
+def read_size(path: str | Path, max_side: int | None = None) -> tuple[int, int]:
+    """The (height, width) in pixels that :func:`read_image` would give, from the file's header only.
+
+    Raises:
+        CorruptImage: as for :func:`read_header`.
+    """
+    header = read_header(path, max_side)
+    return header.height, header.width
+
+
+class _Tiff(Image.Image):
+    """Stands for a file that tifffile reads: its size is known, its pixels are read when they are asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        height, width, self.channels, self.bits = tiff_header(path)
+        self._size, self._path = (width, height), path
+
+    def pixels(self) -> npt.NDArray[Any]:
+        return read_tiff(self._path)
 
 
 def _open(path: str | Path) -> Image.Image:
@@ -102,10 +130,10 @@ def _open(path: str | Path) -> Image.Image:
         with open(path, "rb") as file:
             start = file.read(4)
         if not start:
-            raise DamagedImage(str(path), "the file is empty") from None
+            raise CorruptImage(str(path), "the file is empty") from None
         if start not in _TIFF_STARTS:
-            raise DamagedImage(str(path), "not an image, or cut off in its first bytes") from None
-        return _open_tiff(path)
+            raise CorruptImage(str(path), "not an image, or cut off in its first bytes") from None
+        return _Tiff(path)
     refuse_bomb(path, *image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns such files itself, and garbles uncompressed ones; it garbles 16-bit planes, too
@@ -114,53 +142,29 @@ def _open(path: str | Path) -> Image.Image:
         planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
         if turned or planes:
             image.close()
-            return _open_tiff(path)
+            return _Tiff(path)
     return image
 
 
-def _open_tiff(path: str | Path) -> Image.Image:
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        refuse_bomb(path, page.imagewidth, page.imagelength * page.imagedepth)
-        refuse_bomb(path, page.tilewidth, page.tilelength * page.tiledepth)
-        if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
-            raise DamagedImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
-        if max(page.databytecounts, default=0) > tiff.filehandle.size:
-            raise DamagedImage(str(path), "it claims more bytes than it has; copy it again")
-        _refuse_swelling(path, page)
-        pixels = page.asarray()
-        if page.axes.startswith("S"):
-            pixels = np.moveaxis(pixels, 0, -1)
-        if page.photometric == _WHITE_IS_ZERO:
-            pixels = np.invert(pixels)
-    return Image.fromarray(np.ascontiguousarray(_upper_bits(pixels)))
+def _raw_mode(image: Image.Image) -> str:
+    """How Pillow unpacks the file, e.g. "RGB;16B": it makes 8 bits of each channel of some 16-bit files."""
+    tiles = getattr(image, "tile", None) or [None]
+    arguments: Any = getattr(tiles[0], "args", "")
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
 
 
-def refuse_bomb(path: str | Path, width: int, height: int) -> None:
-    """Refuse more pixels than ``MAX_PIXELS``.
-
-    Raises:
-        DamagedImage: there are more.
-    """
-    if width * height > MAX_PIXELS:
-        raise DamagedImage(str(path), f"{width} x {height} px are more than {MAX_PIXELS:,}; cut it into tiles first")
+def _bits(image: Image.Image) -> int:
+    if isinstance(image, _Tiff):
+        return image.bits
+    return 16 if image.mode.startswith("I;16") or ";16" in _raw_mode(image) else 8
 
 
-def _refuse_swelling(path: str | Path, page: tifffile.TiffPage) -> None:
-    """Refuse compressed parts that hold more than they should: tifffile would take the memory for all of it."""
-    if page.compression in _UNBOUNDED:
-        kind = tifffile.COMPRESSION(page.compression).name
-        raise DamagedImage(str(path), f"TIFF compressed by {kind} is not read; save it with deflate")
-    if page.compression not in _DEFLATE or page.dtype is None:
-        return
-    high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-    most = min(high * wide * page.samplesperpixel * page.dtype.itemsize, 8 * MAX_PIXELS)
-    segments: Any = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)
-    for data, _ in segments:
-        inflater = zlib.decompressobj()
-        inflater.decompress(data or b"", most)
-        if inflater.unconsumed_tail and inflater.decompress(inflater.unconsumed_tail, 1):
-            raise DamagedImage(str(path), "a part of it holds more pixels than it should; save it anew")
+def _is_grey(image: Image.Image) -> bool:
+    if isinstance(image, _Tiff):
+        return image.channels <= 2
+    # Pillow opens 16-bit grey with alpha as RGBA
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I;16") or _raw_mode(image).startswith("LA")
 
 
 def _factor(size: tuple[int, int], max_side: int | None) -> int:
@@ -171,7 +175,48 @@ def _upper_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> npt.N
     return (pixels if pixels.dtype == np.uint8 else pixels >> 8).astype(np.uint8)
 
 
+def _read_16_bits(path: str | Path, image: Image.Image) -> npt.NDArray[np.uint16]:
+    """(H, W, C) as stored: grey or RGB, perhaps with alpha."""
+    if isinstance(image, _Tiff):
+        pixels = image.pixels()
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        pixels = read_tiff(path)
+    elif isinstance(image, PngImagePlugin.PngImageFile) and not image.mode.startswith("I;16"):
+        from torchvision.io import ImageReadMode, decode_image, read_file  # not needed for other files
+
+        pixels = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    else:
+        pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1).astype(np.uint16)
+
+
+def _with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.uint16]:
+    """Grey or RGB of what a 16-bit file holds."""
+    stored = pixels.shape[2]
+    if channels == 1 and stored <= 2:
+        return pixels[..., :1]
+    color = pixels[..., : stored - 1 if stored in (2, 4) else stored]
+    if stored in (2, 4):
+        alpha = pixels[..., -1:] / np.float64(65535)
+        color = np.rint(color * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    if channels == 1:
+        return np.rint(color @ np.array(_LUMA)).astype(np.uint16)[..., None]
+    return np.repeat(color, 3, axis=2) if color.shape[2] == 1 else color
+
+
+def _reduce(pixels: npt.NDArray[np.uint16], factor: int) -> npt.NDArray[np.uint16]:
+    """Average blocks of pixels; those at the far edges may be smaller."""
+    if factor == 1:
+        return np.ascontiguousarray(pixels)
+    rows, columns = (np.arange(0, n, factor) for n in pixels.shape[:2])
+    sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=0, dtype=np.float64), columns, axis=1)
+    high, wide = (np.minimum(factor, n - starts) for n, starts in zip(pixels.shape, (rows, columns), strict=False))
+    return np.rint(sums / (high[:, None] * wide)[..., None]).astype(np.uint16)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if isinstance(image, _Tiff):
+        image = Image.fromarray(_upper_bits(image.pixels()))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit or floating-point pixels have no agreed range; convert the image to 8 or 16 bits")
     if image.mode.startswith("I;16"):
@@ -184,6 +229,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    if _is_grey(image) and not image.mode.startswith("I;16"):
+        plain = Image.fromarray(_upper_bits(image.pixels())) if isinstance(image, _Tiff) else image
+        return plain.convert("L")  # without its alpha channel
+    return _to_rgb(image).convert("L")
 
 
 def _reason(error: Exception) -> str:

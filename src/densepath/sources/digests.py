@@ -10,14 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from filelock import FileLock
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.system import usable_cores, with_progress
-from densepath.sources.packed import PackedTiles
-from densepath.sources.packing import open_store
+
+if TYPE_CHECKING:
+    from densepath.sources.packed import PackedTiles
 
 _FOLDER, _FILE = "contents", "digest"
 _VERSION = b"1"  # of what is digested
@@ -51,8 +54,7 @@ def digest_of_tiles(tiles: PackedTiles, cache: Path) -> str:
     """The digest of decoded images, in their order. That of a store on the disk is kept as for files."""
     if tiles.file is None:
         return _digest_of_pixels(tiles)
-    store = tiles.file
-    return _kept([store], cache, lambda: (_digest_of_pixels(open_store(store)), True))
+    return _kept([tiles.file], cache, lambda: (_digest_of_pixels(tiles), True))
 
 
 def _kept(files: Iterable[str | Path], cache: Path, read: Callable[[], tuple[str, bool]]) -> str:
@@ -120,8 +122,9 @@ def _content(file: str | Path) -> tuple[bytes, bool]:
 
 def _digest_of_pixels(tiles: PackedTiles) -> str:
     digest = hashlib.sha256(_VERSION)
-    digest.update(tiles.sizes.numpy().tobytes())
-    starts = range(0, tiles.pixels.numel(), _BYTES)
+    digest.update(tiles.table.numpy().tobytes())
+    content = tiles.pixels.view(torch.uint8)
+    starts = range(0, content.numel(), _BYTES)
     for start in with_progress(starts, len(starts), "reading tiles"):
-        digest.update(tiles.pixels[start : start + _BYTES].cpu().numpy().tobytes())
+        digest.update(content[start : start + _BYTES].cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +14,25 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.system import usable_cores, with_progress
 from densepath.sources.batch import lay, new_canvas
-from densepath.sources.corrupt import SHOWN, Damage, allowed
-from densepath.sources.decode import DamagedImage, read_image, read_size
+from densepath.sources.corrupt import CorruptImage, allowed
+from densepath.sources.decode import Header, read_header, read_image, read_size
+from densepath.sources.digests import digest_of_files
 from densepath.sources.path_table import Names
-from densepath.sources.pixel_source import Gathered
+from densepath.sources.pixel_source import Gathered, PixelSpec
 
 MAX_SIDE = 1024
 SAMPLE = 256
-_MOST_THREADS = 32
+_DECODED_SAMPLE = 32
 
 
 class ImageFiles:
-    """Image files, decoded one at a time; a damaged one is replaced by the next in the source that can be read.
+    """Image files, decoded one at a time; a corrupt one is replaced by the next in the source that can be read.
+
+    All images of a source have the channels and the depth that a sample of their headers decides: grey if all of them
+    are grey, else RGB, with grey replicated; 16 bits if any of them has 16, with values of 8 bits times 257. A file
+    outside the sample that has color in a grey source becomes its luma, one of 16 bits in an 8-bit source loses the
+    lower 8. The window of 16-bit images reaches to the highest bit that a sample of them uses: 4095 for 12-bit data.
 
     Args:
         paths: the files.
@@ -34,20 +40,62 @@ class ImageFiles:
             factor (see :func:`densepath.sources.decode.read_image`).
     """
 
+    decodes = True
+    reads_boxes = False
+    device = torch.device("cpu")
+    corrupt: Mapping[int, str] = MappingProxyType({})  # known once a file is decoded
+
     def __init__(self, paths: Iterable[str | Path] | Names, max_side: int = MAX_SIDE) -> None:
         self.paths = paths if isinstance(paths, Names) else Names.of(str(path) for path in paths)
         self.max_side = max_side
+        self._spec: PixelSpec | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def spec(self) -> PixelSpec:
+        """What the pixels mean; looked up in the files when it is asked for the first time."""
+        if self._spec is None:
+            window = (0.0, 255.0) if self.dtype == torch.uint8 else (0.0, float(self._highest()))
+            self._spec = PixelSpec.default(self.channels, window)
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: PixelSpec) -> None:
+        self._spec = spec
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return 1 if self._sampled and all(header.grey for header in self._sampled.values()) else 3
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all images: uint8 or uint16."""
+        return torch.uint16 if any(header.bits == 16 for header in self._sampled.values()) else torch.uint8
+
+    @cached_property
+    def _sampled(self) -> dict[int, Header]:
+        return self._headers(SAMPLE)[0]
 
     def names(self, position: int) -> str:
         """The path of an image."""
         return self.paths[position]
 
-    def read(self, position: int) -> npt.NDArray[np.uint8]:
-        """Decode one image to uint8 (H, W, 3), or raise :class:`DamagedImage`."""
-        return read_image(self.names(position), self.max_side)
+    def sizes(self, index: Tensor) -> Tensor:
+        """(B, 2) int64: heights and widths, from the headers of the files. Raises CorruptImage."""
+        found = [read_size(self.names(position), self.max_side) for position in index.tolist()]
+        return torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+
+    def spacing(self, index: Tensor) -> None:
+        """Unknown."""
+        return
+
+    def read(self, position: int) -> npt.NDArray[Any]:
+        """Decode one image to (H, W, C), or raise :class:`CorruptImage`."""
+        dtype = np.uint16 if self.dtype == torch.uint16 else np.uint8
+        return read_image(self.names(position), self.max_side, self.channels, dtype)
 
     def sample_sizes(self, most: int = SAMPLE) -> dict[int, tuple[int, int]]:
         """(height, width) by position, of up to ``most`` images evenly spread over the source, from their headers.
@@ -55,77 +103,72 @@ class ImageFiles:
         Raises:
             UserError: none of them can be read.
         """
-        count = min(most, len(self))
-        sizes: dict[int, tuple[int, int]] = {}
-        last: DamagedImage | None = None
-        for position in (k * len(self) // count for k in range(count)):
+        headers, last = (self._sampled, None) if most == SAMPLE and self._sampled else self._headers(most)
+        if not headers:
+            raise UserError(f"none of {min(most, len(self))} images can be read; check the files ({last})")
+        return {position: (header.height, header.width) for position, header in headers.items()}
+
+    def _headers(self, most: int) -> tuple[dict[int, Header], CorruptImage | None]:
+        """The headers, by position, of images spread over the source; and the last error of one that has none."""
+        headers: dict[int, Header] = {}
+        last: CorruptImage | None = None
+        for position in self._spread(most):
             try:
-                sizes[position] = read_size(self.names(position), self.max_side)
-            except DamagedImage as error:
+                headers[position] = read_header(self.names(position), self.max_side)
+            except CorruptImage as error:
                 last = error
-        if not sizes:
-            raise UserError(f"none of {count} images can be read; check the files ({last})")
-        return sizes
+        return headers, last
+
+    def _spread(self, most: int) -> list[int]:
+        count = min(most, len(self))
+        return [k * len(self) // count for k in range(count)]
+
+    def _highest(self) -> int:
+        """The number whose bits are all that a sample of the images uses: 4095 for 12 bits."""
+        highest = 255
+        for position in self._spread(_DECODED_SAMPLE):
+            try:
+                highest = max(highest, int(self.read(position).max()))
+            except CorruptImage:
+                continue
+        return 2 ** highest.bit_length() - 1
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels, among a sample of the files."""
         sides = {position: min(size) for position, size in self.sample_sizes().items()}
         return min(sides.items(), key=lambda item: item[1])
 
-    def gather(self, index: Tensor) -> Gathered:
-        """Decode the images at the positions ``index`` (B,) int64.
+    def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
+        """Decode the images at the positions ``index`` (B,) int64, whole ones.
 
         Returns:
-            The images. If more of them are damaged than a source may have, only those before the last such one.
+            The images. If more of them are corrupt than a source may have, only those before the last such one.
         """
-        images: list[npt.NDArray[np.uint8]] = []
+        images: list[npt.NDArray[Any]] = []
         taken: list[int] = []
-        damaged: dict[int, str] = {}
+        corrupt: dict[int, str] = {}
         for position in index.tolist():
-            readable = self._read_or_next(position, damaged)
+            readable = self._read_or_next(position, corrupt)
             if readable is None:
                 break
             taken.append(readable[0])
             images.append(readable[1])
         sizes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
-        height, width = sizes.amax(dim=0).tolist() if images else (0, 0)
-        canvas = new_canvas(len(images), height, width)
+        size = sizes.amax(dim=0).tolist() if images else (0, 0)
+        canvas = new_canvas(len(images), size, self.channels, self.dtype, pin)
         lay(canvas.numpy(), images)
-        return Gathered(canvas, sizes, torch.tensor(taken, dtype=torch.int64), damaged)
+        return Gathered(canvas, sizes, torch.tensor(taken, dtype=torch.int64), corrupt)
 
-    def _read_or_next(self, position: int, damaged: dict[int, str]) -> tuple[int, npt.NDArray[np.uint8]] | None:
-        while len(damaged) <= allowed(len(self)):
-            if position not in damaged:
+    def digest(self, cache: Path) -> str:
+        """What identifies the images: the content of their files."""
+        return digest_of_files(lambda: self.paths, len(self), cache)
+
+    def _read_or_next(self, position: int, corrupt: dict[int, str]) -> tuple[int, npt.NDArray[Any]] | None:
+        while len(corrupt) <= allowed(len(self)):
+            if position not in corrupt:
                 try:
                     return position, self.read(position)
-                except DamagedImage as error:
-                    damaged[position] = str(error)
+                except CorruptImage as error:
+                    corrupt[position] = str(error)
             position = (position + 1) % len(self)
         return None
-
-
-def decode_all(files: ImageFiles, damage: Damage, what: str, start: int = 0) -> Iterator[npt.NDArray[np.uint8] | None]:
-    """Decode a source in threads and in order, from one of its images on; None stands for a damaged one.
-
-    The progress is shown, as ``what``.
-
-    Raises:
-        UserError: too many images are damaged.
-    """
-    threads = min(_MOST_THREADS, usable_cores())
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pending: deque[Future[npt.NDArray[np.uint8]]] = deque()
-    try:
-        for position in with_progress(range(start, len(files)), len(files) - start, what):
-            while len(pending) <= 2 * threads and position + len(pending) < len(files):
-                pending.append(pool.submit(files.read, position + len(pending)))
-            try:
-                yield pending.popleft().result()
-            except DamagedImage as error:
-                damage.add(position, str(error))
-                if len(damage.found) >= SHOWN:  # before that the whole source is worth looking through for the list
-                    damage.check()
-                yield None
-        damage.check()
-    finally:
-        pool.shutdown(cancel_futures=True)

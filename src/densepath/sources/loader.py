@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import signal
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from densepath.core.errors import UserError
 from densepath.core.random import permute
-from densepath.sources.batch import ImageBatch, new_canvas
-from densepath.sources.corrupt import Damage
-from densepath.sources.open import ImageFiles, PackedTiles
-from densepath.sources.pixel_source import Gathered, PerImage
+from densepath.sources.batch import ImageBatch, join
+from densepath.sources.corrupt import CorruptLog
+from densepath.sources.pixel_source import Gathered, PerImage, PixelSource
 from densepath.sources.prefetch import ahead
 
 _AHEAD = 2  # batches
@@ -25,7 +27,42 @@ _CHUNK = 32  # images that a worker decodes at a time: what is under way is boun
 _GRACE = 10  # seconds that a worker lives on after SIGTERM
 _BLOCK = 8192  # positions that are shuffled at a time
 
-_Order = Callable[[], Iterator[tuple[int, Tensor]]]  # each step with the positions (B,) of its images
+_Order = Iterator[tuple[int, Tensor]]  # each step with the positions (B,) of its images
+
+
+class Plan(Protocol):
+    """The views of a batch, drawn before its pixels are read."""
+
+    def boxes(self, sizes: Tensor) -> Tensor:
+        """(B, 2, d) int64: the box of each image, of sizes (B, d), that its views need."""
+        ...
+
+
+# Draws the views of images: (B,) positions in the source, (B, d) sizes, (B, d) spacing or None, epochs done -> plan.
+DrawViews = Callable[[Tensor, Tensor, Tensor | None, float], Plan]
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A batch before it is read.
+
+    Args:
+        step: of the run.
+        index: (B,) positions in the source.
+        plan: its views, where they are drawn first.
+        boxes: (B, 2, d) what they need.
+    """
+
+    step: int
+    index: Tensor
+    plan: Plan | None = None
+    boxes: Tensor | None = None
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Parts of at most _CHUNK images, with their boxes."""
+        for start in range(0, len(self.index), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            yield self.index[rows], None if self.boxes is None else self.boxes[rows]
 
 
 class ImageBatches:
@@ -33,29 +70,33 @@ class ImageBatches:
 
     Step ``s`` takes the positions ``s G`` to ``(s + 1) G`` of its epoch's permutation, G being the images of all
     processes together; each process takes its slice of them. What does not fill a batch at an epoch's end is left out.
-    A damaged image is replaced by the next one of the source that can be read; it is named once on the log.
+    A corrupt image is replaced by the next one of the source that can be read; it is named once on the log.
+
+    Of a source that reads boxes, the views of a batch are drawn first, and only the boxes that they need are read. An
+    image that replaces a corrupt one has its own views, as everywhere.
 
     Args:
-        images: the source. Packed tiles are gathered by one thread (none if they lie on the GPU), files are decoded
-            by ``workers`` processes, or by the thread if there are none.
+        images: the source. It is read by one thread (none if it lies on a GPU); one that has to decode its images, by
+            ``workers`` processes, or by the thread if there are none.
         batch_size: images in a batch of one process.
         seed: of the order.
         epochs, max_steps: the length of the run, in epochs or in batches of one process; ``max_steps`` counts if both
             are given.
         rank, world_size: which of how many processes this is.
-        workers: processes that decode files.
+        workers: processes that decode images.
         start_step: the first step, for a run that is resumed.
         device: where the training runs; for a GPU the batches come in page-locked memory.
+        draw: draws the views of images before they are read (``ViewMaker.draw``); used for a source that reads boxes.
         extras: what is known of each image, by name, which then comes with the batches.
 
     Raises:
         UserError: the batches of all processes together need more images than there are; while iterating: more than
-            1% of the images are damaged, or a worker process died.
+            1% of the images are corrupt, or a worker process died.
     """
 
     def __init__(
         self,
-        images: ImageFiles | PackedTiles,
+        images: PixelSource,
         *,
         batch_size: int,
         seed: int,
@@ -66,6 +107,7 @@ class ImageBatches:
         workers: int = 0,
         start_step: int = 0,
         device: torch.device | str | None = None,
+        draw: DrawViews | None = None,
         extras: Mapping[str, PerImage] | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
@@ -73,6 +115,7 @@ class ImageBatches:
         if max_steps is None and epochs is None:
             raise ValueError("one of max_steps and epochs is needed")
         self.images = images
+        self.draw = draw
         self.extras = dict(extras or {})
         self.batch_size = batch_size
         self.seed = seed
@@ -91,78 +134,110 @@ class ImageBatches:
                 "use a smaller batch_size or more images"
             )
         self.total_steps = max_steps if max_steps is not None else math.ceil((epochs or 0) * self.steps_per_epoch)
-        self._damage = Damage(len(images), images.damaged if isinstance(images, PackedTiles) else None)
+        self._corrupt = CorruptLog(len(images), images.corrupt)
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step)
 
     @property
-    def damaged(self) -> tuple[str, ...]:
-        """The damaged files that this process knows of."""
-        return tuple(self.images.names(position) for position in sorted(self._damage.found))
+    def corrupt(self) -> tuple[str, ...]:
+        """The corrupt files that this process knows of."""
+        return tuple(self.images.names(position) for position in sorted(self._corrupt.found))
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        return self._made(self._order)
+        return self._made(self._order(), self.draw)
 
-    def each_image(self) -> Iterator[ImageBatch]:
+    def each_image(self, draw: DrawViews | None = None) -> Iterator[ImageBatch]:
         """This process's share of all images, once: every ``world_size``-th, from that of its rank on.
 
-        The last batch may be smaller. Where an image is damaged another takes its place.
+        The last batch may be smaller. A corrupt image is replaced by another. ``draw`` as for the class: it draws the
+        views that these images are for.
         """
         share = torch.arange(self.rank, len(self.images), self.global_size // self.batch_size)
-        return self._made(lambda: ((0, index) for index in share.split(self.batch_size)))
+        return self._made(((0, index) for index in share.split(self.batch_size)), draw)
 
-    def _made(self, order: _Order) -> Iterator[ImageBatch]:
-        if isinstance(self.images, PackedTiles):
-            batches = self._from_store(self.images, order)
-            return batches if self.images.pixels.is_cuda else ahead(batches, _AHEAD)
+    def _made(self, order: _Order, draw: DrawViews | None) -> Iterator[ImageBatch]:
+        batches = self._batches(order, draw if self.images.reads_boxes else None)
         # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is
-        return ahead(self._from_files(self.images, order), _AHEAD)
+        return batches if self.images.device.type == "cuda" else ahead(batches, _AHEAD)
 
-    def _from_store(self, images: PackedTiles, order: _Order) -> Generator[ImageBatch, None, None]:
+    def _batches(self, order: _Order, draw: DrawViews | None) -> Generator[ImageBatch, None, None]:
         pin = self._pins()
-        for step, index in order():
-            yield self._batch(step, images.gather(index, pin))
+        batches = (self._want(step, index, draw) for step, index in order)
+        for wanted, gathered in self._decoded(batches, pin) if self.images.decodes else self._gathered(batches, pin):
+            new = self._note(gathered)
+            while draw is not None and not torch.equal(gathered.index, wanted.index):
+                wanted = self._want(wanted.step, gathered.index, draw)
+                gathered = self.images.gather(wanted.index, wanted.boxes, pin)
+                new += self._note(gathered)
+            yield self._batch(wanted, gathered, tuple(new))
 
-    def _from_files(self, files: ImageFiles, order: _Order) -> Generator[ImageBatch, None, None]:
-        pin = self._pins()
-        parts = self._decoded(files, order)
-        for step, index in order():
-            batch = list(islice(parts, math.ceil(len(index) / _CHUNK)))
-            damaged = {position: what for part in batch for position, what in part.corrupt.items()}
-            new = [position for position, what in damaged.items() if self._damage.add(position, what)]
-            self._damage.check()
-            yield self._batch(step, join(batch, pin), tuple(files.names(position) for position in new))
+    def _gathered(self, batches: Iterator[_Wanted], pin: bool) -> Iterator[tuple[_Wanted, Gathered]]:
+        """Each batch, read in this thread."""
+        for wanted in batches:
+            yield wanted, self.images.gather(wanted.index, wanted.boxes, pin)
 
-    def _decoded(self, files: ImageFiles, order: _Order) -> Iterator[Gathered]:
-        """Images in chunks, decoded by other processes if there are any."""
+    def _decoded(self, batches: Iterator[_Wanted], pin: bool) -> Iterator[tuple[_Wanted, Gathered]]:
+        """Each batch, read in chunks, by other processes if there are any."""
+        ordered: deque[_Wanted] = deque()
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor | None]]:
+            for wanted in batches:
+                ordered.append(wanted)
+                yield from wanted.chunks()
+
         loader = DataLoader(
-            _Decoder(files),
+            _Decoder(self.images),
             batch_size=None,
-            sampler=(chunk for _, index in order() for chunk in index.split(_CHUNK)),
+            sampler=chunks(),
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # or it would draw from the user's global one
         )
         with telling_of_death(self.workers, "use fewer workers, or pack the images first"):
-            yield from loader
+            parts: Iterator[Gathered] = iter(loader)
+            while first := next(parts, None):
+                wanted = ordered.popleft()
+                rest = islice(parts, math.ceil(len(wanted.index) / _CHUNK) - 1)
+                yield wanted, join([first, *rest], pin)
 
-    def _batch(self, step: int, gathered: Gathered, damaged: tuple[str, ...] = ()) -> ImageBatch:
-        epoch, progress = step / self.steps_per_epoch, step / self.total_steps
-        # Those of the images that were read, which may stand in for damaged ones.
+    def _want(self, step: int, index: Tensor, draw: DrawViews | None) -> _Wanted:
+        """A batch of a step; its views are drawn, where that comes first, for images that are not known as corrupt."""
+        if draw is None:
+            return _Wanted(step, index)
+        if self._corrupt.found:
+            index = torch.tensor([self._next_readable(position) for position in index.tolist()], dtype=torch.int64)
+        sizes = self.images.sizes(index)
+        plan = draw(index, sizes, self.images.spacing(index), step / self.steps_per_epoch)
+        return _Wanted(step, index, plan, plan.boxes(sizes))
+
+    def _next_readable(self, position: int) -> int:
+        while position in self._corrupt.found:
+            position = (position + 1) % len(self.images)
+        return position
+
+    def _note(self, gathered: Gathered) -> list[str]:
+        """The names of images that were found corrupt just now. Raises UserError where they are too many."""
+        new = [position for position, what in gathered.corrupt.items() if self._corrupt.add(position, what)]
+        self._corrupt.check()
+        return [self.images.names(position) for position in new]
+
+    def _batch(self, wanted: _Wanted, gathered: Gathered, corrupt: tuple[str, ...]) -> ImageBatch:
+        # Extras of the images that were read, some of which may replace corrupt ones.
         pin = self._pins()
-        extras = {name: extra.gather(gathered.index, pin) for name, extra in self.extras.items()}
         return ImageBatch(
             gathered.pixels,
             gathered.sizes,
             gathered.index,
-            step,
-            epoch,
-            progress,
-            damaged,
-            gathered.boxes,
-            extras=extras,
+            wanted.step,
+            epoch=wanted.step / self.steps_per_epoch,
+            progress=wanted.step / self.total_steps,
+            corrupt=corrupt,
+            boxes=gathered.boxes,
+            spacing=self.images.spacing(gathered.index),
+            plan=wanted.plan,
+            extras={name: extra.gather(gathered.index, pin) for name, extra in self.extras.items()},
         )
 
     def _order(self) -> Iterator[tuple[int, Tensor]]:
@@ -186,11 +261,11 @@ class ImageBatches:
 
 
 class _Decoder(Dataset[Gathered]):
-    def __init__(self, files: ImageFiles) -> None:
-        self.files = files
+    def __init__(self, images: PixelSource) -> None:
+        self.images = images
 
-    def __getitem__(self, index: Tensor) -> Gathered:
-        return self.files.gather(index)
+    def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Gathered:
+        return self.images.gather(*chunk)
 
 
 @contextmanager
@@ -220,21 +295,3 @@ def outlive_signals(worker: int) -> None:
     """Ctrl-C and a cluster's SIGTERM reach workers too, while the main process still ends its step and saves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # whose signal then ends the process
-
-
-def join(parts: list[Gathered], pin: bool = False) -> Gathered:
-    """Lay the parts of a batch on one canvas."""
-    sizes = torch.cat([part.sizes for part in parts])
-    index = torch.cat([part.index for part in parts])
-    height, width = sizes.amax(dim=0).tolist()
-    canvas = new_canvas(len(index), height, width, pin)
-    places = canvas.numpy()
-    start = 0
-    for part in parts:
-        count, high, wide = part.pixels.shape[:3]
-        place = places[start : start + count]
-        place[:, :high, :wide] = part.pixels.numpy()
-        place[:, high:] = 0
-        place[:, :high, wide:] = 0
-        start += count
-    return Gathered(canvas, sizes, index, {})

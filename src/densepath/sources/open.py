@@ -1,4 +1,4 @@
-"""Sources of images: files decoded when needed, or packed tiles in one block; and which of the two a source becomes."""
+"""Opening a source of images: files decoded when needed, or packed tiles in one block."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import list_images
 from densepath.sources.packed import PackedTiles
-from densepath.sources.packing import SUFFIX, open_store, pack
-
-__all__ = ["ImageFiles", "PackedTiles", "check_size", "open_images", "pack"]
+from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.pixel_source import PixelSource
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that training keeps for itself
@@ -22,36 +21,52 @@ _KEPT_FREE = 0.5  # share of a GPU's memory that training keeps for itself
 
 def open_images(
     source: str | Path, *, cache: Cache = "auto", device: torch.device | str | None = None, max_side: int = MAX_SIDE
-) -> ImageFiles | PackedTiles:
-    """Open a source of images for training.
+) -> PixelSource:
+    """Open a source of images for training: :func:`find_source` and :func:`cache_images`.
 
     Args:
         source: folder, text list or glob pattern (see :func:`densepath.sources.listing.list_images`), or a packed
             store.
-        cache: ``ram`` decodes all images into memory now; ``none`` reads files and stores as they are needed; ``auto``
-            decodes into memory what takes less than a quarter of the available memory, over all processes of this
-            machine, and puts decoded images or a store onto ``device`` if that is a GPU and at least half of its memory
-            stays free.
-        device: where the training runs.
+        cache, device: as for :func:`cache_images`.
         max_side: images of files whose longer side is larger (pixels) are reduced, so that the memory of a batch is
             bounded.
 
     Raises:
         UserError: the source is missing, empty or cannot be read, or too many of its images are damaged.
     """
+    return cache_images(find_source(source, max_side), cache, device)
+
+
+def find_source(source: str | Path, max_side: int = MAX_SIDE) -> PixelSource:
+    """Find the images of a source; no pixels are read. Arguments and errors as for :func:`open_images`."""
+    if str(source).lower().endswith(SUFFIX):
+        return open_store(source)
+    return ImageFiles(list_images(source), max_side)
+
+
+def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:
+    """Decode images into memory where that helps.
+
+    Args:
+        images: the source.
+        cache: ``ram`` decodes all images into memory now; ``none`` reads files and stores as they are needed; ``auto``
+            decodes into memory what takes less than a quarter of the available memory, over all processes of this
+            machine, and puts decoded images or a store onto ``device`` if that is a GPU and at least half of its memory
+            stays free.
+        device: where the training runs.
+
+    Raises:
+        UserError: the images cannot be read, or too many of them are damaged.
+    """
     if cache not in ("auto", "ram", "none"):
         raise UserError(f"unknown cache {cache!r}; choose auto, ram or none")
-    images: ImageFiles | PackedTiles
-    if str(source).lower().endswith(SUFFIX):
-        images = open_store(source)
+    if isinstance(images, ImageFiles):
         if cache == "ram":
-            images = images.to("cpu")
-    else:
-        files = ImageFiles(list_images(source), max_side)
-        if cache == "ram":
-            images = decode_to_memory(files)
+            images = decode_to_memory(images)
         else:
-            images = (decode_if_it_fits(files) if cache == "auto" else None) or files
+            images = (decode_if_it_fits(images) if cache == "auto" else None) or images
+    elif cache == "ram" and isinstance(images, PackedTiles):
+        images = images.to("cpu")
     if cache == "auto" and device is not None and isinstance(images, PackedTiles) and _fits(images, device):
         images = images.to(device)
     return images
@@ -65,7 +80,7 @@ def _fits(images: PackedTiles, device: torch.device | str) -> bool:
     return images.uniform and images.pixels.nbytes <= free - _KEPT_FREE * total
 
 
-def check_size(images: ImageFiles | PackedTiles, minimum: int) -> None:
+def check_size(images: PixelSource, minimum: int) -> None:
     """Check that no side of an image is shorter than ``minimum`` pixels (all images of a store, a sample of files).
 
     Raises:

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.sources.batch import lay, new_canvas
+from densepath.sources.batch import box_of, lay, new_canvas
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.digests import digest_of_files, digest_of_tiles
 from densepath.sources.path_table import Names
-from densepath.sources.pixel_source import Gathered
+from densepath.sources.pixel_source import Gathered, PixelSpec
 
-CHANNELS = 3
 BLOCK = 2**16  # entries of a table that are looked at together: a table of millions is never copied
+_LARGE = 2**21  # pixels of an image from which on boxes of it are worth reading; files are packed at half of that
+_RGB = PixelSpec()
 
 
 class PackedTiles:
-    """Decoded images, one after another.
+    """Decoded images of any dtype, of 2 or 3 dimensions, one after another.
+
+    Boxes are read where the largest image has more than 2 million pixels. Smaller ones are copied whole, which is
+    quickest for tiles of one size: one operation gathers a batch of them.
 
     Args:
-        pixels: (bytes,) uint8, each image as its (h, w, 3) bytes.
-        sizes: (N, 2) int32 on the CPU, each image's height and width in pixels.
+        pixels: (numbers,) of any dtype, each image as its (*size, C) numbers.
+        sizes: (N, d) int32 on the CPU, each image's size in pixels.
         offsets: (N,) int64 on the CPU, where in ``pixels`` each image begins.
         names: the images' file names, which become the attribute ``paths``.
-        damaged: positions whose file could not be read, with file name and reason; the next image takes their place.
+        corrupt: positions whose file could not be read, with file name and reason; the next image replaces each.
         file: the packed store on disk that holds them, if there is one.
+        spec: what the numbers mean.
+        spacing: (N, d) float32 on the CPU: the distance of neighboring pixels along each axis; None where unknown.
+
+    Attributes:
+        uniform: whether all readable images have one size.
+        table: ``sizes``.
     """
+
+    decodes = False
 
     def __init__(
         self,
@@ -35,22 +53,29 @@ class PackedTiles:
         sizes: Tensor,
         offsets: Tensor,
         names: Names,
-        damaged: dict[int, str] | None = None,
+        corrupt: Mapping[int, str] | None = None,
         file: Path | None = None,
+        spec: PixelSpec = _RGB,
+        spacing: Tensor | None = None,
     ) -> None:
         self.pixels = pixels
-        self.sizes = sizes
+        self.table = sizes
         self.offsets = offsets
         self.paths = names
-        self.damaged = damaged or {}
+        self.corrupt: Mapping[int, str] = dict(corrupt or {})
         self.file = file
-        self._damaged_positions = torch.tensor(sorted(self.damaged), dtype=torch.int64)
-        first = next(position for position in range(len(sizes)) if position not in self.damaged)
-        self._size = sizes[first].tolist()
-        self.uniform = all(self._is_uniform(start) for start in range(0, len(sizes), BLOCK))
+        self.spec = spec
+        self._spacing = spacing
+        self._corrupt_positions = torch.tensor(sorted(self.corrupt), dtype=torch.int64)
+        first = next(position for position in range(len(sizes)) if position not in self.corrupt)
+        self._size: list[int] = sizes[first].tolist()
+        blocks = range(0, len(sizes), BLOCK)
+        self.uniform = all(self._is_uniform(start) for start in blocks)
+        largest = max(int(sizes[start : start + BLOCK].long().prod(dim=1).max()) for start in blocks)
+        self.reads_boxes = largest > _LARGE
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.table)
 
     def names(self, position: int) -> str:
         """The file name of an image."""
@@ -61,66 +86,109 @@ class PackedTiles:
         """Where the pixels lie."""
         return self.pixels.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pixels."""
+        return self.pixels.dtype
+
+    def sizes(self, index: Tensor) -> Tensor:
+        """(B, d) int64: the sizes of images."""
+        return self.table[index].to(torch.int64)
+
+    def spacing(self, index: Tensor) -> Tensor | None:
+        """(B, d) float32: the distance of neighboring pixels along each axis."""
+        return None if self._spacing is None else self._spacing[index]
+
     def to(self, device: torch.device | str) -> PackedTiles:
         """The store with its pixels in the memory of a device (copied there, also from a file to the CPU's memory)."""
         pixels = self.pixels.to(device, copy=True)
-        return PackedTiles(pixels, self.sizes, self.offsets, self.paths, self.damaged, self.file)
+        return PackedTiles(
+            pixels, self.table, self.offsets, self.paths, self.corrupt, self.file, self.spec, self._spacing
+        )
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels."""
         if self.uniform:
-            return next(position for position in range(len(self)) if position not in self.damaged), min(self._size)
-        sides = self.sizes.amin(dim=1)
-        sides[self._damaged_positions] = torch.iinfo(torch.int32).max
+            return next(position for position in range(len(self)) if position not in self.corrupt), min(self._size)
+        sides = self.table.amin(dim=1)
+        sides[self._corrupt_positions] = torch.iinfo(torch.int32).max
         position = int(sides.argmin())
         return position, int(sides[position])
 
-    def gather(self, index: Tensor, pin: bool = False) -> Gathered:
-        """Copy images onto one canvas, on the device where the pixels lie.
+    def read(self, position: int) -> npt.NDArray[Any]:
+        """One image (*size, C), or :class:`CorruptImage`."""
+        if position in self.corrupt:
+            name = self.names(position)
+            raise CorruptImage(name, self.corrupt[position].removeprefix(f"{name}: "))
+        image: Tensor = next(self._images(self.pixels, torch.tensor([position])))
+        return image.cpu().numpy()
+
+    def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
+        """Copy images, or boxes of them, onto one canvas on the device where the pixels lie.
 
         Args:
             index: (B,) int64 on the CPU, positions in the source.
+            boxes: (B, 2, d) the boxes wanted; whole images where None.
             pin: into page-locked memory, from where a GPU fetches them while other work runs.
         """
         index = self._readable(index)
-        sizes = self.sizes[index].to(torch.int64)
-        starts = self.offsets[index]
-        height, width = sizes.amax(dim=0).tolist()
+        sizes = self.sizes(index)
+        if boxes is not None:
+            boxes = torch.minimum(boxes, sizes.unsqueeze(1))  # of an image that replaces a larger one
+        size = (sizes if boxes is None else boxes[:, 1] - boxes[:, 0]).amax(dim=0).tolist()
         if self.pixels.is_cuda:
-            canvas = self._gather_on_device(sizes, starts, height, width)
-            return Gathered(canvas, sizes, index, {})
-        canvas = new_canvas(len(index), height, width, pin)
-        if self.uniform:
-            tile = height * width * CHANNELS
-            tiles = self.pixels.numpy()[: self.pixels.numel() // tile * tile].reshape(-1, height, width, CHANNELS)
-            rows = (starts // tile).numpy()
-            np.take(tiles, rows, axis=0, out=canvas.numpy(), mode="clip")  # "raise" would copy everything twice
+            return Gathered(self._gather_on_device(index, size, boxes), sizes, index, {}, boxes)
+        canvas = new_canvas(len(index), size, self.spec.channels, self.dtype, pin)
+        numbers, places = self.pixels.numpy(), canvas.numpy()
+        if self.uniform and boxes is None:
+            shape = (*size, self.spec.channels)
+            tile = math.prod(shape)
+            tiles = numbers[: len(numbers) // tile * tile].reshape(-1, *shape)
+            rows = (self.offsets[index] // tile).numpy()
+            np.take(tiles, rows, axis=0, out=places, mode="clip")  # "raise" would copy everything twice
         else:
-            lay(canvas.numpy(), _images(self.pixels.numpy(), sizes, starts))
-        return Gathered(canvas, sizes, index, {})
+            lay(places, self._parts(numbers, index, boxes))
+        return Gathered(canvas, sizes, index, {}, boxes)
 
-    def _gather_on_device(self, sizes: Tensor, starts: Tensor, height: int, width: int) -> Tensor:
-        if self.uniform:
-            tile = height * width * CHANNELS
-            tiles = self.pixels[: self.pixels.numel() // tile * tile].view(-1, tile)
-            rows = (starts // tile).to(self.device, non_blocking=True)
-            return tiles.index_select(0, rows).view(-1, height, width, CHANNELS)
-        canvas = torch.empty((len(sizes), height, width, CHANNELS), dtype=torch.uint8, device=self.device)
-        lay(canvas, _images(self.pixels, sizes, starts))
-        return canvas
+    def digest(self, cache: Path) -> str:
+        """What identifies the images: their files' content if they have any, else their pixels."""
+        # Decoded images are known by their files, because they may be read without decoding next time.
+        if self.file is None and all(map(os.path.exists, self.paths)):
+            return digest_of_files(lambda: self.paths, len(self), cache)
+        return digest_of_tiles(self, cache)
+
+    def _gather_on_device(self, index: Tensor, size: list[int], boxes: Tensor | None) -> Tensor:
+        # CUDA indexes no unsigned numbers of 16 bits; their bits can be moved as signed ones.
+        numbers = self.pixels.view(torch.int16) if self.dtype == torch.uint16 else self.pixels
+        shape = (*size, self.spec.channels)
+        if self.uniform and boxes is None:
+            tile = math.prod(shape)
+            tiles = numbers[: numbers.numel() // tile * tile].view(-1, tile)
+            rows = (self.offsets[index] // tile).to(self.device, non_blocking=True)
+            canvas = tiles.index_select(0, rows).view(-1, *shape)
+        else:
+            canvas = torch.empty((len(index), *shape), dtype=numbers.dtype, device=self.device)
+            lay(canvas, self._parts(numbers, index, boxes))
+        return canvas.view(self.dtype)
+
+    def _images(self, numbers: Any, index: Tensor) -> Iterator[Any]:
+        """Images (*size, C), as parts of ``numbers``."""
+        sizes = self.table[index].tolist()
+        for start, size in zip(self.offsets[index].tolist(), sizes, strict=True):
+            shape = (*size, self.spec.channels)
+            yield numbers[start : start + math.prod(shape)].reshape(shape)
+
+    def _parts(self, numbers: Any, index: Tensor, boxes: Tensor | None) -> Iterator[Any]:
+        images = self._images(numbers, index)
+        return images if boxes is None else map(box_of, images, boxes.tolist())
 
     def _is_uniform(self, start: int) -> bool:
         """Whether the readable images of a block have the size of the first one."""
-        other = (self.sizes[start : start + BLOCK] != torch.tensor(self._size)).any(dim=1).nonzero().flatten() + start
-        return bool(torch.isin(other, self._damaged_positions).all())
+        other = (self.table[start : start + BLOCK] != torch.tensor(self._size)).any(dim=1).nonzero().flatten() + start
+        return bool(torch.isin(other, self._corrupt_positions).all())
 
     def _readable(self, index: Tensor) -> Tensor:
-        if self.damaged:
-            while bool((hit := torch.isin(index, self._damaged_positions)).any()):
+        if self.corrupt:
+            while bool((hit := torch.isin(index, self._corrupt_positions)).any()):
                 index = torch.where(hit, (index + 1) % len(self), index)
         return index
-
-
-def _images(pixels: Any, sizes: Tensor, starts: Tensor) -> Any:
-    for start, (height, width) in zip(starts.tolist(), sizes.tolist(), strict=True):
-        yield pixels[start : start + height * width * CHANNELS].reshape(height, width, CHANNELS)

@@ -1,8 +1,9 @@
 """Packed stores on disk: decoded images in one file that is mapped into memory and trains with no decoding.
 
-The file is a plain safetensors file, readable by ``safetensors.safe_open`` too. It holds ``pixels`` ((N, H, W, 3) if
-all images have one size, else flat bytes), ``offsets``, ``sizes``, ``name_starts`` and ``names``. Room is kept for its
-header, because the pixels are written before their number is known.
+The file is a plain safetensors file, readable by ``safetensors.safe_open`` too. It holds ``pixels`` ((N, *size, C) if
+all images have one size, else flat numbers), ``offsets``, ``sizes``, ``name_starts`` and ``names``, perhaps
+``spacing``, and in its metadata what the pixels' numbers mean. Room is kept for its header, because the pixels are
+written before their number is known. Version 1, of 8-bit RGB only, is read too.
 """
 
 from __future__ import annotations
@@ -21,18 +22,25 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.sources.corrupt import Damage
-from densepath.sources.image_files import MAX_SIDE, ImageFiles, decode_all
+from densepath.sources.corrupt import CorruptLog
+from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import list_images
-from densepath.sources.packed import BLOCK, CHANNELS, PackedTiles
+from densepath.sources.packed import BLOCK, PackedTiles
 from densepath.sources.path_table import Names
+from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.read_all import read_all
 
 SUFFIX = ".safetensors"
-FORMAT, VERSION = "densepath-tiles", "1"
-HEADER = 4096  # bytes in front of the pixels: the header's length in 8 bytes, then JSON, then spaces
-_LONGESTHEADER = 2**20
-_TABLES = {"pixels": "U8", "offsets": "I64", "name_starts": "I64", "sizes": "I32", "names": "U8"}
-_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+FORMAT, VERSION, READABLE = "densepath-tiles", "2", ("1", "2")
+HEADER = 4096  # bytes before the pixels: the header's length in 8 bytes, then JSON, then spaces
+_LONGEST_HEADER = 2**20
+_MOST_CHANNELS = 2**16
+_RGB = PixelSpec()
+_TABLES = {"offsets": "I64", "name_starts": "I64", "sizes": "I32", "names": "U8"}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    **{"U8": np.dtype("<u1"), "I8": np.dtype("<i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2")},
+    **{"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")},
+}
 
 
 def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> Path:
@@ -55,16 +63,38 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> P
     if dest.exists():
         raise UserError(f"{dest} already exists; name another file or remove it first")
     files = ImageFiles(list_images(source), max_side)
-    damage = Damage(len(files))
-    images = decode_all(files, damage, "packing")
+    corrupt = CorruptLog(len(files))
+    images = read_all(files, corrupt, "packing")
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:
-        sizes = _write_pixels(file, (image for image in images if image is not None))
+        sizes, dtype = _write_pixels(file, (image for image in images if image is not None))
         root = Path(source) if Path(source).is_dir() else Path(source).parent
         names = Names.of(
-            _relative(files.names(position), root) for position in range(len(files)) if position not in damage.found
+            _relative(files.names(position), root) for position in range(len(files)) if position not in corrupt.found
         )
-        write_tables(file, sizes, names)
+        write_tables(file, sizes, names, files.spec, dtype)
     return dest
+
+
+def write_store(
+    dest: str | Path,
+    images: Iterable[npt.NDArray[Any]],
+    names: Iterable[str],
+    spec: PixelSpec,
+    spacing: npt.NDArray[np.float32] | None = None,
+) -> Path:
+    """Write images that are in memory, of 2 or 3 dimensions, as a packed store.
+
+    Args:
+        dest: the file to write.
+        images: (*size, C) of one dtype.
+        names: what they are called.
+        spec: what their numbers mean.
+        spacing: (N, d) the distance of neighboring pixels along each axis, in µm or mm.
+    """
+    with atomic_write(Path(dest)) as temporary, open(temporary, "wb") as file:
+        sizes, dtype = _write_pixels(file, images)
+        write_tables(file, sizes, Names.of(names), spec, dtype, spacing)
+    return Path(dest)
 
 
 def open_store(path: str | Path) -> PackedTiles:
@@ -74,19 +104,22 @@ def open_store(path: str | Path) -> PackedTiles:
         UserError: the file is missing, foreign, of another version, or cut off.
     """
     try:
-        tensors = _map(Path(path))
+        tensors, spec = _map(Path(path))
     except OSError as error:
         raise UserError(f"the packed store {path} cannot be read ({error.strerror}); check the path") from error
-    if not _consistent(tensors):
-        raise _damaged(path, "its tables do not fit its pixels")
+    if not _consistent(tensors, spec):
+        raise _broken(path, "its tables do not fit its pixels")
     names = Names(tensors["names"], tensors["name_starts"])
-    return PackedTiles(tensors["pixels"].flatten(), tensors["sizes"], tensors["offsets"], names, file=Path(path))
+    pixels, sizes, offsets = tensors["pixels"].flatten(), tensors["sizes"], tensors["offsets"]
+    return PackedTiles(pixels, sizes, offsets, names, file=Path(path), spec=spec, spacing=tensors.get("spacing"))
 
 
-def _consistent(tensors: dict[str, Tensor]) -> bool:
+def _consistent(tensors: dict[str, Tensor], spec: PixelSpec) -> bool:
     sizes, offsets, starts = tensors["sizes"], tensors["offsets"], tensors["name_starts"]
     count = len(sizes) if sizes.ndim else 0
-    if not count or sizes.shape != (count, 2) or offsets.shape != (count,) or starts.shape != (count + 1,):
+    if not count or sizes.shape != (count, spec.ndim) or offsets.shape != (count,) or starts.shape != (count + 1,):
+        return False
+    if "spacing" in tensors and tensors["spacing"].shape != sizes.shape:
         return False
     total, end = tensors["pixels"].numel(), 0
     for first in range(0, count, BLOCK):
@@ -94,10 +127,10 @@ def _consistent(tensors: dict[str, Tensor]) -> bool:
         # In floating point first: products of absurd sizes would wrap around.
         if int(sizes[block].min()) < 1 or float(sizes[block].double().prod(dim=1).max()) > total:
             return False
-        bytes_each = sizes[block].to(torch.int64).prod(dim=1) * CHANNELS
-        ends = bytes_each.cumsum(0) + end
+        numbers_each = sizes[block].to(torch.int64).prod(dim=1) * spec.channels
+        ends = numbers_each.cumsum(0) + end
         names_grow = int(starts[first : first + BLOCK + 1].diff().min()) >= 0
-        if not names_grow or not torch.equal(offsets[block], ends - bytes_each):
+        if not names_grow or not torch.equal(offsets[block], ends - numbers_each):
             return False
         end = int(ends[-1])
     return end == total and int(starts[0]) == 0 and int(starts[-1]) == len(tensors["names"])
@@ -108,40 +141,60 @@ def _relative(name: str, root: Path) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-def _damaged(path: str | Path, why: str) -> UserError:
+def _broken(path: str | Path, why: str) -> UserError:
     return UserError(f"the packed store {path} is damaged or was cut off ({why}); pack the images again")
 
 
-def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.int32]:
+def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], np.dtype[Any]]:
+    """Write the images one after another; (N, d) their sizes, and the dtype that all of them have."""
     file.seek(HEADER)
-    sizes = array("i")
+    sizes, dimensions, dtype = array("i"), 2, np.dtype(np.uint8)
     for image in images:
-        sizes.extend(image.shape[:2])
+        dimensions, dtype = image.ndim - 1, image.dtype
+        sizes.extend(image.shape[:-1])
         file.write(np.ascontiguousarray(image).data)
-    return np.frombuffer(sizes, dtype=np.int32).reshape(-1, 2)
+    return np.frombuffer(sizes, dtype=np.int32).reshape(-1, dimensions), dtype
 
 
-def write_tables(file: BinaryIO, sizes: npt.NDArray[np.int32], names: Names) -> None:
-    """Write what stands behind the pixels, where the file stands now, and the header in front of them."""
-    bytes_each = sizes.astype(np.int64).prod(axis=1) * CHANNELS
-    total = int(bytes_each.sum())
+def write_tables(
+    file: BinaryIO,
+    sizes: npt.NDArray[np.int32],
+    names: Names,
+    spec: PixelSpec = _RGB,
+    dtype: npt.DTypeLike = np.uint8,
+    spacing: npt.NDArray[np.float32] | None = None,
+) -> None:
+    """Write what comes after the pixels, where the file stands now, and the header before them."""
+    numbers_each = sizes.astype(np.int64).prod(axis=1) * spec.channels
+    total = int(numbers_each.sum())
+    pixel_bytes = total * np.dtype(dtype).itemsize
     uniform = bool((sizes == sizes[0]).all())
-    pixels_shape = [len(sizes), *sizes[0].tolist(), CHANNELS] if uniform else [total]
     tables: dict[str, npt.NDArray[Any]] = {
-        "padding": np.zeros(-total % 8, np.uint8),  # the next table's numbers begin at a multiple of their 8 bytes
-        "offsets": bytes_each.cumsum() - bytes_each,
+        "padding": np.zeros(-pixel_bytes % 8, np.uint8),  # the next table begins at a multiple of its numbers' 8 bytes
+        "offsets": numbers_each.cumsum() - numbers_each,
         "name_starts": names.starts.numpy(),
         "sizes": sizes,
-        "names": names.text.numpy(),
     }
+    if spacing is not None:
+        tables["spacing"] = spacing.astype(np.float32)
+    tables["names"] = names.text.numpy()
     header: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "version": VERSION, "count": str(len(sizes))},
-        "pixels": {"dtype": "U8", "shape": pixels_shape, "data_offsets": [0, total]},
+        "__metadata__": {
+            "format": FORMAT,
+            "version": VERSION,
+            "count": str(len(sizes)),
+            "pixels": json.dumps(spec.record()),
+        },
+        "pixels": {
+            "dtype": _code(np.dtype(dtype)),
+            "shape": [len(sizes), *sizes[0].tolist(), spec.channels] if uniform else [total],
+            "data_offsets": [0, pixel_bytes],
+        },
     }
-    end = total
+    end = pixel_bytes
     for key, table in tables.items():
-        kind = next(kind for kind, dtype in _DTYPES.items() if dtype == table.dtype)
-        header[key] = {"dtype": kind, "shape": list(table.shape), "data_offsets": [end, end + table.nbytes]}
+        shape, ends = list(table.shape), [end, end + table.nbytes]
+        header[key] = {"dtype": _code(table.dtype), "shape": shape, "data_offsets": ends}
         end += table.nbytes
         file.write(np.ascontiguousarray(table).data)
     text = json.dumps(header).encode()
@@ -149,11 +202,15 @@ def write_tables(file: BinaryIO, sizes: npt.NDArray[np.int32], names: Names) -> 
     file.write((HEADER - 8).to_bytes(8, "little") + text.ljust(HEADER - 8))
 
 
-def _map(path: Path) -> dict[str, Tensor]:
+def _code(dtype: np.dtype[Any]) -> str:
+    return next(code for code, known in _DTYPES.items() if known == dtype)
+
+
+def _map(path: Path) -> tuple[dict[str, Tensor], PixelSpec]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, _LONGESTHEADER))
+        text = file.read(min(length, _LONGEST_HEADER))
     start = 8 + length
     try:
         header = json.loads(text)
@@ -162,22 +219,36 @@ def _map(path: Path) -> dict[str, Tensor]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         foreign = True
     if foreign:
-        raise UserError(f"{path} is no packed store of images; make one with `densepath data pack`")
-    if metadata.get("version") != VERSION:
+        raise UserError(f"{path} is not a packed store of images; make one with `densepath data pack`")
+    version = metadata.get("version")
+    if version not in READABLE:
         raise UserError(
-            f"the packed store {path} has version {metadata.get('version')}, not {VERSION}; "
-            "pack the images again, or update densepath"
+            f"the packed store {path} has version {version}, not {VERSION}; pack the images again, or update densepath"
         )
     try:
         ends = [entry["data_offsets"][1] for entry in header.values()]
         if start + max(ends) != size:
-            raise _damaged(path, f"{size:,} bytes instead of {start + max(ends):,}")
+            raise _broken(path, f"{size:,} bytes instead of {start + max(ends):,}")
         mapped = np.memmap(path, np.uint8, mode="c")  # private pages: tensors want memory that may be written
-        if any(header[key]["dtype"] != kind for key, kind in _TABLES.items()):
+        wanted = _TABLES | {"pixels": header["pixels"]["dtype"] if version != "1" else "U8"}
+        wanted |= {"spacing": "F32"} if "spacing" in header else {}
+        if any(header[key]["dtype"] != kind for key, kind in wanted.items()):
             raise ValueError
-        return {key: _view(mapped[start:], header[key]) for key in _TABLES}
-    except (ValueError, LookupError, TypeError, OverflowError) as error:
-        raise _damaged(path, "its header is broken") from error
+        return {key: _view(mapped[start:], header[key]) for key in wanted}, _spec_of(metadata)
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise _broken(path, "its header is broken") from error
+
+
+def _spec_of(metadata: dict[str, Any]) -> PixelSpec:
+    if metadata["version"] == "1":
+        return PixelSpec()
+    try:
+        spec = PixelSpec.from_record(json.loads(metadata["pixels"]))
+    except UserError as error:
+        raise ValueError from error
+    if type(spec.ndim) is not int or type(spec.channels) is not int or spec.channels > _MOST_CHANNELS:
+        raise ValueError
+    return spec
 
 
 def _view(data: npt.NDArray[np.uint8], entry: dict[str, Any]) -> Tensor:

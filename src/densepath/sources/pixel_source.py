@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
 
 # The statistics of ImageNet, which most published weights of color images were trained with.
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# About those of ImageNet's luma, which weights of color images meet when they are given grey ones.
+_GREY_MEAN, _GREY_STD = 0.449, 0.226
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,85 @@ class PixelSpec:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> PixelSpec:
-        """The specification that :meth:`record` wrote."""
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
-        return cls(**values)
+        """The specification that :meth:`record` wrote.
+
+        Raises:
+            UserError: the record holds something else.
+        """
+        try:
+            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+            return cls(**values)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f"{record!r} is not a specification of pixels; restore it") from error
+
+    @classmethod
+    def default(cls, channels: int, window: tuple[float, float] = (0.0, 255.0), ndim: int = 2) -> PixelSpec:
+        """What is taken for images of so many channels: ImageNet's statistics for RGB, those of its luma otherwise.
+
+        Grey images have mean 0.449 and standard deviation 0.226 whatever they show, and volumes too: a network is
+        less sensitive to them than to the window.
+        """
+        if channels == 3:
+            return cls(ndim, channels, window)
+        return cls(ndim, channels, window, (_GREY_MEAN,) * channels, (_GREY_STD,) * channels)
+
+    def override(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        window: Sequence[float] | None = None,
+    ) -> PixelSpec:
+        """The specification with the values that are given.
+
+        Raises:
+            UserError: they make no sense together.
+        """
+        if window is not None and len(window) != 2:
+            raise UserError(f"the window must be two numbers, the smaller first, not {list(window)}")
+        given = {"mean": mean, "std": std, "window": window}
+        values: dict[str, Any] = {n: tuple(float(x) for x in v) for n, v in given.items() if v is not None}
+        return replace(self, **values)
+
+    def apply_window(self, pixels: Tensor) -> Tensor:
+        """Map stored values, as floats, to [0, 1]. Overwrites and returns ``pixels``."""
+        low, high = self.window
+        if low:
+            pixels.sub_(low)
+        return pixels.div_(high - low).clamp_(0, 1)
+
+    def normalize(self, colors: Tensor) -> Tensor:
+        """Subtract the mean, divide by the standard deviation. Overwrites and returns ``colors`` (B, C, *spatial)."""
+        mean, std = self._statistics(colors)
+        return colors.sub_(mean).div_(std)
+
+    def restore(self, pixels: Tensor) -> Tensor:
+        """The values in [0, 1] of normalized pixels (B, C, *spatial)."""
+        mean, std = self._statistics(pixels)
+        return (pixels * std + mean).clamp(0, 1)
+
+    def to_rgb(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """An image (H, W, C) for eyes, and for algorithms that look at 8-bit RGB: its window in 256 steps, (H, W, 3).
+
+        8-bit RGB stays as it is.
+
+        Raises:
+            UserError: the images are volumes, or have neither 1 nor 3 channels.
+        """
+        if self.ndim != 2 or self.channels not in (1, 3):
+            raise UserError(
+                f"images of {self.ndim} dimensions and {self.channels} channels cannot be shown as pictures"
+            )
+        if image.dtype != np.uint8 or self.window != (0.0, 255.0):
+            low, high = self.window
+            image = np.rint((image.astype(np.float64) - low).clip(0, high - low) * (255 / (high - low))).astype(
+                np.uint8
+            )
+        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+    def _statistics(self, pixels: Tensor) -> Tensor:
+        """(2, C, 1, ...) on the device of the pixels."""
+        statistics = torch.tensor((self.mean, self.std)).to(pixels.device, non_blocking=True)
+        return statistics.view(2, 1, -1, *(1,) * (pixels.ndim - 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +171,31 @@ class PixelSource(Protocol):
     """Where pixels come from: tiles in files, packed tiles, tiles of slides, volumes.
 
     Attributes:
-        spec: what the pixels' numbers mean.
+        spec: what the pixels' numbers mean. Whoever sets it decides how networks see them.
+        dtype: of all pixels.
+        device: where the pixels of :meth:`gather` lie.
+        decodes: whether gathering is work for the CPU, which worker processes then share. The source is sent to them.
         reads_boxes: whether :meth:`gather` reads boxes for less than whole images. Then :meth:`sizes` costs little,
             views are planned before anything is read, and only the boxes that they need are.
+        corrupt: the images that are known to be corrupt, by position: file name and reason.
     """
 
     spec: PixelSpec
-    reads_boxes: bool
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def decodes(self) -> bool: ...
+
+    @property
+    def reads_boxes(self) -> bool: ...
+
+    @property
+    def corrupt(self) -> Mapping[int, str]: ...
 
     def __len__(self) -> int:
         """How many images it holds."""
@@ -113,20 +213,52 @@ class PixelSource(Protocol):
         """(B, d) float32: the distance of neighboring pixels along each axis, in µm or mm; None where unknown."""
         ...
 
+    def read(self, position: int) -> npt.NDArray[Any]:
+        """One image, (*spatial, C) on the CPU.
+
+        Raises:
+            CorruptImage: it cannot be read.
+        """
+        ...
+
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The images at the positions ``index`` (B,) int64; a corrupt one is replaced by the next that can be read.
 
         Args:
             index: positions in the source, on the CPU.
-            boxes: (B, 2, d) the boxes wanted, as in :class:`Gathered`. A source that does not read boxes gives whole
-                images.
+            boxes: (B, 2, d) the boxes wanted, as in :class:`Gathered`; clipped to an image that replaces another. A
+                source that does not read boxes gives whole images.
             pin: into page-locked memory, from where a GPU fetches the pixels while other work runs.
+
+        Returns:
+            The images. If more of them are corrupt than a source may have, only those before the last such one.
         """
         ...
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels; of many files, among a sample."""
         ...
+
+    def digest(self, cache: Path) -> str:
+        """What identifies the images: the same for the same pixels in the same order, wherever they lie.
+
+        Args:
+            cache: a folder in which digests of files are kept, so that the files are read once.
+        """
+        ...
+
+
+class AllNames:
+    """The names of all images of a source, in their order, as often as they are asked for."""
+
+    def __init__(self, images: PixelSource) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._images.names, range(len(self._images)))
 
 
 class PerImage(Protocol):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
-from densepath.nets.weights import FORMAT_VERSION, save_backbone, write_tensors
-from densepath.training.load_run import load_run
+from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
+from densepath.training.load_run import load_run, pixels_of
 
 EXPORTED = Path("exported") / "backbone.safetensors"
 Layout = Literal["timm", "torchvision", "detectron2"]
@@ -53,6 +53,7 @@ def export_backbone(path: Path, backbone: Backbone, layout: str, config: Mapping
         steps: optimizer steps that it was trained for.
     """
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
+    metadata |= pixel_notes(pixels_of(config))
     save_backbone(path, backbone, layout, metadata)
 
 
@@ -69,6 +70,7 @@ def export_parts(
     """
     notes = {"format": "pt", "format_version": FORMAT_VERSION, "method": str(config["method"]), "steps": str(steps)}
     notes |= {"backbone": str(config["backbone"]), "config": json.dumps(config)}
+    notes |= pixel_notes(pixels_of(config))
     for name, state in parts.items():
         plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
         with atomic_write(folder / f"{name}.safetensors") as temporary:

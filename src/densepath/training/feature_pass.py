@@ -36,7 +36,9 @@ class Sweep:
 
     def __init__(self, batches: ImageBatches, size: int, memory_format: torch.memory_format) -> None:
         self.batches = batches
-        self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, memory_format=memory_format)
+        self.make_views = ViewMaker(
+            {_VIEW: Center()}, size, batches.seed, batches.images.spec, memory_format=memory_format
+        )
 
     @torch.no_grad()
     def __call__(self, method: Method, device: torch.device, tick: Tick = no_heartbeat) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from densepath.methods.base import Method
 from densepath.nets.backbones import build_backbone
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.folder import read_config
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.recipes import find_method
 
 _PREFIX = "method."
@@ -25,6 +27,11 @@ def read_run(run: Path) -> dict[str, Any]:
     if config is None or not config.keys() >= {"method", "backbone", "method_options"}:
         raise UserError(f"{run} is not the folder of a pre-training run; name one")
     return config
+
+
+def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
+    """What the pixels are that a run learns from; runs of earlier versions took RGB."""
+    return PixelSpec.from_record(config.get("pixels", {}))
 
 
 def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
@@ -43,7 +50,8 @@ def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
     weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
     method_type = find_method(config["method"])
     try:
-        method = method_type(build_backbone(str(config["backbone"])), **config["method_options"])
+        channels = pixels_of(config).channels
+        method = method_type(build_backbone(str(config["backbone"]), channels), **config["method_options"])
         method.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
         raise UserError(

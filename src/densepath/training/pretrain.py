@@ -18,17 +18,20 @@ from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.norms import gather_statistics, set_statistics
+from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import check_size, open_images
+from densepath.sources.open import cache_images, check_size, find_source
+from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.training.batch_norm import BatchNorm, share_statistics
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import Sweep
 from densepath.training.fit import fit
 from densepath.training.hardware import Hardware, Precision, choose_hardware, choose_workers
+from densepath.training.load_run import pixels_of
 from densepath.training.module import PretrainModule
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, find_method
@@ -38,7 +41,7 @@ from densepath.version import __version__
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 
-Probe = Callable[[Backbone, Path], Mapping[str, float]]
+Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
 
 DEFAULT_EPOCHS = 200.0
 # What may change when a run is resumed: none of it changes what is computed. (The number of processes may not: it is
@@ -65,11 +68,16 @@ def pretrain(
     max_steps: int | None = None,
     batch_size: int = 256,
     accumulate: int = 1,
+    batch_norm: BatchNorm = "auto",
+    batch_norm_group: int = 0,
     view_size: int = 224,
     augment: Augment | None = None,
     optimizer: Optimizer = _PAPER,
     workers: int | None = None,
     cache: Literal["auto", "ram", "none"] = "auto",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    window: tuple[float, float] | None = None,
     devices: int | str = "auto",
     precision: Precision = "auto",
     channels_last: bool = True,
@@ -105,11 +113,19 @@ def pretrain(
         batch_size: images per optimizer step, over all devices and accumulated batches.
         accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
             momentum encoder see the small batches.
+        batch_norm: whose images have their batch statistics in common: those of each process ("per_process"), those of
+            all ("synchronized"), or as in the method's paper ("auto").
+        batch_norm_group: divide the images of a process into groups of this many that have their batch statistics in
+            common; 0 for one group. With groups a run is the same on any number of processes, up to rounding.
         view_size: height and width of the views in pixels.
         augment: how views vary; the method's own way by default.
         optimizer: how the weights are updated.
         workers: processes that decode images, per device; as many as help by default.
         cache: "ram" keeps decoded images in memory, "auto" where they fit, "none" never.
+        mean: of each channel, for pixels in [0, 1]; ImageNet's for RGB by default, 0.449 for grey images.
+        std: of each channel; ImageNet's for RGB by default, 0.226 for grey images.
+        window: the two stored values that become 0 and 1; by default all that 8 bits hold, of 16-bit images all bits
+            that a sample of them uses.
         devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
         precision: "auto", "32" or "bf16-mixed".
         channels_last: memory layout of the convolutions.
@@ -122,7 +138,7 @@ def pretrain(
         loggers: besides the CSV file: "tensorboard", "wandb".
         probe_data: labelled images that the backbone is probed on during the run.
         probe_every: epochs between probes; 0 for never.
-        probe: scores a backbone on ``probe_data``.
+        probe: scores a backbone on ``probe_data``; it is told how the backbone sees pixels.
         picture_every: epochs between pictures of what a method predicts, if it predicts pixels; 0 for none.
         draw: makes such a picture; without, there are none.
 
@@ -155,19 +171,25 @@ def pretrain(
     batch = _divide_batch(batch_size, hardware.world_size, accumulate)
 
     check_seed(seed)
+    images = find_source(data)
+    images.spec = _choose_pixels(images, old, mean, std, window)
     torch.manual_seed(seed)
-    network = build_backbone(backbone)
+    network = build_backbone(backbone, images.spec.channels)
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
     learner = find_method(method)(network, **options)
+    together = batch * hardware.world_size
+    asked["batch_norm"] = share_statistics(learner, batch_norm, batch_norm_group, together, hardware.world_size)
     learner.check(view_size, batch * hardware.world_size, hardware.world_size)
-    config = _record(asked, hardware, options)
+    config = _record(asked, hardware, options) | {"pixels": images.spec.record()}
     first = hardware.rank == 0
+    # Runs of earlier versions do not name their pixels, which were RGB of 8 bits
+    free = _FREE if old is None or "pixels" in old else (*_FREE, "pixels", "mean", "std", "window")
     if first:
-        check_run(out, config, resume=resume, free=_FREE)  # now, rather than after hours of looking at the images
+        check_run(out, config, resume=resume, free=free)  # now, rather than after hours of looking at the images
 
-    images = open_images(data, cache=cache, device=hardware.device)
+    images = cache_images(images, cache, hardware.device)
     check_size(images, view_size // 2)
     found = learner.prepare(images)
     batches = ImageBatches(
@@ -184,14 +206,14 @@ def pretrain(
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     seen = {name: view for name, view in learner.views(augment).items() if name not in learner.unused_views}
-    views = ViewMaker(seen, view_size, seed, memory_format=hardware.memory_format)
+    views = ViewMaker(seen, view_size, seed, images.spec, memory_format=hardware.memory_format)
     sweep = Sweep(batches, view_size, hardware.memory_format)
     module = PretrainModule(learner, views, optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0 for every in (probe_every, picture_every)
     )
     gallery = Gallery(learner, images, views, draw, out) if draw is not None and learner.predicts_pixels() else None
-    with open_run(out, config, resume=resume, free=_FREE, note=f"densepath {__version__}") if first else nullcontext():
+    with open_run(out, config, resume=resume, free=free, note=f"densepath {__version__}") if first else nullcontext():
         if first and loaded:
             say(f"densepath: {loaded}")
         if first and found:
@@ -213,7 +235,9 @@ def pretrain(
             seed=seed,
             resume=resume,
             loggers=loggers,
-            evaluate=None if probe is None or probe_data is None else partial(_probe, probe, learner, Path(probe_data)),
+            evaluate=None
+            if probe is None or probe_data is None
+            else partial(_probe, probe, learner, Path(probe_data), images.spec),
             draw=gallery,
             name=out.name,
         )
@@ -221,6 +245,29 @@ def pretrain(
             export_backbone(out / EXPORTED, learner.exported_backbone(), "timm", config, done)
             export_parts(out / EXPORTED.parent, learner.exported_parts(), config, done)
     return out
+
+
+def _choose_pixels(
+    images: PixelSource,
+    old: Mapping[str, Any] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    window: Sequence[float] | None,
+) -> PixelSpec:
+    """What the images' numbers mean: as the resumed run has it, else as asked for, else as the images say.
+
+    Raises:
+        UserError: values that make no sense for these images.
+    """
+    if old is None:
+        return images.spec.override(mean, std, window)
+    recorded = pixels_of(old)
+    if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
+        raise UserError(
+            f"the run learns from images of {recorded.channels} channels, and these have {images.spec.channels}; "
+            "resume it with the same images, or name another folder"
+        )
+    return recorded
 
 
 def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
@@ -245,10 +292,12 @@ def _record(asked: dict[str, Any], hardware: Hardware, options: dict[str, Any]) 
     return record
 
 
-def _probe(probe: Probe, learner: Method, data: Path) -> dict[str, float]:
+def _probe(probe: Probe, learner: Method, data: Path, spec: PixelSpec) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait at their next step."""
-    network = copy.deepcopy(learner.exported_backbone()).eval()
+    network = copy.deepcopy(plain_batch_norm(learner.exported_backbone())).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
-    return {f"probe_{name}": value for name, value in probe(network, data).items() if isinstance(value, int | float)}
+    return {
+        f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, int | float)
+    }

@@ -13,11 +13,12 @@ import yaml
 
 from densepath.core.errors import UserError, suggest
 from densepath.methods import METHODS, Method
+from densepath.runs.old_options import rename_options
 from densepath.training.optimizers import Optimizer
 from densepath.views.augment import Augment, augment_from
 
-# What the config.yaml of a run holds beside options: a detector's colors, which belong to the weights it starts from.
-_NOTED = {"": (), "detect": ("mean", "std")}
+# What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
+_NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
 
 
 def recipe_names(verb: str = "") -> list[str]:
@@ -43,7 +44,7 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
-    return {option: value for option, value in recipe.items() if option not in _NOTED[verb]}
+    return {option: value for option, value in rename_options(recipe).items() if option not in _NOTED[verb]}
 
 
 def own_augment(method: str) -> dict[str, Any]:

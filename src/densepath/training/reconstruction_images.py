@@ -12,13 +12,13 @@ from densepath.methods.base import Method, Reconstruction
 from densepath.nets.preserve_mode import untouched_modes
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import ImageFiles, PackedTiles
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.views.maker import ViewMaker
 
 PICTURES = "pictures"  # in a run folder
 _COUNT = 8
 
-Draw = Callable[[Reconstruction, Path], Path]
+Draw = Callable[[Reconstruction, Path, PixelSpec], Path]
 
 
 class Gallery:
@@ -28,13 +28,11 @@ class Gallery:
         method: which predicts pixels; it is left as it was.
         images: the source.
         views: makes the method's views.
-        draw: makes a PNG file of a prediction.
+        draw: makes a PNG file of a prediction on pixels of a specification.
         out: the run folder.
     """
 
-    def __init__(
-        self, method: Method, images: ImageFiles | PackedTiles, views: ViewMaker, draw: Draw, out: Path
-    ) -> None:
+    def __init__(self, method: Method, images: PixelSource, views: ViewMaker, draw: Draw, out: Path) -> None:
         self.method, self.images, self.make_views = method, images, views
         self.draw, self.out = draw, out
 
@@ -49,4 +47,4 @@ class Gallery:
         device = next(self.method.parameters()).device
         with untouched_modes(self.method):
             made = self.method.eval().reconstruct(self.make_views(self._batch.to(device)))
-        return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png")
+        return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png", self.make_views.spec)

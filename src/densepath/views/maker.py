@@ -11,17 +11,16 @@ from densepath.core.affine import union
 from densepath.core.random import uniform
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
+from densepath.sources.pixel_source import PixelSpec
 from densepath.views.appearance import apply_appearance
 from densepath.views.augment import Augment, Center, Union
 from densepath.views.geometry import Draw, center_maps, random_maps
 from densepath.views.random_streams import COUNT
 from densepath.views.view import Batch, View
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 # Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
 _CACHED = 2**18
+_RGB = PixelSpec()
 
 
 class ViewMaker:
@@ -31,7 +30,7 @@ class ViewMaker:
         views: name -> declaration. A :class:`Union` stands after the views that it covers.
         size: the views' height and width in pixels.
         seed: the run's seed. A view is a function of (seed, epoch, image, place of the view among the names).
-        mean, std: normalization, for colors in [0, 1].
+        spec: what the images' numbers mean, and how they are normalized.
         memory_format: of the pixels, as the networks like them.
     """
 
@@ -40,15 +39,13 @@ class ViewMaker:
         views: Mapping[str, Augment | Union | Center],
         size: int,
         seed: int,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        spec: PixelSpec = _RGB,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.views = dict(views)
         self.size = size
         self.seed = seed
-        self.mean = mean
-        self.std = std
+        self.spec = spec
         self.memory_format = memory_format
 
     @torch.no_grad()
@@ -56,7 +53,7 @@ class ViewMaker:
         views: dict[str, View] = {}
         draws: dict[str, Tensor] = {}
         slots = torch.arange(COUNT)
-        shape = (len(images), 3, self.size, self.size)
+        shape = (len(images), self.spec.channels, self.size, self.size)
         for number, (name, view) in enumerate(self.views.items()):
             if isinstance(view, Union):
                 first, second = view.of
@@ -74,7 +71,7 @@ class ViewMaker:
                 colors = self._crop(source, views[name].map[rows], images.sizes[rows], view)
                 if isinstance(view, Augment):
                     apply_appearance(view, colors, _by_slot(draws[name][rows]))
-                views[name].pixels[rows] = self._normalize(colors)
+                views[name].pixels[rows] = self.spec.normalize(colors)
         return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress, images.extras)
 
     def _shares(self, images: ImageBatch) -> list[slice]:
@@ -86,12 +83,7 @@ class ViewMaker:
 
     def _crop(self, pixels: Tensor, maps: Tensor, sizes: Tensor, view: Augment | Union | Center) -> Tensor:
         crop = sample(pixels, maps, (self.size, self.size), kind=view.interpolation, extent=sizes)
-        return crop.contiguous().div_(255).clamp_(0, 1)
-
-    def _normalize(self, colors: Tensor) -> Tensor:
-        statistics = torch.tensor((self.mean, self.std)).to(colors.device, non_blocking=True)
-        mean, std = statistics.view(2, 1, 3, 1, 1)
-        return colors.sub_(mean).div_(std)
+        return self.spec.apply_window(crop.contiguous())
 
 
 def _by_slot(numbers: Tensor) -> Draw:

@@ -20,7 +20,7 @@ class View:
     """Pixels and the map that made them.
 
     Args:
-        pixels: (B, 3, S, S) float32, normalized.
+        pixels: (B, C, S, S) float32, normalized.
         map: (B, 2, 3) from the view's coordinates to those of its images (see ``core.affine``), on the CPU.
     """
 

@@ -253,7 +253,7 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"precise_bn_batches": -1}, "precise_bn_batches is -1"),
         ({"pictures": -1}, "pictures is -1"),
         ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
-        ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run its last stage alone"),
+        ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run only its last stage"),
         ({"detector": "vitdet_small"}, "which resnet18 is not; use for example vit_small_patch16_224"),
         ({"backbone": "test_vit"}, "use the detector vitdet"),
         ({"lr": -1.0}, "give a positive learning rate"),

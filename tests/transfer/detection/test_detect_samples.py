@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.recipes import load_recipe
 from densepath.transfer.detection.samples import SampleBatch, TrainingBatches, into_detector, resized_shape
 from densepath.transfer.detection.solver import make_solver
 
-NO_CHANGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+NO_CHANGE = PixelSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 CPU = torch.device("cpu")
 
 
@@ -119,7 +120,7 @@ def sample(images: CocoImages, edge: int, flip: bool) -> dict[str, Any]:
 
 def test_an_unscaled_image_arrives_unchanged_and_padded_with_zeros(images: CocoImages) -> None:
     batch = SampleBatch([sample(images, 48, False), sample(images, 96, False)], torch.tensor([0, 0]))
-    arrived, targets = into_detector(batch.samples, *NO_CHANGE, CPU)
+    arrived, targets = into_detector(batch.samples, NO_CHANGE, CPU)
     assert arrived.tensors.shape == (2, 3, 96, 128)
     assert arrived.image_sizes == [(48, 64), (96, 128)]
     pixels = torch.from_numpy(images[0]["image"]).permute(2, 0, 1) / 255
@@ -132,7 +133,7 @@ def test_an_unscaled_image_arrives_unchanged_and_padded_with_zeros(images: CocoI
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("edge", [33, 48, 77])
 def test_boxes_stay_the_bounding_boxes_of_the_masks(images: CocoImages, edge: int, flip: bool) -> None:
-    _, (target,) = into_detector([sample(images, edge, flip)], *NO_CHANGE, CPU)
+    _, (target,) = into_detector([sample(images, edge, flip)], NO_CHANGE, CPU)
     rows, columns = target["masks"][0].nonzero().T
     bounds = torch.stack((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)).float()
     torch.testing.assert_close(target["boxes"][0] * target["scale"], bounds)
@@ -141,8 +142,8 @@ def test_boxes_stay_the_bounding_boxes_of_the_masks(images: CocoImages, edge: in
 
 def test_a_flipped_image_is_mirrored_and_colors_are_normalized(images: CocoImages) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.1, 0.3)
-    (plain, _), (mirrored, _) = (into_detector([sample(images, 48, f)], *NO_CHANGE, CPU) for f in (False, True))
-    normalized, _ = into_detector([sample(images, 48, False)], mean, std, CPU)
+    (plain, _), (mirrored, _) = (into_detector([sample(images, 48, f)], NO_CHANGE, CPU) for f in (False, True))
+    normalized, _ = into_detector([sample(images, 48, False)], PixelSpec(mean=mean, std=std), CPU)
     inside = plain.tensors[..., :48, :64]
     assert torch.equal(mirrored.tensors[..., :48, :64], inside.flip(-1))
     expected = (inside - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

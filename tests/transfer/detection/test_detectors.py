@@ -204,7 +204,7 @@ def test_dc5_has_detectron2s_heads_on_a_single_map() -> None:
 @pytest.mark.parametrize(
     ("name", "backbone", "message"),
     [
-        ("mask_rcnn_c4", "test_efficientnet", "cannot run its last stage alone"),
+        ("mask_rcnn_c4", "test_efficientnet", "cannot run only its last stage"),
         ("mask_rcnn_dc5", "densenet121", "cannot be dilated"),
     ],
 )

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.nets.filter_norms import filter_lengths, give_lengths
-from densepath.nets.weights import load_weights, read_weights
+from densepath.nets.weight_pixels import pixels_of_weights
+from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import Precision, choose_hardware, choose_workers
 from densepath.training.run_callback import Intervals
 from densepath.transfer.detection.anchors import ANCHOR_SIZES, check_anchor_sizes
 from densepath.transfer.detection.detector import DETECTIONS
-from densepath.transfer.detection.detector_file import Color, DetectorNotes, check_colors, load_detector, save_detector
+from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import BASE_LR, DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.fine_tuning import fine_tune, settle_batch_norm
@@ -33,6 +33,7 @@ from densepath.version import __version__
 
 DETECTOR_FILE = Path("exported") / "detector.safetensors"
 _LEAST_SIZE = 32  # pixels
+_WINDOW = PixelSpec().window  # of 8-bit images
 # What may change when a run is resumed: none of it changes what is computed.
 _FREE = ("data", "out", "workers", "devices", "pictures", "log_every", "save_every_steps", "save_every_minutes")
 
@@ -139,7 +140,7 @@ def detect(
     if evaluate:
         model, notes = load_detector(out / DETECTOR_FILE)
         _check_evaluation(asked, read_config(out) or {})
-        test = open_split(data, "test")
+        test = open_split(data, "test", notes.spec)
         if tuple(test.category_ids) != notes.category_ids:
             raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
         return evaluate_detector(model.to(hardware.device), notes, test, out, pictures=pictures, bfloat16=half)
@@ -168,14 +169,14 @@ def detect(
         base_lr=BASE_LR[detector],
         optimizer="adamw" if detector in TRANSFORMER_DETECTORS else "sgd",
     )
-    train, test = open_split(data, "train"), open_split(data, "test")
+    spec = pixels_of_weights(weights) if old is None else _recorded(old, out)
+    train, test = open_split(data, "train", spec), open_split(data, "test", spec)
     names = _category_names(train, test)
 
     check_seed(seed)
     torch.manual_seed(seed)
-    mean, std = _pixel_statistics(weights) if old is None else _checked(old["mean"], old["std"], f"the run in {out}")
-    found = (tuple(anchor_sizes), detections_per_image)
-    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, mean, std, *found)
+    found = (tuple(anchor_sizes), detections_per_image, spec.window)
+    notes = DetectorNotes(detector, backbone, tuple(train.category_ids), names, test_size, spec.mean, spec.std, *found)
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     line = f"the {backbone} of {out}"
@@ -185,7 +186,9 @@ def detect(
         if rescale_filters:
             line += f", {len(give_lengths(model.backbone, lengths))} layers rescaled"
     config = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
-    config |= {"precision": hardware.precision, "lr": solver.lr, "mean": mean, "std": std}
+    config |= {"precision": hardware.precision, "lr": solver.lr, "mean": spec.mean, "std": spec.std}
+    if spec.window != _WINDOW:
+        config["window"] = spec.window
     del config["resume"], config["evaluate"]
     batches = TrainingBatches(
         train,
@@ -258,25 +261,14 @@ def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
     return tuple(names[i] for i in train.category_ids)
 
 
-def _pixel_statistics(weights: str | Path) -> tuple[Color, Color]:
-    """Mean and standard deviation of the colors that the weights were trained with, as their file says."""
-    said = read_weights(weights).metadata if Path(weights).exists() else {}
-    try:
-        mean = json.loads(said["mean"]) if "mean" in said else IMAGENET_DEFAULT_MEAN
-        std = json.loads(said["std"]) if "std" in said else IMAGENET_DEFAULT_STD
-    except (ValueError, RecursionError):
-        mean = std = ()
-    return _checked(mean, std, str(weights))
-
-
-def _checked(mean: Any, std: Any, source: str) -> tuple[Color, Color]:
-    """The mean and standard deviation of colors that a source names.
+def _recorded(config: dict[str, Any], out: Path) -> PixelSpec:
+    """How the detector of a run sees pixels.
 
     Raises:
-        UserError: they are none.
+        UserError: the configuration says something else.
     """
+    said = {"window": list(_WINDOW)} | {name: config[name] for name in ("mean", "std", "window") if name in config}
     try:
-        check_colors(mean, std)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{source} names no mean and std of three colors; make it anew") from error
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        return PixelSpec.from_record(said | {"channels": len(said["mean"])})
+    except (UserError, TypeError) as error:
+        raise UserError(f"the run in {out} names no mean and std of its channels; start it again") from error

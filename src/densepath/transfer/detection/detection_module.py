@@ -49,7 +49,7 @@ class DetectionModule(L.LightningModule):
     def training_step(self, batch: SampleBatch, batch_idx: int) -> dict[str, Tensor]:
         """The sum of the losses, and each."""
         with torch.autocast(self.device.type, enabled=False):
-            images, targets = into_detector(batch.samples, self.notes.mean, self.notes.std, self.device)
+            images, targets = into_detector(batch.samples, self.notes.spec, self.device)
             images.tensors = images.tensors.contiguous(memory_format=self.memory_format)
         losses = self.model(images, targets)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,11 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
+from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.anchors import ANCHOR_SIZES
 from densepath.transfer.detection.detector import DETECTIONS, Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
 
-Color = tuple[float, float, float]  # red, green, blue in 0-1
 _KEY = "densepath_detector"
 
 
@@ -32,9 +30,10 @@ class DetectorNotes:
         backbone: a timm name.
         category_ids, category_names: the categories of the labels 1, 2, ...
         test_size: short edge of its input images in pixels.
-        mean, std: mean and standard deviation of red, green and blue in 0-1.
+        mean, std: mean and standard deviation of each channel, in 0-1.
         anchor_sizes: in pixels of its input images.
         detections_per_image: maximum number of detections.
+        window: the pixel values that are mapped to 0 and 1.
     """
 
     detector: str
@@ -42,10 +41,16 @@ class DetectorNotes:
     category_ids: tuple[int, ...]
     category_names: tuple[str, ...]
     test_size: int
-    mean: Color
-    std: Color
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
     detections_per_image: int = DETECTIONS
+    window: tuple[float, float] = (0.0, 255.0)
+
+    @property
+    def spec(self) -> PixelSpec:
+        """How the detector sees pixels. Raises UserError where the notes make no sense."""
+        return PixelSpec(2, len(self.mean), self.window, self.mean, self.std)
 
     def build(self) -> Detector:
         """The detector with random weights.
@@ -53,7 +58,7 @@ class DetectorNotes:
         Raises:
             UserError: the backbone is unknown, or does not fit the detector.
         """
-        backbone = build_backbone(self.backbone)
+        backbone = build_backbone(self.backbone, len(self.mean))
         check_backbone(self.detector, backbone)
         return DETECTORS[self.detector](
             backbone,
@@ -101,11 +106,5 @@ def _notes_from(values: Any) -> DetectorNotes:
         raise ValueError("whole numbers")
     if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
         raise ValueError("names")
-    check_colors(notes.mean, notes.std)
+    _ = notes.spec  # refuses what is not a mean, a standard deviation and a window
     return notes
-
-
-def check_colors(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ValueError if these are not the mean and standard deviation of three colors."""
-    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
-        raise ValueError(f"mean {mean}, std {std}")

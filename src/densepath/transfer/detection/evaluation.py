@@ -18,6 +18,7 @@ from torch import Tensor
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
 from densepath.runs.progress import say
+from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.detector import DETECTIONS, Detector
@@ -86,7 +87,7 @@ def evaluate(
     def finish(i: int, sample: dict[str, Any], found: Found) -> list[dict[str, Any]]:
         objects = encode(sample, found)
         if i in drawn:
-            _draw(images[i], objects, out / "pictures")
+            _draw(images[i], objects, images.spec, out / "pictures")
         return objects
 
     results: list[dict[str, Any]] = []
@@ -128,7 +129,7 @@ def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bf
     """The detections in one image, with boxes in its own pixels, on the CPU."""
     device = next(model.parameters()).device
     shown = sample | {"short_edge": notes.test_size, "flip": False}
-    images, targets = into_detector([shown], notes.mean, notes.std, device)
+    images, targets = into_detector([shown], notes.spec, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         found: dict[str, Tensor] = model.detect(images)[0]
     found["boxes"] = found["boxes"] * targets[0]["scale"]
@@ -140,9 +141,9 @@ def _results(notes: DetectorNotes, sample: dict[str, Any], found: dict[str, Tens
     return coco_results(found, sample["image_id"], sample["image"].shape[:2], list(notes.category_ids))
 
 
-def _draw(sample: dict[str, Any], found: list[dict[str, Any]], folder: Path) -> None:
+def _draw(sample: dict[str, Any], found: list[dict[str, Any]], spec: PixelSpec, folder: Path) -> None:
     truth, masks = objects_of(sample, found)
-    picture = overlay(np.asarray(sample["image"]), truth, masks, [result["score"] for result in found])
+    picture = overlay(spec.to_rgb(np.asarray(sample["image"])), truth, masks, [result["score"] for result in found])
     with atomic_write(folder / f"{Path(sample['name']).stem}.png") as part:
         picture.save(part, format="PNG")
 

@@ -92,7 +92,7 @@ def settle_batch_norm(
     seed_generators(seed, rank=0)
 
     def show(batch: SampleBatch) -> None:
-        images, targets = into_detector(batch.samples, notes.mean, notes.std, hardware.device)
+        images, targets = into_detector(batch.samples, notes.spec, hardware.device)
         images.tensors = images.tensors.contiguous(memory_format=hardware.memory_format)
         with torch.autocast(hardware.kind, torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
             model.run_batch_norms(images, targets)

@@ -16,6 +16,7 @@ from densepath.annotations.coco import CocoImages
 from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
 from densepath.sources.loader import outlive_signals, telling_of_death
+from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
@@ -27,7 +28,7 @@ class SampleBatch:
     """Images of different sizes with their instances, on the CPU.
 
     Args:
-        samples: each with image (H, W, 3) uint8, boxes (N, 4) x1 y1 x2 y2, labels (N,) from 1, masks (N, H, W) bool;
+        samples: each with image (H, W, C), boxes (N, 4) x1 y1 x2 y2, labels (N,) from 1, masks (N, H, W) bool;
             its short_edge after resizing in pixels, and whether to flip it.
         index: (B,) int64 indices of the images.
     """
@@ -176,7 +177,7 @@ def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGE
 
 
 def into_detector(
-    samples: Sequence[dict[str, Any]], mean: Sequence[float], std: Sequence[float], device: torch.device
+    samples: Sequence[dict[str, Any]], spec: PixelSpec, device: torch.device
 ) -> tuple[ImageList, list[dict[str, Tensor]]]:
     """Convert samples to the images and targets of :class:`~densepath.transfer.detection.detector.Detector`.
 
@@ -184,18 +185,20 @@ def into_detector(
 
     Args:
         samples: as in :class:`SampleBatch`.
-        mean, std: mean and standard deviation of red, green and blue in 0-1.
+        spec: how the detector's pixels are normalized.
     """
     images, targets = [], []
-    center = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-    spread = torch.tensor(std, device=device).view(1, 3, 1, 1)
     for sample in samples:
         pixels = torch.as_tensor(sample["image"]).to(device, non_blocking=True)
         height, width = pixels.shape[:2]
         shape = resized_shape(height, width, sample["short_edge"])
         scale = torch.tensor([width / shape[1], height / shape[0]] * 2, device=device)
         resized = F.interpolate(
-            pixels.permute(2, 0, 1)[None].float() / 255, shape, mode="bilinear", antialias=True, align_corners=False
+            spec.apply_window(pixels.permute(2, 0, 1)[None].float()),
+            shape,
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
         )
         boxes = torch.as_tensor(sample["boxes"]).to(device, torch.float32, non_blocking=True)
         masks = torch.as_tensor(sample["masks"]).to(device, non_blocking=True)
@@ -203,17 +206,17 @@ def into_detector(
             resized, masks = resized.flip(-1), masks.flip(-1)
             x1, y1, x2, y2 = boxes.unbind(1)
             boxes = torch.stack((width - x2, y1, width - x1, y2), dim=1)
-        images.append(((resized - center) / spread)[0])
+        images.append(spec.normalize(resized)[0])
         labels = torch.as_tensor(sample["labels"]).to(device, non_blocking=True)
         targets.append({"boxes": boxes / scale, "labels": labels, "masks": masks, "scale": scale})
     return padded(images), targets
 
 
 def padded(images: Sequence[Tensor]) -> ImageList:
-    """Images (3, H_i, W_i) in one tensor, padded with zeros at the bottom and on the right."""
+    """Images (C, H_i, W_i) in one tensor, padded with zeros at the bottom and on the right."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (-(-max(side) // _DIVISOR) * _DIVISOR for side in zip(*sizes, strict=True))
-    batch = images[0].new_zeros(len(images), 3, height, width)
+    batch = images[0].new_zeros(len(images), len(images[0]), height, width)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return ImageList(batch, sizes)

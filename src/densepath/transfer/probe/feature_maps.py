@@ -89,9 +89,10 @@ def dilate_last_stage(backbone: Backbone) -> None:
     Raises:
         UserError: timm cannot dilate the network.
     """
+    channels = backbone.in_channels
     try:
-        dilated = timm.create_model(backbone.name, features_only=True, output_stride=16)
-        side = dilated.eval()(torch.zeros(1, 3, TRIAL_SIZE, TRIAL_SIZE))[-1].shape[-1]
+        dilated = timm.create_model(backbone.name, features_only=True, output_stride=16, in_chans=channels)
+        side = dilated.eval()(torch.zeros(1, channels, TRIAL_SIZE, TRIAL_SIZE))[-1].shape[-1]
         if side != TRIAL_SIZE // 16:
             raise ValueError(f"stride {TRIAL_SIZE // side}")
         dilated.to(next(backbone.parameters())).load_state_dict(backbone.net.state_dict())

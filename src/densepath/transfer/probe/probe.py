@@ -27,11 +27,13 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
 from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.probe.logistic import fit_stages
-from densepath.views.maker import IMAGENET_MEAN, IMAGENET_STD
 
+_RGB = PixelSpec()
 _MULTIPLE = 32  # the stride of the last stage, so that no stage has partial positions at the border
 _L2 = 5e-5  # about the best value from 5e-7 to 1.5e-4 on held-out training images of GlaS
 _FEATURE_VALUES = 2**27  # the training features take at most half a GiB in float32
@@ -75,10 +77,11 @@ def probe(
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
     check_seed(seed)
     torch.manual_seed(seed)
-    network = build_backbone(backbone)
+    spec = pixels_of_weights(weights)
+    network = build_backbone(backbone, spec.channels)
     load_weights(network, weights)
     network.to(choose_hardware(devices).device)
-    scores = probe_backbone(network, data, size=size, stages=stages, each_stage=each_stage, l2=l2, seed=seed)
+    scores = probe_backbone(network, data, spec, size=size, stages=stages, each_stage=each_stage, l2=l2, seed=seed)
     asked = {"weights": str(weights), "backbone": backbone, "data": str(data), "seed": seed, "size": size, "l2": l2}
     result = asked | scores | {"seconds": round(time.perf_counter() - start, 1)}
     if out is not None:
@@ -91,6 +94,7 @@ def probe(
 def probe_backbone(
     backbone: Backbone,
     data: str | Path,
+    spec: PixelSpec = _RGB,
     *,
     size: int = 256,
     stages: Sequence[int] | None = None,
@@ -98,7 +102,9 @@ def probe_backbone(
     l2: float = _L2,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Probe a backbone on its device, without changing it. Arguments as for :func:`probe`.
+    """Probe a backbone on its device, without changing it.
+
+    Arguments are as for :func:`probe`; ``spec`` says how the backbone's pixels are normalized.
 
     Returns:
         "mean_iou" over object and rest, "iou_object", "iou_rest", "dice" of the objects and "accuracy", pooled over
@@ -115,13 +121,13 @@ def probe_backbone(
     backbone.eval()
     try:
         with torch.autocast(device.type, enabled=False):
-            train, test = open_split(data, "train"), open_split(data, "test")
-            x, y = _training_features(backbone, train, size, stages, seed)
+            train, test = open_split(data, "train", spec), open_split(data, "test", spec)
+            x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
                 raise UserError(f"the training masks of {data} are all object or all rest; the probe needs both")
             weight, bias = fit_stages(x, y, _columns(backbone, stages), each_stage, l2)
             counts = torch.zeros(len(weight), 2, 2, dtype=torch.int64)  # (classifier, truth, prediction)
-            for features, truth in _frozen(backbone, test, size, stages):
+            for features, truth in _frozen(backbone, test, spec, size, stages):
                 logits = torch.einsum("mc,chw->mhw", weight, features) + bias.view(-1, 1, 1)
                 full = F.interpolate(logits.unsqueeze(0), truth.shape, mode="bilinear", align_corners=False)
                 counts += _confusion(full[0] > 0, truth.to(device))
@@ -140,7 +146,7 @@ def _columns(backbone: Backbone, stages: Sequence[int]) -> list[slice]:
 
 
 def _training_features(
-    backbone: Backbone, images: CocoImages, size: int, stages: Sequence[int], seed: int
+    backbone: Backbone, images: CocoImages, spec: PixelSpec, size: int, stages: Sequence[int], seed: int
 ) -> tuple[Tensor, Tensor]:
     """Features (N, C) and whether most of a position is object (N,); a random subset if there are too many."""
     channels = sum(backbone.channels[s] for s in stages)
@@ -148,7 +154,7 @@ def _training_features(
     features = torch.empty(budget * len(images), channels, device=next(backbone.parameters()).device)
     labels = features.new_empty(len(features))
     filled = 0
-    for index, (f, truth) in enumerate(_frozen(backbone, images, size, stages)):
+    for index, (f, truth) in enumerate(_frozen(backbone, images, spec, size, stages)):
         share = F.interpolate(truth[None, None].float(), f.shape[1:], mode="area")[0, 0]
         x, y = f.flatten(1).T, (share > 0.5).float().flatten().to(f.device)
         if len(x) > budget:
@@ -161,18 +167,17 @@ def _training_features(
 
 
 def _frozen(
-    backbone: Backbone, images: CocoImages, size: int, stages: Sequence[int]
+    backbone: Backbone, images: CocoImages, spec: PixelSpec, size: int, stages: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image's features (C, h, w) at stride 8 of the resized image, and its objects (H, W) bool at full size."""
     device = next(backbone.parameters()).device
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     for index in range(len(images)):
         sample = images[index]
-        pixels = torch.from_numpy(sample["image"]).to(device).permute(2, 0, 1) / 255
+        pixels = torch.from_numpy(sample["image"]).to(device).permute(2, 0, 1).unsqueeze(0).float()
         truth = torch.from_numpy(sample["masks"].any(axis=0))
         scale = size / min(truth.shape)
         working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in truth.shape]
-        resized = F.interpolate(((pixels - mean) / std).unsqueeze(0), working, mode="bilinear", antialias=True)
+        resized = F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)
         grid = [n // 8 for n in working]
         maps = backbone(resized, last=stages[-1])
         yield torch.cat([_to_grid(maps[s], grid) for s in stages], dim=1)[0], truth

@@ -1,0 +1,38 @@
+"""Hyper-parameters that a method inherits from another one, without being listed again."""
+
+from __future__ import annotations
+
+import inspect
+from inspect import Parameter
+from typing import get_args, get_type_hints
+
+
+def complete_signature(cls: type) -> None:
+    """Let ``inspect.signature(cls)`` show the parameters that a constructor passes to that of its base class.
+
+    With ``**options: Unpack[Options]`` these are the keys of the typed dictionary ``Options``; with any other
+    ``**options`` all of the base class that the constructor does not name itself. The base class says what their
+    defaults are, and its docstring what they mean.
+
+    Args:
+        cls: a class; its base class is the next one in the order of method resolution.
+
+    Raises:
+        TypeError: the base class lacks a key of the typed dictionary.
+    """
+    constructor = vars(cls).get("__init__")
+    if constructor is None:
+        return
+    own = inspect.signature(constructor).parameters
+    rest = next((p.name for p in own.values() if p.kind is Parameter.VAR_KEYWORD), None)
+    parameters = [p for p in list(own.values())[1:] if p.name != rest]
+    if rest is not None:
+        base = cls.__mro__[1]
+        offered = dict(inspect.signature(base).parameters)
+        unpacked = get_args(get_type_hints(constructor)[rest])
+        wanted = list(unpacked[0].__annotations__) if unpacked else [name for name in offered if name not in own]
+        if missing := [name for name in wanted if name not in offered]:
+            raise TypeError(f"{cls.__name__} passes {', '.join(missing)} to {base.__name__}, which does not take it")
+        parameters += [p.replace(kind=Parameter.KEYWORD_ONLY) for p in offered.values() if p.name in wanted]
+    # Also without inherited ones: a subclass would otherwise show the signature of its base class.
+    cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

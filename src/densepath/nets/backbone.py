@@ -1,0 +1,130 @@
+"""What a backbone is: a network that gives the feature maps of its stages f1..f5, of images or of volumes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+
+
+class Backbone(nn.Module):
+    """A network that returns the feature maps of its stages, and can stop early.
+
+    Methods, concepts and downstream tasks rely on this and nothing else. A network of your own becomes a backbone by a
+    subclass with its :meth:`forward`.
+
+    Args:
+        net: the network; its state dict, with ``net.`` before each key, is that of the backbone.
+        name: how the network is called; :func:`build_backbone` makes another one by it.
+        channels: stage -> its number of channels, ascending.
+        strides: stage -> the distance of its positions along each axis, in pixels; as many numbers as images have
+            dimensions.
+        in_channels: of the images.
+        patch_size: pixels, whose multiples the sides of images are; 1 for a ConvNet.
+
+    Attributes:
+        net, name, channels, strides, in_channels, patch_size: the arguments.
+        stages: the stages that exist, ascending: (1, 2, 3, 4, 5) for a ResNet, (2, 3, 4, 5) for a ConvNeXt.
+        deepest: the last of them.
+        ndim: dimensions of the images: 2, or 3 for volumes.
+        library: whose names the tensors in ``net`` have: "timm", or "densepath" for networks of our own.
+    """
+
+    library: ClassVar[str] = "densepath"
+
+    def __init__(
+        self,
+        net: nn.Module,
+        name: str,
+        channels: Mapping[int, int],
+        strides: Mapping[int, tuple[int, ...]],
+        in_channels: int = 3,
+        patch_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.name = name
+        self.channels: dict[int, int] = dict(channels)
+        self.strides: dict[int, tuple[int, ...]] = dict(strides)
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.stages: tuple[int, ...] = tuple(self.channels)
+        self.deepest: int = self.stages[-1]
+        self.ndim: int = len(self.strides[self.deepest])
+
+    @abstractmethod
+    def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
+        """Compute the stages up to ``last`` and nothing after it.
+
+        Args:
+            x: (B, in_channels, *size) normalized images.
+            last: the deepest stage that is wanted; one beyond the deepest that exists means all.
+
+        Returns:
+            Stage i -> f_i, (B, channels[i], *grid(i, *size)).
+
+        Raises:
+            UserError: the network has no stage ``last``, or does not take images of this size.
+        """
+
+    def grid(self, stage: int, *size: int) -> tuple[int, ...]:
+        """The positions of f_stage along each axis, for images of a size in pixels."""
+        return tuple(-(-side // stride) for side, stride in zip(size, self.strides[stage], strict=True))
+
+    def check_stage(self, stage: int) -> None:
+        """Check that f_stage exists.
+
+        Raises:
+            UserError: it does not; the message names those that do.
+        """
+        if stage not in self.channels:
+            have = ", ".join(f"f{i}" for i in self.stages)
+            raise UserError(f"{self.name} has no stage f{stage}; choose one of {have}")
+
+    def check_size(self, *size: int) -> None:
+        """Check that the network takes images of a size, in pixels along each axis.
+
+        Raises:
+            UserError: they have another number of dimensions, or cannot be divided into patches.
+        """
+        if len(size) != self.ndim:
+            raise UserError(
+                f"{self.name} takes images of {self.ndim} dimensions, and these have {len(size)}; "
+                "choose another backbone"
+            )
+        if any(side % self.patch_size for side in size):
+            raise UserError(
+                f"{self.name} divides images into patches of {self.patch_size} px, and "
+                f"{' x '.join(map(str, reversed(size)))} px is not a multiple of that; take a size that is one, "
+                f"e.g. {max(1, size[0] // self.patch_size) * self.patch_size}"
+            )
+
+    def last_stage(self) -> tuple[nn.Module, ...]:
+        """The modules that, one after the other, make the deepest map of the one before it, or of any parts of that.
+
+        Raises:
+            UserError: the network computes its stages in one piece.
+        """
+        raise UserError(f"{self.name} cannot run only its last stage; take a ResNet, ConvNeXt or RegNet")
+
+    def stem_and_stages(self, pooled: bool = False) -> tuple[tuple[nn.Module, ...], ...]:
+        """The stem's modules, which make a first map of the images, and those that make each stage of the map before.
+
+        Where there is no f1, the stem is what comes before the last module of f2.
+
+        Args:
+            pooled: whether the max-pool after f1, as a ResNet has it, belongs to the stem.
+
+        Returns:
+            One tuple of modules for the stem, and one for each stage from f2 on.
+
+        Raises:
+            UserError: the network cannot be taken apart; or it has no such max-pool where one is asked for.
+        """
+        raise UserError(
+            f"{self.name} is not a ConvNet that can be divided after its stem; take a ResNet, ConvNeXt or RegNet"
+        )

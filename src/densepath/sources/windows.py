@@ -1,0 +1,39 @@
+"""The window of images whose numbers have no agreed range: of volumes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.pixel_source import PixelSource
+
+_SAMPLE = 8  # volumes
+_NUMBERS = 2**18  # of each, which are looked at
+_PERCENTILES = (0.5, 99.5)  # nnU-Net's, for CT
+
+
+def percentile_window(images: PixelSource, sample: int = _SAMPLE) -> tuple[float, float]:
+    """The range of stored values that a sample of the images uses, but for the lowest and the highest 0.5%.
+
+    Args:
+        images: the source; their ``spec`` is not looked at.
+        sample: how many are read, evenly spread over the source.
+
+    Raises:
+        UserError: none of them can be read, or all of their numbers are equal.
+    """
+    count = min(sample, len(images))
+    found = []
+    for position in (k * len(images) // count for k in range(count)):
+        try:
+            numbers = images.read(position).reshape(-1)
+        except CorruptImage:
+            continue
+        found.append(numbers[:: max(1, len(numbers) // _NUMBERS)])
+    if not found:
+        raise UserError(f"none of {count} images can be read; check the files")
+    low, high = (float(value) for value in np.percentile(np.concatenate(found), _PERCENTILES))
+    if low == high:
+        raise UserError(f"nearly all numbers of the images are {low:g}; give their range by --window")
+    return low, high

@@ -1,0 +1,44 @@
+"""Over which images the batch norms of a run take their statistics: an option of the run, not of its method."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from densepath.core.errors import UserError
+from densepath.methods.base import Method
+from densepath.nets.norms import set_batch_norm
+
+BatchNorm = Literal["auto", "per_process", "synchronized"]
+
+
+def share_statistics(method: Method, batch_norm: BatchNorm, group: int, batch_size: int, processes: int) -> str:
+    """Set up all batch norms of a method, once, before it is trained.
+
+    Args:
+        method: what is trained.
+        batch_norm: "per_process", "synchronized", or "auto": as the method's paper has it.
+        group: images that have their statistics in common, of those of a process; 0 for all of them.
+        batch_size: images of a forward pass, over all processes.
+        processes: how many share them, equally.
+
+    Returns:
+        What "auto" means.
+
+    Raises:
+        UserError: the groups or the batches do not fit, or a batch norm cannot be converted.
+    """
+    over = method.batch_norm if batch_norm == "auto" else batch_norm
+    set_batch_norm(method, over, group * method.views_together)
+    local = batch_size // processes
+    if group and local % group:
+        raise UserError(
+            f"batch-norm groups of {group} images do not divide the {local} that a process holds in a batch; "
+            "set --batch_norm_group to a divisor of that (or 0: all of them), or change batch_size, accumulate "
+            "or the number of processes"
+        )
+    together = (batch_size if over == "synchronized" else group or local) * method.views_together
+    if together < 2 and any(isinstance(module, nn.BatchNorm1d) for module in method.modules()):
+        raise UserError("the batch norms of its heads need at least two images each; make the batch larger")
+    return over

@@ -1,0 +1,90 @@
+"""Hyper-parameters that a method takes from the one that it builds on."""
+
+import inspect
+from typing import Any, TypedDict, Unpack, get_type_hints
+
+import pytest
+
+from densepath.core.errors import UserError
+from densepath.methods import PCLV2, ConCL, DenseCL, MoCoV1, MoCoV2
+from densepath.methods.moco_v2 import MoCoOptions
+from densepath.nets.backbones import build_backbone
+from densepath.options import options_of
+from densepath.training.recipes import all_options
+
+SHARED = ("dim", "hidden_dim", "temperature", "queue_size", "momentum", "standardize", "shuffle")
+
+
+def test_the_typed_dictionary_is_the_constructor_of_moco():
+    hints = get_type_hints(MoCoV2.__init__)
+    assert get_type_hints(MoCoOptions) == {name: hints[name] for name in SHARED}
+    assert set(inspect.signature(MoCoV2).parameters) == {"backbone", *SHARED}
+
+
+@pytest.mark.parametrize("method", [ConCL, DenseCL, PCLV2])
+def test_what_builds_on_moco_has_its_options_and_defaults(method):
+    base = inspect.signature(MoCoV2).parameters
+    own = inspect.signature(method).parameters
+    assert {name: own[name].default for name in SHARED} == {name: base[name].default for name in SHARED}
+    assert "moco" not in own
+
+
+def test_moco_v1_has_no_hidden_layer_and_a_temperature_of_its_own():
+    assert all_options("moco_v1", {}) == {
+        "dim": 128,
+        "temperature": 0.07,
+        "queue_size": 16384,
+        "momentum": 0.999,
+        "standardize": False,
+        "shuffle": True,
+    }
+    with pytest.raises(TypeError, match="hidden_dim"):
+        MoCoV1(build_backbone("test_resnet"), hidden_dim=3)
+
+
+@pytest.mark.parametrize("method", [MoCoV1, ConCL, DenseCL, PCLV2])
+def test_inherited_options_are_typed_and_explained_on_the_command_line(method):
+    shown = {option.key: option for option in options_of(method, skip=["backbone"])}
+    assert shown["queue_size"].annotation is int and shown["queue_size"].help == "keys remembered as negatives."
+    assert shown["shuffle"].annotation is bool and shown["shuffle"].help.startswith("whether keys change places")
+    assert all(option.help for option in shown.values())
+
+
+def test_they_are_given_by_name_in_python():
+    method = ConCL(build_backbone("test_resnet"), num_concepts=6, queue_size=48, dim=8, concept_queue_size=64)
+    assert (method.source.num_concepts, method.queue.size, method.concept_queue.rows.shape) == (6, 48, (65, 8))
+    with pytest.raises(UserError, match="temperature must be positive"):
+        ConCL(build_backbone("test_resnet"), temperature=0)
+    with pytest.raises(TypeError, match="queue_length"):
+        ConCL(build_backbone("test_resnet"), queue_length=48)
+
+
+def test_a_method_from_elsewhere_inherits_as_it_likes():
+    class Plain(MoCoV2):
+        def __init__(self, backbone, extra: int = 1) -> None:
+            super().__init__(backbone)
+
+    class Everything(ConCL):
+        def __init__(self, backbone, dim: int = 7, **rest: Any) -> None:
+            super().__init__(backbone, dim=dim, **rest)
+
+    class Same(Plain):
+        pass
+
+    assert (
+        list(inspect.signature(Plain).parameters) == list(inspect.signature(Same).parameters) == ["backbone", "extra"]
+    )
+    everything = inspect.signature(Everything).parameters
+    assert everything["dim"].default == 7 and everything["queue_size"].default == 16384
+    assert everything.keys() == inspect.signature(ConCL).parameters.keys()
+
+
+def test_an_option_that_the_base_class_lacks_is_a_mistake_of_the_programmer():
+    with pytest.raises(TypeError, match="Wrong passes colour to MoCoV2, which does not take it"):
+
+        class Wrong(MoCoV2):
+            def __init__(self, backbone, **rest: Unpack[Options]) -> None: ...
+
+
+class Options(TypedDict):
+    colour: int

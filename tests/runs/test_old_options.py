@@ -1,0 +1,41 @@
+"""Options of version 0.1 by the names of today."""
+
+import pytest
+import yaml
+
+from densepath.runs.folder import read_config
+from densepath.runs.old_options import rename_options
+from densepath.training.recipes import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("method", "old", "run", "now"),
+    [
+        ("concl", {"batch_norm": "shuffled", "batch_norm_group": 32}, ("per_process", 32), {"shuffle": True}),
+        ("moco_v2", {"batch_norm": "per_process", "batch_norm_group": 0}, ("per_process", 0), {"shuffle": False}),
+        ("pcl_v2", {"batch_norm": "synchronized", "batch_norm_group": 0}, ("synchronized", 0), {"shuffle": True}),
+        ("simclr", {"batch_norm": "per_process", "batch_norm_group": 4}, ("per_process", 4), {}),
+        ("byol", {"batch_norm": "synchronized", "batch_norm_group": 0}, ("synchronized", 0), {}),
+    ],
+)
+def test_the_record_of_an_old_run_is_that_of_the_same_run_today(tmp_path, method, old, run, now):
+    record = {"method": method, "method_options": {"dim": 64, **old}, "epochs": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
+    options = {"method": method, "method_options": {"dim": 64, **now}, "epochs": 2}
+    assert read_config(tmp_path) == {**options, "batch_norm": run[0], "batch_norm_group": run[1]}
+    assert load_recipe(tmp_path / "config.yaml") == read_config(tmp_path)  # with --config
+
+
+def test_a_method_without_batch_norms_had_those_of_each_process(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": "mae", "method_options": {}}))
+    assert read_config(tmp_path) == {
+        "method": "mae",
+        "method_options": {},
+        "batch_norm": "per_process",
+        "batch_norm_group": 0,
+    }
+
+
+def test_a_recipe_gets_no_options_that_it_does_not_set():
+    assert rename_options({"method_options": {"batch_norm_group": 8}}) == {"method_options": {}, "batch_norm_group": 8}
+    assert rename_options({"method": "mae", "epochs": 1}) == {"method": "mae", "epochs": 1}

@@ -1,0 +1,132 @@
+"""Packed stores of any dtype, of 2 and 3 dimensions, read whole and in boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.sources import packed as packed_module
+from densepath.sources.packing import open_store, write_store
+from densepath.sources.pixel_source import PixelSpec
+
+SIZES = {
+    "tiles of one size": [(6, 8)] * 4,
+    "tiles": [(6, 8), (3, 9), (7, 2), (6, 8)],
+    "volumes": [(4, 6, 5), (2, 7, 3), (5, 3, 6), (4, 4, 4)],
+    "volumes of one size": [(4, 6, 5)] * 4,
+}
+DTYPES = [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float16, np.float32]
+
+
+def images_of(sizes: list[tuple[int, ...]], channels: int, dtype: npt.DTypeLike) -> list[npt.NDArray]:
+    rng = np.random.default_rng(0)
+    return [(rng.normal(0, 40, (*size, channels)) % 100).astype(dtype) for size in sizes]
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize(("channels", "dtype"), [(1, dtype) for dtype in DTYPES] + [(3, np.int16), (5, np.uint8)])
+def test_a_store_gives_back_images_of_any_kind(tmp_path: Path, kind: str, channels: int, dtype: npt.DTypeLike) -> None:
+    images = images_of(SIZES[kind], channels, dtype)
+    ndim = len(SIZES[kind][0])
+    spec = PixelSpec.default(channels, (-50.0, 50.0), ndim)
+    spacing = np.arange(4 * ndim, dtype=np.float32).reshape(4, ndim) + 1
+    store = open_store(write_store(tmp_path / "s.safetensors", images, "abcd", spec, spacing))
+    assert (len(store), store.spec, store.names(2)) == (4, spec, "c")
+    index = torch.tensor([2, 0, 3, 2])
+    part = store.gather(index)
+    assert part.pixels.numpy().dtype == dtype
+    assert part.sizes.tolist() == [list(SIZES[kind][k]) for k in index.tolist()] == store.sizes(index).tolist()
+    assert torch.equal(store.spacing(index), torch.from_numpy(spacing)[index])  # type: ignore[arg-type]
+    for pixels, position in zip(part.pixels.numpy(), index.tolist(), strict=True):
+        corner = tuple(slice(n) for n in SIZES[kind][position])
+        assert np.array_equal(pixels[corner], images[position])
+        assert np.count_nonzero(pixels) == np.count_nonzero(images[position])
+        assert np.array_equal(store.read(position), images[position])
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_boxes_are_the_parts_of_the_images(tmp_path: Path, kind: str) -> None:
+    images = images_of(SIZES[kind], 2, np.int16)
+    ndim = len(SIZES[kind][0])
+    store = open_store(write_store(tmp_path / "s.safetensors", images, "abcd", PixelSpec.default(2, ndim=ndim)))
+    index = torch.tensor([3, 1, 2])
+    sizes = store.sizes(index)
+    low = (sizes * torch.tensor([[0.0], [0.3], [0.5]])).long()
+    boxes = torch.stack((low, torch.minimum(low + 2, sizes)), dim=1)
+    part = store.gather(index, boxes)
+    assert torch.equal(part.boxes, boxes) and torch.equal(part.sizes, sizes)  # type: ignore[arg-type]
+    assert max(part.pixels.shape[1:-1]) <= 2
+    for pixels, position, box in zip(part.pixels.numpy(), index.tolist(), boxes.tolist(), strict=True):
+        inside = images[position][tuple(slice(a, b) for a, b in zip(*box, strict=True))]
+        assert np.array_equal(pixels[tuple(slice(n) for n in inside.shape[:-1])], inside)
+        assert np.count_nonzero(pixels) == np.count_nonzero(inside)
+
+
+def test_boxes_are_read_of_large_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_store(tmp_path / "s.safetensors", images_of([(6, 8), (3, 9)], 3, np.uint8), "ab", PixelSpec())
+    assert not open_store(path).reads_boxes
+    for limit, reads in ((48, False), (47, True)):
+        monkeypatch.setattr(packed_module, "_LARGE", limit)
+        assert open_store(path).reads_boxes == reads
+
+
+def test_stores_of_version_1_still_open(tmp_path: Path) -> None:
+    images = images_of([(6, 8), (3, 9)], 3, np.uint8)
+    path = write_store(tmp_path / "s.safetensors", images, "ab", PixelSpec())
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = {"format": "densepath-tiles", "version": "1", "count": "2"}  # all that it said
+    path.write_bytes(data[:8] + json.dumps(header).encode().ljust(length) + data[8 + length :])
+    store = open_store(path)
+    assert store.spec == PixelSpec()
+    assert all(np.array_equal(store.read(k), images[k]) for k in (0, 1))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        "nonsense",
+        "[]",
+        "{}",
+        json.dumps({"channels": 3, "mean": [1]}),
+        json.dumps(PixelSpec.default(1).record()),  # other channels than the pixels have
+        json.dumps(PixelSpec.default(3, ndim=3).record()),
+        json.dumps(PixelSpec().record() | {"channels": 10**30}),
+    ],
+)
+def test_a_store_whose_spec_does_not_fit_is_refused(tmp_path: Path, pixels: str) -> None:
+    path = write_store(tmp_path / "s.safetensors", images_of([(6, 8), (3, 9)], 3, np.uint8), "ab", PixelSpec())
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"]["pixels"] = pixels
+    path.write_bytes(data[:8] + json.dumps(header).encode().ljust(length) + data[8 + length :])
+    if pixels == "{}":
+        assert open_store(path).spec == PixelSpec()  # all that a record may leave out
+        return
+    with pytest.raises(UserError, match=r"s\.safetensors is damaged"):
+        open_store(path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_a_store_on_a_gpu_gives_the_same_images_and_boxes(tmp_path: Path, kind: str, dtype: npt.DTypeLike) -> None:
+    ndim = len(SIZES[kind][0])
+    spec = PixelSpec.default(1, ndim=ndim)
+    store = open_store(write_store(tmp_path / "s.safetensors", images_of(SIZES[kind], 1, dtype), "abcd", spec))
+    there = store.to("cuda")
+    index = torch.tensor([3, 1, 2])
+    boxes = torch.stack((torch.zeros(3, ndim, dtype=torch.int64), torch.full((3, ndim), 2)), dim=1)
+    for wanted in (None, boxes):
+        here, gathered = store.gather(index, wanted), there.gather(index, wanted)
+        assert gathered.pixels.is_cuda and gathered.pixels.dtype == here.pixels.dtype
+        assert torch.equal(gathered.pixels.cpu().float(), here.pixels.float())
+        assert torch.equal(gathered.pixels.float().cpu(), here.pixels.float())
