@@ -122,8 +122,8 @@ def test_all_images_of_a_patient_are_in_the_same_split(tmp_path: Path) -> None:
     assert len(train) == 7 and len(test) == 3 and not train & test
     other = convert_instances(tmp_path / "in", tmp_path / "other", seed=1, **given)  # type: ignore[arg-type]
     assert stems(other, "test") != stems(dest, "test")
-    alone = convert_instances(tmp_path / "in", tmp_path / "alone", test_share=0.3)
-    assert len({stem.split("_")[0] for stem in stems(alone, "test")}) > 3
+    single = convert_instances(tmp_path / "in", tmp_path / "alone", test_share=0.3)
+    assert len({stem.split("_")[0] for stem in stems(single, "test")}) > 3
 
 
 def test_images_without_label_maps_are_left_out_on_request(tmp_path: Path) -> None:

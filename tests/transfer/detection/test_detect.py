@@ -100,7 +100,7 @@ def test_every_detector_learns_an_image_to_the_pixel(
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
     assert metrics["box_ap"] > 0.9
-    # A mask of 14 x 14 cells, as C4 has them, can miss the one threshold of 0.95 for an object of 35 pixels.
+    # A mask of 14 x 14, as in C4, can miss the threshold of 0.95 for an object of 35 pixels.
     assert metrics.get("mask_ap", 1) > (0.85 if "c4" in detector else 0.9)
     assert json.loads((out / "metrics.json").read_text()) == metrics
     found = json.loads((out / "predictions.json").read_text())

@@ -180,8 +180,10 @@ def test_max_steps_scales_warmup_and_drops_and_batch_size_scales_the_learning_ra
     ],
 )
 def test_recipes_have_the_steps_of_the_paper(recipe: str, name: str, steps: int, drops: tuple[int, ...]) -> None:
-    said = load_recipe(recipe, "detect")
-    solver = make_solver(name, drops=said["drops"], batch_size=said["batch_size"], base_steps=said["base_steps"])
+    options = load_recipe(recipe, "detect")
+    solver = make_solver(
+        name, drops=options["drops"], batch_size=options["batch_size"], base_steps=options["base_steps"]
+    )
     assert (solver.steps, solver.drops, solver.lr, solver.warmup) == (steps, drops, 0.02, 1000)
     sizes = {"glas": ([400, 522], 522), "crag": ([768, 1024], 768)}
-    assert (said["train_size"], said["test_size"]) == sizes[recipe]
+    assert (options["train_size"], options["test_size"]) == sizes[recipe]

@@ -71,7 +71,7 @@ def test_detections_are_encoded_while_the_network_processes_the_next_image(image
         return encode(sample, found)
 
     assert evaluate(slow_find, slow_encode, images, tmp_path / "out", masks=False)["box_ap"] == 1
-    # Ctrl-C reaches no other thread: one would go on to the end of its image, which takes Segment Anything minutes.
+    # Ctrl-C reaches only the main thread: another one would finish its image, which takes Segment Anything minutes.
     assert threads == {threading.current_thread()}
 
 

@@ -156,5 +156,5 @@ def test_detections_equal_torchvisions() -> None:
 
 
 def test_small_anchors_keep_their_size() -> None:
-    (cell,) = Anchors([[8]], [4]).cell_anchors
-    torch.testing.assert_close((cell[:, 2:] - cell[:, :2]).prod(1), torch.full((3,), 64.0))
+    (anchors,) = Anchors([[8]], [4]).cell_anchors
+    torch.testing.assert_close((anchors[:, 2:] - anchors[:, :2]).prod(1), torch.full((3,), 64.0))

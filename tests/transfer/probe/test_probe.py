@@ -34,7 +34,7 @@ class Colors(nn.Module):
         return {2: F.avg_pool2d(x * self.scale, 4)}
 
 
-def write_data(folder: Path, *, told: bool, size: tuple[int, int] = (96, 128)) -> Path:
+def write_data(folder: Path, *, informative: bool, size: tuple[int, int] = (96, 128)) -> Path:
     """Images of 16-pixel blocks, half of them red; the objects are the red ones, or any half."""
     rng = np.random.default_rng(0)
 
@@ -42,7 +42,7 @@ def write_data(folder: Path, *, told: bool, size: tuple[int, int] = (96, 128)) -
         blocks = tuple(n // 16 for n in size)
         red, other = (np.kron(rng.random(blocks) < 0.5, np.ones((16, 16))) > 0 for _ in range(2))
         image = np.where(red[..., None], (220, 40, 40), (60, 120, 200)) + rng.integers(-20, 20, (*size, 3))
-        return f"image_{index}", image.astype(np.uint8), (red if told else other).astype(np.int32)
+        return f"image_{index}", image.astype(np.uint8), (red if informative else other).astype(np.int32)
 
     write_coco(folder, {"train": [sample(i) for i in range(6)], "test": [sample(i) for i in range(4)]})
     return folder
@@ -53,7 +53,7 @@ def probe_colors(data: Path, **options: object) -> dict[str, float]:
 
 
 def test_labels_linear_in_the_features_are_predicted(tmp_path: Path) -> None:
-    scores = probe_colors(write_data(tmp_path / "data", told=True))
+    scores = probe_colors(write_data(tmp_path / "data", informative=True))
     # Cells of 8 pixels are interpolated to full resolution: only pixels at the blocks' borders can be wrong.
     assert scores["mean_iou"] > 0.9
     assert scores["dice"] > 0.95
@@ -62,20 +62,20 @@ def test_labels_linear_in_the_features_are_predicted(tmp_path: Path) -> None:
 
 
 def test_labels_independent_of_the_features_stay_at_chance(tmp_path: Path) -> None:
-    scores = probe_colors(write_data(tmp_path / "data", told=False))
+    scores = probe_colors(write_data(tmp_path / "data", informative=False))
     assert 0.4 < scores["accuracy"] < 0.6
 
 
 def test_resolution_and_aspect_of_the_images_are_kept(tmp_path: Path) -> None:
     """Objects of one position are found at full resolution in images twice as large, in portrait format."""
-    data = write_data(tmp_path / "data", told=True, size=(256, 192))
+    data = write_data(tmp_path / "data", informative=True, size=(256, 192))
     scores = probe_colors(data)
     assert scores["mean_iou"] > 0.8
     assert scores["train_positions"] == 6 * (128 // 8) * (96 // 8)
 
 
 def test_positions_are_subsampled_to_limit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_data(tmp_path / "data", told=True)
+    data = write_data(tmp_path / "data", informative=True)
     monkeypatch.setattr("densepath.transfer.probe.probe._FEATURE_VALUES", 6 * 3 * 50)
     scores = probe_colors(data)
     assert scores["train_positions"] == 6 * 50
@@ -86,13 +86,13 @@ def test_positions_are_subsampled_to_limit_memory(tmp_path: Path, monkeypatch: p
 def test_the_backbone_is_not_changed(tmp_path: Path) -> None:
     backbone = build_backbone("resnet18").train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    probe_backbone(backbone, write_data(tmp_path / "data", told=True), size=64, stages=(1, 2))
+    probe_backbone(backbone, write_data(tmp_path / "data", informative=True), size=64, stages=(1, 2))
     assert backbone.training
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
 
 
 def test_a_file_of_weights_is_loaded(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", told=True)
+    data = write_data(tmp_path / "data", informative=True)
     torch.manual_seed(3)
     save_backbone(tmp_path / "weights.safetensors", build_backbone("resnet18"))
     out = tmp_path / "scores.json"
@@ -105,7 +105,7 @@ def test_a_file_of_weights_is_loaded(tmp_path: Path) -> None:
 
 
 def test_each_stage_is_scored_as_a_single_stage(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", told=True)
+    data = write_data(tmp_path / "data", informative=True)
     backbone: Backbone = build_backbone("resnet18")
     together = probe_backbone(backbone, data, size=64, stages=(1, 3), each_stage=True)
     single = probe_backbone(backbone, data, size=64, stages=(3,))
@@ -121,7 +121,7 @@ def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_mistakes_are_named(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", told=True)
+    data = write_data(tmp_path / "data", informative=True)
     with pytest.raises(UserError, match="no stage f7"):
         probe(data=data, stages=(7,))
     with pytest.raises(UserError, match=r"ends in \.json"):
@@ -135,7 +135,7 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_transformer_is_probed_on_its_one_stage(tmp_path: Path) -> None:
-    scores = probe(data=write_data(tmp_path / "data", told=True), backbone="test_vit", size=96, devices="cpu")
+    scores = probe(data=write_data(tmp_path / "data", informative=True), backbone="test_vit", size=96, devices="cpu")
     assert scores["mean_iou"] > 0.8  # a patch is a block: its token knows the color
     with pytest.raises(UserError, match="test_vit has no stage f5; choose one of f4"):
         probe(data=tmp_path / "data", backbone="test_vit", size=96, stages=[5], devices="cpu")
