@@ -61,7 +61,7 @@ VERBS = {
     "data instances": Verb(
         "datasets.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
     ),
-    "data pack": Verb("sources.open:pack", "images -> one store that trains without decoding", ("source", "dest")),
+    "data pack": Verb("sources.packing:pack", "images -> one store that trains without decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "training.pretrain:pretrain",

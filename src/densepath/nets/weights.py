@@ -73,7 +73,7 @@ def save_backbone(
         raise UserError(f"{path} must end in {' or '.join(suffixes)} to hold weights in the layout {layout}")
     state, untrained = arrange(backbone, layout)
     notes = {
-        **pixel_notes(PixelSpec.default(backbone.in_channels)),
+        **pixel_notes(PixelSpec.default(backbone.in_channels, ndim=backbone.ndim)),
         **(metadata or {}),
         "format": "pt",  # what readers of safetensors look for to tell torch's tensors from others
         "format_version": FORMAT_VERSION,

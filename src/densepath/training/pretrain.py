@@ -175,6 +175,11 @@ def pretrain(
     images.spec = _choose_pixels(images, old, mean, std, window)
     torch.manual_seed(seed)
     network = build_backbone(backbone, images.spec.channels)
+    if network.ndim != images.spec.ndim:
+        raise UserError(
+            f"{backbone} takes images of {network.ndim} dimensions, and those of {data} have {images.spec.ndim}; "
+            "choose another backbone"
+        )
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     loaded = load_weights(network, weights) if fresh else None
     options = all_options(method, method_options)
