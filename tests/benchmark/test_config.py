@@ -69,8 +69,8 @@ def test_table_1_agrees_with_the_text():
 
 def test_table_3_has_the_papers_differences():
     table = load_table("table3")
-    said = {"glas": [4.8, 4.5, 4.0, 4.1, 3.3], "crag": [4.6, 5.1, 5.2, 4.8, 4.2]}
-    for data, differences in said.items():
+    expected = {"glas": [4.8, 4.5, 4.0, 4.1, 3.3], "crag": [4.6, 5.1, 5.2, 4.8, 4.2]}
+    for data, differences in expected.items():
         for schedule, difference in zip(("0.5x", "1x", "2x", "3x", "5x"), differences, strict=True):
             task = f"{data}_{schedule}"
             assert round(numbers(table, "b-ConCL", task)[0] - numbers(table, "MoCo-v2", task)[0], 1) == difference
@@ -97,9 +97,9 @@ def test_conv_mims_tables_agree_with_its_table_1():
     for row in ("Rand. init.", "Conv-MIM"):
         assert numbers(load_table("conv_mim_table3"), row, "crag_1x") == numbers(first, row, "crag")
     # Section 4.3: "0.9/1.1 and 0.5/0.4 higher" than Emb. masking.
-    for data, said in (("glas", [0.9, 1.1]), ("crag", [0.5, 0.4])):
+    for data, expected in (("glas", [0.9, 1.1]), ("crag", [0.5, 0.4])):
         rows = (numbers(load_table("conv_mim_table2"), row, data) for row in ("Conv-MIM", "Emb. masking"))
-        assert [round(x - y, 1) for x, y in zip(*rows, strict=True)] == said
+        assert [round(x - y, 1) for x, y in zip(*rows, strict=True)] == expected
 
 
 def test_conv_mims_table_1_agrees_with_the_text():

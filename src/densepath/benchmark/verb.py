@@ -12,7 +12,7 @@ from rich.console import Console
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
-from densepath.benchmark.devices import make_devices
+from densepath.benchmark.devices import parse_devices
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
@@ -77,7 +77,7 @@ def benchmark_table(
         Interrupted: by Ctrl-C or SIGTERM; the runs have saved their state.
     """
     table = _chosen(load_table(config), seeds, rows, baseline)
-    chosen = make_devices(devices)
+    available = parse_devices(devices)
     out = Path(out)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
@@ -94,7 +94,7 @@ def benchmark_table(
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"{table.title}: {len(table.seeds)} seeds", markup=False)
-    for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(chosen))]:
+    for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(available))]:
         console.print(line, markup=False)
     if dry_run:
         for name, run in grid.runs.items():
@@ -102,7 +102,7 @@ def benchmark_table(
         return None
     with atomic_write(out / _NAME) as part:
         part.write_text(f"{table.name}\n", encoding="utf-8")
-    runner = Runner(root, list(grid.runs.values()), chosen, partial(_write, out, table, grid, root, notes))
+    runner = Runner(root, list(grid.runs.values()), available, partial(_write, out, table, grid, root, notes))
     runner.run()
     failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
     written = _write(out, table, grid, root, [*notes, *failures])
