@@ -38,7 +38,7 @@ class KMeansConcepts:
     def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
-        self._check_positions(math.prod(math.ceil(side / 2**self.stage) for side in size))
+        self._check_positions(math.prod(backbone.grid(self.stage, *size)))
 
     def _check_positions(self, positions: int) -> None:
         if positions < self.num_concepts:

@@ -128,8 +128,7 @@ class ConCL(MoCoV2):
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
         self.source.check(self.backbone, sizes["reference"])
-        stride = 2**self.backbone.deepest
-        most = self.source.num_concepts or math.prod(math.ceil(side / stride) for side in sizes["query"])
+        most = self.source.num_concepts or math.prod(self.backbone.grid(self.backbone.deepest, *sizes["query"]))
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "

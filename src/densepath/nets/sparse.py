@@ -136,7 +136,7 @@ def encode_sparsely(
 
     Args:
         backbone: one that :func:`check_sparse` lets pass.
-        pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by 2**backbone.deepest or more.
+        pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by the deepest stride or more.
         visible: the cells.
         stages: those that are wanted; all by default.
 
