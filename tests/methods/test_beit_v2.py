@@ -107,7 +107,7 @@ def test_layer_scales_start_where_they_are_told_to(make):
 def test_overfits_one_batch(method, batch):
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     history = []
-    for _ in range(35):
+    for _ in range(50):
         losses = method(batch)
         optimizer.zero_grad()
         losses.total.backward()

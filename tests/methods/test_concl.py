@@ -252,8 +252,8 @@ def test_concepts_of_an_image_do_not_depend_on_the_batch(make, batch, images):
 
 
 def test_overfits_one_batch(make, batch, losses_on):
-    method = make(ConCL)
-    history = losses_on(method, batch, steps=15, lr=0.1, queue=method.concept_queue)
+    method = make(ConCL, "test_resnet")
+    history = losses_on(method, batch, steps=20, lr=0.1, queue=method.concept_queue)
     assert history[-1] < 0.75 * history[0]
 
 

@@ -174,7 +174,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch, match):
 
 @pytest.mark.parametrize("match", ["features", "geometry"])
 def test_overfits_one_batch(make, batch, losses_on, match):
-    method = make(DenseCL, match=match, dense_weight=1.0)
+    method = make(DenseCL, "test_resnet", match=match, dense_weight=1.0)
     history = losses_on(method, batch, steps=12, lr=0.1, queue=method.dense_queue)
     assert history[-1] < 0.7 * history[0]
 

@@ -68,7 +68,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
 
 
 def test_overfits_one_batch(make, batch, losses_on):
-    method = make(MoCoV1)
+    method = make(MoCoV1, "test_resnet")
     history = losses_on(method, batch, steps=12, lr=0.03, queue=method.queue)
     assert history[-1] < 0.5 * history[0]
 

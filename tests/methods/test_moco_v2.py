@@ -54,7 +54,7 @@ def test_batch_norm_statistics_are_each_encoders_own(make, batch):
 
 
 def test_overfits_one_batch(make, batch, losses_on):
-    method = make(MoCoV2)
+    method = make(MoCoV2, "test_resnet")
     history = losses_on(method, batch, steps=15, lr=0.1, queue=method.queue)
     assert history[-1] < 0.7 * history[0] and math.isfinite(history[-1])
 

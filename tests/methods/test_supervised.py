@@ -99,7 +99,7 @@ def test_a_state_of_version_0_1_which_holds_the_labels_is_accepted(prepared, mak
 
 
 def test_overfits_one_batch(prepared, batch, losses_on):
-    history = losses_on(prepared(), batch, steps=12, lr=0.02)
+    history = losses_on(prepared(backbone="test_resnet"), batch, steps=12, lr=0.02)
     assert history[-1] < 0.1 * history[0]
 
 

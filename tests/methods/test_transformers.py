@@ -48,7 +48,7 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, views, name, to
 
 
 @pytest.mark.parametrize(
-    ("method", "steps", "lr", "share"), [(SimCLR, 12, 0.02, 0.5), (BYOL, 12, 0.05, 0.4), (MoCoV2, 15, 0.1, 0.7)]
+    ("method", "steps", "lr", "share"), [(SimCLR, 16, 0.01, 0.5), (BYOL, 12, 0.02, 0.4), (MoCoV2, 15, 0.1, 0.7)]
 )
 def test_overfits_one_batch(make, views, losses_on, method, steps, lr, share):
     model = make(method, "test_vit")

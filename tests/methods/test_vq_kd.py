@@ -16,6 +16,7 @@ from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.transformer_parts import sincos_positions
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export_parts
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -136,6 +137,17 @@ def test_the_tokenizer_is_kept(method, batch, tmp_path):
     perplexity = torch.exp(-(usage / usage.sum()).xlogy(usage / usage.sum()).sum())
     assert again.describe() == f"a tokenizer with 12 codes (perplexity {perplexity:.0f}) on test_vit"
     assert method.exported_backbone() is method.tokenizer.backbone
+
+
+def test_a_tokenizer_takes_views_that_are_normalized_as_its_own_were(method, tmp_path):
+    grey = PixelSpec.default(1).record()
+    config = {"method": "vq_kd", "backbone": "test_vit", "pixels": PixelSpec(window=(0.0, 4095.0)).record()}
+    export_parts(tmp_path, method.exported_parts(), config, 5)
+    again = load_tokenizer(tmp_path / "tokenizer.safetensors")
+    again.show(PixelSpec(window=(0.0, 4095.0)))
+    for other in (PixelSpec(), PixelSpec.from_record(grey)):
+        with pytest.raises(UserError, match="the tokenizer was trained on pixels of"):
+            again.show(other)
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path, method):

@@ -237,3 +237,30 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, monkeypatch, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blurr": 0.5}, r"unknown option augment\.blurr; did you mean augment\.blur\?"),
+        ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
+        ({"scale": [0.5, 2.0]}, "at most 1"),
+        ({"flip": 1.5}, "augment.flip is a probability"),
+        ({"hue": 0.7}, "at most 0.5"),
+        ({"brightness": -1}, "must not be negative"),
+        ({"scale": 3}, r"augment\.scale takes 2 values, each a number, not 3"),
+        ({"flip": "often"}, r"augment\.flip takes a number, not 'often'"),
+    ],
+)
+def test_wrong_options_of_the_views_are_named(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        resolve(PretrainConfig, None, RUN | {"augment": options})
+    assert "\n" not in str(error.value)
+
+
+def test_options_of_the_views_change_those_of_the_method():
+    """A method with other views than the common ones, MAE, keeps what is not given."""
+    config = resolve(PretrainConfig, None, RUN | {"augment": {"scale": [0.5, 1.0], "blur": 0.1}})
+    assert config.augment == Augment(scale=(0.5, 1.0), blur=0.1)
+    config = resolve(PretrainConfig, "mae_small", RUN | {"augment": {"scale": [0.5, 1.0]}})
+    assert (config.augment.scale, config.augment.jitter, config.augment.blur) == ((0.5, 1.0), 0.0, 0.0)

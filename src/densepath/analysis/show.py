@@ -31,6 +31,7 @@ from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
 from densepath.training.recipes import find_method
 from densepath.training.resolve import resolve
+from densepath.views.declarations import without_color
 from densepath.views.maker import ViewMaker
 
 Columns = dict[str, list[np.ndarray]]  # title -> a label map for each tile
@@ -66,10 +67,11 @@ def show_views(
     out = picture_file(out)
     given = {} if view_size is None else {"view_size": view_size}
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
-    size, views = recipe.view_size, find_method(recipe.method).views(recipe.augment)
+    size, method = recipe.view_size, find_method(recipe.method)
     images = open_images(data, cache="none")
     check_size(images, size // 2)
     spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
+    views, _ = without_color(method.views(recipe.augment), method.views(), spec)
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 
@@ -185,7 +187,8 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
             f"the run in {run} learned from images of {spec.channels} channels, and those of {data} have "
             f"{images.spec.channels}; give such images"
         )
-    made = ViewMaker(method.views(config.augment), size, seed, spec)(_draw(images, count, seed))
+    views, _ = without_color(method.views(config.augment), method.views(), spec)
+    made = ViewMaker(views, size, seed, spec)(_draw(images, count, seed))
     return draw_reconstruction(method.eval().reconstruct(made), out, spec, panel=1.8)
 
 

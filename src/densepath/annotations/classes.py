@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.sources.pixel_source import PixelSource
 
 FOLDERS = "folders"
@@ -47,9 +47,8 @@ class Classes:
     def describe(self) -> str:
         """The classes with the number of their images, in a line."""
         counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
-        shown = [f"{name} ({count})" for name, count in zip(self.names[:_SHOWN], counts, strict=False)]
-        more = f" and {len(self.names) - _SHOWN} more" if len(self.names) > _SHOWN else ""
-        return f"{len(self.names)} classes: {', '.join(shown)}{more}"
+        shown = [f"{name} ({count})" for name, count in zip(self.names, counts, strict=True)]
+        return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
 
 
 def read_classes(images: PixelSource, labels: str) -> Classes:

@@ -14,7 +14,7 @@ from densepath.benchmark.checks import is_number, listed, mapping, positive
 from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, pretraining_options
 from densepath.core.errors import UserError, suggest
 from densepath.training.resolve import merged
-from densepath.transfer.detection.detectors import BOXES_ALONE, DETECTORS
+from densepath.transfer.detection.detectors import BOXES_ONLY, DETECTORS
 
 _TASKS = ("probe", "detect")
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
@@ -245,11 +245,7 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
 
 
 def _check_options(verb: str, options: Any, whose: str) -> None:
-    """Check options without running the verb.
-
-    Raises:
-        UserError: an option does not exist or is set by the grid, or a value is invalid.
-    """
+    """Check options without running the verb."""
     mapping(options, free_options(verb), f"the options of {whose}")
     if options.get("epochs") is not None and options.get("max_steps") is not None:
         raise UserError(f"{whose} has epochs and max_steps; give one of them")
@@ -265,7 +261,7 @@ def _check_options(verb: str, options: Any, whose: str) -> None:
 
 def _check_masks(metrics: Sequence[str], options: Mapping[str, Any], whose: str) -> None:
     masks = [metric for metric in metrics if metric.startswith("mask_")]
-    if masks and options.get("detector") in BOXES_ALONE:
+    if masks and options.get("detector") in BOXES_ONLY:
         raise UserError(f"{whose} has no {masks[0]}: {options['detector']} finds boxes only; remove it")
 
 

@@ -32,7 +32,7 @@ class Nuclei:
     Source: Ruifrok and Johnston, 2001 (color deconvolution); not in ConCL's paper.
     """
 
-    parallel = True
+    parallel, needs_color = True, True
 
     def __init__(self, radius: float = 8.0) -> None:
         if radius < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.nets.hub import fetch, quiet
+from densepath.nets.model_folders import read_image_processor
 from densepath.sources.pixel_source import PixelSpec
 
 Predict = Callable[[Tensor], Any]
@@ -124,9 +124,7 @@ def _load_transformers(path: Path, device: str) -> Predict:
 
 def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
     """Image size, mean and std that a transformers model was trained with, if its folder gives them."""
-    files = [path / name for name in ("preprocessor_config.json", "processor_config.json")]
-    config: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
-    config = config.get("image_processor", config)
+    config = read_image_processor(path)
     size: Any = config.get("size", {})
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)

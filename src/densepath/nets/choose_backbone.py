@@ -12,7 +12,7 @@ from densepath.nets.backbone import Backbone
 from densepath.nets.backbones import TRIAL_SIZE, TimmBackbone, build_backbone
 from densepath.nets.hub import HUB, fetch
 from densepath.nets.model_folders import read_config
-from densepath.nets.transformers import wrap_transformer
+from densepath.nets.transformers import is_transformer, wrap_transformer
 
 # What a model of the hub may set beside its architecture without having another backbone.
 _OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
@@ -61,8 +61,8 @@ def _around(network: Any, channels: int) -> Backbone:
     name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     info = getattr(network, "feature_info", None)
     try:
-        if name is None or info is None:
-            raise ValueError("not a network of timm")
+        if name is None or not (hasattr(info, "reduction") or is_transformer(name)):
+            raise ValueError("not a network of timm that gives its stages")
         net = network if hasattr(info, "reduction") else wrap_transformer(network)
         made = TimmBackbone(net, name, channels)
         mode = made.training

@@ -34,6 +34,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """How a model of transformers wants its images, as its folder says; nothing where it does not."""
+    notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
+    return notes.get("image_processor") or notes
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -138,8 +144,7 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the colors, those of ImageNet where the folder does not say."""
-    notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
-    notes = notes.get("image_processor") or notes
+    notes = read_image_processor(folder)
     mean, std = notes.get("image_mean"), notes.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
         return PixelSpec.mean, PixelSpec.std

@@ -155,13 +155,7 @@ class _TimmNetwork(nn.Module):
 
 
 def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _TimmNetwork:
-    """A network of timm, of patches of any size.
-
-    Args:
-        name: its timm name.
-        pretrained: load timm's weights of that name.
-        arguments: of its constructor.
-    """
+    """A network of timm, of patches of any size; with its own weights, or other arguments of its constructor."""
     import timm
 
     transformer = is_transformer(name)

@@ -132,10 +132,11 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         world_size=hardware.world_size,
         workers=choose_workers(hardware) if config.workers is None else config.workers,
         device=hardware.device,
+        draw=views.draw,
         extras=method.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    sweep = Sweep(batches, config.view_size, images.spec, hardware.memory_format)
+    sweep = Sweep(batches, config.view_size, hardware.memory_format)
     task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, sweep)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
