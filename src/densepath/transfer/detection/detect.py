@@ -127,7 +127,11 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         workers=choose_workers(hardware) if config.workers is None else config.workers,
     )
     first = hardware.rank == 0
-    kept = {"free": FREE, "defaults": DetectConfig(data="", out="").record(), "note": f"densepath {__version__}"}
+    kept: dict[str, Any] = {
+        "free": FREE,
+        "defaults": DetectConfig(data="", out="").record(),
+        "note": f"densepath {__version__}",
+    }
     with open_run(out, record, resume=resume, **kept) if first else nullcontext():
         if first:
             say(f"densepath: {config.detector} on {line}; {len(train)} training images, {solver.steps} steps")
