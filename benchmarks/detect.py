@@ -1,7 +1,7 @@
-"""Fine-tuning and evaluating a detector: densepath's way, and torchvision's reference loop on the same model.
+"""Fine-tuning and evaluation of a detector by densepath, and by torchvision's reference loop on the same model.
 
 The reference reads the same COCO file with ``torchvision.datasets.CocoDetection`` and the transforms of torchvision's
-detection references (flip, resize of the short edge, normalization), image by image in as many worker processes.
+detection references (flip, resize of the short edge, normalization), image by image, in the same number of workers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RGB = PixelSpec()
 
 
 def training_step(task: DetectionTask, hardware: Hardware) -> Callable[[Callable[[], torch.Tensor]], None]:
-    """Losses, gradients and weights, from what the model takes."""
+    """One training step: losses, gradients, weights."""
     updates = task.updates()
 
     def step(total_loss: Callable[[], torch.Tensor]) -> None:
@@ -52,7 +52,7 @@ def training_step(task: DetectionTask, hardware: Hardware) -> Callable[[Callable
 
 
 def ours(task: DetectionTask, batches: TrainingBatches, hardware: Hardware) -> Iterator[None]:
-    """Steps as ``densepath detect`` makes them."""
+    """Steps as in ``densepath detect``."""
     step = training_step(task, hardware)
     for batch in batches:
         inputs = task.inputs(batch)
@@ -92,10 +92,10 @@ def reference_loader(data: Path, sizes: tuple[int, int], batch_size: int, worker
         ]
     )
     split = open_split(data, "train")
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints messages
         plain = datasets.CocoDetection(split.folder, split.annotations, transforms=transforms)
     dataset = datasets.wrap_dataset_for_transforms_v2(plain, target_keys=("boxes", "labels", "masks"))
-    outlined = [row for row, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # as the references do
+    outlined = [row for row, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # as in the references
     return DataLoader(
         Subset(dataset, outlined),
         batch_size,
@@ -132,13 +132,13 @@ def evaluation(task: DetectionTask, notes: DetectorNotes, data: Path, hardware: 
 
 
 def main() -> None:
-    """Measure training in turns, then evaluation."""
+    """Measure training, alternating between both, then evaluation."""
     made = parser(__doc__.splitlines()[0])
     made.add_argument("--detector", default="mask_rcnn_fpn_small", choices=DETECTORS)
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--train_size", type=int, nargs=2, default=(192, 256))
     made.add_argument("--test_size", type=int, default=256)
-    made.add_argument("--image_size", type=int, default=256, help="of procedural tissue, in pixels")
+    made.add_argument("--image_size", type=int, default=256, help="size of procedural tissue images in pixels")
     made.add_argument("--batch_size", type=int, default=4)
     made.add_argument("--workers", type=int, default=0)
     made.add_argument("--device", default="auto")
@@ -173,7 +173,7 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
     loader = reference_loader(data, sizes, asked.batch_size, asked.workers)
     loops = {"densepath": ours(task, batches, hardware), "torchvision": reference(task, loader, hardware)}
     cases = {name: lambda loop=loop: next(loop) for name, loop in loops.items()}
-    # Several steps a turn: a batch that one of them has made in the turn of the other weighs little.
+    # Several steps per round: batches prepared during the round of the other loop have little influence.
     seconds = in_turns(cases, asked.repeats, hardware.device, warmup=1, calls=_CALLS)
     rows: list[dict[str, Any]] = [
         {"case": f"training, {name}", "images_per_second": asked.batch_size / statistics.median(values)}

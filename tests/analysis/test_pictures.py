@@ -10,9 +10,11 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
+from scipy.ndimage import label
 
 from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, compose
 from densepath.analysis.pictures import (
+    _mosaic,
     colors_of,
     draw_concepts,
     draw_curves,
@@ -25,8 +27,10 @@ from densepath.core.affine import from_box
 from densepath.core.errors import UserError
 from densepath.runs.metrics import MetricsFile
 from densepath.sources.batch import ImageBatch
+from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import encode_mask
 from densepath.views.augment import Augment
+from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
@@ -71,6 +75,38 @@ def test_each_image_has_a_row_and_each_view_a_column(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "views.png"]
 
 
+def test_crops_of_one_view_share_a_panel_and_are_all_outlined(tmp_path: Path) -> None:
+    images = ImageBatch(torch.zeros(1, 80, 80, 3, dtype=torch.uint8), torch.tensor([[80, 80]]), torch.tensor([0]))
+    corners = torch.tensor([[-0.9, -0.9], [0.1, -0.9], [-0.9, 0.1]])
+    batch = Batch(
+        {"local": View(torch.zeros(3, 3, 24, 24), from_box(corners, corners + 0.8))}, images.index, 0, 0, 0, 0
+    )
+    picture = np.asarray(Image.open(draw_views(images, batch, tmp_path / "views.png")).convert("RGB"), dtype=int)
+    of_outline = np.abs(picture - np.round(np.array(to_rgb(LINES[0])) * 255)).max(axis=2) < 12
+    panel = of_outline.shape[1] // 2
+    outlines, _ = label(of_outline[:, :panel], np.ones((3, 3)))
+    assert len(np.unique(outlines)) - 1 >= 3
+    tile = colors_of(batch["local"].pixels[0])
+    assert _mosaic([tile] * 3).shape == (49, 49, 3)
+
+
+def test_volumes_are_drawn_by_their_middle_slices(tmp_path: Path) -> None:
+    """A bright box in the middle of a volume is bright in the picture of the volume, and in that of its view."""
+    spec = PixelSpec(3, 2, (0.0, 1000.0), (0.5, 0.5), (0.25, 0.25))
+    volume = torch.zeros(1, 16, 40, 40, 2, dtype=torch.int16)
+    volume[0, 6:10, 10:30, 10:30, 0] = 1000
+    images = ImageBatch(volume, torch.tensor([[16, 40, 40]]), torch.tensor([0]))
+    crop = Crop(scale=(1, 1), ratio=(1, 1), flip=())
+    batch = ViewMaker({"a": RandomView(crop)}, (8, 40, 40), 0, spec)(images)
+    shown = colors_of(batch["a"].pixels[0], spec)
+    assert shown.shape == (40, 40, 3) and shown[20, 20].min() > 0.99 and shown[2, 2].max() < 0.01
+    picture = np.asarray(Image.open(draw_views(images, batch, tmp_path / "views.png", spec)).convert("L"))
+    middle = picture.shape[0] // 2 + 12
+    for left in (0, picture.shape[1] // 2):
+        part = picture[middle, left : left + picture.shape[1] // 2]
+        assert part[len(part) // 2] > 250 and (part < 5).sum() > 0.2 * len(part)
+
+
 def test_concepts_are_colored_from_dark_to_light_for_any_ids() -> None:
     tile = np.full((64, 64, 3), 40, np.uint8)
     tile[:, 32:] = 200
@@ -84,8 +120,8 @@ def test_an_entry_of_a_label_map_covers_its_part_of_the_tile() -> None:
     tile = np.full((60, 90, 3), 100, np.uint8)
     labels = np.arange(6).reshape(2, 3)
     painted = paint_concepts(tile, labels, strength=1.0)
-    cells = painted.reshape(2, 30, 3, 30, 3)[:, 15, :, 15]
-    assert len(np.unique(cells.reshape(6, 3), axis=0)) == 6
+    parts = painted.reshape(2, 30, 3, 30, 3)[:, 15, :, 15]
+    assert len(np.unique(parts.reshape(6, 3), axis=0)) == 6
     assert np.array_equal(painted[3:27, 3:27], np.broadcast_to(painted[15, 15], (24, 24, 3)))
 
 

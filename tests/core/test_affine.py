@@ -85,12 +85,12 @@ def test_three_dimensions():
     torch.testing.assert_close(resample(x, swap, (6, 10, 8))[0], x.transpose(-1, -2))
 
 
-@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(9, 7), (24, 40), (64, 64)])
-def test_resizing_equals_torchvision_with_antialias(kind, size):
+def test_resizing_equals_torchvision_with_antialias(mode, size):
     x = torch.rand(2, 3, 37, 51)
-    ours, _ = resample(x, affine.identity(2), size, kind=kind)
-    theirs = TF.resize(x, list(size), InterpolationMode(kind), antialias=True)
+    ours, _ = resample(x, affine.identity(2), size, mode=mode)
+    theirs = TF.resize(x, list(size), InterpolationMode(mode), antialias=True)
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
@@ -125,16 +125,16 @@ def test_minification_does_not_alias(angle):
     assert (small - 0.5).abs().max() < 0.13  # point samples would be off by 0.5
 
 
-@pytest.mark.parametrize("kind", ["area", "bilinear"])
-def test_how_finely_a_turned_image_is_sampled_is_its_own(kind):
+@pytest.mark.parametrize("mode", ["area", "bilinear"])
+def test_how_finely_a_turned_image_is_sampled_is_its_own(mode):
     """Beside one that shrinks four times, one that does not stays as it is by itself."""
     x = torch.rand(3, 2, 64, 64)
     maps = torch.cat([scale * rotation(33) for scale in (0.1, 0.3, 0.7)])
-    together = sample(x, maps, (8, 8), kind=kind)
-    alone = torch.cat([sample(x[i : i + 1], maps[i : i + 1], (8, 8), kind=kind) for i in range(3)])
+    together = sample(x, maps, (8, 8), mode=mode)
+    alone = torch.cat([sample(x[i : i + 1], maps[i : i + 1], (8, 8), mode=mode) for i in range(3)])
     torch.testing.assert_close(together, alone)
     coarse = F.grid_sample(x[:1], F.affine_grid(maps[:1], [1, 2, 8, 8], align_corners=False), align_corners=False)
-    if kind == "bilinear":
+    if mode == "bilinear":
         torch.testing.assert_close(together[:1], coarse, atol=1e-5, rtol=1e-4)
 
 
@@ -224,12 +224,12 @@ TURNED = torch.tensor([[[0.6, -0.5, 0.1], [0.5, 0.7, 0.0]], [[0.3, 0.1, 0.4], [-
 UPRIGHT = torch.tensor([[[1.6, 0, 0.3], [0, -0.4, 0.2]], [[0, 0.7, 0.1], [-1.2, 0, 0.3]]])  # also wider than the input
 
 
-@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
-def test_gradients_flow_through_samples(kind):
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_gradients_flow_through_samples(mode):
     """Of turned and upright maps at once: against finite differences."""
     maps = torch.cat((TURNED, UPRIGHT))
     x = torch.rand(4, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: sample(x, maps, (3, 6), kind=kind), x, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x: sample(x, maps, (3, 6), mode=mode), x, fast_mode=True)
 
 
 def test_places_are_as_exact_under_autocast():

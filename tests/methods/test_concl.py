@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from method_checks import check
+from targets import prepare
 
 from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
@@ -286,8 +287,6 @@ def test_what_does_not_fit_is_named(make, options, message):
             {"concepts": "nuclei", "restoration": "shares"},
             "nuclei may be any number in an image; restore them by argmax",
         ),
-        ({"concepts": "files"}, "concepts files need concept_files; give a folder of label maps"),
-        ({"concepts": "saliency"}, "concepts saliency need concept_files; give a folder of masks, or a model's"),
     ],
 )
 def test_wrong_hyper_parameters_are_named(make, options, message):
@@ -304,4 +303,4 @@ def test_wrong_hyper_parameters_are_named(make, options, message):
 )
 def test_missing_files_are_named_before_the_first_step(make, concepts, message):
     with pytest.raises(UserError, match=message):
-        make(ConCL, concepts=concepts, concept_files="nowhere").prepare(ImageFiles(["a.png"]))
+        prepare(make(ConCL, concepts=concepts), ImageFiles(["a.png"]), regions="nowhere")

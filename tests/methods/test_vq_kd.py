@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_checks import check
 from safetensors.torch import load_file, save_file
-from targets import write_tokenizer
+from targets import prepare, write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import VQKD
@@ -16,6 +16,7 @@ from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.transformer_parts import sincos_positions
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export_parts
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -26,7 +27,7 @@ IMAGES = ImageFiles(["image.png"])
 @pytest.fixture
 def method(make):
     method = make(VQKD, "test_vit", decoder_depth=2)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 
@@ -138,6 +139,17 @@ def test_the_tokenizer_is_kept(method, batch, tmp_path):
     assert method.exported_backbone() is method.tokenizer.backbone
 
 
+def test_a_tokenizer_takes_views_that_are_normalized_as_its_own_were(method, tmp_path):
+    grey = PixelSpec.default(1).record()
+    config = {"method": "vq_kd", "backbone": "test_vit", "pixels": PixelSpec(window=(0.0, 4095.0)).record()}
+    export_parts(tmp_path, method.exported_parts(), config, 5)
+    again = load_tokenizer(tmp_path / "tokenizer.safetensors")
+    again.show(PixelSpec(window=(0.0, 4095.0)))
+    for other in (PixelSpec(), PixelSpec.from_record(grey)):
+        with pytest.raises(UserError, match="the tokenizer was trained on pixels of"):
+            again.show(other)
+
+
 def test_what_is_no_tokenizer_is_named(tmp_path, method):
     def refused(message, source):
         with pytest.raises(UserError, match=message) as caught:
@@ -170,8 +182,6 @@ def test_the_views_are_those_of_the_released_code():
 
 
 def test_wrong_hyper_parameters_are_named(make):
-    with pytest.raises(UserError, match=r"vq_kd needs a teacher; name one by --method\.teacher"):
-        make(VQKD, "test_vit", teacher="")
     with pytest.raises(UserError, match="vq_kd needs a vision transformer"):
         make(VQKD, "resnet18")
     with pytest.raises(UserError, match="the commitment must not be negative"):
@@ -183,4 +193,4 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
-        make(VQKD, "test_vit", teacher="nobody").prepare(IMAGES)
+        prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

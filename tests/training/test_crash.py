@@ -266,7 +266,7 @@ def test_measurements_that_are_none_are_refused_by_name(tmp_path, text):
 def test_a_folder_below_a_file_is_refused_by_name(tmp_path, tiles):
     (tmp_path / "file").write_text("text")
     options = SMALL | {"method_options": {"queue_size": 8}, "batch_size": 8, "max_steps": 1}
-    with pytest.raises(UserError, match=rf"{tmp_path}/file/run cannot be made \(Not a directory\)"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/file/run cannot be created \(Not a directory\)"):
         pretrain(data=tiles, out=tmp_path / "file" / "run", **options)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Polygon
@@ -47,7 +49,8 @@ _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
     """Draw each image with the outlines of its views, and the views next to it.
 
-    A dot marks the upper left corner of each view, so that flips and rotations are visible.
+    A dot marks the upper left corner of each view, so that flips and rotations are visible. Several crops of one view
+    share a panel. Of volumes, the middle slices are drawn, and the outlines are those of the views' middle slices.
 
     Args:
         images: the images that the views were made from.
@@ -57,22 +60,57 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
     """
     grid = PanelGrid(len(batch), 1 + len(batch.views), titles=["image", *batch.views], breaks=[1])
     for row, axes in enumerate(grid.axes):
-        height, width = images.sizes[row].tolist()
-        show(axes[0], spec.to_rgb(images.pixels[row, :height, :width].cpu().numpy()))
+        *depth, height, width = images.sizes[row].tolist()
+        image = images.pixels[row, depth[0] // 2] if depth else images.pixels[row]
+        show(axes[0], _image_colors(image[:height, :width], spec))
         # The first view is drawn last: it lies on top.
         for view, color, panel in reversed(list(zip(batch.views.values(), LINES, axes[1:], strict=False))):
-            show(panel, colors_of(view.pixels[row], spec))
+            crops = range(row, len(view.pixels), len(batch))
+            show(panel, _mosaic([colors_of(view.pixels[crop], spec) for crop in crops]))
             frame(panel, color)
             side = view.pixels.shape[-1]
             panel.plot(side * 0.04, side * 0.04, "o", color=color, ms=5, mec="white", mew=0.8)
-            corners = (apply(view.map[row : row + 1], _CORNERS.unsqueeze(0))[0] + 1) / 2 * torch.tensor([width, height])
-            _outline(axes[0], corners.numpy(), color)
+            for crop in crops:
+                corners = F.pad(_CORNERS, (0, len(depth))).unsqueeze(0)
+                corners = (apply(view.map[crop : crop + 1], corners)[0, :, :2] + 1) / 2 * torch.tensor([width, height])
+                _outline(axes[0], corners.numpy(), color)
     return save(grid.figure, path)
 
 
+def _mosaic(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles (H, W, 3) of one size in rows of a square, row by row, with white between them."""
+    if len(tiles) == 1:
+        return tiles[0]
+    across = math.ceil(math.sqrt(len(tiles)))
+    height, width = tiles[0].shape[:2]
+    gap = max(1, width // 24)
+    mosaic = np.ones((across * (height + gap) - gap, across * (width + gap) - gap, 3))
+    for number, tile in enumerate(tiles):
+        top, left = number // across * (height + gap), number % across * (width + gap)
+        mosaic[top : top + height, left : left + width] = tile
+    return mosaic
+
+
+def _image_colors(image: Tensor, spec: PixelSpec) -> np.ndarray:
+    """What a picture shows of stored values (H, W, C): (H, W, 3)."""
+    if spec.ndim == 2 and spec.channels in (1, 3):
+        return spec.to_rgb(image.cpu().numpy())
+    colors = _shown_channels(spec.apply_window(image.movedim(-1, 0).float().cpu()))
+    return colors.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _shown_channels(pixels: Tensor) -> Tensor:
+    """Of pixels (C, H, W), colors or the first channel."""
+    return pixels if len(pixels) == 3 else pixels[:1]
+
+
 def colors_of(pixels: Tensor, spec: PixelSpec = _RGB) -> np.ndarray:
-    """The colors (H, W, 3) in [0, 1] of pixels (C, H, W), grey or RGB, that were normalized as ``spec`` says."""
-    colors = spec.restore(pixels.detach().float().cpu().unsqueeze(0))[0]
+    """The colors (H, W, 3) in [0, 1] of pixels (C, *spatial) that were normalized as ``spec`` says.
+
+    Of volumes, those of the middle slice; of other pixels than RGB, the grey of the first channel.
+    """
+    pixels = pixels if pixels.ndim == 3 else pixels[:, pixels.shape[1] // 2]
+    colors = _shown_channels(spec.restore(pixels.detach().float().cpu().unsqueeze(0))[0])
     return colors.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 

@@ -2,8 +2,8 @@
 
 A view is pixels plus the affine map that made them. A map is a (B, d, d + 1) tensor that takes coordinates of the view
 to coordinates of its source; d is the number of spatial dimensions. Coordinates are normalized: -1 and 1 are the outer
-*edges* of the first and the last cell of an axis (``align_corners=False`` in PyTorch's words), and their order is x, y,
-z, the reverse of a tensor's axes. So a map does not depend on how finely either side is sampled, and a map made for
+*edges* of the first and the last pixel of an axis (``align_corners=False`` in PyTorch's words), and their order is x,
+y, z, the reverse of a tensor's axes. So a map does not depend on how finely either side is sampled, and a map made for
 pixels holds for feature maps.
 
 Maps are small and best kept on the CPU: then choosing how to resample asks nothing of the device that holds the pixels.
@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.resampling import Filter, inside, resample, sample
+from densepath.core.filters import Mode
+from densepath.core.grids import inside
+from densepath.core.resampling import resample, sample
 
 # Shares of area closer than this are a tie: rounding must not decide it.
 TIE = 4e-6
@@ -76,24 +78,24 @@ def between(from_map: Tensor, to_map: Tensor) -> Tensor:
 
 
 def warp(
-    x: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int], *, kind: Filter = "bilinear"
+    x: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int], *, mode: Mode = "bilinear"
 ) -> tuple[Tensor, Tensor]:
     """Carry pixels or features of one view to another.
 
     Args:
         x: (B, C, *spatial) floats on the *from* view.
         from_map, to_map: (B, d, d + 1) the two views' maps to their common sources.
-        size: the cells of the *to* view, in the order of the tensor's axes.
-        kind: the resampling filter; it widens with minification, so nothing aliases.
+        size: the positions of the *to* view, in the order of the tensor's axes.
+        mode: the resampling filter; it widens with minification, so nothing aliases.
 
     Returns:
-        (B, C, *size) values, zero where invalid, and (B, *size) bool: whether a cell's center lies in the *from* view.
+        (B, C, *size) values, zero where invalid, and (B, *size) bool: whether a position's center lies in *from*.
     """
-    return resample(x, between(from_map, to_map), size, kind=kind)
+    return resample(x, between(from_map, to_map), size, mode=mode)
 
 
 def label_shares(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int], num_labels: int) -> Tensor:
-    """The share of every cell's area that each label covers: exact for crops, flips and quarter turns.
+    """The share of every position's area that each label covers: exact for crops, flips and quarter turns.
 
     Args:
         labels: (B, *spatial) integers on the *from* view; those outside 0 .. num_labels - 1 belong to nothing.
@@ -104,13 +106,13 @@ def label_shares(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequenc
     """
     ids = torch.arange(num_labels, device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
     one_hot = (labels.unsqueeze(1) == ids).to(torch.float32)
-    return sample(one_hot, between(from_map, to_map), size, kind="area")
+    return sample(one_hot, between(from_map, to_map), size, mode="area")
 
 
 def warp_labels(
     labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int], num_labels: int
 ) -> tuple[Tensor, Tensor]:
-    """Carry a label map to another view: each cell takes the label that covers most of it, ties the smallest.
+    """Carry a label map to another view: each position takes the label that covers most of it, ties the smallest.
 
     Arguments as in :func:`label_shares`.
 

@@ -1,4 +1,4 @@
-"""Label maps with any number of labels, carried to the cells of views without a mask for each label."""
+"""Label maps with any number of labels, carried to the positions of views without a mask for each label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from densepath.core.affine import TIE, between
-from densepath.core.resampling import Way, axis_taps, group_rows, inside, sample_finely
+from densepath.core.filters import axis_taps
+from densepath.core.grids import inside
+from densepath.core.map_kinds import Aligned, Oblique, group_rows
+from densepath.core.resampling import sample_finely
 
 # Sums of whole numbers are the same in any order: a GPU's sums of floats are not.
 _UNIT = 2**40
@@ -16,18 +19,18 @@ _FEW = 1024
 
 
 def main_labels(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int]) -> Tensor:
-    """The label that covers most of each cell of another view, of equals the smallest.
+    """The label that covers most of each position of another view, of equals the smallest.
 
     What :func:`densepath.core.affine.warp_labels` gives, but without a mask for each label: the shares of the labels
-    under each cell are added up.
+    under each position are added up.
 
     Args:
         labels: (B, *spatial) integers on the *from* view; negative ones belong to nothing.
         from_map, to_map: (B, d, d + 1) the two views' maps to their common sources, best on the CPU.
-        size: the cells of the *to* view, in the order of the tensor's axes.
+        size: the positions of the *to* view, in the order of the tensor's axes.
 
     Returns:
-        (B, *size) int64, -1 where a cell's center lies outside the *from* view or no label is under it.
+        (B, *size) int64, -1 where a position's center lies outside the *from* view or no label is under it.
     """
     maps = between(from_map, to_map).detach().cpu()
     groups = group_rows(maps, size, "area", torch.tensor(labels.shape[1:]).expand(len(labels), -1))
@@ -35,9 +38,9 @@ def main_labels(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence
         out = _main_labels(labels, maps, size, groups[0][0])
     else:
         out = torch.empty(len(labels), *size, dtype=torch.int64, device=labels.device)
-        for way, rows in groups:
+        for kind, rows in groups:
             here = rows.to(labels.device, non_blocking=True)
-            out[here] = _main_labels(labels[here], maps[rows], size, way)
+            out[here] = _main_labels(labels[here], maps[rows], size, kind)
     return torch.where(inside(maps.to(labels.device, non_blocking=True), size), out, -1)
 
 
@@ -48,28 +51,28 @@ def number_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         first, second: (B, *spatial) integers; negative ones belong to nothing.
 
     Returns:
-        Both maps: ids below the number of cells of the first, -1 for labels of the second that the first lacks.
+        Both maps: ids below the number of positions of the first, -1 for labels of the second that the first lacks.
     """
-    cells = first.flatten(1)
-    same = cells.unsqueeze(2) == cells.unsqueeze(1)  # (B, cells, cells)
+    positions = first.flatten(1)
+    same = positions.unsqueeze(2) == positions.unsqueeze(1)  # (B, positions, positions)
     earliest = same.to(torch.uint8).argmax(2)
-    new = (earliest == torch.arange(cells.shape[1], device=cells.device)) & (cells >= 0)
-    number = new.cumsum(1) - 1  # at the first cell of each label, its number
+    new = (earliest == torch.arange(positions.shape[1], device=positions.device)) & (positions >= 0)
+    number = new.cumsum(1) - 1  # at the first position of each label, its number
 
     def renumber(labels: Tensor) -> Tensor:
         flat = labels.flatten(1)
-        matches = (flat.unsqueeze(2) == cells.unsqueeze(1)) & (flat >= 0).unsqueeze(2)
+        matches = (flat.unsqueeze(2) == positions.unsqueeze(1)) & (flat >= 0).unsqueeze(2)
         found = number.gather(1, matches.to(torch.uint8).argmax(2))
         return torch.where(matches.any(2), found, -1).view(labels.shape)
 
     return renumber(first), renumber(second)
 
 
-def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], way: Way) -> Tensor:
-    if isinstance(way, int):
-        under, shares = _under_turned_cells(labels, maps, size, way)
+def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], kind: Aligned | Oblique) -> Tensor:
+    if isinstance(kind, Oblique):
+        under, shares = _under_turned_positions(labels, maps, size, kind.parts)
     else:
-        under, shares = _under_upright_cells(labels, maps, size, way)
+        under, shares = _under_upright_positions(labels, maps, size, kind.axes)
     shares = shares * (under >= 0)
     # On a CPU it costs nothing to ask how many labels there are, and few are summed up several times as fast.
     few = under.device.type == "cpu" and int(under.max()) < _FEW
@@ -78,7 +81,7 @@ def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], way: Way) ->
 
 
 def _main_of_few(under: Tensor, shares: Tensor) -> Tensor:
-    """The label with the largest sum of shares (B, cells, T), by a table of all labels."""
+    """The label with the largest sum of shares (B, positions, T), by a table of all labels."""
     table = shares.new_zeros(*under.shape[:2], max(1, int(under.max()) + 1))
     table.scatter_add_(2, under.to(torch.int64).clamp(min=0), shares)
     most = table.amax(-1, keepdim=True)
@@ -101,10 +104,10 @@ def _main_of_many(under: Tensor, shares: Tensor) -> Tensor:
     return torch.where(most > tie, under.gather(-1, first).to(torch.int64), -1).squeeze(-1)
 
 
-def _under_upright_cells(
+def _under_upright_positions(
     labels: Tensor, maps: Tensor, size: Sequence[int], axes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The labels under each output cell and what share of it each covers, both (B, cells, T).
+    """The labels under each output position and what share of it each covers, both (B, positions, T).
 
     ``axes[i]``: the output coordinate that input coordinate i (x first) follows.
     """
@@ -116,23 +119,25 @@ def _under_upright_cells(
         axis, out_axis = d - 1 - row, d - 1 - axes[row]
         scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
         extent = torch.full((count,), labels.shape[1 + axis])
-        cells, weights = axis_taps(shift - scale, shift + scale, size[out_axis], "area", extent, labels.device)
+        positions, weights = axis_taps(shift - scale, shift + scale, size[out_axis], "area", extent, labels.device)
         shape = [count, *[1] * (2 * d)]
-        shape[1 + out_axis], shape[1 + d + out_axis] = cells.shape[1:]
-        place = place + stride * cells.view(shape)
+        shape[1 + out_axis], shape[1 + d + out_axis] = positions.shape[1:]
+        place = place + stride * positions.view(shape)
         share = share * weights.view(shape)
         stride *= labels.shape[1 + axis]
     under = labels.flatten(1).gather(1, place.flatten(1)).view(place.shape)
     return under.flatten(1, d).flatten(2), share.flatten(1, d).flatten(2)
 
 
-def _under_turned_cells(labels: Tensor, maps: Tensor, size: Sequence[int], parts: int) -> tuple[Tensor, Tensor]:
+def _under_turned_positions(
+    labels: Tensor, maps: Tensor, size: Sequence[int], parts: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """The same for maps that turn by any angle: samples on a finer grid, all of one share."""
     d = maps.shape[1]
     extent = torch.tensor(labels.shape[1:]).expand(len(labels), -1)
     # In floats, which hold whole numbers to 2**24.
     samples = sample_finely(labels.unsqueeze(1).to(torch.float32), maps, size, "area", extent, parts)
-    split = [length for n in size for length in (n, parts)]
+    split = [length for pair in zip(size, parts, strict=True) for length in pair]
     axes = [0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)]
     under = samples.to(labels.dtype).view(len(labels), *split).permute(axes)
     under = under.flatten(1, d).flatten(2)

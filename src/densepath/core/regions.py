@@ -15,13 +15,13 @@ class Regions:
     """Regions of each view of a batch, sharp or soft.
 
     Args:
-        masks: (B, K, *spatial) how much of each cell belongs to each region: bool, or floats from 0 to 1. Regions may
-            be empty.
+        masks: (B, K, *spatial) how much of each position belongs to each region: bool, or floats from 0 to 1. Regions
+            may be empty.
     """
 
     def __init__(self, masks: Tensor) -> None:
-        self.masks = masks.flatten(2)  # (B, K, cells)
-        self.area = self.masks.sum(-1)  # (B, K), in cells
+        self.masks = masks.flatten(2)  # (B, K, positions)
+        self.area = self.masks.sum(-1)  # (B, K), in positions
 
     @classmethod
     def of_labels(cls, labels: Tensor, num_regions: int) -> Regions:
@@ -51,13 +51,13 @@ class Regions:
         """Masked average pooling, one matrix product for the batch (ConCL, section 3.2: MAP).
 
         Args:
-            features: (B, C, *spatial) on the cells of the masks.
+            features: (B, C, *spatial) on the positions of the masks.
 
         Returns:
             (B, K, C); zeros where a region is empty.
         """
-        cells = features.flatten(2).transpose(1, 2)  # (B, cells, C)
-        sums = torch.bmm(self.masks.to(cells.dtype), cells)
+        vectors = features.flatten(2).transpose(1, 2)  # (B, positions, C)
+        sums = torch.bmm(self.masks.to(vectors.dtype), vectors)
         return sums / torch.where(self.present(), self.area, 1).unsqueeze(-1).to(sums.dtype)
 
 

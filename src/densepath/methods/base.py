@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from densepath.methods.needs import Need
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PerImage, PixelSource
@@ -127,10 +128,18 @@ class Method(nn.Module):
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: PixelSource) -> str | None:
-        """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
+    def needs(self) -> Mapping[str, Need]:
+        """What :meth:`prepare` must be given besides the images, by names of the method's own choice."""
+        return {}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+        """Called once, before the first step.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.
+
+        Args:
+            images: the source of the images, whose positions in it are ``Batch.index``.
+            given: what :meth:`needs` asks for, by its names.
 
         Returns:
             What was found, a line for the user.

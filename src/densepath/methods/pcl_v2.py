@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import torch
@@ -91,7 +92,7 @@ class PCLV2(MoCoV2):
         super().check(sizes, batch_size, processes)
         self.batch_size = batch_size
 
-    def prepare(self, images: PixelSource) -> str:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str:
         count = len(images)
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from densepath.core.archives import refuse_swelling
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 
@@ -66,7 +65,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; name a run that has one")
     _verify(path)
-    refuse_swelling(path)  # a right checksum is no promise: anybody can make one
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

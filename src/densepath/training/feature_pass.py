@@ -16,7 +16,6 @@ from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.nets.preserve_mode import untouched_modes
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.sources.pixel_source import PixelSpec
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
@@ -32,15 +31,12 @@ class Sweep:
     Args:
         batches: whose source is swept, in batches of the same size.
         size: of the views in pixels.
-        spec: what the numbers of the images' pixels mean.
         memory_format: of the views.
     """
 
-    def __init__(
-        self, batches: ImageBatches, size: int | Sequence[int], spec: PixelSpec, memory_format: torch.memory_format
-    ) -> None:
+    def __init__(self, batches: ImageBatches, size: int | Sequence[int], memory_format: torch.memory_format) -> None:
         self.batches = batches
-        self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, spec, memory_format)
+        self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, batches.images.spec, memory_format)
 
     @torch.no_grad()
     def __call__(self, method: Method, device: torch.device, tick: Tick = no_heartbeat) -> Tensor:
@@ -69,7 +65,7 @@ class Sweep:
 
     def _padded(self, rounds: int) -> Iterator[ImageBatch | None]:
         """This process's batches, and then None until there are as many as another may have."""
-        return islice(chain(self.batches.each_image(), repeat(None)), rounds)
+        return islice(chain(self.batches.each_image(self.make_views.draw), repeat(None)), rounds)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.core.streams import say
@@ -32,7 +33,7 @@ class Hardware:
         nodes: machines.
         rank, local_rank: this process among all, and on this machine.
         precision: "32", or "bf16-mixed" for automatic mixed precision in bfloat16.
-        channels_last: whether 4D weights lie channels last, which convolutions in bfloat16 like.
+        channels_last: whether weights and pixels lie channels last, which convolutions in bfloat16 like.
         deterministic: whether a GPU is held to algorithms that give the same bits each time. A CPU does so anyway.
         environment: who starts the processes.
     """
@@ -59,8 +60,13 @@ class Hardware:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How weights and pixels of four dimensions lie in memory."""
+        """How pixels of four dimensions lie in memory."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Lay the weights of a network in memory as its pixels lie: also those of volumes, of five dimensions."""
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
+        network._apply(lambda x: x.to(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
 
 def choose_hardware(

@@ -122,7 +122,7 @@ def train(
         fabric = join_processes(hardware, equal_shapes)
         watchdog.joined()
 
-        task.to(memory_format=hardware.memory_format)
+        hardware.lay_out(task)
         task.to(fabric.device)
         model = fabric.strategy.setup_module(task)  # itself, or wrapped: Fabric's own wrapper would copy each batch
         updates = task.updates()

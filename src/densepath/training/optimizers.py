@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from timm.optim import Lamb
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -126,6 +125,8 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
     if settings.name == "lamb":
+        from timm.optim import Lamb
+
         # Gradients are clipped before, alike for every optimizer.
         lamb: torch.optim.Optimizer = Lamb(groups, lr=lr, betas=betas, weight_decay=decay, max_grad_norm=None)
         return lamb

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.resampling import weighted_rows
+from densepath.core.filters import weighted_rows
 from densepath.views.appearance import (
     Appearance,
     change,

@@ -19,7 +19,6 @@ from densepath.views.view import Batch, View
 
 # Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
 _CACHED = 2**18
-_RGB = PixelSpec()
 
 
 class ViewMaker:
@@ -41,13 +40,13 @@ class ViewMaker:
         views: Mapping[str, Declaration],
         size: int | Sequence[int],
         seed: int,
-        spec: PixelSpec = _RGB,
+        spec: PixelSpec | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.views = dict(views)
         self.size = size
         self.seed = seed
-        self.spec = spec
+        self.spec = spec or PixelSpec()
         if self.spec.ndim == 3 and memory_format == torch.channels_last:
             memory_format = torch.channels_last_3d
         self.memory_format = memory_format
@@ -88,7 +87,9 @@ class ViewMaker:
             shape = (counts[name] * len(images), channels, *planned.size)
             views[name] = View(torch.empty(shape, device=device, memory_format=self.memory_format), planned.map)
         for rows in self._shares(images, plan):
-            part = images.pixels[rows].movedim(-1, 1).to(torch.float32)
+            part = images.pixels[rows].movedim(-1, 1)
+            if self.spec.ndim == 2 or device.type != "cpu":
+                part = part.to(torch.float32)  # once for all views; of volumes, only what each view shows
             for name, view in self.views.items():
                 of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
                 made = self._view(view, plan.views[name], of_crops, part, images, rows, views)
@@ -119,7 +120,7 @@ class ViewMaker:
         elif self.spec.ndim == 3:
             maps = maps.double()  # as those of boxes are, so that both give the same views
         source = torch.arange(rows.stop - rows.start).repeat(len(of_crops)) if len(of_crops) > 1 else None
-        pixels = sample(part, maps, planned.size, kind=planned.interpolation, extent=extent, rows=source).contiguous()
+        pixels = sample(part, maps, planned.size, mode=planned.interpolation, extent=extent, rows=source).contiguous()
         pixels = self.spec.apply_window(pixels)
         if isinstance(view, RandomView):
             draw = planned.draw.take(of_rows)

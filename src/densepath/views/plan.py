@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from densepath.core.affine import bounds, compose, union
-from densepath.core.resampling import Filter, filter_reach
+from densepath.core.affine import compose, union
+from densepath.core.filters import Mode
+from densepath.core.volume_sampling import needed_boxes
 from densepath.views.crops import Crop, SecondWindow, WindowPair
 from densepath.views.declarations import Center, Cover, Declaration, Turned, crop_counts, view_sizes
 from densepath.views.geometry import center_maps, crop_maps, posed
@@ -35,7 +35,7 @@ class PlannedView:
     map: Tensor
     draw: Draw
     size: tuple[int, ...]
-    interpolation: Filter
+    interpolation: Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +58,13 @@ class Plan:
         Args:
             sizes: (B, d) int64, the images' sizes in pixels, in the order of the tensor's axes.
         """
-        lows, highs = [], []
+        boxes = []
         for view in self.views.values():
-            low, high = bounds(view.map.double())
-            crops = (len(low) // len(sizes), len(sizes), -1)
-            across = sizes.flip(-1).double()
-            low, high = ((corner.view(crops) + 1) / 2 * across for corner in (low, high))
-            # The finest axis of the view bounds how far its filter reaches, whichever way it is turned.
-            step = ((high - low) / min(view.size)).clamp(min=1)
-            reach = math.ceil(filter_reach(view.interpolation)) * step + 1
-            lows.append((low - reach).amin(0))
-            highs.append((high + reach).amax(0))
-        low, high = torch.stack(lows).amin(0).floor(), torch.stack(highs).amax(0).ceil()
-        box = torch.stack((low, high), dim=1).long().flip(-1)
-        return torch.minimum(box.clamp(min=0), sizes.unsqueeze(1))
+            extent = sizes.repeat(len(view.map) // len(sizes), 1)
+            own = needed_boxes(view.map, view.size, view.interpolation, extent)
+            boxes.append(own.unflatten(0, (-1, len(sizes))))
+        all_boxes = torch.cat(boxes)  # (crops of all views, B, 2, d)
+        return torch.stack((all_boxes[:, :, 0].amin(0), all_boxes[:, :, 1].amax(0)), dim=1)
 
 
 def plan_views(
@@ -102,7 +95,7 @@ def plan_views(
         numbers = (number + (torch.arange(count) << _CROP_SHIFT)).repeat_interleave(len(index))
         draw = Draw(seed, epoch, index.repeat(count), numbers)
         all_sizes = sizes.repeat(count, 1)
-        filter_: Filter = "bilinear"
+        filter_: Mode = "bilinear"
         if isinstance(view, Cover):
             maps, filter_ = union(planned[view.of[0]].map, planned[view.of[1]].map), view.interpolation
         elif isinstance(view, Center):

@@ -1,4 +1,4 @@
-"""``detect`` learns, repeats itself, resumes bit for bit, and refuses what cannot work."""
+"""``detect`` learns, is reproducible, resumes bit for bit, and refuses invalid options."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Three dark ellipses on a bright ground."""
+    """Three dark ellipses on a bright background."""
     rng = np.random.default_rng(seed)
     image = rng.integers(150, 200, (96, 96, 3)).astype(np.uint8)
     labels = np.zeros((96, 96), np.int32)
@@ -73,7 +73,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, detect(data=data, out=out, max_steps=50, lr=0.03, precise_bn_batches=10, **SMALL)
 
 
-def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, float]]) -> None:
+def test_a_detector_overfits_three_images(trained: tuple[Path, dict[str, float]]) -> None:
     out, metrics = trained
     assert metrics["box_ap50"] > 0.9 and metrics["mask_ap50"] > 0.9
     assert metrics["mask_ap"] > 0.7
@@ -99,8 +99,8 @@ def test_every_detector_learns_an_image_to_the_pixel(
     metrics = detect(data=data, out=out, precise_bn_batches=10, drops=(0.5, 0.8), **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
-    # Untrained, all are 0. Above 0.85 no more than one object misses an IoU of 0.9. Whether the last threshold of 0.95 is
-    # met, by boxes of 30 pixels and masks drawn from 14 x 14 positions, depends on the CPU's rounding.
+    # Untrained, all are 0. Above 0.85 no more than one object misses an IoU of 0.9. Whether the last threshold of 0.95
+    # is met, by boxes of 30 pixels and masks drawn from 14 x 14 positions, depends on the CPU's rounding.
     assert metrics["box_ap75"] == 1 and metrics["box_ap"] > 0.85
     assert metrics.get("mask_ap75", 1) == 1 and metrics.get("mask_ap", 1) > 0.85
     assert json.loads((out / "metrics.json").read_text()) == metrics
@@ -115,7 +115,7 @@ def test_every_detector_learns_an_image_to_the_pixel(
     assert drawn_as_box == (kinds == ("box",))
 
 
-def test_the_head_of_c4_repeats_itself_to_the_bit(data: Path, tmp_path: Path) -> None:
+def test_the_head_of_c4_is_reproducible_bit_for_bit(data: Path, tmp_path: Path) -> None:
     options = SMALL | {"detector": "mask_rcnn_c4_small", "backbone": "test_resnet", "max_steps": 2}
     states = []
     for name in ("a", "b", "b"):
@@ -146,14 +146,14 @@ def test_the_configuration_of_a_run_is_a_recipe(trained: tuple[Path, dict[str, f
     assert (values["max_steps"], values["lr"], list(values["train_size"])) == (50, 0.03, saved["train_size"])
 
 
-def test_evaluation_alone_gives_the_same_scores(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+def test_evaluation_without_training_gives_the_same_scores(trained: tuple[Path, dict[str, float]], data: Path) -> None:
     out, metrics = trained
     (out / "metrics.json").unlink()
     assert detect(data=data, out=out, evaluate=True, devices="cpu", precision="32") == pytest.approx(metrics)
     assert (out / "metrics.json").exists()
 
 
-def test_evaluation_takes_options_of_training_as_they_were_alone(
+def test_evaluation_accepts_options_of_training_only_unchanged(
     trained: tuple[Path, dict[str, float]], data: Path
 ) -> None:
     out, metrics = trained
@@ -255,15 +255,15 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"pictures": -1}, "pictures is -1"),
         ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
         ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run only its last stage"),
-        ({"detector": "vitdet_small"}, "which resnet18 is not; take vit_small_patch16_224"),
-        ({"backbone": "test_vit"}, "take the detector vitdet"),
-        ({"lr": -1.0}, "must be positive"),
+        ({"detector": "vitdet_small"}, "which resnet18 is not; use for example vit_small_patch16_224"),
+        ({"backbone": "test_vit"}, "use the detector vitdet"),
+        ({"lr": -1.0}, "give a positive learning rate"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"weights": "nowhere.pth"}, "nowhere.pth"),
         ({"evaluate": True}, "there is no trained detector"),
     ],
 )
-def test_a_mistake_is_named_and_leaves_nothing_behind(
+def test_a_mistake_is_named_and_leaves_no_files(
     options: dict[str, Any], message: str, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -271,12 +271,12 @@ def test_a_mistake_is_named_and_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_another_run_is_left_alone(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+def test_a_folder_with_another_run_is_not_touched(trained: tuple[Path, dict[str, float]], data: Path) -> None:
     with pytest.raises(UserError, match="already holds a run"):
         detect(data=data, out=trained[0], max_steps=1, **SMALL)
 
 
-def test_nothing_outlined_and_other_categories_are_refused(data: Path, tmp_path: Path) -> None:
+def test_missing_outlines_and_other_categories_are_refused(data: Path, tmp_path: Path) -> None:
     for split, change, message in (
         ("train", {"annotations": []}, "outlines no object"),
         ("test", {"annotations": [], "categories": [{"id": 2, "name": "cell"}]}, "other categories"),
@@ -289,9 +289,9 @@ def test_nothing_outlined_and_other_categories_are_refused(data: Path, tmp_path:
             detect(data=copy, out=tmp_path / "run", max_steps=1, **SMALL)
 
 
-def test_a_foreign_file_is_no_detector(tmp_path: Path) -> None:
+def test_a_foreign_file_is_not_a_detector(tmp_path: Path) -> None:
     save_backbone(tmp_path / "w.safetensors", build_backbone("resnet18"))
-    with pytest.raises(UserError, match="holds no detector"):
+    with pytest.raises(UserError, match="is not a detector of this version"):
         load_detector(tmp_path / "w.safetensors")
 
 
@@ -318,7 +318,7 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-def test_long_filters_are_rescaled_where_asked(data: Path, tmp_path: Path, rescale: bool) -> None:
+def test_long_filters_are_rescaled_on_request(data: Path, tmp_path: Path, rescale: bool) -> None:
     backbone = build_backbone("resnet18")
     fresh = filter_lengths(backbone)["net.conv1"]
     give_lengths(backbone, filter_lengths(backbone) | {"net.conv1": 5 * fresh})

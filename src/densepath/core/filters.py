@@ -1,0 +1,90 @@
+"""Resampling filters along one axis: which pixels each output pixel takes, how much of each, and their sums."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Mode = Literal["area", "bilinear", "bicubic"]
+
+# How far each filter reaches from its center, in input pixels where nothing is minified.
+_REACH = {"area": 0.5, "bilinear": 1.0, "bicubic": 2.0}
+
+
+def filter_reach(mode: Mode) -> float:
+    """How far a filter reaches from its center, in pixels of the coarser side."""
+    return _REACH[mode]
+
+
+def weighted_rows(x: Tensor, positions: Tensor, weights: Tensor, axis: int, rows: Tensor | None = None) -> Tensor:
+    """Replace the positions of one axis by weighted sums of some of them.
+
+    Args:
+        x: (B, ..., C) floats; fastest where ``axis`` is 1 and x is contiguous.
+        positions: (N, n_out, T) int64, the positions of the axis that each sum takes.
+        weights: (N, n_out, T).
+        axis: which axis of x.
+        rows: (N,) int64, the input of each sum; None where N = B and each has its own.
+
+    Returns:
+        (N, ..., C).
+    """
+    moved = x.movedim(axis, 1)
+    count, n_in = moved.shape[:2]
+    inputs = torch.arange(count, device=x.device) if rows is None else rows.to(x.device, non_blocking=True)
+    first = inputs.view(-1, 1, 1) * n_in
+    sums = F.embedding_bag(
+        (positions + first).flatten(0, 1),
+        moved.reshape(count * n_in, -1),
+        mode="sum",
+        per_sample_weights=weights.to(x.dtype).flatten(0, 1),
+    )
+    return sums.view(len(positions), positions.shape[1], *moved.shape[2:]).movedim(1, axis)
+
+
+def axis_taps(
+    low: Tensor, high: Tensor, n_out: int, mode: Mode, extent: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which positions each output position of an axis takes, and how much of each.
+
+    Output position i covers the i-th of ``n_out`` equal parts of the input from ``low`` to ``high``.
+
+    Args:
+        low, high: (B,) where the output begins and ends, in normalized input coordinates; low > high flips.
+        extent: (B,) positions of the input.
+
+    Returns:
+        Cells and weights, each (B, n_out, T), on ``device``.
+    """
+    extent = extent.to(low)
+    step = (high - low) / 2 * extent / n_out
+    # On the CPU, where the maps lie: the number of taps must be known here.
+    taps = math.ceil(2 * _REACH[mode] * max(1.0, float(step.abs().max()))) + 1
+    start, step, extent = (v.to(device, non_blocking=True) for v in ((low + 1) / 2 * extent, step, extent))
+    place = torch.arange(n_out, device=device, dtype=low.dtype) + 0.5
+    center = torch.addcmul(start.view(-1, 1), step.view(-1, 1), place.view(1, -1)).unsqueeze(-1)
+    width = step.abs().view(-1, 1, 1)
+    reach = _REACH[mode] * (width if mode == "area" else width.clamp(min=1))
+    offset = 0.0 if mode == "area" else 0.5
+    positions = torch.floor(center - reach + offset) + torch.arange(taps, device=device, dtype=low.dtype)
+    if mode == "area":
+        overlap = torch.minimum(center + width / 2, positions + 1) - torch.maximum(center - width / 2, positions)
+        weights = overlap.clamp(min=0) / width
+    else:
+        distance = (positions + 0.5 - center).abs() / width.clamp(min=1)
+        weights = (1 - distance).clamp(min=0) if mode == "bilinear" else _keys_cubic(distance)
+    last = extent.view(-1, 1, 1) - 1
+    weights = weights * ((positions >= 0) & (positions <= last))
+    if mode != "area":
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(low.dtype).eps)
+    return torch.minimum(positions.clamp(min=0), last).long(), weights
+
+
+def _keys_cubic(distance: Tensor, a: float = -0.5) -> Tensor:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))

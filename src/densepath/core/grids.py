@@ -1,0 +1,52 @@
+"""Where the centers of output pixels lie in the input, and plain samples there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rounding may put the edge of a view this far beyond its source.
+EDGE_TOLERANCE = 1e-6
+
+
+def inside(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, *size) bool: whether the center of each output position lies in the input."""
+    result = torch.ones(len(maps), *size, dtype=torch.bool, device=maps.device)
+    for position in positions(maps, size):
+        result &= position.abs() <= 1 + EDGE_TOLERANCE
+    return result
+
+
+def positions(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
+    """Where the centers of output positions lie in the input: for each coordinate, x first, (B, *size).
+
+    Not by ``F.affine_grid``, whose matrix product autocast makes half as precise.
+    """
+    d = maps.shape[1]
+    centers = []
+    for axis, n in enumerate(size):
+        center = (torch.arange(n, device=maps.device, dtype=maps.dtype) * 2 + 1) / n - 1
+        centers.append(center.view([-1 if other == axis else 1 for other in range(d)]))
+    places = []
+    for row in range(d):
+        position = maps[:, row, -1].view(-1, *[1] * d)
+        for column in range(d):
+            position = position + maps[:, row, column].view(-1, *[1] * d) * centers[d - 1 - column]
+        places.append(position)
+    return places
+
+
+def sample_grid(x: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
+    """``F.grid_sample``, in the wider type of the two: bfloat16 does not tell the places of a large map apart."""
+    wide = torch.promote_types(x.dtype, grid.dtype)
+    return F.grid_sample(x.to(wide), grid.to(wide), mode=mode, padding_mode=padding_mode, align_corners=False)
+
+
+def average_parts(samples: Tensor, parts: Sequence[int]) -> Tensor:
+    """The means over the parts that output positions (B, C, *size) were divided into."""
+    if max(parts) == 1:
+        return samples
+    return (F.avg_pool2d if len(parts) == 2 else F.avg_pool3d)(samples, tuple(parts))

@@ -1,0 +1,135 @@
+"""Sampling volumes on a CPU: one map after another, each on no more voxels than it needs.
+
+Volumes are large and few. A batch of them as one table would be worked on at the size of its largest, along one order
+of axes, and as finely as the map that shrinks most asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densepath.core.filters import Mode, axis_taps, filter_reach
+from densepath.core.grids import average_parts, positions, sample_grid
+from densepath.core.map_kinds import Aligned, Oblique, group_rows
+
+_SMALL = 1e-6  # entries of a map, against its largest, that rounding leaves of nothing
+
+
+def needed_boxes(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
+    """(N, 2, d) int64: the low corner (included) and the high one (excluded) of all that samples take of the inputs.
+
+    Args:
+        maps: (N, d, d + 1) from output to input coordinates, on the CPU.
+        size: the output's spatial size.
+        mode: the filter.
+        extent: (N, d) the inputs' sizes, in the order of the tensor's axes.
+    """
+    maps = maps.double()
+    across = extent.flip(-1).double()
+    half = maps[..., :-1].abs().sum(-1)
+    low, high = ((maps[..., -1] + half * side + 1) / 2 * across for side in (-1, 1))
+    # The coarsest axis of the output bounds how far its filter reaches, whichever way it is turned.
+    step = ((high - low) / min(size)).clamp(min=1)
+    reach = filter_reach(mode) * step + 1
+    box = torch.stack(((low - reach).floor(), (high + reach).ceil()), dim=1).long().flip(-1)
+    return torch.minimum(box.clamp(min=0), extent.unsqueeze(1))
+
+
+def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, rows: Tensor) -> Tensor:
+    """What :func:`densepath.core.resampling.sample` gives for volumes, but for positions outside of them.
+
+    Args:
+        x: (B, C, D, H, W) of any type.
+        maps: (N, 3, 4), size, mode, extent: as there.
+        rows: (N,) int64, the input that each map samples.
+    """
+    out = []
+    for number, (low, high) in enumerate(needed_boxes(maps, size, mode, extent).tolist()):
+        if any(b <= a for a, b in zip(low, high, strict=True)):
+            out.append(torch.zeros(x.shape[1], *size, dtype=x.dtype if x.is_floating_point() else torch.float32))
+            continue
+        box = x[int(rows[number]), :, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+        box = box if box.is_floating_point() else box.to(torch.float32)
+        own = _onto_box(maps[number], extent[number], torch.tensor(low), torch.tensor(high))
+        out.append(_sample(box, own.unsqueeze(0), size, mode))
+    return torch.stack(out)
+
+
+def _onto_box(map_: Tensor, extent: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The map (3, 4) to a volume as one to a box of it, in float64: rounding moves nothing."""
+    sizes, low, high = (corner.flip(-1).double() for corner in (extent, low, high))
+    sides = high - low
+    linear = map_.double() * (sizes / sides).unsqueeze(-1)
+    linear[:, -1] += (sizes - 2 * low) / sides - 1
+    return linear
+
+
+def _sample(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode) -> Tensor:
+    """One map (1, 3, 4) of one volume (C, D, H, W), or a box of one: (C, *size)."""
+    extent = torch.tensor(x.shape[1:]).unsqueeze(0)
+    ((kind, _),) = group_rows(maps, size, mode, extent)
+    if isinstance(kind, Aligned):
+        return _along_axes(x, maps, size, mode, kind.axes)
+    if _keeps_z(maps[0]):
+        return _in_plane(x, maps, size, mode, kind)
+    fine = [n * part for n, part in zip(size, kind.parts, strict=True)]
+    grid = torch.stack(positions(maps.to(_wide(x)), fine), dim=-1)
+    samples = sample_grid(x.unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
+    return average_parts(samples, kind.parts)[0].to(x.dtype)
+
+
+def _along_axes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, axes: tuple[int, ...]) -> Tensor:
+    """Sums along one axis after another, that which shrinks most first, and the last axis of the tensor last."""
+    order, lengths = [0] * 3, [0] * 3
+    for row in range(3):
+        order[2 - axes[row]], lengths[2 - row] = 2 - row, size[2 - axes[row]]
+    for axis in (*sorted((0, 1), key=lambda axis: lengths[axis] / x.shape[1 + axis]), 2):
+        row = 2 - axis
+        x = _along_axis(x, maps[:, row, axes[row]], maps[:, row, -1], lengths[axis], mode, axis)
+    return x.permute(0, *[1 + axis for axis in order])
+
+
+def _in_plane(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, kind: Oblique) -> Tensor:
+    """A map that turns in the xy-plane: samples of images whose channels are the slices."""
+    z, before = (x, maps[:, 2, 2], maps[:, 2, 3], size[0], mode, 0), size[0] < x.shape[1]
+    x = _along_axis(*z) if before else x
+    plane, parts = maps[:, :2][..., [0, 1, 3]], kind.parts[1:]
+    grid = torch.stack(positions(plane.to(_wide(x)), [n * p for n, p in zip(size[1:], parts, strict=True)]), dim=-1)
+    samples = sample_grid(x.flatten(0, 1).unsqueeze(0), grid, "nearest" if mode == "area" else "bilinear", "border")
+    x = average_parts(samples, parts)[0].unflatten(0, x.shape[:2]).to(x.dtype)
+    return x if before else _along_axis(x, *z[1:])
+
+
+def _along_axis(x: Tensor, scale: Tensor, shift: Tensor, n_out: int, mode: Mode, axis: int) -> Tensor:
+    """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` (1,) say which."""
+    n_in = x.shape[1 + axis]
+    taps, weights = axis_taps(shift - scale, shift + scale, n_out, mode, torch.tensor([n_in]), x.device)
+    taps, weights = taps[0], weights[0].to(x.dtype)
+    if axis == 2:
+        matrix = x.new_zeros(n_in, n_out).index_put_((taps, torch.arange(n_out).unsqueeze(1)), weights, accumulate=True)
+        return x @ matrix
+    shape = x.shape
+    before, after = shape[: 1 + axis].numel(), shape[2 + axis :].numel()
+    first = torch.arange(before).view(-1, 1, 1) * n_in
+    sums = F.embedding_bag(
+        (taps + first).flatten(0, 1),
+        x.reshape(before * n_in, after),
+        mode="sum",
+        per_sample_weights=weights.expand(before, -1, -1).flatten(0, 1),
+    )
+    return sums.view(*shape[: 1 + axis], n_out, *shape[2 + axis :])
+
+
+def _keeps_z(map_: Tensor) -> bool:
+    """Whether a map (3, 4) neither tilts the z-axis nor mixes it into others."""
+    linear = map_[:, :3].abs()
+    tilted = torch.cat((linear[2, :2], linear[:2, 2]))
+    return bool((tilted <= _SMALL * linear.max()).all())
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
