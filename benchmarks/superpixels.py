@@ -7,6 +7,7 @@ built here alone: scikit-image segments each reference view on the CPU while the
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -36,7 +37,7 @@ class ViewSuperpixels:
     num_concepts = None
     superpixels = Superpixels(SCALES["per_view"])
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Any view will do."""
 
     def prepare(self, images: Any) -> None:
