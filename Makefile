@@ -1,4 +1,4 @@
-# Everything a fresh machine with Python and make needs: each target sets up .venv first, once.
+# Works on a fresh machine with Python and make: the first target that runs creates .venv.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -13,11 +13,11 @@ help:
 	@echo "make demo    pre-train, probe and detect on built-in tissue; pictures in demo/"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy, import-linter"
-	@echo "make format  let ruff format the code"
+	@echo "make format  format the code with ruff"
 	@echo "make clean   remove .venv and the caches"
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "densepath needs Python 3.11 or newer; name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "densepath needs Python 3.11 or newer; give its path: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/densepath demo --out demo
 
-# One thread in each process: torch's own threads would fight over the cores.
+# One thread per process: torch's threads would compete for the cores.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 8
 

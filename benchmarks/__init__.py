@@ -1,1 +1,1 @@
-"""Speed and memory, measured side by side with peers: ``python -m benchmarks.NAME --help``."""
+"""Speed and memory, compared with other libraries: ``python -m benchmarks.NAME --help``."""

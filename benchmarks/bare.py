@@ -1,4 +1,4 @@
-"""The bare cost of a step: the forward and backward passes that a method's definition asks for, and nothing else."""
+"""The bare cost of a step: only the forward and backward passes that a method's definition requires."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from densepath.views.view import Batch
 
 
 def bare_step(method: Method, views: Batch) -> Callable[[], None]:
-    """The passes of one step over views that lie ready, with plain batch norms, whatever the method has."""
+    """The passes of one step over prepared views, with plain batch norms for every method."""
     for kind, passes in _PASSES.items():
         if type(method) is kind:
             plain = plain_batch_norm(method)
             return lambda: passes(plain, views)
-    raise ValueError(f"the bare passes of {type(method).__name__} are not written down here")
+    raise ValueError(f"the bare passes of {type(method).__name__} are not defined here")
 
 
 def encode_all(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, int, int]:
-    """What takes the place of ``encode_visible`` for a dense pass: all patches are encoded, and the same handed on."""
+    """Replaces ``encode_visible`` in a dense step: encodes all patches, but returns only the visible ones."""
     patches = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
     embeddings = embed_patches(model, pixels)
     tokens = encode(model, add_positions(model, embeddings))
@@ -51,7 +51,7 @@ def encode_all(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Ten
 
 
 def _simclr(method: Any, views: Batch) -> None:
-    """Both views forward and backward, as one batch."""
+    """Both views forward and backward, in one batch."""
     pixels = torch.cat((views["first"].pixels, views["second"].pixels))
     _backward(method, method.head(method.backbone(pixels)[method.backbone.deepest].mean((2, 3))))
 
@@ -77,7 +77,7 @@ def _moco_v2(method: Any, views: Batch) -> None:
 
 
 def _concl(method: Any, views: Batch) -> None:
-    """As MoCo-v2; and, for clustered concepts, the reference forward up to the clustered stage."""
+    """As MoCo-v2; for clustered concepts also the reference forward up to the clustered stage."""
     if isinstance(method.source, KMeansConcepts):
         with torch.no_grad():
             method.key_backbone(views["reference"].pixels, last=method.source.stage)
@@ -85,14 +85,14 @@ def _concl(method: Any, views: Batch) -> None:
 
 
 def _densecl(method: Any, views: Batch) -> None:
-    """As MoCo-v2, with a second head on the cells."""
+    """As MoCo-v2, with a second head on the positions."""
     query = method.backbone(views["query"].pixels)[method.backbone.deepest]
-    pooled, cells = method.head(query.mean((2, 3))), method.dense_head(query)
+    pooled, dense = method.head(query.mean((2, 3))), method.dense_head(query)
     with torch.no_grad():
         key = method.key_backbone(views["key"].pixels)[method.backbone.deepest]
         method.key_head(key.mean((2, 3)))
         method.key_dense_head(key)
-    _backward(method, pooled, cells)
+    _backward(method, pooled, dense)
 
 
 def _supervised(method: Any, views: Batch) -> None:
@@ -101,21 +101,21 @@ def _supervised(method: Any, views: Batch) -> None:
 
 
 def _spark(method: Any, views: Batch) -> None:
-    """The view forward and backward in the dense network, and the decoder on its maps."""
+    """The view forward and backward in the dense network and in the decoder on its maps."""
     maps = method.backbone(views["image"].pixels)
     dense = [densify.project(maps[stage]) for densify, stage in zip(method.densify, method.stages, strict=True)]
     _backward(method, method.decoder(dense))
 
 
 def _eva(method: Any, views: Batch) -> None:
-    """As MAE, and the view forward in the teacher."""
+    """As MAE, plus the view forward in the teacher."""
     along = views["image"].pixels.shape[-1] // method.backbone.patch_size
     method.target(views["image"].pixels, along)
     _visible(method, method.head, views)
 
 
 def _vq_kd(method: Any, views: Batch) -> None:
-    """The view forward and backward in encoder and decoder, and forward in the teacher."""
+    """The view forward and backward in encoder and decoder, plus forward in the teacher."""
     pixels = views["image"].pixels
     grid = pixels.shape[-1] // method.tokenizer.backbone.patch_size
     method.target(pixels, grid)
@@ -123,7 +123,7 @@ def _vq_kd(method: Any, views: Batch) -> None:
 
 
 def _beit_v2(method: Any, views: Batch) -> None:
-    """The view forward and backward in the network, early head and classifier, and forward in the tokenizer."""
+    """The view forward and backward in network, early head and classifier, plus forward in the tokenizer."""
     pixels = views["image"].pixels
     mask = method.draw_mask(views, pixels.shape[-1])
     method.target.network.embed(pixels)
@@ -133,7 +133,7 @@ def _beit_v2(method: Any, views: Batch) -> None:
 
 
 def _mae(method: Any, views: Batch) -> None:
-    """The visible patches forward and backward in the encoder, and all of them in the decoder."""
+    """The visible patches forward and backward in the encoder, and all patches in the decoder."""
     _visible(method, method.decoder, views)
 
 
@@ -147,7 +147,7 @@ def _visible(method: Any, decoder: nn.Module, views: Batch) -> None:
 
 
 def _conv_mim(method: Any, views: Batch) -> None:
-    """The query forward and backward, in encoder and decoder; nothing is carried to the target."""
+    """The query forward and backward in encoder and decoder, without warping to the target."""
     visible = method.draw_visible(views)
     maps = method.encoder(method.backbone, views["query"].pixels, visible)
     sizes = [visible.cells.shape[-1] * n for n in method.cells]

@@ -1,7 +1,7 @@
-"""Fine-tuning and evaluating a detector: densepath's way, and torchvision's reference loop on the same model.
+"""Fine-tuning and evaluation of a detector by densepath, and by torchvision's reference loop on the same model.
 
 The reference reads the same COCO file with ``torchvision.datasets.CocoDetection`` and the transforms of torchvision's
-detection references (flip, resize of the short edge, normalization), image by image in as many worker processes.
+detection references (flip, resize of the short edge, normalization), image by image, in the same number of workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from densepath.annotations.coco import open_split
 from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
-from densepath.transfer.detection.detection_module import DetectionModule
+from densepath.transfer.detection.detection_task import DetectionTask
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.detectors import DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
@@ -36,33 +36,33 @@ _CALLS = 4
 _RGB = PixelSpec()
 
 
-def training_step(module: DetectionModule, hardware: Hardware) -> Callable[[Callable[[], torch.Tensor]], None]:
-    """Losses, gradients and weights, from what the model takes."""
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+def training_step(task: DetectionTask, hardware: Hardware) -> Callable[[Callable[[], torch.Tensor]], None]:
+    """One training step: losses, gradients, weights."""
+    updates = task.updates()
 
     def step(total_loss: Callable[[], torch.Tensor]) -> None:
         with torch.autocast(hardware.kind, torch.bfloat16, enabled=hardware.precision == "bf16-mixed"):
             loss = total_loss()
-        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
+        updates.optimizer.step()
+        updates.schedule.step()
+        updates.optimizer.zero_grad()
 
     return step
 
 
-def ours(module: DetectionModule, batches: TrainingBatches, hardware: Hardware) -> Iterator[None]:
-    """Steps as ``densepath detect`` makes them."""
-    step = training_step(module, hardware)
-    for number, batch in enumerate(batches):
-        step(lambda batch=batch, number=number: module.training_step(batch, number)["loss"])
+def ours(task: DetectionTask, batches: TrainingBatches, hardware: Hardware) -> Iterator[None]:
+    """Steps as in ``densepath detect``."""
+    step = training_step(task, hardware)
+    for batch in batches:
+        inputs = task.inputs(batch)
+        step(lambda inputs=inputs: task(inputs)["loss"])
         yield
 
 
-def reference(module: DetectionModule, loader: Any, hardware: Hardware) -> Iterator[None]:
+def reference(task: DetectionTask, loader: Any, hardware: Hardware) -> Iterator[None]:
     """Steps of torchvision's reference loop."""
-    step = training_step(module, hardware)
+    step = training_step(task, hardware)
     for images, found in _endless(loader):
         targets = [
             {key: target[key].to(hardware.device) for key in ("boxes", "labels", "masks")}
@@ -71,7 +71,7 @@ def reference(module: DetectionModule, loader: Any, hardware: Hardware) -> Itera
         ]
         shown = padded([image.to(hardware.device) for image in images])
         shown.tensors = shown.tensors.contiguous(memory_format=hardware.memory_format)
-        step(lambda shown=shown, targets=targets: torch.stack(list(module.model(shown, targets).values())).sum())
+        step(lambda shown=shown, targets=targets: torch.stack(list(task.model(shown, targets).values())).sum())
         yield
 
 
@@ -92,10 +92,10 @@ def reference_loader(data: Path, sizes: tuple[int, int], batch_size: int, worker
         ]
     )
     split = open_split(data, "train")
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints messages
         plain = datasets.CocoDetection(split.folder, split.annotations, transforms=transforms)
     dataset = datasets.wrap_dataset_for_transforms_v2(plain, target_keys=("boxes", "labels", "masks"))
-    outlined = [row for row, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # as the references do
+    outlined = [row for row, image in enumerate(plain.ids) if plain.coco.getAnnIds(image)]  # as in the references
     return DataLoader(
         Subset(dataset, outlined),
         batch_size,
@@ -106,22 +106,22 @@ def reference_loader(data: Path, sizes: tuple[int, int], batch_size: int, worker
     )
 
 
-def evaluation(module: DetectionModule, notes: DetectorNotes, data: Path, hardware: Hardware) -> dict[str, float]:
+def evaluation(task: DetectionTask, notes: DetectorNotes, data: Path, hardware: Hardware) -> dict[str, float]:
     """Seconds per image of the whole evaluation, and of its forward passes."""
     test = open_split(data, "test")
     half = hardware.precision == "bf16-mixed"
-    module.model.eval()
+    task.model.eval()
 
     def forward() -> None:
         for position in range(len(test)):
             shown = test.sample(position, masks=False) | {"short_edge": notes.test_size, "flip": False}
             images, _ = into_detector([shown], notes.spec, hardware.device)
             with torch.autocast(hardware.kind, torch.bfloat16, enabled=half):
-                module.model.detect(images)
+                task.model.detect(images)
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
-            evaluate_detector(module.model, notes, test, Path(out), pictures=0, bfloat16=half)
+            evaluate_detector(task.model, notes, test, Path(out), pictures=0, bfloat16=half)
 
     seconds = in_turns({"whole": whole, "forward": forward}, 3, hardware.device, warmup=1)
     return {
@@ -132,13 +132,13 @@ def evaluation(module: DetectionModule, notes: DetectorNotes, data: Path, hardwa
 
 
 def main() -> None:
-    """Measure training in turns, then evaluation."""
+    """Measure training, alternating between both, then evaluation."""
     made = parser(__doc__.splitlines()[0])
     made.add_argument("--detector", default="mask_rcnn_fpn_small", choices=DETECTORS)
     made.add_argument("--backbone", default="resnet18")
     made.add_argument("--train_size", type=int, nargs=2, default=(192, 256))
     made.add_argument("--test_size", type=int, default=256)
-    made.add_argument("--image_size", type=int, default=256, help="of procedural tissue, in pixels")
+    made.add_argument("--image_size", type=int, default=256, help="size of procedural tissue images in pixels")
     made.add_argument("--batch_size", type=int, default=4)
     made.add_argument("--workers", type=int, default=0)
     made.add_argument("--device", default="auto")
@@ -163,7 +163,7 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
     )
     sizes = (asked.train_size[0], asked.train_size[1])
     steps = (asked.repeats + 1) * _CALLS + 1
-    module = DetectionModule(
+    task = DetectionTask(
         notes.build().to(hardware.device, memory_format=hardware.memory_format),
         notes,
         make_solver("1x", 1000, batch_size=asked.batch_size, lr=0.001),
@@ -171,16 +171,16 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
     )
     batches = TrainingBatches(train, asked.batch_size, steps, 0, sizes, workers=asked.workers)
     loader = reference_loader(data, sizes, asked.batch_size, asked.workers)
-    loops = {"densepath": ours(module, batches, hardware), "torchvision": reference(module, loader, hardware)}
+    loops = {"densepath": ours(task, batches, hardware), "torchvision": reference(task, loader, hardware)}
     cases = {name: lambda loop=loop: next(loop) for name, loop in loops.items()}
-    # Several steps a turn: a batch that one of them has made in the turn of the other weighs little.
+    # Several steps per round: batches prepared during the round of the other loop have little influence.
     seconds = in_turns(cases, asked.repeats, hardware.device, warmup=1, calls=_CALLS)
     rows: list[dict[str, Any]] = [
         {"case": f"training, {name}", "images_per_second": asked.batch_size / statistics.median(values)}
         for name, values in seconds.items()
     ]
     rows[0]["torchvision/densepath"] = ratio(seconds["torchvision"], seconds["densepath"])
-    return [*rows, {"case": "evaluation, densepath"} | evaluation(module, notes, data, hardware)]
+    return [*rows, {"case": "evaluation, densepath"} | evaluation(task, notes, data, hardware)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""``densepath pretrain`` as a user runs it, against the same in lightly and Lightning, and against the bare step.
+"""``densepath pretrain`` as a user runs it, compared with lightly and Lightning, and with the bare step.
 
-Each run is a process of its own and starts from a folder of JPEGs (densepath: also from a packed store). Images per
-second are those after the first steps; memory is that of the process with its workers. The runs take turns.
+Each run is a separate process that reads a folder of JPEGs (densepath: also a packed store). Images per second do not
+include the first steps; memory is that of the process and its workers. The runs alternate.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from benchmarks.tiles import jpeg_folder
 from densepath.runs.metrics import read_metrics
 from densepath.sources.packing import pack
 
-_SKIP = 5  # steps that do not count
+_SKIP = 5  # first steps, which are not measured
 
 
 def run(command: list[str]) -> tuple[str, float]:
-    """What a process prints, and the most MiB that it and its children hold."""
+    """The output of a process, and the peak memory in MiB of it and its children."""
     process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with TreeMemory(process.pid) as memory:
-        printed, said = process.communicate()
+        printed, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{said.decode()}")
+        sys.exit(f"{' '.join(command)} failed:\n{errors.decode()}")
     return printed.decode(), memory.peak_mib
 
 
@@ -49,13 +49,13 @@ def densepath_run(recipe: str, data: Path, asked: Any) -> dict[str, float]:
         rows = [row for row in read_metrics(out / "metrics.csv") if row["step"] > _SKIP]
     return {
         "images_per_second": statistics.harmonic_mean([row["images_per_second"] for row in rows]),
-        "waiting_%": 100 * statistics.fmean(row["waiting"] for row in rows),
+        "data_wait_%": 100 * statistics.fmean(row["waiting"] for row in rows),
         "peak_mib_of_the_host": memory,
     }
 
 
 def lightly_run(method: str, data: Path, workers: int, asked: Any) -> dict[str, float]:
-    """The same of the peer."""
+    """Images per second and memory of lightly."""
     command = ["benchmarks.peers", "--method", method, "--data", data, "--backbone", asked.backbone]
     command += ["--size", asked.size, "--batch_size", asked.batch_size, "--workers", workers]
     command += ["--steps", asked.steps, "--skip", _SKIP]
@@ -79,20 +79,22 @@ def bare(recipe: str, asked: Any) -> float:
 
 
 def main() -> None:
-    """Measure all of them, in turns."""
+    """Measure all of them, alternating."""
     made = parser(__doc__.splitlines()[0])
     made.set_defaults(repeats=3)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
     made.add_argument("--peer", nargs="*", default=["moco_v2", "densecl"], choices=("moco_v2", "densecl"))
     made.add_argument("--peer_workers", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
     made.add_argument("--backbone", default="resnet18")
-    made.add_argument("--size", type=int, default=224, help="of the views, in pixels")
+    made.add_argument("--size", type=int, default=224, help="size of the views in pixels")
     made.add_argument("--image_size", type=int, default=224)
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--devices", default="auto")
-    made.add_argument("--cache", default="none", choices=("none", "auto", "ram"), help="of densepath, for files")
-    made.add_argument("--precision", default="32", choices=("32", "bf16-mixed"), help="of both")
+    made.add_argument(
+        "--cache", default="none", choices=("none", "auto", "ram"), help="cache of densepath for image files"
+    )
+    made.add_argument("--precision", default="32", choices=("32", "bf16-mixed"), help="precision of both")
     asked = made.parse_args()
     found: dict[str, list[dict[str, float]]] = {}
     with jpeg_folder(asked.data, asked.steps * asked.batch_size, asked.image_size) as folder:

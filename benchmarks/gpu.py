@@ -1,7 +1,7 @@
-"""Everything that has to be measured on a GPU, in one go, without a network: correctness first, then speed and memory.
+"""All measurements on a GPU in one call, without a network: first correctness, then speed and memory.
 
-``python -m benchmarks.gpu --minutes 8 --json gpu.json``. A section that fails is reported and the next one goes on;
-what no longer fits into the time is named as left out. The last table has every target with its figure.
+``python -m benchmarks.gpu --minutes 8 --json gpu.json``. A section that fails is reported and the next one starts;
+sections that do not fit into the time are reported as left out. The last table has every target with its value.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from densepath.sources.packing import open_store, pack
 from densepath.synthetic.tissue import write_tissue
 from densepath.training.hardware import Hardware, choose_hardware
 
-_BATCH = 64  # of the comparison with the CPU: two of the recipes' batch-norm groups
-_PEER_STEPS = 40  # of a whole run of a peer: enough to see its speed
+_BATCH = 64  # for the comparison with the CPU: two of the recipes' batch-norm groups
+_PEER_STEPS = 40  # steps of a whole run of lightly: enough to measure its speed
 
 
 @contextmanager
-def waits(device: torch.device) -> Iterator[list[str]]:
-    """Where the host waited for the GPU."""
+def synchronizations(device: torch.device) -> Iterator[list[str]]:
+    """Code lines where the host synchronizes with the GPU."""
     places: list[str] = []
     if device.type != "cuda":
         yield places
@@ -53,7 +53,7 @@ def waits(device: torch.device) -> Iterator[list[str]]:
 
 
 def correctness(recipe: str, images: PackedTiles, asked: Namespace, hardware: Hardware) -> dict[str, Any]:
-    """The device in float32 and in its own precision against the CPU in float32, on the same images and weights."""
+    """The device in float32 and in its own precision, compared with the CPU in float32, on the same inputs."""
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     host = replace(choose_hardware("cpu", "32"), channels_last=hardware.channels_last)
     exact = Step(recipe, images, asked.size, _BATCH, asked.backbone, host)
@@ -74,19 +74,19 @@ def correctness(recipe: str, images: PackedTiles, asked: Namespace, hardware: Ha
     for name, (value, limit) in found.items():
         row[name] = f"{value:.2g} ({'ok' if value <= limit else 'FAILED'}, limit {limit:.0e})"
     own()
-    with waits(own.device) as places:
+    with synchronizations(own.device) as places:
         own()
-    row["waits for the device in a step"] = "none" if not places else f"{len(places)} FAILED: {places[0]}"
+    row["synchronizations in a step"] = "none" if not places else f"{len(places)} FAILED: {places[0]}"
     return row
 
 
 def projected(row: dict[str, Any]) -> dict[str, Any]:
-    """With the minutes that the paper's pre-training would take at this speed."""
+    """Adds the minutes that the paper's pre-training would take at this speed."""
     return row | {"minutes_for_200_epochs_of_80,000": PAPER_IMAGES / row["images_per_second"] / 60}
 
 
 def long_epoch(folder: Path, out: Path, count: int) -> Path:
-    """A folder with ``count`` links to the images of another one, so that no epoch ends while a peer is measured."""
+    """A folder with ``count`` links to the images of another one, so that no epoch ends while lightly is measured."""
     out.mkdir()
     paths = sorted(folder.iterdir())
     for number in range(count):
@@ -95,7 +95,7 @@ def long_epoch(folder: Path, out: Path, count: int) -> Path:
 
 
 def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """What is measured, the most important first. JPEGs and their store are made in ``scratch`` first."""
+    """All measurements, the most important first. JPEGs and their store are written to ``scratch`` first."""
     folder, store = scratch / "jpeg", scratch / "tiles.safetensors"
     with jpeg_folder(asked.data, max(4 * asked.batch_size, 4 * _BATCH), asked.image_size) as made:
         made.rename(folder)
@@ -156,15 +156,15 @@ def sections(asked: Namespace, hardware: Hardware, scratch: Path) -> dict[str, C
 
 
 def main() -> None:
-    """Measure section after section until the time is up."""
+    """Run one section after another until the time is over."""
     made = options(__doc__.splitlines()[0])
     made.set_defaults(batch_size=256, workers=8, peer=["moco_v2", "densecl"], repeats=5)
-    made.add_argument("--minutes", type=float, default=8.0, help="no section starts after three quarters of them")
+    made.add_argument("--minutes", type=float, default=8.0, help="no section starts after three quarters of this time")
     made.add_argument("--more_backbones", nargs="*", default=["resnet50"])
-    made.add_argument("--steps", type=int, default=200, help="of a whole run")
+    made.add_argument("--steps", type=int, default=200, help="steps of a whole run")
     asked = made.parse_args()
     if asked.device == "auto" and not torch.cuda.is_available():
-        sys.exit("there is no GPU here; --device cpu tries the program out at small --size and --batch_size")
+        sys.exit("there is no GPU; use --device cpu to test the program with a small --size and --batch_size")
     hardware = choose_hardware(asked.device, asked.precision)
     end = time.monotonic() + 60 * 0.75 * asked.minutes
     found: dict[str, Any] = {}
@@ -172,14 +172,14 @@ def main() -> None:
         for title, section in sections(asked, hardware, Path(scratch)).items():
             try:
                 found[title] = section() if time.monotonic() < end else "left out: no time"
-            except (Exception, SystemExit) as error:  # the other sections are worth having
+            except (Exception, SystemExit) as error:  # the other sections still run
                 traceback.print_exc()
                 found[title] = f"FAILED: {error}"
             if isinstance(found[title], str):
                 print(f"{title}: {found[title]}")
             else:
                 report(title, found[title])
-            if asked.json:  # after each section: a run that is cut off leaves what it has
+            if asked.json:  # after each section: an interrupted run keeps its results
                 write_json(asked.json, found)
     rows = summary(found, asked)
     print_summary(rows)

@@ -1,6 +1,6 @@
-"""How fast images come, from files, from a packed store and from a store on the device; and what a million tiles cost.
+"""Loading speed from files, from a packed store and from a store on the device; memory for millions of tiles.
 
-Memory is that of this process alone (anonymous pages: what a mapped file leaves in the system's cache does not count).
+Memory is that of this process only (anonymous pages: mapped files in the page cache do not count).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COUNTS = (10**3, 10**5, 10**7)
 
 
 def images_per_second(batches: ImageBatches, device: torch.device, steps: int) -> float:
-    """Of batches brought to the device, after the first ones."""
+    """Images per second of batches moved to the device, after the first ones."""
     iterator = iter(batches)
     for batch in islice(iterator, 4):
         batch.to(device)
@@ -40,7 +40,7 @@ def images_per_second(batches: ImageBatches, device: torch.device, steps: int) -
 
 
 def speed(folder: Path, batch_size: int, steps: int, workers: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """Images per second of each kind of source, one row each."""
+    """Images per second of each type of source, one row each."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = pack(folder, folder.parent / "loading.safetensors")
     sources: dict[str, tuple[Callable[[], Any], int]] = {
@@ -63,7 +63,7 @@ def speed(folder: Path, batch_size: int, steps: int, workers: int, repeats: int)
 
 
 def memory(count: int) -> dict[str, Any]:
-    """What the names and the shuffled order of ``count`` files cost, without reading one."""
+    """Memory and time for the names and the shuffled order of ``count`` files, without reading them."""
     before, start = status_mib("RssAnon"), time.perf_counter()
     files = ImageFiles(Names.of(f"tiles/{number // 10000:06d}/{number:010d}.jpg" for number in range(count)))
     row: dict[str, Any] = {"case": f"{count:,} files", "names_mib": status_mib("RssAnon") - before}
@@ -76,14 +76,14 @@ def memory(count: int) -> dict[str, Any]:
 
 
 def write_holes(path: Path, count: int) -> None:
-    """A packed store of ``count`` tiles of 2 x 2 px whose pixels take no room on the disk."""
+    """A packed store of ``count`` tiles of 2 x 2 px whose pixels take no disk space."""
     with path.open("wb") as file:
         file.seek(HEADER + 12 * count)
         write_tables(file, np.full((count, 2), 2, np.int32), Names.of(f"{number}.png" for number in range(count)))
 
 
 def store_memory(count: int, folder: Path) -> dict[str, Any]:
-    """What opening a packed store of ``count`` tiles costs, and gathering a batch from it."""
+    """Memory and time to open a packed store of ``count`` tiles and to gather a batch from it."""
     path = folder / f"{count}.safetensors"
     isolated(write_holes, path, count)
     before, start = status_mib("RssAnon"), time.perf_counter()
@@ -94,9 +94,9 @@ def store_memory(count: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the speed, then the memory."""
+    """Measure memory and speed."""
     made = parser(__doc__.splitlines()[0])
-    made.add_argument("--count", type=int, default=2000, help="tiles in the folder")
+    made.add_argument("--count", type=int, default=2000, help="number of tiles in the folder")
     made.add_argument("--image_size", type=int, default=224)
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--steps", type=int, default=24)

@@ -1,6 +1,6 @@
-"""Clocks, memory and tables that the benchmarks share.
+"""Timing, memory and tables for all benchmarks.
 
-Machines are noisy, so what is compared is measured in turns, and what is reported are medians and ratios.
+Machines are noisy, so compared cases are measured alternately, and medians and ratios are reported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 def machine() -> dict[str, str]:
-    """What was measured on."""
+    """Hardware and software of the measurement."""
     name = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -47,7 +47,7 @@ def machine() -> dict[str, str]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, with everything on the device done."""
+    """The time in seconds, after all work of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -59,10 +59,10 @@ def in_turns(
     """Seconds per call of each case, once in each of ``repeats`` rounds.
 
     Args:
-        cases: name -> what is timed.
-        repeats: rounds that count, after ``warmup`` others.
-        device: that computes.
-        calls: calls of a case before the clock is read: on a GPU one call alone would be measured with its start.
+        cases: name -> function to time.
+        repeats: measured rounds, after ``warmup`` others.
+        device: the device that computes.
+        calls: calls per measurement: on a GPU a single call would include its launch.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warmup + repeats):
@@ -76,18 +76,18 @@ def in_turns(
 
 
 def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process of its own, in whose memory there is nothing else."""
+    """The result of a function in a separate process, with nothing else in its memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """The median over the rounds of one time divided by another of the same round."""
+    """The median ratio of two times of the same round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 class Parts:
-    """How long functions take inside something larger, by name; on a GPU by events, so that nothing waits."""
+    """Times functions within a larger one, by name; on a GPU with events, without synchronization."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -110,16 +110,16 @@ class Parts:
         self._undo.append(lambda: setattr(owner, attribute, function) if had else delattr(owner, attribute))
 
     def clear(self) -> None:
-        """Forget what was timed so far."""
+        """Discard all measurements."""
         self._spans.clear()
 
     def seconds(self) -> dict[str, float]:
-        """The sum of the calls, by name."""
+        """Total time of the calls, by name."""
         now(self.device)
         return {name: sum(self._span(*span) for span in spans) for name, spans in self._spans.items()}
 
     def restore(self) -> None:
-        """Put the functions back."""
+        """Restore the original functions."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
@@ -137,7 +137,7 @@ class Parts:
 
 @contextmanager
 def peak_memory(device: torch.device, result: dict[str, float]) -> Iterator[None]:
-    """Put the most memory that is held inside into ``result["peak_mib"]``: of the GPU, or of this process."""
+    """Store the peak memory of the block in ``result["peak_mib"]``: of the GPU, or of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield
@@ -155,7 +155,7 @@ def status_mib(field: str) -> float:
 
 
 class TreeMemory:
-    """The most memory of a process and its children together, sampled from outside; shared pages count once."""
+    """Peak memory of a process and its children together, by sampling; shared pages count once."""
 
     def __init__(self, pid: int, every: float = 0.25) -> None:
         self.peak_mib = 0.0
@@ -194,7 +194,7 @@ def _proportional_mib(pid: int) -> float:
 
 
 def report(title: str, rows: list[dict[str, Any]], out: str | None = None) -> None:
-    """Print each row's measures as a column under its "case", with the machine; ``out`` names a file for the JSON."""
+    """Print each row as a column headed by its "case", and the machine; ``out`` names a JSON file."""
     facts = machine()
     table = Table(title=title, caption="; ".join(f"{key} {value}" for key, value in facts.items()))
     table.add_column("")
@@ -208,7 +208,7 @@ def report(title: str, rows: list[dict[str, Any]], out: str | None = None) -> No
 
 
 def write_json(path: str, tables: Mapping[str, Any]) -> None:
-    """Write tables, by title, with the machine."""
+    """Write tables by title, and the machine, as JSON."""
     Path(path).write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1) + "\n")
 
 
@@ -219,9 +219,9 @@ def _text(value: Any) -> str:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have."""
+    """A parser with the common options of all benchmarks."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--data", help="a folder of images or a packed store; procedural tissue by default")
-    made.add_argument("--repeats", type=int, default=7, help="rounds that are measured")
-    made.add_argument("--json", help="a file for the result")
+    made.add_argument("--repeats", type=int, default=7, help="number of measured rounds")
+    made.add_argument("--json", help="a file for the results")
     return made

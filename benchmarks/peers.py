@@ -1,6 +1,6 @@
-"""The peers: MoCo-v2 and DenseCL made of lightly's own parts, with its transforms, as its documentation shows them.
+"""MoCo-v2 and DenseCL from lightly's own modules and transforms, as in its documentation.
 
-``python -m benchmarks.peers --method moco_v2 --data FOLDER`` trains one with Lightning and prints images/s as JSON.
+``python -m benchmarks.peers --method moco_v2 --data FOLDER`` trains one of them with Lightning and prints images/s.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LightlyMoCoV2(nn.Module):
 
 
 class LightlyDenseCL(nn.Module):
-    """DenseCL: a head on pooled features and one on each cell, matched by the features' similarity."""
+    """DenseCL: a head on pooled features and one on each position, matched by the similarity of features."""
 
     transform = DenseCLTransform
 
@@ -96,12 +96,12 @@ def _dense(
     x: Tensor, backbone: nn.Module, head_global: nn.Module, head_local: nn.Module
 ) -> tuple[Tensor, Tensor, Tensor]:
     features = backbone(x)
-    cells = features.flatten(start_dim=2).permute(0, 2, 1)
-    return cells, head_global(features.mean((2, 3))), head_local(cells)
+    dense = features.flatten(start_dim=2).permute(0, 2, 1)
+    return dense, head_global(features.mean((2, 3))), head_local(dense)
 
 
 class PeerModule(L.LightningModule):
-    """A peer as its documentation trains it: SGD, no schedule."""
+    """Trains as in lightly's documentation: SGD, no schedule."""
 
     def __init__(self, method: str, backbone: str) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class PeerModule(L.LightningModule):
 
 
 def loader(method: str, data: str, size: int, batch_size: int, workers: int, device: str) -> Any:
-    """The peer's own way to its batches."""
+    """lightly's own data loader."""
     dataset = LightlyDataset(data, transform=PEERS[method].transform(input_size=size))
     return torch.utils.data.DataLoader(
         dataset,
@@ -145,7 +145,7 @@ def main() -> None:
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--workers", type=int, default=2)
     made.add_argument("--steps", type=int, default=20)
-    made.add_argument("--skip", type=int, default=5, help="first steps that do not count")
+    made.add_argument("--skip", type=int, default=5, help="first steps that are not measured")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--precision", default="32-true")
     made.add_argument("--channels_last", action="store_true")

@@ -1,7 +1,7 @@
-"""Whether memory stays flat over thousands of steps of a real, tiny pre-training; ends with 1 where it does not.
+"""Checks that memory stays flat over thousands of steps of a real, tiny pre-training; exits with 1 otherwise.
 
-The resident memory of this process and its workers is sampled during the run. What it grows by is the slope of a line
-through the samples, those of the first steps left out: allocators need some steps to find their size.
+The resident memory of this process and its workers is sampled during the run. The growth is the slope of a line
+through the samples without the first steps, in which allocators still grow.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
 from densepath.synthetic.tissue import write_tiles
-from densepath.training.module import PretrainModule
 from densepath.training.pretrain import pretrain
+from densepath.training.pretrain_task import PretrainTask
 
 SETTLED = 0.3  # share of the run after which memory must be flat
 SAMPLES = 40
@@ -29,7 +30,7 @@ _TILES, _BATCH = 96, 16
 def soak(
     steps: int, *, method: str = "concl", backbone: str = "test_resnet", view_size: int = 48, workers: int = 0
 ) -> list[tuple[int, float]]:
-    """Pre-train for some steps: (steps done, MiB) at even distances."""
+    """Pre-train for some steps and return (steps done, MiB) at regular intervals."""
     samples: list[tuple[int, float]] = []
     queues = {"queue_size": 256} | ({"concept_queue_size": 512, "stage": 3} if method == "concl" else {})
     with tempfile.TemporaryDirectory() as folder, _sampled(max(1, steps // SAMPLES), samples):
@@ -71,19 +72,20 @@ def resident_mib(pid: int | str = "self") -> float:
 
 @contextmanager
 def _sampled(every: int, samples: list[tuple[int, float]]) -> Iterator[None]:
-    """Let each ``every``-th step of pre-training leave a sample."""
-    training_step = PretrainModule.training_step
+    """Sample the memory in every ``every``-th step of pre-training."""
+    forward, calls = PretrainTask.forward, count()
 
-    def sampled(self: PretrainModule, batch: Any, batch_idx: int) -> Any:
-        if batch_idx % every == 0:
-            samples.append((batch_idx, resident_mib()))
-        return training_step(self, batch, batch_idx)
+    def sampled(self: PretrainTask, inputs: Any) -> Any:
+        step = next(calls)
+        if step % every == 0:
+            samples.append((step, resident_mib()))
+        return forward(self, inputs)
 
-    PretrainModule.training_step = sampled  # type: ignore[method-assign]
+    PretrainTask.forward = sampled  # type: ignore[method-assign]
     try:
         yield
     finally:
-        PretrainModule.training_step = training_step  # type: ignore[method-assign]
+        PretrainTask.forward = forward  # type: ignore[method-assign]
 
 
 def main() -> int:
@@ -93,8 +95,8 @@ def main() -> int:
     parser.add_argument("--method", default="concl", choices=["concl", "moco_v2"])
     parser.add_argument("--backbone", default="test_resnet", help="a timm name")
     parser.add_argument("--view_size", type=int, default=48, help="pixels")
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="MiB that memory may grow by in 1,000 steps")
+    parser.add_argument("--workers", type=int, default=0, help="number of processes that decode images")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="allowed growth in MiB per 1,000 steps")
     asked = vars(parser.parse_args())
     limit = asked.pop("limit")
     samples = soak(**asked)

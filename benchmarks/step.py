@@ -1,10 +1,10 @@
-"""How much more a training step costs than its bare passes, and where the rest goes.
+"""The cost of a training step compared with its bare passes, and the parts of the difference.
 
-The step starts from uint8 images in the memory of the device; the bare passes from views that lie ready, with plain
-batch norms. Both alternate in one process, and with them, where the encoder sees the visible patches alone (MAE, EVA),
-a dense step: its encoder sees all patches, its decoder gets the visible ones as before. Peers (lightly) are measured
-twice: on views that lie ready, and with their own loader and transforms, from JPEGs of the same images. Peak memory is
-that of a process that does nothing else.
+The step starts with uint8 images in the memory of the device; the bare passes with prepared views, and they have plain
+batch norms. Both alternate in one process. If the encoder sees only the visible patches (MAE, EVA), there is also a
+dense step, whose encoder sees all patches; its decoder still gets the visible ones. lightly is measured twice: on
+prepared views, and with its own loader and transforms, from JPEGs of the same images. Peak memory is that of a process
+that does nothing else.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
-from densepath.methods import METHODS, concl, conv_mim, densecl
+from densepath.methods import concl, conv_mim, densecl
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store
 from densepath.training.batch_norm import share_statistics
+from densepath.training.config import PretrainConfig
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.training.inputs import make_inputs
 from densepath.training.meter import Meter
-from densepath.training.module import PretrainModule
-from densepath.training.optimizers import Optimizer, clip_gradients
-from densepath.training.recipes import load_recipe, typed_options
+from densepath.training.pretrain_task import PretrainTask
+from densepath.training.recipes import find_method
+from densepath.training.resolve import resolve
 from densepath.views.declarations import view_sizes
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
@@ -51,11 +53,11 @@ class Step:
     """A training step of densepath without its trainer, and its bare passes.
 
     Args:
-        recipe: a recipe's name.
-        images: what batches are taken from.
+        recipe: name of a recipe.
+        images: the images of the batches.
         size, batch_size, backbone: as in ``densepath pretrain``.
-        hardware: where it computes.
-        given: options of the method that its recipe leaves open.
+        hardware: the device and its precision.
+        given: options of the method that its recipe does not set.
     """
 
     def __init__(
@@ -71,34 +73,37 @@ class Step:
         self.device = hardware.device
         self.autocast = hardware.precision == "bf16-mixed"
         torch.manual_seed(0)
-        recipe_options = typed_options(load_recipe(recipe))
-        method_options = {**recipe_options.get("method_options", {}), **(given or {})}
-        group = recipe_options.get("batch_norm_group", 0)
-        method = METHODS[recipe_options["method"]](build_backbone(backbone), **method_options)
+        options, run = dict(given or {}), {"data": "", "out": ""}
+        run |= {name: options.pop(name) for name in ("teacher", "teacher_weights", "tokenizer") if name in options}
+        config = resolve(PretrainConfig, recipe, {**run, "method_options": options})
+        group = config.batch_norm_group
+        method = find_method(config.method)(build_backbone(backbone), **config.method_options)
         # A recipe's groups are for its own batch.
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
-        declared = method.views(recipe_options.get("augment"))
+        declared = method.views(config.augment)
         method.check(view_sizes(declared, size, 2), batch_size)
-        method.prepare(images)
+        method.prepare(images, make_inputs(method, config, images))
         views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
-        self.module = PretrainModule(method, views, recipe_options.get("optimizer", Optimizer()), 1000, 100.0)
-        self.module.to(self.device, memory_format=hardware.memory_format)
-        made = self.module.configure_optimizers()
-        self.optimizer, self.schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
+        self.task.to(self.device, memory_format=hardware.memory_format)
+        self.updates = self.task.updates()
         self.batches = [batch_of(images, batch_size, step, self.device) for step in range(4)]
         self.meter: Meter[Any] = Meter()
         self._done = 0
 
     def __call__(self) -> None:
-        """One step: views, losses, gradients, weights; what it measures is kept, and looked at every ten steps."""
+        """One step: views, losses, gradients, weights; metrics are recorded, and collected every ten steps."""
         batch = self.batches[self._done % len(self.batches)]
+        inputs = self.task.inputs(batch)
+        self.task.method.before_step(inputs)
         with self._precision():
-            outputs = self.module.training_step(batch, 0)
-        self.optimizer.zero_grad()
+            outputs = self.task(inputs)
         outputs["loss"].backward()
-        clip_gradients(self.optimizer, self.module.optimizer_settings)
-        self.optimizer.step()
-        self.schedule.step()
+        self.updates.clip_gradients()
+        self.updates.optimizer.step()
+        self.updates.schedule.step()
+        self.updates.optimizer.zero_grad()
+        self.task.after_step()
         self.meter.record(self._done, outputs, batch)
         self._done += 1
         if self._done % 10 == 0:
@@ -106,21 +111,21 @@ class Step:
 
     @cached_property
     def ready(self) -> Batch:
-        """Views that lie ready."""
-        return self.module.make_views(self.batches[0])
+        """Prepared views."""
+        return self.task.inputs(self.batches[0])
 
     @cached_property
     def _bare(self) -> Callable[[], None]:
-        return bare_step(self.module.method, self.ready)
+        return bare_step(self.task.method, self.ready)
 
     def bare(self) -> None:
-        """The passes alone."""
+        """Only the passes."""
         with self._precision():
             self._bare()
 
     @property
-    def spares_patches(self) -> bool:
-        """Whether the method's encoder sees the visible patches alone."""
+    def encodes_visible_only(self) -> bool:
+        """Whether the method's encoder sees only the visible patches."""
         return hasattr(self._file, "encode_visible")
 
     def dense(self) -> None:
@@ -130,21 +135,24 @@ class Step:
 
     @property
     def _file(self) -> Any:
-        """The module that the method is written down in."""
-        return sys.modules[type(self.module.method).__module__]
+        """The module that defines the method."""
+        return sys.modules[type(self.task.method).__module__]
 
     def gradients(self) -> tuple[float, torch.Tensor]:
-        """The loss of the first batch, and its gradients, one after another, on the CPU."""
+        """The loss of the first batch, and its concatenated gradients, on the CPU."""
+        inputs = self.task.inputs(self.batches[0])
+        self.task.method.before_step(inputs)
         with self._precision():
-            loss = self.module.training_step(self.batches[0], 0)["loss"]
+            loss = self.task(inputs)["loss"]
         loss.backward()
-        trained = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self.task.after_step()
+        trained = [p.grad for p in self.task.parameters() if p.grad is not None]
         return float(loss.detach()), torch.cat([gradient.flatten() for gradient in trained]).cpu()
 
     def watch(self, parts: Parts) -> None:
-        """Time what is not a pass of a network."""
-        method = self.module.method
-        parts.watch(self.module, "make_views", "views")
+        """Time everything that is not a pass of a network."""
+        method = self.task.method
+        parts.watch(self.task, "make_views", "views")
         parts.watch(kmeans, "spherical_kmeans", "k-means")
         parts.watch(concl, "warp_labels", "restoration")
         parts.watch(densecl, "warp", "restoration")
@@ -153,12 +161,12 @@ class Step:
         parts.watch(densecl, "most_similar", "restoration")
         for name in ("queue", "concept_queue", "dense_queue"):
             if hasattr(method, name):
-                parts.watch(getattr(method, name), "enqueue", "queue")
-                parts.watch(getattr(method, name), "keys", "queue")
+                for part in ("enqueue", "keys", "after_step"):
+                    parts.watch(getattr(method, name), part, "queue")
         for module in method.modules():
             if isinstance(module, Momentum):
                 parts.watch(module, "update", "EMA")
-        parts.watch(self.optimizer, "step", "optimizer")
+        parts.watch(self.updates.optimizer, "step", "optimizer")
         for name in ("record", "collect"):
             parts.watch(self.meter, name, "logging")
 
@@ -170,15 +178,15 @@ def measure(step: Step, batch_size: int, repeats: int, calls: int = 1) -> dict[s
     """One row of the table."""
     row: dict[str, Any] = {}
     in_turns({"step": step}, 1, step.device)
-    with peak_memory(step.device, row):  # before there are views that lie ready
+    with peak_memory(step.device, row):  # before the prepared views exist
         step()
-    cases = {"step": step, "bare": step.bare} | ({"dense": step.dense} if step.spares_patches else {})
+    cases = {"step": step, "bare": step.bare} | ({"dense": step.dense} if step.encodes_visible_only else {})
     seconds = in_turns(cases, repeats, step.device, calls=calls)
     whole = statistics.median(seconds["step"])
     row["images_per_second"] = batch_size / whole
     row["bare_images_per_second"] = batch_size / statistics.median(seconds["bare"])
     row["step/bare"] = ratio(seconds["step"], seconds["bare"])
-    if step.spares_patches:
+    if step.encodes_visible_only:
         row["dense/step"] = ratio(seconds["dense"], seconds["step"])
     parts = Parts(step.device)
     step.watch(parts)
@@ -211,7 +219,7 @@ def measure_recipe(recipe: str, store: Path, asked: Any) -> dict[str, Any]:
 
 
 def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A step of a peer on query and key, in the same precision and layout."""
+    """A step of lightly on query and key, in the same precision and memory layout."""
     torch.manual_seed(0)
     peer = PEERS[name](backbone).to(hardware.device, memory_format=hardware.memory_format)
     optimizer = torch.optim.SGD(peer.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
@@ -230,7 +238,7 @@ def peer_step(name: str, backbone: str, hardware: Hardware) -> Callable[[torch.T
 
 
 def measure_peer(name: str, folder: Path, asked: Any) -> dict[str, Any]:
-    """The row of one peer."""
+    """The row of one method of lightly."""
     hardware = _hardware(asked)
     peer = peer_step(name, asked.backbone, hardware)
     calls = _calls(hardware)
@@ -242,25 +250,25 @@ def measure_peer(name: str, folder: Path, asked: Any) -> dict[str, Any]:
     with peak_memory(hardware.device, row):
         peer(query, key)
     ready = in_turns({"": lambda: peer(query, key)}, asked.repeats, hardware.device, calls=calls)[""]
-    batches = (batch for epoch in count() for batch in made)  # from here on, processes load in the background
+    batches = (batch for epoch in count() for batch in made)  # from here on, workers load in the background
     loaded = in_turns({"": lambda: peer(*next(batches)[0])}, asked.repeats, hardware.device, calls=calls)[""]
     row["images_per_second"] = asked.batch_size / statistics.median(loaded)
-    row["views ready, images per second"] = asked.batch_size / statistics.median(ready)
+    row["images per second with prepared views"] = asked.batch_size / statistics.median(ready)
     return row
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """The options of a step, for other benchmarks, too."""
+    """The options of a step, also for other benchmarks."""
     made = parser(description)
     made.add_argument("--method", nargs="+", default=["moco_v2", "concl"], help="recipes")
     made.add_argument(
         "--given", nargs="*", default=[], help="options of the methods in YAML: num_clusters=[8] teacher=resnet18"
     )
-    made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="of lightly")
-    made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the peers' loader")
+    made.add_argument("--peer", nargs="*", default=[], choices=sorted(PEERS), help="methods of lightly")
+    made.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="workers of lightly's loader")
     made.add_argument("--backbone", default="resnet18")
-    made.add_argument("--size", type=int, default=224, help="of the views, in pixels")
-    made.add_argument("--image_size", type=int, default=224, help="of the images, in pixels")
+    made.add_argument("--size", type=int, default=224, help="size of the views in pixels")
+    made.add_argument("--image_size", type=int, default=224, help="size of the images in pixels")
     made.add_argument("--batch_size", type=int, default=64)
     made.add_argument("--device", default="auto")
     made.add_argument("--precision", default="auto", choices=("auto", "32", "bf16-mixed"))
@@ -268,13 +276,13 @@ def options(description: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Measure recipes and peers, each in a process of its own."""
+    """Measure recipes and lightly, each in a separate process."""
     asked = options(__doc__.splitlines()[0]).parse_args()
     kind = choose_hardware(asked.device, asked.precision)
     with packed_store(asked.data, 4 * asked.batch_size, asked.image_size) as store:
         rows = [isolated(measure_recipe, name, store, asked) for name in asked.method]
     if asked.peer:
-        enough = (asked.repeats + 4) * _calls(kind) * asked.batch_size  # for one epoch: none begins in between
+        enough = (asked.repeats + 4) * _calls(kind) * asked.batch_size  # for one epoch, so that none starts in between
         with jpeg_folder(asked.data, enough, asked.image_size) as folder:
             rows += [isolated(measure_peer, name, folder, asked) for name in asked.peer]
     title = f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, {kind.kind}, {kind.precision}"

@@ -1,4 +1,4 @@
-"""Images to measure with."""
+"""Images for measurements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from densepath.synthetic.tissue import write_tiles
 
 @contextmanager
 def jpeg_folder(data: str | None, count: int, size: int) -> Iterator[Path]:
-    """A folder of ``count`` JPEGs: of the images in ``data`` (repeated if there are fewer), or of procedural tissue."""
+    """A folder of ``count`` JPEGs: the images in ``data`` (repeated if there are fewer), or procedural tissue."""
     with tempfile.TemporaryDirectory() as folder:
         made, out = Path(folder, "made"), Path(folder, "jpeg")
         out.mkdir()
@@ -40,7 +40,7 @@ def packed_store(data: str | None, count: int, size: int) -> Iterator[Path]:
 
 
 def batch_of(images: PackedTiles, batch_size: int, step: int, device: torch.device) -> ImageBatch:
-    """A batch in the second half of a run, where every method does all that it does."""
+    """A batch in the second half of a run, where all parts of a method are active."""
     index = (torch.arange(batch_size) + step * batch_size) % len(images)
     gathered = images.gather(index)
     batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index, step, epoch=float(step), progress=0.5)

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not looked at."""
+"""The benchmarks run; the measured values are not checked."""
 
 import io
 import json
@@ -17,7 +17,7 @@ import torchvision
 
 from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets, volumes
 from densepath import cli
-from densepath.methods import METHODS, ConCL
+from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack
@@ -49,10 +49,10 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> PackedTiles:
 
 @pytest.fixture
 def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
-    """A small step of a method, with a teacher or a tokenizer of random weights where it wants one."""
+    """A small step of a method, with a random teacher or tokenizer if it needs one."""
     vit = {"mae", "eva", "vq_kd", "beit_v2"}
     small: dict[str, dict[str, Any]] = {
-        "pcl_v2": {"num_clusters": [5], "warmup": 1.0},  # no clusters yet: they are made aside from the steps
+        "pcl_v2": {"num_clusters": [5], "warmup": 1.0},  # no clusters yet: they are computed between steps
         "vq_kd": {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4},
         "eva": {"teacher": "test_resnet", "teacher_weights": "random"},
     }
@@ -60,7 +60,7 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
     def make(name: str) -> step.Step:
         given = small.get(name, {})
         if name == "beit_v2":
-            tokens = METHODS["vq_kd"](build_backbone("test_vit"), **small["vq_kd"])
+            tokens = METHODS["vq_kd"](build_backbone("test_vit"), num_codes=12, code_dim=4)
             export_parts(tmp_path, tokens.exported_parts(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
             given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
         backbone = "test_vit" if name in vit else "test_resnet"
@@ -70,11 +70,11 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
+def test_the_bare_passes_train_the_same_backbone_parameters_as_the_step(
     name: str, make_step: Callable[[str], step.Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_step(name)
-    trained = getattr(made.module.method, "backbone", None) or made.module.method.tokenizer.backbone
+    trained = getattr(made.task.method, "backbone", None) or made.task.method.tokenizer.backbone
     found: list[set[str]] = []
 
     def backward(method: torch.nn.Module, *outputs: torch.Tensor) -> None:
@@ -85,32 +85,32 @@ def test_the_bare_passes_reach_what_the_step_trains_of_the_backbone(
     for passes in (made.bare, made.gradients):
         passes()
         found.append({key for key, p in trained.named_parameters() if p.grad is not None})
-        made.module.zero_grad()
+        made.task.zero_grad()
     assert found[0] == found[1] != set()
 
 
 @pytest.mark.parametrize("name", ["mae", "eva"])
-def test_the_encoder_is_spared_the_hidden_patches_and_a_dense_step_is_not(
+def test_the_encoder_gets_visible_patches_only_and_all_patches_in_a_dense_step(
     name: str, make_step: Callable[[str], step.Step]
 ) -> None:
     made, tokens = make_step(name), []
-    method = made.module.method
+    method = made.task.method
     decoder = method.decoder if name == "mae" else method.head
     for module in (*method.backbone.net.model.blocks, decoder):
         module.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[:2]))
     made(), made.bare(), made.dense()
-    depth, spared, dense = len(method.backbone.net.model.blocks), (4, 1 + 4), (4, 1 + 16)
-    assert tokens == [*[spared] * (depth + 1)] * 2 + [*[dense] * depth, spared]
+    depth, visible, dense = len(method.backbone.net.model.blocks), (4, 1 + 4), (4, 1 + 16)
+    assert tokens == [*[visible] * (depth + 1)] * 2 + [*[dense] * depth, visible]
     tokens.clear()
     made()
-    assert tokens == [spared] * (depth + 1)
+    assert tokens == [visible] * (depth + 1)
 
 
-def test_what_an_encoder_is_spared_is_reported(make_step: Callable[[str], step.Step]) -> None:
+def test_the_cost_of_a_dense_step_is_reported(make_step: Callable[[str], step.Step]) -> None:
     assert step.measure(make_step("mae"), 4, 1)["dense/step"] > 0
 
 
-def test_watched_functions_are_put_back() -> None:
+def test_watched_functions_are_restored() -> None:
     owner = torch.nn.Linear(2, 2)
     parts = measure.Parts(torch.device("cpu"))
     parts.watch(owner, "forward", "pass")
@@ -132,32 +132,32 @@ def test_peers_learn(name: str) -> None:
 def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path: Path) -> None:
     loading.memory(1000), loading.store_memory(1000, tmp_path)
     many = loading.memory(10**6)
-    assert many["names_mib"] < 24 and many["order_mib"] < 16  # their 39 MiB lie in a file
+    assert many["names_mib"] < 24 and many["order_mib"] < 16  # their 39 MiB are in a file
     assert loading.store_memory(10**6, tmp_path)["open_mib"] < 12  # of 27 MiB of tables
 
 
-def test_superpixels_are_found_in_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_variants_of_superpixels_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(METHODS, "view_concl", ConCL)  # and taken away again
     write_tiles(tmp_path / "tiles", 4, 96, seed=0)
     write_tissue(tmp_path / "tissue", train=1, test=1, size=96, seed=0)
     options = {"seeds": [0], "steps": 2, "batch_size": 4, "backbone": "test_resnet", "lr": 0.01, "momentum": 0.9}
     folders = {"tiles": tmp_path / "tiles", "data": tmp_path / "tissue", "out": tmp_path / "runs"}
-    rows = superpixels.compare(Namespace(ways=list(superpixels.SCALES), **options, **folders))
+    rows = superpixels.compare(Namespace(variants=list(superpixels.SCALES), **options, **folders))
     assert [row["case"] for row in rows] == ["per_image", "per_view"]
     config = (tmp_path / "runs" / "per_view_0" / "config.yaml").read_text()
     assert (
-        "view_concl" in config and "shared_concepts" in (tmp_path / "runs" / "per_view_0" / "metrics.csv").read_text()
+        "benchmarks.superpixels:ViewConCL" in config
+        and "shared_concepts" in (tmp_path / "runs" / "per_view_0" / "metrics.csv").read_text()
     )
 
 
-def test_what_differs_from_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_from_the_cpu_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_BATCH", 4)
     options = {"data": None, "batch_size": 1, "image_size": 64, "size": 64, "backbone": "test_resnet"}
     asked = Namespace(method=["concl"], more_backbones=[], **options)
     made = gpu.sections(asked, choose_hardware("cpu", "32"), tmp_path)
     (row,) = made["correctness"]()
-    assert row["waits for the device in a step"] == "none" and "FAILED" not in str(row)
+    assert row["synchronizations in a step"] == "none" and "FAILED" not in str(row)
 
     gradients, calls = step.Step.gradients, iter(range(9))
     monkeypatch.setattr(step.Step, "gradients", lambda self: (gradients(self)[0] + next(calls), gradients(self)[1]))
@@ -165,7 +165,7 @@ def test_what_differs_from_the_cpu_is_found(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU and in this process; a change of what they call cannot break them unseen."""
+    """On the CPU and in this process, so that a change of the code they call cannot break them unnoticed."""
 
     def here(command: list[str]) -> tuple[str, float]:
         module, *words = command
@@ -180,7 +180,7 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu, "_BATCH", 4)
     monkeypatch.setattr(detect, "_CALLS", 1)
     small = partial(torchvision.models.ResNet, torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
-    monkeypatch.setattr(torchvision.models, "test_resnet", small, raising=False)  # of the peers
+    monkeypatch.setattr(torchvision.models, "test_resnet", small, raising=False)  # for lightly
     words = [*TINY, "--device", "cpu", "--precision", "32", "--workers", "0", "--method", "moco_v2", "--steps", "10"]
     words += ["--peer", "moco_v2", "--more_backbones", "--json", str(tmp_path / "gpu.json")]
     monkeypatch.setattr(sys, "argv", ["gpu", *words])
@@ -200,12 +200,12 @@ def test_every_section_for_a_gpu_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "FAILED" not in str(found)
     speeds = [row["images_per_second"] for rows in list(found.values())[1:-1] for row in rows]
     assert min(speeds) > 0
-    assert {row["verdict"] for row in found["against the targets"]} <= {"met", "missed", ""}  # each has its figure
+    assert {row["verdict"] for row in found["against the targets"]} <= {"met", "missed", ""}  # each has a value
 
 
-def test_the_targets_are_judged_and_failures_named() -> None:
-    def whole(recipe: str, **figures: float) -> dict[str, Any]:
-        return {"case": f"densepath {recipe}, packed store", **figures}
+def test_targets_are_checked_and_failures_named() -> None:
+    def whole(recipe: str, **values: float) -> dict[str, Any]:
+        return {"case": f"densepath {recipe}, packed store", **values}
 
     found = {
         "correctness": [{"case": "concl", "views": "3 (FAILED, limit 1e-03)", "loss": "0 (ok, limit 1e-03)"}],

@@ -20,8 +20,10 @@ from densepath import cli
 from densepath.cli import VERBS, main
 from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tissue
+from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe, recipe_names
-from densepath.views.augment import augment_from
+from densepath.training.resolve import resolve
+from densepath.views.augment import Augment
 
 SIZE = 64
 
@@ -48,16 +50,34 @@ DETECT = (
 )
 
 
-def test_help_and_version_do_not_wait_for_torch() -> None:
+# What takes long to import, and what help needs none of.
+HEAVY = ["timm", "torchvision", "lightning", "sklearn", "skimage", "scipy.ndimage", "scipy.stats", "matplotlib.pyplot"]
+
+
+@pytest.mark.parametrize(
+    ("words", "unwanted"),
+    [
+        ("--help", ["torch", "numpy"]),
+        ("--version", ["torch", "numpy"]),
+        ("data", ["torch", "numpy"]),
+        ("detect --help", ["torch", *HEAVY]),
+        ("pretrain --help", HEAVY),
+        *((f"pretrain --method {name} --help", HEAVY) for name in ("spark", "vq_kd", "supervised")),
+    ],
+)
+def test_help_imports_only_what_it_shows(words: str, unwanted: list[str]) -> None:
     code = (
-        "import sys; from densepath.cli import main;"
-        "assert main(['--help']) == main(['--version']) == main(['data']) == 0;"
-        "sys.exit('torch' in sys.modules)"
+        f"import sys; from densepath.cli import main; assert main({words.split()!r}) == 0;"
+        f"found = [name for name in {unwanted!r} if name in sys.modules];"
+        "methods = [name for name in sys.modules if name.startswith('densepath.methods.')];"
+        "assert 'densepath.methods.mae' not in methods, methods; sys.exit(f'it imports {found}' if found else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"densepath {densepath.__version__}" in done.stdout
-    assert all(name in done.stdout for name in VERBS)
+    if words == "--version":
+        assert done.stdout == f"densepath {densepath.__version__}\n"
+    if words == "--help":
+        assert all(name in done.stdout for name in VERBS)
 
 
 def test_python_dash_m_is_the_command_line() -> None:
@@ -72,8 +92,8 @@ def test_help_of_a_verb_explains_every_parameter(name: str, capsys: pytest.Captu
     assert main([*name.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     command = VERBS[name].command(name)
-    for parameter in inspect.signature(command.function).parameters:
-        if parameter not in command.given and parameter != "method_options":
+    for parameter in inspect.signature(command.schema).parameters:
+        if parameter != "method_options":
             option = parameter if parameter in command.positional else f"--{parameter}"
             assert option in text
     # An option without a description would be followed by its type at once.
@@ -89,18 +109,25 @@ def test_options_of_a_method_are_its_constructor(method: str, capsys: pytest.Cap
     assert printed["method_options"] == {parameter.name: parameter.default for parameter in parameters}
 
 
+def augment_of(recipe: dict[str, object]) -> Augment:
+    """How views vary by what a recipe holds, without what its method declares."""
+    augment = resolve(PretrainConfig, None, {"data": "tiles", "out": "run", "augment": recipe["augment"]}).augment
+    assert augment is not None
+    return augment
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_option_of_the_views_leaves_the_methods_others(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """MAE with another scale of crops keeps its colors, and does not get MoCo-v2's. BYOL's views become alike."""
     for words in ("--augment.scale 0.3 0.9", "--augment.scale=[0.3,0.9]", "--no_augment.quarter_turns"):
         assert main(["pretrain", "--method", method, *words.split(), "--print_config"]) == 0
-        printed = augment_from(yaml.safe_load(capsys.readouterr().out)["augment"])
+        printed = augment_of(yaml.safe_load(capsys.readouterr().out))
         own = next(iter(METHODS[method].views().values()))
         own = replace(own, blur=0.5) if method == "byol" else own
         assert printed == replace(own, scale=(0.3, 0.9) if "scale" in words else own.scale)
     assert main(["pretrain", "--config", "simclr_small", "--augment.rotation", "9", "--print_config"]) == 0
-    printed = augment_from(yaml.safe_load(capsys.readouterr().out)["augment"])
-    assert printed == replace(augment_from(load_recipe("simclr_small")["augment"]), rotation=9.0)
+    printed = augment_of(yaml.safe_load(capsys.readouterr().out))
+    assert printed == replace(augment_of(load_recipe("simclr_small")), rotation=9.0)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -126,6 +153,7 @@ def test_printed_config_of_a_recipe_is_a_recipe(name: str, tmp_path: Path, capsy
         ("--no_channels_last --resume", {"channels_last": False, "resume": True, "augment.stain": 0.5}),
         ("--loggers tensorboard wandb", {"loggers": ["tensorboard", "wandb"]}),
         ("--precision 32 --devices 2", {"precision": "32", "devices": 2}),
+        ("--lr 1e-3", {"optimizer.lr": 0.001, "optimizer.name": "sgd"}),
         ("--optimizer.lr 1e-3 --probe_data 7", {"optimizer.lr": 0.001, "probe_data": "7"}),
     ],
 )
@@ -181,7 +209,7 @@ def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFix
     assert run(PRETRAIN.replace("tissue/tiles", "tiles.safetensors")) == "run\n"
     assert yaml.safe_load(Path("run/config.yaml").read_text())["method_options"]["num_concepts"] == 4
     assert Path("run/exported/backbone.safetensors").is_file()
-    run("export run --layout torchvision --to weights.safetensors")
+    run("export run --layout torchvision --out weights.safetensors")
     scores = dict(line.split(maxsplit=1) for line in run("probe --data tissue --weights run --size 64").splitlines())
     assert 0 <= float(scores["mean_iou"]) <= 1
     assert (
@@ -298,8 +326,16 @@ MISTAKES = {
         "did you mean --method.num_concepts",
     ),
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
-    "option without a value": (_nothing, "export run --to", "--to needs a value"),
+    "option without a value": (_nothing, "export run --out", "--out needs a value"),
     "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
+    "old name of an option": (_nothing, "export run --to w.pth", "--to is now --out"),
+    "old name of a regular expression": (
+        _nothing,
+        "data instances a b --patient x",
+        "--patient is now --patient_regex",
+    ),
+    "old name of the label maps": (_nothing, "show concepts --concept_files x", "--concept_files is now --regions"),
+    "old name of a method's option": (_nothing, f"{PRETRAIN} --method.concept_cache x", "is now --cache_dir"),
     "one word too many": (_nothing, "export run another", "another"),
     "required options": (_nothing, "pretrain --config concl_small", "--data and --out must be given"),
     "required words": (_nothing, "data pack tissue/tiles", "dest must be given"),
@@ -447,3 +483,89 @@ def test_public_functions_are_those_of_the_verbs() -> None:
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
         _ = densepath.pretrian
+
+
+MEAN = """
+from densepath.methods.base import Losses, Method
+from densepath.views.augment import Augment
+
+class Mean(Method):
+    \"\"\"A method of a user's own: features of unit mean.
+
+    Args:
+        backbone: what is trained.
+        target: the mean that features should have.
+    \"\"\"
+
+    def __init__(self, backbone, target: float = 1.0):
+        super().__init__()
+        self.backbone, self.target = backbone, target
+
+    @staticmethod
+    def views(augment=None):
+        return {"image": augment or Augment()}
+
+    def forward(self, batch):
+        loss = (self.backbone(batch["image"].pixels)[self.backbone.deepest].mean() - self.target).square()
+        return Losses(loss, {"mean_loss": loss.detach()})
+
+    def exported_backbone(self):
+        return self.backbone
+"""
+
+
+def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(folder: Path) -> None:
+    (folder / "mymodule.py").write_text(MEAN)
+
+    def run(line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "densepath", *line.split()], capture_output=True, text=True)
+
+    small = "--backbone test_resnet --batch_size 4 --view_size 64 --devices cpu --max_steps 4 --workers 0"
+    pretrain = f"pretrain --method mymodule:Mean --method.target 2 --data tissue/tiles {small}"
+    done = run(f"{pretrain} --out whole --save_every_steps 2")
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+    config = yaml.safe_load(Path("whole/config.yaml").read_text())
+    assert (config["method"], config["method_options"]) == ("mymodule:Mean", {"target": 2.0})
+    shutil.copytree("whole", "cut")
+    shutil.move("cut/checkpoints/previous.ckpt", "cut/checkpoints/last.ckpt")
+    shutil.rmtree("cut/exported")
+    done = run(f"{pretrain} --out cut --save_every_steps 2 --resume")
+    assert done.returncode == 0 and "step 2 of 4" in done.stderr, done.stderr
+    whole, cut = (Path(name, "exported", "backbone.safetensors") for name in ("whole", "cut"))
+    assert whole.read_bytes().split(b"}", 1)[1][-4096:] == cut.read_bytes().split(b"}", 1)[1][-4096:]
+    assert run("export whole --layout timm --out weights.safetensors").returncode == 0
+    help_of_it = run("pretrain --method mymodule:Mean --help").stdout
+    assert "the mean that features should have" in " ".join(help_of_it.split())
+    for wrong, expected in (
+        ("mymodule:Meen", "did you mean Mean?"),
+        ("mymodul:Mean", "there is no mymodul.py in"),
+        ("mymodule:Augment", "mymodule has no method 'Augment'"),
+    ):
+        done = run(f"pretrain --method {wrong} --data tissue/tiles --out other")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
+
+
+def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
+    assert main([*PRETRAIN.split(), "--optimizer.lr", "0.1"]) == 0
+    small = {"batch_size": 4, "view_size": 64, "devices": "cpu"}
+    queues = {"num_concepts": 4, "queue_size": 16, "concept_queue_size": 64}
+    options = {"optimizer": {"lr": 0.1}, "method_options": queues, "max_steps": 2, **small}
+    out = densepath.pretrain(config="concl_small", data="tissue/tiles", out="other", **options)
+    assert out == Path("other")
+    first, second = (yaml.safe_load(Path(run, "config.yaml").read_text()) for run in ("run", "other"))
+    assert first.pop("out") == "run" and second.pop("out") == "other"
+    assert first == second and first["optimizer"]["lr"] == 0.1 and first["augment"]["stain"] == 0.5
+    for wrong, expected in (
+        ({"lr": 0.2, "optimizer": {"lr": 0.1}}, "lr and optimizer.lr are one option; give it once"),
+        ({"bach_size": 4}, r"unknown option bach_size; did you mean batch_size\?"),
+        ({"optimizer": {"rl": 1}}, r"unknown option optimizer\.rl; did you mean optimizer\.lr\?"),
+        ({"method_options": {"num_concept": 1}}, r"did you mean method\.num_concepts\?"),
+        ({"seed": "one"}, "seed takes a whole number, not 'one'"),
+        ({"config": "conlc_small"}, "did you mean concl_small"),
+        ({"method": "mocov2"}, "did you mean moco_v2"),
+    ):
+        with pytest.raises(densepath.UserError, match=expected):
+            densepath.pretrain(**{"config": "concl_small", "data": "tissue/tiles", "out": "third", **wrong})
+    with pytest.raises(densepath.UserError, match="unknown option bach_size; did you mean batch_size"):
+        densepath.detect("glas", data="tissue", out="third", bach_size=2)
+    assert not Path("third").exists()

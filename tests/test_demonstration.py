@@ -1,4 +1,4 @@
-"""The demo, made tiny."""
+"""The demo at a tiny scale."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from densepath.core.errors import UserError
-from densepath.demonstration import MARKER, _affordable, _make_room, _real_tile, demo
+from densepath.demonstration import MARKER, _affordable, _prepare_folder, _real_tile, demo
 
 
-def test_the_demo_leaves_scores_pictures_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_writes_scores_pictures_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     demo(out=out, scale=0.01)
     scores = json.loads((out / MARKER).read_text())
@@ -32,15 +32,15 @@ def test_the_demo_leaves_scores_pictures_and_runs(tmp_path: Path, capsys: pytest
     assert "densepath pretrain --config concl_small" in printed
 
 
-def test_a_former_demo_is_replaced_and_nothing_else_in_its_folder(tmp_path: Path) -> None:
-    out = _make_room(tmp_path / "demo")
+def test_an_earlier_demo_is_replaced_and_nothing_else_in_its_folder(tmp_path: Path) -> None:
+    out = _prepare_folder(tmp_path / "demo")
     (out / "tiles").mkdir()
     (out / "notes.txt").write_text("mine")
-    _make_room(out)
+    _prepare_folder(out)
     assert {p.name for p in out.iterdir()} == {MARKER, "notes.txt"}
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "tiles").mkdir()
     (tmp_path / MARKER).write_text("{}")
     with pytest.raises(UserError, match="not empty"):
@@ -48,16 +48,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"tiles", MARKER}
 
 
-def test_the_demo_goes_on_without_the_real_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_continues_without_the_real_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise ModuleNotFoundError("pooch")
 
     monkeypatch.setattr(skimage.data, "immunohistochemistry", missing)
-    said = io.StringIO()
-    assert _real_tile(tmp_path / "real", Console(file=said)) is None
-    assert "going on" in said.getvalue()
+    printed = io.StringIO()
+    assert _real_tile(tmp_path / "real", Console(file=printed)) is None
+    assert "continuing" in printed.getvalue()
 
 
 @pytest.mark.parametrize(("seconds", "share"), [(0.005, 1.0), (0.03, 1.0), (0.0375, 0.8), (0.05, 0.6), (1.0, 0.6)])
-def test_slow_machines_make_fewer_steps(seconds: float, share: float) -> None:
+def test_slow_machines_run_fewer_steps(seconds: float, share: float) -> None:
     assert _affordable(seconds) == share

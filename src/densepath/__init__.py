@@ -16,29 +16,35 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
     from densepath.analysis.show_similarity import show_similarity as show_similarity
+    from densepath.api import detect as detect
+    from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
+    from densepath.core.errors import UserError as UserError
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
     from densepath.synthetic.tissue import write_tissue as write_tissue
+    from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.training.export import export as export
-    from densepath.training.pretrain import pretrain as pretrain
-    from densepath.transfer.detection.detect import detect as detect
+    from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
 
 _HOME = {
+    "DetectConfig": "densepath.transfer.detection.config",
+    "PretrainConfig": "densepath.training.config",
+    "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
     "convert_crag": "densepath.datasets.crag",
     "convert_glas": "densepath.datasets.glas",
     "convert_instances": "densepath.datasets.instances",
     "demo": "densepath.demonstration",
-    "detect": "densepath.transfer.detection.detect",
+    "detect": "densepath.api",
     "export": "densepath.training.export",
     "pack": "densepath.sources.packing",
-    "pretrain": "densepath.training.pretrain",
+    "pretrain": "densepath.api",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "show_concepts": "densepath.analysis.show",

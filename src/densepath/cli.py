@@ -14,6 +14,7 @@ from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
+from densepath.core.streams import occupy, settle, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -28,20 +29,21 @@ class Verb:
         function: "module:name" of it, imported only when the verb is used: most of them need torch.
         help: a line for the list of verbs.
         positional: the parameters that are given without their name, in this order.
-        given: functions that it is called with, by parameter.
-        recipes: as for :class:`~densepath.command.Command`.
+        schema: "module:name" of the dataclass of its options, where it is not the function's signature.
+        recipes, renamed: as for :class:`~densepath.command.Command`.
     """
 
     function: str
     help: str
     positional: tuple[str, ...] = ()
-    given: Mapping[str, str] = field(default_factory=dict)
-    recipes: str = ""
+    schema: str | None = None
+    recipes: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, name: str) -> Command:
         """The verb with its options."""
-        given = {parameter: _load(place) for parameter, place in self.given.items()}
-        return Command(f"densepath {name}", _load(self.function), self.positional, given, self.recipes)
+        schema = _load(self.schema) if self.schema else None
+        return Command(f"densepath {name}", _load(self.function), self.positional, schema, self.recipes, self.renamed)
 
 
 def _load(place: str) -> Callable[..., Any]:
@@ -59,28 +61,41 @@ VERBS = {
         "datasets.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
     ),
     "data instances": Verb(
-        "datasets.instances:convert_instances", "images with label maps -> images and COCO JSON", ("source", "dest")
+        "datasets.instances:convert_instances",
+        "images with label maps -> images and COCO JSON",
+        ("source", "dest"),
+        renamed={"patient": "patient_regex"},
     ),
     "data pack": Verb("sources.packing:pack", "images -> one store that trains without decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
-        "training.pretrain:pretrain",
-        "learn features from unlabelled images",
-        given={"probe": "transfer.probe.probe:probe_backbone", "draw": "analysis.reconstruction:draw_reconstruction"},
+        "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
-    "export": Verb("training.export:export", "a run -> weights for timm, torchvision or detectron2", ("run",)),
+    "export": Verb(
+        "training.export:export",
+        "a run -> weights for timm, torchvision or detectron2",
+        ("run",),
+        renamed={"to": "out"},
+    ),
     "probe": Verb("transfer.probe.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
     "detect": Verb(
-        "transfer.detection.detect:detect", "fine-tune and evaluate a detector of outlined objects", recipes="detect"
+        "api:detect",
+        "fine-tune and evaluate a detector of outlined objects",
+        schema="transfer.detection.config:DetectConfig",
+        recipes="detect",
     ),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything, untrained, on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
-    "show concepts": Verb("analysis.show:show_concepts", "draw the concepts that a backbone finds"),
+    "show concepts": Verb(
+        "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
+    ),
     "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),
     "show similarity": Verb(
         "analysis.show_similarity:show_similarity", "how alike the regions of images are, as distributions"
     ),
-    "benchmark": Verb("benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds"),
+    "benchmark": Verb(
+        "benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds", renamed={"cells": "runs"}
+    ),
 }
 
 
@@ -88,12 +103,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0; 2 for what the user can mend; 130 when interrupted; 1 for a bug.
+        The exit code: 0; 2 for errors that the user can fix; 130 when interrupted; 1 for a bug.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    occupy()
+    try:
+        return _checked(argv)
+    finally:
+        settle()
+
+
+def _checked(argv: list[str]) -> int:
+    """Run the command line; whatever goes wrong becomes a line and an exit code."""
     try:
         _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except UserError as error:
         return _fail(str(error))
@@ -111,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail("the device has not enough memory; lower --batch_size or --view_size")
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             return _fail("this machine has not enough memory for that; ask for less (--batch_size, queues, sizes)")
-        traceback.print_exc()
+        write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         command = shlex.join(["densepath", *argv])
         return _fail(
             f"this is a bug in densepath {__version__}; please report the lines above and: {command}", EXIT_BUG
@@ -119,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int = EXIT_USER) -> int:
-    print(f"densepath: error: {' '.join(message.split())}", file=sys.stderr)
+    write_line(f"densepath: error: {' '.join(message.split())}", sys.stderr)
     return code
 
 
@@ -137,7 +162,7 @@ def _run(argv: list[str]) -> None:
     command = VERBS[name].command(name)
     if "-h" in words or "--help" in words:
         print(command.help(words))
-    elif command.takes_recipe and "--print_config" in words:
+    elif command.recipes is not None and "--print_config" in words:
         print(command.configuration(words), end="")
     else:
         _report(command.run(words))
@@ -175,12 +200,16 @@ def _overview(group: str = "") -> str:
 
 
 def _report(result: Any) -> None:
-    """Print what a verb gives: scores as a table, a path as it is. Of several processes one speaks."""
+    """Print what a verb gives: scores as a table, a path as it is. Of several processes one speaks.
+
+    What was done stays done where nobody reads that.
+    """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
     if isinstance(result, dict):
         width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
-            print(f"{name:{width}}{value:.4g}" if isinstance(value, float) else f"{name:{width}}{value}")
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            write_line(f"{name:{width}}{shown}", sys.stdout)
     elif isinstance(result, Path):
-        print(result)
+        write_line(str(result), sys.stdout)

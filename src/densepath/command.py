@@ -1,38 +1,37 @@
-"""One verb of the command line: its options, the recipe under them, and the call they become."""
+"""One verb of the command line: its options, the recipe that they override, and the call they become."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.options import Option, Parser, call_with, close_match, describe_parameters, options_of
+from densepath.options import build, is_required
+from densepath.parser import Parser
+from densepath.training.recipes import load_recipe, recipe_names
+from densepath.training.resolve import check_names, check_options, make_parser, method_of, nested, over_recipe
 
-_VIEWS = re.compile(r"--(no_)?augment\.")
-# Of two options that say the same thing, one that is typed takes the place of the recipe's other one.
-_RIVALS = {"epochs": "max_steps", "max_steps": "epochs"}
-_METHOD = "method."
+_PRINT = "--print_config"
+_HELP = ("-h", "--help")
 
 
 class Command:
     """A function that can be called by typed words.
 
-    ``--config`` names a recipe for a function that has such. One with the parameters ``method`` and ``method_options``
-    has those of pre-training: ``--method`` names a method, and ``--method.num_concepts 8`` and the like are the
-    parameters of that method's constructor.
+    The options are its parameters, or the fields of a dataclass that it takes in their place. ``--config`` names a
+    recipe that they override. Where there are ``method`` and ``method_options``, as in pre-training, ``--method``
+    chooses a method, and ``--method.num_concepts 8`` and the like are the parameters of that method's constructor.
 
     Args:
         prog: the command, for help and errors.
         function: what is called.
         positional: its parameters that are given without their name.
-        given: its parameters that nobody types, and their values.
-        recipes: the verb under which the package has recipes for it.
+        schema: the dataclass of its options; the function's own signature by default.
+        recipes: the verb whose recipes it takes, "" for pre-training; None for a function without recipes.
+        renamed: options as they were called before -> their names now, for the message that refuses them.
     """
 
     def __init__(
@@ -40,32 +39,32 @@ class Command:
         prog: str,
         function: Callable[..., Any],
         positional: Sequence[str] = (),
-        given: Mapping[str, Any] | None = None,
-        recipes: str = "",
+        schema: Callable[..., Any] | None = None,
+        recipes: str | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         self.prog = prog
         self.function = function
-        self.positional = positional
-        self.given = dict(given or {})
-        self.parameters = inspect.signature(function).parameters
+        self.positional = tuple(positional)
+        self.schema = schema or function
         self.recipes = recipes
-        self.takes_method = "method_options" in self.parameters
-        self.takes_recipe = self.takes_method or bool(recipes)
+        self.renamed = dict(renamed or {})
 
     def run(self, words: Sequence[str]) -> Any:
         """Call the function and return what it returns."""
-        return call_with(self.function, {**self.parse(words), **self.given})
+        made = build(self.schema, self.parse(words))
+        return made if self.schema is self.function else self.function(made)
 
     def help(self, words: Sequence[str]) -> str:
         """All options, those of the method that the words choose among them."""
-        return self._prepare([word for word in words if word not in ("-h", "--help")])[0].format_help()
+        _, _, method, _ = self._recipe([word for word in words if word not in (*_HELP, _PRINT)])
+        return self._parser(method).format_help()
 
     def configuration(self, words: Sequence[str]) -> str:
         """What the words resolve to, as YAML that ``--config`` takes."""
-        values = self.parse([word for word in words if word != "--print_config"], complete=False)
-        required = [name for name, parameter in self.parameters.items() if parameter.default is parameter.empty]
-        named = {name: value for name, value in values.items() if value is not None or name not in required}
-        return yaml.safe_dump(_plain(named), sort_keys=False)
+        values = self.parse([word for word in words if word != _PRINT], complete=False)
+        missing = [name for name, value in values.items() if value is None and is_required(self.schema, name)]
+        return yaml.safe_dump(_plain({n: v for n, v in values.items() if n not in missing}), sort_keys=False)
 
     def parse(self, words: Sequence[str], complete: bool = True) -> dict[str, Any]:
         """The arguments of the call; its dataclasses are still dictionaries of their fields.
@@ -77,75 +76,44 @@ class Command:
         Raises:
             UserError: the words, or the recipe that they name, are not what the function takes.
         """
-        return self._values(*self._prepare(words, complete))
+        recipe, whose, method, rest = self._recipe(words)
+        parser = self._parser(method, complete)
+        check_names(parser, recipe, whose)
+        typed = nested(parser.read(rest)) | ({"method": method} if method else {})
+        return check_options(parser, self.schema, over_recipe(self.schema, recipe, typed), method)
 
     def parse_recipe(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """What options become that are given as a recipe gives them; none need be among them.
 
         Raises:
-            UserError: one of them is no option of the function, or its value is of the wrong kind.
+            UserError: one of them is not an option of the function, or its value is of another type.
         """
-        return self._values(*self._prepare((), complete=False, recipe=recipe))
+        method = method_of(self.schema, recipe)
+        return check_options(self._parser(method, complete=False), self.schema, recipe, method)
 
-    def _values(self, parser: Parser, words: Sequence[str], method: str | None) -> dict[str, Any]:
-        typed = parser.parse(words)
-        values = {name: value for name, value in typed.items() if name in self.parameters}
-        for name, parameter in self.parameters.items():
-            touched = any(word.startswith((f"--{name}.", f"--no_{name}.")) for word in words)
-            if isinstance(values.get(name), dict) and parameter.default is None and not touched:
-                values[name] = None
+    def _recipe(self, words: Sequence[str]) -> tuple[dict[str, Any], str, Any, list[str]]:
+        """The recipe that the words name, what it is called in messages, the method, and the other words."""
+        if self.recipes is None:
+            return {}, "", None, list(words)
+        config, rest = _take(words, "--config")
+        recipe = load_recipe(config, self.recipes) if config else {}
+        method = method_of(self.schema, recipe)
         if method:
-            values |= {"method": method, "method_options": typed["method"]}
-        return values
-
-    def _prepare(
-        self, words: Sequence[str], complete: bool = True, recipe: Mapping[str, Any] | None = None
-    ) -> tuple[Parser, list[str], str | None]:
-        """The parser for the words, the words with those of the recipe in front, and the method they choose."""
-        parser = Parser(self.prog, self.function, self.positional, complete)
-        options = list(options_of(self.function, skip=("method", "method_options", *self.given)))
-        described = describe_parameters(self.function)
-        for part, members in groupby(sorted(options, key=_part), key=_part):
-            parser.add_options(members, f"{part}: {described.get(part, '')}" if part else None)
-        if not self.takes_recipe:
-            return parser, [*_words_of(recipe or {}, words, parser), *words], None
-        # Imported here, because these need torch.
-        from densepath.training.recipes import load_recipe, own_augment, recipe_names
-
-        config, words = _take(words, "--config")
-        recipe = load_recipe(config, self.recipes) if config else dict(recipe or {})
-        method = None
-        if self.takes_method:
-            chosen, words = _take(words, "--method")
-            method = str(chosen or recipe.get("method") or self.parameters["method"].default)
-            _add_method(parser, method)
-            if recipe.get("method", method) != method:
+            chosen, rest = _take(rest, "--method")
+            if chosen and chosen != method:
                 recipe.pop("method_options", None)
-            if not recipe.get("augment") and any(_VIEWS.match(word) for word in words):
-                recipe["augment"] = own_augment(method)
-        names = ", ".join(recipe_names(self.recipes))
-        group = parser.add_argument_group("recipe", "Options that are given beside a recipe take the place of its own.")
-        group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")
-        group.add_argument("--print_config", action="store_true", help="print what the options resolve to, and exit")
-        return parser, [*_words_of(recipe, words, parser, f"the recipe {config}"), *words], method
+            method = chosen or method
+        return recipe, f"the recipe {config}", method, rest
 
-
-def _add_method(parser: Parser, method: str) -> None:
-    """Add the options of a method."""
-    from densepath.methods import METHODS
-    from densepath.training.recipes import find_method
-
-    constructor = find_method(method)
-    parser.add_options(
-        options_of(constructor, skip=[next(iter(inspect.signature(constructor).parameters))], prefix=_METHOD),
-        f"method: {method}",
-        f"--method NAME takes another one: {', '.join(METHODS)}. With --help it lists the options of that one.",
-    )
-
-
-def _part(option: Option) -> str:
-    """The part that an option belongs to, "" for the function itself."""
-    return option.key.rpartition(".")[0]
+    def _parser(self, method: Any, complete: bool = True) -> Parser:
+        parser = make_parser(self.schema, self.prog, method, self.positional, self.function, complete)
+        parser.renamed |= self.renamed
+        if self.recipes is not None:
+            names = ", ".join(recipe_names(self.recipes))
+            group = parser.add_argument_group("recipe", "Options that are given beside a recipe override it.")
+            group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")
+            group.add_argument(_PRINT, action="store_true", help="print what the options resolve to, and exit")
+        return parser
 
 
 def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -159,30 +127,6 @@ def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
         elif word.startswith(f"{name}="):
             value, rest = value or word.partition("=")[2], rest[:position] + rest[position + 1 :]
     return value, rest
-
-
-def _words_of(recipe: Mapping[str, Any], words: Sequence[str], parser: Parser, name: str = "it") -> Iterator[str]:
-    """The options that a recipe sets, as they would be typed."""
-    typed = {word.removeprefix("--").partition("=")[0] for word in words}
-    for key, value in _flatten(recipe, parser):
-        if key not in parser.options:
-            hint = close_match(key, list(parser.options))
-            raise UserError(f"{name} sets {key}, which is no option; {hint or 'take it out'}")
-        if _RIVALS.get(key) not in typed and not (value is None and parser.options[key].default is None):
-            yield from parser.options[key].words(value)
-
-
-def _flatten(recipe: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in recipe.items():
-        key = prefix + name
-        if key == "method":
-            continue
-        key = "method" if key == "method_options" else key
-        is_part = any(option.startswith(f"{key}.") for option in parser.options)
-        if is_part and isinstance(value, Mapping):
-            yield from _flatten(value, parser, f"{key}.")
-        elif not (is_part and value is None):
-            yield key, value
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The whole job on built-in tissue: pre-train, probe, detect, and draw what happened."""
+"""The demo: the whole pipeline on built-in tissue: pre-train, probe, detect, and draw the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from densepath.runs.signals import Interrupted
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.pretrain import pretrain
-from densepath.training.recipes import load_recipe, typed_options
 from densepath.transfer.detection.detect import detect
 from densepath.transfer.probe.probe import probe
 from densepath.version import __version__
@@ -40,13 +38,13 @@ MARKER = "demo.json"
 _REAL = "immunohistochemistry.png"
 _FOLDERS = ("tissue", "tiles", "real", "pretrained", "detector_random", "detector_pretrained", "pictures")
 _TILE, _IMAGE = 128, 256  # pixels
-_SHOWN = 160  # pixels: what the detector sees of an image
+_SHOWN = 160  # pixels: input size of the detector
 _BATCH = 64
-_SWIFT = 0.03  # seconds; machines that draw a tile faster make all steps within the demo's eight minutes
-_BACKBONE = "regnetx_002"  # learns six times as fast as ResNet-18 where there is no GPU
+_FAST = 0.03  # seconds per tile; machines that draw tiles faster finish all steps within eight minutes
+_BACKBONE = "regnetx_002"  # trains six times as fast as ResNet-18 on a CPU
 _TITLES = {"random": "random weights", "pretrained": "pre-trained weights"}
 _NOTE = """Query and key are random views of one image, the reference covers both. A dot marks a view's
-upper left corner. Outlines: colors pair what was found with the truth, red is wrong."""
+upper left corner. Outlines: detections have the color of their true object, false ones are red."""
 _SCORES = {
     "probe, mean IoU": ("probe", "mean_iou"),
     "probe, Dice of glands": ("probe", "dice"),
@@ -57,7 +55,7 @@ _SCORES = {
 
 
 def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | None = None) -> None:
-    """Learn features of procedural tissue, and see what they are worth on images held out.
+    """Learn features of procedural tissue, and evaluate them on held-out images.
 
     Makes unlabelled tiles, and images with outlined glands; pre-trains ConCL on the tiles; probes and fine-tunes a
     small detector from random and from pre-trained weights; draws views, concepts, detections and curves. Takes four to
@@ -65,28 +63,28 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
 
     Args:
         out: a new folder, or that of an earlier demo, which is replaced.
-        seed: of the tissue, the weights and the training.
-        scale: share of the images and steps; less is quicker and shows less. By default 1, or where drawing the tissue
-            shows that the machine is slow, down to 0.6 of the steps.
+        seed: seed of the tissue, the weights and the training.
+        scale: factor of the numbers of images and steps; smaller is faster and shows less. Default: 1, and on slow
+            machines down to 0.6 of the steps.
 
     Raises:
-        UserError: ``out`` holds something else than a demo, or the seed is none.
+        UserError: ``out`` holds other files than a demo, or the seed is invalid.
     """
     check_seed(seed)
-    out = _make_room(Path(out))
+    out = _prepare_folder(Path(out))
     console = Console()
     started = time.perf_counter()
     try:
-        _play(out, console, seed, scale, started)
+        _run(out, console, seed, scale, started)
     except Interrupted:
-        console.print("The demo does not resume: start it again, it takes the place of what lies there.")
+        console.print("The demo cannot be resumed: start it again, it replaces this folder.")
         raise
 
 
-def _play(out: Path, console: Console, seed: int, scale: float | None, started: float) -> None:
-    """The chapters of the demo, one after another."""
+def _run(out: Path, console: Console, seed: int, scale: float | None, started: float) -> None:
+    """Run the parts of the demo in order."""
     of_images = of_steps = 1.0 if scale is None else scale
-    with _chapter(console, "1/6  tissue: unlabelled tiles, and images with outlined glands"):
+    with _part(console, "1/6  tissue: unlabelled tiles, and images with outlined glands"):
         tiles = _share(500, of_images, 16)
         before = time.perf_counter()
         write_tiles(out / "tiles", tiles, _TILE, seed)
@@ -94,24 +92,24 @@ def _play(out: Path, console: Console, seed: int, scale: float | None, started: 
             of_steps = _affordable((time.perf_counter() - before) / tiles)
             if of_steps < 1:
                 console.print(
-                    f"This machine is slow: {of_steps:.0%} of the steps. All of them, and more time: --scale 1"
+                    f"This machine is slow: running {of_steps:.0%} of the steps. To run all of them: --scale 1"
                 )
         write_tissue(
             out / "tissue", train=_share(48, of_images, 4), test=_share(24, of_images, 3), size=_IMAGE, seed=seed
         )
         real = _real_tile(out / "real", console)
-    with _chapter(console, "2/6  pre-training: ConCL on the tiles"):
+    with _part(console, "2/6  pre-training: ConCL on the tiles"):
         run = _pretrain(out, seed, _share(450, of_steps, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
-    with _chapter(console, "3/6  probe: a linear pixel classifier on frozen features"):
+    with _part(console, "3/6  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
             results[name]["probe"] = probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
     for number, (name, source) in enumerate(weights.items(), 4):
-        with _chapter(console, f"{number}/6  detector from {name} weights"):
+        with _part(console, f"{number}/6  detector from {name} weights"):
             results[name]["detect"] = _detect(out, name, source, seed, _share(260, of_steps, 3))
-    with _chapter(console, "6/6  pictures"):
+    with _part(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(
         out, {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | results
@@ -124,12 +122,12 @@ def _share(number: int, part: float, least: int) -> int:
 
 
 def _affordable(seconds_per_tile: float) -> float:
-    """The share of the steps that a machine makes in time which draws a tile in so many seconds."""
-    return min(1.0, max(0.6, round(_SWIFT / seconds_per_tile, 1)))
+    """The share of the steps that can be done in time, estimated from the time to draw a tile."""
+    return min(1.0, max(0.6, round(_FAST / seconds_per_tile, 1)))
 
 
-def _make_room(out: Path) -> Path:
-    """The folder, empty but for its marker; a former demo's content is removed."""
+def _prepare_folder(out: Path) -> Path:
+    """Make the folder with a marker, after removing the files of an earlier demo."""
     if _is_demo(out):
         for name in _FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
@@ -153,7 +151,7 @@ def _write_marker(out: Path, results: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _chapter(console: Console, title: str) -> Iterator[None]:
+def _part(console: Console, title: str) -> Iterator[None]:
     start = time.perf_counter()
     console.print(f"\n[bold]{title}[/bold]")
     yield
@@ -161,11 +159,11 @@ def _chapter(console: Console, title: str) -> Iterator[None]:
 
 
 def _real_tile(folder: Path, console: Console) -> Path | None:
-    """The stained section that scikit-image carries; None where an installation lacks it."""
+    """The stained section that comes with scikit-image; None if it is not installed."""
     try:
         tile = skimage.data.immunohistochemistry()
-    except Exception as error:  # a missing file makes it try the network, which fails in many ways
-        console.print(f"scikit-image's immunohistochemistry tile is missing here ({type(error).__name__}); going on")
+    except Exception as error:  # for a missing file it tries the network, which can fail in many ways
+        console.print(f"scikit-image's immunohistochemistry tile is missing ({type(error).__name__}); continuing")
         return None
     folder.mkdir()
     Image.fromarray(np.asarray(tile)).save(folder / _REAL)
@@ -173,11 +171,18 @@ def _real_tile(folder: Path, console: Console) -> Path | None:
 
 
 def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
-    recipe = typed_options(load_recipe("concl_small")) | {"max_steps": steps, "batch_size": batch_size}
-    # So few steps pay if they are large: chosen by the probe, on tissue of this kind.
-    recipe["optimizer"] = replace(recipe["optimizer"], lr=0.2)
-    recipe["method_options"]["momentum"] = 0.99
-    return pretrain(data=out / "tiles", out=out / "pretrained", backbone=_BACKBONE, seed=seed, **recipe)
+    # So few steps need a large learning rate: chosen by the probe, on procedural tissue.
+    return pretrain(
+        "concl_small",
+        data=out / "tiles",
+        out=out / "pretrained",
+        backbone=_BACKBONE,
+        seed=seed,
+        max_steps=steps,
+        batch_size=batch_size,
+        optimizer={"lr": 0.2},
+        method_options={"momentum": 0.99},
+    )
 
 
 def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) -> dict[str, float]:
@@ -192,7 +197,7 @@ def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) ->
         lr=0.1,
         train_size=(128, _SHOWN),
         test_size=_SHOWN,
-        rescale_filters=True,  # the large steps of this pre-training make them long
+        rescale_filters=True,  # the large learning rate of this pre-training increases their norms
         precise_bn_batches=20,
         pictures=4,
         seed=seed,
@@ -209,7 +214,7 @@ def _draw(out: Path, real: Path | None, seed: int) -> None:
     test = open_split(out / "tissue", "test")
     detectors = {title: out / f"detector_{name}" for name, title in _TITLES.items()}
     crowded = sorted(range(len(test)), key=lambda i: -len(test[i]["masks"]))
-    shown = sorted(crowded[len(crowded) // 4 :][:3])  # neither the fullest nor the emptiest
+    shown = sorted(crowded[len(crowded) // 4 :][:3])  # images with a medium number of objects
     detections = draw_detections(test, detectors, pictures / "detections.png", indices=shown)
     learning = ("instance_loss", "concept_loss", "shared_concepts", "lr")
     draw_curves({"pre-training": out / "pretrained" / "metrics.csv"}, pictures / "pretraining.png", columns=learning)
@@ -238,7 +243,7 @@ def _draw_real(out: Path, real: Path, seed: int) -> Path:
 
 
 def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]], started: float) -> None:
-    table = Table(title="on images held out, in percent", title_justify="left")
+    table = Table(title="on held-out images, in percent", title_justify="left")
     table.add_column("")
     for name in results:
         table.add_column(_TITLES[name], justify="right")
@@ -247,8 +252,8 @@ def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]
     console.print()
     console.print(table)
     minutes = (time.perf_counter() - started) / 60
-    console.print(f"One seed, a few minutes of training. {minutes:.1f} minutes in all.")
-    console.print(f"\nEverything lies in {out}/; look at {out}/pictures/summary.png first. On your own data:\n")
+    console.print(f"One seed, a few minutes of training. {minutes:.1f} minutes in total.")
+    console.print(f"\nAll files are in {out}/; look at {out}/pictures/summary.png first. On your own data:\n")
     for line in (
         "densepath pretrain --config concl_small --data TILES --out RUN",
         "densepath probe --data OUTLINED --weights RUN",
@@ -256,5 +261,5 @@ def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]
     ):
         console.print(f"  {line}", highlight=False)
     console.print(
-        "\nTILES is a folder of images; OUTLINED holds images and COCO instances, as `densepath data glas` writes them."
+        "\nTILES is a folder of images; OUTLINED holds images and COCO instances, as written by `densepath data glas`."
     )

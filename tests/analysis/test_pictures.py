@@ -120,8 +120,8 @@ def test_an_entry_of_a_label_map_covers_its_part_of_the_tile() -> None:
     tile = np.full((60, 90, 3), 100, np.uint8)
     labels = np.arange(6).reshape(2, 3)
     painted = paint_concepts(tile, labels, strength=1.0)
-    cells = painted.reshape(2, 30, 3, 30, 3)[:, 15, :, 15]
-    assert len(np.unique(cells.reshape(6, 3), axis=0)) == 6
+    parts = painted.reshape(2, 30, 3, 30, 3)[:, 15, :, 15]
+    assert len(np.unique(parts.reshape(6, 3), axis=0)) == 6
     assert np.array_equal(painted[3:27, 3:27], np.broadcast_to(painted[15, 15], (24, 24, 3)))
 
 

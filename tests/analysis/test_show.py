@@ -77,7 +77,7 @@ def test_sources_of_concepts_are_shown_side_by_side(tiles: Path, tmp_path: Path)
         Image.fromarray(np.arange(9, dtype=np.uint8).reshape(3, 3)).save(tmp_path / "maps" / tile.name)
     grid, files = (
         np.asarray(Image.open(show_concepts(out=tmp_path / "same.png", concepts=name, **options, **more)))
-        for name, more in (("grid", {}), ("files", {"concept_files": str(tmp_path / "maps")}))
+        for name, more in (("grid", {}), ("files", {"regions": str(tmp_path / "maps")}))
     )
     title = 40  # pixels above the panels
     assert np.array_equal(grid[title:], files[title:])
@@ -104,7 +104,7 @@ def test_all_sources_are_in_one_picture_each_with_its_own_files(
         out=tmp_path / "all.png",
         concepts=("grid", "superpixels", "nuclei", "saliency", "files", "kmeans"),
         saliency=str(tmp_path / "saliency"),
-        concept_files=str(tmp_path / "files"),
+        regions=str(tmp_path / "files"),
         backbone="test_resnet",
         stages=(4,),
         count=2,
@@ -116,8 +116,8 @@ def test_all_sources_are_in_one_picture_each_with_its_own_files(
 
 def test_a_source_without_its_files_is_named(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give it with --saliency"):
-        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), concept_files=str(tmp_path))
-    with pytest.raises(UserError, match="concepts files need concept_files"):
+        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), regions=str(tmp_path))
+    with pytest.raises(UserError, match="concepts files need a folder of label maps; give it with --regions"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("files",), saliency=str(tmp_path), count=1)
     with pytest.raises(UserError, match="unknown concepts 'stars'"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("stars",), count=1)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from densepath.annotations import label_cache
 from densepath.annotations.label_cache import cache_folder, label_images
+from densepath.core import digests as contents
 from densepath.core.errors import UserError
-from densepath.sources import digests as contents
 from densepath.sources.open import open_images
 from densepath.sources.packing import pack
 
@@ -21,7 +21,7 @@ from densepath.sources.packing import pack
 class Brightness:
     """Labels an image by its brightness in steps; writes down what it was asked for."""
 
-    parallel = False
+    parallel, needs_color = False, False
 
     def __init__(self, log: Path, step: int = 1) -> None:
         self.log = log
@@ -63,7 +63,8 @@ def tiles(tmp_path):
 
 def files(folder: Path) -> list[str]:
     """Those of maps; not the locks, and not what is known of the images' contents."""
-    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name not in ("lock", "digest"))
+    found = [p for p in folder.rglob("*") if p.is_file() and p.name != "lock" and p.parent.name != "contents"]
+    return sorted(p.name for p in found)
 
 
 def test_maps_are_made_once_however_the_images_are_read(tmp_path, tiles, labeller):
@@ -149,22 +150,12 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
     assert asked == [f"{number}.png" for number in range(6)]
     for damage in ("", "nonsense" * 8):
         asked.clear()
-        for known in (tmp_path / "cache").rglob("digest"):
+        for known in (tmp_path / "cache" / "contents").iterdir():
             known.write_text(damage)
         maps()
         assert len(asked) == 6
         maps()
         assert len(asked) == 6
-
-
-def test_the_digest_of_many_files_takes_little_memory(tmp_path, bounded_memory):
-    """50,000 names; a list of them and their digests would take 8 MiB."""
-
-    def names():
-        return (f"/nowhere/{number:09d}.png" for number in range(50_000))
-
-    with bounded_memory(5):
-        contents.digest_of_files(names, 50_000, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])
@@ -204,7 +195,6 @@ def test_a_killed_computation_leaves_nothing_that_is_taken_for_whole(tmp_path, t
     _, status = os.waitpid(fork(lambda: label_images(images, labeller, tmp_path / "cache")), 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert labeller.asked() == list("0123")
-    assert [name.endswith(".part") for name in files(tmp_path / "cache")] == [True]
     monkeypatch.undo()
     label_images(images, labeller, tmp_path / "cache")
     assert labeller.asked() == list("012345")
@@ -212,12 +202,12 @@ def test_a_killed_computation_leaves_nothing_that_is_taken_for_whole(tmp_path, t
 
 
 @pytest.mark.parametrize("way", ["killed", "interrupted"])
-def test_what_was_cut_off_goes_on_after_its_last_whole_block(tmp_path, tiles, labeller, monkeypatch, way):
-    """Blocks of two maps; of the block that was written last nobody knows whether the disk has all of it."""
+def test_what_was_cut_off_continues_after_its_last_whole_shard(tmp_path, tiles, labeller, monkeypatch, way):
+    """Shards of two maps: two are whole, of which the second is damaged afterwards."""
     images, label = open_images(tiles), Brightness.label
     expected = label_images(images, labeller, tmp_path / "whole").maps
     labeller.asked()
-    monkeypatch.setattr(label_cache, "_BLOCK", 2)
+    monkeypatch.setattr(label_cache, "_SHARD", 2)
 
     def dying(self, image, name):
         if name.endswith("5.png"):
@@ -234,12 +224,11 @@ def test_what_was_cut_off_goes_on_after_its_last_whole_block(tmp_path, tiles, la
         else:
             os.waitpid(fork(lambda: label_images(images, labeller, tmp_path / "cache")), 0)
     assert labeller.asked() == list("01234")
-    (unfinished,) = (tmp_path / "cache").rglob(".labels.npy.part")
-    with open(unfinished, "r+b") as file:  # what a crash of the machine may do to what was written last
-        file.seek(-5, os.SEEK_END)
-        file.write(b"wrong")
+    first, second = sorted((tmp_path / "cache").rglob("shards/*.npy"))
+    assert len(np.load(first)) == len(np.load(second)) == 2
+    os.truncate(second, second.stat().st_size - 1)
     found = label_images(images, labeller, tmp_path / "cache").maps
-    assert labeller.asked() == list("45")
+    assert labeller.asked() == list("2345")
     assert np.array_equal(found, expected)
     assert files(tmp_path / "cache") == ["labels.npy"]
 
@@ -313,7 +302,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
     images = open_images(tiles)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"labels\.npy cannot be written \(File too large\)"):
+        with pytest.raises(UserError, match=r"000\.npy cannot be written \(File too large\)"):
             label_images(images, labeller, tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -322,25 +311,8 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by concept_cache"):
+    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by --cache_dir"):
         label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
-
-
-def test_what_could_not_be_read_is_not_remembered(tmp_path, monkeypatch):
-    (tmp_path / "a").write_text("a")
-    cache = tmp_path / "cache"
-
-    def fails(*_):
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(contents.hashlib, "file_digest", fails)
-        wrong = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
-    right = contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache)
-    assert right != wrong
-    with monkeypatch.context() as patched:
-        patched.setattr(contents.hashlib, "file_digest", fails)
-        assert contents.digest_of_files(lambda: [tmp_path / "a"], 1, cache) == right
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

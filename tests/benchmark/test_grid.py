@@ -10,7 +10,6 @@ import densepath
 from densepath.benchmark import grid as grid_module
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
-from densepath.benchmark.digests import Digests
 from densepath.benchmark.grid import make_grid
 from densepath.benchmark.identity import _PACKAGES, code_digest, digest_of_given, read_labelled, read_tiles
 from densepath.benchmark.run_folder import RunFolder
@@ -27,10 +26,10 @@ def lay_out(tissue, table, tmp_path):
             assert old in text
             text = text.replace(old, new)
         (tmp_path / "changed.yaml").write_text(text)
-        digests = Digests(tmp_path / "digests.json")
-        sets = {"tissue": labelled or read_labelled("tissue", tissue, digests)}
-        found = read_tiles(tissue / "tiles", digests) if tiles else None
-        return make_grid(replace(load_table(tmp_path / "changed.yaml"), **replaced), sets, found, given or {}, digests)
+        kept = tmp_path / "kept"
+        sets = {"tissue": labelled or read_labelled("tissue", tissue, kept)}
+        found = read_tiles(tissue / "tiles", kept) if tiles else None
+        return make_grid(replace(load_table(tmp_path / "changed.yaml"), **replaced), sets, found, given or {}, kept)
 
     return lay
 
@@ -88,7 +87,7 @@ def test_a_change_makes_new_runs_only_where_it_matters(lay_out, old, new, change
 
 def test_other_data_and_other_code_make_new_runs(lay_out, tissue, tmp_path, monkeypatch):
     before = set(lay_out().runs)
-    data = read_labelled("tissue", tissue, Digests(tmp_path / "digests.json"))
+    data = read_labelled("tissue", tissue, tmp_path / "kept")
     other = set(lay_out(labelled=replace(data, digest="other")).runs)
     assert {name.split("-")[0] for name in before & other} == {"pretrain"}
     monkeypatch.setattr(grid_module, "code_digest", lambda verb: f"other {verb}")
@@ -126,7 +125,7 @@ def test_of_a_given_run_the_exported_files_count_only(tmp_path):
         (tmp_path / "run" / name).write_text("some")
 
     def digest():
-        return digest_of_given(tmp_path / "run", Digests(tmp_path / "digests.json"))
+        return digest_of_given(tmp_path / "run", tmp_path / "kept")
 
     first = digest()
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()

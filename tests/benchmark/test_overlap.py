@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densepath.benchmark.digests import Digests, pixel_digest
-from densepath.benchmark.identity import read_labelled, read_tiles
+from densepath.benchmark.identity import pixel_digest, read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.patients import patients_of
 from densepath.core.errors import UserError
@@ -24,10 +23,8 @@ def data(tissue, tmp_path):
 
 
 def check(tmp_path, tiles="tiles", **options):
-    digests = Digests(tmp_path / "digests.json")
-    return check_overlap(
-        read_tiles(tmp_path / tiles, digests), [read_labelled("tissue", tmp_path / "data", digests)], **options
-    )
+    seen, labelled = read_tiles(tmp_path / tiles, tmp_path), read_labelled("tissue", tmp_path / "data", tmp_path)
+    return check_overlap(seen, [labelled], **options)
 
 
 def test_different_images_do_not_overlap(data, tmp_path):
@@ -108,26 +105,27 @@ def test_an_overlap_between_the_splits_of_a_labelled_set_is_reported(data, tmp_p
 
 
 def test_digests_are_remembered_until_a_file_changes(data, tmp_path, monkeypatch):
-    before = read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest
+    before = read_labelled("tissue", data, tmp_path / "kept").digest
     with monkeypatch.context() as patch:
-        patch.setattr("densepath.benchmark.digests._digest", lambda name, pixels: pytest.fail(f"{name} was read again"))
-        assert read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest == before
+        patch.setattr("densepath.core.digests.digest_of_file", lambda name: pytest.fail(f"{name} was read again"))
+        assert read_labelled("tissue", data, tmp_path / "kept").digest == before
     outlines = data / "annotations" / "test.json"
     truth = json.loads(outlines.read_text())
     truth["annotations"][0]["bbox"][0] += 1
     outlines.write_text(json.dumps(truth))
-    assert read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest != before
+    assert read_labelled("tissue", data, tmp_path / "kept").digest != before
 
 
 def test_a_corrupt_file_of_digests_is_replaced(data, tmp_path):
-    before = read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest
-    (tmp_path / "digests.json").write_text('{"a": 1')
-    assert read_labelled("tissue", data, Digests(tmp_path / "digests.json")).digest == before
+    before = read_labelled("tissue", data, tmp_path / "kept").digest
+    for known in (tmp_path / "kept" / "contents").iterdir():
+        known.write_text("half")
+    assert read_labelled("tissue", data, tmp_path / "kept").digest == before
 
 
 def test_the_digest_of_tiles_depends_on_names_and_contents_not_on_the_folder(data, tmp_path):
     def digest(folder):
-        return read_tiles(folder, Digests(tmp_path / "digests.json")).digest
+        return read_tiles(folder, tmp_path / "kept").digest
 
     before = digest(tmp_path / "tiles")
     shutil.copytree(tmp_path / "tiles", tmp_path / "elsewhere")

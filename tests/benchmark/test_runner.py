@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from densepath.benchmark import runner as runner_module
-from densepath.benchmark.devices import Device, make_devices
+from densepath.benchmark.devices import Device, parse_devices
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
@@ -202,6 +202,6 @@ def test_devices_are_parsed(devices, names, environments, monkeypatch):
     monkeypatch.setattr("densepath.benchmark.devices.cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    made = make_devices(devices)
+    made = parse_devices(devices)
     assert [device.name for device in made] == names
     assert [dict(device.environment) for device in made] == environments

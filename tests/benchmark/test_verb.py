@@ -29,7 +29,7 @@ def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, t
 
     out, err = ended(densepath(f"{line} --dry_run", tmp_path))
     assert err.count("to do  ") == 9
-    assert {path.name for path in (tmp_path / "T").iterdir()} == {"digests.json"}
+    assert {path.name for path in (tmp_path / "T").iterdir()} == {"contents"}
 
     process = densepath(line, tmp_path)
     while not list(tmp_path.glob("T/runs/pretrain-*/run/metrics.csv")):
@@ -42,7 +42,7 @@ def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, t
 
     out, err = ended(densepath(line, tmp_path))
     assert out == "T/table.md\n"
-    assert "going on with run at step" in (tmp_path / "T" / "runs" / started / "log.txt").read_text()
+    assert "resuming run at step" in (tmp_path / "T" / "runs" / started / "log.txt").read_text()
     runs = notes(tmp_path / "T")
     assert len(runs) == 9 and all("result" in note for note in runs.values())
 
@@ -150,7 +150,7 @@ def test_overlap_ends_the_command_unless_it_is_allowed(tissue, table, tmp_path, 
     printed = capsys.readouterr().err
     assert "OVERLAP, which was allowed. tissue: 2 of 2 test images are among the tiles" in printed
     assert "tissue: 3 training and 2 test images, digest " in printed
-    assert [path.name for path in (tmp_path / "T").iterdir()] == ["digests.json"]
+    assert [path.name for path in (tmp_path / "T").iterdir()] == ["contents"]
 
 
 def test_a_folder_with_other_files_is_not_touched(tissue, table, tmp_path):

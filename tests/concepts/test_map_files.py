@@ -1,5 +1,8 @@
 """Label maps from a folder: found by name, checked, and read unchanged."""
 
+from types import SimpleNamespace
+from weakref import ref
+
 import numpy as np
 import pytest
 import tifffile
@@ -9,13 +12,16 @@ from densepath.annotations.label_cache import label_images
 from densepath.annotations.label_maps import shrink
 from densepath.annotations.labels import LABEL_SUFFIXES
 from densepath.concepts import matching
-from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.image_labels import FromPath
 from densepath.concepts.map_files import MapFiles, same_shape
 from densepath.concepts.matching import match_names
 from densepath.core.errors import UserError
+from densepath.methods.needs import Need
 from densepath.sources.open import open_images
 from densepath.sources.packing import pack
 from densepath.sources.path_table import Names
+from densepath.training.config import PretrainConfig
+from densepath.training.inputs import make_inputs
 
 
 @pytest.fixture
@@ -62,9 +68,12 @@ def test_a_list_of_images_in_one_folder_is_matched_too(folders):
 
 def test_the_paths_of_the_maps_are_freed(folders):
     where, _ = folders
-    source = ImageLabels(MapFiles(where / "maps"), cache=where / "cache")
-    assert len(source.prepare(open_images(where / "tiles"))) == 4
-    assert source.labeller._matches is None
+    held = []
+    need = Need("regions", FromPath(lambda path: held.append(ref(made := MapFiles(path))) or made, "maps"))
+    config = PretrainConfig(data="", out="", regions=where / "maps", cache_dir=where / "cache")
+    method = SimpleNamespace(needs=lambda: {"regions": need})
+    assert len(make_inputs(method, config, open_images(where / "tiles"))["regions"]) == 4
+    assert held[0]() is None
 
 
 def test_a_coarser_map_with_the_same_aspect_ratio_is_accepted(folders):

@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.color import hed2rgb
 from skimage.draw import disk
 
+from densepath.annotations.label_cache import label_images
 from densepath.concepts.nuclei import Nuclei
+from densepath.core.errors import UserError
+from densepath.sources.open import open_images
 
 
 def draw(places: list[tuple[int, int]], size: int = 200, radius: float = 8, zoom: int = 1) -> np.ndarray:
@@ -54,3 +58,9 @@ def test_specks_are_not_nuclei():
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_a_flat_image_is_one_concept(value):
     assert np.ptp(Nuclei().label(np.full((40, 50, 3), value, np.uint8), "")) == 0
+
+
+def test_grey_images_are_refused(tmp_path):
+    Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="nuclei are found by color, and the images are grey"):
+        label_images(open_images(tmp_path), Nuclei(), tmp_path / "cache")

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from densepath.annotations.label_cache import label_images
-from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.saliency import Saliency
 from densepath.core.errors import UserError
 from densepath.sources.open import open_images
@@ -134,8 +133,7 @@ def test_masks_are_thresholded_at_the_middle_of_their_range(tmp_path):
         mask[:, 40:] = values[1]
         mask[0, 0] = sum(values) // 2  # half is not above half
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
-    source = ImageLabels(Saliency(tmp_path / "masks"), 2, tmp_path / "cache")
-    maps = source.prepare(open_images(tmp_path / "tiles")).maps
+    maps = label_images(open_images(tmp_path / "tiles"), Saliency(tmp_path / "masks"), tmp_path / "cache").maps
     expected = np.zeros((80, 80))
     expected[:, 40:] = 1
     assert np.array_equal(maps[0], expected) and np.array_equal(maps[1], expected) and not maps[2].any()
@@ -145,9 +143,8 @@ def test_a_mask_with_another_aspect_ratio_than_its_image_is_named(tmp_path):
     for folder, size in (("tiles", (80, 60)), ("masks", (60, 80))):
         (tmp_path / folder).mkdir()
         Image.new("RGB", size).save(tmp_path / folder / "a.png")
-    source = ImageLabels(Saliency(tmp_path / "masks"), 2, tmp_path / "cache")
     with pytest.raises(UserError, match=r"a\.png has 60 x 80 px and its image 80 x 60; a mask must have its image's"):
-        source.prepare(open_images(tmp_path / "tiles"))
+        label_images(open_images(tmp_path / "tiles"), Saliency(tmp_path / "masks"), tmp_path / "cache")
 
 
 def segformer(folder, labels):

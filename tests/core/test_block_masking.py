@@ -1,4 +1,4 @@
-"""Block-wise masks against the plain loops of BEiT's algorithm."""
+"""Block-wise masks, compared with plain loops of BEiT's algorithm."""
 
 import math
 
@@ -11,7 +11,7 @@ from densepath.core.random import uniform
 
 
 def loops(draws, grid, count, smallest):
-    """The released generator, for one image, with the numbers that it would have drawn."""
+    """The released generator for one image, with given random numbers."""
     order, attempts = draws[: grid**2].tolist(), iter(draws[grid**2 :].view(ATTEMPTS, 4).tolist())
     masked, failures = set(), 0
     while len(masked) < count and failures < 10:
@@ -35,7 +35,7 @@ def loops(draws, grid, count, smallest):
 
 
 @pytest.mark.parametrize(("grid", "count", "smallest"), [(14, 75, 16), (6, 14, 16), (7, 20, 4), (2, 1, 1)])
-def test_masks_are_those_of_the_plain_loops(grid, count, smallest):
+def test_masks_equal_the_plain_loops(grid, count, smallest):
     draws = torch.rand(60, count_draws(grid**2), generator=torch.Generator().manual_seed(0))
     masks = block_masks(draws, grid, count, smallest)
     assert masks.tolist() == [loops(row, grid, count, min(smallest, count)) for row in draws]
@@ -62,7 +62,7 @@ def test_the_count_is_exact_and_the_masks_are_blocks():
     torch.testing.assert_close(often, often.T, atol=0.1, rtol=0)
 
 
-def test_an_image_has_its_mask_in_any_batch():
+def test_an_image_has_the_same_mask_in_any_batch():
     draws = torch.rand(8, count_draws(196), generator=torch.Generator().manual_seed(2))
     whole = block_masks(draws, 14, 75)
     assert torch.equal(whole, torch.cat([block_masks(part, 14, 75) for part in draws.split(3)]))

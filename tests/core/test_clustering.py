@@ -1,4 +1,4 @@
-"""Batched spherical k-means against a plain loop and scikit-learn."""
+"""Batched spherical k-means, compared with a plain loop and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from densepath.core.clustering import kmeans, spherical_kmeans
 
 
 def loop_kmeans(points: np.ndarray, start: np.ndarray, reseed: np.ndarray) -> tuple[np.ndarray, int]:
-    """One image, float64, as the equations say."""
+    """The equations for one image in float64."""
     points = points / np.linalg.norm(points, axis=1, keepdims=True)
     centroids = points[start].copy()
     for positions in reseed:
@@ -56,7 +56,7 @@ def test_fewer_distinct_points_than_clusters_leaves_clusters_empty():
     assert empty.item() == 2 and len(labels.unique()) == 2
 
 
-def test_images_do_not_touch_each_other():
+def test_images_are_clustered_independently():
     points = torch.randn(3, 20, 8)
     start, reseed = torch.randint(0, 20, (3, 4)), torch.randint(0, 20, (10, 3, 4))
     together, _ = spherical_kmeans(points, start, reseed)
@@ -64,7 +64,7 @@ def test_images_do_not_touch_each_other():
     assert torch.equal(together[1], alone[0])
 
 
-def test_of_one_set_equals_scikit_learn(monkeypatch):
+def test_kmeans_of_one_set_equals_scikit_learn(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(300, 5, generator=generator, dtype=torch.float64)
     order = torch.randperm(300, generator=generator)
@@ -77,7 +77,7 @@ def test_of_one_set_equals_scikit_learn(monkeypatch):
             np.testing.assert_array_equal(labels, oracle.labels_)
 
 
-def test_a_centroid_without_points_goes_on_at_one_of_them():
+def test_a_centroid_without_points_is_moved_to_one_of_them():
     points = torch.tensor([0.0, 0.0, 1.0, 5.0, 5.2]).unsqueeze(1)
     order = torch.tensor([0, 1, 3, 4, 2])  # two centroids start at the same place: the second is left without points
     centroids, labels = kmeans(points, order, 3, 1)

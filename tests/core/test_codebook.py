@@ -36,6 +36,7 @@ def test_codes_follow_the_means_of_their_vectors_and_unused_ones_stay(book, mome
     before, usage = book.codes.clone(), torch.zeros(6, dtype=torch.float64)
     for _ in range(2):
         used = book.follow(vectors, codes, torch.rand(6))
+        book.after_step()
         assert used == 3
         for k in range(6):
             mine = vectors[codes == k]
@@ -60,6 +61,8 @@ def test_codes_that_are_hardly_used_restart_at_vectors_of_the_batch():
         draws = torch.rand(6, generator=torch.Generator().manual_seed(step))
         twin.codes.copy_(book.codes)
         assert book.follow(vectors, codes, draws) == twin.follow(vectors, codes, draws) == 3
+        book.after_step()
+        twin.after_step()
         for k in range(6):
             credit[k] = 0.6 * credit[k] + 0.4 * int((codes == k).sum())
             if credit[k] < 0.4 * 7 / 6:
@@ -78,6 +81,7 @@ def test_the_perplexity_of_codes_that_fell_to_one_is_one():
     for step in range(250):
         vectors = unit(300, 8).float() if step < 10 else unit(1, 8).float().expand(300, -1)
         book.follow(vectors, book(vectors), torch.rand(64))
+        book.after_step()
     assert 1 <= book.perplexity() < 1.5
 
 
@@ -92,6 +96,7 @@ def test_codes_keep_up_with_vectors_that_move_away_together():
             common = F.normalize(torch.ones(8, dtype=torch.float64), dim=0) * step / 4
             vectors = F.normalize(unit(200, 8, seed=step) + common, dim=1)
             used[share] = int(book.follow(vectors, book(vectors), draws[step]))
+            book.after_step()
     assert used[0.0] < 6 and used[0.1] > 10
 
 
@@ -131,3 +136,21 @@ def test_that_it_has_begun_is_part_of_its_state(book):
 def test_wrong_numbers_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Codebook(*options)
+
+
+@pytest.mark.parametrize("restart_below", [0.0, 0.4])
+def test_batches_of_a_step_move_the_codes_as_one(restart_below):
+    one, parts = (Codebook(6, 3, momentum=0.6, restart_below=restart_below).double() for _ in range(2))
+    for book in (one, parts):
+        book.begin(unit(9, 3), torch.arange(9.0))
+    for step in range(4):
+        vectors, draws = unit(8, 3, seed=step), torch.rand(6, generator=torch.Generator().manual_seed(step))
+        before, codes = parts.codes.clone(), one(vectors)
+        one.follow(vectors, codes, draws)
+        parts.follow(vectors[:4], codes[:4], draws)
+        parts.follow(vectors[4:], codes[4:], draws + 9)  # those of the first batch count
+        assert torch.equal(parts.codes, before)
+        for book in (one, parts):
+            book.after_step()
+        assert not torch.equal(parts.codes, before)
+        torch.testing.assert_close(parts.state_dict(), one.state_dict())

@@ -26,6 +26,7 @@ def worker(process: int, port: int, folder: Path) -> None:
     torch.manual_seed(0)
     queue = Queue(8, 2)
     queue.enqueue(rows, mask)
+    queue.after_step()
     shuffle = Shuffle(3, seed=1, step=2)
     dealt = shuffle.deal(rows)
     weight = torch.ones(1, requires_grad=True)
@@ -69,6 +70,7 @@ def test_two_processes_agree_with_one(tmp_path):
     torch.manual_seed(0)
     alone = Queue(8, 2)
     alone.enqueue(rows, mask)
+    alone.after_step()
     assert torch.equal(first["queue"], alone.keys()) and torch.equal(second["queue"], alone.keys())
 
     dealt = torch.cat((first["dealt"], second["dealt"]))

@@ -1,4 +1,4 @@
-"""Nothing half-written stays behind."""
+"""A failure leaves no partial files."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_a_finished_file_replaces_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_failure_leaves_the_old_and_no_remains(tmp_path, kind):
+def test_a_failure_leaves_the_old_file_and_no_temporary_files(tmp_path, kind):
     old = tmp_path / "old"
     old.write_text("kept")
     with pytest.raises(KeyboardInterrupt), atomic_write(old) as temporary:
@@ -30,7 +30,7 @@ def test_failure_leaves_the_old_and_no_remains(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_folder_appears_whole(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path):
     with atomic_write(tmp_path / "folder") as temporary:
         temporary.mkdir()
         (temporary / "file").write_text("text")
@@ -38,10 +38,10 @@ def test_a_folder_appears_whole(tmp_path):
     assert (tmp_path / "folder" / "file").read_text() == "text"
 
 
-def test_occupied_folder_is_refused(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not empty"):
         require_new_folder(tmp_path, "a run")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         require_new_folder(tmp_path / "file", "a run")
     assert require_new_folder(tmp_path / "new", "a run") == tmp_path / "new"

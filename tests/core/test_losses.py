@@ -1,4 +1,4 @@
-"""InfoNCE against lightly and against the equation in float64."""
+"""InfoNCE, compared with lightly and with the equation in float64."""
 
 import math
 
@@ -13,7 +13,7 @@ def unit(rows: int, dim: int = 16) -> torch.Tensor:
     return F.normalize(torch.randn(rows, dim), dim=1)
 
 
-def test_info_nce_is_the_equation():
+def test_info_nce_equals_the_equation():
     q, k, negatives = unit(5), unit(5), unit(9)
     losses = info_nce(q, k, negatives, 0.2)
     for i in range(5):
@@ -41,13 +41,13 @@ def test_info_nce_is_float32_within_autocast():
         torch.testing.assert_close(info_nce(q, k, negatives, 0.07), expected)
 
 
-def test_losses_keep_the_digits_of_float64():
+def test_losses_keep_the_precision_of_float64():
     q, k, negatives = (unit(n).double() for n in (3, 3, 20))
     expected = -(torch.cat(((q * k).sum(1, keepdim=True), q @ negatives.T), 1) / 0.2).log_softmax(1)[:, 0]
     torch.testing.assert_close(info_nce(q, k, negatives, 0.2), expected, rtol=1e-13, atol=1e-13)
 
 
-def test_masked_mean_counts_only_what_counts():
+def test_masked_mean_uses_only_selected_values():
     values = torch.tensor([1.0, 2.0, float("inf"), 4.0], requires_grad=True)
     mask = torch.tensor([True, True, False, True])
     mean = masked_mean(values, mask)
@@ -63,7 +63,7 @@ def test_masked_mean_of_nothing_is_zero_with_zero_gradient():
     assert mean.item() == 0 and not values.grad.any()
 
 
-def test_standardize_is_a_batch_norm_over_the_rows_that_count():
+def test_standardize_equals_a_batch_norm_over_the_selected_rows():
     x, mask = torch.randn(9, 5) * 3 + 7, torch.arange(9) % 3 > 0
     norm = torch.nn.BatchNorm1d(5, affine=False)
     torch.testing.assert_close(standardize(x), norm(x))
@@ -83,7 +83,7 @@ def test_standardize_is_float32_within_autocast():
     assert float(means.abs().max()) < 1e-4
 
 
-def test_rows_that_do_not_count_change_neither_loss_nor_gradient():
+def test_rows_that_are_not_selected_change_neither_loss_nor_gradient():
     q, k, negatives = unit(12).requires_grad_(), unit(12), unit(50)
     for mask in (torch.arange(12) % 3 == 0, torch.zeros(12, dtype=torch.bool)):
         expected = masked_mean(info_nce(q, k, negatives, 0.2), mask)

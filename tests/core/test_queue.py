@@ -15,6 +15,8 @@ def test_masked_rows_of_any_number_wrap_around_like_a_list():
     for step in range(12):
         rows, mask = torch.randn(7, 4), torch.rand(7) < (0.0 if step == 3 else 0.6)
         queue.enqueue(rows, mask)
+        torch.testing.assert_close(queue.keys(), torch.tensor(expected))  # not before the step ends
+        queue.after_step()
         for row in rows[mask].tolist():
             expected[pointer] = row
             pointer = (pointer + 1) % 10
@@ -36,5 +38,24 @@ def test_keys_survive_for_the_gradient():
 
 
 def test_refuses_more_rows_than_it_holds():
-    with pytest.raises(UserError, match="holds 4 keys but one step brings up to 5"):
+    with pytest.raises(UserError, match="holds 4 keys but one batch brings up to 5"):
         Queue(4, 2).enqueue(torch.randn(5, 2))
+
+
+@pytest.mark.parametrize("size", [10, 7])
+def test_batches_of_a_step_join_as_one_and_the_newest_stay(size):
+    torch.manual_seed(0)
+    one, parts = Queue(size, 4), Queue(size, 4)
+    parts.load_state_dict(one.state_dict())
+    rows, mask = torch.randn(12, 4), torch.rand(12) < 0.9
+    before = parts.keys().clone()
+    for part in range(3):
+        parts.enqueue(rows[4 * part : 4 * part + 4], mask[4 * part : 4 * part + 4])
+    assert torch.equal(parts.keys(), before)
+    parts.after_step()
+    for row in rows[mask]:
+        one.enqueue(row[None])
+        one.after_step()
+    assert torch.equal(parts.keys(), one.keys()) and parts.pointer == one.pointer
+    parts.after_step()
+    assert torch.equal(parts.keys(), one.keys())

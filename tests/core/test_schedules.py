@@ -1,4 +1,4 @@
-"""Learning rates at the steps where their values are known."""
+"""Learning rates at steps with known values."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_step_drops_at_its_milestones():
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_warmup_rises_in_a_line_and_hands_over():
+def test_warmup_rises_linearly_and_ends():
     assert lr_factor("constant", 0, 100, warmup=10, warmup_start=1e-3) == pytest.approx(1e-3)
     assert lr_factor("constant", 5, 100, warmup=10, warmup_start=0) == pytest.approx(0.5)
     assert lr_factor("cosine", 10, 110, warmup=10) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Both layouts of GlaS come out with the same instances; what does not match is named and leaves nothing behind."""
+"""Both layouts of GlaS give the same instances; mismatches are named and leave no files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def labels(name: str) -> np.ndarray:
 
 @pytest.fixture
 def authors(tmp_path: Path) -> Path:
-    """As its authors ship it."""
+    """The published layout."""
     folder = tmp_path / "authors" / "Warwick QU Dataset"
     folder.mkdir(parents=True)
     for name in NAMES:
@@ -77,7 +77,7 @@ def test_the_authors_layout(authors: Path, tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == "train: 3 images, 9 glands\ntest: 2 images, 6 glands\n"
 
 
-def test_instance_maps_beside_images(instances: Path, tmp_path: Path) -> None:
+def test_instance_maps_next_to_images(instances: Path, tmp_path: Path) -> None:
     dest = convert_glas(instances, tmp_path / "out")
     check_instances(dest)
     copied = dest / "train" / "train_2.jpg"
@@ -135,10 +135,10 @@ def foreign_name(source: Path) -> None:
         (truncate_mask, r"train_1_inst.png: cannot be decoded"),
         (truncate_image, r"train_1.jpg: "),
         (drop_test, "holds no test image"),
-        (foreign_name, "images of neither split: slide_1.jpg"),
+        (foreign_name, "images of no split: slide_1.jpg"),
     ],
 )
-def test_what_does_not_match_is_named_and_leaves_nothing(
+def test_mismatches_are_named_and_leave_no_files(
     instances: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(instances)
@@ -161,7 +161,7 @@ def test_a_folder_that_is_not_glas(tmp_path: Path) -> None:
         convert_glas(tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_an_occupied_destination_is_left_alone(authors: Path, tmp_path: Path) -> None:
+def test_a_destination_that_is_not_empty_is_refused(authors: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not empty"):
         convert_glas(authors, authors)
     assert not list(tmp_path.glob(".*"))

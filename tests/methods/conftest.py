@@ -15,7 +15,7 @@ from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from targets import TEACHER, write_tokenizer
+from targets import CODES, write_tokenizer
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture
-def make(tokenizer):
+def make():
     """Build a method on a fresh backbone, always with the same weights; its batch norms may be over groups."""
 
     def build(method, backbone="resnet18", group=0, **options):
         torch.manual_seed(0)
         sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
-        sizes |= {"concept_queue_size": 256, "num_concepts": 4, "tokenizer": tokenizer, **TEACHER}
+        sizes |= {"concept_queue_size": 256, "num_concepts": 4, **CODES}
         known = inspect.signature(method).parameters
         sizes = {name: size for name, size in sizes.items() if name in known}
         built = method(build_backbone(backbone), **{**sizes, **options})
@@ -52,6 +52,19 @@ def make(tokenizer):
         return built
 
     return build
+
+
+@pytest.fixture
+def whole_step():
+    """Put a method through a step that leaves its weights alone; gives the losses."""
+
+    def run(method, batch):
+        method.before_step(batch)
+        losses = method(batch)
+        method.after_step()
+        return losses
+
+    return run
 
 
 @pytest.fixture
@@ -68,11 +81,13 @@ def losses_on():
         for _ in range(steps):
             if queue:
                 queue.rows.copy_(negatives)
+            method.before_step(batch)
             loss = method(batch).total
             history.append(loss.item())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            method.after_step()
         return history
 
     return train

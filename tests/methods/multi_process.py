@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from targets import TEACHER, write_tokenizer
+from targets import CODES, write_tokenizer
 
 from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
@@ -108,7 +108,8 @@ def batch_of(kind, step, batch):
     views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
     if kind is SparK:  # whose cells are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
-    return replace(batch, views=views, index=batch.index[part], extras={"regions": batch.extras["regions"][part]})
+    extras = {"regions": batch.extras["regions"][part], "class": batch.index[part] % 3}
+    return replace(batch, views=views, index=batch.index[part], extras=extras)
 
 
 def train(kind, case, options, norms, batches):
@@ -116,7 +117,7 @@ def train(kind, case, options, norms, batches):
     torch.manual_seed(0)
     transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | TEACHER | MIM | source | options
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | source | options
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if transformer and "stage" in known:
@@ -133,6 +134,7 @@ def train(kind, case, options, norms, batches):
         batch = batch_of(kind, step, batch)
         if method.wants_features(batch):
             method.on_features(described, batch)
+        method.before_step(batch)
         losses = method(batch)
         optimizer.zero_grad()
         losses.total.backward()
@@ -140,6 +142,7 @@ def train(kind, case, options, norms, batches):
             if parameter.grad is not None:
                 parameter.grad.copy_(mean(parameter.grad))
         optimizer.step()
+        method.after_step()
         seen["losses"].append({name: mean(value) for name, value in {"total": losses.total, **losses.terms}.items()})
         seen["gradients"].append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
         seen["shared"].append(losses.statistics.get("shared_concepts", torch.zeros(())))

@@ -32,9 +32,9 @@ def contrast(negatives):
     return criterion
 
 
-def test_losses_are_those_of_lightly_and_each_key_joins_its_queue_as_one_vector(make, batch):
+def test_losses_are_those_of_lightly_and_each_key_joins_its_queue_as_one_vector(make, batch, whole_step):
     method, twin = make(DenseCL), make(DenseCL)
-    losses = method(batch)
+    losses = whole_step(method, batch)
     query, key = twin.backbone(batch["query"].pixels)[5], twin.key_backbone(batch["key"].pixels)[5]
     k = cells(twin.key_dense_head(key))
     positive = select_most_similar(cells(query), cells(key), k).flatten(0, 1)
@@ -121,6 +121,7 @@ def test_views_without_a_common_cell_give_no_dense_loss(make, batch):
     assert losses.terms["dense_loss"] == 0 and losses.statistics["matched_cells"] == 0
     assert not any(p.grad.any() for p in method.dense_head.parameters())
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in method.head.parameters())
+    method.after_step()
     assert int(method.dense_queue.pointer) == 4  # keys are keys, whatever their queries are
 
 
@@ -131,6 +132,7 @@ def test_key_heads_follow_and_only_queries_take_a_gradient(make, batch):
         with torch.no_grad():
             for parameter in method.dense_head.parameters():
                 parameter.add_(0.1)
+        method.before_step(batch)
         method(batch).total.backward()
         after = method.dense_head.state_dict()
         for name, value in method.key_dense_head.network.state_dict().items():
@@ -162,14 +164,17 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch, match):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(DenseCL.views(), 96, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(DenseCL, group=2, match=match, standardize=True).to("meta")(batch)
+    method = make(DenseCL, group=2, match=match, standardize=True).to("meta")
+    method.before_step(batch)
+    losses = method(batch)
     losses.total.backward()
+    method.after_step()
     assert losses.total.device.type == "meta"
 
 
 @pytest.mark.parametrize("match", ["features", "geometry"])
 def test_overfits_one_batch(make, batch, losses_on, match):
-    method = make(DenseCL, match=match, dense_weight=1.0)
+    method = make(DenseCL, "test_resnet", match=match, dense_weight=1.0)
     history = losses_on(method, batch, steps=12, lr=0.1, queue=method.dense_queue)
     assert history[-1] < 0.7 * history[0]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from method_checks import check
+from targets import prepare
 
 from densepath.core.errors import UserError
 from densepath.methods import EVA, MAE
@@ -19,7 +20,7 @@ SMALL = {"decoder_depth": 2, "decoder_dim": 32, "decoder_heads": 4}
 @pytest.fixture
 def method(make):
     method = make(EVA, "test_vit", **SMALL)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 

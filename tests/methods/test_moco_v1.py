@@ -21,9 +21,9 @@ def batch(images):
     return ViewMaker(MoCoV1.views(), 64, seed=0)(images)
 
 
-def test_loss_is_that_of_lightly_on_a_linear_head_and_keys_join_the_queue(make, batch):
+def test_loss_is_that_of_lightly_on_a_linear_head_and_keys_join_the_queue(make, batch, whole_step):
     method, twin = make(MoCoV1), make(MoCoV1)
-    losses = method(batch)
+    losses = whole_step(method, batch)
     weight, bias = twin.head.weight, twin.head.bias
     # Both encoders are still equal.
     q = F.linear(twin.backbone(batch["query"].pixels)[5].mean((2, 3)), weight, bias)
@@ -59,13 +59,16 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(MoCoV1.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
-    losses = make(MoCoV1, group=2, standardize=True).to("meta")(batch)
+    method = make(MoCoV1, group=2, standardize=True).to("meta")
+    method.before_step(batch)
+    losses = method(batch)
     losses.total.backward()
+    method.after_step()
     assert losses.total.device.type == "meta"
 
 
 def test_overfits_one_batch(make, batch, losses_on):
-    method = make(MoCoV1)
+    method = make(MoCoV1, "test_resnet")
     history = losses_on(method, batch, steps=12, lr=0.03, queue=method.queue)
     assert history[-1] < 0.5 * history[0]
 

@@ -16,9 +16,9 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import group_batch_norm, plain_batch_norm, synchronize_batch_norm
 
 
-def test_loss_is_the_equation_and_keys_join_the_queue(make, batch):
+def test_loss_is_the_equation_and_keys_join_the_queue(make, batch, whole_step):
     method, twin = make(MoCoV2), make(MoCoV2)
-    losses = method(batch)
+    losses = whole_step(method, batch)
     # A second copy of the same weights, by the book; both encoders are still equal.
     q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1)
     k = F.normalize(twin.key_head(twin.key_backbone(batch["key"].pixels)[5].mean((2, 3))), dim=1)
@@ -37,6 +37,7 @@ def test_key_encoder_follows_before_it_encodes_and_takes_no_gradient(make, batch
         before = {name: value.clone() for name, value in before.items()}
         for parameter in method.head.parameters():
             parameter.add_(0.1)
+    method.before_step(batch)
     method(batch).total.backward()
     for name, value in method.key_head.network.state_dict().items():
         torch.testing.assert_close(value, before[name] + 0.1 * (method.head.state_dict()[name] - before[name]))
@@ -53,7 +54,7 @@ def test_batch_norm_statistics_are_each_encoders_own(make, batch):
 
 
 def test_overfits_one_batch(make, batch, losses_on):
-    method = make(MoCoV2)
+    method = make(MoCoV2, "test_resnet")
     history = losses_on(method, batch, steps=15, lr=0.1, queue=method.queue)
     assert history[-1] < 0.7 * history[0] and math.isfinite(history[-1])
 
@@ -67,9 +68,9 @@ def test_wrong_hyper_parameters_are_named(make):
         check(make(MoCoV2), 96, 65)
 
 
-def test_each_group_of_a_batch_is_normalized_by_itself(make, batch):
+def test_each_group_of_a_batch_is_normalized_by_itself(make, batch, whole_step):
     method, twin = make(MoCoV2, group=2), make(MoCoV2)
-    method(batch)
+    whole_step(method, batch)
     order = shuffled(4, batch.seed, batch.step)
     assert not torch.equal(order.view(2, 2).sort(1).values, torch.arange(4).view(2, 2))  # keys meet other images
     keys = torch.empty(4, 16)

@@ -37,9 +37,9 @@ def clustered(make, batch):
     return build
 
 
-def test_loss_is_the_equation(clustered, batch):
+def test_loss_is_the_equation(clustered, batch, whole_step):
     method, twin = clustered(), clustered()
-    losses = method(batch)
+    losses = whole_step(method, batch)
     q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1).double().detach()
     drawn = batch.common_uniform(sum(COUNTS)).split(COUNTS)
     terms = []
@@ -55,6 +55,7 @@ def test_loss_is_the_equation(clustered, batch):
             terms.append(-math.log(above / (above + sum(math.exp(row @ prototype[c] / phi[c]) for c in others))))
     assert losses.terms["prototype_loss"].item() == pytest.approx(np.mean(terms), rel=1e-4)
     instance = MoCoV2.forward(twin, batch)  # whose networks have the same weights
+    twin.after_step()
     torch.testing.assert_close(losses.terms["instance_loss"], instance.total)
     torch.testing.assert_close(losses.total, losses.terms["instance_loss"] + losses.terms["prototype_loss"])
     torch.testing.assert_close(method.queue.keys(), twin.queue.keys())
@@ -145,7 +146,7 @@ def test_the_warm_up_is_moco_and_clusters_are_asked_for_once_an_epoch(make, batc
     assert set(losses.terms) == {"instance_loss"}
     assert method.wants_features(batch)
     with pytest.raises(ValueError, match="wants the features"):
-        method(batch)
+        method.before_step(batch)
     method.on_features(torch.randn(40, 16), batch)
     assert not method.wants_features(batch) and not method.wants_features(replace(batch, epoch=2.99))
     assert method.wants_features(replace(batch, epoch=3.0))
@@ -190,7 +191,7 @@ def test_clusters_by_default_are_shares_of_the_images(make):
 
 
 def test_overfits_one_batch(clustered, batch, losses_on):
-    method = clustered()
+    method = clustered(backbone="test_resnet")
     history = losses_on(method, batch, steps=15, lr=0.05, queue=method.queue)
     assert history[-1] < 0.7 * history[0] and math.isfinite(history[-1])
 
@@ -200,8 +201,11 @@ def test_step_never_waits_for_the_device(clustered, images, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     method = clustered()
     batch = ViewMaker(PCLV2.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta"), epoch=2.0))
-    losses = method.to("meta")(batch)
+    method.to("meta")
+    method.before_step(batch)
+    losses = method(batch)
     losses.total.backward()
+    method.after_step()
     assert losses.total.device.type == "meta" and "prototype_loss" in losses.terms
 
 

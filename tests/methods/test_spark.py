@@ -145,8 +145,8 @@ def test_step_never_waits_for_the_device(make, images):
 
 def test_overfits_one_batch(make, batch):
     """Cells of nothing but their mean would give a loss of 1."""
-    method = make(SparK, "test_resnet", decoder_dim=64)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=2e-2)
+    method = make(SparK, "test_resnet", decoder_dim=128)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
     history = []
     for _ in range(40):
         loss = method(batch).total

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from targets import prepare
 
 from densepath.methods import Supervised
 from densepath.nets.backbones import build_backbone
@@ -17,14 +18,14 @@ FILES = ImageFiles(["TUM/1.png", "ADI/1.png", "STR/1.png", "ADI/2.png", "TUM/2.p
 @pytest.fixture
 def batch(images):
     batch = ViewMaker(Supervised.views(), 64, seed=0)(images)
-    return replace(batch, index=torch.tensor([4, 0, 2, 3]))
+    return replace(batch, index=torch.tensor([4, 0, 2, 3]), extras={"class": torch.tensor([2, 2, 1, 0])})
 
 
 @pytest.fixture
 def prepared(make):
     def build(**options):
         method = make(Supervised, **options)
-        method.prepare(FILES)
+        prepare(method, FILES)
         return method
 
     return build
@@ -46,7 +47,7 @@ def test_loss_and_accuracy_are_those_of_the_images_classes(prepared, batch):
 
 def test_prepare_says_what_there_is_and_makes_the_classifier(make):
     method = make(Supervised)
-    assert method.prepare(FILES) == "3 classes: ADI (2), STR (1), TUM (2)"
+    assert prepare(method, FILES) == "3 classes: ADI (2), STR (1), TUM (2)"
     assert method.classifier.weight.shape == (3, 512) and not method.classifier.bias.any()
     assert method.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
     assert all(p.requires_grad for p in method.parameters())
@@ -55,9 +56,9 @@ def test_prepare_says_what_there_is_and_makes_the_classifier(make):
 def test_labels_may_come_from_a_table(make, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text("TUM/1.png,x\nADI/1.png,x\nSTR/1.png,y\nADI/2.png,x\nTUM/2.png,y\n")
-    method = make(Supervised, labels=str(table))
-    assert method.prepare(FILES) == "2 classes: x (3), y (2)"
-    assert method.targets.tolist() == [0, 0, 1, 0, 1]
+    method = make(Supervised)
+    assert prepare(method, FILES, labels=table) == "2 classes: x (3), y (2)"
+    assert method.extras["class"].gather(torch.tensor([4, 0, 2])).tolist() == [1, 0, 1]
 
 
 def test_the_view_is_a_crop_of_untouched_colors():
@@ -78,22 +79,34 @@ def test_a_state_gives_an_unprepared_method_its_classifier(prepared, make):
 def test_a_state_of_other_labels_or_classes_is_refused(prepared, make):
     method, state = prepared(), prepared().state_dict()
     method.load_state_dict(state)
+    other = state | {"labels_checksum": state["labels_checksum"].flip(0)}
     with pytest.raises(RuntimeError, match="labels are not those"):
-        method.load_state_dict(state | {"targets": state["targets"].flip(0).roll(1)})
+        method.load_state_dict(other)
     fewer = make(Supervised)
-    fewer.prepare(ImageFiles(["TUM/1.png", "ADI/1.png", "TUM/1.png", "ADI/2.png", "TUM/2.png"]))
+    prepare(fewer, ImageFiles(["TUM/1.png", "ADI/1.png", "TUM/1.png", "ADI/2.png", "TUM/2.png"]))
     with pytest.raises(RuntimeError, match=r"size mismatch for classifier\.weight"):
         fewer.load_state_dict(state)
 
 
+def test_a_state_of_version_0_1_which_holds_the_labels_is_accepted(prepared, make):
+    method, state = prepared(), prepared().state_dict()
+    del state["labels_checksum"]
+    labels = torch.tensor([2, 0, 1, 0, 2], dtype=torch.int32)
+    method.load_state_dict(state | {"targets": labels})
+    make(Supervised).load_state_dict(state | {"targets": labels})
+    with pytest.raises(RuntimeError, match="labels are not those"):
+        method.load_state_dict(state | {"targets": labels.flip(0).roll(1)})
+
+
 def test_overfits_one_batch(prepared, batch, losses_on):
-    history = losses_on(prepared(), batch, steps=12, lr=0.02)
+    history = losses_on(prepared(backbone="test_resnet"), batch, steps=12, lr=0.02)
     assert history[-1] < 0.1 * history[0]
 
 
 def test_step_never_waits_for_the_device(prepared, images):
     """On the meta device nothing has a value: whatever asks for one raises."""
     batch = ViewMaker(Supervised.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
+    batch = replace(batch, extras={"class": torch.zeros(4, dtype=torch.int32, device="meta")})
     losses = prepared(group=2).to("meta")(batch)
     losses.total.backward()
     assert losses.total.device.type == "meta"
@@ -102,7 +115,7 @@ def test_step_never_waits_for_the_device(prepared, images):
 @pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002"])
 def test_any_convnet_will_do(batch, name):
     method = Supervised(build_backbone(name))
-    method.prepare(FILES)
+    prepare(method, FILES)
     method(batch).total.backward()
     assert method.exported_backbone().name == name
     assert all(p.grad is not None for p in method.parameters())

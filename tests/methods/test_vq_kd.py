@@ -8,7 +8,7 @@ import pytest
 import torch
 from method_checks import check
 from safetensors.torch import load_file, save_file
-from targets import write_tokenizer
+from targets import prepare, write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import VQKD
@@ -16,6 +16,7 @@ from densepath.nets.tokenizers import load_tokenizer
 from densepath.nets.transformer_parts import sincos_positions
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export_parts
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -26,7 +27,7 @@ IMAGES = ImageFiles(["image.png"])
 @pytest.fixture
 def method(make):
     method = make(VQKD, "test_vit", decoder_depth=2)
-    method.prepare(IMAGES)
+    prepare(method, IMAGES)
     return method
 
 
@@ -82,19 +83,19 @@ def test_the_gradient_passes_through_the_codes(method, batch, monkeypatch):
     torch.testing.assert_close(kept[0].grad, expected)
 
 
-def test_codes_begin_once_and_follow_in_training_alone(method, batch):
+def test_codes_begin_once_and_follow_in_training_alone(method, batch, whole_step):
     codebook, twin = method.tokenizer.codebook, copy.deepcopy(method)
     assert not codebook.begun
-    used = method(batch).statistics["used_codes"]
+    used = whole_step(method, batch).statistics["used_codes"]
     assert codebook.begun and 1 < used <= 12
-    twin(batch)
+    whole_step(twin, batch)
     assert torch.equal(codebook.codes, twin.tokenizer.codebook.codes)  # the same step begins alike
     torch.testing.assert_close(codebook.codes.norm(dim=1), torch.ones(12))
     before = codebook.codes.clone()
-    method.eval()(batch)
+    whole_step(method.eval(), batch)
     assert torch.equal(codebook.codes, before)
     other = replace(batch, views={"image": replace(batch["image"], pixels=batch["image"].pixels.flip(3))})
-    method.train()(other)
+    whole_step(method.train(), other)
     assert not torch.equal(codebook.codes, before)
 
 
@@ -106,6 +107,7 @@ def test_overfits_one_batch(method, batch):
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
+        method.after_step()
         history.append(losses.terms["reconstruction_loss"].item())
     assert history[-1] < 0.5 * history[0]
 
@@ -115,8 +117,11 @@ def test_step_never_waits_for_the_device(method, images, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
     batch = ViewMaker(VQKD.views(), 64, seed=0)(replace(images, pixels=images.pixels.to("meta")))
     method.tokenizer.codebook.begun = True
-    losses = method.to("meta")(batch)
+    method.to("meta")
+    method.before_step(batch)
+    losses = method(batch)
     losses.total.backward()
+    method.after_step()
     assert losses.total.device.type == losses.statistics["used_codes"].device.type == "meta"
 
 
@@ -132,6 +137,17 @@ def test_the_tokenizer_is_kept(method, batch, tmp_path):
     perplexity = torch.exp(-(usage / usage.sum()).xlogy(usage / usage.sum()).sum())
     assert again.describe() == f"a tokenizer with 12 codes (perplexity {perplexity:.0f}) on test_vit"
     assert method.exported_backbone() is method.tokenizer.backbone
+
+
+def test_a_tokenizer_takes_views_that_are_normalized_as_its_own_were(method, tmp_path):
+    grey = PixelSpec.default(1).record()
+    config = {"method": "vq_kd", "backbone": "test_vit", "pixels": PixelSpec(window=(0.0, 4095.0)).record()}
+    export_parts(tmp_path, method.exported_parts(), config, 5)
+    again = load_tokenizer(tmp_path / "tokenizer.safetensors")
+    again.show(PixelSpec(window=(0.0, 4095.0)))
+    for other in (PixelSpec(), PixelSpec.from_record(grey)):
+        with pytest.raises(UserError, match="the tokenizer was trained on pixels of"):
+            again.show(other)
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path, method):
@@ -179,4 +195,4 @@ def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
-        make(VQKD, "test_vit", teacher="nobody").prepare(IMAGES)
+        prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

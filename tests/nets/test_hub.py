@@ -15,6 +15,7 @@ import torch
 from densepath.concepts.saliency import Saliency
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.nets.choose_backbone import choose_backbone
 from densepath.nets.hub import fetch
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights
@@ -24,6 +25,8 @@ _TRANSFORMERS = importlib.util.find_spec("transformers")
 
 PLACES: dict[str, Callable[[], Any]] = {
     "weights of timm": lambda: load_weights(build_backbone("resnet18"), "resnet18.a1_in1k"),
+    "weights of the hub": lambda: load_weights(build_backbone("resnet18"), "hf-hub:somebody/model"),
+    "a backbone of the hub": lambda: choose_backbone("hf-hub:somebody/model"),
     "a teacher of timm": lambda: build_teacher("vit_tiny_patch16_224"),
     "a teacher's folder": lambda: build_teacher("hf-hub:somebody/model"),
     "a saliency model": lambda: Saliency("somebody/model").begin([]),

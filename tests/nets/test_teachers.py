@@ -14,6 +14,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.teachers import build_teacher, require_teacher
 from densepath.nets.weights import save_backbone
+from densepath.sources.pixel_source import PixelSpec
 
 transformers = pytest.importorskip("transformers")
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
@@ -52,6 +53,21 @@ def test_a_timm_transformer_gives_its_patch_tokens(tmp_path):
     for grid in (4, 6):
         pixels = seen_by(16 * grid, (0.5,) * 3, (0.5,) * 3)  # as timm says of this network
         torch.testing.assert_close(teacher(PIXELS, grid), model.forward_features(pixels)[:, 1:])
+
+
+@torch.no_grad()
+def test_views_of_any_normalization_and_grey_ones_are_shown_as_the_teacher_saw_its_own(tmp_path):
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True).eval()
+    save_file(model.state_dict(), tmp_path / "teacher.safetensors")
+    teacher = build_teacher("test_vit", str(tmp_path / "teacher.safetensors"))
+    for spec in (PixelSpec.default(1), PixelSpec(mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3)), PixelSpec()):
+        colors = torch.rand(2, spec.channels, 64, 64)
+        teacher.show(spec)
+        expected = model.forward_features((colors.expand(-1, 3, -1, -1) - 0.5) / 0.5)[:, 1:]
+        torch.testing.assert_close(teacher(spec.normalize(colors.clone()), 4), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="sees grey or RGB images, not 5 channels"):
+        teacher.show(PixelSpec.default(5))
 
 
 @torch.no_grad()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -236,6 +239,24 @@ def test_a_truncated_file_names_itself(suffix: str, share: float, resnet18: Back
     with pytest.raises(UserError, match=rf"b\{suffix}") as raised:
         load_weights(build_backbone(), path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_compressed_torch_file_takes_no_memory(
+    tmp_path: Path, bounded_memory: Callable[..., AbstractContextManager[None]]
+) -> None:
+    plain, swells = tmp_path / "plain.pth", tmp_path / "swells.pth"
+    torch.save({"layer.weight": torch.zeros(2**25)}, plain)  # 128 MiB
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(swells, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with bounded_memory(40), pytest.raises(UserError, match=r"swells\.pth is compressed"):
+        read_weights(swells)
+
+
+def test_a_torchscript_program_is_named_as_such(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pt")
+    with pytest.raises(UserError, match="TorchScript program"):
+        read_weights(tmp_path / "program.pt")
 
 
 def _untouched_after_error(source: Path | str, message: str, name: str = "resnet18") -> None:

@@ -126,7 +126,7 @@ def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(
-            UserError, match=r"cannot write .*last\.ckpt \(.*File too large\); make room .* then go on with --resume"
+            UserError, match=r"cannot write .*last\.ckpt \(.*File too large\); make room .* then continue with --resume"
         ):
             write_checkpoint(tmp_path, state(2))
     finally:
@@ -150,6 +150,6 @@ def test_a_full_disk_is_told_alike_by_whichever_call_finds_it(tmp_path, monkeypa
         write_checkpoint(tmp_path, {"step": 1, "state_dict": {}})
     assert str(told.value) == (
         f"cannot write the checkpoint {tmp_path / 'last.ckpt'} ([Errno 28] No space left on device); "
-        "make room or mend the folder, then start again: it would have been the first"
+        "make room or fix the folder, then start again: it would have been the first"
     )
     assert os.listdir(tmp_path) == []

@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 
 from densepath.core.errors import UserError
-from densepath.runs.lost_peers import in_company
+from densepath.runs.lost_peers import reporting_lost_peers
 
 NCCL = "NCCL error in: ../somewhere/NCCLUtils.cpp:93"
 PLACE = "[/somewhere/third_party/gloo/gloo/transport/tcp/"
@@ -34,7 +34,7 @@ UNEQUAL = "[enforce fail at /somewhere/third_party/gloo/gloo/transport/tcp/pair.
 def test_that_another_process_is_gone_is_no_bug(error, why, tmp_path):
     with (
         pytest.raises(UserError, match=r"another process .* start it again with --resume") as told,
-        in_company(2, tmp_path),
+        reporting_lost_peers(2, tmp_path),
     ):
         raise error
     assert why in str(told.value) and "somewhere" not in str(told.value) and "\n" not in str(told.value)
@@ -52,6 +52,6 @@ def test_that_another_process_is_gone_is_no_bug(error, why, tmp_path):
     ],
 )
 def test_what_is_a_bug_stays_one(processes, error, tmp_path):
-    with pytest.raises(RuntimeError) as raised, in_company(processes, tmp_path):
+    with pytest.raises(RuntimeError) as raised, reporting_lost_peers(processes, tmp_path):
         raise error
     assert raised.value is error

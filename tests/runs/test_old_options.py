@@ -3,9 +3,13 @@
 import pytest
 import yaml
 
+from densepath.cli import VERBS
+from densepath.core.errors import UserError
 from densepath.runs.folder import read_config
 from densepath.runs.old_options import rename_options
+from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe
+from densepath.training.resolve import resolve
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,30 @@ def test_a_method_without_batch_norms_had_those_of_each_process(tmp_path):
 def test_a_recipe_gets_no_options_that_it_does_not_set():
     assert rename_options({"method_options": {"batch_norm_group": 8}}) == {"method_options": {}, "batch_norm_group": 8}
     assert rename_options({"method": "mae", "epochs": 1}) == {"method": "mae", "epochs": 1}
+
+
+def test_what_names_files_is_an_option_of_the_run(tmp_path):
+    """A record is read by the names of today; in a recipe the new name is asked for, unless nothing was set."""
+    files = {"concept_files": "maps", "concept_cache": None, "teacher": "", "labels": "folders", "tokenizer": "t"}
+    record = {"method": "concl", "method_options": {"num_concepts": 3, **files}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
+    now = {"regions": "maps", "cache_dir": None, "teacher": None, "labels": "folders", "tokenizer": "t"}
+    norms = {"batch_norm": "per_process", "batch_norm_group": 0}
+    assert read_config(tmp_path) == {"method": "concl", "method_options": {"num_concepts": 3}, **now, **norms}
+    with pytest.raises(UserError, match=r"sets method_options\.concept_files, which is now regions \(--regions\)"):
+        load_recipe(tmp_path / "config.yaml")
+    record["method_options"] |= {"concept_files": None, "tokenizer": ""}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record))
+    assert load_recipe(tmp_path / "config.yaml") == {"method": "concl", "method_options": {"num_concepts": 3}}
+
+
+@pytest.mark.parametrize(
+    ("method", "old", "new"),
+    [("supervised", "labels", "labels"), ("concl", "concept_files", "regions"), ("eva", "teacher", "teacher")],
+)
+def test_an_old_name_is_refused_with_the_new_one(method, old, new):
+    given = {"data": "tiles", "out": "run", "method": method, "method_options": {old: "x"}}
+    with pytest.raises(UserError, match=rf"^method\.{old} is now --{new}$"):
+        resolve(PretrainConfig, None, given)
+    with pytest.raises(UserError, match=rf"^--method\.{old} is now --{new}$"):
+        VERBS["pretrain"].command("pretrain").parse(["--method", method, f"--method.{old}", "x"])

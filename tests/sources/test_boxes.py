@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 
 from densepath.core.random import permute, uniform
+from densepath.sources import packed
 from densepath.sources.batch import ImageBatch, box_of, lay, new_canvas
 from densepath.sources.loader import ImageBatches
+from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.synthetic.volumes import SyntheticVolumes, VolumeLabels
+from densepath.views.augment import Augment
+from densepath.views.crops import Crop
+from densepath.views.declarations import RandomView
+from densepath.views.maker import ViewMaker
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SIZE = (12, 16, 16)
 
 
@@ -159,3 +166,40 @@ def test_a_pass_over_all_images_draws_its_own_views() -> None:
     assert torch.cat([batch.index for batch in seen]).tolist() == list(range(7))
     for batch in seen:
         check(batch, volumes)
+
+
+def test_views_of_boxes_are_those_of_whole_volumes() -> None:
+    """The views that training makes, with pixels read in boxes and read whole."""
+    volumes = SyntheticVolumes(12, size=(16, 32, 32))
+    crop = Crop(scale=(0.2, 0.6), rotation=20)
+    maker = ViewMaker({"a": RandomView(crop), "b": RandomView(crop, size=0.5)}, (8, 16, 16), 5, volumes.spec)
+    options: Any = {"batch_size": 4, "seed": 5, "epochs": 2}
+    less = 0
+    for boxes, whole in zip(
+        ImageBatches(volumes, draw=maker.draw, **options), ImageBatches(volumes, **options), strict=True
+    ):
+        assert boxes.boxes is not None and whole.boxes is None and torch.equal(boxes.index, whole.index)
+        less += whole.pixels.numel() - boxes.pixels.numel()
+        made, expected = maker(boxes), maker(whole)
+        for name in ("a", "b"):
+            assert torch.equal(made[name].map, expected[name].map)
+            torch.testing.assert_close(made[name].pixels, expected[name].pixels, atol=1e-5, rtol=0)
+    assert less > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_views_of_boxes_are_those_of_whole_packed_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (60 + 5 * k, 80, 3), dtype=np.uint8) for k in range(6)]
+    path = write_store(tmp_path / "s.safetensors", images, map(str, range(6)), PixelSpec())
+    whole = open_store(path).to(device)
+    monkeypatch.setattr(packed, "_LARGE", 1000)
+    store = open_store(path).to(device)
+    assert store.reads_boxes and not whole.reads_boxes
+    maker = ViewMaker({"view": Augment(scale=(0.05, 0.2)).random_view()}, 24, seed=1)
+    options: Any = {"batch_size": 6, "seed": 1, "epochs": 2, "draw": maker.draw}
+    for one, other in zip(ImageBatches(store, **options), ImageBatches(whole, **options), strict=True):
+        assert one.pixels.numel() < other.pixels.numel() and other.plan is None
+        torch.testing.assert_close(maker(one)["view"].pixels, maker(other)["view"].pixels, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""The procedural tissue: deterministic, exact in its masks, plausible in its colours and shapes."""
+"""The procedural tissue: deterministic, with exact masks and plausible colors and shapes."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from densepath.synthetic.tissue_paint import Painter, develop
 SEEDS = range(6)
 
 
-def test_a_seed_decides_every_pixel() -> None:
+def test_a_seed_determines_every_pixel() -> None:
     image, labels = tissue_image(5, 96)
     np.random.default_rng().normal()
     again, labels_again = tissue_image(5, 96)
@@ -34,7 +34,7 @@ def test_size_is_height_and_width(size: int | tuple[int, int], shape: tuple[int,
 
 
 @pytest.mark.parametrize("grade", [0.0, 0.5, 1.0])
-def test_glands_are_numbered_apart_and_never_slivers(grade: float) -> None:
+def test_glands_are_separate_and_never_slivers(grade: float) -> None:
     for seed in SEEDS:
         _, labels = tissue_image(seed, 160, grade=grade)
         areas = np.bincount(labels.ravel())[1:]
@@ -44,7 +44,7 @@ def test_glands_are_numbered_apart_and_never_slivers(grade: float) -> None:
         assert not ((highest > 0) & (highest != lowest)).any(), "two glands touch"
 
 
-def test_labels_are_where_glands_are_painted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_match_the_painted_glands(monkeypatch: pytest.MonkeyPatch) -> None:
     painted = []
 
     def record(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_nuclei_line_the_basal_side() -> None:
     assert sum(darker) >= 9
 
 
-def test_grade_goes_from_round_to_irregular_glands() -> None:
+def test_glands_become_irregular_with_the_grade() -> None:
     def solidity(grade: float) -> float:
         glands = [p for seed in SEEDS for p in regionprops(tissue_image(seed, 256, grade=grade)[1])]
         return float(np.mean([p.solidity for p in glands if p.bbox[0] > 0 and p.bbox[2] < 256]))
@@ -89,7 +89,7 @@ def test_healthy_glands_hold_more_pale_mucin_than_adenomas() -> None:
     assert pale(0.0) > 1.5 * pale(0.5)
 
 
-def test_a_gland_has_its_area_in_microns_whatever_the_resolution() -> None:
+def test_a_gland_has_the_same_area_in_microns_at_any_resolution() -> None:
     def covered(size: int, microns_per_pixel: float) -> float:
         areas = [np.bincount(tissue_image(s, size, microns_per_pixel=microns_per_pixel)[1].flat)[1:] for s in range(12)]
         return float(np.median(np.concatenate(areas))) * microns_per_pixel**2
@@ -97,7 +97,7 @@ def test_a_gland_has_its_area_in_microns_whatever_the_resolution() -> None:
     assert covered(96, 2.0) == pytest.approx(covered(192, 1.0), rel=0.35)
 
 
-def test_developing_follows_beer_and_lambert() -> None:
+def test_develop_follows_the_beer_lambert_law() -> None:
     def mean_color(amounts: tuple[float, float, float]) -> np.ndarray:
         stains = np.broadcast_to(np.array(amounts, np.float32)[:, None, None], (3, 64, 64))
         return develop(np.random.default_rng(3), stains).reshape(-1, 3).mean(0)
@@ -143,13 +143,13 @@ def test_a_tissue_data_set_opens_with_the_glands_that_were_drawn(
 
 
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"size": 8}, {"seed": -1}, {"microns_per_pixel": 0.0}])
-def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, wrong: dict) -> None:
+def test_invalid_numbers_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         write_tissue(tmp_path / "tissue", **{"train": 1, "test": 1, "size": 48, **wrong})
     assert not list(tmp_path.iterdir())
 
 
-def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     for write in (lambda: write_tissue(tmp_path), lambda: write_tiles(tmp_path, 1)):
         with pytest.raises(UserError, match="not empty"):
@@ -157,7 +157,7 @@ def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

@@ -1,11 +1,11 @@
-"""The tissue's brushes against geometry."""
+"""The drawing functions of the tissue, compared with geometry."""
 
 import numpy as np
 
 from densepath.synthetic.tissue_shapes import along_contours, packed_cells, paint_ellipses, scatter, smooth_noise
 
 
-def test_noise_has_unit_variance_and_the_asked_for_scale() -> None:
+def test_noise_has_unit_variance_and_the_given_scale() -> None:
     noise = smooth_noise(np.random.default_rng(0), (400, 400), (4, 16))
     assert abs(noise.mean()) < 0.1
     assert abs(noise.std() - 1) < 0.1
@@ -55,14 +55,14 @@ def test_an_ellipse_has_its_area_axes_and_direction() -> None:
     assert abs(direction - np.pi / 3) < 0.01
 
 
-def test_ellipses_beyond_the_canvas_are_cut() -> None:
+def test_ellipses_beyond_the_canvas_are_clipped() -> None:
     canvas = np.zeros((10, 10), np.float32)
     ones = np.ones(2, np.float32)
     paint_ellipses(canvas, np.array([[0, 0], [40, -9]], np.float32), 3 * ones, 3 * ones, 0 * ones, ones)
     assert canvas[:3, :3].sum() > 5 and canvas[5:].sum() == canvas[:, 5:].sum() == 0
 
 
-def test_a_wall_runs_half_way_between_cells_that_press_on_each_other() -> None:
+def test_a_wall_runs_half_way_between_touching_cells() -> None:
     points = np.array([[20, 14], [20, 26]], np.float32)
     eights = np.full(2, 8, np.float32)
     cover, owner = packed_cells((40, 40), points, eights, eights, 0 * eights, wall=2.0)

@@ -23,9 +23,9 @@ from toy import Toy, fit_toy
 from densepath.core import files
 from densepath.methods import PCLV2
 from densepath.runs import checkpoints
-from densepath.training.module import PretrainModule
+from densepath.training.intervals import Intervals
 from densepath.training.pretrain import pretrain
-from densepath.training.run_callback import Intervals
+from densepath.training.pretrain_task import PretrainTask
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
@@ -62,15 +62,15 @@ def run_method(folder, method, out, changes=None, **options):
 
 def in_step(number, act):
     """Let something happen in the midst of the process's step ``number``."""
-    training_step = PretrainModule.training_step
+    calls, forward = iter(range(10**6)), PretrainTask.forward
 
-    def disturbed(self, batch, batch_idx):
-        outputs = training_step(self, batch, batch_idx)
-        if batch_idx == number:
+    def disturbed(self, inputs):
+        outputs = forward(self, inputs)
+        if next(calls) == number:
             act()
         return outputs
 
-    PretrainModule.training_step = disturbed
+    PretrainTask.forward = disturbed
 
 
 def in_sweep(number, act):
@@ -87,7 +87,7 @@ def in_sweep(number, act):
 
 def in_float64():
     """Compute in float64: what rounding does within a dozen steps then stays small."""
-    init, make_views = PretrainModule.__init__, ViewMaker.__call__
+    init, make_views = PretrainTask.__init__, ViewMaker.__call__
 
     def double_init(self, method, *settings):
         init(self, method.double(), *settings)
@@ -96,7 +96,7 @@ def in_float64():
         batch = make_views(self, images)
         return replace(batch, views={name: View(view.pixels.double(), view.map) for name, view in batch.views.items()})
 
-    PretrainModule.__init__, ViewMaker.__call__ = double_init, make_double
+    PretrainTask.__init__, ViewMaker.__call__ = double_init, make_double
 
 
 def in_saving(number, moment):
@@ -251,6 +251,8 @@ def processes(folder):
     return [
         ended(fork(lambda: keep("one", fit_toy(folder / "one", 20, Toy(noise=0.0), size=12)))),
         two(lambda: keep("even", fit_toy(folder / "even", 20, Toy(noise=0.0), intervals=intervals))),
+        ended(fork(lambda: keep("parts", fit_toy(folder / "parts", 20, Toy(noise=0.0), size=12, accumulate=3)))),
+        two(lambda: keep("parts2", fit_toy(folder / "parts2", 20, Toy(noise=0.0), accumulate=3))),
         two(lambda: keep("whole", fit_toy(folder / "whole", 20, intervals=intervals))),
         two(stopped),
         two(lambda: keep("cut", fit_toy(folder / "cut", 20, intervals=intervals, resume=True))),

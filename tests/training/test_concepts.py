@@ -20,9 +20,10 @@ OPTIONS = {"queue_size": 40, "concept_queue_size": 64, "warmup": 0.0}
 @pytest.fixture
 def run(tmp_path, tiles):
     def start(out, concepts="superpixels", data=tiles, **options):
-        method = {**OPTIONS, "concepts": concepts, "concept_cache": str(tmp_path / "cache")}
+        method = {**OPTIONS, "concepts": concepts}
         common = {"method": "concl", "backbone": "test_resnet", "max_steps": 4, "batch_size": 8, "view_size": 64}
         common |= {"devices": "cpu", "precision": "32", "log_every": 1, "cache": "none", "workers": 0}
+        common["cache_dir"] = tmp_path / "cache"
         options = common | options
         options["method_options"] = method | options.get("method_options", {})
         return pretrain(data=data, out=tmp_path / out, **options)
@@ -74,7 +75,7 @@ def test_each_image_meets_its_own_map(tmp_path, tiles, run, monkeypatch):
         return restore(self, batch, concepts, cells)
 
     monkeypatch.setattr(ConCL, "restore", watched)
-    run("files", concepts="files", method_options={"concept_files": str(tmp_path / "maps")})
+    run("files", concepts="files", regions=tmp_path / "maps")
     assert len(seen) == 4
     for index, labels in seen:
         rows = (labels[:, :, 0] == 1).sum(1) * 64 / 80
@@ -87,8 +88,9 @@ def test_every_source_trains(tmp_path, tiles, run, concepts):
         torch.export.export(torch.nn.Conv2d(3, 1, 9, padding=4).eval(), (torch.rand(1, 3, 256, 256),)),
         tmp_path / "model.pt2",
     )
-    options = {"concept_files": str(tmp_path / "model.pt2")} if concepts == "saliency" else {"nucleus_radius": 3.0}
-    out = run("out", concepts=concepts, max_steps=2, method_options=options)
+    saliency = concepts == "saliency"
+    options = {"regions": tmp_path / "model.pt2"} if saliency else {"method_options": {"nucleus_radius": 3.0}}
+    out = run("out", concepts=concepts, max_steps=2, **options)
     rows = read_metrics(out / "metrics.csv")
     assert len(rows) == 2 and all(row["shared_concepts"] > 0 for row in rows)
     assert (out / "exported" / "backbone.safetensors").exists()
@@ -104,17 +106,16 @@ def maps(tmp_path, tiles):
 
 
 def test_an_export_needs_no_maps(tmp_path, run, maps):
-    out = run("run", concepts="files", max_steps=1, method_options={"concept_files": str(maps)})
+    out = run("run", concepts="files", max_steps=1, regions=maps)
     maps.rename(tmp_path / "elsewhere")
     assert export(out, tmp_path / "weights.safetensors").exists()
 
 
 def test_a_resumed_run_may_find_its_maps_and_its_cache_elsewhere(tmp_path, run, maps):
-    options = {"concept_files": str(maps)}
-    whole = weights(run("run", concepts="files", save_every_steps=2, method_options=options))
+    whole = weights(run("run", concepts="files", save_every_steps=2, regions=maps))
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
-    options = {"concept_files": str(maps.rename(tmp_path / "elsewhere")), "concept_cache": str(tmp_path / "other")}
-    again = run("run", concepts="files", save_every_steps=2, resume=True, method_options=options)
+    options = {"regions": maps.rename(tmp_path / "elsewhere"), "cache_dir": tmp_path / "other"}
+    again = run("run", concepts="files", save_every_steps=2, resume=True, **options)
     assert different(weights(again), whole) == []
 
 
@@ -129,5 +130,5 @@ def test_a_folder_that_holds_a_run_is_refused_before_maps_are_made(tmp_path, run
 def test_missing_maps_are_named_before_the_run_begins(tmp_path, tiles, run):
     (tmp_path / "maps").mkdir()
     with pytest.raises(UserError, match=r"images without a label map in .*maps: .*00\.png.* and 37 more"):
-        run("out", concepts="files", method_options={"concept_files": str(tmp_path / "maps")})
+        run("out", concepts="files", regions=tmp_path / "maps")
     assert not (tmp_path / "out").exists()

@@ -24,10 +24,10 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.progress import Progress
-from densepath.training.module import PretrainModule
+from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
-from densepath.training.run_callback import Intervals
+from densepath.training.pretrain_task import PretrainTask
 
 from .conftest import draw_tiles
 from .test_survival import differing
@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_or_closed_is_told_and_keeps_what_was_there(crashes)
     for verb, out, whole in (("pretrain", "run", "whole"), ("detect", "found", "detector")):
         code, line, left = story[verb]
         assert code == 2 and f"disk/{out}/checkpoints/last.ckpt" in line and "No space left on device" in line
-        assert line.startswith("densepath: error: ") and line.endswith("then go on with --resume")
+        assert line.startswith("densepath: error: ") and line.endswith("then continue with --resume")
         assert left == ["checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
         assert story[f"{verb} resumed"][0] == story[f"{verb} whole"][0] == 0
         assert_same_run(folder / whole, folder / out)
@@ -142,14 +142,14 @@ def hundred(tmp_path):
 
 def at_step(monkeypatch, number, act):
     """Let something happen before a step of pre-training."""
-    training_step = PretrainModule.training_step
+    calls, forward = iter(range(10**6)), PretrainTask.forward
 
-    def disturbed(self, batch, batch_idx):
-        if batch_idx == number:
+    def disturbed(self, inputs):
+        if next(calls) == number:
             act()
-        return training_step(self, batch, batch_idx)
+        return forward(self, inputs)
 
-    monkeypatch.setattr(PretrainModule, "training_step", disturbed)
+    monkeypatch.setattr(PretrainTask, "forward", disturbed)
 
 
 def test_an_image_that_goes_during_the_run_is_named_once_and_replaced(tmp_path, hundred, monkeypatch, caplog):
@@ -178,9 +178,9 @@ def test_a_method_whose_loss_is_no_number_stops_and_keeps_the_good_weights(tmp_p
 class Exploding(Toy):
     """A finite loss whose gradient is not."""
 
-    def training_step(self, batch, batch_idx):
-        outputs = super().training_step(batch, batch_idx)
-        if batch_idx == 7:
+    def forward(self, batch):
+        outputs = super().forward(batch)
+        if len(self.seen) == 8:
             outputs["loss"] = outputs["loss"] + (self.net.weight.sum() * 0).sqrt()
         return outputs
 
@@ -231,7 +231,7 @@ def test_a_clock_that_jumps_changes_no_weights_and_no_rhythm(tmp_path, monkeypat
         assert math.isfinite(row["images_per_second"]) and 0 <= row["images_per_second"] < 1e7
         assert 0 <= row["waiting"] <= 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
-    assert lines and not any("left -" in line or "inf" in line or "nan" in line for line in lines)
+    assert lines and not any("ETA -" in line or "inf" in line or "nan" in line for line in lines)
 
 
 def test_a_stopwatch_never_goes_back(monkeypatch):
@@ -266,7 +266,7 @@ def test_measurements_that_are_none_are_refused_by_name(tmp_path, text):
 def test_a_folder_below_a_file_is_refused_by_name(tmp_path, tiles):
     (tmp_path / "file").write_text("text")
     options = SMALL | {"method_options": {"queue_size": 8}, "batch_size": 8, "max_steps": 1}
-    with pytest.raises(UserError, match=rf"{tmp_path}/file/run cannot be made \(Not a directory\)"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/file/run cannot be created \(Not a directory\)"):
         pretrain(data=tiles, out=tmp_path / "file" / "run", **options)
 
 

@@ -33,7 +33,7 @@ def write_teacher(path, seed):
 def test_a_run_of_vq_kd_is_the_tokenizer_of_beit_v2(tmp_path, tiles):
     options = {"teacher": "test_vit", "teacher_weights": write_teacher(tmp_path / "teacher.safetensors", 0)}
     codes = {"num_codes": 12, "code_dim": 4, "decoder_depth": 1}
-    learner = {"method": "vq_kd", "method_options": options | codes}
+    learner = {"method": "vq_kd", "method_options": codes, **options}
     run = pretrain(data=tiles, out=tmp_path / "tokens", max_steps=2, **learner, **RUN)
     assert all(row["used_codes"] > 1 for row in read_metrics(run / "metrics.csv"))
     state = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
@@ -42,7 +42,7 @@ def test_a_run_of_vq_kd_is_the_tokenizer_of_beit_v2(tmp_path, tiles):
     assert all(torch.equal(v, state[f"method.tokenizer.{k}"]) for k, v in tokenizer.state_dict().items())
     assert read_weights(run / "exported" / "tokenizer.safetensors").metadata["steps"] == "2"
 
-    model = {"method": "beit_v2", "method_options": {"tokenizer": str(run)}}
+    model = {"method": "beit_v2", "tokenizer": run}
     learned = pretrain(data=tiles, out=tmp_path / "model", max_steps=2, **model, **RUN)
     shutil.rmtree(run)  # an export needs neither teacher nor tokenizer
     weights = read_weights(export(learned, tmp_path / "weights.safetensors")).state_dict
@@ -55,28 +55,29 @@ def test_a_run_is_resumed_with_the_same_target_alone(tmp_path, tiles, method):
     (tmp_path / "other").mkdir()
     (tmp_path / "moved").mkdir()
     if method == "eva":
-        named = {"teacher": "test_vit", "decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
+        decoder = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
+        named = {"teacher": "test_vit", "method_options": decoder}
         key, first, other = "teacher_weights", *(write_teacher(tmp_path / f"{n}.safetensors", n) for n in range(2))
     else:
         named, key = {}, "tokenizer"
         first, other = (str(write_tokenizer(folder, seed=n)) for n, folder in enumerate((tmp_path, tmp_path / "other")))
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "max_steps": 2, **RUN}
-    pretrain(**options, method_options={**named, key: first})
+    pretrain(**options, **named, **{key: first})
     what = "tokenizer" if key == "tokenizer" else "teacher"
     with pytest.raises(UserError, match=f"the {what} is not the one that it was trained with"):
-        pretrain(**options, method_options={**named, key: other}, resume=True)
+        pretrain(**options, **named, **{key: other}, resume=True)
     moved = shutil.copy(first, tmp_path / "moved")
-    pretrain(**options, method_options={**named, key: str(moved)}, resume=True)
+    pretrain(**options, **named, **{key: moved}, resume=True)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", "eva_small"], "eva needs a teacher; name one by --method.teacher"),
-        (["--config", "vq_kd_small"], "vq_kd needs a teacher; name one by --method.teacher"),
+        (["--config", "eva_small"], "eva needs a teacher; name one by --teacher"),
+        (["--config", "vq_kd_small"], "vq_kd needs a teacher; name one by --teacher"),
         (["--config", "beit_v2_small"], "beit_v2 needs a tokenizer; train one by --config vq_kd"),
-        (["--config", "eva_small", "--method.teacher", "nobody"], "there is no teacher 'nobody'"),
-        (["--config", "beit_v2_small", "--method.tokenizer", "nowhere"], "there are no weights to read at nowhere"),
+        (["--config", "eva_small", "--teacher", "nobody"], "there is no teacher 'nobody'"),
+        (["--config", "beit_v2_small", "--tokenizer", "nowhere"], "there are no weights to read at nowhere"),
     ],
 )
 def test_a_missing_target_is_one_line(tmp_path, tiles, capsys, words, message):

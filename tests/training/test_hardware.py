@@ -1,17 +1,23 @@
+import os
+
 import pytest
 import torch
 
 from densepath.core.errors import UserError
+from densepath.core.system import processes_on_node
 from densepath.training import hardware
 from densepath.training.hardware import choose_hardware
 
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS")
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch):
     for name in LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    hardware._explain_slurm.cache_clear()
 
 
 def test_a_cpu_can_be_asked_for_where_there_are_gpus(monkeypatch):
@@ -48,11 +54,32 @@ def test_torchrun_says_how_many_and_which(monkeypatch):
 
 def test_slurm_says_how_many_and_which(monkeypatch):
     settings = {"NTASKS": "4", "NTASKS_PER_NODE": "2", "NNODES": "2", "PROCID": "3", "LOCALID": "1", "NODEID": "1"}
+    settings |= {"STEP_ID": "0", "STEP_NUM_TASKS": "4", "STEP_NUM_NODES": "2", "STEP_TASKS_PER_NODE": "2(x2)"}
     for name, value in settings.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     found = choose_hardware("cpu", "32")
     assert (found.devices, found.nodes, found.rank, found.local_rank) == (2, 2, 3, 1)
+    assert processes_on_node() == 2
+
+
+# What the script of a job has, an interactive shell in a job, and a shell that was given variables.
+ALONE = {
+    "script": {"JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "TASKS_PER_NODE": "2"},
+    "shell": {"JOB_NAME": "interactive", "PROCID": "0", "STEP_ID": "4294967290", "STEP_NUM_TASKS": "1"},
+    "variables": {},
+}
+
+
+@pytest.mark.parametrize("where", ALONE)
+def test_a_job_of_two_tasks_whose_process_srun_did_not_start_runs_alone_and_says_so(monkeypatch, where, capsys):
+    for name, value in {"NTASKS": "2", "NNODES": "1", **ALONE[where]}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    found = choose_hardware("cpu", "32")
+    assert (found.world_size, found.rank, processes_on_node()) == (1, 0, 1)
+    assert choose_hardware("cpu:2", "32").world_size == 2  # which the run itself starts
+    said = capsys.readouterr().err
+    assert said.count("srun did not start this process") == (where != "shell")
 
 
 @pytest.mark.parametrize(("gains", "expected"), [(True, "bf16-mixed"), (False, "32")])

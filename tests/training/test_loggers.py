@@ -1,31 +1,43 @@
-"""Pictures reach the loggers."""
+"""Measurements and pictures reach the loggers."""
 
 import sys
 from types import SimpleNamespace
 
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from densepath.training.loggers import log_picture
+from densepath.training.loggers import make_loggers
 
 
-class FakeWandb(WandbLogger):
-    """That of Lightning, but for its account and its network."""
+class Run:
+    """A run of Weights & Biases, but for its account and its network."""
 
     def __init__(self):
-        self.logged = []
+        self.logged, self.finished = [], False
 
-    def log_metrics(self, metrics, step=None):
-        self.logged.append((metrics, step))
+    def log(self, row):
+        self.logged.append(row)
+
+    def finish(self):
+        self.finished = True
 
 
-def test_wandb_gets_a_picture_under_its_name_and_step(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=Image.open))
+def test_wandb_gets_measurements_and_a_picture_under_its_name_and_step(tmp_path, monkeypatch):
+    begun, run = {}, Run()
+
+    def init(**options):
+        begun.update(options)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Image=Image.open, init=init))
+    (logger,) = make_loggers(["wandb"], tmp_path, "a run")
+    assert begun == {"project": "densepath", "name": "a run", "dir": str(tmp_path)}
     path = tmp_path / "some_views_0000012.png"
     Image.new("RGB", (3, 2), "red").save(path)
-    logger = FakeWandb()
-    log_picture(logger, path, 12)
-    (((metrics, step),),) = (logger.logged,)
-    (image,) = metrics.pop("some_views")
-    assert (metrics, step) == ({}, 12)
+    logger.log({"loss": 1.5}, 10)
+    logger.picture(path, 12)
+    logger.close()
+    numbers, picture = run.logged
+    assert numbers == {"loss": 1.5, "trainer/global_step": 10}
+    image = picture.pop("some_views")
+    assert picture == {"trainer/global_step": 12} and run.finished
     assert image.size == (3, 2) and image.getpixel((0, 0)) == (255, 0, 0)

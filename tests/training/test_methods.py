@@ -15,9 +15,12 @@ from densepath.training.pretrain import pretrain
 from densepath.training.recipes import all_options
 
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
-SMALL |= {"num_clusters": [9, 12], "labels": "labels.csv", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
+SMALL |= {"num_clusters": [9, 12], "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
 SMALL |= {"patch": 16}
-SMALL |= {"teacher": "test_vit", "teacher_weights": "random", "num_codes": 12, "tokenizer": "tokenizer.safetensors"}
+SMALL |= {"num_codes": 12}
+TEACHER = {"teacher": "test_vit", "teacher_weights": "random"}
+GIVEN = {"supervised": {"labels": "labels.csv"}, "eva": TEACHER, "vq_kd": TEACHER}
+GIVEN["beit_v2"] = {"tokenizer": "tokenizer.safetensors"}
 BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2"), "test_vit")
 
 
@@ -33,6 +36,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, backbone
     if backbone == "test_vit" and "stage" in options:
         options["stage"] = 4
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "method_options": options, "max_steps": 4}
+    options |= GIVEN.get(method, {})
     options |= {"backbone": backbone, "batch_size": 8, "devices": "cpu", "precision": "32"}
     options["view_size"] = 64 if method == "spark" else 48  # multiples of its cells
     folder = pretrain(**options, save_every_steps=2) / "checkpoints"

@@ -15,7 +15,7 @@ from densepath.training.optimizers import (
     Optimizer,
     build_optimizer,
     build_schedule,
-    clip_gradients,
+    build_updates,
     parameter_groups,
 )
 from densepath.training.pretrain import pretrain
@@ -190,10 +190,60 @@ def test_gradients_are_clipped_by_their_common_norm(clip):
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     norm = math.sqrt(sum(p.numel() for p in module.parameters()))
-    clip_gradients(build_optimizer(module, settings), settings)
+    build_updates(module, settings, 10, 10).clip_gradients()
     expected = min(1.0, clip / norm) if clip else 1.0
     for parameter in module.parameters():
         torch.testing.assert_close(parameter.grad, torch.full_like(parameter, expected))
+
+
+def test_gradients_are_clipped_one_by_one():
+    module = network()
+    generator = torch.Generator().manual_seed(0)
+    for number, parameter in enumerate(module.parameters()):
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (number - 2)
+    expected = [p.grad * min(1.0, 0.5 / math.sqrt(p.grad.square().sum().item())) for p in module.parameters()]
+    assert any(torch.equal(p.grad, e) for p, e in zip(module.parameters(), expected, strict=True))
+    build_updates(module, Optimizer(clip_norm=0.5, clip="tensor"), 10, 10).clip_gradients()
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-9)
+    with pytest.raises(UserError, match="not clipped by 'layer'; use global or tensor"):
+        Optimizer(clip="layer")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_frozen_parameters_stay_for_the_first_epochs_and_then_begin_as_if_new(name):
+    """No decay and no momentum of what was not applied, and no part in the common norm."""
+    first, last = "0.*", "2.weight"
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    frozen, free = (dict(module.named_parameters())[key] for key in (last, "2.bias"))
+    settings = Optimizer(name=name, lr=0.1, freeze=(first, last), freeze_epochs=1.5, clip_norm=1.0, warmup_epochs=0)
+    updates = build_updates(module, settings, total_steps=10, steps_per_epoch=2)
+    start = [p.detach().clone() for p in (module[0].weight, module[0].bias, frozen)]
+    for step in range(4):
+        before, bias = frozen.detach().clone(), free.detach().clone()
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 5.0)
+        updates.freeze(step)
+        updates.clip_gradients()
+        if step < 3:
+            assert free.grad.norm().item() == pytest.approx(1.0)
+        updates.optimizer.step()
+        assert torch.equal(frozen, before) == (step < 3) and not torch.equal(free, bias)
+    assert len(start) == 3 and all(
+        not torch.equal(p, old) for p, old in zip((module[0].weight, module[0].bias, frozen), start, strict=True)
+    )
+    state = updates.optimizer.state[frozen]
+    if name == "adamw":
+        assert state["step"] == 1
+    else:
+        torch.testing.assert_close(state["momentum_buffer"], frozen.grad + 1e-4 * before)
+
+
+def test_freezing_what_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"no parameter is called 'head\.\*', which freeze names; there are: "):
+        build_updates(network(), Optimizer(freeze=("head.*",)), 10, 10)
+    with pytest.raises(UserError, match="freeze epochs must not be negative"):
+        Optimizer(freeze_epochs=-1)
 
 
 def test_cosine_and_warmup_have_ends_of_their_own():

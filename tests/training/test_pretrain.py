@@ -1,5 +1,5 @@
-import inspect
 import json
+from dataclasses import fields
 
 import pytest
 import timm
@@ -7,18 +7,20 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.nets.backbone import Backbone
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.sources.pixel_source import PixelSpec
 from densepath.synthetic.tissue import write_tissue
+from densepath.training.config import PretrainConfig
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
-from densepath.training.recipes import load_recipe, typed_options
 from densepath.views.augment import Augment
 
 SMALL = {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "log_every": 2, "devices": "cpu"}
@@ -43,11 +45,10 @@ def test_a_run_folder_is_self_contained(run):
 
 def test_the_configuration_is_complete_and_can_be_run_again(run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
-    parameters = set(inspect.signature(pretrain).parameters) - {"resume", "probe", "draw"}
-    assert set(config) == parameters | {"pixels"}
+    assert set(config) == {field.name for field in fields(PretrainConfig)} - {"resume"} | {"pixels"}
     assert config["method_options"]["momentum"] == 0.999
     assert config["optimizer"]["lr"] == 0.03
-    again = pretrain(**typed_options(load_recipe(run / "config.yaml")) | {"out": tmp_path / "again"})
+    again = pretrain(run / "config.yaml", out=tmp_path / "again")
     exported = [load_file(out / "exported" / "backbone.safetensors") for out in (run, again)]
     assert all(torch.equal(exported[0][name], exported[1][name]) for name in exported[0])
 
@@ -171,7 +172,7 @@ def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
 
 WRONG = {
     "no method is called 'mocov2'; did you mean moco_v2": {"method": "mocov2"},
-    "no option 'queue'; did you mean queue_size": {"method_options": {"queue": 3}},
+    "unknown option method.queue; did you mean method.queue_size": {"method_options": {"queue": 3}},
     "unknown backbone": {"backbone": "resnet19"},
     "both epochs and max_steps": {"epochs": 1},
     "queue of 4 keys": {"method_options": {"queue_size": 4}},
@@ -226,3 +227,33 @@ def test_too_many_damaged_images_end_the_run_with_their_names(tmp_path, tiles):
 def test_a_warm_up_that_is_cut_is_told(tmp_path, tiles, capsys, epochs, told):
     pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, max_steps=2, optimizer=Optimizer(warmup_epochs=epochs))
     assert (f"the warm-up of {epochs} epochs is longer than half" in capsys.readouterr().err) == told
+
+
+class Own(Backbone):
+    """A network of a user's own, with one stage."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 16, stride=16), "own", {4: 8}, {4: (16, 16)}, patch_size=16)
+
+    def forward(self, x, last=5):
+        return {4: self.net(x)}
+
+
+def test_a_backbone_may_be_a_network(tmp_path, tiles):
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 2, "precision": "32", "view_size": 48}
+    network = timm.create_model("test_resnet", features_only=True)
+    named = pretrain(**options | {"backbone": network, "out": tmp_path / "timm"})
+    assert yaml.safe_load((named / "config.yaml").read_text())["backbone"] == "test_resnet"
+    export(named, tmp_path / "again.safetensors")
+
+    torch.manual_seed(0)
+    run = pretrain(**options | {"backbone": Own(), "out": tmp_path / "own", "save_every_steps": 1})
+    assert yaml.safe_load((run / "config.yaml").read_text())["backbone"] == "own"
+    exported = load_file(run / "exported" / "backbone.safetensors")
+    assert sorted(exported) == ["bias", "weight"]
+    (run / "checkpoints" / "last.ckpt").unlink()
+    pretrain(**options | {"backbone": Own(), "out": run, "save_every_steps": 1, "resume": True})
+    again = load_file(run / "exported" / "backbone.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in exported.items())
+    with pytest.raises(UserError, match=r"the backbone of .*own cannot be made by its name \(unknown backbone 'own'"):
+        export(run)

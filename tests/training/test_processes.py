@@ -22,9 +22,12 @@ OPTIONS |= {"accumulate": 2, "precision": "32"}
 
 
 def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks("processes")
+    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks(
+        "processes"
+    )
     stop = 128 + signal.SIGTERM
     assert (one, even, whole, stopped, resumed) == (0, [0, 0], [0, 0], [stop, stop], [0, 0])
+    assert (parts, parts2) == (0, [0, 0])
     assert methods == [[0, 0], [stop, stop], [0, 0], 0, [0, 0], [stop, stop], [0, 0], 0]
 
     def weight(name):
@@ -36,11 +39,16 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("one", "even")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
+    # Also where a step is made of several batches.
+    torch.testing.assert_close(weight("parts2.0"), weight("parts.0"), rtol=1e-5, atol=1e-7)
+    assert torch.equal(weight("parts2.0"), weight("parts2.1"))
+    assert not torch.equal(weight("parts.0"), weight("one.0"))
+
     # One of them is told to stop: both do, after the same step, and go on to the bits of the undisturbed run. Each also
     # draws numbers of its own.
     assert torch.equal(weight("cut.0"), weight("whole.0"))
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
-    assert stderr.count("goes on with") == 3  # once for each of the runs that were stopped
+    assert stderr.count("--resume continues") == 3  # once for each of the runs that were stopped
 
     # A loss that is not finite ends both.
     assert broken == [1, 1]
@@ -51,7 +59,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     # One of them is killed, or can write no checkpoint: the other says that it is alone, and how to go on.
     assert (gone, early, full) == ([1, -signal.SIGKILL], [-signal.SIGKILL, 1], [1, 1])
     assert stderr.count("UserError: another process of this run has died or stopped") == 3
-    assert stderr.count("go on with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
+    assert stderr.count("; continue with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
     assert stderr.count("UserError: cannot write the checkpoint") == 1
     assert read_checkpoint(tmp_path / "gone" / "checkpoints" / "last.ckpt")["step"] == 10
 

@@ -1,12 +1,12 @@
-import inspect
-
 import pytest
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.training.config import PretrainConfig
+from densepath.training.inputs import check_inputs
 from densepath.training.optimizers import Optimizer
-from densepath.training.pretrain import pretrain
-from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names, typed_options
+from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names
+from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
 from densepath.views.declarations import view_sizes
 
@@ -33,12 +33,13 @@ NAMES = sorted(
 )
 
 
+RUN = {"data": "tiles", "out": "run"}
+
+
 def resolved(name):
     """What a recipe sets, over the defaults of the run and of its method."""
-    defaults = {key: parameter.default for key, parameter in inspect.signature(pretrain).parameters.items()}
-    options = defaults | typed_options(load_recipe(name))
-    options["method_options"] = all_options(options["method"], options["method_options"])
-    return options
+    config = resolve(PretrainConfig, name, RUN)
+    return vars(config) | {"method_options": all_options(config.method, config.method_options)}
 
 
 def norms_of(options):
@@ -52,21 +53,25 @@ def test_all_recipes_are_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name, tmp_path):
+def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     options = resolved(name)
-    if options["method_options"].get("concepts") in ("files", "saliency"):
-        with pytest.raises(UserError, match="need concept_files"):
-            find_method("concl")(build_backbone("test_resnet"), **options["method_options"])
-        options["method_options"]["concept_files"] = str(tmp_path)
-    for source in {"teacher", "tokenizer"} & options["method_options"].keys():
-        with pytest.raises(UserError, match=rf"needs a {source}; .*--method\.{source}"):
-            find_method(options["method"])(build_backbone("test_vit"), **options["method_options"])
-        options["method_options"][source] = "test_vit"
-    assert options.keys() == inspect.signature(pretrain).parameters.keys()
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
     method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
+    needs = {need.kind for need in method.needs().values()}
+    wanted = {"files": "regions", "saliency": "regions"}.get(options["method_options"].get("concepts"))
+    wanted = wanted or {"eva": "teacher", "vq_kd": "teacher", "beit_v2": "tokenizer"}.get(options["method"])
+    if wanted:
+        assert needs == {wanted}
+        with pytest.raises(UserError, match=rf"{options['method']} needs a .*--{wanted}"):
+            check_inputs(method, resolve(PretrainConfig, name, RUN))
+        check_inputs(method, resolve(PretrainConfig, name, RUN | {wanted: "x"}))
+    else:
+        check_inputs(method, resolve(PretrainConfig, name, RUN))
+        for option in ("regions", "teacher", "tokenizer"):
+            with pytest.raises(UserError, match=f"has no use for --{option}; leave that out"):
+                check_inputs(method, resolve(PretrainConfig, name, RUN | {option: "x"}))
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("moco_v2", "densecl", "concl", "pcl"))])
@@ -134,7 +139,7 @@ def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
     step = {"schedule": "step", "milestones": (80,)}
     assert options["optimizer"] == Optimizer(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, **step)
     assert options["augment"] is None  # the method's own
-    assert options["method_options"] == {"labels": "folders"}
+    assert options["method_options"] == {}
     assert norms_of(options) == ("synchronized", 0)
 
 
@@ -164,18 +169,18 @@ def test_the_papers_recipes_with_a_frozen_target_hold_their_constants():
         assert options["augment"] is None  # the method's own
     assert eva["optimizer"] == resolved("mae")["optimizer"] and eva["backbone"] == "vit_small_patch16_224"
     decoder = {"mask_ratio": 0.75, "decoder_depth": 8, "decoder_dim": 512, "decoder_heads": 16}
-    assert eva["method_options"] == {"teacher": "", "teacher_weights": "", "fixed_positions": True, **decoder}
+    assert eva["method_options"] == {"fixed_positions": True, **decoder}
     adamw = {"name": "adamw", "exclude_norm_and_bias": True, "warmup_epochs": 10}
     course = {"lr": 1.5e-3 * 256 / 2048, "final_lr": round(1e-5 / 1.5e-3, 6), "clip_norm": 3.0}
     assert beit["optimizer"] == Optimizer(weight_decay=0.05, beta2=0.999, **adamw, **course)
     layers = {"early_layer": None, "head_layers": 2, "layer_scale": 0.1}  # the early layer is 9 of 12
     masks = {"mask_ratio": 75 / 196, "smallest_block": 16}
-    assert beit["method_options"] == {"tokenizer": "", **masks, **layers}
+    assert beit["method_options"] == {**masks, **layers}
     course = {"lr": 5e-5 * 256 / 128, "final_lr": 0.1}
     assert vq_kd["optimizer"] == Optimizer(weight_decay=1e-4, beta2=0.99, **adamw, **course)
     codes = {"num_codes": 8192, "code_dim": 32, "momentum": 0.99, "restart_below": 0.0}
     decoder = {"commitment": 1.0, "decoder_depth": 3}
-    assert vq_kd["method_options"] == {"teacher": "", "teacher_weights": "", **codes, **decoder}
+    assert vq_kd["method_options"] == {**codes, **decoder}
 
 
 @pytest.mark.parametrize("name", PAPER + OWN + MASKED + TAUGHT)
@@ -195,9 +200,9 @@ def test_small_recipes_fit_two_thousand_tiles(name):
 
 def test_a_users_own_file_is_read(tmp_path):
     (tmp_path / "mine.yaml").write_text("method: moco_v2\noptimizer: {lr: 1, milestones: [1, 2]}\naugment: {blur: 0}\n")
-    options = typed_options(load_recipe(tmp_path / "mine.yaml"))
-    assert options["optimizer"] == Optimizer(lr=1, milestones=(1, 2))
-    assert options["augment"] == Augment(blur=0)
+    config = resolve(PretrainConfig, tmp_path / "mine.yaml", RUN)
+    assert config.optimizer == Optimizer(lr=1, milestones=(1, 2))
+    assert config.augment == Augment(blur=0)
 
 
 def test_unknown_names_are_met_with_the_closest():
@@ -209,8 +214,8 @@ def test_unknown_names_are_met_with_the_closest():
         find_method("moco_v3")
     with pytest.raises(UserError, match="'num_concept'; did you mean num_concepts"):
         all_options("concl", {"num_concept": 3})
-    with pytest.raises(UserError, match="'learning_rate'; there are: name, lr"):
-        typed_options({"optimizer": {"learning_rate": 1}})
+    with pytest.raises(UserError, match=r"unknown option optimizer\.warmup; did you mean optimizer\.warmup_start\?"):
+        resolve(PretrainConfig, None, RUN | {"optimizer": {"warmup": 1}})
 
 
 def test_the_backbone_is_not_a_methods_option():
@@ -232,3 +237,30 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, monkeypatch, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blurr": 0.5}, r"unknown option augment\.blurr; did you mean augment\.blur\?"),
+        ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
+        ({"scale": [0.5, 2.0]}, "at most 1"),
+        ({"flip": 1.5}, "augment.flip is a probability"),
+        ({"hue": 0.7}, "at most 0.5"),
+        ({"brightness": -1}, "must not be negative"),
+        ({"scale": 3}, r"augment\.scale takes 2 values, each a number, not 3"),
+        ({"flip": "often"}, r"augment\.flip takes a number, not 'often'"),
+    ],
+)
+def test_wrong_options_of_the_views_are_named(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        resolve(PretrainConfig, None, RUN | {"augment": options})
+    assert "\n" not in str(error.value)
+
+
+def test_options_of_the_views_change_those_of_the_method():
+    """A method with other views than the common ones, MAE, keeps what is not given."""
+    config = resolve(PretrainConfig, None, RUN | {"augment": {"scale": [0.5, 1.0], "blur": 0.1}})
+    assert config.augment == Augment(scale=(0.5, 1.0), blur=0.1)
+    config = resolve(PretrainConfig, "mae_small", RUN | {"augment": {"scale": [0.5, 1.0]}})
+    assert (config.augment.scale, config.augment.jitter, config.augment.blur) == ((0.5, 1.0), 0.0, 0.0)

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-import lightning as L
 import torch
 from torch import nn
 
-from densepath.training.fit import fit
 from densepath.training.hardware import choose_hardware
-from densepath.training.run_callback import Intervals
+from densepath.training.intervals import Intervals
+from densepath.training.loop import train
+from densepath.training.task import Task
+from densepath.training.updates import Updates
 
 
 class Rows:
@@ -36,7 +37,7 @@ class ToyBatches:
             yield Rows(torch.sin(index[:, None] * torch.arange(1.0, 5.0)), index)
 
 
-class Toy(L.LightningModule):
+class Toy(Task):
     """Linear regression; with ``noise`` it draws from torch's generator."""
 
     def __init__(self, noise=1.0, at_step=None):
@@ -46,20 +47,31 @@ class Toy(L.LightningModule):
         self.noise = noise
         self.at_step = at_step or {}
         self.seen = []
+        self.hooks = []
 
-    def training_step(self, batch, batch_idx):
+    def inputs(self, batch):
+        return batch
+
+    def before_step(self, inputs, long_work):
+        self.hooks.append(("before", len(self.seen), inputs.index.tolist()))
+
+    def after_step(self):
+        self.hooks.append(("after", len(self.seen), self.net.weight.detach().clone()))
+
+    def forward(self, batch):
+        number = len(self.seen)
         self.seen.append(batch.index.tolist())
         factor = 1.0
-        if batch_idx in self.at_step:
-            factor = self.at_step[batch_idx]() or 1.0
+        if number in self.at_step:
+            factor = self.at_step[number]() or 1.0
         values = batch.values + self.noise * torch.randn_like(batch.values)
         loss = (self.net(values) - batch.values[:, :2]).square().mean()
         return {"loss": loss * factor, "norm": self.net.weight.detach().norm()}
 
-    def configure_optimizers(self):
+    def updates(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return Updates(optimizer, schedule)
 
 
 def fit_toy(out: Path, steps: int, module=None, size=6, accumulate=1, intervals=None, **options):
@@ -68,5 +80,5 @@ def fit_toy(out: Path, steps: int, module=None, size=6, accumulate=1, intervals=
     hardware = choose_hardware(options.pop("devices", "cpu"), "32")
     batches = ToyBatches(steps * accumulate, size, hardware.rank, hardware.world_size)
     intervals = intervals or Intervals(log_every=5)
-    fit(module, batches, out, hardware=hardware, intervals=intervals, accumulate=accumulate, **options)
+    train(module, batches, out, hardware=hardware, intervals=intervals, accumulate=accumulate, **options)
     return module

@@ -8,9 +8,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from densepath.core.affine import bounds, warp
-from densepath.core.errors import UserError
 from densepath.sources.batch import ImageBatch
-from densepath.views.augment import Augment, augment_from
+from densepath.sources.pixel_source import PixelSpec
+from densepath.views.augment import Augment
 from densepath.views.crops import Crop
 from densepath.views.declarations import Center, Cover, RandomView
 from densepath.views.maker import ViewMaker
@@ -26,8 +26,7 @@ def images(count: int = 6, height: int = 64, width: int = 80, start: int = 0) ->
 
 
 def colors(pixels: torch.Tensor) -> torch.Tensor:
-    std, mean = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)))
-    return pixels * std + mean
+    return pixels * torch.tensor(PixelSpec().std).view(1, 3, 1, 1) + torch.tensor(PixelSpec().mean).view(1, 3, 1, 1)
 
 
 def test_a_view_shows_what_its_map_says():
@@ -111,29 +110,6 @@ def test_numbers_of_a_method_differ_from_those_of_its_views():
     assert numbers.shape == (100, 10) and torch.equal(numbers, batch.uniform(10))
     assert torch.equal(numbers[:, :6], batch.uniform(6))
     assert len(numbers.unique()) > 990
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"blurr": 0.5}, "unknown augment option 'blurr'"),
-        ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
-        ({"scale": [0.5, 2.0]}, "at most 1"),
-        ({"flip": 1.5}, "augment.flip is a probability"),
-        ({"hue": 0.7}, "at most 0.5"),
-        ({"brightness": -1}, "must not be negative"),
-        ({"scale": 3}, "augment"),
-        ({"flip": "often"}, "augment"),
-    ],
-)
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(UserError, match=message) as error:
-        augment_from(options)
-    assert "\n" not in str(error.value)
-
-
-def test_options_from_a_file():
-    assert augment_from({"scale": [0.5, 1.0], "blur": 0.1}) == Augment(scale=(0.5, 1.0), blur=0.1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 320), (384, 256)])

@@ -16,7 +16,7 @@ from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.short_names import short_names
 from densepath.concepts.build import build_source
-from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
@@ -27,8 +27,10 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
-from densepath.training.recipes import find_method, load_recipe, typed_options
+from densepath.training.recipes import find_method
+from densepath.training.resolve import resolve
 from densepath.views.declarations import without_color
 from densepath.views.maker import ViewMaker
 
@@ -63,15 +65,13 @@ def show_views(
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
     out = picture_file(out)
-    recipe = typed_options(load_recipe(config))
-    size = recipe.get("view_size", 224) if view_size is None else view_size
-    if type(size) is not int or size < 1:
-        raise UserError(f"view_size is {size!r}; give a number of pixels")
-    method = find_method(recipe.get("method", "concl"))
+    given = {} if view_size is None else {"view_size": view_size}
+    recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
+    size, method = recipe.view_size, find_method(recipe.method)
     images = open_images(data, cache="none")
-    spec = images.spec.override(*(recipe.get(name) for name in ("mean", "std", "window")))
-    views, _ = without_color(method.views(recipe.get("augment")), method.views(), spec)
     check_size(images, size // 2)
+    spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
+    views, _ = without_color(method.views(recipe.augment), method.views(), spec)
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
     return draw_views(batch, ViewMaker(views, size, seed, spec)(batch), out, spec)
 
@@ -89,7 +89,7 @@ def show_concepts(
     superpixel_scale: int = 50,
     nucleus_radius: float = 8.0,
     saliency: str | None = None,
-    concept_files: str | None = None,
+    regions: str | None = None,
     count: int = 6,
     seed: int = 0,
 ) -> Path:
@@ -107,8 +107,8 @@ def show_concepts(
         grid_size: for grid: concepts per side.
         superpixel_scale: for superpixels: scale parameter of Felzenszwalb's algorithm.
         nucleus_radius: for nuclei: radius of a nucleus in pixels.
-        saliency: for saliency: a model or a folder of masks, as ConCL's concept_files.
-        concept_files: for files: a folder of label maps.
+        saliency: for saliency: a model or a folder of masks.
+        regions: for files: a folder of label maps.
         count: number of tiles.
         seed: seed of the choice of tiles, of random weights, and of the initial clusters.
 
@@ -120,8 +120,6 @@ def show_concepts(
     """
     out = picture_file(out)
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
-    if "saliency" in names and saliency is None:
-        raise UserError("concepts saliency need a model or a folder of masks; give it with --saliency")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
     stored = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
@@ -138,12 +136,18 @@ def show_concepts(
             grid_size=grid_size,
             superpixel_scale=superpixel_scale,
             nucleus_radius=nucleus_radius,
-            files=saliency if name == "saliency" else concept_files,
         )
         if isinstance(source, ImageLabels):
-            source.labeller.begin(AllNames(images))
+            labeller = source.labeller
+            if isinstance(labeller, FromPath):
+                path = {"saliency": saliency, "files": regions}[name]
+                if path is None:
+                    option = "saliency" if name == "saliency" else "regions"
+                    raise UserError(f"concepts {name} need {labeller.what}; give it with --{option}")
+                labeller = labeller.make(path)
+            labeller.begin(AllNames(images))
             files = (images.names(position) for position in batch.index.tolist())
-            groups.append({name: [source.labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
+            groups.append({name: [labeller.label(*pair) for pair in zip(tiles, files, strict=True)]})
         else:
             groups.append({name: [np.arange(grid_size**2).reshape(grid_size, grid_size)] * count})
     columns = {title: maps for group in groups for title, maps in group.items()}
@@ -172,18 +176,18 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     if not find_method(name).predicts_pixels():
         predicting = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
         raise UserError(f"the method {name} of {run} does not predict pixels; give a run of one of: {predicting}")
-    method, config, _ = load_run(run)
-    options = typed_options(config)
-    size = options.get("view_size", 224)
+    method, record, _ = load_run(run)
+    config = resolve(PretrainConfig, None, record)
+    size = config.view_size
     images = open_images(data, cache="none")
     check_size(images, size // 2)
-    spec = pixels_of(config)
+    spec = pixels_of(record)
     if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
         raise UserError(
             f"the run in {run} learned from images of {spec.channels} channels, and those of {data} have "
             f"{images.spec.channels}; give such images"
         )
-    views, _ = without_color(method.views(options.get("augment")), method.views(), spec)
+    views, _ = without_color(method.views(config.augment), method.views(), spec)
     made = ViewMaker(views, size, seed, spec)(_draw(images, count, seed))
     return draw_reconstruction(method.eval().reconstruct(made), out, spec, panel=1.8)
 

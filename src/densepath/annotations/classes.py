@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.sources.pixel_source import PixelSource
 
 FOLDERS = "folders"
@@ -36,12 +36,19 @@ class Classes:
     names: tuple[str, ...]
     labels: Tensor
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
+        """(B,) int32: the classes of the images at the positions ``index`` (B,)."""
+        labels = self.labels[index]
+        return labels.pin_memory() if pin else labels
+
     def describe(self) -> str:
         """The classes with the number of their images, in a line."""
         counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
-        shown = [f"{name} ({count})" for name, count in zip(self.names[:_SHOWN], counts, strict=False)]
-        more = f" and {len(self.names) - _SHOWN} more" if len(self.names) > _SHOWN else ""
-        return f"{len(self.names)} classes: {', '.join(shown)}{more}"
+        shown = [f"{name} ({count})" for name, count in zip(self.names, counts, strict=True)]
+        return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
 
 
 def read_classes(images: PixelSource, labels: str) -> Classes:
@@ -67,7 +74,7 @@ def read_classes(images: PixelSource, labels: str) -> Classes:
     if len(present) < 2:
         raise UserError(
             f"all images are of one class, {present[0]}; put the images of each class into a folder of its own, or "
-            "name a table of labels by --method.labels"
+            "name a table of labels by --labels"
         )
     order = sorted(range(len(present)), key=present.__getitem__)
     rank = np.empty(len(order), np.int32)

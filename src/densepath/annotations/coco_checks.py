@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
 
-_SHOWN = 3  # cases that a message names
 _NEEDED: dict[str, dict[str, type | None]] = {  # the kinds of those that others are found by
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"image_id": int, "category_id": int, "bbox": None, "segmentation": None},
@@ -42,10 +41,8 @@ def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
         raise UserError(f"{annotations} lists no image; give a split with images")
 
     def refuse(faults: Iterable[str], what: str, remedy: str) -> None:
-        found = list(faults)
-        if found:
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            raise UserError(f"{annotations}: {what}: {', '.join(found[:_SHOWN])}{more}; {remedy}")
+        if found := list(faults):
+            raise UserError(f"{annotations}: {what}: {first_few(found)}; {remedy}")
 
     names = [image["file_name"] for image in images.values()]
     refuse((n for n in names if not (folder / n).is_file()), "images missing", f"put them into {folder}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,19 +17,17 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
+from densepath.core.digests import digest_of, digest_of_files
 from densepath.core.errors import UserError
-from densepath.core.files import remove_remains, writing
+from densepath.core.files import atomic_write, remove_remains, writing
 from densepath.core.system import cores
 from densepath.sources.corrupt import CorruptImage, CorruptLog
-from densepath.sources.digests import digest_of_files
 from densepath.sources.loader import outlive_signals, telling_of_death
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.read_all import read_all
 
-_VERSION = 2  # of what the files hold
-_FILE, _UNFINISHED = "labels.npy", ".labels.npy.part"
-_MAP = SIDE * SIDE * np.dtype(np.int16).itemsize  # bytes
-_BLOCK = 1024  # maps after which the disk has what was written
+_VERSION = 3  # of what the files hold
+_SHARD = 1024  # maps that are saved together: what a run that is killed loses at most
 
 Image = npt.NDArray[np.uint8]
 
@@ -41,9 +37,11 @@ class Labeller(Protocol):
 
     Attributes:
         parallel: whether several processes should share the images; the labeller is then sent to them.
+        needs_color: whether it cannot label grey images.
     """
 
     parallel: bool
+    needs_color: bool
 
     def identity(self) -> dict[str, Any]:
         """All that the maps depend on besides what the images and ``files`` hold, in the types of JSON."""
@@ -78,8 +76,8 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
 
     Maps are found again as long as the labeller's identity and what the images' files (of a packed store, its tiles)
     and the labeller's hold are the same, wherever they lie; see :func:`digest_of_files` for how often they are read.
-    What a stop or a kill has cut off goes on where it was. Of several processes that need the same maps one makes them,
-    the others wait.
+    What a stop or a kill has cut off continues where it was. Of several processes that need the same maps one makes
+    them, the others wait.
 
     Args:
         images: the source.
@@ -89,27 +87,31 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
     Raises:
         UserError: the cache cannot be written, an image has no map, or too many images are damaged.
     """
+    if labeller.needs_color and images.spec.channels != 3:
+        raise UserError(
+            f"{type(labeller).__name__.lower()} are found by color, and the images are grey; choose other concepts"
+        )
     labeller.begin(AllNames(images))
     root = Path(folder or cache_folder()).expanduser()
     place = root / _key(images, labeller, root)
-    maps = _open(place / _FILE, len(images))
+    path = place / "labels.npy"
+    maps = _open(path, len(images))
     if maps is None:
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by concept_cache"
+                f"the folder {place} for label maps cannot be made ({error.strerror}); name another by --cache_dir"
             ) from error
-        lock = place / "lock"
-        with writing(place / _FILE, lock), FileLock(lock):
-            maps = _open(place / _FILE, len(images))  # another process may have made them meanwhile
+        with writing(path, place / "lock"), FileLock(place / "lock"):
+            maps = _open(path, len(images))  # another process may have made them meanwhile
             if maps is None:
                 remove_remains(place)
-                _write(place / _FILE, images, labeller)
-                maps = _open(place / _FILE, len(images))
+                _write(path, images, labeller)
+                maps = _open(path, len(images))
     if maps is None:
-        raise UserError(f"{place / _FILE} was damaged as soon as it was written; check the disk")
-    return maps
+        raise UserError(f"{path} was damaged as soon as it was written; check the disk")
+    return LabelMaps(maps)
 
 
 def _key(images: PixelSource, labeller: Labeller, cache: Path) -> str:
@@ -118,59 +120,42 @@ def _key(images: PixelSource, labeller: Labeller, cache: Path) -> str:
         facts.append(list(images.spec.window))  # in which the labeller sees the images
     if any(True for _ in labeller.files()):
         facts.append(digest_of_files(labeller.files, len(images), cache))
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return digest_of([json.dumps(facts, sort_keys=True)])[:32]
 
 
-def _open(path: Path, count: int) -> LabelMaps | None:
+def _open(path: Path, count: int) -> npt.NDArray[np.int16] | None:
     """The maps in a file, or None where it is missing or not what it should be."""
     try:
         maps = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return LabelMaps(maps) if maps.shape == (count, SIDE, SIDE) and maps.dtype == np.int16 else None
+    return maps if maps.shape == (count, SIDE, SIDE) and maps.dtype == np.int16 else None
 
 
 def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
-    """Write the maps, or what is left of them: an unfinished file goes on after its last block that is on the disk."""
-    unfinished, header = path.with_name(_UNFINISHED), _header(len(images))
+    """Make the maps in shards, which a run that was stopped or killed leaves for the next, and join them."""
+    shards, starts = path.with_name("shards"), range(0, len(images), _SHARD)
+    counts = {shards / f"{start:012}.npy": min(_SHARD, len(images) - start) for start in starts}
+    whole = list(takewhile(lambda shard: _open(shard, counts[shard]) is not None, counts))
     try:
-        # Written, not mapped: a full disk ends a process that writes through a map.
-        with open(unfinished, "ab") as file:
-            done = _done(unfinished, header)
-            file.truncate(len(header) + done * _MAP if done else 0)
-            file.write(b"" if done else header)
-            for labels in _labelled(images, labeller, done):
-                file.write(labels.tobytes())
-                done += 1
-                if done % _BLOCK == 0 or done == len(images):
-                    file.flush()
-                    os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException as error:
-        # A stop, or a process that died for want of memory, can be made up for; files that are wrong will be others.
-        lasting = isinstance(error, OSError) or (isinstance(error, UserError) and error.__cause__ is None)
-        if lasting or _done(unfinished, header) == 0:
-            unfinished.unlink(missing_ok=True)
+        labels = _labelled(images, labeller, len(whole) * _SHARD)
+        for shard in list(counts)[len(whole) :]:
+            _save(shard, (counts[shard], SIDE, SIDE), islice(labels, counts[shard]))
+    except UserError as error:
+        if error.__cause__ is None:  # files that are wrong will be replaced by others, and these maps with them
+            shutil.rmtree(shards, ignore_errors=True)
         raise
+    _save(path, (len(images), SIDE, SIDE), map(np.load, counts))
+    shutil.rmtree(shards, ignore_errors=True)
 
 
-def _header(count: int) -> bytes:
-    """What a file of so many maps begins with."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False}
-    begin = io.BytesIO()
-    np.lib.format.write_array_header_1_0(begin, header | {"shape": (count, SIDE, SIDE)})
-    return begin.getvalue()
-
-
-def _done(path: Path, header: bytes) -> int:
-    """The maps in an unfinished file that are surely on the disk: those before the block that was written last."""
-    try:
-        with open(path, "rb") as file:
-            begins = file.read(len(header)) == header
-        blocks = math.ceil((path.stat().st_size - len(header)) / (_BLOCK * _MAP)) - 1
-    except OSError:
-        return 0
-    return _BLOCK * max(blocks, 0) if begins else 0
+def _save(path: Path, shape: tuple[int, ...], parts: Iterable[npt.NDArray[np.int16]]) -> None:
+    """As ``np.save``, of an array that comes in parts. Not through a memory map: a full disk kills who writes one."""
+    with atomic_write(path) as part, part.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for labels in parts:
+            file.write(labels.tobytes())
 
 
 def _labelled(images: PixelSource, labeller: Labeller, start: int) -> Iterator[npt.NDArray[np.int16]]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.io
 from PIL import Image
 
-from densepath.annotations.matlab import Listed, list_matrices, read_matrix
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
@@ -30,7 +30,7 @@ def label_size(path: Path) -> tuple[int, int]:
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".mat"):
         return read_size(path)
-    shape = _variable(path)[1][1] if suffix == ".mat" else _load(path).shape
+    shape = _variable(path)[1] if suffix == ".mat" else _load(path).shape
     if len(shape) != 2:
         raise UserError(f"{path} holds an array of {len(shape)} axes, not a label map; give arrays of height x width")
     refuse_bomb(path, shape[1], shape[0])
@@ -75,32 +75,28 @@ def _load(path: Path) -> npt.NDArray[Any]:
 
 
 def _load_matlab(path: Path) -> npt.NDArray[Any]:
-    number, listed = _variable(path)
-    refuse_bomb(path, *reversed(listed[1]))
+    name, shape = _variable(path)
+    refuse_bomb(path, *reversed(shape))
     try:
-        return read_matrix(path, number, listed)
+        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
     except Exception as error:  # broken bytes fail wherever the reader happens to be
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
-def _variable(path: Path) -> tuple[int, Listed]:
-    """The map in a MATLAB file, and its place there: the only matrix of numbers, or the one that is called so."""
+def _variable(path: Path) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of the map in a MATLAB file, by its headers: the only matrix of numbers, or ``inst_map``."""
     try:
-        listed = list_matrices(path)
+        listed = scipy.io.whosmat(path)
     except NotImplementedError:
         raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
     except Exception as error:  # as above
         raise CorruptImage(str(path), f"is no MATLAB file ({error})") from error
-    maps = {
-        name: (number, (name, shape, kind))
-        for number, (name, shape, kind) in enumerate(listed)
-        if len(shape) == 2 and min(shape) > 1 and kind in _MATLAB_KINDS
-    }
+    maps = {n: shape for n, shape, kind in listed if len(shape) == 2 and min(shape) > 1 and kind in _MATLAB_KINDS}
     if len(maps) > 1 and _USUAL in maps:
         maps = {_USUAL: maps[_USUAL]}
     if len(maps) != 1:
         raise UserError(
             f"{path} holds {len(maps)} matrices ({', '.join(maps) or 'none of numbers'}) where one label map should "
-            f"be; keep that one alone, or call it {_USUAL}"
+            f"be; keep only that one, or call it {_USUAL}"
         )
-    return next(iter(maps.values()))
+    return next(iter(maps.items()))

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from densepath.annotations.coco import Outlined, write_coco
 from densepath.annotations.labels import label_size, read_labels
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image, read_size
 
-_SHOWN = 3  # cases that a message names
 Pair = tuple[Path, Path]  # image, instance label map
 
 
@@ -57,8 +56,7 @@ def write_pairs(dest: Path, splits: Mapping[str, list[Pair]], category: str, plu
 def refuse(cases: list[str], what: str, remedy: str) -> None:
     """Raise a UserError that names the first cases, if there are any."""
     if cases:
-        more = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
-        raise UserError(f"{what}: {', '.join(cases[:_SHOWN])}{more}; {remedy}")
+        raise UserError(f"{what}: {first_few(cases)}; {remedy}")
 
 
 def _by_name(paths: Iterable[Path], what: str, suffix: str = "") -> dict[str, Path]:

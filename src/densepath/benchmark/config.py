@@ -11,9 +11,10 @@ from typing import Any, Literal
 import yaml
 
 from densepath.benchmark.checks import is_number, listed, mapping, positive
-from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, merged, pretraining_options
+from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_options, pretraining_options
 from densepath.core.errors import UserError, suggest
-from densepath.transfer.detection.detectors import BOXES_ALONE, DETECTORS
+from densepath.training.resolve import merged
+from densepath.transfer.detection.detectors import BOXES_ONLY, DETECTORS
 
 _TASKS = ("probe", "detect")
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
@@ -54,7 +55,7 @@ class Row:
         weights: "random", a file, a run folder or a timm name; None if ``recipe`` is given.
         options: options of ``pretrain``; they override those of the recipe and of the table.
         backbone: a timm name.
-        needs: name of an input that the user must give -> the option that takes it (``method_options.labels``).
+        needs: name of an input that the user must give -> the option that takes it (``labels``).
         paper: task -> the paper's numbers in the order of the task's metrics, None for a missing number.
         detect: options of ``detect``, which override those of the tasks: ``{detector: vitdet}`` for a transformer.
         curve: the line in the plot of scores against pre-training length that the row is a point of.
@@ -244,11 +245,7 @@ def _row(entry: Any, tasks: Sequence[Task], common: Mapping[str, Any], backbone:
 
 
 def _check_options(verb: str, options: Any, whose: str) -> None:
-    """Check options without running the verb.
-
-    Raises:
-        UserError: an option does not exist or is set by the grid, or a value is invalid.
-    """
+    """Check options without running the verb."""
     mapping(options, free_options(verb), f"the options of {whose}")
     if options.get("epochs") is not None and options.get("max_steps") is not None:
         raise UserError(f"{whose} has epochs and max_steps; give one of them")
@@ -264,7 +261,7 @@ def _check_options(verb: str, options: Any, whose: str) -> None:
 
 def _check_masks(metrics: Sequence[str], options: Mapping[str, Any], whose: str) -> None:
     masks = [metric for metric in metrics if metric.startswith("mask_")]
-    if masks and options.get("detector") in BOXES_ALONE:
+    if masks and options.get("detector") in BOXES_ONLY:
         raise UserError(f"{whose} has no {masks[0]}: {options['detector']} finds boxes only; remove it")
 
 

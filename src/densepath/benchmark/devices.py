@@ -35,7 +35,7 @@ class Device:
     workers: int | None = None
 
 
-def make_devices(devices: int | str) -> list[Device]:
+def parse_devices(devices: int | str) -> list[Device]:
     """Parse ``--devices``.
 
     Args:

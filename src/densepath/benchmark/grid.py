@@ -14,12 +14,20 @@ from typing import Any
 import timm
 
 from densepath.benchmark.config import Row, TableConfig, Task
-from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
-from densepath.benchmark.identity import ImageSet, LabelledSet, code_digest, digest_of_given, digest_of_weights
+from densepath.benchmark.identity import (
+    SHOWN_DIGITS,
+    ImageSet,
+    LabelledSet,
+    code_digest,
+    digest_of_given,
+    digest_of_weights,
+)
 from densepath.benchmark.verb_options import VERBS, Verb, put
+from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.nets.transformers import is_transformer
-from densepath.training.pretrain import DEFAULT_EPOCHS
+from densepath.options import default_of
+from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
 from densepath.transfer.detection.solver import make_solver
@@ -90,7 +98,7 @@ def make_grid(
     labelled: Mapping[str, LabelledSet],
     tiles: ImageSet | None,
     given: Mapping[str, str],
-    digests: Digests,
+    cache: Path,
 ) -> Grid:
     """Make the grid of all runs of a table.
 
@@ -99,7 +107,7 @@ def make_grid(
         labelled: name -> labelled set; tasks on other sets are left out.
         tiles: the images for pre-training; without them rows that pre-train are left out.
         given: the user's values for the needs of rows; rows with other needs are left out.
-        digests: digests of files.
+        cache: the folder in which digests of files are kept.
 
     Raises:
         UserError: an option of a row is invalid, or there is nothing to run.
@@ -126,10 +134,10 @@ def make_grid(
             parent = None
             if options is not None and tiles is not None:
                 pretrain_seed = seed if table.pretrain_seed is None else table.pretrain_seed
-                parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, digests))
+                parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, cache))
                 grid.budgets[row.name] = parent.images
             for task in tasks:
-                run = _transfer(row, task, parent, seed, labelled[task.data], table, digests)
+                run = _transfer(row, task, parent, seed, labelled[task.data], table, cache)
                 grid.places[row.name, task.name, seed] = grid.add(run)
     return grid
 
@@ -141,12 +149,12 @@ def _pretraining(
     tiles: ImageSet,
     given: Mapping[str, str],
     table: TableConfig,
-    digests: Digests,
+    cache: Path,
 ) -> Run:
     resolved = copy.deepcopy(dict(options))
     resolved["method_options"] = all_options(_method(resolved), resolved.get("method_options"))
     for name, place in row.needs.items():
-        put(resolved, place, digest_of_given(given[name], digests))
+        put(resolved, place, digest_of_given(given[name], cache))
     batch = options.get("batch_size", _default("pretrain", "batch_size"))
     if options.get("max_steps") is not None:
         images = options["max_steps"] * batch
@@ -167,11 +175,11 @@ def _pretraining(
 
 
 def _transfer(
-    row: Row, task: Task, parent: Run | None, seed: int, data: LabelledSet, table: TableConfig, digests: Digests
+    row: Row, task: Task, parent: Run | None, seed: int, data: LabelledSet, table: TableConfig, cache: Path
 ) -> Run:
     weights = None if parent else str(row.weights)
     digest_of_source = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
-    source = parent.digest if parent else digest_of_source(str(weights), digests)
+    source = parent.digest if parent else digest_of_source(str(weights), cache)
     verb: Verb = task.verb
     options = {**task.options, "backbone": row.backbone}
     if row.sam is not None:
@@ -195,11 +203,7 @@ def _transfer(
 
 
 def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
-    """Check before hours of pre-training that a row's detector fits its backbone.
-
-    Raises:
-        UserError: it does not fit.
-    """
+    """Check before hours of pre-training that a row's detector fits its backbone."""
     detector = options.get("detector", _default("detect", "detector"))
     if timm.is_model(row.backbone) and is_transformer(row.backbone) != (detector in TRANSFORMER_DETECTORS):
         raise UserError(
@@ -217,7 +221,7 @@ def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> di
 def _images(verb: Verb, options: Mapping[str, Any], data: LabelledSet) -> int:
     if verb != "detect":
         return len(data.test.names) + (len(data.train.names) if verb == "probe" else 0)
-    defaults = {name: parameter.default for name, parameter in inspect.signature(VERBS["detect"]).parameters.items()}
+    defaults = {name: _default("detect", name) for name in inspect.signature(VERBS["detect"]).parameters}
     options = defaults | dict(options)
     known = inspect.signature(make_solver).parameters
     steps = make_solver(**{name: value for name, value in options.items() if name in known}).steps
@@ -231,7 +235,7 @@ def _method(options: Mapping[str, Any]) -> str:
 
 
 def _default(verb: str, option: str) -> Any:
-    return inspect.signature(VERBS[verb]).parameters[option].default
+    return default_of(VERBS[verb], option)
 
 
 def _absolute(value: Any) -> str:

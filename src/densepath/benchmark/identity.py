@@ -12,13 +12,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from densepath.annotations.coco import open_split
-from densepath.benchmark.digests import SHOWN_DIGITS, Digests, digest_of
+from densepath.core.digests import digest_of, digest_of_files, in_threads, kept
 from densepath.core.errors import UserError
+from densepath.core.system import with_progress
 from densepath.nets.weights import weights_file
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
 from densepath.sources.listing import list_images
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.training.export import EXPORTED
+
+SHOWN_DIGITS = 10  # of a digest, where people read it
 
 # Code that only draws or tabulates results is not part of the digest.
 _PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
@@ -78,21 +86,25 @@ def code_digest(verb: str) -> str:
     return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
 
 
-def read_tiles(source: str | Path, digests: Digests) -> ImageSet:
-    """Read the unlabelled images of a source.
+def read_tiles(source: str | Path, cache: Path) -> ImageSet:
+    """Read the unlabelled images of a source; ``cache`` is the folder in which digests are kept.
 
     Raises:
         UserError: as for :func:`densepath.sources.open.open_images`.
     """
     if str(source).lower().endswith(SUFFIX):
         store = open_store(source)
-        (found,) = digests.of([source], "reading tiles", pixels=True)
         names = tuple(store.names(position) for position in range(len(store)))
-        return ImageSet(str(source), found.content, names, found.pixels)
-    return _image_set(str(source), list(list_images(source)), digests, "reading tiles")
+
+        def read() -> tuple[str, bool]:
+            return "\n".join(_pixels_of_tile(store.read(position)) for position in range(len(store))), True
+
+        pixels = kept("pixels", [source], cache, read)
+        return ImageSet(str(source), _content([source], cache), names, tuple(pixels.split("\n")))
+    return _image_set(str(source), list(list_images(source)), cache)
 
 
-def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSet:
+def read_labelled(name: str, folder: str | Path, cache: Path) -> LabelledSet:
     """Read a data set as ``densepath data`` writes it.
 
     Raises:
@@ -102,13 +114,12 @@ def read_labelled(name: str, folder: str | Path, digests: Digests) -> LabelledSe
     for split in ("train", "test"):
         images = open_split(folder, split)
         paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
-        (outlines,) = digests.of([images.annotations], f"reading {name}")
-        found[split] = _image_set(str(images.folder), paths, digests, f"reading {name}"), outlines.content
+        found[split] = _image_set(str(images.folder), paths, cache), _content([images.annotations], cache)
     digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))
     return LabelledSet(name, found["train"][0], found["test"][0], digest)
 
 
-def digest_of_given(value: Any, digests: Digests) -> str:
+def digest_of_given(value: Any, cache: Path) -> str:
     """The digest of a value given by the user: of the content of a path or of the files of a pattern, else the value.
 
     Of a run folder only the exported files count.
@@ -118,24 +129,24 @@ def digest_of_given(value: Any, digests: Digests) -> str:
     """
     path = Path(str(value))
     if path.is_file():
-        return digests.of([path], "reading")[0].content
+        return _content([path], cache)
     if path.is_dir():
         exported = path / EXPORTED.parent  # the checkpoints of a run may be deleted
         path = exported if exported.is_dir() else path
         inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
-        return _named(path, inside, [found.content for found in digests.of(inside, f"reading {path.name}")])
+        return _named(path, inside, cache)
     if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):
-        return digest_of([str(value), *(found.content for found in digests.of(named, "reading"))])
+        return digest_of([str(value), _content(named, cache)])
     return str(value)
 
 
-def digest_of_weights(source: str, digests: Digests) -> str:
+def digest_of_weights(source: str, cache: Path) -> str:
     """The digest of a weight file, or of the weights in a run folder; a name of weights is returned as it is.
 
     Raises:
         UserError: a folder holds no weights, or a file cannot be read.
     """
-    return digest_of_given(weights_file(source), digests) if Path(source).is_dir() else digest_of_given(source, digests)
+    return digest_of_given(weights_file(source) if Path(source).is_dir() else source, cache)
 
 
 def hardware_name() -> str:
@@ -147,16 +158,43 @@ def hardware_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _image_set(source: str, paths: Sequence[str], digests: Digests, what: str) -> ImageSet:
+def pixel_digest(image: npt.NDArray[np.uint8]) -> str:
+    """The digest of an image (H, W, 3) uint8: the same for it turned by quarters and mirrored, as tissue may be."""
+    turned = (np.rot90(side, quarter) for side in (image, image[:, ::-1]) for quarter in range(4))
+    return min(digest_of([str(pixels.shape), pixels.tobytes()]) for pixels in turned)
+
+
+def _pixels(file: str | Path) -> str:
+    try:
+        return pixel_digest(read_image(file))
+    except CorruptImage:
+        return ""
+
+
+def _pixels_of_tile(tile: npt.NDArray[Any]) -> str:
+    """The digest of a packed tile as :func:`read_image` gives its file: 8-bit RGB."""
+    pixels = (tile if tile.dtype == np.uint8 else tile >> 8).astype(np.uint8)
+    return pixel_digest(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+
+def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
     if not paths:
         raise UserError(f"{source} holds no images; check the path")
-    found = digests.of(paths, what, pixels=True)
+
+    def read() -> tuple[str, bool]:
+        return "\n".join(with_progress(in_threads(_pixels, paths), len(paths), "reading images")), True
+
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    digest = _named(base, paths, [entry.content for entry in found])
-    return ImageSet(source, digest, tuple(paths), tuple(entry.pixels[0] if entry.pixels else "" for entry in found))
+    digest = _named(base, paths, cache)
+    return ImageSet(source, digest, tuple(paths), tuple(kept("pixels", paths, cache, read).split("\n")))
 
 
-def _named(base: str | Path, paths: Sequence[str | Path], contents: Sequence[str]) -> str:
-    """The digest of names below a folder and their contents; their order counts, as it does in training."""
-    names = [os.path.relpath(os.path.abspath(path), base) for path in paths]
-    return digest_of(part for pair in zip(names, contents, strict=True) for part in pair)
+def _named(base: str | Path, paths: Sequence[str | Path], cache: Path) -> str:
+    """The digest of names below a folder and of what the files hold; their order counts, as it does in training."""
+    return digest_of([*(os.path.relpath(os.path.abspath(path), base) for path in paths), _content(paths, cache)])
+
+
+def _content(paths: Sequence[str | Path], cache: Path) -> str:
+    if unreadable := [path for path in paths if not os.access(path, os.R_OK)]:
+        raise UserError(f"{unreadable[0]} cannot be read; check it")
+    return digest_of_files(lambda: paths, len(paths), cache)

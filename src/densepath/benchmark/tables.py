@@ -54,8 +54,8 @@ def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> 
         lines += [f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
-            cells = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
-            lines.append(_line([row.name, seeds(entries), *cells]))
+            texts = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
+            lines.append(_line([row.name, seeds(entries), *texts]))
         lines.append("")
     lines += [f"![Scores against pre-training]({picture})", ""] if picture else []
     lines += [*(f"- {note}" for note in [*explanation(results), *notes]), ""]
@@ -138,8 +138,8 @@ def explanation(results: Results) -> list[str]:
     return lines
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 def _shown_p(p: float) -> str:

@@ -12,8 +12,7 @@ from rich.console import Console
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
-from densepath.benchmark.devices import make_devices
-from densepath.benchmark.digests import Digests
+from densepath.benchmark.devices import parse_devices
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
@@ -25,7 +24,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 
 TABLE, PICTURE = "table", "curves.png"
-_RUNS, _DIGESTS, _NAME = "runs", "digests.json", "name.txt"
+_RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
 _OWN = (_RUNS, _DIGESTS, f"{TABLE}.md")
 
 
@@ -78,25 +77,24 @@ def benchmark_table(
         Interrupted: by Ctrl-C or SIGTERM; the runs have saved their state.
     """
     table = _chosen(load_table(config), seeds, rows, baseline)
-    chosen = make_devices(devices)
+    available = parse_devices(devices)
     out = Path(out)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
     _check_same_table(out, table.name)
     root = Path(runs) if runs is not None else out / _RUNS
-    digests = Digests(out / _DIGESTS)
     folders = _folders(data, table)
-    labelled = {name: read_labelled(name, folder, digests) for name, folder in folders.items()}
-    unlabelled = read_tiles(tiles, digests) if tiles is not None and any(row.recipe for row in table.rows) else None
+    labelled = {name: read_labelled(name, folder, out) for name, folder in folders.items()}
+    unlabelled = read_tiles(tiles, out) if tiles is not None and any(row.recipe for row in table.rows) else None
     notes = [f"{data.name}: {data}." for data in labelled.values()]
     notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
     notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)
-    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), digests)
+    grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"{table.title}: {len(table.seeds)} seeds", markup=False)
-    for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(chosen))]:
+    for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(available))]:
         console.print(line, markup=False)
     if dry_run:
         for name, run in grid.runs.items():
@@ -104,7 +102,7 @@ def benchmark_table(
         return None
     with atomic_write(out / _NAME) as part:
         part.write_text(f"{table.name}\n", encoding="utf-8")
-    runner = Runner(root, list(grid.runs.values()), chosen, partial(_write, out, table, grid, root, notes))
+    runner = Runner(root, list(grid.runs.values()), available, partial(_write, out, table, grid, root, notes))
     runner.run()
     failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
     written = _write(out, table, grid, root, [*notes, *failures])
@@ -118,11 +116,7 @@ def benchmark_table(
 
 
 def _check_same_table(out: Path, name: str) -> None:
-    """Check that the folder does not hold a table with another name.
-
-    Raises:
-        UserError: it does.
-    """
+    """Check that the folder does not hold a table with another name."""
     try:
         held = (out / _NAME).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, UnicodeDecodeError):

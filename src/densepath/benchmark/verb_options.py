@@ -10,22 +10,21 @@ from typing import Any, Literal
 
 from densepath.command import Command
 from densepath.core.errors import UserError
-from densepath.training.pretrain import pretrain
-from densepath.training.recipes import all_options, load_recipe, own_augment, typed_options
-from densepath.transfer.detection.detect import detect
+from densepath.training.config import PretrainConfig
+from densepath.training.recipes import all_options, load_recipe
+from densepath.training.resolve import merged, method_of, nested, over_recipe
+from densepath.transfer.detection.config import DetectConfig
 from densepath.transfer.probe.probe import probe
 from densepath.transfer.sam.sam import sam
 
 Verb = Literal["pretrain", "probe", "detect", "sam"]
 
-VERBS: dict[str, Callable[..., Any]] = {"pretrain": pretrain, "probe": probe, "detect": detect, "sam": sam}
+# What holds the options of each: a dataclass, or the function itself.
+VERBS: dict[str, Callable[..., Any]] = {"pretrain": PretrainConfig, "probe": probe, "detect": DetectConfig, "sam": sam}
 _AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
 METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": _AP, "sam": _AP}
 # Options that the grid sets for every run.
-_SET_BY_GRID = (
-    *("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers"),
-    *("probe", "draw"),  # functions
-)
+_SET_BY_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers")
 
 
 @cache
@@ -52,14 +51,8 @@ def pretraining_options(
     known = {name: value for name, value in load_recipe(recipe).items() if name not in dropped}
     if known.get("backbone", backbone) != backbone:
         raise UserError(f"its recipe has the backbone {known['backbone']}, but the row has {backbone}; make them equal")
-    resolved = merged(known, options) | {"backbone": backbone}
-    for place, value in given.items():
-        put(resolved, place, value)
-    method = str(resolved.get("method", inspect.signature(pretrain).parameters["method"].default))
-    if isinstance(resolved.get("augment"), Mapping) and not known.get("augment"):
-        resolved["augment"] = own_augment(method) | dict(resolved["augment"])
-    all_options(method, resolved.get("method_options"))
-    typed_options(resolved)
+    resolved = over_recipe(PretrainConfig, known, merged(options, nested(given))) | {"backbone": backbone}
+    all_options(method_of(PretrainConfig, resolved), resolved.get("method_options"))
     check_values("pretrain", resolved)
     return resolved
 
@@ -89,17 +82,5 @@ def check_values(verb: str, options: Mapping[str, Any]) -> None:
 @cache
 def _check(verb: str, options: str) -> None:
     """Cached: many tasks and rows of a table have equal options."""
-    command = Command(f"densepath {verb}", VERBS[verb], recipes="detect" if verb == "detect" else "")
-    command.parse_recipe(json.loads(options))
-
-
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with others on top, nested mappings merged key by key; only one of epochs and max_steps is kept."""
-    result = dict(under)
-    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
-        if over.get(one) is not None:
-            result.pop(other, None)
-    for name, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if both else value
-    return result
+    recipes = {"pretrain": "", "detect": "detect"}.get(verb)
+    Command(f"densepath {verb}", VERBS[verb], recipes=recipes).parse_recipe(json.loads(options))

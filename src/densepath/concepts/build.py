@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densepath.concepts.grid import GridConcepts
-from densepath.concepts.image_labels import ImageLabels
+from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.concepts.kmeans import KMeansConcepts
 from densepath.concepts.map_files import MapFiles
 from densepath.concepts.nuclei import Nuclei
@@ -23,8 +23,6 @@ def build_source(
     grid_size: int,
     superpixel_scale: int,
     nucleus_radius: float,
-    files: str | None,
-    cache: str | None = None,
     ndim: int = 2,
 ) -> ConceptSource:
     """Build a source of concepts.
@@ -35,8 +33,6 @@ def build_source(
         grid_size: option of "grid".
         superpixel_scale: option of "superpixels".
         nucleus_radius: option of "nuclei".
-        files: option of "files" and "saliency".
-        cache: the folder where label maps of images are cached.
         ndim: dimensions of the images: 2, or 3 for volumes, which have concepts of "kmeans" and "grid".
 
     Raises:
@@ -49,14 +45,11 @@ def build_source(
     if name in CONCEPTS and ndim != 2:
         raise UserError(f"concepts {name} are found in images of two dimensions; for volumes use kmeans or grid")
     if name == "superpixels":
-        return ImageLabels(Superpixels(superpixel_scale), cache=cache)
+        return ImageLabels(Superpixels(superpixel_scale))
     if name == "nuclei":
-        return ImageLabels(Nuclei(nucleus_radius), cache=cache)
+        return ImageLabels(Nuclei(nucleus_radius))
     if name not in CONCEPTS:
         raise UserError(f"unknown concepts {name!r}; there are: {', '.join(CONCEPTS)}")
-    if files is None:
-        what = "label maps" if name == "files" else "masks, or a model's file"
-        raise UserError(f"concepts {name} need concept_files; give a folder of {what}")
     if name == "saliency":
-        return ImageLabels(Saliency(files), Saliency.num_concepts, cache)
-    return ImageLabels(MapFiles(files), cache=cache)
+        return ImageLabels(FromPath(Saliency, "a saliency model, or a folder of masks,"), Saliency.num_concepts)
+    return ImageLabels(FromPath(MapFiles, "a folder of label maps"))

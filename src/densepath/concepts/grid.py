@@ -9,7 +9,6 @@ import torch
 from densepath.concepts.source import Concepts
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -31,9 +30,6 @@ class GridConcepts:
 
     def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Accepts any view."""
-
-    def prepare(self, images: PixelSource) -> None:
-        """Does nothing: a grid does not depend on the images."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         ids = torch.arange(self.num_concepts, device=batch["reference"].pixels.device)

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from densepath.annotations.label_cache import Labeller, label_images
-from densepath.annotations.label_maps import LabelMaps
+from densepath.annotations.label_cache import Labeller
 from densepath.concepts.source import Concepts
 from densepath.core.affine import identity
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
+
+
+@dataclass(frozen=True)
+class FromPath:
+    """A labeller that reads files of the user.
+
+    Args:
+        make: the labeller of a path.
+        what: what lies there, for messages.
+    """
+
+    make: Callable[[str | Path], Labeller]
+    what: str
 
 
 class ImageLabels:
     """Uses the label maps of the images as concepts.
 
     Args:
-        labeller: makes the label map of an image.
+        labeller: makes the label map of an image, or is made from the path of files.
         num_concepts: number of labels, all ids are below it; None if it is unknown.
-        cache: the folder where label maps are cached; the user's cache folder by default.
     """
 
-    def __init__(self, labeller: Labeller, num_concepts: int | None = None, cache: str | Path | None = None) -> None:
+    def __init__(self, labeller: Labeller | FromPath, num_concepts: int | None = None) -> None:
         self.labeller = labeller
         self.num_concepts = num_concepts
-        self.cache = cache
 
     def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Accepts any view."""
-
-    def prepare(self, images: PixelSource) -> LabelMaps:
-        """Compute the maps of all images, or read them from the cache. Raises UserError if one cannot be computed."""
-        # A copy, so that the paths of millions of files, or a model on the GPU, are freed with it.
-        return label_images(images, copy.copy(self.labeller), self.cache)
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         if "regions" not in batch.extras:

@@ -11,7 +11,6 @@ from densepath.concepts.source import Concepts
 from densepath.core.clustering import spherical_kmeans
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 ITERATIONS = 10  # as in the released code
@@ -39,10 +38,7 @@ class KMeansConcepts:
     def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Raises UserError for an unknown stage, or for more clusters than positions."""
         backbone.check_stage(self.stage)
-        self._check_positions(math.prod(math.ceil(side / 2**self.stage) for side in size))
-
-    def prepare(self, images: PixelSource) -> None:
-        """Does nothing: the clusters change with the encoder."""
+        self._check_positions(math.prod(backbone.grid(self.stage, *size)))
 
     def _check_positions(self, positions: int) -> None:
         if positions < self.num_concepts:

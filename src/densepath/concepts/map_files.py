@@ -26,7 +26,7 @@ class MapFiles:
         folder: holds the maps. It is read only when there are images: an export does not need it.
     """
 
-    parallel = True
+    parallel, needs_color = True, False
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

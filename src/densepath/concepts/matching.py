@@ -1,24 +1,13 @@
-"""Matches images with files of a folder by name, for millions of them in little memory."""
+"""Matches images with files of a folder by name."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from densepath.annotations.pairs import refuse
 from densepath.core.errors import UserError
-
-_BLOCK = 2**14  # names that are processed together
-_BYTES = 8  # length of a digest: the chance that two of a million names collide is 10^-7
-
-Digests = npt.NDArray[np.uint64]
 
 
 class Matches:
@@ -27,30 +16,18 @@ class Matches:
     Args:
         folder: the folder that holds the files.
         above: number of leading parts of an image's path that are not below the images' own folder.
-        digests: ascending digests of the files' paths below the folder, without suffix.
-        suffixes: for each digest, the number of the file's suffix.
-        spellings: the suffix of each number.
+        suffix_of: path of each file below the folder, without suffix -> its suffix.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        above: int,
-        digests: Digests,
-        suffixes: npt.NDArray[np.uint8],
-        spellings: Sequence[str],
-    ) -> None:
+    def __init__(self, folder: Path, above: int, suffix_of: Mapping[str, str]) -> None:
         self.folder = folder
         self.above = above
-        self.digests = digests
-        self.suffixes = suffixes
-        self.spellings = spellings
+        self.suffix_of = suffix_of
 
     def path(self, name: str) -> Path:
         """The file of an image, given the image's path."""
-        key = _parts(name)[self.above :]
-        place = int(np.searchsorted(self.digests, _digest(key)))
-        return self.folder / ("/".join(key) + self.spellings[int(self.suffixes[place])])
+        key = _key(name, self.above)
+        return self.folder / (key + self.suffix_of[key])
 
 
 def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -> Matches:
@@ -66,36 +43,29 @@ def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -
     Raises:
         UserError: an image has no file, two images have the same file, or two files have the same name.
     """
-    digests, numbers, spellings = _index(folder, suffixes)
-    fewest: list[str] | None = None
-    depths = range(min(len(_parts(name)) for name in names))
+    suffix_of = _index(folder, suffixes)
+    depths = range(min(_key(name).count("/") for name in names) + 1)
     for above in depths:  # leading folders of the images that do not occur below this folder
-        if all(_known(block, digests).all() for block in _blocks(names, above)):
-            matches = Matches(folder, above, digests, numbers, spellings)
+        if all(_key(name, above) in suffix_of for name in names):
+            matches = Matches(folder, above, suffix_of)
             _check_single(names, matches)
             return matches
-    for above in depths:
-        missing = [name for name in names if not _known(_array([_digest(_parts(name)[above:])]), digests).all()]
-        fewest = missing if fewest is None or len(missing) < len(fewest) else fewest
-    refuse(fewest or [], f"images without a label map in {folder}", "give every image a map with its name")
+    missing = ([name for name in names if _key(name, above) not in suffix_of] for above in depths)
+    refuse(min(missing, key=len), f"images without a label map in {folder}", "give every image a map with its name")
     raise AssertionError("there is at least one image")
 
 
-def _index(folder: Path, suffixes: tuple[str, ...]) -> tuple[Digests, npt.NDArray[np.uint8], list[str]]:
-    """Ascending digests of the files' names, the numbers of their suffixes, and the suffixes."""
-    digests, numbers, spellings = array("Q"), array("B"), dict[str, int]()
+def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """The path of each file below the folder, without suffix -> its suffix."""
+    suffix_of: dict[str, str] = {}
+    spellings: dict[str, str] = {}  # one string for all files
     for path in _files(folder, suffixes):
-        digests.append(_digest(_parts(path)))
-        numbers.append(spellings.setdefault(os.path.splitext(path)[1], len(spellings)))
-    found = np.array(digests, np.uint64)
-    order = found.argsort()
-    found = found[order]
-    if len(twice := found[1:][found[1:] == found[:-1]]):
-        first, second, *_ = sorted(
-            folder / path for path in _files(folder, suffixes) if _digest(_parts(path)) == twice[0]
-        )
-        raise UserError(f"{first} and {second} have the same name; keep one of them")
-    return found, np.array(numbers, np.uint8)[order], list(spellings)
+        key, suffix = _key(path), os.path.splitext(path)[1]
+        if key in suffix_of:
+            first, second = sorted((folder / (key + suffix_of[key]), folder / path))
+            raise UserError(f"{first} and {second} have the same name; keep one of them")
+        suffix_of[key] = spellings.setdefault(suffix, suffix)
+    return suffix_of
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -112,37 +82,15 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _check_single(names: Iterable[str], matches: Matches) -> None:
-    keys = np.concatenate(list(_blocks(names, matches.above)))
-    found, counts = np.unique(keys, return_counts=True)
-    if len(twice := found[counts > 1]):
-        shared = {matches.path(name) for name in names if _digest(_parts(name)[matches.above :]) in twice}
-        several = [str(path) for path in sorted(shared)]
-        refuse(several, "label maps that belong to several images", "put them into the same subfolders as the images")
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for key in (_key(name, matches.above) for name in names):
+        (twice if key in seen else seen).add(key)
+    several = sorted(str(matches.folder / (key + matches.suffix_of[key])) for key in twice)
+    refuse(several, "label maps that belong to several images", "put them into the same subfolders as the images")
 
 
-def _blocks(names: Iterable[str], above: int) -> Iterator[Digests]:
-    """The digests of the images' names, in blocks."""
-    rest = iter(names)
-    while block := [_digest(_parts(name)[above:]) for name in islice(rest, _BLOCK)]:
-        yield _array(block)
-
-
-def _known(block: Digests, digests: Digests) -> npt.NDArray[np.bool_]:
-    if not len(digests):
-        return np.zeros(len(block), bool)
-    places = np.searchsorted(digests, block)
-    return digests[np.minimum(places, len(digests) - 1)] == block
-
-
-def _array(numbers: list[int]) -> Digests:
-    return np.array(numbers, np.uint64)
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    """The folders of a path, and its name without suffix."""
-    return tuple(part for part in os.path.splitext(name)[0].split("/") if part not in ("", "."))
-
-
-def _digest(parts: Sequence[str]) -> int:
-    text = os.fsencode("/".join(parts))
-    return int.from_bytes(hashlib.blake2b(text, digest_size=_BYTES).digest(), "little")
+def _key(name: str, above: int = 0) -> str:
+    """A path without suffix, and without so many leading parts."""
+    parts = [part for part in os.path.splitext(name)[0].split("/") if part not in ("", ".")]
+    return "/".join(parts[above:])

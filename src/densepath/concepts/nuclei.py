@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from skimage.color import rgb2hed
-from skimage.filters import threshold_otsu
-from skimage.measure import label
-from skimage.morphology import disk
 
 from densepath.core.errors import UserError
 
@@ -37,7 +32,7 @@ class Nuclei:
     Source: Ruifrok and Johnston, 2001 (color deconvolution); not in ConCL's paper.
     """
 
-    parallel = True
+    parallel, needs_color = True, True
 
     def __init__(self, radius: float = 8.0) -> None:
         if radius < 1:
@@ -54,6 +49,12 @@ class Nuclei:
         """Accepts any images."""
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:
+        from scipy import ndimage
+        from skimage.color import rgb2hed
+        from skimage.filters import threshold_otsu
+        from skimage.measure import label
+        from skimage.morphology import disk
+
         stain = ndimage.gaussian_filter(rgb2hed(image)[..., 0], self.radius * _BLUR)
         nuclei = ndimage.binary_opening(stain > threshold_otsu(stain), disk(max(1, round(self.radius * _OPENING))))
         # Without any nucleus every pixel would count as close to one.

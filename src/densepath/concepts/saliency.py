@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from densepath.concepts.map_files import check_shape
 from densepath.concepts.matching import Matches, match_names
 from densepath.concepts.saliency_models import Predict, fetched, is_model_folder, load_saliency_model
+from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -38,6 +38,7 @@ class Saliency:
     """
 
     num_concepts = 2
+    needs_color = False
 
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)
@@ -50,10 +51,7 @@ class Saliency:
         if self._has_masks:
             return {"maps": "masks", "threshold": THRESHOLD}
         inside = sorted(p for p in self.source.iterdir() if p.is_file()) if self.source.is_dir() else [self.source]
-        digests = []
-        for path in inside:
-            with open(path, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        digests = [digest_of_file(path) for path in inside]
         return {"saliency": digests[0] if len(digests) == 1 else digests, "threshold": THRESHOLD}
 
     def files(self) -> Iterable[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.export.passes import move_to_device_pass
 
 from densepath.core.errors import UserError
 from densepath.nets.hub import fetch, quiet
+from densepath.nets.model_folders import read_image_processor
 from densepath.sources.pixel_source import PixelSpec
 
 Predict = Callable[[Tensor], Any]
@@ -125,9 +124,7 @@ def _load_transformers(path: Path, device: str) -> Predict:
 
 def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
     """Image size, mean and std that a transformers model was trained with, if its folder gives them."""
-    files = [path / name for name in ("preprocessor_config.json", "processor_config.json")]
-    config: dict[str, Any] = next((json.loads(file.read_text()) for file in files if file.is_file()), {})
-    config = config.get("image_processor", config)
+    config = read_image_processor(path)
     size: Any = config.get("size", {})
     size = size if isinstance(size, dict) else {"shortest_edge": size}
     side = size.get("shortest_edge", _INPUT)
@@ -138,6 +135,8 @@ def _preparation(path: Path) -> tuple[tuple[int, int], Sequence[float], Sequence
 
 
 def _load_exported(path: Path, device: str) -> Predict:
+    from torch.export.passes import move_to_device_pass
+
     program = torch.export.load(path)
     module = move_to_device_pass(program, device).module()
     return lambda images: module(images.to(device))

@@ -8,9 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from densepath.annotations.label_maps import LabelMaps
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch
 
 
@@ -38,9 +36,6 @@ class ConceptSource(Protocol):
 
     def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Raise UserError if the source cannot label reference views of this size, in pixels along each axis."""
-
-    def prepare(self, images: PixelSource) -> LabelMaps | None:
-        """Called before the first step; returns label maps of the images, which become ``batch.extras["regions"]``."""
 
     def __call__(self, batch: Batch, encoder: Backbone) -> Concepts:
         """Label a batch; ``encoder`` is the momentum encoder, for sources that use features."""

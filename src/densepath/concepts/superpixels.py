@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.segmentation import felzenszwalb
 
 from densepath.core.errors import UserError
 
@@ -28,7 +27,7 @@ class Superpixels:
     Source: ConCL (ECCV 2022), section 4.2: scale = min_size = 50 or 500; Felzenszwalb and Huttenlocher, IJCV 2004.
     """
 
-    parallel = True
+    parallel, needs_color = True, False
 
     def __init__(self, scale: int = 50) -> None:
         if scale < 1:
@@ -45,5 +44,7 @@ class Superpixels:
         """Accepts any images."""
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:
+        from skimage.segmentation import felzenszwalb
+
         labels: npt.NDArray[Any] = felzenszwalb(image, scale=self.scale, sigma=SIGMA, min_size=self.scale)
         return labels

@@ -7,32 +7,31 @@ import math
 import torch
 from torch import Tensor
 
-ATTEMPTS = 40  # blocks that are tried for an image in all; about one image in 4000 would have more
-_TRIES = 10  # in a row that may fail before an image gets no further block
-_ASPECT = 0.3  # the flattest block: height / width; the tallest has its inverse
+ATTEMPTS = 40  # total attempts per image; about one image in 4000 would need more
+_TRIES = 10  # consecutive failures after which an image gets no more blocks
+_ASPECT = 0.3  # minimum height / width of a block; the maximum is its inverse
 
 
 def count_draws(patches: int) -> int:
-    """Random numbers that the mask of one image takes."""
+    """Number of random numbers for the mask of one image."""
     return patches + 4 * ATTEMPTS
 
 
 def block_masks(draws: Tensor, grid: int, count: int, smallest: int = 16) -> Tensor:
-    """Masks made of rectangles, each of ``count`` patches exactly.
+    """Masks of rectangles, each with exactly ``count`` patches.
 
-    Rectangles are put down one after another. The area of each is drawn between ``smallest`` and the number of patches
-    that are still missing, the logarithm of its aspect ratio evenly, then its place. One that would mask too many
-    patches, or no new one, is drawn again. After ten that fail in a row, patches anywhere take the place of what is
-    missing.
+    Rectangles are added one after another. The area of each is drawn between ``smallest`` and the number of missing
+    patches, the logarithm of its aspect ratio uniformly, then its position. A rectangle that would mask too many
+    patches, or no new one, is rejected. After ten consecutive rejections random patches fill the rest.
 
-    All images are handled at once, on the CPU, as their numbers are drawn there; nothing asks another device.
+    All images are processed at once, on the CPU, where their random numbers are; there is no synchronization.
 
     Args:
-        draws: (B, count_draws(grid * grid)) numbers in [0, 1), on the CPU: ``Batch.uniform`` for masks that depend on
-            image and epoch alone.
+        draws: (B, count_draws(grid * grid)) numbers in [0, 1), on the CPU: ``Batch.uniform`` for masks that depend only
+            on image and epoch.
         grid: patches along a side.
-        count: patches to mask.
-        smallest: see above; at most ``count`` is meant.
+        count: number of patches to mask.
+        smallest: minimum area of a rectangle, limited by ``count``.
 
     Returns:
         (B, grid * grid) bool, true where a patch is masked.
@@ -62,13 +61,13 @@ def block_masks(draws: Tensor, grid: int, count: int, smallest: int = 16) -> Ten
 
 
 def _draw_blocks(draws: Tensor, grid: int, smallest: int, missing: Tensor) -> Tensor:
-    """Rectangles (B, grid, grid) bool from draws (B, 4); an empty one where it would be as long as the grid."""
+    """Rectangles (B, grid, grid) bool from draws (B, 4); empty if a side would be as long as the grid."""
     area, aspect, down, right = draws.unbind(1)
     area = smallest + area * (missing - smallest)
     aspect = torch.exp(math.log(_ASPECT) * (1 - 2 * aspect))
     lengths = torch.stack((area * aspect, area / aspect), dim=1).sqrt().round()  # (B, 2): height and width
     lengths = lengths * (lengths < grid).all(1, keepdim=True)
     starts = (torch.stack((down, right), dim=1) * (grid - lengths + 1)).floor()
-    cells = torch.arange(grid)
-    inside = (cells >= starts.unsqueeze(2)) & (cells < (starts + lengths).unsqueeze(2))  # (B, 2, grid)
+    positions = torch.arange(grid)
+    inside = (positions >= starts.unsqueeze(2)) & (positions < (starts + lengths).unsqueeze(2))  # (B, 2, grid)
     return inside[:, 0].unsqueeze(2) & inside[:, 1].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Clustering: of the cells of each image, for a whole batch at once; and of one large set."""
+"""Clustering: of the positions of each image, for a whole batch at once; and of one large set."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_DISTANCES = 2**24  # that are computed at a time
+_DISTANCES = 2**24  # maximum number of distances computed at a time
 
 
 @torch.no_grad()
 def spherical_kmeans(points: Tensor, start: Tensor, reseed: Tensor) -> tuple[Tensor, Tensor]:
-    """K-means by cosine distance, for each image on its own, all images at once.
+    """K-means with cosine distance, separately for each image, for all images at once.
 
-    A fixed number of iterations; in each, centroids are normalized, points go to the nearest (ties: the smallest id),
-    and centroids become the means of their points. A centroid without points is put on one of the points.
+    In each of a fixed number of iterations, centroids are normalized, points are assigned to the nearest centroid
+    (ties: the smallest id), and centroids become the means of their points. A centroid without points is moved to one
+    of the points.
 
     Args:
-        points: (B, N, C) one vector per cell; normalized here.
-        start: (B, K) int64, the points where the centroids start; they may repeat.
-        reseed: (iterations, B, K) int64, the points where a centroid that lost its points goes on.
+        points: (B, N, C) one vector per position; normalized here.
+        start: (B, K) int64 indices of the points that initialize the centroids; they may repeat.
+        reseed: (iterations, B, K) int64 indices of the points to which centroids without points are moved.
 
     Returns:
-        (B, N) int64 cluster ids of the last assignment, and (B,) the number of clusters that are empty in it.
+        (B, N) int64 cluster ids of the last assignment, and (B,) its number of empty clusters.
 
     Source: ConCL (ECCV 2022), section 4.4, and its released code: 10 iterations.
     """
@@ -55,22 +56,23 @@ def kmeans(
     unit: bool = False,
     after_each: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """K-means by Euclidean distance, of one large set; of unit vectors perhaps by cosine distance.
+    """K-means with Euclidean distance for one large set; for unit vectors optionally with cosine distance.
 
-    Centroids start at ``count`` of the points. A fixed number of iterations; in each, points go to the nearest centroid
-    and centroids become the means of their points. A centroid without points is put on one of the points.
+    Centroids are initialized with ``count`` of the points. In each of a fixed number of iterations, points are assigned
+    to the nearest centroid and centroids become the means of their points. A centroid without points is moved to one
+    of the points.
 
     Args:
         points: (N, D) floats.
-        order: (N,) int64, the points in random order: the first are where centroids start, and those that follow, over
-            and over, where one goes on that lost its points.
+        order: (N,) int64, the points in random order: the first ones initialize the centroids, the following ones
+            (cyclically) replace centroids without points.
         count: K, the number of clusters, at most N.
-        iterations: how many.
-        unit: whether centroids are unit vectors, too.
-        after_each: called after each of them; it may raise to stop here.
+        iterations: number of iterations.
+        unit: whether centroids are unit vectors.
+        after_each: called after each iteration; it may raise to stop.
 
     Returns:
-        (K, D) centroids and (N,) int64, the nearest to each point.
+        (K, D) centroids and (N,) int64, the nearest centroid of each point.
     """
     with torch.autocast(points.device.type, enabled=False):
         centroids = points[order[:count]]
@@ -86,8 +88,8 @@ def kmeans(
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """(N,) int64, for each of the points (N, D) the nearest of the centroids (K, D)."""
-    # |x - c|^2 without |x|^2, which is the same for all c; in parts, as (N, K) may be larger than the memory.
+    """The index (N,) int64 of the nearest centroid (K, D) for each point (N, D)."""
+    # |x - c|^2 without |x|^2, which is constant in c; in parts, as (N, K) may exceed the memory.
     half = centroids.square().sum(1) / 2
     parts = points.split(max(1, _DISTANCES // len(centroids)))
     return torch.cat([torch.addmm(half, part, centroids.T, alpha=-1).argmin(1) for part in parts])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,17 +16,17 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 
 ITERATIONS = 10  # of k-means, as released
-CREDIT = "credit"  # how far codes are from their restart: needed for training alone
+CREDIT = "credit"  # how far codes are from their restart: needed only for training
 
 
 class Codebook(nn.Module):
     """K unit vectors of length D, moved by exponential moving averages and not by gradients.
 
-    They begin as the centroids of k-means (by cosine distance) of the first vectors that it follows. Then, in each
-    step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all processes. A
-    code that no vector of the batch has stays where it is.
+    They begin as the centroids of k-means (by cosine distance) of the first vectors that it follows. Then, after each
+    optimizer step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all
+    processes and of all batches that the step accumulated. A code that no vector of the step has stays where it is.
 
-    ``usage`` is the moving average, by the same m, of how many vectors a code has in a batch.
+    ``usage`` is the moving average, by the same m, of how many vectors a code has in a step.
 
     Args:
         size: K.
@@ -56,6 +58,7 @@ class Codebook(nn.Module):
         self.momentum = momentum
         self.restart_below = restart_below
         self.begun = False
+        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of the step under way
         self.register_buffer("codes", torch.zeros(size, dim))
         self.register_buffer("usage", torch.zeros(size))
         if restart_below:
@@ -91,12 +94,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, vectors: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
-        """Move towards the vectors of a batch.
+        """Take the vectors of a batch, which the codes move towards after the step.
 
         Args:
             vectors: (N, D) this process's unit vectors.
             codes: (N,) int64, theirs.
-            draws: (K,) numbers in [0, 1), the same on all processes: where codes restart; none if none does.
+            draws: (K,) numbers in [0, 1), the same on all processes: where codes restart; none if none does. Those of
+                a step's first batch count.
 
         Returns:
             The number of codes that the batch uses, over all processes: a scalar.
@@ -105,13 +109,24 @@ class Codebook(nn.Module):
         sums = torch.zeros_like(self.codes).index_add_(0, codes, vectors)
         counts = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(vectors[:, 0]))
         sums, counts = total(torch.cat((sums, counts.unsqueeze(1)), dim=1)).tensor_split([sums.shape[1]], dim=1)
+        kept = gather(vectors) if self.restart_below else vectors[:0]
+        self._pending.append((sums, counts, kept, draws.to(vectors.device, non_blocking=True)))
+        return (counts > 0).sum().to(self.codes.dtype)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move towards what the step brought."""
+        if not self._pending:
+            return
+        every_sum, every_count, vectors, draws = zip(*self._pending, strict=True)
+        self._pending.clear()
+        sums, counts = _added(every_sum), _added(every_count)
         means = torch.where(counts > 0, F.normalize(sums, dim=1), self.codes)
         self.codes.copy_(F.normalize(self.codes.lerp(means, 1 - self.momentum), dim=1))
         counts = counts.squeeze(1)
         self.usage.lerp_(counts, 1 - self.momentum)
         if self.restart_below:
-            self._restart(gather(vectors), counts, draws.to(vectors.device, non_blocking=True))
-        return (counts > 0).sum().to(self.codes.dtype)
+            self._restart(torch.cat(vectors), counts, draws[0])
 
     def _restart(self, vectors: Tensor, counts: Tensor, draws: Tensor) -> None:
         mean = len(vectors) / len(self.codes)
@@ -132,3 +147,8 @@ class Codebook(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         self.begun = bool(state)
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return functools.reduce(torch.add, parts)

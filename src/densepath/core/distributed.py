@@ -105,7 +105,7 @@ class Shuffle:
     """MoCo's shuffled batch norm: keys are encoded among others than their queries.
 
     Batch statistics then differ between a query and its key, which otherwise betray the positive pair. A permutation of
-    the global batch, the same on every process, deals the images out anew; :meth:`restore` undoes it. Each image goes
+    the global batch, the same on every process, deals the images out again; :meth:`restore` undoes it. Each image goes
     to the one process that encodes it. Where all images share one group there is nobody to exchange with, and both
     methods return what they were given.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -23,3 +23,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = get_close_matches(name, names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names)}"
+
+
+def first_few(names: Sequence[str], count: int = 3, separator: str = ", ") -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return separator.join(names[:count]) + more

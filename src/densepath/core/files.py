@@ -1,4 +1,4 @@
-"""Writing files and folders so that a failure leaves nothing half-written behind."""
+"""Atomic writing of files and folders: a failure leaves no partial files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 
-# It can only be read by setting it, for all threads at once: so once, before there are others.
+# The umask can only be read by setting it, for all threads: so once, before there are other threads.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
-_REMAINS = re.compile(r"\.(.+)\.\d+\.part")  # the temporary names of atomic_write
-_CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what the place is to blame for, not the source
+_REMAINS = re.compile(r"\.(.+)\.\d+\.part")  # temporary names of atomic_write
+_CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
 def _remove(path: Path) -> None:
@@ -27,12 +27,12 @@ def _remove(path: Path) -> None:
 
 
 def _open_to_readers(path: Path) -> None:
-    """Permissions as of any new file: some writers go through a private temporary file of their own."""
+    """Set the permissions of a new file: some writers use a private temporary file."""
     path.chmod(0o666 & ~_UMASK)
 
 
 def _sync(path: Path) -> None:
-    """Force what was written to the disk, so that a crash after the rename cannot lose it."""
+    """Flush a file to disk, so that a crash after the rename cannot lose it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,24 +42,23 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Write a file or a folder under a temporary name and give it its own name only once it is whole.
+    """Write a file or a folder under a temporary name and rename it when it is complete.
 
     Args:
-        path: where the finished file or folder belongs. Missing parents are made.
+        path: the final path of the file or folder. Missing parents are created.
 
     Yields:
         A sibling of ``path`` that does not exist yet: create the file or the folder there.
-        A finished file replaces an older one; a finished folder takes its place only where nothing, or an
-        empty folder, stands.
+        A finished file replaces an older one; a finished folder replaces only an empty folder.
 
     Raises:
-        UserError: its folder cannot be made, the disk is full, or nothing can be written there.
+        UserError: the parent folder cannot be created, the disk is full, or the path is not writable.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {path.parent} cannot be made ({error.strerror}); name another place") from error
+        raise UserError(f"the folder {path.parent} cannot be created ({error.strerror}); use another path") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with writing(path, temporary):
@@ -77,14 +76,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
-    """Say which file could not be written where the place is to blame: the system's own error often does not.
+    """Name the file that could not be written: the system's own error often does not.
 
     Args:
-        path: the file, as its user knows it.
-        temporary: the name, if it is another one, that it has while it is written.
+        path: the file, as the user named it.
+        temporary: its temporary name while it is written, if any.
 
     Raises:
-        UserError: the disk is full, or nothing can be written there.
+        UserError: the disk is full, or the path is not writable.
     """
     try:
         yield
@@ -93,28 +92,26 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         denied = error.errno in (errno.EACCES, errno.EPERM) and named and named.is_relative_to(temporary or path)
         if error.errno not in _CANNOT_HOLD and not denied:
             raise
-        known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a part of something that is being written
-        raise UserError(
-            f"{known} cannot be written ({error.strerror}); make room there or name another place"
-        ) from error
+        known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a temporary name becomes the final one
+        raise UserError(f"{known} cannot be written ({error.strerror}); free disk space or use another path") from error
 
 
 def remove_remains(folder: str | Path) -> None:
-    """Remove what writers that were killed left in a folder that nobody else writes to, and in those below it."""
+    """Remove the temporary files of killed writers in a folder and its subfolders; no other process may write there."""
     for path in Path(folder).rglob(".*.part"):
         if _REMAINS.fullmatch(path.name):
             _remove(path)
 
 
 def require_new_folder(path: str | Path, what: str) -> Path:
-    """Check that ``path`` is free to be made into a folder of ``what``.
+    """Check that ``path`` can become a new folder for ``what``.
 
     Raises:
-        UserError: a folder that is not empty stands there, or something else than a folder.
+        UserError: it is a folder that is not empty, or not a folder.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is no folder; name another place for {what}")
+        raise UserError(f"{path} is not a folder; use another path for {what}")
     if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path} already exists and is not empty; name another folder for {what} or remove it first")
+        raise UserError(f"{path} already exists and is not empty; use another folder for {what} or remove it first")
     return path

@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors, computed in float32 (float64 for float64) whatever the precision around them."""
+"""Losses: pure functions of tensors, computed in float32 (float64 for float64 inputs), also under autocast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from densepath.core.distributed import gather_with_gradient, mean, rank, total
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """A tensor of floats in float32, or in float64 if it is so already."""
+    """A floating-point tensor in float32, or in float64 if it is float64 already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -22,18 +22,18 @@ def info_nce(
     Args:
         query: (N, D) unit vectors.
         positive: (N, D) the key of each query.
-        negatives: (M, D) keys that belong to none of the queries.
+        negatives: (M, D) keys of other images.
         temperature: t.
-        mask: (N,) bool: the queries that count; all of them by default.
+        mask: (N,) bool: the queries to use; all by default.
 
     Returns:
-        (N,) one loss for each query; anything finite for one that does not count.
+        (N,) one loss per query; any finite value for a query that is not used.
 
     Source: ConCL (ECCV 2022), Equations 1 and 2; MoCo (CVPR 2020), Equation 1.
     """
     with torch.autocast(query.device.type, enabled=False):
         query, positive, negatives = (full_precision(x) for x in (query, positive, negatives))
-        if mask is not None and mask.device.type == "cpu":  # where to ask how many these are costs nothing
+        if mask is not None and mask.device.type == "cpu":  # where counting them needs no synchronization
             losses = info_nce(query[mask], positive[mask], negatives, temperature)
             return torch.zeros_like(query[:, 0]).masked_scatter(mask, losses)
         query = query / temperature
@@ -42,16 +42,16 @@ def info_nce(
 
 
 def _logsumexp(x: Tensor) -> Tensor:
-    """log sum exp of each row of (N, M), by torch's log_softmax: one pass where its own takes four."""
+    """logsumexp of each row of (N, M) with torch's log_softmax: one pass, where torch.logsumexp takes four."""
     return x[:, 0] - x.log_softmax(1)[:, 0]
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """NT-Xent: each view of an image against its other view, among all other views of the images of all processes.
+    """NT-Xent: contrasts each view with the other view of its image, among all views of all processes.
 
     Args:
-        first, second: (B, D) unit vectors, the two views of this process's images; B alike on all processes.
-        temperature: of the contrast.
+        first, second: (B, D) unit vectors, the two views of this process's images; B is equal on all processes.
+        temperature: temperature of the softmax.
 
     Returns:
         A scalar, the mean over this process's 2B views. Its gradient reaches the views of the other processes: the
@@ -60,17 +60,17 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     Source: SimCLR (ICML 2020), Equation 1.
     """
     with torch.autocast(first.device.type, enabled=False):
-        views = torch.stack((full_precision(first), full_precision(second)), dim=1).flatten(0, 1)  # pairs side by side
+        views = torch.stack((full_precision(first), full_precision(second)), dim=1).flatten(0, 1)  # pairs are adjacent
         own = rank() * len(views) + torch.arange(len(views), device=views.device)
         logits = views @ gather_with_gradient(views).T / temperature
         return F.cross_entropy(logits.scatter(1, own.unsqueeze(1), -torch.inf), own ^ 1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values that count, over all processes: zero, with a gradient of zero, where none does.
+    """The mean of the selected values over all processes; zero, with zero gradient, if none is selected.
 
-    Processes hold different numbers of values. Each divides its sum by the *average* number, so that the average of the
-    processes' gradients, which data-parallel training takes, is the gradient of the mean over the global batch.
+    Processes may have different numbers of values. Each divides its sum by the *average* number, so that the average of
+    the processes' gradients in data-parallel training is the gradient of the mean over the global batch.
 
     Args:
         values: (N,) floats.
@@ -81,13 +81,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Give each column mean 0 and variance 1 over the rows that count, as a batch norm without parameters does.
+    """Scale each column to mean 0 and variance 1 over the selected rows, like a batch norm without parameters.
 
     The rows are those of all processes, and gradients flow through their statistics.
 
     Args:
         x: (N, D) floats.
-        mask: (N,) bool: which rows count; all of them by default. The others are shifted and scaled alike.
+        mask: (N,) bool: rows for the statistics; all by default. The others are transformed in the same way.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = full_precision(x)

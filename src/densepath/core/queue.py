@@ -13,6 +13,9 @@ from densepath.core.errors import UserError
 class Queue(nn.Module):
     """A ring buffer of unit vectors that takes any number of rows and never asks the device how many those were.
 
+    What an optimizer step brings replaces the oldest rows only after it: all batches that a step accumulates are
+    contrasted with the same rows, as one large batch is.
+
     Args:
         size: rows it remembers.
         dim: their length.
@@ -33,14 +36,15 @@ class Queue(nn.Module):
         rows[:size] = F.normalize(torch.randn(size, dim), dim=1)
         self.register_buffer("rows", rows)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self._pending: list[tuple[Tensor, Tensor | None]] = []  # of the step under way
 
     def keys(self) -> Tensor:
-        """(size, dim): a copy of the remembered rows, which a loss may keep for its gradient past :meth:`enqueue`."""
-        return self.rows[: self.size].clone()
+        """(size, dim): the remembered rows themselves, which stay as they are until :meth:`after_step`."""
+        return self.rows[: self.size]
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor, mask: Tensor | None = None) -> None:
-        """Replace the oldest rows by the rows of all processes, in the order of their ranks.
+        """Take rows that replace the oldest ones after the step: those of all processes, in the order of their ranks.
 
         Args:
             rows: (N, dim) unit vectors, N alike on all processes.
@@ -52,10 +56,19 @@ class Queue(nn.Module):
         rows = gather(rows)
         if len(rows) > self.size:
             raise UserError(
-                f"the queue holds {self.size} keys but one step brings up to {len(rows)}; "
+                f"the queue holds {self.size} keys but one batch brings up to {len(rows)}; "
                 "make the queue larger or the batch smaller"
             )
-        mask = torch.ones(len(rows), dtype=torch.bool, device=rows.device) if mask is None else gather(mask)
+        self._pending.append((rows, None if mask is None else gather(mask)))
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Remember what the step brought, batch by batch."""
+        for rows, mask in self._pending:
+            self._write(rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device) if mask is None else mask)
+        self._pending.clear()
+
+    def _write(self, rows: Tensor, mask: Tensor) -> None:
         place = (self.pointer + mask.cumsum(0) - 1) % self.size
         self.rows.index_copy_(0, torch.where(mask, place, self.size), rows.to(self.rows.dtype))
         self.rows[self.size].zero_()

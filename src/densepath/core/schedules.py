@@ -20,17 +20,17 @@ def lr_factor(
     gamma: float = 0.1,
     final: float = 0.0,
 ) -> float:
-    """What the base learning rate is multiplied by at a step.
+    """The factor of the base learning rate at a step.
 
     Args:
         kind: "cosine" falls from 1 to ``final`` over the steps after the warm-up, "step" is multiplied by ``gamma`` at
             each milestone, "constant" stays 1.
-        step: 0-based; it may count optimizer steps or epochs, like all the other lengths.
-        total: the length of the run.
-        warmup: the length of a linear rise from ``warmup_start`` to 1.
-        milestones: where "step" drops.
-        gamma: what "step" is multiplied by there.
-        final: where "cosine" ends.
+        step: 0-based, in optimizer steps or epochs; all other lengths have the same unit.
+        total: length of the run.
+        warmup: length of a linear warm-up from ``warmup_start`` to 1.
+        milestones: steps at which "step" drops.
+        gamma: factor of each drop of "step".
+        final: final factor of "cosine".
     """
     if step < warmup:
         return warmup_start + (1 - warmup_start) * step / warmup

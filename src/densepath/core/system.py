@@ -31,9 +31,24 @@ def available_memory() -> int:
     return min(available, limit - used + int(counters.get("inactive_file", 0)))
 
 
+def slurm_tasks() -> int:
+    """How many processes srun has started together with this one; 1 where it was not srun that started this one.
+
+    In the script of a job, too, SLURM's variables say how many tasks the job may have (SLURM_NTASKS), but nobody has
+    started the others: only a step of the job has an id.
+    """
+    if not {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys():
+        return 1
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1")))
+
+
 def processes_on_node() -> int:
-    """How many processes of this run share the machine, as far as torchrun's, Lightning's or SLURM's variables tell."""
-    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+    """How many processes of this run share the machine, as far as the variables of torchrun, srun or this package
+    say."""
+    names = ["LOCAL_WORLD_SIZE", "WORLD_SIZE"]
+    if slurm_tasks() > 1:
+        names += ["SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"]
+    for name in names:
         if count := re.match(r"[1-9]\d*", os.environ.get(name, "")):  # SLURM writes 4(x2),3
             return int(count[0])
     return 1

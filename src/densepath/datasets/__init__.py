@@ -1,1 +1,1 @@
-"""Data sets as their authors ship them, converted to our layouts."""
+"""Converts data sets as published by their authors to our layouts."""

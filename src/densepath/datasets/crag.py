@@ -1,4 +1,4 @@
-"""CRAG, the colorectal adenocarcinoma glands of the MILD-Net paper, as images and COCO JSON."""
+"""Converts CRAG, the colorectal adenocarcinoma glands of the MILD-Net paper, to images and COCO JSON."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.sources.listing import find_images
 
-_SPLITS = {"train": ("train",), "test": ("valid", "test")}  # ours: what the versions of the data set call it
+_SPLITS = {"train": ("train",), "test": ("valid", "test")}  # our split: its names in versions of the data set
 _ANNOTATIONS = ("Annotation", "Annotations")
 
 
 def convert_crag(source: str | Path, dest: str | Path) -> Path:
-    """Make a data set for ``detect`` and ``probe`` out of CRAG: its images for validation are the test images.
+    """Convert CRAG to a data set for ``detect`` and ``probe``; its validation images are the test images.
 
-    The instances are the annotation's labels, one by one; images are copied as they are.
+    Each label of an annotation is an instance; images are copied unchanged.
 
     Args:
-        source: the folder as the authors ship it, or the one above: ``train/Images/train_1.png`` with its instance
-            label map ``train/Annotation/train_1.png`` (or ``.mat``) and so on, ``valid/Images``, ``valid/Annotation``.
+        source: the published folder, or its parent: ``train/Images/train_1.png`` with the instance label map
+            ``train/Annotation/train_1.png`` (or ``.mat``) and so on, ``valid/Images``, ``valid/Annotation``.
         dest: a new folder: train/, test/, annotations/train.json, annotations/test.json.
 
     Returns:
@@ -42,7 +42,7 @@ def convert_crag(source: str | Path, dest: str | Path) -> Path:
             return write_pairs(dest, splits, "gland", "glands")
     raise UserError(
         f"{source} does not hold train/Images with train/Annotation and valid/Images with valid/Annotation, as CRAG is "
-        "shipped; give the folder that does"
+        "published; give the folder that does"
     )
 
 
@@ -51,7 +51,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _pairs(folder: Path) -> list[Pair]:
-    """The pairs of one split. Where the label maps are there in both formats, the images are taken."""
+    """The pairs of one split; if label maps exist in both formats, the PNG files are used."""
     annotations = next(folder / name for name in _ANNOTATIONS if (folder / name).is_dir())
     maps = [*annotations.glob("*.png")] or [*annotations.glob("*.mat")]
     return pair_up(find_images(folder / "Images"), maps)

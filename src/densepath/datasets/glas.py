@@ -1,4 +1,4 @@
-"""GlaS, the colon glands of the MICCAI 2015 contest, as images and COCO JSON."""
+"""Converts GlaS, the colon glands of the MICCAI 2015 contest, to images and COCO JSON."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ _SPLITS = ("train", "test")
 
 
 def convert_glas(source: str | Path, dest: str | Path) -> Path:
-    """Make a data set for ``detect`` and ``probe`` out of GlaS: test A and test B together are its test images.
+    """Convert GlaS to a data set for ``detect`` and ``probe``; test A and test B together are the test images.
 
-    The instances are the annotation's labels, one by one; images are copied as they are, BMP becomes PNG.
+    Each label of an annotation is an instance; images are copied unchanged, BMP becomes PNG.
 
     Args:
-        source: a folder that holds ``train_1.bmp`` and ``train_1_anno.bmp``, ``testA_1.bmp`` and so on, as the authors
-            ship them; or a folder ``images`` and instance label maps ``*_inst.png`` (8 or 16 bit) beside it, with the
-            same names.
+        source: a folder that holds ``train_1.bmp`` and ``train_1_anno.bmp``, ``testA_1.bmp`` and so on, as published;
+            or a folder that holds ``images`` and instance label maps ``*_inst.png`` (8 or 16 bit) with the same names.
         dest: a new folder: train/, test/, annotations/train.json, annotations/test.json.
 
     Returns:
@@ -35,15 +34,15 @@ def convert_glas(source: str | Path, dest: str | Path) -> Path:
     pairs = _find_pairs(Path(source))
     splits = {split: [pair for pair in pairs if pair[0].name.startswith(split)] for split in _SPLITS}
     strange = [image.name for image, _ in pairs if not image.name.startswith(_SPLITS)]
-    refuse(strange, "images of neither split", "name them train_1, testA_1, testB_1 and so on")
+    refuse(strange, "images of no split", "name them train_1, testA_1, testB_1 and so on")
     for split, found in splits.items():
         if not found:
-            raise UserError(f"{source} holds no {split} image; there must be some whose names begin with {split}")
+            raise UserError(f"{source} holds no {split} image; add images whose names start with {split}")
     return write_pairs(dest, splits, "gland", "glands")
 
 
 def _find_pairs(source: Path) -> list[Pair]:
-    """Images and their label maps, in the order of their numbers."""
+    """Images and their label maps, ordered by their numbers."""
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give the one that holds GlaS")
     if masks := _named(source, "_anno.bmp"):
@@ -55,8 +54,8 @@ def _find_pairs(source: Path) -> list[Pair]:
         images = find_images(source / "images")
     else:
         raise UserError(
-            f"{source} holds neither train_1.bmp with train_1_anno.bmp and so on, as GlaS is shipped, nor a folder "
-            "images with label maps *_inst.png beside it; give the folder that does"
+            f"{source} holds neither train_1.bmp with train_1_anno.bmp and so on, as GlaS is published, nor a folder "
+            "images with label maps *_inst.png; give the folder that does"
         )
     return pair_up(images, masks, suffix)
 

@@ -1,4 +1,4 @@
-"""Any images with instance label maps of the same names, as images and COCO JSON."""
+"""Converts any images with instance label maps of the same names to images and COCO JSON."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def convert_instances(
     label_suffix: str = "",
     labelled_only: bool = False,
     test_share: float | None = None,
-    patient: str | None = None,
+    patient_regex: str | None = None,
     seed: int = 0,
     category: str = "object",
 ) -> Path:
-    """Make a data set for ``detect`` and ``probe`` out of images with instance label maps.
+    """Convert images with instance label maps to a data set for ``detect`` and ``probe``.
 
     A label map has its image's name and size: 0 is background, each other number one object. It is a PNG, TIFF or BMP
     with one channel of 8 or 16 bit, a NumPy array (.npy) or a MATLAB file (.mat, up to version 7) with one matrix or
@@ -35,17 +35,17 @@ def convert_instances(
     images/train, labels/train and so on; or, with --test_share, one set of images to be split.
 
     Args:
-        source: the folder that holds all of it.
+        source: the folder that holds images and label maps.
         dest: a new folder: train/, test/, annotations/train.json, annotations/test.json.
-        images: what the folder of the images is called.
-        labels: what the folder of the label maps is called; it may be the same one.
-        label_suffix: what the names of label maps have behind those of their images, for example _mask.
-        labelled_only: leave out images without a label map, instead of refusing them.
+        images: name of the folder of the images.
+        labels: name of the folder of the label maps; it may be the same folder.
+        label_suffix: suffix of the names of label maps after the names of their images, for example _mask.
+        labelled_only: leave out images without a label map; otherwise they are an error.
         test_share: share of the images, from 0 to 1, that become the test images.
-        patient: with --test_share, a regular expression that finds the patient in an image's name, for example
-            ^TCGA-..-....; all images of a patient go to the same side. Without it, each image is on its own.
-        seed: another one gives another split.
-        category: what the objects are called.
+        patient_regex: with --test_share, a regular expression that finds the patient in an image's name, for example
+            ^TCGA-..-....; all images of a patient go to the same split. Without it, each image is its own patient.
+        seed: seed of the split.
+        category: category name of the objects.
 
     Returns:
         ``dest``.
@@ -66,36 +66,36 @@ def convert_instances(
     if test_share is None:
         splits = {split: pairs(*_folders(source, split, images, labels)) for split in _SPLITS}
     else:
-        splits = _split(pairs(source / images, source / labels), test_share, patient, seed)
+        splits = _split(pairs(source / images, source / labels), test_share, patient_regex, seed)
     for split, found in splits.items():
         if not found:
-            raise UserError(f"{source} gives no {split} image; give at least one of them")
+            raise UserError(f"{source} has no {split} image; add at least one")
     return write_pairs(dest, splits, category, "objects")
 
 
 def _folders(source: Path, split: str, images: str, labels: str) -> tuple[Path, Path]:
-    """Where the images and the label maps of a split lie."""
-    ways = [(source / split / images, source / split / labels), (source / images / split, source / labels / split)]
-    for way in ways:
-        if all(folder.is_dir() for folder in way):
-            return way
+    """The folders of the images and of the label maps of a split."""
+    layouts = [(source / split / images, source / split / labels), (source / images / split, source / labels / split)]
+    for layout in layouts:
+        if all(folder.is_dir() for folder in layout):
+            return layout
     raise UserError(
         f"{source} holds neither {split}/{images} with {split}/{labels} nor {images}/{split} with {labels}/{split}; "
-        "name them by --images and --labels, or have one set of images split by --test_share"
+        "name them with --images and --labels, or split one set of images with --test_share"
     )
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name it by --images and --labels")
+        raise UserError(f"there is no folder {folder}; name it with --images and --labels")
     visible = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     return [path for path in visible if path.suffix.lower() in suffixes]
 
 
 def _split(pairs: list[Pair], share: float, patient: str | None, seed: int) -> dict[str, list[Pair]]:
-    """Divide pairs by patient; neither the other images nor the order of the files play a part in where one goes."""
+    """Split pairs by patient; the split of a patient does not depend on the order of the files."""
     if not 0 < share < 1:
-        raise UserError(f"--test_share must be between 0 and 1, not {share}")
+        raise UserError(f"--test_share is {share}; give a number between 0 and 1")
     owners = {image: _owner(image.stem, patient) for image, _ in pairs}
     ranked = sorted(set(owners.values()), key=lambda owner: hashlib.sha256(f"{seed} {owner}".encode()).digest())
     test = set(ranked[: max(1, round(share * len(ranked)))])
@@ -108,7 +108,9 @@ def _owner(name: str, patient: str | None) -> str:
     try:
         match = re.search(patient, name)
     except re.error as error:
-        raise UserError(f"--patient {patient!r} is no regular expression ({error}); correct it") from error
+        raise UserError(f"--patient_regex {patient!r} is not a regular expression ({error}); correct it") from error
     if match is None:
-        raise UserError(f"--patient {patient!r} finds nothing in the name {name}; it must find the patient in each")
+        raise UserError(
+            f"--patient_regex {patient!r} does not match the name {name}; it must match the name of every image"
+        )
     return match[0]

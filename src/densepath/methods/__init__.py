@@ -1,55 +1,74 @@
-"""Pre-training methods, one file each."""
+"""Pre-training methods, one file each; a method is imported when it is first asked for."""
 
-from densepath.methods.base import Losses, Method, Reconstruction
-from densepath.methods.beit_v2 import BEiTv2
-from densepath.methods.byol import BYOL
-from densepath.methods.concl import ConCL
-from densepath.methods.conv_mim import ConvMIM
-from densepath.methods.densecl import DenseCL
-from densepath.methods.eva import EVA
-from densepath.methods.mae import MAE
-from densepath.methods.moco_v1 import MoCoV1
-from densepath.methods.moco_v2 import MoCoV2
-from densepath.methods.pcl_v2 import PCLV2
-from densepath.methods.simclr import SimCLR
-from densepath.methods.spark import SparK
-from densepath.methods.supervised import Supervised
-from densepath.methods.vq_kd import VQKD
+from __future__ import annotations
 
-METHODS: dict[str, type[Method]] = {
-    "simclr": SimCLR,
-    "byol": BYOL,
-    "moco_v1": MoCoV1,
-    "moco_v2": MoCoV2,
-    "pcl_v2": PCLV2,
-    "densecl": DenseCL,
-    "concl": ConCL,
-    "supervised": Supervised,
-    "spark": SparK,
-    "mae": MAE,
-    "conv_mim": ConvMIM,
-    "eva": EVA,
-    "vq_kd": VQKD,
-    "beit_v2": BEiTv2,
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densepath.methods.base import Losses as Losses
+    from densepath.methods.base import Method as Method
+    from densepath.methods.base import Reconstruction as Reconstruction
+    from densepath.methods.beit_v2 import BEiTv2 as BEiTv2
+    from densepath.methods.byol import BYOL as BYOL
+    from densepath.methods.concl import ConCL as ConCL
+    from densepath.methods.conv_mim import ConvMIM as ConvMIM
+    from densepath.methods.densecl import DenseCL as DenseCL
+    from densepath.methods.eva import EVA as EVA
+    from densepath.methods.mae import MAE as MAE
+    from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
+    from densepath.methods.moco_v2 import MoCoV2 as MoCoV2
+    from densepath.methods.pcl_v2 import PCLV2 as PCLV2
+    from densepath.methods.simclr import SimCLR as SimCLR
+    from densepath.methods.spark import SparK as SparK
+    from densepath.methods.supervised import Supervised as Supervised
+    from densepath.methods.vq_kd import VQKD as VQKD
+
+_CLASSES = {
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "moco_v1": "MoCoV1",
+    "moco_v2": "MoCoV2",
+    "pcl_v2": "PCLV2",
+    "densecl": "DenseCL",
+    "concl": "ConCL",
+    "supervised": "Supervised",
+    "spark": "SparK",
+    "mae": "MAE",
+    "conv_mim": "ConvMIM",
+    "eva": "EVA",
+    "vq_kd": "VQKD",
+    "beit_v2": "BEiTv2",
 }
+_HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}
 
-__all__ = [
-    "BYOL",
-    "EVA",
-    "MAE",
-    "METHODS",
-    "PCLV2",
-    "VQKD",
-    "BEiTv2",
-    "ConCL",
-    "ConvMIM",
-    "DenseCL",
-    "Losses",
-    "Method",
-    "MoCoV1",
-    "MoCoV2",
-    "Reconstruction",
-    "SimCLR",
-    "SparK",
-    "Supervised",
-]
+
+class _Methods(Mapping[str, "type[Method]"]):
+    """The methods of the package by name; a class is imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> type[Method]:
+        if name not in _CLASSES:
+            raise KeyError(name)
+        method: type[Method] = getattr(import_module(f"{__name__}.{name}"), _CLASSES[name])
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        return name in _CLASSES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+METHODS: _Methods = _Methods()
+
+__all__ = ["METHODS", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

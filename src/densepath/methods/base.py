@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from densepath.methods.needs import Need
 from densepath.methods.signatures import complete_signature
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PerImage, PixelSource
@@ -93,6 +94,23 @@ class Method(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """The losses of a batch of views."""
 
+    def before_step(self, batch: Batch) -> None:
+        """Called once for each optimizer step, before anything of the step is computed: momentum encoders follow here.
+
+        Args:
+            batch: the first one that the step is made of.
+        """
+
+    def after_step(self) -> None:
+        """Called once for each optimizer step, when the weights have been updated.
+
+        Parts with a method of this name (queues, codebooks) take what the batches of the step brought them. A method
+        that overrides this calls ``super().after_step()``.
+        """
+        parts: list[Any] = [part for part in self.modules() if hasattr(type(part), "after_step")]
+        for part in parts[1:]:  # the first is the method itself
+            part.after_step()
+
     @abstractmethod
     def exported_backbone(self) -> Backbone:
         """The backbone that is exported."""
@@ -110,10 +128,18 @@ class Method(nn.Module):
             processes: how many share them, equally.
         """
 
-    def prepare(self, images: PixelSource) -> str | None:
-        """Look at the source of the images, once, before the first step. ``Batch.index`` counts its images.
+    def needs(self) -> Mapping[str, Need]:
+        """What :meth:`prepare` must be given besides the images, by names of the method's own choice."""
+        return {}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+        """Called once, before the first step.
 
         A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.
+
+        Args:
+            images: the source of the images, whose positions in it are ``Batch.index``.
+            given: what :meth:`needs` asks for, by its names.
 
         Returns:
             What was found, a line for the user.
@@ -121,8 +147,10 @@ class Method(nn.Module):
         return None
 
     def wants_features(self, batch: Batch) -> bool:
-        """Whether, before it is given this batch, it wants features of all images: whoever trains it then calls
-        :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and :meth:`on_features`.
+        """Whether, before a step that begins with this batch, it wants features of all images.
+
+        Whoever trains it then calls :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and
+        :meth:`on_features`; then :meth:`before_step`.
         """
         return False
 
@@ -135,7 +163,7 @@ class Method(nn.Module):
 
         Args:
             features: what :meth:`describe` gave.
-            batch: the one that comes next.
+            batch: the first one of the step that comes next.
             tick: called by all processes, equally often, after each part of what takes long, with a few words; it
                 raises where the run is to stop.
         """

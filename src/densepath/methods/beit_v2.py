@@ -17,7 +17,7 @@ from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
 from densepath.nets.new_blocks import new_blocks
-from densepath.nets.tokenizers import Tokenizer, load_tokenizer
+from densepath.nets.tokenizers import Tokenizer
 from densepath.nets.transformer_parts import add_positions, embed_patches, pick, require_transformer, run_blocks
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
@@ -45,7 +45,6 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 
     Args:
         backbone: a vision transformer, with patches of the tokenizer's size.
-        tokenizer: the folder of a run of ``vq_kd``, or its ``exported/tokenizer.safetensors``.
         mask_ratio: the share of patches that are masked.
         smallest_block: patches of the smallest block of a mask, but where fewer are missing.
         early_layer: the layer whose patch tokens the early head reads; three quarters of all by default, 9 of 12.
@@ -59,7 +58,6 @@ class BEiTv2(FrozenTarget[Tokenizer]):
     def __init__(
         self,
         backbone: Backbone,
-        tokenizer: str = "",
         mask_ratio: float = 75 / 196,
         smallest_block: int = 16,
         early_layer: int | None = None,
@@ -67,16 +65,11 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         layer_scale: float | None = None,
     ) -> None:
         super().__init__("tokenizer")
-        if not tokenizer:
-            raise UserError(
-                "beit_v2 needs a tokenizer; train one by --config vq_kd, and give its run by --method.tokenizer RUN"
-            )
         model = require_transformer(backbone, "beit_v2")
         depth = len(model.blocks)
         early_layer = depth * 3 // 4 if early_layer is None else early_layer
         _check_layers(backbone, depth, early_layer, head_layers, smallest_block)
         self.backbone = backbone
-        self.tokenizer = tokenizer
         self.mask_ratio = mask_ratio
         self.smallest_block = smallest_block
         self.early_layer = early_layer
@@ -93,9 +86,6 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 
     def no_weight_decay(self) -> set[str]:
         return {"mask_token"}
-
-    def load_target(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer)
 
     def set_target(self, target: Tokenizer) -> None:
         own, theirs = self.backbone.patch_size, target.backbone.patch_size

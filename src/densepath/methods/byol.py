@@ -72,10 +72,12 @@ class BYOL(Method):
         first, second = replace(augment, blur=1.0), replace(augment, blur=0.1, solarize=0.2)
         return {"first": first.random_view(), "second": second.random_view()}
 
-    def forward(self, batch: Batch) -> Losses:
+    def before_step(self, batch: Batch) -> None:
         momentum = cosine(self.momentum, 1.0, batch.progress)
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
+
+    def forward(self, batch: Batch) -> Losses:
         first, second = batch["first"].pixels, batch["second"].pixels
         loss = self.distance(first, second) + self.distance(second, first)
         return Losses(loss, {"prediction_loss": loss.detach()})

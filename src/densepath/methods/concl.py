@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Literal, Unpack
+from types import MappingProxyType
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from densepath.core.queue import Queue
 from densepath.core.regions import Regions
 from densepath.methods.base import Losses
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
+from densepath.methods.needs import Need
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
@@ -51,9 +53,6 @@ class ConCL(MoCoV2):
         grid_size: s of "grid": s x s cells.
         superpixel_scale: s of "superpixels": the scale, and the least number of pixels, of one.
         nucleus_radius: of "nuclei", in pixels of the images.
-        concept_files: of "files", a folder with the label map of each image; of "saliency", a model's file (.pt2,
-            TorchScript, .onnx) or a folder with the mask of each image. Load only models of people you trust.
-        concept_cache: the folder where what was found on the images is kept; ~/.cache/densepath/labels by default.
         restoration: "argmax", as in the paper: each cell of a view's f5 is of the concept that covers most of it; or
             "shares": it is of all that cover it, each by its share of the cell (not of "superpixels", "nuclei" and
             "files", whose numbers of concepts nobody knows).
@@ -75,8 +74,6 @@ class ConCL(MoCoV2):
         grid_size: int = 3,
         superpixel_scale: int = 50,
         nucleus_radius: float = 8.0,
-        concept_files: str | None = None,
-        concept_cache: str | None = None,
         restoration: Literal["argmax", "shares"] = "argmax",
         concept_weight: float = 1.0,
         warmup: float = 0.1,
@@ -97,8 +94,6 @@ class ConCL(MoCoV2):
             grid_size=grid_size,
             superpixel_scale=superpixel_scale,
             nucleus_radius=nucleus_radius,
-            files=concept_files,
-            cache=concept_cache,
             ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
@@ -133,21 +128,21 @@ class ConCL(MoCoV2):
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
         self.source.check(self.backbone, sizes["reference"])
-        stride = 2**self.backbone.deepest
-        most = self.source.num_concepts or math.prod(math.ceil(side / stride) for side in sizes["query"])
+        most = self.source.num_concepts or math.prod(self.backbone.grid(self.backbone.deepest, *sizes["query"]))
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
                 f"({most} on each of {batch_size} images) that one batch may bring"
             )
 
-    def prepare(self, images: PixelSource) -> str | None:
-        regions = self.source.prepare(images)
-        self.extras = {} if regions is None else {"regions": regions}
-        return None
+    def needs(self) -> Mapping[str, Need]:
+        return {"regions": Need("regions", self.source.labeller)} if isinstance(self.source, ImageLabels) else {}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.extras = {name: given[name] for name in self.needs()}
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_c of two feature maps (B, C, h, w); their shared concepts then join the concept queue."""
+        """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""
         concepts = self.source(batch, self.key_backbone.network)
         in_query, in_key = self.restore(batch, concepts, query.shape[2:])
         shared = in_query.present() & in_key.present()  # (B, K)

@@ -64,8 +64,11 @@ class DenseCL(MoCoV2):
         self.match = match
         self.dense_weight = dense_weight
 
-    def forward(self, batch: Batch) -> Losses:
+    def before_step(self, batch: Batch) -> None:
+        super().before_step(batch)
         self.key_dense_head.update(self.dense_head, self.momentum)
+
+    def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
         instance_loss = self.instance_loss(query, key)
         dense_loss, statistics = self.dense_loss(batch, query, key)
@@ -74,7 +77,7 @@ class DenseCL(MoCoV2):
         return Losses(total, terms, statistics)
 
     def dense_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_r of two feature maps (B, C, h, w); the means of the keys' cells then join the dense queue."""
+        """L_r of two feature maps (B, C, h, w); the means of the keys' cells join their queue after the step."""
         q, k = self.project_cells(query, key)
         mask, statistics = None, {}
         if self.match == "features":

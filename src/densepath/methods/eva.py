@@ -12,7 +12,7 @@ from densepath.core.masking import count_visible, random_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
-from densepath.nets.teachers import Teacher, build_teacher, require_teacher
+from densepath.nets.teachers import Teacher
 from densepath.nets.token_decoder import TokenDecoder
 from densepath.nets.transformer_parts import encode_visible, fix_positions, pick, require_transformer
 from densepath.views.augment import Augment
@@ -35,9 +35,6 @@ class EVA(FrozenTarget[Teacher]):
 
     Args:
         backbone: the encoder, a vision transformer.
-        teacher: who is learned from: a timm name, a folder of a timm or a transformers model, or hf-hub:OWNER/NAME (see
-            :func:`build_teacher`).
-        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
         mask_ratio: the share of the patches that is masked.
         decoder_depth: blocks of the decoder.
         decoder_dim: their channels.
@@ -52,8 +49,6 @@ class EVA(FrozenTarget[Teacher]):
     def __init__(
         self,
         backbone: Backbone,
-        teacher: str = "",
-        teacher_weights: str = "",
         mask_ratio: float = 0.75,
         decoder_depth: int = 8,
         decoder_dim: int = 512,
@@ -61,13 +56,10 @@ class EVA(FrozenTarget[Teacher]):
         fixed_positions: bool = True,
     ) -> None:
         super().__init__("teacher")
-        require_teacher("eva", teacher)
         model = require_transformer(backbone, "eva")
         if fixed_positions:
             fix_positions(model)
         self.backbone = backbone
-        self.teacher = teacher
-        self.teacher_weights = teacher_weights
         self.mask_ratio = mask_ratio
         self._decoder = (model.embed_dim, decoder_dim, decoder_depth, decoder_heads)
         self.make_head(1)  # numbers that do not fit each other are refused now
@@ -77,9 +69,6 @@ class EVA(FrozenTarget[Teacher]):
         """Crops and flips; the colors stay."""
         plain = Augment(jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
         return {"image": (augment or plain).random_view()}
-
-    def load_target(self) -> Teacher:
-        return build_teacher(self.teacher, self.teacher_weights)
 
     def make_head(self, width: int) -> nn.Module:
         return TokenDecoder(*self._decoder, width)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from densepath.methods.base import Method
+from densepath.methods.needs import Need
 from densepath.nets.frozen import Frozen
 from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import Tokenizer
@@ -25,27 +27,26 @@ class FrozenTarget(Method, Generic[Network]):
     with the same one alone.
 
     Args:
-        what: what the network is, for messages.
+        what: what the network is.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: Literal["teacher", "tokenizer"]) -> None:
         super().__init__()
+        self._kind = what
         self.target: Frozen[Network] = Frozen(what)
         self.head: nn.Module = nn.Identity()  # until the target is known
         self.register_load_state_dict_pre_hook(_meet_state)
 
     @abstractmethod
-    def load_target(self) -> Network:
-        """The network that the hyper-parameters name."""
-
-    @abstractmethod
     def make_head(self, width: int) -> nn.Module:
         """A new head with so many outputs for each patch."""
 
-    def prepare(self, images: PixelSource) -> str:
-        with torch.random.fork_rng(devices=[]):  # the head's weights do not depend on how the target was made
-            target = self.load_target()
-            target.show(images.spec)
+    def needs(self) -> Mapping[str, Need]:
+        return {self.target.what: Need(self._kind)}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str:
+        target: Network = given[self.target.what]
+        target.show(images.spec)
         self.set_target(target)
         return target.describe()
 

@@ -52,7 +52,7 @@ class MoCoV2(Method):
         hidden_dim: width of the head's hidden layer.
         temperature: of the contrast.
         queue_size: keys remembered as negatives.
-        momentum: of the key encoder, per step.
+        momentum: of the key encoder, per optimizer step.
         standardize: whether embeddings are standardized over the batch before they become unit vectors. The paper does
             not. Without it the embeddings of all images begin nearly parallel, and a run of a few thousand steps learns
             little but to turn their common direction away from that of older keys.
@@ -95,6 +95,10 @@ class MoCoV2(Method):
         view = (augment or Augment()).random_view()
         return {"query": view, "key": view}
 
+    def before_step(self, batch: Batch) -> None:
+        self.key_backbone.update(self.backbone, self.momentum)
+        self.key_head.update(self.head, self.momentum)
+
     def forward(self, batch: Batch) -> Losses:
         query, key = self.encode(batch)
         loss = self.instance_loss(query, key)
@@ -112,11 +116,9 @@ class MoCoV2(Method):
             raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The last features of the query and key views, each (B, C, h, w); the key encoder takes its step first."""
+        """The last features of the query and key views, each (B, C, h, w)."""
         query = self.backbone(batch["query"].pixels)[self.backbone.deepest]
         with torch.no_grad():
-            self.key_backbone.update(self.backbone, self.momentum)
-            self.key_head.update(self.head, self.momentum)
             pixels = batch["key"].pixels
             if self.shuffle:
                 together = normalized_together(self.key_backbone, len(pixels))
@@ -128,11 +130,11 @@ class MoCoV2(Method):
         return query, key
 
     def instance_loss(self, query: Tensor, key: Tensor) -> Tensor:
-        """L_q of two feature maps (B, C, h, w); their keys then join the queue."""
+        """L_q of two feature maps (B, C, h, w); their keys join the queue after the step."""
         return self.contrast(*self.project(global_pool(query), global_pool(key)))
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
-        """L_q of embeddings (B, dim); the keys then join the queue."""
+        """L_q of embeddings (B, dim); the keys join the queue after the step."""
         loss = info_nce(q, k, self.queue.keys(), self.temperature).mean()
         self.queue.enqueue(k)
         return loss

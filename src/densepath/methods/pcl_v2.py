@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import torch
@@ -91,7 +92,7 @@ class PCLV2(MoCoV2):
         super().check(sizes, batch_size, processes)
         self.batch_size = batch_size
 
-    def prepare(self, images: PixelSource) -> str:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str:
         count = len(images)
         self.num_clusters = self.num_clusters or tuple(count // share for share in IMAGES_PER_CLUSTER)
         counts = ", ".join(map(str, self.num_clusters))
@@ -135,10 +136,13 @@ class PCLV2(MoCoV2):
             clusters.copy_(broadcast(clusters))
         self.clustered_in = int(batch.epoch)
 
-    def forward(self, batch: Batch) -> Losses:
-        self._require_room(len(batch) * world_size())
+    def before_step(self, batch: Batch) -> None:
         if self.wants_features(batch):
             raise ValueError("it wants the features of all images first: see Method.wants_features")
+        super().before_step(batch)
+
+    def forward(self, batch: Batch) -> Losses:
+        self._require_room(len(batch) * world_size())
         query, key = self.encode(batch)
         q, k = self.project(global_pool(query), global_pool(key))
         instance_loss = self.contrast(q, k)

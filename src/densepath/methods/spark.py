@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -61,6 +60,8 @@ class SparK(Method):
         mask_ratio: float = 0.6,
         decoder_dim: int = 768,
     ) -> None:
+        from timm.layers import LayerNorm2d
+
         super().__init__()
         if len(backbone.stages) < _SCALES:
             raise UserError(

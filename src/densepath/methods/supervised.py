@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.annotations.classes import FOLDERS, read_classes
+from densepath.annotations.classes import Classes
 from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method
+from densepath.methods.needs import Need
 from densepath.nets.backbones import Backbone
+from densepath.nets.frozen import checksum
 from densepath.sources.pixel_source import PixelSource
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
@@ -28,26 +31,19 @@ class Supervised(Method):
 
     Args:
         backbone: the classifier's features.
-        labels: "folders": an image's class is the name of the folder that it lies in; or the path of a CSV or TSV file
-            with lines of file,label, where a file is given relative to the images' folder, or by its bare name.
 
     Source: the supervised baseline in the released configurations of ConCL (ECCV 2022).
     """
 
     batch_norm = "synchronized"
-    targets: Tensor
+    labels_checksum: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        labels: str = FOLDERS,
-    ) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier: nn.Module = nn.Identity()  # until the number of classes is known
-        self.labels = labels
         # In the state, so that a run is not resumed with other labels.
-        self.register_buffer("targets", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("labels_checksum", torch.zeros(32, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_meet_state)
 
     @staticmethod
@@ -56,14 +52,18 @@ class Supervised(Method):
         plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
         return {"image": (augment or plain).random_view()}
 
-    def prepare(self, images: PixelSource) -> str:
-        classes = read_classes(images, self.labels)
-        self.set_classes(classes.labels, len(classes.names))
+    def needs(self) -> Mapping[str, Need]:
+        return {"class": Need("classes")}
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str:
+        classes: Classes = given["class"]
+        self.extras = {"class": classes}
+        self.labels_checksum = _checksum(classes.labels).to(self.labels_checksum.device)
+        self.set_classes(len(classes.names))
         return classes.describe()
 
-    def set_classes(self, labels: Tensor, count: int) -> None:
-        """Make the classifier of ``count`` classes, for images with the labels (N,) int32."""
-        self.targets = labels
+    def set_classes(self, count: int) -> None:
+        """Make the classifier of ``count`` classes."""
         self.classifier = nn.Linear(self.backbone.channels[self.backbone.deepest], count)
         nn.init.normal_(self.classifier.weight, std=0.01)  # as released
         nn.init.zeros_(self.classifier.bias)
@@ -71,7 +71,7 @@ class Supervised(Method):
     def forward(self, batch: Batch) -> Losses:
         features = self.backbone(batch["image"].pixels)[self.backbone.deepest]
         logits = full_precision(self.classifier(global_pool(features)))
-        target = self.targets[batch.index.to(self.targets.device, non_blocking=True)].long()
+        target = batch.extras["class"].long()
         loss = F.cross_entropy(logits, target)
         accuracy = (logits.argmax(1) == target).float().mean()
         return Losses(loss, {"classification_loss": loss.detach()}, {"accuracy": accuracy})
@@ -84,12 +84,19 @@ class Supervised(Method):
             self.backbone.check_size(*size)
 
 
+def _checksum(labels: Tensor) -> Tensor:
+    """Of the labels (N,) int32 of all images."""
+    return checksum({"labels": labels})
+
+
 def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Before a state is loaded: an export sees no images, and a run is resumed with the labels that it had."""
-    labels, weight = state.get(f"{prefix}targets"), state.get(f"{prefix}classifier.weight")
-    if labels is None or weight is None:
+    own, weight = f"{prefix}labels_checksum", state.get(f"{prefix}classifier.weight")
+    if f"{prefix}targets" in state:  # the labels themselves, as runs of version 0.1 kept them
+        state[own] = _checksum(state.pop(f"{prefix}targets"))
+    if own not in state or weight is None:
         return
-    if not len(method.targets):
-        method.set_classes(torch.empty_like(labels), len(weight))
-    elif labels.shape == method.targets.shape and not torch.equal(labels, method.targets.to(labels.device)):
+    if isinstance(method.classifier, nn.Identity):
+        method.set_classes(len(weight))
+    elif not torch.equal(state[own].cpu(), method.labels_checksum.cpu()):
         rest[-1].append("the labels are not those that it was trained with")

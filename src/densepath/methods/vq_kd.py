@@ -16,7 +16,7 @@ from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
 from densepath.nets.new_blocks import new_blocks
-from densepath.nets.teachers import Teacher, build_teacher, require_teacher
+from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import TOKENIZER, Tokenizer, tanh_head
 from densepath.nets.transformer_parts import require_transformer, sincos_positions
 from densepath.views.augment import Augment
@@ -41,9 +41,6 @@ class VQKD(FrozenTarget[Teacher]):
 
     Args:
         backbone: a vision transformer, the encoder.
-        teacher: who is learned from: a timm name, a folder of a timm or a transformers model, or hf-hub:OWNER/NAME (see
-            :func:`build_teacher`).
-        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
         num_codes: of the codebook.
         code_dim: D, dimensions of a code.
         momentum: of the codes' moving averages.
@@ -58,8 +55,6 @@ class VQKD(FrozenTarget[Teacher]):
     def __init__(
         self,
         backbone: Backbone,
-        teacher: str = "",
-        teacher_weights: str = "",
         num_codes: int = 8192,
         code_dim: int = 32,
         momentum: float = 0.99,
@@ -68,14 +63,11 @@ class VQKD(FrozenTarget[Teacher]):
         decoder_depth: int = 3,
     ) -> None:
         super().__init__("teacher")
-        require_teacher("vq_kd", teacher)
         model = require_transformer(backbone, "vq_kd")
         if not commitment >= 0:
             raise UserError(f"the commitment must not be negative, as {commitment} is")
         if not 0 < decoder_depth <= len(model.blocks):
             raise UserError(f"the decoder has 1 to {len(model.blocks)} blocks on {backbone.name}, not {decoder_depth}")
-        self.teacher = teacher
-        self.teacher_weights = teacher_weights
         self.commitment = commitment
         self.width: int = model.embed_dim
         self.tokenizer = Tokenizer(backbone, num_codes, code_dim, momentum, restart_below)
@@ -88,9 +80,6 @@ class VQKD(FrozenTarget[Teacher]):
         """Crops and flips; the colors stay."""
         plain = Augment(scale=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0, interpolation="bicubic")
         return {"image": (augment or plain).random_view()}
-
-    def load_target(self) -> Teacher:
-        return build_teacher(self.teacher, self.teacher_weights)
 
     def make_head(self, width: int) -> nn.Module:
         return tanh_head(self.width, self.width, width)

@@ -6,9 +6,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-import timm
 import torch
-from timm.models import FeatureListNet, model_entrypoint
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -62,7 +60,7 @@ class TimmBackbone(Backbone):
         self.check_stage(last)
         self.check_size(*x.shape[2:])
         count = self._reductions.index(2**last) + 1
-        if type(self.net) is FeatureListNet:
+        if self._in_order:
             maps = self._run_modules(x, count)
         elif hasattr(self.net, "model") and hasattr(self.net.model, "forward_intermediates"):
             maps = self.net.model.forward_intermediates(
@@ -84,14 +82,21 @@ class TimmBackbone(Backbone):
                     break
         return maps
 
+    @property
+    def _in_order(self) -> bool:
+        """Whether the network's modules stand in the order of their use."""
+        from timm.models import FeatureListNet
+
+        return type(self.net) is FeatureListNet
+
     def last_stage(self) -> tuple[nn.Module, ...]:
-        if type(self.net) is not FeatureListNet:
+        if not self._in_order:
             return super().last_stage()
         before = list(self.net.return_layers)[-2]
         return tuple(self.net.values())[list(self.net).index(before) + 1 :]
 
     def stem_and_stages(self, pooled: bool = False) -> tuple[tuple[nn.Module, ...], ...]:
-        if type(self.net) is not FeatureListNet:
+        if not self._in_order:
             return super().stem_and_stages(pooled)
         names = list(self.net)
         end_of = {}  # stage -> how many modules lead to it
@@ -130,6 +135,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
 
     Source: ConCL (ECCV 2022), released code, ``backbones/resnet.py``.
     """
+    from timm.models import model_entrypoint
+
     if is_resnet3d(name):
         return build_resnet3d(name, channels)
     _check_name(name)
@@ -150,6 +157,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
 
 def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
     """timm's network that a :class:`Backbone` wraps; with ``pretrained`` its name may be that of weights."""
+    import timm
+
     if is_transformer(name):
         return build_transformer(name, pretrained, channels)
     network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=channels)
@@ -157,6 +166,8 @@ def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.M
 
 
 def _check_name(name: str) -> None:
+    import timm
+
     if timm.is_model(name) and "." not in name:
         return
     architecture = name.split(".")[0]

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -43,6 +42,8 @@ class MultiScaleDecoder(nn.Module):
         scales = zip(channels, cells, strict=True)
         self.unify = nn.ModuleList(nn.Conv2d(count, width, kernel, stride=kernel) for count, kernel in scales)
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
+        from timm.models.vision_transformer import Block
+
         self.block = Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
         self.norm = norm(width)
         self.predict = nn.Linear(width, colors * patch**2)

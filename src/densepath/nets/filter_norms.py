@@ -12,14 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.nets.backbones import TRIAL_SIZE, Backbone
 from densepath.nets.preserve_mode import untouched_modes
-
-_PLAIN = (nn.Conv2d, Conv2dSame)  # and no subclass: some standardize their filters themselves
 
 
 def filter_lengths(backbone: Backbone) -> dict[str, float]:
@@ -73,6 +70,8 @@ def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; holding the tensors keeps identities their own
     pairs = {}
 
+    from timm.layers import Conv2dSame
+
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, _BatchNorm):
             conv, _ = made.get(id(inputs[0]), (None, None))
@@ -81,7 +80,8 @@ def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
         else:
             made[id(output)] = (module, output)
 
-    watched = [m for m in backbone.modules() if type(m) in _PLAIN or isinstance(m, _BatchNorm)]
+    plain = (nn.Conv2d, Conv2dSame)  # and no subclass: some standardize their filters themselves
+    watched = [m for m in backbone.modules() if type(m) in plain or isinstance(m, _BatchNorm)]
     hooks = [module.register_forward_hook(watch) for module in watched]
     parameter = next(backbone.parameters())
     side = max(backbone.patch_size, TRIAL_SIZE // backbone.patch_size * backbone.patch_size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from densepath.core.digests import digest_of_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -65,11 +66,6 @@ class Frozen(nn.Module, Generic[Network]):
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def checksum(state: dict[str, Tensor]) -> Tensor:
-    """SHA-256 of tensors with their names, kinds and shapes, in any order: (32,) uint8, on the CPU."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+def checksum(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The digest of named tensors as a buffer, (32,) uint8, which a state dict keeps."""
+    return torch.frombuffer(bytearray.fromhex(digest_of_tensors(tensors)), dtype=torch.uint8)

@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
-import timm
 import torch
-import torchvision
 from torch import Tensor
 
 from densepath.core.errors import UserError
@@ -59,6 +57,8 @@ def timm_state(name: str) -> dict[str, Tensor]:
     """The state of the whole timm network without classifier; leaves the global random numbers as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs' generators, too
+        import timm
+
         return timm.create_model(name, num_classes=0).state_dict()
 
 
@@ -196,6 +196,8 @@ def _check_plain_resnet(name: str, state: Mapping[str, Tensor], layout: str) -> 
     Names and shapes don't tell all (timm's "aa" ResNets pool otherwise with the same tensors), so the name counts too.
     """
     shapes = {}
+    import torchvision
+
     if name in torchvision.models.list_models(torchvision.models):
         with torch.device("meta"):
             network = torchvision.models.get_model(name)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.hub import quiet
+from densepath.nets.hub import fetch, quiet
+from densepath.sources.pixel_source import PixelSpec
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
 _STRIDES = (32, 16, 8)  # that a network may have whose configuration does not say, in pixels
@@ -32,6 +32,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"the folder {folder} has no config.json that names a model of timm or transformers; give the folder of one"
         )
     return config
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """How a model of transformers wants its images, as its folder says; nothing where it does not."""
+    notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
+    return notes.get("image_processor") or notes
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -138,9 +144,21 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the colors, those of ImageNet where the folder does not say."""
-    notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
-    notes = notes.get("image_processor") or notes
+    notes = read_image_processor(folder)
     mean, std = notes.get("image_mean"), notes.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        return PixelSpec.mean, PixelSpec.std
     return tuple(mean), tuple(std)
+
+
+def hub_weights(name: str) -> Path:
+    """The file of weights of a timm model on the Hugging Face hub.
+
+    Raises:
+        UserError: it cannot be fetched, or has no such file.
+    """
+    folder = fetch(name, WEIGHT_FILES)
+    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if found is None:
+        raise UserError(f"{name} holds none of {', '.join(WEIGHT_FILES)}; give another model or a file")
+    return found

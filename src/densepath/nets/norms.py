@@ -7,12 +7,12 @@ and keeps its tensors, its hooks, and its name in the state dict. In evaluation 
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -125,19 +125,24 @@ class SynchronizedBatchNormAct2d(_Activated, SynchronizedBatchNorm2d):
     """:class:`SynchronizedBatchNorm2d` with timm's activation after it."""
 
 
-_GHOST = {
-    nn.BatchNorm1d: GhostBatchNorm1d,
-    nn.BatchNorm2d: GhostBatchNorm2d,
-    nn.BatchNorm3d: GhostBatchNorm3d,
-    BatchNormAct2d: GhostBatchNormAct2d,
-}
-_SYNCHRONIZED = {
-    nn.BatchNorm1d: SynchronizedBatchNorm1d,
-    nn.BatchNorm2d: SynchronizedBatchNorm2d,
-    nn.BatchNorm3d: SynchronizedBatchNorm3d,
-    BatchNormAct2d: SynchronizedBatchNormAct2d,
-}
-_PLAIN: dict[type, type] = {ours: plain for kinds in (_GHOST, _SYNCHRONIZED) for plain, ours in kinds.items()}
+@cache
+def _kinds() -> tuple[dict[type, type], dict[type, type]]:
+    """What becomes of each kind of batch norm that is grouped, and of each that is synchronized."""
+    from timm.layers import BatchNormAct2d  # timm takes as long to import as torch
+
+    ghost: dict[type, type] = {
+        nn.BatchNorm1d: GhostBatchNorm1d,
+        nn.BatchNorm2d: GhostBatchNorm2d,
+        nn.BatchNorm3d: GhostBatchNorm3d,
+        BatchNormAct2d: GhostBatchNormAct2d,
+    }
+    synchronized: dict[type, type] = {
+        nn.BatchNorm1d: SynchronizedBatchNorm1d,
+        nn.BatchNorm2d: SynchronizedBatchNorm2d,
+        nn.BatchNorm3d: SynchronizedBatchNorm3d,
+        BatchNormAct2d: SynchronizedBatchNormAct2d,
+    }
+    return ghost, synchronized
 
 
 def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
@@ -188,23 +193,24 @@ def group_batch_norm(network: nn.Module, group: int) -> None:
     """
     if group < 2:
         raise UserError(f"batch norms need groups of two images or more, not {group}")
-    for norm in _convert(network, _GHOST):
+    for norm in _convert(network, _kinds()[0]):
         norm.group = group
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:
     """Let the images of all processes have statistics in common. Raises as :func:`group_batch_norm`."""
-    _convert(network, _SYNCHRONIZED)
+    _convert(network, _kinds()[1])
 
 
 def plain_batch_norm(network: Network) -> Network:
     """The network with plain batch norms, for other uses: the same tensors, in a copy where anything was converted."""
-    if not any(type(module) in _PLAIN for module in network.modules()):
+    plain = {ours: theirs for kinds in _kinds() for theirs, ours in kinds.items()}
+    if not any(type(module) in plain for module in network.modules()):
         return network
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     twin = copy.deepcopy(network, shared)
     for module in twin.modules():
-        module.__class__ = _PLAIN.get(type(module), type(module))
+        module.__class__ = plain.get(type(module), type(module))
     return twin
 
 

@@ -14,7 +14,6 @@ from math import isqrt
 from typing import Any
 
 import torch
-from timm.layers import GELU, DropPath, GELUTanh, LayerNorm, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,8 +22,8 @@ from densepath.core.masking import enlarge
 from densepath.nets.backbones import Backbone
 
 _MIXING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # of several positions, in a window
-_POINTWISE = (nn.ReLU, nn.SiLU, nn.GELU, GELU, GELUTanh, nn.Linear, nn.LayerNorm, LayerNorm, LayerNorm2d)
-_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+_POINTWISE = (nn.ReLU, nn.SiLU, nn.GELU, nn.Linear, nn.LayerNorm)
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 class Visible:
@@ -118,8 +117,11 @@ def check_sparse(backbone: Backbone) -> None:
     Raises:
         UserError: it has another one, as networks with squeeze-and-excitation or attention do.
     """
+    from timm.layers import GELU, DropPath, GELUTanh, LayerNorm, LayerNorm2d
+
+    of_timm = (GELU, GELUTanh, LayerNorm, LayerNorm2d, DropPath)
     for name, module in backbone.net.named_modules():
-        known = isinstance(module, (*_MIXING, *_POINTWISE, *_IDLE, _BatchNorm)) or any(module.children())
+        known = isinstance(module, (*_MIXING, *_POINTWISE, *_IDLE, *of_timm, _BatchNorm)) or any(module.children())
         if not known or "Attention" in type(module).__name__:
             raise UserError(
                 f"{backbone.name} has a {type(module).__name__} ({name}), which has no sparse form here; take a plain "
@@ -134,7 +136,7 @@ def encode_sparsely(
 
     Args:
         backbone: one that :func:`check_sparse` lets pass.
-        pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by 2**backbone.deepest or more.
+        pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by the deepest stride or more.
         visible: the cells.
         stages: those that are wanted; all by default.
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,16 +110,6 @@ class Teacher(nn.Module):
         return f"the teacher {self.name}: {self.width} features of each patch of {self.stride} px"
 
 
-def require_teacher(method: str, name: str) -> None:
-    """Check that a teacher is named at all.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not name:
-        raise UserError(f"{method} needs a teacher; name one by --method.teacher: {ACCEPTED}")
-
-
 def build_teacher(name: str, weights: str = "") -> Teacher:
     """A teacher by its name.
 
@@ -138,13 +127,13 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
         return _from_folder(fetch(name, (*FETCHED, WEIGHT_FILES[1])), name, weights)
     if Path(name).is_dir():
         return _from_folder(Path(name), name, weights)
+    import timm
+
     if not timm.is_model(name.split(".")[0]):
         raise UserError(f"there is no teacher {name!r}; give {ACCEPTED}")
     pretrained = not weights
     if pretrained and not timm.models.is_model_pretrained(name):
-        raise UserError(
-            f"timm has no weights of that name for the teacher {name!r}; give them by --method.teacher_weights"
-        )
+        raise UserError(f"timm has no weights of that name for the teacher {name!r}; give them by --teacher_weights")
     network = _timm_network(name if pretrained else name.split(".")[0], pretrained, {})
     mean, std = network.net.pretrained_cfg["mean"], network.net.pretrained_cfg["std"]
     if weights and weights != "random":
@@ -166,13 +155,9 @@ class _TimmNetwork(nn.Module):
 
 
 def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _TimmNetwork:
-    """A network of timm, of patches of any size.
+    """A network of timm, of patches of any size; with its own weights, or other arguments of its constructor."""
+    import timm
 
-    Args:
-        name: its timm name.
-        pretrained: load timm's weights of that name.
-        arguments: of its constructor.
-    """
     transformer = is_transformer(name)
     if not transformer:
         build_backbone(name.split(".")[0])  # checks that it gives maps at any size
@@ -181,7 +166,7 @@ def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _Ti
         with quiet():
             model: Any = timm.create_model(name, pretrained=pretrained, **{**arguments, **kind})
     except Exception as error:  # each kind of network failure, and of a constructor's, is another exception
-        why = "could not be fetched; check the network, or give a file by --method.teacher_weights"
+        why = "could not be fetched; check the network, or give a file by --teacher_weights"
         raise UserError(
             f"the teacher {name} {why if pretrained else 'cannot be made'} ({type(error).__name__})"
         ) from error
@@ -192,11 +177,13 @@ def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _Ti
 
 def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
     if weights:
-        raise UserError(f"the teacher {name} has weights of its own; leave out --method.teacher_weights")
+        raise UserError(f"the teacher {name} has weights of its own; leave out --teacher_weights")
     config = read_config(folder)
     if "architecture" not in config:
         model = load_transformers_model(folder, config)
         return Teacher(model, name, model.stride, model.channels, model.mean, model.std)
+    import timm
+
     architecture = str(config["architecture"])
     if not timm.is_model(architecture):
         raise UserError(f"timm has no network {architecture!r}, which {folder} names; update timm")

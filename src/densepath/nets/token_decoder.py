@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -40,6 +39,8 @@ class TokenDecoder(nn.Module):
         self.dim = dim
         self.embed = nn.Linear(in_features, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        from timm.models.vision_transformer import Block
+
         self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
         self.norm = norm(dim)
         self.predict = nn.Linear(dim, out_features)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -28,6 +26,8 @@ def require_transformer(backbone: Backbone, method: str) -> Any:
         UserError: it is a ConvNet, or a transformer without position embeddings of its own for each patch.
     """
     model = getattr(backbone.net, "model", None)
+    from timm.models.vision_transformer import VisionTransformer
+
     if not isinstance(model, VisionTransformer) or model.pos_embed is None:
         raise UserError(
             f"{method} needs a vision transformer with position embeddings, which {backbone.name} is not; "
@@ -109,6 +109,8 @@ def sincos_positions(height: int, width: int, dim: int, device: torch.device | N
 
     Source: MAE (CVPR 2022), appendix A.1, after Vaswani et al., NeurIPS 2017.
     """
+    from timm.layers import build_sincos2d_pos_embed
+
     return build_sincos2d_pos_embed([height, width], dim, device=device)
 
 

@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-import timm
-from timm.layers import resample_abs_pos_embed
-from timm.models import model_entrypoint
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -21,6 +17,8 @@ _POSITIONS = "model.pos_embed"
 
 def is_transformer(name: str) -> bool:
     """Whether a timm name is that of a plain vision transformer: all of its blocks see the same tokens."""
+    from timm.models import model_entrypoint
+
     return str(model_entrypoint(name).__module__) in _MODULES
 
 
@@ -37,6 +35,8 @@ def build_transformer(name: str, pretrained: bool = False, channels: int = 3) ->
     Raises:
         UserError: its patches have another size than 8, 16 or 32 px, or it has no norm behind its last block.
     """
+    import timm
+
     model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, in_chans=channels)
     patch = model.patch_embed.patch_size
     if patch[0] != patch[1] or patch[0] not in _PATCHES:
@@ -54,6 +54,8 @@ def build_transformer(name: str, pretrained: bool = False, channels: int = 3) ->
 
 def wrap_transformer(model: Any) -> nn.Module:
     """timm's wrapper of feature maps around a vision transformer: one map, behind the last block and the final norm."""
+    from timm.models._features import FeatureGetterNet
+
     network = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
     network.pretrained_cfg = model.pretrained_cfg  # as timm's own wrappers of feature maps carry it
     return network
@@ -78,4 +80,6 @@ def resize_positions(net: nn.Module, found: Mapping[str, Tensor]) -> dict[str, T
     if patches < 1 or isqrt(patches) ** 2 != patches:
         return dict(found)
     grid = list(model.patch_embed.grid_size)
+    from timm.layers import resample_abs_pos_embed
+
     return {**found, _POSITIONS: resample_abs_pos_embed(theirs, grid, num_prefix_tokens=prefix)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from densepath.core.archives import refuse_swelling
 from densepath.core.errors import UserError
 from densepath.nets.pickles import read_pickle
 
@@ -54,7 +54,7 @@ def _read_torch(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP_START)) == _ZIP_START
     if zipped:
-        refuse_swelling(path)
+        _refuse_compressed(path)
     try:
         harmless: Any = [(_Setting, name) for name in _settings(path)]
         with (
@@ -69,6 +69,19 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged file fails wherever the reader happens to be
         raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse what takes more memory than the file has: ``torch.save`` never compresses, but ``torch.load`` inflates."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # broken bytes fail wherever the reader happens to be
+        raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() by torch.save")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UserError(f"{path} is compressed, which torch.save never does; save it with that")
 
 
 class _Setting:

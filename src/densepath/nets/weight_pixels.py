@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import yaml
 
 from densepath.core.errors import UserError
+from densepath.nets.hub import HUB, fetch
+from densepath.nets.model_folders import read_config
 from densepath.nets.weights import read_weights, weights_file
 from densepath.sources.pixel_source import PixelSpec
 
@@ -25,7 +26,7 @@ def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> Pi
     to the channels when they are loaded.
 
     Args:
-        source: "random", a file, a run folder, or a timm name.
+        source: "random", a file, a run folder, a timm name, or "hf-hub:OWNER/NAME".
         images: what the images are; None where they are read as the weights need them.
 
     Raises:
@@ -48,7 +49,12 @@ def _said(source: str | Path) -> Mapping[str, Any]:
     name = str(source)
     if name == "random":
         return {}
+    if name.startswith(HUB):
+        pretrained: Any = read_config(fetch(name, ("config.json",))).get("pretrained_cfg") or {}
+        return {key: list(pretrained[key]) for key in ("mean", "std") if key in pretrained}
     if not Path(source).exists():
+        import timm
+
         if not timm.models.is_model_pretrained(name):
             return {}
         made: Any = timm.get_pretrained_cfg(name)

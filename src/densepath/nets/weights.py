@@ -6,28 +6,29 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone, make_network
-from densepath.nets.hub import quiet
+from densepath.nets.hub import HUB, quiet
 from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
+from densepath.nets.model_folders import hub_weights
 from densepath.nets.transformers import resize_positions
 from densepath.nets.weight_files import read_tensors
 from densepath.sources.pixel_source import PixelSpec
+from densepath.version import __version__
 
 FORMAT_VERSION = "1"
 ACCEPTED = (
-    "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, or random"
+    "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, "
+    "hf-hub:OWNER/NAME, or random"
 )
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must hold
 
@@ -77,7 +78,7 @@ def save_backbone(
         **(metadata or {}),
         "format": "pt",  # what readers of safetensors look for to tell torch's tensors from others
         "format_version": FORMAT_VERSION,
-        "densepath_version": _version(),
+        "densepath_version": __version__,
         "backbone": backbone.name,
         "layout": layout if backbone.library == "timm" else backbone.library,
         "untrained": ", ".join(untrained),
@@ -152,7 +153,8 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     Args:
         backbone: what to load into.
         source: "random" (keeps the initialisation), a file or a run folder as for ``read_weights``, or the name of
-            weights that timm has, e.g. "resnet18.a1_in1k" (fetched over the network where they are not in its cache).
+            weights that timm has, e.g. "resnet18.a1_in1k", or of a timm model on the Hugging Face hub,
+            "hf-hub:OWNER/NAME" (fetched over the network where they are not in its cache).
 
     Returns:
         One line that says what was loaded.
@@ -163,6 +165,10 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     name = str(source)
     if name == "random":
         return f"{backbone.name} with random weights"
+    if name.startswith(HUB):
+        source = hub_weights(name)
+    import timm
+
     if not Path(source).exists() and timm.models.is_model_pretrained(name):
         return _load_pretrained(backbone, name)
     if not Path(source).exists():
@@ -183,9 +189,9 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     if match.prefix:
         line += f" under {match.prefix}"
     if missing:
-        line += f"; not in the file: {_first(missing)}"
+        line += f"; not in the file: {first_few(missing)}"
     if match.unused:
-        line += f"; not used: {_first(match.unused)}"
+        line += f"; not used: {first_few(match.unused)}"
     return line
 
 
@@ -218,9 +224,12 @@ def _misfit(backbone: Backbone, match: Match) -> str:
     absent = [key for key in wanted if key not in match.found]
     blocks = {_block(key) for key in wanted} - {_block(key) for key in wanted if key in match.found}
     if not blocks and len(wanted) - len(absent) >= _LEAST_SHARE * len(wanted):
-        return _other_shapes(match.found, backbone.net.state_dict()) or _other_layers(backbone, match.others)
-    there = f"; instead {_first(match.unused)}" if match.unused else ""
-    return f"it has {len(wanted) - len(missing)} of the {len(wanted)} tensors (not {_first(missing)}{there})"
+        own = backbone.net.state_dict()
+        if other := [key for key, value in match.found.items() if value.shape != own[key].shape]:
+            return f"{first_few(other)} have other shapes"
+        return _other_layers(backbone, match.others)
+    there = f"; instead {first_few(match.unused)}" if match.unused else ""
+    return f"it has {len(wanted) - len(missing)} of the {len(wanted)} tensors (not {first_few(missing)}{there})"
 
 
 def _wanted(backbone: Backbone, match: Match) -> tuple[list[str], list[str]]:
@@ -260,12 +269,6 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
     return line
 
 
-def _other_shapes(found: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> str:
-    """Say which tensors have another shape than the backbone's."""
-    wrong = [key for key, value in found.items() if value.shape != names[key].shape]
-    return f"{_first(wrong)} have other shapes" if wrong else ""
-
-
 def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
     """Say which tensors belong to blocks that the backbone's stages lack, as in a ResNet-34 beside a ResNet-18."""
     tops = {key.removeprefix("model.").split(".")[0] for key in backbone.net.state_dict()}
@@ -273,15 +276,4 @@ def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
     if suspects and backbone.library == "timm":
         known = timm_state(backbone.name)
         suspects = [key for key in suspects if not feature_name(key, known)]
-    return f"it has layers that the backbone lacks ({_first(suspects)})" if suspects else ""
-
-
-def _version() -> str:
-    try:
-        return version("densepath")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
-
-
-def _first(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return f"it has layers that the backbone lacks ({first_few(suspects)})" if suspects else ""

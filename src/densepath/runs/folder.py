@@ -65,7 +65,7 @@ def check_run(
         require_new_folder(out, "the run")
         return None
     if not resume:
-        raise UserError(f"{out} already holds a run; name another folder, or go on with that run by --resume")
+        raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
     changed = differences(old, _plain(config), free)
     if changed:
         raise UserError(
@@ -82,12 +82,12 @@ def open_run(
     """Make the folder of a new run, or return to that of an old one. One process of a run calls this.
 
     A new run leaves no folder behind that fails before it has anything to show, or before its first checkpoint by a
-    mistake that the user can mend.
+    mistake that the user can fix.
 
     Args:
         out: the folder.
         config: what the run was asked for, in the plain types of YAML.
-        resume: go on with the run that is there; without one, begin.
+        resume: continue the run that is there; without one, begin.
         free: dotted names in ``config`` of what may change when a run is resumed.
         note: a comment at the head of ``config.yaml``.
 

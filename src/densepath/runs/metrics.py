@@ -21,7 +21,7 @@ class MetricsFile:
 
     Args:
         path: of the file, which is made with its first row.
-        resume_at: the step that a resumed run goes on from: later rows will come anew and are taken out.
+        resume_at: the step that a resumed run continues from: later rows will be measured again and are taken out.
 
     Raises:
         UserError: the file that is there holds something else.

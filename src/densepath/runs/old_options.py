@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from densepath.core.errors import UserError
+
 _SHUFFLING = ("moco_v1", "moco_v2", "densecl", "concl", "pcl_v2")  # methods that had batch_norm "shuffled"
 
 
@@ -31,9 +33,38 @@ def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**renamed, "method_options": method_options}
 
 
+# Options that were the method's up to version 0.1 and are the run's now: their old and their new names.
+MOVED = {
+    "labels": "labels",
+    "concept_files": "regions",
+    "concept_cache": "cache_dir",
+    "teacher": "teacher",
+    "teacher_weights": "teacher_weights",
+    "tokenizer": "tokenizer",
+}
+
+
+def refuse_moved(options: Mapping[str, Any], whose: str) -> dict[str, Any]:
+    """Options without those of the method that are the run's now, where they were not set.
+
+    Raises:
+        UserError: one of them has another value; the message says what it is called now.
+    """
+    method_options = options.get("method_options")
+    if not isinstance(method_options, Mapping):
+        return dict(options)
+    for old, new in MOVED.items():
+        if method_options.get(old) not in (None, "", "folders"):
+            raise UserError(f"{whose} sets method_options.{old}, which is now {new} (--{new}); move it out there")
+    return {**options, "method_options": {name: v for name, v in method_options.items() if name not in MOVED}}
+
+
 def rename_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration of a run, as :func:`rename_options`, with values of options that there were not."""
+    """The whole configuration of a run by the names that its options have now, with values for those that are new."""
     renamed = rename_options(config)
-    if renamed.keys() >= {"method", "method_options"}:
-        renamed = {"batch_norm": "per_process", "batch_norm_group": 0, **renamed}
-    return renamed
+    given = renamed.get("method_options")
+    if "method" not in renamed or not isinstance(given, Mapping):
+        return renamed
+    moved = {new: given[old] or None for old, new in MOVED.items() if old in given}
+    kept = {name: value for name, value in given.items() if name not in MOVED}
+    return {"batch_norm": "per_process", "batch_norm_group": 0, **renamed, **moved, "method_options": kept}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say as say
 
 _SECONDS_BETWEEN_LINES = 30.0
-
-
-def say(line: str) -> None:
-    """One line for the user, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -26,7 +22,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows steps, measurements and the time left.
+    """Shows steps, measurements and the time left. A terminal that is gone stops nothing.
 
     Args:
         start, total: optimizer steps done before, and of the whole run.
@@ -48,7 +44,7 @@ class Progress:
                 BarColumn(),
                 TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=console,
                 refresh_per_second=2,
@@ -60,7 +56,8 @@ class Progress:
         """The first step begins: the time until now tells nothing about the time that is left."""
         self._began = self._line_at = self._watch.read()
         if self._bar is not None:
-            self._bar.start()
+            with suppress(OSError, ValueError):
+                self._bar.start()
 
     def step(self, step: int, row: Mapping[str, float] | None = None) -> None:
         """Show that ``step`` optimizer steps are done; ``row`` holds new measurements, if there are any."""
@@ -76,7 +73,7 @@ class Progress:
         if first or now - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = now
             left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-            say(f"step {step}/{self._total}  {self._text}  left {clock(left)}")
+            say(f"step {step}/{self._total}  {self._text}  ETA {clock(left)}")
 
     def note(self, what: str) -> None:
         """Show what is done before the next step, where it takes long."""
@@ -90,9 +87,10 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError, ValueError):
+                self._bar.stop()
 
 
 def _describe(row: Mapping[str, float]) -> str:
-    waiting = f"waiting {row['waiting']:.0%}"
+    waiting = f"data wait {row['waiting']:.0%}"
     return f"loss {row['loss']:.4f}  {row['images_per_second']:.1f} images/s  {waiting}"

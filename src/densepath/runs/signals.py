@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ class Interrupted(SystemExit):
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
+        self.signum = signum
 
 
 class StopSignals:
@@ -20,6 +22,9 @@ class StopSignals:
 
     The second Ctrl-C or SIGTERM acts as if this class weren't there. Outside the main thread, where Python allows no
     handlers, signals keep their meaning.
+
+    Python calls handlers only between two of its own instructions, and so not while the main thread waits for other
+    processes: with :meth:`heard`, another thread learns of a signal then, too.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,24 +32,46 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._former: dict[int, Any] = {}
+        self._ear: tuple[socket.socket, socket.socket] | None = None
+        self._former_ear = -1
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._former = {signum: signal.getsignal(signum) for signum in self.SIGNALS}
-            self.install()
-        return self
-
-    def install(self) -> None:
-        """Take the signals (again): other code, Lightning's for one, may have put its own handlers in place."""
-        if self._former and self.received is None:
             for signum in self.SIGNALS:
                 signal.signal(signum, self._note)
+        return self
+
+    def listen(self) -> None:
+        """Prepare :meth:`heard`; in the main thread."""
+        if not self._former:
+            return
+        self._ear = socket.socketpair()
+        for end in self._ear:
+            end.setblocking(False)
+        self._former_ear = signal.set_wakeup_fd(self._ear[1].fileno(), warn_on_full_buffer=False)
+
+    def heard(self) -> int | None:
+        """The signal that came, if one did, even where the main thread could not take it yet; from any thread."""
+        if self.received is None and self._ear is not None:
+            try:
+                came = [signum for signum in self._ear[0].recv(64) if signum in self.SIGNALS]
+            except BlockingIOError:
+                came = []
+            if came:
+                self.received = came[0]
+        return self.received
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
         self._former = {}
+        if self._ear is not None:
+            signal.set_wakeup_fd(self._former_ear)
+            for end in self._ear:
+                end.close()
+            self._ear = None
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum

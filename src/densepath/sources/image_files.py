@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densepath.core.digests import digest_of_files
 from densepath.core.errors import UserError
 from densepath.sources.batch import lay, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
-from densepath.sources.digests import digest_of_files
 from densepath.sources.path_table import Names
 from densepath.sources.pixel_source import Gathered, PixelSpec
 

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.sources.path_table import Names
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LIST_SUFFIXES = (".txt", ".csv")
 _KINDS = "PNG, JPEG, TIFF, WebP or BMP"
-_SHOWN = 3  # names in an error message
 
 
 def find_images(source: str | Path) -> list[Path]:
@@ -83,9 +82,8 @@ def _listed(path: str) -> Names:
     except OSError as error:
         raise UserError(f"the list {path} cannot be read ({error.strerror}); check the path") from error
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise UserError(
-            f"the list {path} names files that do not exist ({'; '.join(missing[:_SHOWN])}{more}); "
+            f"the list {path} names files that do not exist ({first_few(missing, separator='; ')}); "
             "correct them (paths are relative to the list's folder)"
         )
     return names

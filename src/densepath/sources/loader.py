@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.pixel_source import Gathered, PerImage, PixelSource
 from densepath.sources.prefetch import ahead
+from densepath.sources.workers import end_workers, into_shared_memory, out_of_shared_memory
 
 _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: what is under way is bounded whatever the batch size
@@ -157,14 +159,20 @@ class ImageBatches:
         return self._made(((0, index) for index in share.split(self.batch_size)), draw)
 
     def _made(self, order: _Order, draw: DrawViews | None) -> Iterator[ImageBatch]:
-        batches = self._batches(order, draw if self.images.reads_boxes else None)
+        loaders: list[Any] = []
+        batches = self._batches(order, draw if self.images.reads_boxes else None, loaders)
         # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is
-        return batches if self.images.device.type == "cuda" else ahead(batches, _AHEAD)
+        return (
+            batches
+            if self.images.device.type == "cuda"
+            else ahead(batches, _AHEAD, abandon=partial(end_workers, loaders))
+        )
 
-    def _batches(self, order: _Order, draw: DrawViews | None) -> Generator[ImageBatch, None, None]:
+    def _batches(self, order: _Order, draw: DrawViews | None, loaders: list[Any]) -> Generator[ImageBatch, None, None]:
         pin = self._pins()
         batches = (self._want(step, index, draw) for step, index in order)
-        for wanted, gathered in self._decoded(batches, pin) if self.images.decodes else self._gathered(batches, pin):
+        read = self._decoded(batches, pin, loaders) if self.images.decodes else self._gathered(batches, pin)
+        for wanted, gathered in read:
             new = self._note(gathered)
             while draw is not None and not torch.equal(gathered.index, wanted.index):
                 wanted = self._want(wanted.step, gathered.index, draw)
@@ -177,8 +185,8 @@ class ImageBatches:
         for wanted in batches:
             yield wanted, self.images.gather(wanted.index, wanted.boxes, pin)
 
-    def _decoded(self, batches: Iterator[_Wanted], pin: bool) -> Iterator[tuple[_Wanted, Gathered]]:
-        """Each batch, read in chunks, by other processes if there are any."""
+    def _decoded(self, batches: Iterator[_Wanted], pin: bool, loaders: list[Any]) -> Iterator[tuple[_Wanted, Gathered]]:
+        """Each batch, read in chunks, by other processes if there are any; who reads them joins ``loaders``."""
         ordered: deque[_Wanted] = deque()
 
         def chunks() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -196,11 +204,15 @@ class ImageBatches:
             generator=torch.Generator(),  # or it would draw from the user's global one
         )
         with telling_of_death(self.workers, "use fewer workers, or pack the images first"):
-            parts: Iterator[Gathered] = iter(loader)
-            while first := next(parts, None):
-                wanted = ordered.popleft()
-                rest = islice(parts, math.ceil(len(wanted.index) / _CHUNK) - 1)
-                yield wanted, join([first, *rest], pin)
+            loaders.append(iter(loader))
+            parts: Iterator[Gathered] = loaders[-1]
+            try:
+                while first := next(parts, None):
+                    wanted = ordered.popleft()
+                    rest = islice(parts, math.ceil(len(wanted.index) / _CHUNK) - 1)
+                    yield wanted, join([first, *rest], pin)
+            finally:
+                loaders.clear()
 
     def _want(self, step: int, index: Tensor, draw: DrawViews | None) -> _Wanted:
         """A batch of a step; its views are drawn, where that comes first, for images that are not known as corrupt."""
@@ -265,7 +277,7 @@ class _Decoder(Dataset[Gathered]):
         self.images = images
 
     def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Gathered:
-        return self.images.gather(*chunk)
+        return into_shared_memory(self.images.gather(*chunk))
 
 
 @contextmanager
@@ -282,6 +294,8 @@ def telling_of_death(workers: int, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
+        if workers and (why := out_of_shared_memory(error)):
+            raise UserError(why) from error
         # What came through from a worker that lives begins with "Caught"
         if not workers or str(error).startswith("Caught"):
             raise

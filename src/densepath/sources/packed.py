@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densepath.core.digests import digest_of_files, digest_of_tensors
 from densepath.sources.batch import box_of, lay, new_canvas
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.digests import digest_of_files, digest_of_tiles
 from densepath.sources.path_table import Names
 from densepath.sources.pixel_source import Gathered, PixelSpec
 
@@ -152,10 +152,13 @@ class PackedTiles:
 
     def digest(self, cache: Path) -> str:
         """What identifies the images: their files' content if they have any, else their pixels."""
+        if self.file is not None:
+            store = self.file
+            return digest_of_files(lambda: [store], 1, cache)
         # Decoded images are known by their files, because they may be read without decoding next time.
-        if self.file is None and all(map(os.path.exists, self.paths)):
+        if all(map(os.path.exists, self.paths)):
             return digest_of_files(lambda: self.paths, len(self), cache)
-        return digest_of_tiles(self, cache)
+        return digest_of_tensors({"table": self.table, "pixels": self.pixels})
 
     def _gather_on_device(self, index: Tensor, size: list[int], boxes: Tensor | None) -> Tensor:
         # CUDA indexes no unsigned numbers of 16 bits; their bits can be moved as signed ones.

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Generator, Iterator
-from queue import SimpleQueue
+from collections.abc import Callable, Generator, Iterator
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+from densepath.core.waiting import wait_for
 
 T = TypeVar("T")
 
+_PATIENCE = 5.0  # seconds that the thread gets for its end
+_REMEDY = (
+    "a file or a process that reads files does not answer (a disk of a network that hangs, a pipe among the images); "
+    "check them, then continue with --resume (DENSEPATH_WAIT_LIMIT sets how many seconds to wait)"
+)
 
-def ahead(items: Generator[T, None, None], depth: int) -> Iterator[T]:
+
+def ahead(
+    items: Generator[T, None, None],
+    depth: int,
+    what: str = "image data",
+    abandon: Callable[[], None] = lambda: None,
+) -> Iterator[T]:
     """Iterate over ``items`` in another thread, at most ``depth`` items ahead of the consumer.
 
     An exception there is raised here, in its turn. Closing this generator, or dropping it, ends the thread and closes
-    ``items``.
+    ``items``; a thread that does not end in time is left alone.
+
+    Args:
+        items: what is made.
+        depth: how many may lie ready.
+        what: the items are, for who waits for them.
+        abandon: frees what a thread that does not end would hold.
+
+    Raises:
+        Stuck: no item came within the limit of :func:`~densepath.core.waiting.wait_for`.
     """
     made: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()  # None at the end
     room = threading.Semaphore(depth)
@@ -34,10 +56,22 @@ def ahead(items: Generator[T, None, None], depth: int) -> Iterator[T]:
             _forget_frames(error)
             made.put(error)
 
+    def take(seconds: float) -> tuple[T] | BaseException | None:
+        try:
+            return made.get(timeout=seconds)
+        except Empty:
+            raise TimeoutError from None
+
     thread = threading.Thread(target=work, name="densepath-prefetch", daemon=True)
     thread.start()
+    waiting = False
     try:
-        while (item := made.get()) is not None:
+        while True:
+            waiting = True
+            item = wait_for(take, what, _REMEDY)
+            waiting = False
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             room.release()
@@ -45,8 +79,11 @@ def ahead(items: Generator[T, None, None], depth: int) -> Iterator[T]:
     finally:
         stopped.set()
         room.release()
-        thread.join()
-        items.close()
+        thread.join(0.0 if waiting else _PATIENCE)
+        if thread.is_alive():
+            abandon()
+        else:
+            items.close()
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from densepath.sources.corrupt import CorruptImage
 
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, where Pillow begins to warn of decompression bombs
 _WHITE_IS_ZERO = 0
-_DEFLATE, _UNBOUNDED = (8, 32946, 50013), (34925, 50000)  # compressions; the latter are LZMA and Zstandard
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by CorruptImage
 
@@ -48,13 +46,12 @@ def read_tiff(path: str | Path) -> npt.NDArray[Any]:
         uint8 or uint16 (H, W) or (H, W, C).
 
     Raises:
-        CorruptImage: as for :func:`tiff_header`, or its compressed parts hold more than they should.
+        CorruptImage: as for :func:`tiff_header`, or its parts claim to be longer than the file.
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
         if max(page.databytecounts, default=0) > tiff.filehandle.size:
             raise CorruptImage(str(path), "it claims more bytes than it has; copy it again")
-        _refuse_swelling(path, page)
         pixels: npt.NDArray[Any] = page.asarray()
         if page.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
@@ -71,20 +68,3 @@ def _checked(path: str | Path, tiff: tifffile.TiffFile) -> Any:
     if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
         raise CorruptImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
     return page
-
-
-def _refuse_swelling(path: str | Path, page: tifffile.TiffPage) -> None:
-    """Refuse compressed parts that hold more than they should: tifffile would take the memory for all of it."""
-    if page.compression in _UNBOUNDED:
-        kind = tifffile.COMPRESSION(page.compression).name
-        raise CorruptImage(str(path), f"TIFF compressed by {kind} is not read; save it with deflate")
-    if page.compression not in _DEFLATE or page.dtype is None:
-        return
-    high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-    most = min(high * wide * page.samplesperpixel * page.dtype.itemsize, 8 * MAX_PIXELS)
-    segments: Any = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts)
-    for data, _ in segments:
-        inflater = zlib.decompressobj()
-        inflater.decompress(data or b"", most)
-        if inflater.unconsumed_tail and inflater.decompress(inflater.unconsumed_tail, 1):
-            raise CorruptImage(str(path), "a part of it holds more pixels than it should; save it again")

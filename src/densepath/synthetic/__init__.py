@@ -1,1 +1,1 @@
-"""Procedural images, whose truth is known exactly."""
+"""Procedural images with exact ground truth."""

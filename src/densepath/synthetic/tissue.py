@@ -16,9 +16,9 @@ from densepath.core.random import check_seed
 from densepath.synthetic.tissue_layout import Style, gland_field, number_glands
 from densepath.synthetic.tissue_paint import Painter, develop
 
-MARGIN = 14.0  # µm that are drawn beyond each border, so that cells reach across it
-SMALLEST = 200.0  # µm² that an image shows of a gland, or the gland is not there
-_TRAIN, _TEST, _TILES = range(3)  # streams of seeds, which never meet
+MARGIN = 14.0  # µm drawn beyond each border, so that cells cross the border
+SMALLEST = 200.0  # µm²; glands with a smaller visible area are removed
+_TRAIN, _TEST, _TILES = range(3)  # independent streams of seeds
 
 
 def tissue_image(
@@ -28,17 +28,17 @@ def tissue_image(
     microns_per_pixel: float = 1.0,
     grade: float | None = None,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Draw a picture of H&E-stained colon mucosa, and the outlines of its glands.
+    """Draw an image of H&E-stained colon mucosa, and the outlines of its glands.
 
-    Glands consist of a lumen and an epithelium with palisading nuclei and, in healthy ones, goblet cells; they stand
-    in a stroma of fibres, fibroblasts, round immune cells and blood. Shapes, crowding, cells, stain, light and focus
-    differ from seed to seed. No two glands touch.
+    Glands consist of a lumen and an epithelium with palisading nuclei and, in healthy glands, goblet cells; they are
+    embedded in a stroma of fibres, fibroblasts, round immune cells and blood. Shapes, crowding, cells, stain, light and
+    focus vary with the seed. No two glands touch.
 
     Args:
-        seed: with the other arguments it decides every pixel.
+        seed: it determines every pixel, together with the other arguments.
         size: side, or height and width, in pixels.
         microns_per_pixel: 1.0 is about a 10x objective, 0.5 a 20x one.
-        grade: 0 for healthy crypts, 0.5 for crowded adenomatous glands, 1 for irregular carcinoma; None draws it.
+        grade: 0 for healthy crypts, 0.5 for crowded adenomatous glands, 1 for irregular carcinoma; None for random.
 
     Returns:
         image uint8 (H, W, 3); instances int32 (H, W), 0 outside, 1..N the glands, each a lumen with its epithelium.
@@ -69,18 +69,18 @@ def write_tissue(
 
     Args:
         dest: a new folder: train/, test/, annotations/train.json, annotations/test.json, tiles/.
-        train: training images.
-        test: test images.
-        tiles: images without outlines, in DEST/tiles; none of them is a training or test image.
+        train: number of training images.
+        test: number of test images.
+        tiles: number of images without outlines, in DEST/tiles; none of them is a training or test image.
         size: side of the images in pixels.
         microns_per_pixel: 1.0 is about a 10x objective, 0.5 a 20x one.
-        seed: of everything.
+        seed: seed of all images.
 
     Returns:
         ``dest``.
 
     Raises:
-        UserError: ``dest`` is not empty, or a number makes no sense.
+        UserError: ``dest`` is not empty, or a number is invalid.
     """
     dest = require_new_folder(dest, "the tissue")
     _check(seed, size, microns_per_pixel, train=train, test=test)
@@ -106,16 +106,16 @@ def write_tiles(
 
     Args:
         dest: a new folder for the PNG files.
-        count: how many.
+        count: number of files.
         size: side in pixels.
-        seed: of everything.
+        seed: seed of all images.
         microns_per_pixel: as for :func:`tissue_image`.
 
     Returns:
         ``dest``.
 
     Raises:
-        UserError: ``dest`` is not empty, or a number makes no sense.
+        UserError: ``dest`` is not empty, or a number is invalid.
     """
     dest = require_new_folder(dest, "the tiles")
     _check(seed, size, microns_per_pixel, count=count)
@@ -128,16 +128,16 @@ def write_tiles(
 
 
 def _derive(seed: int, stream: int, index: int) -> int:
-    """A seed for one of many images; images of different streams or numbers share nothing."""
+    """The seed of one of many images; images of different streams or indices are independent."""
     return int(np.random.SeedSequence((seed, stream, index)).generate_state(1, np.uint64)[0])
 
 
 def _check(seed: int, size: int, microns_per_pixel: float, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise UserError(f"{name} must be at least 1, not {count}")
+            raise UserError(f"{name} is {count}; give at least 1")
     check_seed(seed)
     if size < 32:
-        raise UserError(f"size must be at least 32 pixels, not {size}: smaller images show no glands")
+        raise UserError(f"size is {size}; give at least 32 pixels, as smaller images show no glands")
     if not 0.2 <= microns_per_pixel <= 4:
-        raise UserError(f"microns_per_pixel must lie between 0.2 and 4, not {microns_per_pixel}")
+        raise UserError(f"microns_per_pixel is {microns_per_pixel}; give a number from 0.2 to 4")

@@ -1,4 +1,4 @@
-"""Where the glands of the procedural tissue lie, and how one image differs from the next."""
+"""The layout of glands in the procedural tissue, and its variation between images."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from scipy.special import ndtri
 
 from densepath.synthetic.tissue_shapes import Array, Shape, scatter, smooth_noise
 
-FAR = np.float32(1e4)  # "no gland anywhere near", pixels
+FAR = np.float32(1e4)  # pixels: no gland nearby
 
 
 @dataclass(frozen=True)
 class Style:
-    """What is common to one image: lengths in µm, shares in [0, 1], amounts of stain without unit."""
+    """The parameters of one image: lengths in µm, shares in [0, 1], amounts of stain without unit."""
 
     grade: float  # 0 healthy crypts, 0.5 crowded adenomatous glands, 1 irregular carcinoma
-    radius: float  # of a gland across
-    length: float  # of a gland along, in radii beyond its round form
+    radius: float  # of a gland's cross-section
+    length: float  # additional length of a gland, in radii
     crowding: float  # distance of neighbours in gland diameters
-    gap: float  # stroma that is left between neighbours
-    bend: float  # how far contours are displaced
+    gap: float  # minimum stroma between neighbours
+    bend: float  # displacement of contours
     branching: float  # share of the glands with a second branch
     bare: float  # share of the field without glands
-    epithelium: float  # thickness
-    rows: int  # of epithelial nuclei
+    epithelium: float  # thickness of the epithelium
+    rows: int  # rows of epithelial nuclei
     goblets: float  # share of the epithelial cells that hold mucin
-    mucin: float  # stain that mucin takes
-    vesicular: float  # how pale the epithelial nuclei are inside
-    cribriform: float  # share of the epithelium that is punched out
-    cellularity: float  # share of the stroma's places that hold a nucleus
-    inflamed: float  # share of these that are round
-    fibrous: float  # how much the stroma's texture follows its fibres
+    mucin: float  # amount of stain in mucin
+    vesicular: float  # paleness of the inside of epithelial nuclei
+    cribriform: float  # share of holes in the epithelium
+    cellularity: float  # share of the stroma's lattice points with a nucleus
+    inflamed: float  # share of round ones among these nuclei
+    fibrous: float  # share of fibres in the stroma's texture
     loose: float  # share of the stroma that is open
     halo: float  # width of the cleft around glands
     blood: float  # share of the stroma with red cells
-    debris: float  # share of the lumen that is filled
+    debris: float  # share of the lumen filled with debris
 
     @classmethod
     def draw(cls, rng: np.random.Generator, grade: float | None = None) -> Style:
         """A style of the given grade, or of any grade."""
         g = float(rng.uniform()) if grade is None else float(grade)
-        sick = float(np.clip(2 * g - 0.6, 0, 1))  # rises over the second half only: desmoplasia, disorder
+        sick = float(np.clip(2 * g - 0.6, 0, 1))  # increases only for higher grades: desmoplasia, disorder
         crowded = 1 - abs(2 * g - 1)
 
         def between(low: float, high: float) -> float:
@@ -81,9 +81,9 @@ Capsule = tuple[float, float, float, float, float]  # y, x, angle, half length, 
 
 
 def _capsules(rng: np.random.Generator, style: Style, shape: Shape, px: float) -> list[list[Capsule]]:
-    """Glands, each of one or two capsules, on a jittered lattice that is turned at random."""
+    """Glands, each of one or two capsules, on a jittered lattice with a random rotation."""
     across, stretch = style.radius * px, 1 + style.length
-    # The lattice is laid out in gland widths; stretching one axis makes room for long glands.
+    # The lattice spacing is in gland widths; one axis is stretched to fit long glands.
     side = int(np.hypot(*shape) + 4 * across * stretch)
     lattice = scatter(rng, (side, int(side / stretch)), 2 * across * style.crowding, jitter=0.16)
     v, u = lattice[:, 0] - side / 2, lattice[:, 1] * stretch - side / 2
@@ -111,10 +111,10 @@ def _capsules(rng: np.random.Generator, style: Style, shape: Shape, px: float) -
 
 
 def gland_field(rng: np.random.Generator, style: Style, shape: Shape, px: float) -> Array:
-    """Signed distance (H, W), in pixels and nearly, to the nearest gland's contour; negative inside.
+    """Approximate signed distance (H, W) in pixels to the nearest gland's contour; negative inside.
 
-    Glands are unions of capsules in coordinates bent by smooth noise. Where two would come nearer to each other than
-    ``style.gap`` (and never less than 3 pixels) both give way, so that no two touch.
+    Glands are unions of capsules in coordinates displaced by smooth noise. Where two glands would be closer than
+    ``style.gap`` (at least 3 pixels) both are reduced, so that no two touch.
     """
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     for scale, share in ((70, 1.0), (26, 0.4), (11, 0.1 + 0.1 * style.grade)):
@@ -140,15 +140,15 @@ def gland_field(rng: np.random.Generator, style: Style, shape: Shape, px: float)
 
 
 def number_glands(field: Array, margin: int, smallest: int) -> tuple[Array, NDArray[np.int32]]:
-    """Number the glands; those of which the image would show only a sliver are taken out of the tissue itself.
+    """Number the glands; those with a too small visible area are removed from the tissue.
 
     Args:
         field: (H, W) signed distance in pixels, margin included.
-        margin: pixels on each side that the image will not show.
-        smallest: pixels that the image must show of a gland.
+        margin: pixels on each side that are not visible in the image.
+        smallest: minimum visible area of a gland in pixels.
 
     Returns:
-        field (H, W) without the glands taken out; labels (H, W) int32, 0 outside, 1..N for the glands in sight.
+        field (H, W) without the removed glands; labels (H, W) int32, 0 outside, 1..N for the visible glands.
     """
     parts, count = ndimage.label(field < 0)
     shown = np.bincount(parts[margin:-margin, margin:-margin].ravel(), minlength=count + 1)

@@ -1,4 +1,4 @@
-"""Painting the procedural tissue: amounts of stain from the glands' shapes, and colours from amounts of stain."""
+"""Renders the procedural tissue: amounts of stain from the shapes of glands, and colors from amounts of stain."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Painter:
     """Paints the amounts of hematoxylin, eosin and blood on a canvas of ``field``'s shape.
 
     Args:
-        rng: all its randomness.
-        style: of the image.
+        rng: the generator of all random numbers.
+        style: the parameters of the image.
         field: (H, W) signed distance to the glands' contours in pixels, negative inside.
         px: pixels per µm.
     """
@@ -50,18 +50,18 @@ class Painter:
         return np.maximum(stroma * (1 - inside) + glands * inside, 0)
 
     def noise(self, scale: float) -> Array:
-        """Smooth noise with hills of ``scale`` µm."""
+        """Smooth noise with a wavelength of about ``scale`` µm."""
         return smooth_noise(self.rng, self.shape, scale * self.px)
 
     def places(self, spacing: float, jitter: float) -> Array:
-        """Points (N, 2) on the canvas, about ``spacing`` µm apart."""
+        """Points (N, 2) on the canvas with a spacing of about ``spacing`` µm."""
         points = scatter(self.rng, self.shape, spacing * self.px, jitter)
         return points[on_canvas(points, self.shape)]
 
     def cells(
         self, points: Array, long: float, short: float, angle: Array, amount: float, hollow: float = 0.0
     ) -> Array:
-        """Cells or nuclei (H, W) of about these half axes in µm and about this amount of stain."""
+        """Cells or nuclei (H, W) with about these half axes in µm and about this amount of stain."""
         n, canvas = len(points), np.zeros(self.shape, np.float32)
 
         def about(mean: float) -> Array:
@@ -82,12 +82,12 @@ class Painter:
         u = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn))
         v = y * np.float32(np.cos(turn)) - x * np.float32(np.sin(turn)) + waves
         u, v = u - u.min(), v - v.min()
-        sheet = smooth_noise(self.rng, (int(v.max()) + 2, int(u.max()) + 2), (3.2 * self.px, 45 * self.px))
+        noise = smooth_noise(self.rng, (int(v.max()) + 2, int(u.max()) + 2), (3.2 * self.px, 45 * self.px))
         dy, dx = np.gradient(v)
-        return ndimage.map_coordinates(sheet, [v, u], order=1), np.arctan2(dy, dx) + np.pi / 2
+        return ndimage.map_coordinates(noise, [v, u], order=1), np.arctan2(dy, dx) + np.pi / 2
 
     def stroma(self) -> Array:
-        """Fibres, open spaces, fibroblasts, round cells and blood, as if there were no glands: (3, H, W)."""
+        """Fibres, open spaces, fibroblasts, round cells and blood, ignoring glands: (3, H, W)."""
         style, rng = self.style, self.rng
         fibre, direction = self.fibres()
         patch = self.noise(45)
@@ -107,11 +107,13 @@ class Painter:
         full = (height > 2) & (rng.uniform(size=len(points)) < style.cellularity * (0.62 + 0.3 * dense))
         points, height, dense = points[full], height[full], dense[full]
         round_ones = rng.uniform(size=len(points)) < style.inflamed + 0.12 * dense
-        beside = rng.uniform(size=len(points)) < np.exp(-height / 5)  # these lie along the gland, not the fibres
+        beside = rng.uniform(size=len(points)) < np.exp(
+            -height / 5
+        )  # these are parallel to the gland, not to the fibres
         angle = np.where(beside, at(self.normal, points) + np.pi / 2, at(direction, points))
         immune, spindle = points[round_ones], points[~round_ones]
-        aside = immune + rng.normal(0, 1.2 * self.px, immune.shape).astype(np.float32)
-        plasma = self.cells(aside, 4.2, 3.4, self.any_angle(aside), 0.2)
+        shifted = immune + rng.normal(0, 1.2 * self.px, immune.shape).astype(np.float32)
+        plasma = self.cells(shifted, 4.2, 3.4, self.any_angle(shifted), 0.2)
         hematoxylin = hematoxylin + 0.8 * plasma
         for nuclei in (
             self.cells(immune, 2.7, 2.3, self.any_angle(immune), 1.35),
@@ -127,7 +129,7 @@ class Painter:
         return np.stack([hematoxylin * tissue, (eosin + 0.5 * plasma) * tissue, blood])
 
     def glands(self) -> Array:
-        """Epithelium and lumen, as if glands were everywhere: (3, H, W)."""
+        """Epithelium and lumen, ignoring the stroma: (3, H, W)."""
         style, px = self.style, self.px
         depth = -self.height
         thick = style.epithelium * (1 + 0.12 * self.noise(14))
@@ -156,7 +158,7 @@ class Painter:
         return np.stack([hematoxylin, eosin, np.zeros_like(eosin)])
 
     def borders(self, thick: Array) -> Array:
-        """The lines (H, W) between epithelial cells, across the epithelium."""
+        """The borders (H, W) between epithelial cells, across the epithelium."""
         middle = 0.55 * self.style.epithelium
         points, angle = along_contours(self.rng, self.height, -middle, 5.5 * self.px, 0.3)
         return self.cells(points, 0.4 * self.style.epithelium, 0.45, angle, 1.0)
@@ -176,7 +178,7 @@ class Painter:
         return cover * np.clip((depth - nuclei) * self.px, 0, 1), np.append(tint, 0).astype(np.float32)[owner]
 
     def epithelial_nuclei(self, depth: Array, thick: Array) -> Array:
-        """Palisades of nuclei (H, W) along the basal side, in ``style.rows`` rows that disorder mixes."""
+        """Palisades of nuclei (H, W) along the basal side, in ``style.rows`` rows with disorder."""
         style, px, g = self.style, self.px, self.style.grade
         long = 3.6 + 2.2 * np.sin(np.pi * min(g, 0.8))  # pencil-like in adenomas
         short = 2.2 + 2.2 * max(g - 0.5, 0)
@@ -195,10 +197,10 @@ class Painter:
 
 
 def develop(rng: np.random.Generator, stains: Array) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) of amounts of stain (3, H, W): Beer-Lambert's law, lamp, lens and sensor.
+    """The image (H, W, 3) for amounts of stain (3, H, W): Beer-Lambert law, lamp, lens and sensor.
 
-    The stains' colours and strengths, the light, the focus and the noise differ from image to image as they do
-    between laboratories and scanners.
+    The colors and strengths of the stains, the light, the focus and the noise vary between images, as they do between
+    laboratories and scanners.
     """
     colors = np.clip(STAINS + rng.normal(0, 0.045, STAINS.shape), 0.02, None)
     colors /= np.linalg.norm(colors, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The brushes of the procedural tissue: smooth noise, scattered points, ellipses, packed cells, contours.
+"""Drawing functions for the procedural tissue: smooth noise, scattered points, ellipses, packed cells, contours.
 
 Arrays are float32 fields (H, W); points are (N, 2) y, x in pixels; angles are radians from x towards y.
 """
@@ -16,7 +16,7 @@ Shape = tuple[int, int]
 
 
 def _spline(grid: Array, length: int, scale: float) -> Array:
-    """Cubic B-spline over the rows of ``grid`` (G, W), one knot each ``scale`` rows -> (length, W)."""
+    """Cubic B-spline over the rows of ``grid`` (G, W), one knot per ``scale`` rows -> (length, W)."""
     position = np.arange(length, dtype=np.float32) / np.float32(scale)
     knot = position.astype(np.int64)
     f = (position - knot)[:, None]
@@ -28,12 +28,12 @@ def _spline(grid: Array, length: int, scale: float) -> Array:
 
 
 def smooth_noise(rng: np.random.Generator, shape: Shape, scale: float | tuple[float, float]) -> Array:
-    """Gaussian noise (H, W) of mean 0 and variance about 1 whose hills are about ``scale`` pixels (y, x) wide."""
+    """Gaussian noise (H, W) of mean 0 and variance about 1 with a wavelength of about ``scale`` pixels (y, x)."""
     high, wide = (max(float(s), 1.0) for s in (scale if isinstance(scale, tuple) else (scale, scale)))
     knots = int(shape[0] / high) + 5, int(shape[1] / wide) + 5
     grid = rng.standard_normal(knots, dtype=np.float32)
     noise = _spline(_spline(grid, shape[0], high).T, shape[1], wide).T
-    return noise / np.float32(0.479)  # what the spline's weights leave of a standard deviation of 1
+    return noise / np.float32(0.479)  # the spline reduces a standard deviation of 1 to this
 
 
 def on_canvas(points: Array, shape: Shape) -> NDArray[np.bool_]:
@@ -42,7 +42,7 @@ def on_canvas(points: Array, shape: Shape) -> NDArray[np.bool_]:
 
 
 def scatter(rng: np.random.Generator, shape: Shape, spacing: float, jitter: float) -> Array:
-    """Points spread over the canvas: a hexagonal lattice, each point moved by up to ``jitter`` spacings."""
+    """Points on a hexagonal lattice over the canvas, each displaced by up to ``jitter`` spacings."""
     rows, columns = int(shape[0] / (spacing * 0.866)) + 2, int(shape[1] / spacing) + 2
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
     lattice = np.stack([y * 0.866, x - 0.5 * (y % 2)], -1).reshape(-1, 2)
@@ -50,7 +50,7 @@ def scatter(rng: np.random.Generator, shape: Shape, spacing: float, jitter: floa
 
 
 def at(field: Array, points: Array) -> Array:
-    """The values of ``field`` at the pixels nearest to ``points``, (N,)."""
+    """The values of ``field`` at the pixels nearest to ``points``: (N,)."""
     y, x = np.rint(points).astype(np.int64).T
     return field[y, x]
 
@@ -58,7 +58,7 @@ def at(field: Array, points: Array) -> Array:
 def along_contours(
     rng: np.random.Generator, field: Array, level: float, step: float, jitter: float
 ) -> tuple[Array, Array]:
-    """Evenly spaced points on the lines where ``field`` equals ``level``, each moved by up to ``jitter`` steps.
+    """Evenly spaced points on the lines where ``field`` equals ``level``, each displaced by up to ``jitter`` steps.
 
     Returns:
         points (N, 2); angles (N,) of the lines' normals.
@@ -71,7 +71,7 @@ def along_contours(
         if count < 3:
             continue
         middle = (np.arange(count) + rng.uniform(-jitter, jitter, count)) * (arc[-1] / count)
-        # The tangent reaches half a step to each side, so that it does not follow the pixel grid.
+        # The tangent is taken over half a step on each side, so that it does not follow the pixel grid.
         where = np.stack([middle, middle - step / 2, middle + step / 2]) % arc[-1]
         y, x = (np.interp(where, arc, coordinate) for coordinate in contour.T)
         points.append(np.stack([y[0], x[0]], -1).astype(np.float32))
@@ -80,10 +80,10 @@ def along_contours(
 
 
 def _under_ellipses(shape: Shape, points: Array, long: Array, short: Array, angle: Array) -> tuple[Array, ...]:
-    """The pixels under N ellipses and their soft rims.
+    """The pixels in N ellipses and their soft borders.
 
     Returns:
-        index (M,) flat pixel numbers; radius (M,), 1 on the ellipse's line; which (M,) ellipse, in rising order.
+        index (M,) flat pixel numbers; radius (M,), 1 on the contour; which (M,) ellipse, ascending.
     """
     reach = int(np.ceil(np.max(long, initial=1.0))) + 1
     offset = np.arange(-reach, reach + 1)
@@ -101,15 +101,15 @@ def _under_ellipses(shape: Shape, points: Array, long: Array, short: Array, angl
 def paint_ellipses(
     canvas: Array, points: Array, long: Array, short: Array, angle: Array, value: Array, hollow: float = 0.0
 ) -> None:
-    """Paint ellipses into ``canvas``; a later one covers an earlier one and its soft rim sets the two apart.
+    """Paint ellipses into ``canvas``; a later one covers an earlier one, and its soft border separates both.
 
     Args:
         canvas: (H, W), changed in place.
-        points: (N, 2) centres.
+        points: (N, 2) centers.
         long, short: (N,) half axes in pixels.
         angle: (N,) of the long axes.
-        value: (N,) what is painted.
-        hollow: how much less of it the centre gets than the rim, 0 to 1.
+        value: (N,) values to paint.
+        hollow: reduction of the value in the center, 0 to 1.
     """
     index, radius, which = _under_ellipses((canvas.shape[0], canvas.shape[1]), points, long, short, angle)
     cover = np.clip((1 - radius) * short[which] + 0.5, 0, 1)
@@ -119,10 +119,10 @@ def paint_ellipses(
 def packed_cells(
     shape: Shape, points: Array, long: Array, short: Array, angle: Array, wall: float
 ) -> tuple[Array, NDArray[np.int64]]:
-    """Ellipses that press on each other: where two would overlap, a wall of ``wall`` pixels runs half way.
+    """Ellipses that touch: where two would overlap, a wall of ``wall`` pixels runs between them.
 
     Returns:
-        cover (H, W) in [0, 1]; owner (H, W) number of the ellipse, -1 where there is none.
+        cover (H, W) in [0, 1]; owner (H, W) index of the ellipse, -1 for none.
     """
     index, radius, which = _under_ellipses(shape, points, long, short, angle)
     none = np.float32(9)

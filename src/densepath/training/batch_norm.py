@@ -13,7 +13,9 @@ from densepath.nets.norms import set_batch_norm
 BatchNorm = Literal["auto", "per_process", "synchronized"]
 
 
-def share_statistics(method: Method, batch_norm: BatchNorm, group: int, batch_size: int, processes: int) -> str:
+def share_statistics(
+    method: Method, batch_norm: BatchNorm, group: int, batch_size: int, processes: int
+) -> Literal["per_process", "synchronized"]:
     """Set up all batch norms of a method, once, before it is trained.
 
     Args:

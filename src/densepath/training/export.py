@@ -19,12 +19,12 @@ EXPORTED = Path("exported") / "backbone.safetensors"
 Layout = Literal["timm", "torchvision", "detectron2"]
 
 
-def export(run: str | Path, to: str | Path | None = None, layout: Layout = "timm") -> Path:
+def export(run: str | Path, out: str | Path | None = None, layout: Layout = "timm") -> Path:
     """Write the backbone of a run, in its newest state, for another library.
 
     Args:
         run: a run folder of pre-training; the run need not be complete.
-        to: the file to write; by default it goes to ``exported/`` in the run folder.
+        out: the file to write; by default it goes to ``exported/`` in the run folder.
         layout: "timm", "torchvision" or "detectron2".
 
     Returns:
@@ -37,7 +37,7 @@ def export(run: str | Path, to: str | Path | None = None, layout: Layout = "timm
     method, config, steps = load_run(run)
     suffix = {"timm": "", "torchvision": "_torchvision", "detectron2": "_detectron2"}.get(layout, "")
     kind = ".pth" if layout == "detectron2" else ".safetensors"
-    path = Path(to) if to is not None else run / "exported" / f"backbone{suffix}{kind}"
+    path = Path(out) if out is not None else run / "exported" / f"backbone{suffix}{kind}"
     export_backbone(path, method.exported_backbone(), layout, config, steps)
     return path
 

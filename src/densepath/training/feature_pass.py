@@ -36,9 +36,7 @@ class Sweep:
 
     def __init__(self, batches: ImageBatches, size: int | Sequence[int], memory_format: torch.memory_format) -> None:
         self.batches = batches
-        self.make_views = ViewMaker(
-            {_VIEW: Center()}, size, batches.seed, batches.images.spec, memory_format=memory_format
-        )
+        self.make_views = ViewMaker({_VIEW: Center()}, size, batches.seed, batches.images.spec, memory_format)
 
     @torch.no_grad()
     def __call__(self, method: Method, device: torch.device, tick: Tick = no_heartbeat) -> Tensor:
@@ -67,7 +65,7 @@ class Sweep:
 
     def _padded(self, rounds: int) -> Iterator[ImageBatch | None]:
         """This process's batches, and then None until there are as many as another may have."""
-        return islice(chain(self.batches.each_image(), repeat(None)), rounds)
+        return islice(chain(self.batches.each_image(self.make_views.draw), repeat(None)), rounds)
 
 
 @contextmanager

@@ -5,18 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning.pytorch.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.core.system import cores
+from densepath.core.streams import say
+from densepath.core.system import cores, first_on_node, slurm_tasks
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins.environments import ClusterEnvironment
 
 Precision = Literal["auto", "32", "bf16-mixed"]
 
@@ -33,7 +33,7 @@ class Hardware:
         nodes: machines.
         rank, local_rank: this process among all, and on this machine.
         precision: "32", or "bf16-mixed" for automatic mixed precision in bfloat16.
-        channels_last: whether 4D weights lie channels last, which convolutions in bfloat16 like.
+        channels_last: whether weights and pixels lie channels last, which convolutions in bfloat16 like.
         deterministic: whether a GPU is held to algorithms that give the same bits each time. A CPU does so anyway.
         environment: who starts the processes.
     """
@@ -60,8 +60,13 @@ class Hardware:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How weights and pixels of four dimensions lie in memory."""
+        """How pixels of four dimensions lie in memory."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Lay the weights of a network in memory as its pixels lie: also those of volumes, of five dimensions."""
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
+        network._apply(lambda x: x.to(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
 
 def choose_hardware(
@@ -141,15 +146,30 @@ def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:
 
 
 def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
-    """Who starts the processes; on how many machines, and how many on each (0: nobody did, Lightning will)."""
+    """Who starts the processes; on how many machines, and how many on each (0: nobody did, this package will)."""
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
     if TorchElasticEnvironment.detect():
         here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         return TorchElasticEnvironment(), world // here, here
     if SLURMEnvironment.detect():
-        # Without re-queueing of Lightning's own: the run saves itself on SIGTERM and goes on with --resume.
-        nodes, world = int(os.environ.get("SLURM_NNODES", 1)), int(os.environ["SLURM_NTASKS"])
-        return SLURMEnvironment(auto_requeue=False), nodes, world // nodes
+        world = slurm_tasks()
+        if world > 1:
+            nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
+            # Without re-queueing of Lightning's own: the run saves itself on SIGTERM and continues with --resume.
+            return SLURMEnvironment(auto_requeue=False), nodes, world // nodes
+        _explain_slurm(os.environ["SLURM_NTASKS"])
     return LightningEnvironment(), 1, 0
+
+
+@cache  # once
+def _explain_slurm(tasks: str) -> None:
+    """Say why a job of several tasks makes a run of one process: nothing has started the others."""
+    if tasks != "1" and "SLURM_STEP_ID" not in os.environ and first_on_node():
+        say(
+            f"densepath: SLURM_NTASKS is {tasks}, but srun did not start this process, so it runs alone; "
+            f"for {tasks} processes start it by srun"
+        )
 
 
 def _choose_precision(precision: Precision, kind: str) -> Literal["32", "bf16-mixed"]:

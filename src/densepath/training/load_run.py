@@ -8,7 +8,7 @@ from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.methods.base import Method
-from densepath.nets.backbones import build_backbone
+from densepath.nets.choose_backbone import choose_backbone
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.folder import read_config
 from densepath.sources.pixel_source import PixelSpec
@@ -50,8 +50,14 @@ def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
     weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
     method_type = find_method(config["method"])
     try:
-        channels = pixels_of(config).channels
-        method = method_type(build_backbone(str(config["backbone"]), channels), **config["method_options"])
+        network = choose_backbone(str(config["backbone"]), pixels_of(config).channels)
+    except UserError as error:
+        raise UserError(
+            f"the backbone of {run} cannot be made by its name ({error}); its weights are in exported/ and "
+            "checkpoints/ of that folder"
+        ) from error
+    try:
+        method = method_type(network, **config["method_options"])
         method.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
         raise UserError(

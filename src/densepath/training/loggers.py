@@ -2,14 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from densepath.core.errors import UserError
+
+_STEP = "trainer/global_step"  # the axis of Weights & Biases: its own count may not go back when a run is resumed
+
+
+class Logger(Protocol):
+    """Takes what a run measures."""
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Take numbers by name."""
+
+    def picture(self, path: Path, step: int) -> None:
+        """Take a PNG file that is named after what it shows and a step."""
+
+    def close(self) -> None:
+        """Write out what is left."""
+
+
+class TensorBoard:
+    """Event files in the folder ``tensorboard`` of a run."""
+
+    def __init__(self, out: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, path: Path, step: int) -> None:
+        with Image.open(path) as image:
+            self._writer.add_image(_title(path), np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, in the project "densepath"; its own files lie in the run folder."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        import wandb
+
+        self._wandb: Any = wandb
+        self._run = self._wandb.init(project="densepath", name=name, dir=str(out))
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        self._run.log({**row, _STEP: step})
+
+    def picture(self, path: Path, step: int) -> None:
+        self._run.log({_title(path): self._wandb.Image(str(path)), _STEP: step})
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def make_loggers(names: Sequence[str], out: Path, run: str) -> list[Logger]:
@@ -28,20 +82,11 @@ def make_loggers(names: Sequence[str], out: Path, run: str) -> list[Logger]:
         if name not in ("tensorboard", "wandb"):
             raise UserError(f"no logger is called {name!r}; use tensorboard or wandb (metrics.csv is always written)")
         try:
-            if name == "tensorboard":
-                made.append(TensorBoardLogger(out, name="tensorboard", version=""))
-            else:
-                made.append(WandbLogger(name=run, save_dir=out, project="densepath"))
-        except ModuleNotFoundError as error:
+            made.append(TensorBoard(out) if name == "tensorboard" else WeightsAndBiases(out, run))
+        except ImportError as error:
             raise UserError(f"the logger {name} needs a package; pip install densepath[{name}]") from error
     return made
 
 
-def log_picture(logger: Logger, picture: Path, step: int) -> None:
-    """Hand a PNG file, named after what it shows and a step, to a logger of :func:`make_loggers`."""
-    name = picture.stem.rpartition("_")[0]
-    if isinstance(logger, TensorBoardLogger):
-        with Image.open(picture) as image:
-            logger.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(name, [str(picture)], step)
+def _title(picture: Path) -> str:
+    return picture.stem.rpartition("_")[0]

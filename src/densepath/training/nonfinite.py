@@ -1,4 +1,4 @@
-"""Numbers that are none: where they came from, and the end of their run."""
+"""NaN and Inf: where they came from, and the end of their run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import NOT_FINITE
+from densepath.training.meter import Meter
 
 Place = tuple[int, list[int]]  # a step, and the images of its batch
 
@@ -37,8 +38,30 @@ def first_of_all(mine: Place | None) -> Place | None:
     return earliest, [image for step, images in named if step == earliest for image in images]
 
 
+def require_finite(task: nn.Module, meter: Meter, out: Path, *, weights: bool) -> None:
+    """Stop the run where a loss, or one of the weights that are about to be saved, is not a finite number.
+
+    All processes call this; it waits for the device.
+
+    Args:
+        task: what is trained.
+        meter: has the losses.
+        out: the run folder.
+        weights: whether to look at them.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    bad, what = meter.not_finite(), "the loss is"
+    if weights and bad is None and not all_finite(task):
+        bad, what = meter.newest(), "weights are"
+    bad = first_of_all(bad)
+    if bad is not None:
+        end_run(out, what, bad)
+
+
 def end_run(out: Path, what: str, place: Place) -> NoReturn:
-    """Write down where numbers that are none came from, and stop.
+    """Write down where NaN or Inf came from, and stop.
 
     Args:
         out: the run folder.

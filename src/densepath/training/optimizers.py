@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from timm.optim import Lamb
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from densepath.core.errors import UserError
 from densepath.core.schedules import cosine, lr_factor
 from densepath.training.lars import LARS
+from densepath.training.updates import Updates
 
 _NAMES = ("sgd", "lars", "adamw", "lamb")
 
@@ -34,8 +35,11 @@ class Optimizer:
         warmup_epochs: epochs of linear warm-up; it takes half of the run at most, where an epoch is longer than a run.
         milestones: epochs at which "step" drops.
         beta2: second beta of AdamW and LAMB.
-        clip_norm: the largest norm that the gradient of an optimizer step, of all parameters together, may have: a
-            larger one is scaled down; 0 for no limit.
+        clip_norm: the largest norm that the gradient of an optimizer step may have: a larger one is scaled down; 0 for
+            no limit.
+        clip: whether that is the norm of all parameters together, "global", or of each one, "tensor".
+        freeze: names of parameters, as patterns with *, that stay as they are in the first ``freeze_epochs`` epochs.
+        freeze_epochs: how long.
         final_lr: the share of the learning rate at which "cosine" ends.
         final_weight_decay: where the weight decay ends that rises, or falls, along half a cosine wave from its value at
             the start; null for one that stays.
@@ -55,6 +59,9 @@ class Optimizer:
     milestones: tuple[float, ...] = ()
     beta2: float = 0.999
     clip_norm: float = 0.0
+    clip: Literal["global", "tensor"] = "global"
+    freeze: tuple[str, ...] = ()
+    freeze_epochs: float = 1.0
     final_lr: float = 0.0
     final_weight_decay: float | None = None
     warmup_start: float = 1e-4
@@ -64,12 +71,14 @@ class Optimizer:
             raise UserError(f"no optimizer is called {self.name!r}; use one of {', '.join(_NAMES)}")
         if self.schedule not in ("cosine", "step", "constant"):
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
+        if self.clip not in ("global", "tensor"):
+            raise UserError(f"gradients are not clipped by {self.clip!r}; use global or tensor")
         if not self.lr > 0:
             raise UserError(f"the learning rate must be positive, not {self.lr}")
         for name in ("momentum", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs"):
+        for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs", "freeze_epochs"):
             if not (getattr(self, name) or 0.0) >= 0:
                 raise UserError(f"the {name.replace('_', ' ')} must not be negative, as {getattr(self, name)} is")
         if self.final_weight_decay and not self.weight_decay:
@@ -79,14 +88,14 @@ class Optimizer:
                 raise UserError(f"{name} is a share of the learning rate, between 0 and 1, not {getattr(self, name)}")
 
     def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> float:
-        """Steps of the warm-up in a run of so many: half of them at most."""
+        """Steps of the warm-up in a run of that many: half of them at most."""
         return min(self.warmup_epochs * steps_per_epoch, total_steps / 2)
 
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """The trainable parameters of a module: those that decay, and those that are excluded from it.
 
-    Biases and the weights of norms are told by having one dimension; modules name the others by ``no_weight_decay()``,
+    Biases and the weights of norms are those with one dimension; modules name the others by ``no_weight_decay()``,
     as networks of timm do.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -108,7 +117,7 @@ def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of a module's trainable parameters, in its fused form where there is one."""
-    groups = parameter_groups(module, settings)
+    groups = _apart(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
     betas = (momentum, settings.beta2)
     if settings.name == "lars":
@@ -116,20 +125,57 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
     if settings.name == "lamb":
+        from timm.optim import Lamb
+
         # Gradients are clipped before, alike for every optimizer.
         lamb: torch.optim.Optimizer = Lamb(groups, lr=lr, betas=betas, weight_decay=decay, max_grad_norm=None)
         return lamb
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, settings: Optimizer) -> None:
-    """Scale the gradients of an optimizer step down to the largest norm allowed, if any; the device is not waited for.
+def _apart(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of which none holds both: fused optimizers begin the averages of all parameters of a group together."""
+    if not frozen:
+        return groups
+    halves = [
+        {**group, "params": [p for p in group["params"] if (p in frozen) is half]}
+        for group in groups
+        for half in (False, True)
+    ]
+    return [group for group in halves if group["params"]]
 
-    They have to be those of all accumulated batches and all processes.
+
+def frozen_parameters(module: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+    """The trainable parameters whose names match one of the patterns; * stands for anything.
+
+    Raises:
+        UserError: a pattern matches none.
     """
-    if settings.clip_norm:
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise UserError(f"no parameter is called {pattern!r}, which freeze names; there are: {', '.join(named)}")
+    return [p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def build_updates(module: nn.Module, settings: Optimizer, total_steps: int, steps_per_epoch: float) -> Updates:
+    """How a module's weights are updated.
+
+    Args:
+        module: what is trained.
+        settings: the optimizer, and its course in epochs.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+    optimizer = build_optimizer(module, settings)
+    return Updates(
+        optimizer,
+        build_schedule(optimizer, settings, total_steps, steps_per_epoch),
+        clip_norm=settings.clip_norm,
+        clip=settings.clip,
+        frozen=frozen_parameters(module, settings.freeze),
+        frozen_steps=settings.freeze_epochs * steps_per_epoch,
+    )
 
 
 class Schedule(LambdaLR):
@@ -157,7 +203,7 @@ class Schedule(LambdaLR):
             self.optimizer.param_groups[number]["weight_decay"] = self._weight_decay(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step alone: the courses are functions of it."""
+        """The step only: the courses are functions of it."""
         return {
             name: value for name, value in super().state_dict().items() if name not in ("_weight_decay", "_decayed")
         }

@@ -15,7 +15,7 @@ import torch
 
 
 def seed_generators(seed: int, rank: int) -> None:
-    """Start Python's, NumPy's and torch's generators (those of the devices, too) anew, apart on each process."""
+    """Start Python's, NumPy's and torch's generators (those of the devices, too), differently on each process."""
     mixed = int(np.random.SeedSequence([seed % 2**63, rank]).generate_state(1, np.uint64)[0])
     random.seed(mixed)
     np.random.seed(mixed % 2**32)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from densepath.core.errors import UserError, suggest
-from densepath.methods import METHODS, Method
-from densepath.runs.old_options import rename_options
-from densepath.training.optimizers import Optimizer
-from densepath.views.augment import Augment, augment_from
+from densepath.methods import METHODS
+from densepath.runs.old_options import refuse_moved, rename_options
+from densepath.views.augment import Augment
 from densepath.views.declarations import RandomView
+
+if TYPE_CHECKING:
+    from densepath.methods import Method
 
 # What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
 _NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
@@ -36,19 +41,20 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
         verb: "detect" for a recipe of :func:`densepath.detect`.
 
     Raises:
-        UserError: there is no such recipe, or it is no YAML mapping.
+        UserError: there is no such recipe, or it is not a YAML mapping.
     """
     text = _read(str(name), verb)
     try:
         recipe = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); mend it") from None
+        raise UserError(f"the recipe {name} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"the recipe {name} holds no options; write lines such as 'epochs: 200'")
-    return {option: value for option, value in rename_options(recipe).items() if option not in _NOTED[verb]}
+    options = recipe if verb else refuse_moved(rename_options(recipe), f"the recipe {name}")
+    return {option: value for option, value in options.items() if option not in _NOTED[verb]}
 
 
-def own_augment(method: str) -> dict[str, Any]:
+def own_augment(method: Any) -> dict[str, Any]:
     """What all augmented views of a method have in other ways than :class:`Augment`: what single options change.
 
     Without it, a run of MAE with ``--augment.scale`` would have the color jitter of MoCo-v2, too.
@@ -70,45 +76,70 @@ def own_augment(method: str) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in agreed.items()}
 
 
-def typed_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options as :func:`densepath.pretrain` takes them: the optimizer and the augmentation as their own types.
+def find_method(method: Any) -> type[Method]:
+    """A method by its name, by the "module:Class" of one of the user's own, or as the class that it is.
+
+    The module is one that Python finds, or a file in the current folder.
 
     Raises:
-        UserError: they name something that does not exist.
+        UserError: there is no such method, or its module cannot be imported.
     """
-    options = dict(recipe)
-    if isinstance(options.get("optimizer"), Mapping):
-        options["optimizer"] = _optimizer_from(options["optimizer"])
-    if isinstance(options.get("augment"), Mapping):
-        options["augment"] = augment_from(dict(options["augment"]))
-    for name, kind in (("optimizer", Optimizer), ("augment", Augment)):
-        if options.get(name) is not None and not isinstance(options[name], kind):
-            raise UserError(f"{name} is {options[name]!r}; give its options by name")
-    return options
+    from densepath.methods.base import Method
+
+    if isinstance(method, type) and issubclass(method, Method):
+        return method
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method]
+    if not isinstance(method, str) or ":" not in method:
+        raise UserError(f"no method is called {method!r}; {suggest(str(method), METHODS)}, or module:Class of your own")
+    place, _, name = method.partition(":")
+    module = _import_here(place, method)
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        own = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
+        raise UserError(f"{place} has no method {name!r}; {suggest(name, own) if own else 'derive one from Method'}")
+    return found
 
 
-def find_method(name: str) -> type[Method]:
-    """A method by its name.
+def name_of(method: Any) -> str:
+    """The name by which :func:`find_method` finds a method: what a run records of a class."""
+    if isinstance(method, str):
+        return method
+    module = method.__module__
+    package, _, name = module.rpartition(".")
+    if package == METHODS.__module__ and name in METHODS and METHODS[name] is method:
+        return name
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if module == "__main__" and main:
+        module = Path(main).stem  # as another process imports it
+    return f"{module}:{method.__qualname__}"
 
-    Raises:
-        UserError: there is none of that name.
-    """
-    if not isinstance(name, str) or name not in METHODS:
-        raise UserError(f"no method is called {name!r}; {suggest(str(name), METHODS)}")
-    return METHODS[name]
+
+def _import_here(place: str, method: str) -> Any:
+    """A module that Python finds, or a file in the current folder."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        return import_module(place)
+    except Exception as error:  # whatever a user's file raises
+        missing = isinstance(error, ModuleNotFoundError) and error.name == place.split(".")[0]
+        why = f"there is no {place}.py in {here}" if missing else f"{type(error).__name__}: {error}"
+        raise UserError(f"the method {method} cannot be imported ({why}); give module:Class") from error
+    finally:
+        sys.path.remove(here)
 
 
-def all_options(name: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def all_options(method: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
     """All hyper-parameters of a method: its defaults, and over them those given.
 
     Raises:
-        UserError: one of them is none of the method's.
+        UserError: one of them is not an option of the method.
     """
-    parameters = list(inspect.signature(find_method(name)).parameters.values())[1:]  # the first is the backbone
+    parameters = list(inspect.signature(find_method(method)).parameters.values())[1:]  # the first is the backbone
     resolved = {parameter.name: parameter.default for parameter in parameters}
     for option, value in (options or {}).items():
         if option not in resolved:
-            raise UserError(f"the method {name} has no option {option!r}; {suggest(option, resolved)}")
+            raise UserError(f"the method {name_of(method)} has no option {option!r}; {suggest(option, resolved)}")
         resolved[option] = value
     return resolved
 
@@ -128,17 +159,3 @@ def _read(name: str, verb: str) -> str:
         raise UserError(f"no recipe is called {name!r}; {suggest(name, recipe_names(verb))}")
     text: str = (_folder(verb) / f"{name}.yaml").read_text()
     return text
-
-
-def _optimizer_from(options: Mapping[str, Any]) -> Optimizer:
-    known = [field.name for field in fields(Optimizer)]
-    for option in options:
-        if option not in known:
-            raise UserError(f"the optimizer has no option {option!r}; {suggest(option, known)}")
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    try:
-        return Optimizer(**values)
-    except TypeError as error:
-        raise UserError(f"an option of the optimizer has a value of the wrong kind ({error}); mend it") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
@@ -153,20 +153,3 @@ class Augment:
                     options["solarize"] = operation.probability
         augment = cls(**options)
         return augment if augment.random_view(view.size, view.count).appearance == view.appearance else None
-
-
-def augment_from(options: dict[str, object]) -> Augment:
-    """An Augment from plain values, as a YAML file holds them.
-
-    Raises:
-        UserError: an unknown name, or a value of the wrong kind.
-    """
-    known = {field.name for field in fields(Augment)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise UserError(f"unknown augment option {unknown[0]!r}; there are: {', '.join(sorted(known))}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    try:
-        return Augment(**values)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"augment: {error}") from None

@@ -19,7 +19,6 @@ from densepath.views.view import Batch, View
 
 # Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
 _CACHED = 2**18
-_RGB = PixelSpec()
 
 
 class ViewMaker:
@@ -41,13 +40,13 @@ class ViewMaker:
         views: Mapping[str, Declaration],
         size: int | Sequence[int],
         seed: int,
-        spec: PixelSpec = _RGB,
+        spec: PixelSpec | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.views = dict(views)
         self.size = size
         self.seed = seed
-        self.spec = spec
+        self.spec = spec or PixelSpec()
         if self.spec.ndim == 3 and memory_format == torch.channels_last:
             memory_format = torch.channels_last_3d
         self.memory_format = memory_format

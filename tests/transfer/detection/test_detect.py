@@ -1,4 +1,4 @@
-"""``detect`` learns, repeats itself, resumes bit for bit, and refuses what cannot work."""
+"""``detect`` learns, is reproducible, resumes bit for bit, and refuses invalid options."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.filter_norms import filter_lengths, give_lengths
 from densepath.nets.weights import save_backbone
 from densepath.training.hardware import choose_hardware
-from densepath.training.run_callback import Intervals
+from densepath.training.intervals import Intervals
 from densepath.transfer.detection import fine_tuning
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.detect import DETECTOR_FILE, detect
-from densepath.transfer.detection.detection_module import DetectionModule, parameter_groups
+from densepath.transfer.detection.detection_task import DetectionTask, parameter_groups
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector
 from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Three dark ellipses on a bright ground."""
+    """Three dark ellipses on a bright background."""
     rng = np.random.default_rng(seed)
     image = rng.integers(150, 200, (96, 96, 3)).astype(np.uint8)
     labels = np.zeros((96, 96), np.int32)
@@ -73,7 +73,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, detect(data=data, out=out, max_steps=50, lr=0.03, precise_bn_batches=10, **SMALL)
 
 
-def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, float]]) -> None:
+def test_a_detector_overfits_three_images(trained: tuple[Path, dict[str, float]]) -> None:
     out, metrics = trained
     assert metrics["box_ap50"] > 0.9 and metrics["mask_ap50"] > 0.9
     assert metrics["mask_ap"] > 0.7
@@ -86,7 +86,7 @@ def test_a_detector_learns_three_images_by_heart(trained: tuple[Path, dict[str, 
         ("mask_rcnn_fpn_small", "test_resnet", 220, 0.03),
         ("mask_rcnn_c4_small", "test_resnet", 280, 0.02),
         ("mask_rcnn_dc5_small", "test_resnet", 240, 0.03),
-        ("retinanet_small", "test_resnet", 250, 0.02),
+        ("retinanet_small", "test_resnet", 250, 0.01),
         ("vitdet_small", "test_vit", 180, 3e-3),
     ],
 )
@@ -96,12 +96,13 @@ def test_every_detector_learns_an_image_to_the_pixel(
     data, out = tmp_path / "data", tmp_path / "run"
     write_coco(data, {split: [("scene", *scene(0))] for split in ("train", "test")})
     options = SMALL | {"detector": detector, "backbone": backbone, "max_steps": steps, "lr": lr, "batch_size": 1}
-    metrics = detect(data=data, out=out, precise_bn_batches=10, **options)
+    metrics = detect(data=data, out=out, precise_bn_batches=10, drops=(0.5, 0.8), **options)
     kinds = ("box",) if detector == "retinanet_small" else ("box", "mask")
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
-    assert metrics["box_ap"] > 0.9
-    # A mask of 14 x 14 cells, as C4 has them, can miss the one threshold of 0.95 for an object of 35 pixels.
-    assert metrics.get("mask_ap", 1) > (0.85 if "c4" in detector else 0.9)
+    # Untrained, all are 0. Above 0.85 no more than one object misses an IoU of 0.9. Whether the last threshold of 0.95
+    # is met, by boxes of 30 pixels and masks drawn from 14 x 14 positions, depends on the CPU's rounding.
+    assert metrics["box_ap75"] == 1 and metrics["box_ap"] > 0.85
+    assert metrics.get("mask_ap75", 1) == 1 and metrics.get("mask_ap", 1) > 0.85
     assert json.loads((out / "metrics.json").read_text()) == metrics
     found = json.loads((out / "predictions.json").read_text())
     assert {"segmentation" in result for result in found} == {"mask" in kinds}
@@ -114,7 +115,7 @@ def test_every_detector_learns_an_image_to_the_pixel(
     assert drawn_as_box == (kinds == ("box",))
 
 
-def test_the_head_of_c4_repeats_itself_to_the_bit(data: Path, tmp_path: Path) -> None:
+def test_the_head_of_c4_is_reproducible_bit_for_bit(data: Path, tmp_path: Path) -> None:
     options = SMALL | {"detector": "mask_rcnn_c4_small", "backbone": "test_resnet", "max_steps": 2}
     states = []
     for name in ("a", "b", "b"):
@@ -145,14 +146,14 @@ def test_the_configuration_of_a_run_is_a_recipe(trained: tuple[Path, dict[str, f
     assert (values["max_steps"], values["lr"], list(values["train_size"])) == (50, 0.03, saved["train_size"])
 
 
-def test_evaluation_alone_gives_the_same_scores(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+def test_evaluation_without_training_gives_the_same_scores(trained: tuple[Path, dict[str, float]], data: Path) -> None:
     out, metrics = trained
     (out / "metrics.json").unlink()
     assert detect(data=data, out=out, evaluate=True, devices="cpu", precision="32") == pytest.approx(metrics)
     assert (out / "metrics.json").exists()
 
 
-def test_evaluation_takes_options_of_training_as_they_were_alone(
+def test_evaluation_accepts_options_of_training_only_unchanged(
     trained: tuple[Path, dict[str, float]], data: Path
 ) -> None:
     out, metrics = trained
@@ -225,7 +226,7 @@ def test_the_folder_of_another_kind_of_run_is_refused(data: Path, tmp_path: Path
 def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
     notes = DetectorNotes("mask_rcnn_fpn_small", "resnet18", (1,), ("gland",), 96, (0.5,) * 3, (0.2,) * 3)
     model = notes.build()
-    optimizer = DetectionModule(model, notes, make_solver("1x")).configure_optimizers()["optimizer"]
+    optimizer = DetectionTask(model, notes, make_solver("1x")).updates().optimizer
     decayed, free = optimizer.param_groups
     assert (decayed["weight_decay"], free["weight_decay"], decayed["momentum"]) == (1e-4, 0.0, 0.9)
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in model.parameters()}
@@ -254,15 +255,15 @@ def test_every_parameter_is_optimized_and_norms_do_not_decay() -> None:
         ({"pictures": -1}, "pictures is -1"),
         ({"anchor_sizes": (32, 64)}, "give 5 sizes"),
         ({"detector": "mask_rcnn_c4_small", "backbone": "test_efficientnet"}, "cannot run only its last stage"),
-        ({"detector": "vitdet_small"}, "which resnet18 is not; take vit_small_patch16_224"),
-        ({"backbone": "test_vit"}, "take the detector vitdet"),
-        ({"lr": -1.0}, "must be positive"),
+        ({"detector": "vitdet_small"}, "which resnet18 is not; use for example vit_small_patch16_224"),
+        ({"backbone": "test_vit"}, "use the detector vitdet"),
+        ({"lr": -1.0}, "give a positive learning rate"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"weights": "nowhere.pth"}, "nowhere.pth"),
         ({"evaluate": True}, "there is no trained detector"),
     ],
 )
-def test_a_mistake_is_named_and_leaves_nothing_behind(
+def test_a_mistake_is_named_and_leaves_no_files(
     options: dict[str, Any], message: str, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -270,12 +271,12 @@ def test_a_mistake_is_named_and_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_another_run_is_left_alone(trained: tuple[Path, dict[str, float]], data: Path) -> None:
+def test_a_folder_with_another_run_is_not_touched(trained: tuple[Path, dict[str, float]], data: Path) -> None:
     with pytest.raises(UserError, match="already holds a run"):
         detect(data=data, out=trained[0], max_steps=1, **SMALL)
 
 
-def test_nothing_outlined_and_other_categories_are_refused(data: Path, tmp_path: Path) -> None:
+def test_missing_outlines_and_other_categories_are_refused(data: Path, tmp_path: Path) -> None:
     for split, change, message in (
         ("train", {"annotations": []}, "outlines no object"),
         ("test", {"annotations": [], "categories": [{"id": 2, "name": "cell"}]}, "other categories"),
@@ -288,9 +289,9 @@ def test_nothing_outlined_and_other_categories_are_refused(data: Path, tmp_path:
             detect(data=copy, out=tmp_path / "run", max_steps=1, **SMALL)
 
 
-def test_a_foreign_file_is_no_detector(tmp_path: Path) -> None:
+def test_a_foreign_file_is_not_a_detector(tmp_path: Path) -> None:
     save_backbone(tmp_path / "w.safetensors", build_backbone("resnet18"))
-    with pytest.raises(UserError, match="holds no detector"):
+    with pytest.raises(UserError, match="is not a detector of this version"):
         load_detector(tmp_path / "w.safetensors")
 
 
@@ -317,7 +318,7 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-def test_long_filters_are_rescaled_where_asked(data: Path, tmp_path: Path, rescale: bool) -> None:
+def test_long_filters_are_rescaled_on_request(data: Path, tmp_path: Path, rescale: bool) -> None:
     backbone = build_backbone("resnet18")
     fresh = filter_lengths(backbone)["net.conv1"]
     give_lengths(backbone, filter_lengths(backbone) | {"net.conv1": 5 * fresh})

@@ -1,4 +1,4 @@
-"""AP is COCO's, masks land where their boxes are, and pictures tell hits from misses."""
+"""AP equals COCO's, masks are pasted at their boxes, and pictures show hits and misses."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_truth(path: Path, images: int = 6, per_image: int = 4, first_id: int =
 
 
 def noisy_results(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Shifted copies of the truth, some missing, and false ones between them."""
+    """Shifted copies of the truth, some missing, with false ones in between."""
     rng = np.random.default_rng(1)
     results = []
     for annotation in truth["annotations"]:
@@ -97,7 +97,7 @@ def test_ap_equals_pycocotools(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [3, 150])
-def test_ap_counts_as_many_detections_as_asked_for(tmp_path: Path, limit: int) -> None:
+def test_ap_counts_at_most_the_given_number_of_detections(tmp_path: Path, limit: int) -> None:
     truth = write_truth(tmp_path / "truth.json", images=2, per_image=130)
     results = noisy_results(truth)
     coco = COCO(str(tmp_path / "truth.json"))
@@ -110,7 +110,7 @@ def test_ap_counts_as_many_detections_as_asked_for(tmp_path: Path, limit: int) -
     assert average_precision(truth, results)["box_ap"] != pytest.approx(expected, abs=1e-3)
 
 
-def test_boxes_alone_are_scored_as_boxes(tmp_path: Path) -> None:
+def test_boxes_without_masks_are_scored_as_boxes(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json")
     results = noisy_results(truth)
     boxes = [{key: value for key, value in r.items() if key != "segmentation"} for r in results]
@@ -133,7 +133,7 @@ def test_perfect_results_have_an_ap_of_one_and_none_have_zero(tmp_path: Path) ->
 
 def test_truth_without_instances_is_named(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json", per_image=0)
-    with pytest.raises(UserError, match="holds no instance"):
+    with pytest.raises(UserError, match="has no instances"):
         average_precision(truth, [])
 
 
@@ -141,13 +141,13 @@ def paste_mask(mask: torch.Tensor, box: list[float], size: tuple[int, int] = SIZ
     return decode_mask(encode_pasted(mask.numpy(), box, size))
 
 
-@pytest.mark.parametrize("cells", [1, 2, 28])
-def test_pasted_masks_are_torchs_bilinear_samples_in_pycocotools_run_lengths(cells: int) -> None:
-    rng = np.random.default_rng(cells)
+@pytest.mark.parametrize("side", [1, 2, 28])
+def test_pasted_masks_equal_torchs_bilinear_samples_in_pycocotools_run_lengths(side: int) -> None:
+    rng = np.random.default_rng(side)
     size = (40, 30)
     several = 0
     for _ in range(200):
-        mask = rng.random((cells, cells)).astype(np.float32)
+        mask = rng.random((side, side)).astype(np.float32)
         corner, sides = rng.uniform(-15, 35, 2), rng.uniform(0.2, 60, 2)
         x1, y1, x2, y2 = box = [*corner.tolist(), *(corner + sides).tolist()]
         expected = np.zeros(size, bool)
@@ -166,7 +166,7 @@ def test_pasted_masks_are_torchs_bilinear_samples_in_pycocotools_run_lengths(cel
 
 
 @pytest.mark.parametrize("box", [[0.0, 0.0, 80.0, 60.0], [10.0, 0.0, 40.0, 60.0], [-5.0, -5.0, 90.0, 70.0]])
-def test_runs_through_the_whole_height_are_one(box: list[float]) -> None:
+def test_runs_over_the_whole_height_are_merged(box: list[float]) -> None:
     full = encode_pasted(np.ones((28, 28), np.float32), box, SIZE)
     assert full == encode_mask(decode_mask(full)) and decode_mask(full).all(axis=0).sum() >= 30
 
@@ -178,7 +178,7 @@ def test_a_pasted_mask_fills_its_box_to_the_pixel() -> None:
     assert np.array_equal(image, expected)
 
 
-def test_a_pasted_half_is_cut_in_the_middle_of_its_box_and_at_the_image_border() -> None:
+def test_a_half_mask_ends_in_the_middle_of_its_box_and_at_the_image_border() -> None:
     mask = torch.zeros(28, 28)
     mask[:, 14:] = 1
     image = paste_mask(mask, [60.0, -10.0, 100.0, 30.0])
@@ -196,7 +196,7 @@ def test_a_box_without_a_pixel_pastes_nothing(box: list[float]) -> None:
     assert not paste_mask(torch.ones(28, 28), box).any()
 
 
-def test_results_survive_json_and_name_the_category() -> None:
+def test_results_can_be_written_as_json_and_name_the_category() -> None:
     detections = {
         "boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]),
         "scores": torch.tensor([0.75]),
@@ -210,7 +210,7 @@ def test_results_survive_json_and_name_the_category() -> None:
     assert rle.area(result["segmentation"]) == 900
 
 
-def test_boxes_alone_are_compared_as_full_boxes() -> None:
+def test_boxes_without_masks_are_compared_as_full_boxes() -> None:
     detections = {
         "boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0], [-5.0, 0.0, 20.0, 90.0]]),
         "scores": torch.tensor([0.75, 0.5]),
@@ -254,7 +254,7 @@ def test_matches_are_greedy_and_each_true_object_is_found_once() -> None:
     assert match_masks([a, b], [a, close, b, np.roll(b, 15, axis=1)]) == [0, None, 1, None]
 
 
-def test_an_overlay_draws_hits_and_errors_in_their_colors() -> None:
+def test_an_overlay_draws_correct_and_false_detections_in_their_colors() -> None:
     image = np.full((*SIZE, 3), 200, dtype=np.uint8)
     a, wrong = np.zeros((2, *SIZE), dtype=bool)
     a[5:25, 5:25] = wrong[30:50, 40:70] = True
@@ -268,7 +268,7 @@ def test_an_overlay_draws_hits_and_errors_in_their_colors() -> None:
     assert count(picture[:, :half], (255, 0, 0)) == 0 < count(picture[:, half:], (255, 0, 0))
 
 
-def test_a_score_is_written_where_it_does_not_hide_its_object() -> None:
+def test_a_score_is_written_only_if_it_does_not_cover_its_object() -> None:
     image = np.zeros((400, 400, 3), np.uint8)
     large, small = np.zeros((2, 400, 400), dtype=bool)
     large[100:200, 100:200] = small[300:312, 300:312] = True

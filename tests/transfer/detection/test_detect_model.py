@@ -1,4 +1,4 @@
-"""The detector is built as specified, its geometry is exact, and its batch norms can be re-estimated."""
+"""The detector has the specified layers and exact geometry, and its batch norms can be re-estimated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from densepath.nets.backbones import build_backbone
-from densepath.transfer.detection.anchors import ANCHOR_SIZES, Anchors
+from densepath.transfer.detection.anchors import Anchors
+from densepath.transfer.detection.config import ANCHOR_SIZES
 from densepath.transfer.detection.detectors import DETECTORS
 from densepath.transfer.detection.mask_heads import mask_targets
 from densepath.transfer.detection.precise_norm import precise_batch_norm
@@ -33,7 +34,7 @@ def square_target(size: int = 96) -> dict[str, Tensor]:
     return {"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64), "masks": masks, "scale": torch.ones(4)}
 
 
-def test_proposals_and_heads_are_those_of_the_paper(full: Any) -> None:
+def test_proposals_and_heads_equal_the_paper(full: Any) -> None:
     rpn, heads = full.rpn, full.heads
     full.train()
     assert (rpn.pre_nms_top_n(), rpn.post_nms_top_n()) == (2000, 1000)
@@ -67,7 +68,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_losses_of_an_untrained_detector_are_those_of_chance() -> None:
+def test_losses_of_an_untrained_detector_are_at_chance_level() -> None:
     model = build().train()
     losses = model(ImageList(torch.randn(1, 3, 96, 96), [(96, 96)]), [square_target()])
     for name in ("loss_objectness", "loss_class", "loss_mask"):
@@ -87,7 +88,7 @@ def test_images_without_instances_can_be_trained_on() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_anchors_have_one_size_per_level_and_sit_on_the_true_strides() -> None:
+def test_anchors_have_one_size_per_level_and_the_true_strides() -> None:
     sides = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]  # of a 96 x 128 image: P6 has an odd P5 below it
     maps = [torch.zeros(1, 8, *side) for side in sides]
     made = Anchors([[size] for size in ANCHOR_SIZES], (4, 8, 16, 32, 64))
@@ -107,11 +108,11 @@ def test_anchors_have_one_size_per_level_and_sit_on_the_true_strides() -> None:
 
 
 def ramp(height: int, width: int, stride: int) -> Tensor:
-    """A map whose value at each cell's center is the x position there, in pixels."""
+    """A map whose value at each position is its x coordinate in pixels."""
     return ((torch.arange(width) + 0.5) * stride).expand(1, 1, height, width).clone()
 
 
-def test_pool_reads_exact_positions_from_the_level_that_fits() -> None:
+def test_pooling_samples_exact_positions_from_the_right_level() -> None:
     strides = {"2": 4, "3": 8, "4": 16, "5": 32}
     levels = {name: ramp(512 // s, 512 // s, s) for name, s in strides.items()}
     for name in levels:

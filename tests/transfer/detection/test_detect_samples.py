@@ -1,4 +1,4 @@
-"""Samples are a function of seed and step, and stay true to their image on the way into the detector."""
+"""Samples are a function of seed and step, and their preprocessing is exact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def shown(run: TrainingBatches) -> list[list[tuple[int, int, bool]]]:
     return [[(s["position"], s["short_edge"], s["flip"]) for s in batch.samples] for batch in run]
 
 
-def test_every_image_comes_once_per_epoch_also_across_batches(images: CocoImages) -> None:
+def test_every_image_occurs_once_per_epoch_also_across_batches(images: CocoImages) -> None:
     order = [shown.position for batch in batches(images, total_steps=10).plan() for shown in batch]
     epochs = [order[k : k + 5] for k in range(0, 40, 5)]
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
@@ -55,12 +55,12 @@ def test_a_later_start_and_worker_processes_give_the_same_samples(images: CocoIm
     assert shown(batches(images, seed=4)) != whole
 
 
-def test_processes_share_the_batch_that_one_would_have(images: CocoImages) -> None:
+def test_processes_share_the_batch_of_one_process(images: CocoImages) -> None:
     shares = [shown(batches(images, rank=rank, world_size=2)) for rank in range(2)]
     assert [first + second for first, second in zip(*shares, strict=True)] == shown(batches(images))
 
 
-def test_a_crop_is_what_a_sample_has_there(images: CocoImages) -> None:
+def test_a_crop_equals_the_part_of_the_sample(images: CocoImages) -> None:
     whole = images[2]
     assert images.size(2) == whole["image"].shape[:2] == (48, 64)
     for left, top, side in ((0, 0, 48), (25, 13, 12), (36, 28, 30), (45, 2, 8), (39, 31, 2)):
@@ -76,7 +76,7 @@ def test_a_crop_is_what_a_sample_has_there(images: CocoImages) -> None:
         assert part["boxes"].shape[1] == 4 and part["masks"].shape[1:] == part["image"].shape[:2]
 
 
-def test_crops_lie_anywhere_and_are_the_same_in_workers(images: CocoImages) -> None:
+def test_crops_are_at_any_position_and_equal_in_workers(images: CocoImages) -> None:
     run = batches(images, crop=32, total_steps=40)
     samples = [sample for batch in run for sample in batch.samples]
     assert {tuple(sample["image"].shape) for sample in samples} == {(32, 32, 3)}
@@ -90,7 +90,7 @@ def test_crops_lie_anywhere_and_are_the_same_in_workers(images: CocoImages) -> N
         assert np.array_equal(sample["image"].numpy(), expected)
 
 
-def test_an_image_smaller_than_the_crop_is_shown_whole(images: CocoImages) -> None:
+def test_an_image_smaller_than_the_crop_is_used_whole(images: CocoImages) -> None:
     batch = next(iter(batches(images, crop=100)))
     assert {tuple(sample["image"].shape) for sample in batch.samples} == {(48, 64, 3)}
 
@@ -108,7 +108,7 @@ def test_sizes_and_flips_are_drawn_uniformly(images: CocoImages) -> None:
     ("height", "width", "edge", "expected"),
     [(522, 775, 400, (400, 594)), (775, 522, 400, (594, 400)), (100, 1000, 200, (133, 1333)), (50, 50, 99, (99, 99))],
 )
-def test_short_edge_is_met_unless_the_long_one_would_exceed_1333(
+def test_the_short_edge_is_reached_unless_the_long_one_would_exceed_1333(
     height: int, width: int, edge: int, expected: tuple[int, int]
 ) -> None:
     assert resized_shape(height, width, edge) == expected
@@ -132,7 +132,7 @@ def test_an_unscaled_image_arrives_unchanged_and_padded_with_zeros(images: CocoI
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("edge", [33, 48, 77])
-def test_boxes_stay_the_masks_own_bounds(images: CocoImages, edge: int, flip: bool) -> None:
+def test_boxes_stay_the_bounding_boxes_of_the_masks(images: CocoImages, edge: int, flip: bool) -> None:
     _, (target,) = into_detector([sample(images, edge, flip)], NO_CHANGE, CPU)
     rows, columns = target["masks"][0].nonzero().T
     bounds = torch.stack((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)).float()
@@ -140,7 +140,7 @@ def test_boxes_stay_the_masks_own_bounds(images: CocoImages, edge: int, flip: bo
     assert columns.min() == (24 if flip else 20)
 
 
-def test_a_flipped_image_is_its_mirror_image_and_colors_are_normalized(images: CocoImages) -> None:
+def test_a_flipped_image_is_mirrored_and_colors_are_normalized(images: CocoImages) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.1, 0.3)
     (plain, _), (mirrored, _) = (into_detector([sample(images, 48, f)], NO_CHANGE, CPU) for f in (False, True))
     normalized, _ = into_detector([sample(images, 48, False)], PixelSpec(mean=mean, std=std), CPU)
@@ -150,7 +150,7 @@ def test_a_flipped_image_is_its_mirror_image_and_colors_are_normalized(images: C
     torch.testing.assert_close(normalized.tensors[..., :48, :64], expected)
 
 
-def test_schedules_are_the_papers() -> None:
+def test_schedules_equal_the_paper() -> None:
     for name, steps in (("0.5x", 2500), ("1x", 5000), ("2x", 10000), ("3x", 15000), ("5x", 25000)):
         solver = make_solver(name)
         assert (solver.steps, solver.warmup, solver.drops, solver.lr) == (steps, 1000, (steps * 4 // 5,), 0.02)
@@ -158,7 +158,7 @@ def test_schedules_are_the_papers() -> None:
     assert rates == pytest.approx([0.001, 0.5005, 1.0, 1.0, 0.1, 0.1])
 
 
-def test_a_given_length_scales_warmup_and_drops_and_batch_size_the_rate() -> None:
+def test_max_steps_scales_warmup_and_drops_and_batch_size_scales_the_learning_rate() -> None:
     short = make_solver("1x", max_steps=100, drops=(0.6, 0.9), batch_size=4)
     assert (short.steps, short.warmup, short.drops, short.lr) == (100, 20, (60, 90), 0.005)
     assert make_solver("1x", max_steps=20000).warmup == 1000
@@ -179,9 +179,11 @@ def test_a_given_length_scales_warmup_and_drops_and_batch_size_the_rate() -> Non
         ("crag", "5x", 75000, (50000, 65000)),
     ],
 )
-def test_recipes_have_the_papers_steps(recipe: str, name: str, steps: int, drops: tuple[int, ...]) -> None:
-    said = load_recipe(recipe, "detect")
-    solver = make_solver(name, drops=said["drops"], batch_size=said["batch_size"], base_steps=said["base_steps"])
+def test_recipes_have_the_steps_of_the_paper(recipe: str, name: str, steps: int, drops: tuple[int, ...]) -> None:
+    options = load_recipe(recipe, "detect")
+    solver = make_solver(
+        name, drops=options["drops"], batch_size=options["batch_size"], base_steps=options["base_steps"]
+    )
     assert (solver.steps, solver.drops, solver.lr, solver.warmup) == (steps, drops, 0.02, 1000)
     sizes = {"glas": ([400, 522], 522), "crag": ([768, 1024], 768)}
-    assert (said["train_size"], said["test_size"]) == sizes[recipe]
+    assert (options["train_size"], options["test_size"]) == sizes[recipe]

@@ -1,4 +1,4 @@
-"""Each detector is built as specified: C4 on the backbone's own stage 5, DC5 on its exact dilation."""
+"""Each detector has the specified layers: C4 the backbone's own stage 5, DC5 its exact dilation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nothing() -> dict[str, Tensor]:
 
 
 def shake_norms(network: nn.Module) -> None:
-    """Give batch norms statistics and weights that are not those of a fresh one."""
+    """Give batch norms statistics and weights other than their initial values."""
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             for tensor in (norm.running_mean, norm.bias):
@@ -83,14 +83,14 @@ def test_boxes_and_losses_keep_full_precision_in_mixed_precision(name: str) -> N
 
 
 @pytest.mark.parametrize("name", WITH_MASKS)
-def test_losses_of_an_untrained_detector_are_those_of_chance(name: str) -> None:
+def test_losses_of_an_untrained_detector_are_at_chance_level(name: str) -> None:
     losses = build(name).train()(images(), [square()])
     for loss in ("loss_objectness", "loss_class", "loss_mask"):
         assert losses[loss].item() == pytest.approx(0.693, abs=0.05)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_detector_survives_its_file(name: str, tmp_path: Path) -> None:
+def test_a_detector_can_be_saved_and_loaded(name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"anchor_sizes": (8, 16, 32, 64, 96), "detections_per_image": 7}
     notes = DetectorNotes(name, TINY[name], (3, 8), ("a", "b"), 96, (0.5,) * 3, (0.2,) * 3, **options)
     model = notes.build().eval()
@@ -107,7 +107,7 @@ def test_a_detector_survives_its_file(name: str, tmp_path: Path) -> None:
     assert ("masks" in after[0]) == model.finds_masks == (name in WITH_MASKS)
 
 
-def test_c4_has_detectron2s_proposals_and_no_head_of_its_own() -> None:
+def test_c4_has_detectron2s_proposals_and_no_separate_head() -> None:
     model = build("mask_rcnn_c4", "resnet18")
     assert model.rpn.anchor_generator.num_anchors_per_location() == [15]
     assert model.rpn.train().pre_nms_top_n() == 12000 and model.rpn.post_nms_top_n() == 2000
@@ -134,7 +134,7 @@ def test_the_head_of_c4_is_the_pretrained_stage_5(name: str, tmp_path: Path) -> 
     for key, value in pretrained.state_dict().items():
         assert torch.equal(state[f"features.backbone.{key}"], value)
 
-    # On 14 x 14 cells of f4, RoIAlign to 14 x 14 cells returns the map itself.
+    # For 14 x 14 positions of f4, RoIAlign to 14 x 14 returns the map itself.
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         maps = model.features(pixels)
@@ -145,7 +145,7 @@ def test_the_head_of_c4_is_the_pretrained_stage_5(name: str, tmp_path: Path) -> 
     torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_c4_runs_its_head_once_per_step_and_masks_see_the_boxes_features() -> None:
+def test_c4_runs_its_head_once_per_step_and_masks_use_the_boxes_features() -> None:
     model = build("mask_rcnn_c4_small").train()
     seen: dict[str, Tensor] = {}
     model.heads.box_head.register_forward_hook(lambda module, inputs, output: seen.update(boxes=inputs[0]))
@@ -158,7 +158,7 @@ def test_c4_runs_its_head_once_per_step_and_masks_see_the_boxes_features() -> No
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_c4_small", "mask_rcnn_fpn_small"])
-def test_norms_of_the_head_are_settled_on_the_boxes_of_training(name: str) -> None:
+def test_norms_of_the_head_are_re_estimated_on_training_boxes(name: str) -> None:
     model = build(name)
     norms = {key: m for key, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     inputs: dict[str, list[Tensor]] = {key: [] for key in norms}
@@ -175,7 +175,7 @@ def test_norms_of_the_head_are_settled_on_the_boxes_of_training(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "regnetx_002"])
-def test_every_second_cell_of_a_dilated_stage_is_what_the_stage_was(name: str) -> None:
+def test_every_second_position_of_a_dilated_stage_equals_the_original_stage(name: str) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(name).eval().double()
     shake_norms(backbone)
@@ -190,7 +190,7 @@ def test_every_second_cell_of_a_dilated_stage_is_what_the_stage_was(name: str) -
     torch.testing.assert_close(after[5][..., ::2, ::2], before[5])
 
 
-def test_dc5_has_detectron2s_heads_on_the_one_map() -> None:
+def test_dc5_has_detectron2s_heads_on_a_single_map() -> None:
     model = build("mask_rcnn_dc5", "resnet18")
     assert model.rpn.anchor_generator.num_anchors_per_location() == [15]
     assert model.rpn.train().pre_nms_top_n() == 12000 and model.rpn.post_nms_top_n() == 2000
@@ -208,7 +208,7 @@ def test_dc5_has_detectron2s_heads_on_the_one_map() -> None:
         ("mask_rcnn_dc5", "densenet121", "cannot be dilated"),
     ],
 )
-def test_a_backbone_that_does_not_suit_is_named(name: str, backbone: str, message: str) -> None:
+def test_a_backbone_that_does_not_fit_is_named(name: str, backbone: str, message: str) -> None:
     with pytest.raises(UserError, match=f"{backbone} {message}|{message}"):
         build(name, backbone)
 
@@ -244,6 +244,6 @@ def test_other_backbones_work(name: str, backbone: str) -> None:
 @pytest.mark.parametrize("detector", FOR_CONVNETS)
 def test_a_transformer_is_refused(detector: str) -> None:
     notes = DetectorNotes(detector, "test_vit", (1,), ("gland",), 64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    message = f"{detector} needs the stages f2 to f5, and test_vit has f4 alone; take the detector vitdet"
+    message = f"{detector} needs the stages f2 to f5, but test_vit has only f4; use the detector vitdet"
     with pytest.raises(UserError, match=message):
         notes.build()

@@ -1,4 +1,4 @@
-"""The network, the reader of images and the encoder of what was found work at the same time, and stop together."""
+"""The network, the image reader and the encoder of detections run in parallel, and stop together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES = 4
 
 @pytest.fixture
 def images(tmp_path: Path) -> CocoImages:
-    """Squares, each further right than the one of the image before."""
+    """Squares, each further right than in the previous image."""
     scenes = []
     for i in range(IMAGES):
         labels = np.zeros((40, 64), np.int32)
@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> CocoImages:
 
 
 def find(sample: dict[str, Any]) -> list[float]:
-    """The boxes as they are."""
+    """The boxes, unchanged."""
     boxes: list[float] = sample["boxes"].tolist()
     return boxes
 
@@ -51,9 +51,7 @@ def test_results_and_pictures_belong_to_their_images(images: CocoImages, tmp_pat
     assert drawn == ["scene0.png", f"scene{IMAGES - 1}.png"]
 
 
-def test_what_was_found_is_encoded_while_the_network_looks_at_the_next_image(
-    images: CocoImages, tmp_path: Path
-) -> None:
+def test_detections_are_encoded_while_the_network_processes_the_next_image(images: CocoImages, tmp_path: Path) -> None:
     looks, encodes = ([threading.Event() for _ in range(IMAGES + 1)] for _ in range(2))
     encodes[0].set()
     looks[IMAGES].set()
@@ -73,11 +71,11 @@ def test_what_was_found_is_encoded_while_the_network_looks_at_the_next_image(
         return encode(sample, found)
 
     assert evaluate(slow_find, slow_encode, images, tmp_path / "out", masks=False)["box_ap"] == 1
-    # Ctrl-C reaches no other thread: one would go on to the end of its image, which takes Segment Anything minutes.
+    # Ctrl-C reaches only the main thread: another one would finish its image, which takes Segment Anything minutes.
     assert threads == {threading.current_thread()}
 
 
-def test_true_masks_of_one_drawn_image_at_most_are_in_memory(
+def test_at_most_one_image_has_its_true_masks_in_memory(
     images: CocoImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
@@ -95,9 +93,7 @@ def test_true_masks_of_one_drawn_image_at_most_are_in_memory(
 
 
 @pytest.mark.parametrize("where", ["find", "encode", "image"])
-def test_a_failure_anywhere_comes_out_and_leaves_no_thread_and_no_file(
-    where: str, images: CocoImages, tmp_path: Path
-) -> None:
+def test_any_failure_is_raised_and_leaves_no_thread_and_no_file(where: str, images: CocoImages, tmp_path: Path) -> None:
     def fails(*_: Any) -> Any:
         raise UserError("no more")
 

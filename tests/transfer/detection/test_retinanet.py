@@ -1,4 +1,4 @@
-"""RetinaNet's anchors, losses and detections against plain loops and torchvision's own."""
+"""RetinaNet's anchors, losses and detections, compared with plain loops and torchvision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(classes: int = 2, channels: int = 32) -> RetinaNet:
 
 
 def plain_anchors(height: int, width: int) -> list[list[list[float]]]:
-    """Of each level, row by row, in float64."""
+    """The anchors of each level, row by row, in float64."""
     levels = []
     for size, stride in zip(SIZES, STRIDES, strict=True):
         level = []
@@ -57,7 +57,7 @@ def test_anchors_are_three_octave_steps_in_three_shapes_on_the_true_strides() ->
     torch.testing.assert_close(found.double(), torch.tensor(expected).double(), rtol=0, atol=1e-4)
 
 
-def test_p6_comes_from_f5_also_where_p5_would_fit() -> None:
+def test_p6_is_computed_from_f5_also_if_p5_would_fit() -> None:
     model = build(channels=build_backbone("test_resnet").channels[5]).eval()
     pixels = torch.randn(1, 3, 64, 64)
     levels, f5 = model.features(pixels), model.backbone(pixels)[5]
@@ -79,7 +79,7 @@ def test_heads_are_four_convolutions_without_norm_and_a_low_prior() -> None:
 
 
 def plain_losses(logits: Tensor, deltas: Tensor, boxes: list[list[float]], labels: list[int]) -> tuple[float, float]:
-    """Of one image: focal loss and L1, by the anchors on objects."""
+    """Focal loss and L1 of one image, divided by its positive anchors."""
     anchors = [anchor for level in plain_anchors(64, 64) for anchor in level]
     overlaps = [[iou(anchor, box) for box in boxes] for anchor in anchors]
     best_of_box = [max(row[b] for row in overlaps) for b in range(len(boxes))]
@@ -156,5 +156,5 @@ def test_detections_equal_torchvisions() -> None:
 
 
 def test_small_anchors_keep_their_size() -> None:
-    (cell,) = Anchors([[8]], [4]).cell_anchors
-    torch.testing.assert_close((cell[:, 2:] - cell[:, :2]).prod(1), torch.full((3,), 64.0))
+    (anchors,) = Anchors([[8]], [4]).cell_anchors
+    torch.testing.assert_close((anchors[:, 2:] - anchors[:, :2]).prod(1), torch.full((3,), 64.0))

@@ -1,4 +1,4 @@
-"""ViTDet: attention in windows, its pyramid and heads, and the rates at which its layers learn."""
+"""ViTDet: windowed attention, its pyramid and heads, and its layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.training.hardware import choose_hardware
-from densepath.transfer.detection.detection_module import DetectionModule
+from densepath.transfer.detection.detection_task import DetectionTask
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.detectors import BASE_LR, DETECTORS
 from densepath.transfer.detection.fine_tuning import settle_batch_norm
@@ -34,7 +34,7 @@ def notes_of(detector: str, backbone: str) -> DetectorNotes:
 
 
 def shaken(module: Any) -> Any:
-    """A module that has moved from its start, where norms, biases and tables do nothing, in eval mode."""
+    """A module with random norms, biases and tables instead of their neutral initial values, in eval mode."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -43,7 +43,7 @@ def shaken(module: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit3", "deit3_small_patch16_224"])
 @torch.no_grad()
-def test_until_tables_have_learned_windows_over_all_are_the_plain_transformer_without_its_class_token(
+def test_with_zero_tables_and_full_windows_it_equals_the_plain_transformer_without_class_token(
     name: str, tmp_path: Path
 ) -> None:
     backbone = shaken(build_backbone(name))
@@ -69,7 +69,7 @@ def test_until_tables_have_learned_windows_over_all_are_the_plain_transformer_wi
 
 
 def attention_in_loops(attention: Any, rows: Tensor, columns: Tensor, window: Tensor) -> Tensor:
-    """What each token of a window (h, w, C) becomes: one head, one query, one key at a time."""
+    """Attention within a window (h, w, C) as loops over heads, queries and keys."""
     height, width, channels = window.shape
     size = channels // attention.num_heads
     result = torch.zeros_like(window)
@@ -93,7 +93,7 @@ def attention_in_loops(attention: Any, rows: Tensor, columns: Tensor, window: Te
 
 @pytest.mark.parametrize(("window", "height", "width"), [(3, 4, 6), (3, 2, 3), (None, 3, 4)])
 @torch.no_grad()
-def test_attention_is_that_of_a_loop_over_windows_padded_by_zeros(window: int | None, height: int, width: int) -> None:
+def test_attention_equals_a_loop_over_windows_padded_with_zeros(window: int | None, height: int, width: int) -> None:
     attention = shaken(Attention(8, num_heads=2, qkv_bias=True)).double()
     attend = WindowAttention(4, window).double()
     for table in (attend.rows, attend.columns):
@@ -114,7 +114,7 @@ def test_attention_is_that_of_a_loop_over_windows_padded_by_zeros(window: int | 
                 torch.testing.assert_close(result[top : top + window, left : left + window], expected)
 
 
-def test_a_distance_beyond_the_table_counts_as_the_farthest() -> None:
+def test_distances_beyond_the_table_are_clamped() -> None:
     attend = WindowAttention(4, None)
     assert len(attend.rows) == len(attend.columns) == 2 * 84 - 1  # the longest edge of 1333 px, padded, in patches
     far = attend(Attention(8, num_heads=2), torch.randn(1, 1, 90, 8))
@@ -124,7 +124,7 @@ def test_a_distance_beyond_the_table_counts_as_the_farthest() -> None:
 @pytest.mark.parametrize(
     ("depth", "blocks"), [(12, {2, 5, 8, 11}), (24, {5, 11, 17, 23}), (32, {7, 15, 23, 31}), (6, {1, 2, 4, 5})]
 )
-def test_the_last_block_of_each_quarter_sees_everything(depth: int, blocks: set[int]) -> None:
+def test_the_last_block_of_each_quarter_has_global_attention(depth: int, blocks: set[int]) -> None:
     assert global_blocks(depth) == blocks
     if depth == 12:
         attention = WindowedTransformer(build_backbone("vit_tiny_patch16_224")).attention
@@ -132,7 +132,7 @@ def test_the_last_block_of_each_quarter_sees_everything(depth: int, blocks: set[
         assert {len(attend.rows) for attend in attention} == {2 * 14 - 1, 2 * 84 - 1}
 
 
-def test_blocks_are_dropped_in_training_alone_the_last_most_often() -> None:
+def test_blocks_are_dropped_only_in_training_and_the_last_most_often() -> None:
     transformer = WindowedTransformer(build_backbone("test_vit"))
     rates = [block.drop_path1.drop_prob for block in transformer.backbone.net.model.blocks]
     assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.1])
@@ -185,7 +185,7 @@ def test_heads_are_deeper_and_have_layer_norms() -> None:
 
 
 def detectron2s_rate(name: str, depth: int) -> float:
-    """ViTDet's rule, by the names that parameters have here."""
+    """ViTDet's rule, by parameter names."""
     layer = depth + 1
     if any(part in name for part in (".patch_embed.", ".pos_embed")):
         layer = 0
@@ -194,11 +194,11 @@ def detectron2s_rate(name: str, depth: int) -> float:
     return 0.7 ** (depth + 1 - layer)
 
 
-def test_layers_learn_the_slower_the_deeper_and_norms_biases_and_positions_do_not_decay() -> None:
+def test_learning_rates_decay_layer_by_layer_and_norms_biases_and_positions_have_no_weight_decay() -> None:
     model = notes_of("vitdet_small", "vit_tiny_patch16_224").build()
     solver = make_solver("1x", lr=1e-3, optimizer="adamw")
-    optimizer = DetectionModule(model, notes_of("vitdet_small", "vit_tiny_patch16_224"), solver).configure_optimizers()
-    groups = optimizer["optimizer"].param_groups
+    task = DetectionTask(model, notes_of("vitdet_small", "vit_tiny_patch16_224"), solver)
+    groups = task.updates().optimizer.param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)]: (g["initial_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert {g["betas"] for g in groups} == {(0.9, 0.999)} and sum(len(g["params"]) for g in groups) == len(found)
@@ -212,12 +212,12 @@ def test_layers_learn_the_slower_the_deeper_and_norms_biases_and_positions_do_no
     assert all(g["lr"] == pytest.approx(1e-3 * g["initial_lr"]) for g in groups)  # the first step of the warm-up
 
 
-def test_the_rate_is_in_proportion_to_the_batch() -> None:
+def test_the_learning_rate_is_proportional_to_the_batch_size() -> None:
     rates = [make_solver("1x", batch_size=size, base_lr=BASE_LR["vitdet"]).lr for size in (16, 8, 64)]
     assert rates == pytest.approx([1e-4, 5e-5, 4e-4])
 
 
-def test_nothing_is_settled_where_there_are_no_batch_norms() -> None:
+def test_without_batch_norms_no_statistics_are_re_estimated() -> None:
     class Batches:
         def __len__(self) -> int:
             return 3
@@ -232,7 +232,7 @@ def test_nothing_is_settled_where_there_are_no_batch_norms() -> None:
 @pytest.mark.parametrize(
     "backbone", ["resnet18", "vit_small_patch32_224", "vit_small_patch8_224", "eva02_tiny_patch14_224"]
 )
-def test_a_backbone_that_is_no_plain_transformer_of_16_px_is_refused(backbone: str) -> None:
+def test_a_backbone_that_is_not_a_plain_transformer_of_16_px_is_refused(backbone: str) -> None:
     message = "patches of 14" if "14" in backbone else f"patches of 16 px, which {backbone} is not"
     with pytest.raises(UserError, match=message):
         notes_of("vitdet", backbone).build()

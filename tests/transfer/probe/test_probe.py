@@ -1,4 +1,4 @@
-"""The probe reads out what features hold, and no more."""
+"""The probe measures the information in features, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from densepath.transfer.probe.probe import probe, probe_backbone
 
 
 class Colors(nn.Module):
-    """A backbone whose only stage is the mean color of 4 x 4 pixels."""
+    """A backbone whose single stage is the mean color of 4 x 4 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Colors(nn.Module):
         return {2: F.avg_pool2d(x * self.scale, 4)}
 
 
-def write_data(folder: Path, *, told: bool, size: tuple[int, int] = (96, 128)) -> Path:
+def write_data(folder: Path, *, informative: bool, size: tuple[int, int] = (96, 128)) -> Path:
     """Images of 16-pixel blocks, half of them red; the objects are the red ones, or any half."""
     rng = np.random.default_rng(0)
 
@@ -42,7 +42,7 @@ def write_data(folder: Path, *, told: bool, size: tuple[int, int] = (96, 128)) -
         blocks = tuple(n // 16 for n in size)
         red, other = (np.kron(rng.random(blocks) < 0.5, np.ones((16, 16))) > 0 for _ in range(2))
         image = np.where(red[..., None], (220, 40, 40), (60, 120, 200)) + rng.integers(-20, 20, (*size, 3))
-        return f"image_{index}", image.astype(np.uint8), (red if told else other).astype(np.int32)
+        return f"image_{index}", image.astype(np.uint8), (red if informative else other).astype(np.int32)
 
     write_coco(folder, {"train": [sample(i) for i in range(6)], "test": [sample(i) for i in range(4)]})
     return folder
@@ -52,8 +52,8 @@ def probe_colors(data: Path, **options: object) -> dict[str, float]:
     return probe_backbone(Colors(), data, size=96, **options)  # type: ignore[arg-type]
 
 
-def test_features_that_carry_the_label_linearly_are_read_out(tmp_path: Path) -> None:
-    scores = probe_colors(write_data(tmp_path / "data", told=True))
+def test_labels_linear_in_the_features_are_predicted(tmp_path: Path) -> None:
+    scores = probe_colors(write_data(tmp_path / "data", informative=True))
     # Cells of 8 pixels are interpolated to full resolution: only pixels at the blocks' borders can be wrong.
     assert scores["mean_iou"] > 0.9
     assert scores["dice"] > 0.95
@@ -61,38 +61,38 @@ def test_features_that_carry_the_label_linearly_are_read_out(tmp_path: Path) -> 
     assert scores["dice"] == pytest.approx(2 * scores["iou_object"] / (1 + scores["iou_object"]))
 
 
-def test_labels_that_no_feature_knows_stay_at_chance(tmp_path: Path) -> None:
-    scores = probe_colors(write_data(tmp_path / "data", told=False))
+def test_labels_independent_of_the_features_stay_at_chance(tmp_path: Path) -> None:
+    scores = probe_colors(write_data(tmp_path / "data", informative=False))
     assert 0.4 < scores["accuracy"] < 0.6
 
 
 def test_resolution_and_aspect_of_the_images_are_kept(tmp_path: Path) -> None:
-    """Objects of one cell at the working size survive images twice as large, in portrait."""
-    data = write_data(tmp_path / "data", told=True, size=(256, 192))
+    """Objects of one position are found at full resolution in images twice as large, in portrait format."""
+    data = write_data(tmp_path / "data", informative=True, size=(256, 192))
     scores = probe_colors(data)
     assert scores["mean_iou"] > 0.8
-    assert scores["train_cells"] == 6 * (128 // 8) * (96 // 8)
+    assert scores["train_positions"] == 6 * (128 // 8) * (96 // 8)
 
 
-def test_cells_are_subsampled_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_data(tmp_path / "data", told=True)
+def test_positions_are_subsampled_to_limit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_data(tmp_path / "data", informative=True)
     monkeypatch.setattr("densepath.transfer.probe.probe._FEATURE_VALUES", 6 * 3 * 50)
     scores = probe_colors(data)
-    assert scores["train_cells"] == 6 * 50
+    assert scores["train_positions"] == 6 * 50
     assert scores["mean_iou"] > 0.9
     assert scores == probe_colors(data)
 
 
-def test_the_backbone_is_left_as_it_was(tmp_path: Path) -> None:
+def test_the_backbone_is_not_changed(tmp_path: Path) -> None:
     backbone = build_backbone("resnet18").train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    probe_backbone(backbone, write_data(tmp_path / "data", told=True), size=64, stages=(1, 2))
+    probe_backbone(backbone, write_data(tmp_path / "data", informative=True), size=64, stages=(1, 2))
     assert backbone.training
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
 
 
-def test_a_file_of_weights_is_what_is_probed(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", told=True)
+def test_a_file_of_weights_is_loaded(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", informative=True)
     torch.manual_seed(3)
     save_backbone(tmp_path / "weights.safetensors", build_backbone("resnet18"))
     out = tmp_path / "scores.json"
@@ -104,12 +104,12 @@ def test_a_file_of_weights_is_what_is_probed(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["mean_iou"] == loaded["mean_iou"]
 
 
-def test_each_stage_is_scored_as_if_it_were_alone(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", told=True)
+def test_each_stage_is_scored_as_a_single_stage(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", informative=True)
     backbone: Backbone = build_backbone("resnet18")
     together = probe_backbone(backbone, data, size=64, stages=(1, 3), each_stage=True)
-    alone = probe_backbone(backbone, data, size=64, stages=(3,))
-    assert together["mean_iou_f3"] == pytest.approx(alone["mean_iou"], abs=1e-3)
+    single = probe_backbone(backbone, data, size=64, stages=(3,))
+    assert together["mean_iou_f3"] == pytest.approx(single["mean_iou"], abs=1e-3)
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_mistakes_are_named(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", told=True)
+    data = write_data(tmp_path / "data", informative=True)
     with pytest.raises(UserError, match="no stage f7"):
         probe(data=data, stages=(7,))
     with pytest.raises(UserError, match=r"ends in \.json"):
@@ -135,7 +135,7 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_a_transformer_is_probed_on_its_one_stage(tmp_path: Path) -> None:
-    scores = probe(data=write_data(tmp_path / "data", told=True), backbone="test_vit", size=96, devices="cpu")
+    scores = probe(data=write_data(tmp_path / "data", informative=True), backbone="test_vit", size=96, devices="cpu")
     assert scores["mean_iou"] > 0.8  # a patch is a block: its token knows the color
     with pytest.raises(UserError, match="test_vit has no stage f5; choose one of f4"):
         probe(data=tmp_path / "data", backbone="test_vit", size=96, stages=[5], devices="cpu")

@@ -1,4 +1,4 @@
-"""Segment Anything by prompts and automatically: a tiny model with random weights, against its outputs step by step."""
+"""Segment Anything with prompts and automatic masks: a tiny random model, compared with its outputs step by step."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def outputs(model: SegmentAnything, image: np.ndarray, **prompts: Tensor) -> tup
 
 
 def whole(logits: Tensor) -> Tensor:
-    """The model's masks (N, 3, 16, 16) in the image's resolution."""
+    """The model's masks (N, 3, 16, 16) at the image's resolution."""
     padded = F.interpolate(logits, (SIDE, SIDE), mode="bilinear")
     return F.interpolate(padded[..., : SIDE * HEIGHT // WIDTH, :], (HEIGHT, WIDTH), mode="bilinear")
 
 
 @pytest.mark.parametrize("prompt", ["point", "box"])
-def test_prompts_reach_the_model_in_its_pixels_and_the_best_of_three_masks_comes_back(
+def test_prompts_are_scaled_to_the_model_and_the_best_of_three_masks_is_returned(
     prompt: Any, model: SegmentAnything, data: Path
 ) -> None:
     sample = open_split(data, "test")[0]
@@ -88,7 +88,7 @@ def test_prompts_reach_the_model_in_its_pixels_and_the_best_of_three_masks_comes
     assert list(model.prompted(sample["image"], sample["boxes"][:0], prompt)) == []
 
 
-def test_more_prompts_than_the_decoder_takes_at_once_are_answered_in_their_order(
+def test_more_prompts_than_one_batch_are_answered_in_order(
     model: SegmentAnything, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = open_split(data, "test")[0]
@@ -111,15 +111,15 @@ def overlap(one: list[float], other: list[float]) -> float:
 def discs(points: Tensor) -> tuple[Tensor, Tensor]:
     """Three discs around each point (N, 2): their logits (N, 3, 16, 16) and IoUs (N, 3), some higher, some lower."""
     x, y = points.round(decimals=2).unbind(1)
-    cells = (torch.arange(16) + 0.5) * SIDE / 16
-    distance = torch.hypot(cells - x[:, None, None], cells[:, None] - y[:, None, None])
+    centers = (torch.arange(16) + 0.5) * SIDE / 16
+    distance = torch.hypot(centers - x[:, None, None], centers[:, None] - y[:, None, None])
     shade = (0.731 * x + 1.37 * y)[:, None] + torch.tensor([0.41, 0.83, 0.17])
     steepness = 0.2 + 3 * (7 * shade).frac()
     radius = torch.tensor([6.0, 12.0, 28.0])
     return steepness[..., None, None] * (radius[:, None, None] - distance[:, None]), 0.8 + 0.2 * shade.frac()
 
 
-def test_everything_is_what_passes_both_filters_and_is_not_covered_by_a_better_box(
+def test_automatic_masks_pass_both_filters_and_non_maximum_suppression(
     model: SegmentAnything, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forward(input_points: Tensor, **others: Tensor) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def test_everything_is_what_passes_both_filters_and_is_not_covered_by_a_better_b
 
 
 @pytest.mark.parametrize("prompt", ["automatic", "point", "box"])
-def test_what_is_found_is_scored_as_for_a_detector(prompt: Any, tiny_sam: Path, data: Path, tmp_path: Path) -> None:
+def test_masks_are_scored_as_those_of_a_detector(prompt: Any, tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     generator = {"points_per_side": 3, "predicted_iou": 0.0, "stability": 0.0}
     options = {"data": data, "weights": tiny_sam, "prompt": prompt, "devices": "cpu", "pictures": 1, **generator}
     metrics = sam(out=tmp_path / "out", **options)
@@ -188,7 +188,7 @@ def test_perfect_masks_have_a_mask_ap_of_one(
 
 
 @pytest.mark.parametrize("prompt", ["automatic", "box"])
-def test_masks_are_encoded_as_they_come(
+def test_masks_are_encoded_one_by_one(
     prompt: Any, tiny_sam: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[np.ndarray]] = []
@@ -219,7 +219,7 @@ def test_each_prompted_mask_has_its_objects_category(tiny_sam: Path, data: Path,
     sam(out=tmp_path / "out", prompt="box", **options)
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [result["category_id"] for result in found] == [3, 8] * 3
-    with pytest.raises(UserError, match="has 2 categories, and what is found automatically is of none"):
+    with pytest.raises(UserError, match="has 2 categories, but automatic masks have none"):
         sam(out=tmp_path / "out", **options)
 
 
@@ -231,10 +231,10 @@ def test_each_prompted_mask_has_its_objects_category(tiny_sam: Path, data: Path,
         ({"detections_per_image": 0}, "detections_per_image 0"),
         ({"stability": 1.5}, "stability 1.5"),
         ({"data": "nowhere"}, "nowhere is no data set"),
-        ({"weights": "sam_vit_h.pth"}, "sam_vit_h.pth is no Segment Anything model"),
+        ({"weights": "sam_vit_h.pth"}, "sam_vit_h.pth is not a readable Segment Anything model"),
     ],
 )
-def test_a_mistake_is_named_and_leaves_nothing_behind(
+def test_a_mistake_is_named_and_leaves_no_files(
     options: dict[str, Any], message: str, tiny_sam: Path, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -242,7 +242,7 @@ def test_a_mistake_is_named_and_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_no_model(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_a_model(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     for change in ("empty", "other tensors", "pickle"):
         folder = tmp_path / change
         folder.mkdir()
@@ -255,13 +255,13 @@ def test_a_folder_of_something_else_is_no_model(tiny_sam: Path, data: Path, tmp_
                 torch.save(model.state_dict(), folder / "pytorch_model.bin")
             else:
                 model.save_pretrained(folder, state_dict=state)
-        with pytest.raises(UserError, match=r"is no Segment Anything model that can be read"):
+        with pytest.raises(UserError, match=r"is not a readable Segment Anything model"):
             SegmentAnything(folder, torch.device("cpu"))
 
 
-def test_the_folder_of_a_detectors_run_is_left_alone(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_detectors_run_is_not_touched(tiny_sam: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("detector: mask_rcnn_fpn\n")
-    with pytest.raises(UserError, match="holds the run of a detector"):
+    with pytest.raises(UserError, match="holds another run"):
         sam(data=data, out=tmp_path, weights=tiny_sam, devices="cpu")
 
 
@@ -271,7 +271,7 @@ def test_without_transformers_one_line_says_what_to_install(monkeypatch: pytest.
         SegmentAnything("facebook/sam-vit-huge", torch.device("cpu"))
 
 
-def test_the_box_of_a_result_is_cocos(data: Path) -> None:
-    """A mask's own box, edges included, as its ground truth has it."""
+def test_the_box_of_a_result_is_that_of_coco(data: Path) -> None:
+    """The bounding box of the mask, edges included, as in the ground truth."""
     for annotation in open_split(data, "test").coco_ground_truth()["annotations"]:
         assert rle.toBbox(annotation["segmentation"]).tolist() == pytest.approx(annotation["bbox"])

@@ -25,31 +25,31 @@ def average_precision(
 
     Args:
         truth: the content of a COCO instances JSON.
-        results: in COCO's results format, with ``bbox`` and, where there are masks, an RLE ``segmentation`` each; may
+        results: in COCO's results format, with ``bbox`` and, for masks, an RLE ``segmentation`` each; may
             be empty.
         boxes, masks: score these.
-        detections_per_image: so many of each category, the best, count; 100 is COCO's number.
+        detections_per_image: maximum number of detections per image and category; 100 is COCO's number.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, from 0 to 1, of what is scored.
+        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, from 0 to 1, for what is scored.
 
     Raises:
-        UserError: the truth holds no instance, so that there is no precision to speak of.
+        UserError: the ground truth has no instance, so that precision is undefined.
 
     Source: Lin et al., "Microsoft COCO", ECCV 2014, and its official evaluation.
     """
-    # Ids serve as marks of a match, where 0 means none, so they are counted anew from 1.
+    # The evaluator marks matches by ids, where 0 means no match, so ids are renumbered from 1.
     instances = [
         {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a | {"id": i}
         for i, a in enumerate(truth["annotations"], start=1)
     ]
     if not any(not instance["iscrowd"] for instance in instances):
-        raise UserError("the test split holds no instance to evaluate against; outline some instances in its images")
+        raise UserError("the test split has no instances; outline some instances in its images")
     coco = COCO({**truth, "annotations": instances}, print_function=_QUIET)
     metrics = {}
     for name, kind in [("box", "bbox")] * boxes + [("mask", "segm")] * masks:
         evaluator = COCOeval_faster(coco, coco.loadRes([dict(r) for r in results]), kind, print_function=_QUIET)
-        evaluator.params.maxDets = [1, min(10, detections_per_image), detections_per_image]  # the last is that of AP
+        evaluator.params.maxDets = [1, min(10, detections_per_image), detections_per_image]  # AP uses the last
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

@@ -1,4 +1,4 @@
-"""What all detectors have in common."""
+"""The base class of all detectors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from torchvision.models.detection.image_list import ImageList
 
 from densepath.nets.backbones import Backbone
 
-DETECTIONS = 100  # of an image at most; COCO's number
-
 
 class Detector(nn.Module, ABC):
     """A network that finds objects, fine-tuned as a whole.
 
     Args:
-        features: pixels (B, 3, H, W) -> maps by name; its ``backbone`` is what pre-trained weights are for.
+        features: pixels (B, 3, H, W) -> name: map; its ``backbone`` takes the pre-trained weights.
     """
 
     finds_masks = True
@@ -29,7 +27,7 @@ class Detector(nn.Module, ABC):
 
     @property
     def backbone(self) -> Backbone:
-        """What pre-trained weights are for."""
+        """The part that takes pre-trained weights."""
         backbone: Any = self.features.backbone
         return backbone
 
@@ -38,18 +36,18 @@ class Detector(nn.Module, ABC):
         """The losses of a training batch.
 
         Args:
-            images: pixels (B, 3, H, W), normalized and padded, and the images' own sizes (height, width).
-            targets: of each image: boxes (N, 4) x1 y1 x2 y2 in its pixels; labels (N,) from 1; masks (N, h, w) bool in
-                any resolution, and scale (4,) that takes boxes into their pixels.
+            images: pixels (B, 3, H, W), normalized and padded, and the sizes (height, width) of the images.
+            targets: for each image: boxes (N, 4) x1 y1 x2 y2 in its pixels; labels (N,) from 1; masks (N, h, w) bool at
+                any resolution, and scale (4,) that converts boxes to pixels of the masks.
         """
 
     @abstractmethod
     def detect(self, images: ImageList) -> list[dict[str, Tensor]]:
-        """Of each image, best first: boxes (N, 4) in its pixels, scores (N,), labels (N,), and masks (N, M, M) in 0-1
-        where the detector finds such."""
+        """For each image, best first: boxes (N, 4) in its pixels, scores (N,), labels (N,), and masks (N, M, M) in
+        0-1 if the detector finds masks."""
 
     def run_batch_norms(self, images: ImageList, targets: list[dict[str, Tensor]]) -> None:
-        """Run what has to be run in training for all batch norms to see their inputs."""
+        """Run the parts that have batch norms in training mode, so that all batch norms get their inputs."""
         norms = [name for name, module in self.named_modules() if isinstance(module, _BatchNorm)]
         if any(not name.startswith("features.") for name in norms):
             self(images, targets)
@@ -58,12 +56,12 @@ class Detector(nn.Module, ABC):
 
 
 def to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """A hook: boxes and scores in half precision would be pixels off."""
+    """A forward hook: in half precision boxes would be off by pixels."""
     return output.float() if isinstance(output, Tensor) else type(output)(to_float32(module, (), o) for o in output)
 
 
 def start_predictor(layer: nn.Linear | nn.Conv2d, std: float) -> None:
-    """Give a layer that predicts small weights and no bias, or its first losses would be those of wild guesses."""
+    """Initialize a prediction layer with small weights and no bias; otherwise the first losses would be large."""
     nn.init.normal_(layer.weight, std=std)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

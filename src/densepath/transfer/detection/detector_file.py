@@ -1,4 +1,4 @@
-"""A trained detector as one file: its weights, and all that is needed to build it and to show it images."""
+"""A trained detector as one file: its weights, and what is needed to build it and to preprocess images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
 from densepath.sources.pixel_source import PixelSpec
-from densepath.transfer.detection.anchors import ANCHOR_SIZES
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
 
 _KEY = "densepath_detector"
@@ -23,17 +23,17 @@ _KEY = "densepath_detector"
 
 @dataclass(frozen=True)
 class DetectorNotes:
-    """What a detector is, besides its weights.
+    """The metadata of a detector.
 
     Args:
         detector: a name in DETECTORS.
         backbone: a timm name.
-        category_ids, category_names: what the labels 1, 2, ... stand for.
-        test_size: short edge in pixels of the images that it is shown.
-        mean, std: of each channel of the images, in 0-1.
-        anchor_sizes: in pixels of what it is shown.
-        detections_per_image: at most.
-        window: the stored values of pixels that become 0 and 1.
+        category_ids, category_names: the categories of the labels 1, 2, ...
+        test_size: short edge of its input images in pixels.
+        mean, std: mean and standard deviation of each channel, in 0-1.
+        anchor_sizes: in pixels of its input images.
+        detections_per_image: maximum number of detections.
+        window: the pixel values that are mapped to 0 and 1.
     """
 
     detector: str
@@ -56,7 +56,7 @@ class DetectorNotes:
         """The detector with random weights.
 
         Raises:
-            UserError: the backbone is unknown, or does not suit the detector.
+            UserError: the backbone is unknown, or does not fit the detector.
         """
         backbone = build_backbone(self.backbone, len(self.mean))
         check_backbone(self.detector, backbone)
@@ -76,28 +76,28 @@ def save_detector(path: Path, model: Detector, notes: DetectorNotes) -> None:
 
 
 def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
-    """Build the detector that a file holds, on the CPU and ready to detect.
+    """Build the detector of a file, on the CPU and in evaluation mode.
 
     Raises:
-        UserError: there is no such file, or it holds no detector.
+        UserError: there is no such file, or it is not a detector.
     """
     if not path.is_file():
         raise UserError(f"there is no trained detector {path}; train one with densepath detect")
     try:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            said = json.loads(file.metadata()[_KEY])
-        notes = _notes_from(said)
+            values = json.loads(file.metadata()[_KEY])
+        notes = _notes_from(values)
         model = notes.build()
         model.load_state_dict(state)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} holds no detector of this version of densepath; train it anew") from error
+        raise UserError(f"{path} is not a detector of this version of densepath; train it again") from error
     return model.eval(), notes
 
 
-def _notes_from(said: Any) -> DetectorNotes:
-    """Notes from plain values, which must be of the kinds that they stand for."""
-    fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+def _notes_from(values: Any) -> DetectorNotes:
+    """The notes from plain values, after a check of their types."""
+    fields: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     notes = DetectorNotes(**fields)
     sizes = (notes.test_size, notes.detections_per_image, *notes.anchor_sizes)
     if not notes.category_ids or len(notes.category_names) != len(notes.category_ids):

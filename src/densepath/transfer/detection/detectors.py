@@ -1,4 +1,4 @@
-"""The detectors by their names: the papers', one more of Detectron2's, and a narrow one of each for a CPU."""
+"""The detectors by name: those of the papers, one more of Detectron2, and a narrow version of each for a CPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
-from densepath.transfer.detection.anchors import ANCHOR_SIZES, Anchors, check_anchor_sizes
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.anchors import Anchors
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS, check_anchor_sizes
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.mask_rcnn import HeadSize, MaskRCNN, make_heads, make_rpn
 from densepath.transfer.detection.retinanet import RetinaNet
 from densepath.transfer.detection.roi_pool import RoIPool, StagePool
@@ -24,7 +25,7 @@ from densepath.transfer.detection.simple_pyramid import SimpleFeaturePyramid
 from densepath.transfer.detection.windowed_transformer import check_transformer
 from densepath.transfer.probe.feature_maps import DilatedStage, FeaturePyramid, FourthStage
 
-_BOX_CELLS, _MASK_CELLS = 7, 14  # side of what the heads see of a box
+_BOX_SIZE, _MASK_SIZE = 7, 14  # side of the pooled features of a box in the heads
 _PYRAMID_STAGES = (2, 3, 4, 5)
 _PYRAMID_STRIDES = (4, 8, 16, 32, 64)  # pixels, of P2-P6
 _SINGLE_STRIDE = 16
@@ -34,20 +35,20 @@ _NARROW = HeadSize(64, 256, 2, before_nms=(500, 250), after_nms=(200, 200), rois
 # One map has the proposals of all sizes.
 _WIDE_SINGLE = replace(_WIDE, before_nms=(12000, 6000), after_nms=(2000, 1000))
 _NARROW_SINGLE = replace(_NARROW, before_nms=(1000, 500))
-_NARROW_STAGE = replace(_NARROW_SINGLE, after_nms=(200, 50), rois=16)  # stage 5 is no narrower, so it sees fewer boxes
+_NARROW_STAGE = replace(_NARROW_SINGLE, after_nms=(200, 50), rois=16)  # stage 5 is not narrower, so it gets fewer boxes
 
 
 class Builder(Protocol):
-    """Makes a detector with random weights.
+    """Builds a detector with random weights.
 
     Args:
-        backbone: becomes a part of it.
-        classes: how many kinds of objects, without the background.
+        backbone: becomes a part of the detector.
+        classes: number of classes without background.
         anchor_sizes: in pixels.
-        detections_per_image: at most.
+        detections_per_image: maximum number of detections.
 
     Raises:
-        UserError: the anchor sizes or the backbone do not suit the detector.
+        UserError: the anchor sizes or the backbone do not fit the detector.
     """
 
     def __call__(
@@ -78,7 +79,7 @@ def mask_rcnn_dc5(
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
     detections_per_image: int = DETECTIONS,
 ) -> MaskRCNN:
-    """Mask R-CNN on the dilated stage 5, with anchors of all sizes on this one map of stride 16."""
+    """Mask R-CNN on the dilated stage 5, with anchors of all sizes on this single map of stride 16."""
     check_anchor_sizes(anchor_sizes)
     anchors = Anchors([anchor_sizes], [_SINGLE_STRIDE])
     return _with_own_heads(
@@ -99,7 +100,7 @@ def mask_rcnn_c4(
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
     detections_per_image: int = DETECTIONS,
 ) -> MaskRCNN:
-    """Mask R-CNN on f4, where boxes and masks share the backbone's own stage 5 as their head."""
+    """Mask R-CNN on f4; the backbone's own stage 5 is the common head of boxes and masks."""
     check_anchor_sizes(anchor_sizes)
     channels = backbone.channels[5]
     return MaskRCNN(
@@ -126,9 +127,9 @@ def vitdet(
     anchor_sizes: Sequence[int] = ANCHOR_SIZES,
     detections_per_image: int = DETECTIONS,
 ) -> MaskRCNN:
-    """ViTDet: Mask R-CNN on a vision transformer's simple pyramid P2-P6, with deeper heads and layer norms in them.
+    """ViTDet: Mask R-CNN on a vision transformer's simple pyramid P2-P6, with deeper heads and layer norms.
 
-    The box head has as many convolutions as the mask head, and one layer that is fully connected.
+    The box head has as many convolutions as the mask head, and one fully connected layer.
 
     Source: Li et al., "Exploring plain vision transformer backbones for object detection", ECCV 2022, with Detectron2's
     ``mask_rcnn_vitdet``.
@@ -136,15 +137,15 @@ def vitdet(
     check_anchor_sizes(anchor_sizes, levels=len(_PYRAMID_STRIDES))
     anchors = Anchors([[side] for side in anchor_sizes], _PYRAMID_STRIDES)
     widths = [size.channels] * size.mask_layers
-    inside = (size.channels, _BOX_CELLS, _BOX_CELLS)
+    inside = (size.channels, _BOX_SIZE, _BOX_SIZE)
     return MaskRCNN(
         SimpleFeaturePyramid(backbone, size.channels),
         make_rpn(size.channels, anchors, size, detections_per_image, convolutions=2),
         make_heads(
-            box_pool=RoIPool(_BOX_CELLS, _PYRAMID_STAGES),
+            box_pool=RoIPool(_BOX_SIZE, _PYRAMID_STAGES),
             box_head=FastRCNNConvFCHead(inside, widths, [size.hidden], norm_layer=LayerNorm2d),
             box_width=size.hidden,
-            mask_pool=RoIPool(_MASK_CELLS, _PYRAMID_STAGES),
+            mask_pool=RoIPool(_MASK_SIZE, _PYRAMID_STAGES),
             mask_head=MaskRCNNHeads(size.channels, widths, 1, norm_layer=LayerNorm2d),
             mask_width=size.channels,
             classes=classes,
@@ -164,15 +165,15 @@ def _with_own_heads(
     size: HeadSize,
     detections: int,
 ) -> MaskRCNN:
-    """A Mask R-CNN whose heads are layers of their own: two that are fully connected, and some convolutions."""
+    """A Mask R-CNN with separate heads: two fully connected layers for boxes, convolutions for masks."""
     return MaskRCNN(
         features,
         make_rpn(channels, anchors, size, detections),
         make_heads(
-            box_pool=RoIPool(_BOX_CELLS, levels),
-            box_head=TwoMLPHead(channels * _BOX_CELLS**2, size.hidden),
+            box_pool=RoIPool(_BOX_SIZE, levels),
+            box_head=TwoMLPHead(channels * _BOX_SIZE**2, size.hidden),
             box_width=size.hidden,
-            mask_pool=RoIPool(_MASK_CELLS, levels),
+            mask_pool=RoIPool(_MASK_SIZE, levels),
             mask_head=MaskRCNNHeads(channels, (size.channels,) * size.mask_layers, 1),
             mask_width=size.channels,
             classes=classes,
@@ -183,17 +184,17 @@ def _with_own_heads(
 
 
 def check_backbone(detector: str, backbone: Backbone) -> None:
-    """Check that a backbone has what a detector looks at.
+    """Check that a backbone has the features that a detector needs.
 
     Raises:
-        UserError: it lacks stages, as vision transformers do; or it is a ConvNet, and the detector wants a transformer.
+        UserError: it lacks stages, as vision transformers do; or it is a ConvNet, and the detector needs a transformer.
     """
     if detector in TRANSFORMER_DETECTORS:
         check_transformer(backbone)
     elif not set(_PYRAMID_STAGES) <= set(backbone.stages):
         have = ", ".join(f"f{stage}" for stage in backbone.stages)
         raise UserError(
-            f"{detector} needs the stages f2 to f5, and {backbone.name} has {have} alone; take the detector vitdet for "
+            f"{detector} needs the stages f2 to f5, but {backbone.name} has only {have}; use the detector vitdet for "
             "a vision transformer with patches of 16 px, or another backbone, e.g. resnet18"
         )
 
@@ -210,8 +211,8 @@ DETECTORS: dict[str, Builder] = {
     "vitdet": vitdet,
     "vitdet_small": partial(vitdet, size=_NARROW),
 }
-BOXES_ALONE = tuple(name for name in DETECTORS if name.startswith("retinanet"))
+BOXES_ONLY = tuple(name for name in DETECTORS if name.startswith("retinanet"))
 TRANSFORMER_DETECTORS = ("vitdet", "vitdet_small")
-# For 16 images; as released, but for ViTDet, whose 1e-4 was for 64.
+# For 16 images; as released, except ViTDet, whose 1e-4 was for 64.
 BASE_LR = dict.fromkeys(DETECTORS, 0.02) | dict.fromkeys(("retinanet", "retinanet_small"), 0.01)
 BASE_LR |= dict.fromkeys(TRANSFORMER_DETECTORS, 1e-4)

@@ -1,4 +1,4 @@
-"""What is found in the test images: predictions, average precision, pictures."""
+"""Evaluation on the test images: predictions, average precision, pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.transfer.detection.average_precision import average_precision
-from densepath.transfer.detection.detector import DETECTIONS, Detector
+from densepath.transfer.detection.config import DETECTIONS
+from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.instances import coco_results, objects_of
 from densepath.transfer.detection.overlay import overlay
@@ -33,11 +34,11 @@ Found = TypeVar("Found")
 def evaluate_detector(
     model: Detector, notes: DetectorNotes, images: CocoImages, out: Path, *, pictures: int = 8, bfloat16: bool = False
 ) -> dict[str, float]:
-    """Detect on all images, score, and write it down.
+    """Run a detector on all images, score it, and write the results.
 
     Args:
-        model: on its device.
-        notes: what its labels mean, and how it is shown images.
+        model: the detector, on its device.
+        notes: its metadata.
         images, out, pictures: as for :func:`evaluate`.
         bfloat16: compute in mixed precision.
 
@@ -67,17 +68,17 @@ def evaluate(
     detections_per_image: int = DETECTIONS,
     pictures: int = 8,
 ) -> dict[str, float]:
-    """Find objects in all images, score them, and write it down.
+    """Find objects in all images, score them, and write the results.
 
     Args:
-        find: a sample of ``images``, without its masks -> what is found in it.
-        encode: the sample, and what was found in it -> that in COCO's results format. It runs in another thread, while
-            the next image is looked at.
-        images: with the truth.
+        find: a sample of ``images``, without its masks -> its detections.
+        encode: the sample and its detections -> the detections in COCO's results format. It runs in another thread,
+            while ``find`` processes the next image.
+        images: the test images with their ground truth.
         out: ``predictions.json`` (COCO results), ``metrics.json`` and ``pictures/*.png`` are written here.
         boxes, masks, detections_per_image: as for
             :func:`~densepath.transfer.detection.average_precision.average_precision`.
-        pictures: how many images to draw, spread over all of them.
+        pictures: number of images to draw, evenly spaced.
 
     Returns:
         As :func:`~densepath.transfer.detection.average_precision.average_precision`.
@@ -94,8 +95,8 @@ def evaluate(
     console = Console(stderr=True)
     samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1)
     shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
-    # The network stays in this thread, where Ctrl-C ends it at once. What is encoded beside it is popped, as a variable
-    # would keep the threads alive as long as an error of it.
+    # The network runs in this thread, so that Ctrl-C ends it at once. Futures are popped: a variable in an exception's
+    # frame would keep the other thread alive.
     waiting: list[Future[list[dict[str, Any]]]] = []
     with ThreadPoolExecutor(1) as other:
         for i, sample in enumerate(shown):
@@ -126,7 +127,7 @@ def describe(metrics: dict[str, float], images: int) -> str:
 
 
 def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> dict[str, Tensor]:
-    """One image's detections, with boxes in its own pixels, on the CPU."""
+    """The detections in one image, with boxes in its own pixels, on the CPU."""
     device = next(model.parameters()).device
     shown = sample | {"short_edge": notes.test_size, "flip": False}
     images, targets = into_detector([shown], notes.spec, device)
@@ -137,7 +138,7 @@ def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bf
 
 
 def _results(notes: DetectorNotes, sample: dict[str, Any], found: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format."""
+    """The detections in one image in COCO's results format."""
     return coco_results(found, sample["image_id"], sample["image"].shape[:2], list(notes.category_ids))
 
 

@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.nets.norms import synchronize_batch_norm
 from densepath.runs.progress import say
-from densepath.training.fit import fit
 from densepath.training.hardware import Hardware
+from densepath.training.intervals import Intervals
+from densepath.training.loop import train
 from densepath.training.random_state import seed_generators
-from densepath.training.run_callback import Intervals
-from densepath.transfer.detection.detection_module import DetectionModule
+from densepath.transfer.detection.detection_task import DetectionTask
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.precise_norm import precise_batch_norm
@@ -43,7 +43,7 @@ def fine_tune(
         notes: say how it is shown images.
         solver: how it is trained.
         batches: this process's.
-        out, hardware, intervals, config, resume: as for :func:`~densepath.training.fit.fit`.
+        out, hardware, intervals, config, resume: as for :func:`~densepath.training.loop.train`.
         seed: of what the detector samples.
 
     Returns:
@@ -51,9 +51,8 @@ def fine_tune(
     """
     if hardware.world_size > 1:
         synchronize_batch_norm(model)
-    module = DetectionModule(model, notes, solver, hardware.memory_format)
-    fit(
-        module,
+    train(
+        DetectionTask(model, notes, solver, hardware.memory_format),
         batches,
         out,
         hardware=hardware,

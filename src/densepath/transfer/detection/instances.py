@@ -1,4 +1,4 @@
-"""A detector's outputs as instances of the whole image: masks pasted, run-length encoded, in COCO's results format."""
+"""Converts detections to instances of the whole image: pasted, run-length encoded masks in COCO's results format."""
 
 from __future__ import annotations
 
@@ -12,77 +12,60 @@ from torch import Tensor
 
 
 def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
-    """Draw a box's mask into its image, as COCO's compressed run lengths; the image itself is never made.
+    """Paste a box's mask into its image, as COCO's compressed run lengths.
 
     Args:
-        mask: (M, M) probabilities; the cells fill the box from edge to edge, and values between their centers are
+        mask: (M, M) probabilities that cover the box from edge to edge; values between their centers are
             interpolated linearly.
         box: x1 y1 x2 y2 in the image's pixels.
         size: height, width of the image.
 
     Returns:
-        As :func:`encode_mask` of (height, width) bool: the probability at each pixel's center is at least 0.5.
+        The run lengths, as :func:`encode_mask`, of the pixels whose probability at the center is at least 0.5.
     """
     (x1, y1, x2, y2), (height, width) = box, size
+    pasted = np.zeros((height, width), np.uint8, order="F")
     # Only the pixels whose centers lie in the box.
-    left, right, across = _between_cells(x1, x2, width, len(mask))
-    top, bottom, down = _between_cells(y1, y2, height, len(mask))
-    if left >= right or top >= bottom:
-        return _runs(np.zeros(0, np.int64), size)
-    values = _interpolate(_interpolate(mask, down).T, across)  # (columns, rows), as runs go down the columns
-    inside = np.zeros((right - left, bottom - top + 1), bool)  # with a row of nothing behind each column
-    np.greater_equal(values, 0.5, out=inside[:, :-1])
-    flat = inside.ravel()
-    changed = np.flatnonzero(np.diff(flat, prepend=False))
-    column, row = np.divmod(changed, inside.shape[1])
-    edges = (left + column) * height + top + row
-    # The end of a column's run is the start of the next column's where both go through the whole height.
-    touch = np.flatnonzero(edges[1:] == edges[:-1])
-    return _runs(np.delete(edges, np.concatenate((touch, touch + 1))), size)
+    left, right, across = _sample_points(x1, x2, width, len(mask))
+    top, bottom, down = _sample_points(y1, y2, height, len(mask))
+    if left < right and top < bottom:
+        pasted[top:bottom, left:right] = _interpolate(_interpolate(mask, down).T, across).T >= 0.5
+    return encode_mask(pasted)
 
 
-def _between_cells(
-    low: float, high: float, pixels: int, cells: int
+def _sample_points(
+    low: float, high: float, pixels: int, count: int
 ) -> tuple[int, int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """The pixels (start, stop) of an axis whose centers lie in a box, and where those lie: behind which cell's center,
-    and by how much of the way to the next."""
+    """The pixels (start, stop) of an axis whose centers lie in a box, and for each center the index of the mask value
+    before it and the fraction of the distance to the next one."""
     start, stop = max(round(low), 0), min(round(high), pixels)
-    place = (np.arange(start, stop) + 0.5 - low) / max(high - low, 1e-9) * cells - 0.5
-    place = place.clip(0, cells - 1)
-    cell = place.astype(np.int64)
-    return start, stop, (cell, (place - cell).astype(np.float32))
+    place = (np.arange(start, stop) + 0.5 - low) / max(high - low, 1e-9) * count - 0.5
+    place = place.clip(0, count - 1)
+    index = place.astype(np.int64)
+    return start, stop, (index, (place - index).astype(np.float32))
 
 
 def _interpolate(
     values: npt.NDArray[np.float32], places: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 ) -> npt.NDArray[np.float32]:
-    """The rows (N, C) between those of (M, C) at N places."""
-    cell, beyond = places
-    behind = values[cell]
-    following = values[np.minimum(cell + 1, len(values) - 1)]
-    between: npt.NDArray[np.float32] = behind + beyond[:, None] * (following - behind)
+    """Rows of (M, C), linearly interpolated at N places: (N, C)."""
+    index, fraction = places
+    before = values[index]
+    after = values[np.minimum(index + 1, len(values) - 1)]
+    between: npt.NDArray[np.float32] = before + fraction[:, None] * (after - before)
     return between
-
-
-def _runs(edges: npt.NDArray[np.int64], size: tuple[int, int]) -> dict[str, Any]:
-    """Compressed run lengths of a mask (height, width) that changes, down its columns, at certain pixels."""
-    counts = np.diff(edges, prepend=0, append=size[0] * size[1])
-    if counts[-1] == 0:
-        counts = counts[:-1]
-    encoded = rle.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
-    return {"size": list(size), "counts": encoded["counts"].decode()}
 
 
 def coco_results(
     detections: Mapping[str, Tensor], image_id: int, size: tuple[int, int], category_ids: list[int]
 ) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format, best first.
+    """The detections in one image in COCO's results format, best first.
 
     Args:
-        detections: float32 on the CPU, of boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, and
-            perhaps masks (N, M, M).
+        detections: float32 on the CPU: boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, and
+            optionally masks (N, M, M).
         size: height, width of the image.
-        category_ids: of the labels 1, 2, ...
+        category_ids: the category ids of the labels 1, 2, ...
     """
     results: list[dict[str, Any]] = []
     for box, score, label in zip(detections["boxes"], detections["scores"], detections["labels"], strict=True):
@@ -105,11 +88,11 @@ def coco_results(
 def objects_of(
     sample: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The true and the found objects of an image as masks (H, W) bool that can be compared.
+    """The true and the detected objects of an image as masks (H, W) bool that can be compared.
 
     Args:
         sample: image (H, W, 3), boxes (N, 4) x1 y1 x2 y2, masks (N, H, W).
-        results: what was found in it, in COCO's results format. If that is boxes alone, all objects are full boxes.
+        results: its detections in COCO's results format. If they are boxes only, all objects become full boxes.
     """
     if all("segmentation" in result for result in results):
         return list(np.asarray(sample["masks"])), [decode_mask(result["segmentation"]) for result in results]
@@ -133,5 +116,5 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_mask(encoded: Mapping[str, Any]) -> np.ndarray:
-    """The (H, W) bool mask that :func:`encode_mask` took."""
+    """The inverse of :func:`encode_mask`: a mask (H, W) bool."""
     return rle.decode(dict(encoded)).astype(bool)

@@ -1,4 +1,4 @@
-"""Parameter groups of a detector on a transformer: the deeper below the heads, the smaller the steps."""
+"""Parameter groups with layer-wise learning rate decay for a detector on a transformer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _WEIGHT_DECAY = 0.1
 
 
 def layer_groups(model: nn.Module, transformer: WindowedTransformer, lr: float) -> list[dict[str, Any]]:
-    """All trainable parameters in groups, each with its learning rate and weight decay.
+    """Group all trainable parameters by learning rate and weight decay.
 
-    The last block learns at 0.7 of the rate, the one below it at 0.7**2, and so on down to the embedding of the
-    patches; what lies behind the blocks at the whole rate. Norms, biases and position embeddings don't decay; in
-    Detectron2 biases and relative positions do. The first group is that of the whole rate, which is what gets logged.
+    The last block has 0.7 of the learning rate, the one before it 0.7**2, and so on down to the patch embedding;
+    layers after the blocks have the full rate. Norms, biases and position embeddings have no weight decay; in
+    Detectron2 biases and relative positions have it. The first group has the full rate, which is logged.
 
     Args:
-        model: what is trained.
-        transformer: a part of it.
-        lr: the rate.
+        model: the detector.
+        transformer: its transformer.
+        lr: the full learning rate.
 
     Source: Bao et al., "BEiT", ICLR 2022; the constants are those of Li et al., "Exploring plain vision transformer
     backbones for object detection" (ViTDet), ECCV 2022, appendix A.

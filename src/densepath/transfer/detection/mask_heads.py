@@ -1,4 +1,4 @@
-"""What Mask R-CNN does with its proposals: classes, boxes, masks, and their losses."""
+"""The heads of Mask R-CNN: classes, boxes and masks of proposals, and their losses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torchvision.ops import roi_align
 
 
 class MaskHeads(RoIHeads):
-    """torchvision's heads for boxes and masks, with the mask targets cut where the mask features are.
+    """torchvision's heads for boxes and masks, with mask targets aligned with the mask features.
 
-    torchvision cuts the targets half a pixel beside the box and from masks resized with their image; these are cut
-    from the masks in their own resolution, and are binary as in Detectron2. Without a pool of its own the mask head
-    takes what the box head saw.
+    torchvision crops the targets half a pixel off the box, from masks resized with their image. Here they are cropped
+    from the masks at their own resolution, and are binary as in Detectron2. Without its own pool the mask head uses
+    the features of the box head.
     """
 
     def forward(
@@ -34,7 +34,7 @@ class MaskHeads(RoIHeads):
         boxes = [proposal[here] for proposal, here in zip(proposals, positive, strict=True)]
         label = torch.cat([label[here] for label, here in zip(labels, positive, strict=True)])
         if self.mask_roi_pool is None:
-            # A second pass of the shared layers would give the positive boxes batch statistics of their own.
+            # In a second pass of the shared layers the positive boxes would have other batch statistics.
             inside = inside[torch.cat(labels) > 0]
         else:
             inside = self.mask_roi_pool(features, boxes, image_shapes)
@@ -45,7 +45,7 @@ class MaskHeads(RoIHeads):
                 for target, match, here, box in zip(targets, matched, positive, boxes, strict=True)
             ]
         )
-        # The sum keeps the head in the graph when an image batch has no positive box.
+        # The sum keeps the head in the graph if no box of the batch is positive.
         loss_mask = F.binary_cross_entropy_with_logits(masks, wanted) if len(label) else masks.sum()
         return [], {"loss_class": loss_class, "loss_box": loss_box, "loss_mask": loss_mask}
 
@@ -60,24 +60,24 @@ class MaskHeads(RoIHeads):
         return [{"boxes": b, "scores": s, "labels": c, "masks": m} for b, s, c, m in found]
 
     def _mask_logits(self, inside: Tensor, label: Tensor) -> Tensor:
-        """The masks (N, 2 M, 2 M) of the boxes' own classes (N,), from what is in them (N, C, M, M)."""
+        """The masks (N, 2 M, 2 M) of the boxes' own classes (N,), from their pooled features (N, C, M, M)."""
         logits = self.mask_predictor(self.mask_head(inside))
         return logits[torch.arange(len(label), device=label.device), label]
 
 
 def mask_targets(masks: Tensor, match: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut each box's true mask out of its image.
+    """Crop each box's true mask.
 
     Args:
         masks: (M, H, W) bool.
-        match: (N,) which mask each box belongs to.
+        match: (N,) index of each box's mask.
         boxes: (N, 4) in pixels of the masks.
-        size: side of the result, in cells.
+        size: side of the result.
 
     Returns:
         (N, size, size) float, 0 or 1.
     """
-    # Few of many objects are in a step's boxes, and as floats all their masks would take gigabytes.
+    # A step's boxes show only few of many objects; as floats all masks would take gigabytes.
     used, match = match.unique(return_inverse=True)
     rois = torch.cat((match[:, None].to(boxes), boxes), dim=1)
     return (roi_align(masks[used, None].float(), rois, size, sampling_ratio=0, aligned=True)[:, 0] >= 0.5).float()

@@ -1,4 +1,4 @@
-"""Mask R-CNN on any maps, from torchvision's detection parts."""
+"""Mask R-CNN on any feature maps, from torchvision's detection modules."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from densepath.transfer.detection.anchors import Anchors
-from densepath.transfer.detection.detector import DETECTIONS, Detector, start_predictor, to_float32
+from densepath.transfer.detection.config import DETECTIONS
+from densepath.transfer.detection.detector import Detector, start_predictor, to_float32
 from densepath.transfer.detection.mask_heads import MaskHeads
 
 
 @dataclass(frozen=True)
 class HeadSize:
-    """How wide a Mask R-CNN is behind its backbone; the defaults are the paper's with FPN.
+    """The sizes of a Mask R-CNN's heads; the defaults are the paper's with FPN.
 
     Args:
-        channels: of the pyramid's levels and of the mask head.
+        channels: channels of the pyramid's levels and of the mask head.
         hidden: width of the box head's two layers.
-        mask_layers: convolutions of the mask head before it doubles its resolution.
-        before_nms: proposals kept of each level before non-maximum suppression, in training and in testing.
-        after_nms: proposals kept of each image after it, in training and in testing.
-        rois: proposals per image that the heads are trained on, a quarter of them positive.
+        mask_layers: convolutions of the mask head before the upsampling.
+        before_nms: proposals per level kept before non-maximum suppression, in training and in testing.
+        after_nms: proposals per image kept after it, in training and in testing.
+        rois: proposals per image that the heads are trained on, at most a quarter of them positive.
     """
 
     channels: int = 256
@@ -45,7 +46,7 @@ class MaskRCNN(Detector):
         rpn: maps -> proposals.
         heads: maps and proposals -> objects.
 
-    The losses are torchvision's (smooth L1 with beta 1/9 where Detectron2 has L1: the same but for errors under 1/9).
+    The losses are torchvision's: smooth L1 with beta 1/9, where Detectron2 has L1; they differ for errors under 1/9.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, with Detectron2's constants.
     """
@@ -76,15 +77,15 @@ class MaskRCNN(Detector):
 def make_rpn(
     channels: int, anchors: Anchors, size: HeadSize, detections: int, convolutions: int = 1
 ) -> RegionProposalNetwork:
-    """The network that proposes boxes.
+    """Build the region proposal network.
 
     Args:
-        channels: of the maps.
-        anchors: on the maps.
-        size: how many proposals are kept. In testing more are where more than 100 objects may be found, in proportion:
-            each object takes several proposals.
-        detections: per image at most.
-        convolutions: before the predictions.
+        channels: channels of the maps.
+        anchors: the anchors on the maps.
+        size: gives the numbers of proposals. In testing they grow in proportion with ``detections`` above 100, as each
+            object needs several proposals.
+        detections: maximum number of detections per image.
+        convolutions: number of convolutions before the predictions.
     """
     more = max(1.0, detections / DETECTIONS)
     before, after = (
@@ -115,22 +116,22 @@ def make_heads(
     size: HeadSize,
     detections: int,
 ) -> MaskHeads:
-    """The heads that make objects of proposals.
+    """Build the heads that turn proposals into objects.
 
     Args:
-        box_pool: what the box head sees of a proposal.
-        box_head: that -> (N, box_width).
-        box_width: see there.
-        mask_pool: what the mask head sees of a box; what the box head sees if None.
-        mask_head: that -> (N, mask_width, M, M); the masks have 2M x 2M cells.
-        mask_width: see there.
-        classes: how many kinds of objects, without the background.
-        size: channels of the masks' last layer but one, and proposals to train on.
-        detections: per image at most.
+        box_pool: pools the features of proposals for the box head.
+        box_head: pooled features -> (N, box_width).
+        box_width: output channels of the box head.
+        mask_pool: pools the features of boxes for the mask head; None for the box head's features.
+        mask_head: pooled features -> (N, mask_width, M, M); masks are 2M x 2M.
+        mask_width: output channels of the mask head.
+        classes: number of classes without background.
+        size: channels of the second last mask layer, and proposals to train on.
+        detections: maximum number of detections per image.
     """
     predictor = FastRCNNPredictor(box_width, classes + 1)
     mask_predictor = MaskRCNNPredictor(mask_width, size.channels, classes + 1)
-    # torchvision's own start of these layers is coarse: its first mask loss is 3 rather than log 2.
+    # torchvision initializes these layers with large weights: its first mask loss is 3 instead of log 2.
     start_predictor(predictor.cls_score, 0.01)
     start_predictor(predictor.bbox_pred, 0.001)
     start_predictor(mask_predictor.mask_fcn_logits, 0.001)

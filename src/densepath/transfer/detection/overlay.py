@@ -1,4 +1,4 @@
-"""Pictures of detections beside the truth: the same image twice, with crisp outlines."""
+"""Pictures of detections next to the ground truth: the same image twice, with sharp outlines."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 from scipy import ndimage
 
-# Colors that stand out from the pinks and purples of a stained section.
+# Colors that contrast with the pinks and purples of a stained section.
 _PALETTE = ((0, 255, 64), (0, 255, 255), (255, 255, 0), (40, 90, 255), (255, 150, 0), (255, 255, 255))
 _UNMATCHED = (255, 0, 0)
 _MATCH_IOU = 0.5
-_MIN_SIDE = 384  # pixels: a smaller image is enlarged, or its outlines hide it
+_MIN_SIDE = 384  # pixels: a smaller image is enlarged, otherwise outlines would cover it
 _GAP = 8
 _HEADER = 26
-_ROOM = 1.5  # times a score's width and height that an object has where its score is written
+_ROOM = 1.5  # a score is written if its object is larger than its text by this factor
 
 
 def overlay(
@@ -27,16 +27,16 @@ def overlay(
     scores: Sequence[float],
     least_score: float = 0.5,
 ) -> Image.Image:
-    """Draw true outlines on the left and found ones, with their scores where there is room, on the right.
+    """Draw true outlines on the left, and detected ones with their scores, where there is space, on the right.
 
-    A found object has the color of the true one that it matches (mask IoU of at least 0.5), and red if there is none.
+    A detection has the color of the true object that it matches (mask IoU of at least 0.5), and is red without a match.
 
     Args:
         image: (H, W, 3) uint8.
         truth: masks (H, W) bool.
-        found: masks (H, W) bool, best first.
-        scores: of the found ones, from 0 to 1.
-        least_score: found objects below it are left out.
+        found: detected masks (H, W) bool, best first.
+        scores: scores of the detections, from 0 to 1.
+        least_score: detections with a lower score are left out.
     """
     found = [mask for mask, score in zip(found, scores, strict=True) if score >= least_score]
     scores = [score for score in scores if score >= least_score]
@@ -55,16 +55,16 @@ def overlay(
     draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
     missed = len(truth) - len({m for m in match if m is not None})
     wrong = sum(m is None for m in match)
-    caption = f"found with a score from {100 * least_score:.0f}: {len(found)}, {missed} missed, {wrong} wrong (red)"
+    caption = f"score >= {least_score:g}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
     draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
     return picture
 
 
 def match_masks(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> list[int | None]:
-    """For each found mask, best first, the true one it overlaps most, if by an IoU of 0.5 and not taken yet."""
+    """For each detected mask, best first, the unmatched true mask with the highest IoU, if that is at least 0.5."""
     if not truth or not found:
         return [None] * len(found)
-    # Run lengths: hundreds of masks against hundreds would take minutes pixel by pixel.
+    # Run lengths: comparing hundreds of masks pixel by pixel would take minutes.
     runs = ([rle.encode(np.asfortranarray(mask, np.uint8)) for mask in masks] for masks in (found, truth))
     overlaps = np.asarray(rle.iou(*runs, [0] * len(truth)))  # (found, truth)
     match: list[int | None] = []
@@ -72,17 +72,17 @@ def match_masks(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> lis
         best = int(row.argmax())
         match.append(best if row[best] >= _MATCH_IOU else None)
         if match[-1] is not None:
-            overlaps[:, best] = -1  # taken
+            overlaps[:, best] = -1  # matched
     return match
 
 
 def _outlined(
     image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]], zoom: int
 ) -> Image.Image:
-    """The image ``zoom`` times larger, with lines of two pixels just inside the masks on a thin dark rim."""
+    """The image ``zoom`` times larger, with lines of two pixels inside the masks and a thin dark border."""
     canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom))).copy()
     for mask, color in zip(masks, colors, strict=True):
-        for rows, columns in ndimage.find_objects(mask.astype(np.uint8)):  # one window; none if the mask is empty
+        for rows, columns in ndimage.find_objects(mask.astype(np.uint8)):  # one bounding box; none if the mask is empty
             large = np.pad(mask[rows, columns].repeat(zoom, 0).repeat(zoom, 1), 1)
             inner = ndimage.binary_erosion(large, iterations=2)
             rim = (inner & ~ndimage.binary_erosion(inner))[1:-1, 1:-1]
@@ -93,7 +93,7 @@ def _outlined(
 
 
 def _write_scores(picture: Image.Image, masks: Sequence[np.ndarray], scores: Sequence[float], zoom: int) -> None:
-    """Write each score, in percent, in the middle of its object; a small one, which it would hide, has none."""
+    """Write each score, in percent, in the center of its object, unless the object is too small for it."""
     draw = ImageDraw.Draw(picture)
     for mask, score in zip(masks, scores, strict=True):
         rows, columns = np.nonzero(mask)

@@ -1,4 +1,4 @@
-"""Batch-norm statistics as averages over many training batches."""
+"""Precise batch norm: statistics averaged over many training batches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 def precise_batch_norm(model: nn.Module, batches: Iterable[T], forward: Callable[[T], object]) -> None:
     """Replace the running statistics of every batch norm by the mean of the batches' own statistics.
 
-    The exponential average that training keeps is dominated by its last batches, each seen with other weights.
+    The running average of training is dominated by the last batches, each computed with other weights.
 
     Args:
-        model: its batch norms are changed in place; its mode is left as it was.
-        batches: of training.
-        forward: runs the part of the model that holds batch norms on one batch.
+        model: its batch norms are changed in place; its mode is restored.
+        batches: training batches.
+        forward: runs the part of the model that has batch norms on one batch.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3.
     """

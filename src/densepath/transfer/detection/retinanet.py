@@ -1,4 +1,4 @@
-"""RetinaNet: boxes straight from a feature pyramid."""
+"""RetinaNet: boxes directly from a feature pyramid."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from densepath.nets.backbones import Backbone
-from densepath.transfer.detection.anchors import ANCHOR_SIZES, ASPECT_RATIOS, Anchors, check_anchor_sizes
-from densepath.transfer.detection.detector import DETECTIONS, Detector, to_float32
+from densepath.transfer.detection.anchors import ASPECT_RATIOS, Anchors
+from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS, check_anchor_sizes
+from densepath.transfer.detection.detector import Detector, to_float32
 from densepath.transfer.probe.feature_maps import FeaturePyramid
 
 _STAGES = (3, 4, 5)
@@ -26,19 +27,19 @@ _CANDIDATES = 1000  # of each level, before non-maximum suppression
 
 
 class RetinaNet(Detector):
-    """RetinaNet on P3-P7, where P6 and P7 are made from f5 as in Detectron2; it finds boxes and no masks.
+    """RetinaNet on P3-P7, with P6 and P7 from f5 as in Detectron2; it detects boxes only.
 
-    Focal loss with gamma 2 and alpha 0.25, L1 loss of boxes; an anchor is an object from an IoU of 0.5, background
-    below 0.4. An image's losses are divided by the number of its own anchors on objects, as in the paper; Detectron2
-    divides by a running mean over batches. There is one classifier per kind of object; ConCL's released configuration
-    leaves Detectron2's 80, all but one of them never used.
+    Focal loss with gamma 2 and alpha 0.25, L1 loss for boxes; an anchor is positive from an IoU of 0.5, background
+    below 0.4. An image's losses are divided by the number of its own positive anchors, as in the paper; Detectron2
+    divides by a running mean over batches. There is one classifier per class; ConCL's released configuration keeps
+    Detectron2's 80, of which only one is used.
 
     Args:
-        backbone: any that gives f3-f5.
-        classes: how many kinds of objects, without the background.
-        channels: of the levels and of the heads' four convolutions.
-        anchor_sizes: in pixels, one for each level; there are two more in each octave.
-        detections_per_image: at most.
+        backbone: any backbone with f3-f5.
+        classes: number of classes without background.
+        channels: channels of the levels and of the heads' four convolutions.
+        anchor_sizes: in pixels, one for each level; two more sizes per octave are added.
+        detections_per_image: maximum number of detections.
 
     Source: Lin et al., "Focal loss for dense object detection", ICCV 2017.
     """
@@ -55,7 +56,7 @@ class RetinaNet(Detector):
     ) -> None:
         check_anchor_sizes(anchor_sizes, levels=len(_STRIDES))
         extra = LastLevelP6P7(backbone.channels[5], channels)
-        extra.use_P5 = False  # torchvision takes P5 where it has as many channels as f5
+        extra.use_P5 = False  # torchvision uses P5 if it has as many channels as f5
         super().__init__(FeaturePyramid(backbone, channels, _STAGES, extra))
         self.head = RetinaNetHead(channels, len(_OCTAVE) * len(ASPECT_RATIOS), classes)
         self.anchors = Anchors([[size * step for step in _OCTAVE] for size in anchor_sizes], _STRIDES)
@@ -66,11 +67,11 @@ class RetinaNet(Detector):
             part.register_forward_hook(to_float32)
             for layer in part.modules():
                 if isinstance(layer, nn.Conv2d):
-                    # The usual start is made for 256 channels; through narrower layers it would let nothing pass.
+                    # The default initialization is for 256 channels; with fewer, activations would vanish.
                     layer.weight.data *= (_CHANNELS / channels) ** 0.5
 
     def forward(self, images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The losses; see :meth:`Detector.forward`. Masks are not looked at."""
+        """The losses; see :meth:`Detector.forward`. Masks are not used."""
         levels = list(self.features(images.tensors).values())
         anchors = self.anchors(images, levels)
         matches = [self._match(target["boxes"], each) for target, each in zip(targets, anchors, strict=True)]
@@ -79,7 +80,7 @@ class RetinaNet(Detector):
         return {"loss_class": losses["classification"], "loss_box": losses["bbox_regression"]}
 
     def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """For each anchor (N,) the box that it belongs to, or a negative number."""
+        """For each anchor (N,) the index of its box, or a negative number."""
         if not len(boxes):
             return torch.full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, device=anchors.device)
         matches: Tensor = self._matcher(box_iou(boxes, anchors))
@@ -90,8 +91,8 @@ class RetinaNet(Detector):
         """The objects, without masks; see :meth:`Detector.detect`."""
         levels = list(self.features(images.tensors).values())
         outputs = self.head(levels)
-        per_cell = len(_OCTAVE) * len(ASPECT_RATIOS)
-        counts = [per_cell * level.shape[-2] * level.shape[-1] for level in levels]
+        per_position = len(_OCTAVE) * len(ASPECT_RATIOS)
+        counts = [per_position * level.shape[-2] * level.shape[-1] for level in levels]
         rows = zip(
             outputs["cls_logits"].sigmoid(),
             outputs["bbox_regression"],
@@ -108,10 +109,10 @@ class RetinaNet(Detector):
 
         Args:
             scores: (N, classes) in 0-1.
-            deltas: (N, 4) from the anchors.
+            deltas: (N, 4) relative to the anchors.
             anchors: (N, 4)
             size: height, width of the image.
-            counts: anchors of each level.
+            counts: number of anchors per level.
         """
         classes = scores.shape[1]
         candidates, start = [], 0

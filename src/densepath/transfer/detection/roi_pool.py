@@ -1,4 +1,4 @@
-"""What lies under a box in the maps of an image."""
+"""Pools the features of boxes from the feature maps of an image."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from densepath.nets.backbones import Backbone
 
 _CANONICAL_SIZE = 224  # pixels: a box of this size is pooled from P4
 _CANONICAL_LEVEL = 4
-_STAGE_CELLS = 14  # side of what stage 5 is given; it halves it
+_STAGE_SIZE = 14  # side of the input of stage 5, which halves it
 
 
 class RoIPool(nn.Module):
     """RoIAlign from the level that fits each box's size, sampled at pixel centers (``aligned=True``).
 
-    torchvision's ``MultiScaleRoIAlign`` reads half a pixel beside the box.
+    torchvision's ``MultiScaleRoIAlign`` samples half a pixel off.
 
     Args:
-        size: the side of the square that a box becomes, in cells.
-        levels: from which maps, ascending; level i is called "i" and has stride 2**i.
+        size: side of the pooled square.
+        levels: levels to pool from, ascending; level i is the map "i" and has stride 2**i.
 
     Source: He et al., "Mask R-CNN", ICCV 2017; levels by Lin et al., "Feature pyramid networks", equation 1.
     """
@@ -42,7 +42,7 @@ class RoIPool(nn.Module):
         pooled = rois.new_zeros(len(rois), maps[str(self.levels[0])].shape[1], self.size, self.size)
         for level in self.levels:
             here = torch.where(fitting == level)[0]
-            # autocast makes the maps half as precise as the boxes, and roi_align wants one type.
+            # Under autocast the maps have half precision, but roi_align needs the type of the boxes.
             features = maps[str(level)].float()
             found = roi_align(features, rois[here], self.size, 1 / 2**level, sampling_ratio=0, aligned=True)
             pooled.index_copy_(0, here, found)
@@ -50,15 +50,15 @@ class RoIPool(nn.Module):
 
 
 class StagePool(nn.Module):
-    """What the backbone's own stage 5 makes of f4 under each box, and a batch norm behind it.
+    """Pools f4 in each box and applies the backbone's own stage 5 and a batch norm.
 
-    Stage 5 stays where it is, in the backbone: this module runs it, and holds the batch norm alone.
+    Stage 5 stays a part of the backbone: this module runs it, and owns only the batch norm.
 
     Args:
-        backbone: gives f4, and can run its last stage alone.
+        backbone: a backbone with f4 that can run its last stage separately.
 
-    Detectron2 builds three bottleneck blocks anew for this, also on a ResNet-18, whose pre-trained stage 5 of two basic
-    blocks then has no place to go. This follows the paper, which "re-targets the 5-th block to be the detection head".
+    Detectron2 builds three new bottleneck blocks here, also for a ResNet-18, whose pre-trained stage 5 of two basic
+    blocks is then not used. This follows the paper, which "re-targets the 5-th block to be the detection head".
 
     Source: Yang et al., "ConCL", ECCV 2022, section 5.1; the extra batch norm is that of He et al., "Momentum
     contrast", CVPR 2020, in its Detectron2 configurations.
@@ -66,7 +66,7 @@ class StagePool(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.pool = RoIPool(_STAGE_CELLS, (4,))
+        self.pool = RoIPool(_STAGE_SIZE, (4,))
         self.norm = nn.BatchNorm2d(backbone.channels[5])
         self._stage = backbone.last_stage()
 

@@ -1,4 +1,4 @@
-"""Training batches of outlined images, and their way into the detector: resized, flipped, normalized, padded."""
+"""Training batches of outlined images, and their preprocessing: resized, flipped, normalized, padded."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from densepath.core.random import permute, uniform
 from densepath.sources.loader import outlive_signals, telling_of_death
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
+from densepath.sources.workers import end_workers, into_shared_memory
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
-_DIVISOR = 32  # the coarsest stride of the backbone
+_DIVISOR = 32  # the largest stride of the backbone
 
 
 @dataclass
@@ -29,8 +30,8 @@ class SampleBatch:
 
     Args:
         samples: each with image (H, W, C), boxes (N, 4) x1 y1 x2 y2, labels (N,) from 1, masks (N, H, W) bool;
-            and how it shall be shown: its short_edge in pixels, and whether to flip it.
-        index: (B,) int64, which images they are.
+            its short_edge after resizing in pixels, and whether to flip it.
+        index: (B,) int64 indices of the images.
     """
 
     samples: list[dict[str, Any]]
@@ -41,13 +42,13 @@ class SampleBatch:
 
 
 class Shown(NamedTuple):
-    """Which image, and how it is shown.
+    """An image and its augmentation.
 
     Args:
-        position: of the image.
-        short_edge: in pixels.
+        position: index of the image.
+        short_edge: short edge after resizing, in pixels.
         flip: whether it is flipped.
-        place: where a crop lies: from 0, at the left and the top, to 1.
+        place: position of a crop (x, y), from 0 (left, top) to 1.
     """
 
     position: int
@@ -60,10 +61,10 @@ def draw(positions: Tensor, images: int, seed: int, sizes: tuple[int, int]) -> l
     """Draw samples from an endless stream of shuffled epochs.
 
     Args:
-        positions: (B,) int64, where in the stream.
-        images: how many there are.
-        seed: the stream's key.
-        sizes: least and greatest short edge in pixels, drawn uniformly.
+        positions: (B,) int64 positions in the stream.
+        images: number of images.
+        seed: seed of the stream.
+        sizes: minimum and maximum short edge in pixels, drawn uniformly.
     """
     epochs = positions // images
     low, high = sizes
@@ -81,7 +82,7 @@ def draw(positions: Tensor, images: int, seed: int, sizes: tuple[int, int]) -> l
 
 
 class _Samples(Dataset):
-    """The images or squares of them, read as they are to be shown."""
+    """Images, or square crops of them, with their augmentation."""
 
     def __init__(self, images: CocoImages, crop: int | None) -> None:
         self.images = images
@@ -96,27 +97,26 @@ class _Samples(Dataset):
             left, top = (int(share * (most + 1)) for share, most in zip(shown.place, room, strict=True))
             sample = self.images.crop(shown.position, left, top, self.crop)
         sample |= shown._asdict()
-        # As tensors they come from the worker processes through shared memory.
+        # Tensors are passed from worker processes through shared memory.
         return sample | {key: torch.from_numpy(sample[key]) for key in ("image", "masks")}
 
 
 @dataclass
 class TrainingBatches:
-    """The training batches of a run, or of what is left of it.
+    """The training batches of a run, or of the rest of it.
 
-    The global batch of a step holds the same samples whatever the number of processes and workers.
+    The global batch of a step has the same samples for any number of processes and workers.
 
     Args:
-        images: with their instances.
-        batch_size: images of a step, over all processes.
-        total_steps: of the whole run.
-        seed: of order, sizes and flips.
-        sizes: least and greatest short edge in pixels, drawn uniformly.
-        crop: side in pixels of the square, anywhere in an image, that is cut out before it is resized; None for whole
-            images.
-        start_step: the first step that is wanted.
-        rank, world_size: which share of each batch.
-        workers: processes that decode images.
+        images: images with their instances.
+        batch_size: images per step, over all processes.
+        total_steps: number of steps of the whole run.
+        seed: seed of order, sizes and flips.
+        sizes: minimum and maximum short edge in pixels, drawn uniformly.
+        crop: side in pixels of a random square crop before resizing; None for whole images.
+        start_step: the first step.
+        rank, world_size: this process, and the number of processes that share each batch.
+        workers: number of processes that decode images.
     """
 
     images: CocoImages
@@ -135,44 +135,49 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[SampleBatch]:
         # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is.
-        return ahead(self._decoded(), 1)
+        loaders: list[Any] = []
+        return ahead(self._decoded(loaders), 1, abandon=lambda: end_workers(loaders))
 
-    def _decoded(self) -> Generator[SampleBatch, None, None]:
+    def _decoded(self, loaders: list[Any]) -> Generator[SampleBatch, None, None]:
         loader: DataLoader = DataLoader(
             _Samples(self.images, self.crop),
             batch_sampler=self.plan(),
             num_workers=self.workers,
             collate_fn=_collate,
             worker_init_fn=outlive_signals,
-            generator=torch.Generator(),  # or it would draw from the user's global one
+            generator=torch.Generator(),  # otherwise it would use the global generator
         )
         try:
             with telling_of_death(self.workers, "use fewer workers"):
-                yield from loader
+                loaders.append(iter(loader))
+                try:
+                    yield from loaders[-1]
+                finally:
+                    loaders.clear()
         except UserError as error:
-            # A worker's error comes with its traceback; what it says stands at the end.
-            said = str(error.args[0]).strip()
-            raise UserError(said.splitlines()[-1].partition("UserError: ")[2] or said) from None
+            # A worker's error includes its traceback; the message is in the last line.
+            text = str(error.args[0]).strip()
+            raise UserError(text.splitlines()[-1].partition("UserError: ")[2] or text) from None
 
     def plan(self) -> Iterator[list[Shown]]:
-        """What each batch will show."""
+        """The images and augmentations of each batch."""
         share = self.batch_size // self.world_size
         for step in range(self.start_step, self.total_steps):
             first = step * self.batch_size + self.rank * share
             yield draw(torch.arange(first, first + share), len(self.images), self.seed, self.sizes)
 
     def beyond(self, steps: int) -> TrainingBatches:
-        """What would come next if the run went on for some more steps, on one process."""
+        """The batches of further steps after the end of the run, on one process."""
         end = self.total_steps
         return replace(self, start_step=end, total_steps=end + steps, rank=0, world_size=1)
 
 
 def _collate(samples: list[dict[str, Any]]) -> SampleBatch:
-    return SampleBatch(samples, torch.tensor([sample["position"] for sample in samples]))
+    return into_shared_memory(SampleBatch(samples, torch.tensor([sample["position"] for sample in samples])))
 
 
 def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGEST) -> tuple[int, int]:
-    """Height and width of an image whose short edge becomes ``short_edge``, or whose long edge ``longest`` at most."""
+    """Height and width of an image resized to ``short_edge``, or less if its long edge would exceed ``longest``."""
     scale = min(short_edge / min(height, width), longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -180,13 +185,13 @@ def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGE
 def into_detector(
     samples: Sequence[dict[str, Any]], spec: PixelSpec, device: torch.device
 ) -> tuple[ImageList, list[dict[str, Tensor]]]:
-    """Make of samples the images and targets that :class:`~densepath.transfer.detection.detector.Detector` takes.
+    """Convert samples to the images and targets of :class:`~densepath.transfer.detection.detector.Detector`.
 
-    Images are resized with antialiasing, and boxes with them; masks keep their own resolution.
+    Images are resized with antialiasing, and boxes with them; masks keep their resolution.
 
     Args:
         samples: as in :class:`SampleBatch`.
-        spec: how the detector sees pixels.
+        spec: how the detector's pixels are normalized.
     """
     images, targets = [], []
     for sample in samples:
@@ -214,7 +219,7 @@ def into_detector(
 
 
 def padded(images: Sequence[Tensor]) -> ImageList:
-    """Images (C, H_i, W_i) in one tensor, with zeros at the bottom and on the right."""
+    """Images (C, H_i, W_i) in one tensor, padded with zeros at the bottom and on the right."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     height, width = (-(-max(side) // _DIVISOR) * _DIVISOR for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), len(images[0]), height, width)

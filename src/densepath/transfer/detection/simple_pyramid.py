@@ -1,4 +1,4 @@
-"""A feature pyramid from the one map of a vision transformer."""
+"""A feature pyramid from the single map of a vision transformer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from densepath.transfer.detection.windowed_transformer import WindowedTransforme
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """The last map of a transformer, enlarged 4 and 2 times, as it is, and halved: P2-P5, and P6 by pooling.
+    """The last map of a transformer, scaled by 4, 2, 1 and 1/2: P2-P5, and P6 by pooling.
 
     Args:
         backbone: a vision transformer with patches of 16 px.
-        channels: of every level.
+        channels: channels of every level.
 
     Source: Li et al., "Exploring plain vision transformer backbones for object detection" (ViTDet), ECCV 2022, section
     3, with Detectron2's layers.
@@ -38,11 +38,11 @@ class SimpleFeaturePyramid(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """What pre-trained weights are for."""
+        """The part that takes pre-trained weights."""
         return self.transformer.backbone
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> the levels by name, finest first: "2" ... "5" and "pool"."""
+        """(B, 3, H, W) -> name: level, finest first: "2" ... "5" and "pool"."""
         features = self.transformer(pixels)
         levels = {name: level(features) for name, level in self.levels.items()}
         return levels | {"pool": F.max_pool2d(levels["5"], kernel_size=1, stride=2)}

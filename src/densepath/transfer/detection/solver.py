@@ -1,4 +1,4 @@
-"""How long a detector is trained, and with which learning rate."""
+"""The length of a detector's training, and its learning rate schedule."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Literal
 
 from densepath.core.errors import UserError
 from densepath.core.schedules import lr_factor
+from densepath.transfer.detection.config import STEPS
 
 SCHEDULES = {"0.5x": 0.5, "1x": 1, "2x": 2, "3x": 3, "5x": 5}
-STEPS = 5000  # of 1x: the paper's for GlaS
 _WARMUP, _WARMUP_START = 1000, 1e-3  # steps; Detectron2's
 _BASE_LR, _BASE_BATCH = 0.02, 16
 
 
 @dataclass(frozen=True)
 class Solver:
-    """The course of a training.
+    """The schedule and optimizer of a training.
 
     Args:
-        steps: of the whole run.
-        lr: after the warm-up.
-        warmup: steps of a linear rise from a thousandth of it.
-        drops: steps at which it is divided by 10.
-        optimizer: "sgd" with momentum 0.9 and weight decay 1e-4 (none on norms), or "adamw" with rates that fall from
-            layer to layer (:func:`~densepath.transfer.detection.layer_decay.layer_groups`).
+        steps: steps of the whole run.
+        lr: learning rate after the warm-up.
+        warmup: steps of a linear warm-up from a thousandth of the learning rate.
+        drops: steps at which the learning rate is divided by 10.
+        optimizer: "sgd" with momentum 0.9 and weight decay 1e-4 (none on norms), or "adamw" with layer-wise learning
+            rate decay (:func:`~densepath.transfer.detection.layer_decay.layer_groups`).
     """
 
     steps: int
@@ -35,7 +35,7 @@ class Solver:
     optimizer: Literal["sgd", "adamw"] = "sgd"
 
     def factor(self, step: int) -> float:
-        """What ``lr`` is multiplied by at a step."""
+        """The factor of ``lr`` at a step."""
         warmup = {"warmup": self.warmup, "warmup_start": _WARMUP_START}
         return lr_factor("step", step, self.steps, milestones=self.drops, **warmup)
 
@@ -52,15 +52,15 @@ def make_solver(
     base_lr: float = _BASE_LR,
     optimizer: Literal["sgd", "adamw"] = "sgd",
 ) -> Solver:
-    """Turn the options of :func:`~densepath.transfer.detection.detect.detect` into steps and rates.
+    """The solver for the options of :func:`~densepath.transfer.detection.detect.detect`.
 
     Args:
         schedule, max_steps, warmup_steps, drops, batch_size, lr, base_steps: as there.
-        base_lr: the learning rate for 16 images, where ``lr`` is not given.
+        base_lr: the learning rate for 16 images, if ``lr`` is not given.
         optimizer: see :class:`Solver`.
 
     Raises:
-        UserError: they make no sense.
+        UserError: an option is invalid.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"no schedule is called {schedule!r}; use one of {', '.join(SCHEDULES)}, or give max_steps")
@@ -72,7 +72,7 @@ def make_solver(
     if lr is None:
         lr = base_lr * batch_size / _BASE_BATCH
     if lr <= 0:
-        raise UserError(f"the learning rate must be positive, not {lr}")
+        raise UserError(f"lr is {lr}; give a positive learning rate")
     if not all(0 < share <= 1 for share in drops):
         raise UserError(f"drops are {list(drops)}; give shares of the run, from 0 to 1")
     if warmup_steps is not None and warmup_steps < 0:

@@ -1,4 +1,4 @@
-"""A vision transformer for large images: most of its blocks attend within windows, with relative positions."""
+"""A vision transformer for large images: windowed attention in most blocks, with relative positions."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 
 WINDOW = 14  # patches: the map of an image of 224 px
-_GLOBAL = 4  # blocks that attend to the whole map
-_LONGEST = 84  # patches: the longest map that a detector is shown, of 1333 px and their padding
-_DROP_PATH = 0.1  # of the last block; less before it
+_GLOBAL = 4  # blocks with attention over the whole map
+_LONGEST = 84  # patches: the longest input map of a detector, for 1333 px with padding
+_DROP_PATH = 0.1  # in the last block; it increases linearly over the blocks
 _PREFIX = ("cls_token", "reg_token", "dist_token")
 
 
 class WindowAttention(nn.Module):
-    """Attention among the tokens of a window, or of the whole map, with a bias for where they lie to each other.
+    """Attention within windows, or over the whole map, with a relative position bias.
 
     The bias of query q for a key is q · rows[dy] + q · columns[dx], where dy and dx are the distances in patches. Both
-    tables start at zero. The projections are those of the transformer and stay there; this module holds the tables.
+    tables are initialized with zeros. The projections belong to the transformer; this module owns the tables.
 
-    A map that is no multiple of the window is padded behind the norm by zeros, which are attended to; one that fits
-    into a window is left as it is.
+    A map that is not a multiple of the window is padded after the norm with zeros, which take part in the attention; a
+    map that fits into one window is not padded.
 
-    Detectron2 has a global block's table for images of one size, and stretches it to those of another. Images of many
-    sizes come here, and a distance means the same in all of them.
+    In Detectron2 the table of a global block is for images of one size and is interpolated for other sizes. Here a
+    distance has the same bias in images of any size.
 
     Args:
-        head_dim: channels of each head.
+        head_dim: channels per head.
         window: side of the windows in patches; None for the whole map.
 
     Source: Li et al., "Exploring plain vision transformer backbones for object detection" (ViTDet), ECCV 2022, section
@@ -49,7 +49,7 @@ class WindowAttention(nn.Module):
         self.columns = nn.Parameter(torch.zeros(distances, head_dim))
 
     def forward(self, attention: Any, x: Tensor) -> Tensor:
-        """Tokens (B, h, w, C) -> as many, by the projections of timm's ``attention``."""
+        """Tokens (B, h, w, C) -> tokens of the same shape, with the projections of timm's ``attention``."""
         height, width = x.shape[1:3]
         if self.window is None or max(height, width) <= self.window:
             return self._attend(attention, x)
@@ -72,19 +72,19 @@ class WindowAttention(nn.Module):
 
 
 class WindowedTransformer(nn.Module):
-    """A backbone's vision transformer that attends in windows, but for the last block of each quarter of its depth.
+    """A backbone's vision transformer with windowed attention, except in the last block of each quarter of its depth.
 
-    Everything is the backbone's own but what tokens know of their distances (:class:`WindowAttention`) and stochastic
-    depth. So weights of a plain transformer fit, and until the tables have learned something, windows that cover the
-    map make it a plain transformer. Class and register tokens are left out, and no longer trained. Unlike Detectron2's,
-    the map is taken behind the final norm, as in pre-training.
+    All parameters belong to the backbone except the relative position biases (:class:`WindowAttention`), and stochastic
+    depth is added. So weights of a plain transformer fit, and with zero tables and windows that cover the map it equals
+    the plain transformer. Class and register tokens are left out, and not trained. Unlike in Detectron2, the map is
+    taken after the final norm, as in pre-training.
 
     Args:
-        backbone: of patches of 16 px; its blocks get stochastic depth.
+        backbone: a backbone with patches of 16 px; its blocks get stochastic depth.
         window: side of the windows in patches.
 
     Raises:
-        UserError: the backbone is no such transformer.
+        UserError: the backbone is not such a transformer.
     """
 
     def __init__(self, backbone: Backbone, window: int = WINDOW) -> None:
@@ -121,7 +121,7 @@ class WindowedTransformer(nn.Module):
         return result
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """The patches' position embeddings for a map of another size, interpolated as timm does, (1, h, w, C)."""
+        """The patches' position embeddings (1, h, w, C) for a map of another size, interpolated as in timm."""
         network = self._network
         prefix = 0 if network.no_embed_class else network.num_prefix_tokens
         sizes = [height, width], list(network.patch_embed.grid_size)
@@ -129,7 +129,7 @@ class WindowedTransformer(nn.Module):
         return positions.unflatten(1, (height, width))
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The parameters of what patches pass, layer by layer: the embedding, then each block."""
+        """The parameters layer by layer: the embedding, then each block."""
         network = self._network
         blocks = [[*b.parameters(), *a.parameters()] for b, a in zip(network.blocks, self.attention, strict=True)]
         positions = [] if network.pos_embed is None else [network.pos_embed]
@@ -142,12 +142,12 @@ class WindowedTransformer(nn.Module):
 
 
 def global_blocks(depth: int) -> set[int]:
-    """The blocks, from 0, that attend to the whole map: 2, 5, 8 and 11 of 12."""
+    """The indices of the blocks with global attention: 2, 5, 8 and 11 of 12."""
     return {-(-(part + 1) * depth // _GLOBAL) - 1 for part in range(_GLOBAL)}
 
 
 def check_transformer(backbone: Backbone) -> None:
-    """Check that a backbone is a vision transformer that can attend in windows.
+    """Check that a backbone is a vision transformer that supports windowed attention.
 
     Raises:
         UserError: it is not.
@@ -155,13 +155,13 @@ def check_transformer(backbone: Backbone) -> None:
     network = getattr(backbone.net, "model", None)
     if backbone.stages != (4,) or not all(_is_plain(block) for block in getattr(network, "blocks", [None])):
         raise UserError(
-            f"vitdet needs a plain vision transformer with patches of 16 px, which {backbone.name} is not; take "
-            "vit_small_patch16_224, say, or another detector for a ConvNet"
+            f"vitdet needs a plain vision transformer with patches of 16 px, which {backbone.name} is not; use for "
+            "example vit_small_patch16_224, or another detector for a ConvNet"
         )
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is made of what :meth:`WindowedTransformer.forward` runs, and nothing else."""
+    """Whether a block consists only of what :meth:`WindowedTransformer.forward` computes."""
     if type(block) is not Block or type(block.attn) is not Attention:
         return False
     unnormed = isinstance(getattr(block.attn, "norm", nn.Identity()), nn.Identity)
@@ -169,7 +169,7 @@ def _is_plain(block: Any) -> bool:
 
 
 def _by_distance(table: Tensor, size: int) -> Tensor:
-    """(2 S - 1, D) by distance -> (size, size, D) by query and key; what is farther apart than S - 1 counts as that."""
+    """(2 S - 1, D) by distance -> (size, size, D) by query and key; distances are clamped to S - 1."""
     farthest = len(table) // 2
     place = torch.arange(size, device=table.device)
     return table[(place[:, None] - place).clamp(-farthest, farthest) + farthest]

@@ -1,4 +1,4 @@
-"""From pixels to the maps in which a detector looks: a feature pyramid, or one map of stride 16."""
+"""The feature maps of a detector: a feature pyramid, or one map of stride 16."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from densepath.nets.backbones import TRIAL_SIZE, Backbone
 
 
 class FeaturePyramid(nn.Module):
-    """A backbone's stages -> levels with the same number of channels and batch norm on their way, finest first.
+    """A feature pyramid with batch norms: levels with the same number of channels, finest first.
 
     Args:
-        backbone: gives the stages.
-        channels: of every level.
-        stages: those that the pyramid is built on, ascending.
-        extra: makes the levels beyond P5.
+        backbone: computes the stages.
+        channels: channels of every level.
+        stages: stages of the backbone that the pyramid uses, ascending.
+        extra: computes the levels beyond P5.
 
     Source: Lin et al., "Feature pyramid networks for object detection", CVPR 2017.
     """
@@ -35,17 +35,17 @@ class FeaturePyramid(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> the levels by name, finest first: "2" ... "5", or some of them, and the extra ones."""
+        """(B, 3, H, W) -> name: level, finest first: "2" ... "5", or some of them, and the extra levels."""
         maps = self.backbone(pixels)
         levels: dict[str, Tensor] = self.fpn({str(stage): maps[stage] for stage in self.stages})
         return levels
 
 
 class FourthStage(nn.Module):
-    """A backbone's f4 (C4); its stage 5 is left to the heads.
+    """A backbone's f4 (C4); its stage 5 is used by the heads.
 
     Args:
-        backbone: gives f4.
+        backbone: computes f4.
 
     Source: Ren et al., "Faster R-CNN", as He et al. build it on a ResNet (CVPR 2016, appendix A).
     """
@@ -60,10 +60,10 @@ class FourthStage(nn.Module):
 
 
 class DilatedStage(nn.Module):
-    """A backbone's f5 in the resolution of f4 (DC5).
+    """A backbone's f5 at the resolution of f4 (DC5).
 
     Args:
-        backbone: is changed, see :func:`dilate_last_stage`.
+        backbone: modified in place, see :func:`dilate_last_stage`.
 
     Source: Dai et al., "R-FCN", NeurIPS 2016, "À trous and stride".
     """
@@ -74,17 +74,17 @@ class DilatedStage(nn.Module):
         self.backbone = backbone
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> f5 as the level "4", by its stride."""
+        """(B, 3, H, W) -> f5 as the level "4", which has its stride."""
         return {"4": self.backbone(pixels)[5]}
 
 
 @torch.no_grad()
 def dilate_last_stage(backbone: Backbone) -> None:
-    """Take the stride out of stage 5 and widen its later convolutions by as much: f5 gets the stride 16 of f4.
+    """Remove the stride of stage 5 and dilate its later convolutions instead: f5 gets the stride 16 of f4.
 
-    Every second cell of the new f5, along both axes, is what f5 was. Weights and their names stay. Detectron2 dilates
-    the convolution that had the stride, too, so that pre-trained weights give other features; and only ResNet-50 and
-    up.
+    Every second position of the new f5, along both axes, equals the old f5. Weights and their names do not change.
+    Detectron2 also dilates the convolution that had the stride, so that pre-trained weights give other features, and
+    supports only ResNet-50 and deeper.
 
     Raises:
         UserError: timm cannot dilate the network.
@@ -96,6 +96,6 @@ def dilate_last_stage(backbone: Backbone) -> None:
         if side != TRIAL_SIZE // 16:
             raise ValueError(f"stride {TRIAL_SIZE // side}")
         dilated.to(next(backbone.parameters())).load_state_dict(backbone.net.state_dict())
-    except Exception as error:  # each family of timm fails in its own way
-        raise UserError(f"the last stage of {backbone.name} cannot be dilated; take a ResNet") from error
+    except Exception as error:  # each model family of timm raises its own errors
+        raise UserError(f"the last stage of {backbone.name} cannot be dilated; use a ResNet") from error
     backbone.net = dilated.train(backbone.training)

@@ -1,11 +1,11 @@
-"""The probe: how much a linear pixel classifier reads out of a backbone's frozen features, in seconds.
+"""The linear pixel probe: evaluates the frozen features of a backbone in seconds.
 
-Features of all stages are resampled to one grid, standardized, and classified cell by cell into object and rest by
-logistic regression, in which every stage counts alike. It has one optimum and no schedule, so backbones that score
-differently have different features.
+Features of all stages are resampled to one grid, standardized, and each position is classified into object and rest by
+logistic regression, in which every stage has the same weight. The optimum is unique and there is no schedule, so a
+different score means different features.
 
-The backbone is taken as it is, in evaluation mode with the batch-norm statistics that it holds. Estimating them anew on
-the training images was tried on GlaS: it lowers the scores of random and of pre-trained weights alike.
+The backbone runs in evaluation mode with its own batch-norm statistics. Re-estimating them on the training images was
+tried on GlaS: it lowers the scores of random and of pre-trained weights.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from densepath.training.hardware import choose_hardware
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
-_MULTIPLE = 32  # the stride of the last stage: no stage then has half cells at the border
-_L2 = 5e-5  # between 5e-7 and 1.5e-4 about the best for training images of GlaS that were held out
-_FEATURE_VALUES = 2**27  # half a GiB of float32 holds the training cells
+_MULTIPLE = 32  # the stride of the last stage, so that no stage has partial positions at the border
+_L2 = 5e-5  # about the best value from 5e-7 to 1.5e-4 on held-out training images of GlaS
+_FEATURE_VALUES = 2**27  # the training features take at most half a GiB in float32
 
 
 def probe(
@@ -52,29 +52,29 @@ def probe(
     devices: str = "auto",
     out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Fit a linear pixel classifier on frozen features of the training images, score it on the test images.
+    """Fit a linear pixel classifier on frozen features of the training images and score it on the test images.
 
     Args:
         data: a folder as ``densepath data`` writes it: images, and outlined objects as COCO JSON, for train and test.
         weights: a file, a run folder, "random", or a timm name.
         backbone: a timm name.
-        seed: of random weights, and of the choice of cells where there are too many.
+        seed: seed of random weights, and of the choice of positions if there are too many.
         size: short side in pixels to which images are resized.
-        stages: whose features the classifier sees; all that the backbone has where None.
-        each_stage: score every stage alone, too.
+        stages: stages whose features the classifier uses; default: all stages of the backbone.
+        each_stage: also score every single stage.
         l2: strength of the penalty: mean cross-entropy + l2 / 2 * squared norm of the weights.
-        devices: "auto" (a GPU, or else the CPU) or "cpu".
+        devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
         out: a JSON file for the scores.
 
     Returns:
-        The scores of :func:`probe_backbone`, what was probed, and the seconds it took.
+        The scores of :func:`probe_backbone`, the arguments, and the seconds it took.
 
     Raises:
-        UserError: no such data, weights that don't fit, or a stage that isn't there.
+        UserError: no such data, weights that do not fit, or a missing stage.
     """
     start = time.perf_counter()
     if out is not None and Path(out).suffix != ".json":
-        raise UserError(f"cannot write the scores to {out}; name a file that ends in .json")
+        raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
     check_seed(seed)
     torch.manual_seed(seed)
     spec = pixels_of_weights(weights)
@@ -102,9 +102,9 @@ def probe_backbone(
     l2: float = _L2,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Probe a backbone where it is, without changing it.
+    """Probe a backbone on its device, without changing it.
 
-    Arguments are as for :func:`probe`; ``spec`` is how the backbone sees pixels.
+    Arguments are as for :func:`probe`; ``spec`` says how the backbone's pixels are normalized.
 
     Returns:
         "mean_iou" over object and rest, "iou_object", "iou_rest", "dice" of the objects and "accuracy", pooled over
@@ -122,11 +122,9 @@ def probe_backbone(
     try:
         with torch.autocast(device.type, enabled=False):
             train, test = open_split(data, "train", spec), open_split(data, "test", spec)
-            x, y = _training_cells(backbone, train, spec, size, stages, seed)
+            x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
-                raise UserError(
-                    f"the training masks of {data} are all object or all rest; the probe needs some of each"
-                )
+                raise UserError(f"the training masks of {data} are all object or all rest; the probe needs both")
             weight, bias = fit_stages(x, y, _columns(backbone, stages), each_stage, l2)
             counts = torch.zeros(len(weight), 2, 2, dtype=torch.int64)  # (classifier, truth, prediction)
             for features, truth in _frozen(backbone, test, spec, size, stages):
@@ -138,7 +136,7 @@ def probe_backbone(
     scores = _scores(counts[0].tolist())
     if each_stage:
         scores |= {f"mean_iou_f{s}": _scores(c.tolist())["mean_iou"] for s, c in zip(stages, counts[1:], strict=True)}
-    return scores | {"train_images": len(train), "test_images": len(test), "train_cells": len(x)}
+    return scores | {"train_images": len(train), "test_images": len(test), "train_positions": len(x)}
 
 
 def _columns(backbone: Backbone, stages: Sequence[int]) -> list[slice]:
@@ -147,12 +145,12 @@ def _columns(backbone: Backbone, stages: Sequence[int]) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-def _training_cells(
+def _training_features(
     backbone: Backbone, images: CocoImages, spec: PixelSpec, size: int, stages: Sequence[int], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, C) and whether most of a cell is object (N,), as many as memory is meant for."""
+    """Features (N, C) and whether most of a position is object (N,); a random subset if there are too many."""
     channels = sum(backbone.channels[s] for s in stages)
-    budget = max(1, _FEATURE_VALUES // channels // len(images))  # cells of one image
+    budget = max(1, _FEATURE_VALUES // channels // len(images))  # positions of one image
     features = torch.empty(budget * len(images), channels, device=next(backbone.parameters()).device)
     labels = features.new_empty(len(features))
     filled = 0
@@ -171,7 +169,7 @@ def _training_cells(
 def _frozen(
     backbone: Backbone, images: CocoImages, spec: PixelSpec, size: int, stages: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each image's features (C, h, w) on cells of 8 working pixels, and its objects (H, W) bool at full resolution."""
+    """Each image's features (C, h, w) at stride 8 of the resized image, and its objects (H, W) bool at full size."""
     device = next(backbone.parameters()).device
     for index in range(len(images)):
         sample = images[index]
@@ -186,7 +184,7 @@ def _frozen(
 
 
 def _to_grid(features: Tensor, grid: list[int]) -> Tensor:
-    """Averages where the grid is coarser than the features, interpolates where it is finer."""
+    """Average if the grid is coarser than the features, interpolate if it is finer."""
     if features.shape[-1] >= grid[-1]:
         return F.interpolate(features, grid, mode="area")
     return F.interpolate(features, grid, mode="bilinear", align_corners=False)
@@ -194,14 +192,15 @@ def _to_grid(features: Tensor, grid: list[int]) -> Tensor:
 
 def _confusion(prediction: Tensor, truth: Tensor) -> Tensor:
     """Pixel counts (M, truth, prediction) of M predictions (M, H, W)."""
-    cell = 2 * truth.long() + prediction.long()
-    return torch.stack([torch.bincount(c.flatten(), minlength=4) for c in cell]).view(-1, 2, 2).cpu()
+
+    outcome = 2 * truth.long() + prediction.long()
+    return torch.stack([torch.bincount(o.flatten(), minlength=4) for o in outcome]).view(-1, 2, 2).cpu()
 
 
 def _scores(counts: list[list[int]]) -> dict[str, float]:
     (tn, fp), (fn, tp) = counts
     if not tp + fn or not tn + fp:
-        raise UserError("the test masks are all object or all rest; the probe needs some of each")
+        raise UserError("the test masks are all object or all rest; the probe needs both")
     iou_object, iou_rest = tp / (tp + fp + fn), tn / (tn + fp + fn)
     return {
         "mean_iou": (iou_object + iou_rest) / 2,

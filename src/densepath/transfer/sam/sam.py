@@ -1,4 +1,4 @@
-"""``densepath sam``: what Segment Anything finds without training, scored as detectors are."""
+"""``densepath sam``: scores Segment Anything without training, with the metrics of detectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 from densepath.annotations.coco import open_split
 from densepath.core.errors import UserError
 from densepath.training.hardware import choose_hardware
-from densepath.transfer.detection.detector import DETECTIONS
+from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import evaluate
 from densepath.transfer.detection.instances import encode_mask
 from densepath.transfer.sam.segment_anything import Found, SegmentAnything
@@ -33,34 +33,33 @@ def sam(
     pictures: int = 8,
     devices: int | str = "auto",
 ) -> dict[str, float]:
-    """Score Segment Anything on the outlined objects of the test images; nothing is trained.
+    """Score Segment Anything on the outlined objects of the test images, without training.
 
-    A yardstick for detectors. With the prompts "point" and "box" the model is told where every true object lies: it
-    cannot miss one or find one too many, and its scores are no detector's. Each mask's score is the IoU that the model
-    predicts for it.
+    A reference for detectors. With the prompts "point" and "box" the model is given the location of every true object:
+    it cannot miss an object or find a false one, so its scores are not comparable with those of a detector. The score
+    of a mask is the IoU that the model predicts for it.
 
     Args:
         data: a folder as ``densepath data`` writes it: images and COCO instances.
         out: a folder for ``metrics.json``, ``predictions.json`` (COCO results) and ``pictures/``; those of an earlier
             call are replaced.
         weights: a folder with a model in the layout of ``transformers``, or its name on the Hugging Face hub.
-        prompt: "automatic" for all that a grid of points lies on; "point" for the center of each true box; "box" for
-            the true boxes.
-        points_per_side: of the grid; this and the next three are for "automatic" alone.
-        predicted_iou: masks must be higher in the IoU that the model predicts for them.
-        stability: masks must be higher in the IoU of what they are at a higher and at a lower threshold.
-        box_nms: overlap of boxes from which on only the best mask is kept.
-        detections_per_image: the best that count in scoring.
-        pictures: test images to draw with their true and their found outlines.
-        devices: "auto" (a GPU, or else the CPU) or "cpu".
+        prompt: "automatic" for a grid of points; "point" for the center of each true box; "box" for the true boxes.
+        points_per_side: points per side of the grid; this and the next three options are for "automatic" only.
+        predicted_iou: threshold of the IoU that the model predicts for a mask.
+        stability: threshold of a mask's stability: the IoU of the masks at a higher and at a lower logit threshold.
+        box_nms: IoU of boxes above which only the best mask is kept.
+        detections_per_image: maximum number of masks per image that are scored.
+        pictures: number of test images to draw with true and predicted outlines.
+        devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
 
     Returns:
         mask_ap, mask_ap50, mask_ap75, and for "automatic" box_ap, box_ap50, box_ap75, from 0 to 1.
 
     Raises:
-        UserError: the data, the weights or an option are not what they should be.
+        UserError: the data, the weights or an option are invalid.
 
-    Source: Kirillov et al., "Segment Anything", ICCV 2023, its generator of masks with its defaults; the comparison is
+    Source: Kirillov et al., "Segment Anything", ICCV 2023, its mask generator with its defaults; the comparison is
     Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
     """
     out = Path(out)
@@ -75,13 +74,13 @@ def sam(
             f"predicted_iou is {predicted_iou}, stability {stability} and box_nms {box_nms}; give numbers from 0 to 1"
         )
     if (out / "config.yaml").exists():
-        raise UserError(f"{out} holds the run of a detector, or another; name another folder")
+        raise UserError(f"{out} holds another run; use another folder")
     images = open_split(data, "test")
     categories = images.category_ids
     if prompt == "automatic" and len(categories) > 1:
         raise UserError(
-            f"{images.annotations} has {len(categories)} categories, and what is found automatically is of none; use "
-            "the prompt point or box"
+            f"{images.annotations} has {len(categories)} categories, but automatic masks have none; use the prompt "
+            "point or box"
         )
     model = SegmentAnything(weights, choose_hardware(devices).device)
     generator: dict[str, Any] = {
@@ -92,7 +91,7 @@ def sam(
     }
 
     def find(sample: dict[str, Any]) -> list[dict[str, Any]]:
-        # Encoded one by one as they come: masks of a thousand nuclei would take a gigabyte.
+        # Encoded one by one: the masks of a thousand nuclei would take a gigabyte.
         if prompt == "automatic":
             found = model.everything(sample["image"], **generator)
             return [_result(one, sample["image_id"], categories[0]) for one in found]
@@ -111,7 +110,7 @@ def sam(
 
 
 def _result(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
-    """In COCO's results format; the box is that of the mask."""
+    """A mask in COCO's results format, with its bounding box."""
     mask, score = found
     runs = encode_mask(mask)
     box = rle.toBbox(runs).tolist()

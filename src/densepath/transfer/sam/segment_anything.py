@@ -1,4 +1,4 @@
-"""Segment Anything as it is, without training: masks by prompts, or of everything in an image."""
+"""Segment Anything without training: masks for prompts, or automatic masks of a whole image."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from densepath.nets.hub import fetch, quiet
 
 Found = tuple[npt.NDArray[np.bool_], float]  # a mask (H, W), and the IoU that the model predicts for it
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_AT_ONCE = 64  # prompts that the mask decoder is given together
+_AT_ONCE = 64  # prompts per call of the mask decoder
 
 
 class SegmentAnything:
-    """A Segment Anything model of any size, by ``transformers``.
+    """A Segment Anything model of any size from ``transformers``.
 
     Args:
         weights: a folder in the layout of ``transformers``, with safetensors; or a name on the Hugging Face hub, whose
-            files are fetched over the network where they are not in its cache.
-        device: where it computes, in float32.
+            files are downloaded if they are not in its cache.
+        device: the device, on which it computes in float32.
 
     Raises:
         UserError: ``transformers`` is missing, or there is no such model.
@@ -40,25 +40,25 @@ class SegmentAnything:
             import transformers
             from transformers import MaskGenerationPipeline, SamModel, SamProcessor
         except ImportError as error:
-            raise UserError("this needs transformers; install it by pip install 'densepath[sam]'") from error
+            raise UserError("this needs transformers; run pip install 'densepath[sam]'") from error
         try:
             folder = Path(weights)
             if not folder.is_dir():
                 if not _HUB_NAME.fullmatch(str(weights)):
-                    raise FileNotFoundError("it is no folder and no name")
+                    raise FileNotFoundError("it is not a folder or a name on the hub")
                 folder = fetch(str(weights))
             with quiet(transformers):
                 model: Any
                 model, notes = SamModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
                 if notes["missing_keys"] or notes["mismatched_keys"]:
-                    raise ValueError("its tensors are those of another model")
+                    raise ValueError("its tensors belong to another model")
                 processor: Any = SamProcessor.from_pretrained(folder)
         except UserError:
             raise
-        except Exception as error:  # a missing file, a damaged one, no network: each has its own
+        except Exception as error:  # a missing or corrupt file, no network: many kinds of errors
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{weights} is no Segment Anything model that can be read ({reason}); give a folder with config.json, "
+                f"{weights} is not a readable Segment Anything model ({reason}); give a folder with config.json, "
                 "model.safetensors and the processor's settings, or a name such as facebook/sam-vit-huge"
             ) from error
         self.device = device
@@ -77,17 +77,17 @@ class SegmentAnything:
         stability: float,
         box_nms: float,
     ) -> Iterator[Found]:
-        """Masks of all that a grid of points lies on, by the generator of ``transformers``.
+        """Masks for a grid of points, by the mask generator of ``transformers``.
 
-        Each point gives three masks. Those remain whose predicted IoU and stability are higher than demanded (stable
-        is a mask that changes little when the threshold of its logits does), and of masks whose boxes overlap the one
-        with the highest predicted IoU.
+        Each point gives three masks. Masks are kept if their predicted IoU and stability are above the thresholds (a
+        mask is stable if it changes little with the threshold of its logits). Of masks with overlapping boxes the one
+        with the highest predicted IoU is kept.
 
         Args:
             image: (H, W, 3)
-            points_per_side: of the grid.
-            predicted_iou, stability: 0 to 1.
-            box_nms: the overlap of boxes from which on masks are taken for the same.
+            points_per_side: points per side of the grid.
+            predicted_iou, stability: thresholds, 0 to 1.
+            box_nms: IoU of boxes above which masks are duplicates.
         """
         found = self._everything(
             Image.fromarray(image),
@@ -104,12 +104,12 @@ class SegmentAnything:
     def prompted(
         self, image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float32], prompt: Literal["point", "box"]
     ) -> Iterator[Found]:
-        """One mask for each box: of the model's three the one with the highest predicted IoU.
+        """One mask per box: of the model's three masks the one with the highest predicted IoU.
 
         Args:
             image: (H, W, 3)
             boxes: (N, 4) x1 y1 x2 y2 in its pixels.
-            prompt: whether the model is told the boxes, or their centers alone.
+            prompt: whether the prompt is the box or only its center.
         """
         if not len(boxes):
             return
@@ -119,19 +119,19 @@ class SegmentAnything:
         else:
             prompts = {"input_boxes": [boxes.tolist()]}
         inputs = self.processor(Image.fromarray(image), **prompts, return_tensors="pt")
-        told = {name: inputs[name].to(self.device) for name in prompts}
-        told = {name: value.float() if value.is_floating_point() else value for name, value in told.items()}
+        tensors = {name: inputs[name].to(self.device) for name in prompts}
+        tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.device))
         for start in range(0, len(boxes), _AT_ONCE):
-            some = {name: value[:, start : start + _AT_ONCE] for name, value in told.items()}
+            some = {name: value[:, start : start + _AT_ONCE] for name, value in tensors.items()}
             out = self.model(image_embeddings=embeddings, **some)
             scores, best = out.iou_scores[0].max(dim=1)  # (n,)
-            masks = self._whole(out.pred_masks[0][torch.arange(len(best)), best, None], inputs)
+            masks = self._full_size(out.pred_masks[0][torch.arange(len(best)), best, None], inputs)
             yield from zip(masks, scores.tolist(), strict=True)
 
-    def _whole(self, logits: Tensor, inputs: Any) -> npt.NDArray[np.bool_]:
-        """Masks in the resolution of their image, (n, H, W), from the model's own, (n, 1, h, w)."""
+    def _full_size(self, logits: Tensor, inputs: Any) -> npt.NDArray[np.bool_]:
+        """Masks at the size of their image, (n, H, W), from the model's logits, (n, 1, h, w)."""
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
         (masks,) = self.processor.image_processor.post_process_masks([logits], *sizes)
-        whole: npt.NDArray[np.bool_] = masks[:, 0].cpu().numpy()
-        return whole
+        full: npt.NDArray[np.bool_] = masks[:, 0].cpu().numpy()
+        return full

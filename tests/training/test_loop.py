@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from densepath.core.errors import UserError
 from densepath.runs.checkpoints import newest_checkpoint
 from densepath.runs.metrics import read_metrics
 from densepath.runs.signals import Interrupted
-from densepath.training.run_callback import Intervals
+from densepath.training.intervals import Intervals
 
 from .toy import Toy, fit_toy
 
@@ -43,6 +44,18 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
     for one, other in zip(*rows, strict=True):
         assert (one["step"], one["lr"]) == (other["step"], other["lr"])
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_hooks_come_once_a_step_before_and_after_its_batches(tmp_path, accumulate):
+    toy = fit_toy(tmp_path, 4, accumulate=accumulate)
+    assert [(name, seen) for name, seen, _ in toy.hooks] == [
+        (name, accumulate * (step + (name == "after"))) for step in range(4) for name in ("before", "after")
+    ]
+    assert [index for name, _, index in toy.hooks if name == "before"] == toy.seen[::accumulate]
+    weights = [weight for name, _, weight in toy.hooks if name == "after"]
+    assert torch.equal(weights[-1], toy.net.weight)  # the optimizer has stepped
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(weights))
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -1,27 +1,31 @@
-"""A detector as Lightning sees it."""
+"""Fine-tuning a detector, as the training loop sees it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
+from torchvision.models.detection.image_list import ImageList
 
+from densepath.training.task import Task
+from densepath.training.updates import Updates
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.layer_decay import layer_groups
 from densepath.transfer.detection.samples import SampleBatch, into_detector
 from densepath.transfer.detection.solver import Solver
 
+Inputs = tuple[ImageList, list[dict[str, Tensor]]]
+
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-4
 _BETAS = (0.9, 0.999)
 
 
-class DetectionModule(L.LightningModule):
+class DetectionTask(Task):
     """Shows a detector its samples and minimizes the sum of its losses.
 
     Args:
@@ -42,19 +46,12 @@ class DetectionModule(L.LightningModule):
         self.model = model
         self.notes, self.solver, self.memory_format = notes, solver, memory_format
 
-    def transfer_batch_to_device(self, batch: SampleBatch, device: torch.device, dataloader_idx: int) -> SampleBatch:
-        """Leave it where it is: the step itself moves what it needs."""
-        return batch
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
 
-    def training_step(self, batch: SampleBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The sum of the losses, and each."""
-        with torch.autocast(self.device.type, enabled=False):
-            images, targets = into_detector(batch.samples, self.notes.spec, self.device)
-            images.tensors = images.tensors.contiguous(memory_format=self.memory_format)
-        losses = self.model(images, targets)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
-
-    def configure_optimizers(self) -> Any:
+    def updates(self) -> Updates:
         """SGD or AdamW, with a learning rate that changes at each step."""
         optimizer: torch.optim.Optimizer
         if self.solver.optimizer == "adamw":
@@ -64,8 +61,17 @@ class DetectionModule(L.LightningModule):
         else:
             groups = parameter_groups(self.model)
             optimizer = torch.optim.SGD(groups, self.solver.lr, _MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=True)
-        schedule = LambdaLR(optimizer, self.solver.factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return Updates(optimizer, LambdaLR(optimizer, self.solver.factor))
+
+    def inputs(self, batch: SampleBatch) -> Inputs:
+        images, targets = into_detector(batch.samples, self.notes.spec, self.device)
+        images.tensors = images.tensors.contiguous(memory_format=self.memory_format)
+        return images, targets
+
+    def forward(self, inputs: Inputs) -> dict[str, Tensor | float]:
+        """The sum of the losses, and each."""
+        losses = self.model(*inputs)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -1,0 +1,139 @@
+"""Digests of files and tensors, and texts made from files, kept so that later starts need not read the files again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.core.system import usable_cores, with_progress
+
+_T = TypeVar("_T")
+_AT_ONCE = 1024  # files whose digests are in memory
+_MISSING = bytes(hashlib.sha256().digest_size)
+
+
+def digest_of(parts: Iterable[str | bytes]) -> str:
+    """SHA-256 of several texts, in their order: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def digest_of_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes. Raises OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, dtypes and shapes, in any order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache: Path) -> str:
+    """The digest of the contents of files, in their order; their names and folders make no difference.
+
+    The files are read once, see :func:`kept`. One that cannot be read counts as such.
+
+    Args:
+        files: gives them, as often as it is called. There may be millions.
+        count: how many there are.
+        cache: a folder in which the digest is kept.
+    """
+
+    def read() -> tuple[str, bool]:
+        digest, all_read = hashlib.sha256(), True
+        for content, readable in with_progress(in_threads(_content, files()), count, "reading files"):
+            digest.update(content)
+            all_read &= readable
+        return digest.hexdigest(), all_read
+
+    return kept("digest", files(), cache, read)
+
+
+def kept(what: str, files: Iterable[str | Path], cache: Path, read: Callable[[], tuple[str, bool]]) -> str:
+    """A text made from files: the one that was kept, or a new one where a file has changed.
+
+    A file's path, size and time of change stand for its contents. One of several processes makes the text.
+
+    Args:
+        what: the kind of text.
+        files: those that it is made from.
+        cache: the folder in which it is kept; one that cannot be written to still serves.
+        read: makes the text, and says whether it may be kept.
+    """
+    stamps = hashlib.sha256(what.encode())
+    for file in files:
+        stamps.update(_stamp(file))
+    path = cache / "contents" / stamps.hexdigest()[:32]
+    if (known := _known(path)) is not None:
+        return known
+    with _locked(path.with_suffix(".lock")):
+        if (known := _known(path)) is not None:  # another process may have made it meanwhile
+            return known
+        text, lasting = read()
+        if lasting:
+            with suppress(UserError, OSError), atomic_write(path) as part:
+                part.write_text(f"{digest_of([text])}\n{text}")
+    return text
+
+
+def in_threads(function: Callable[[str | Path], _T], files: Iterable[str | Path]) -> Iterator[_T]:
+    """A function's results for files, in their order, by several threads: disks answer several at a time."""
+    left = iter(files)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        while block := list(islice(left, _AT_ONCE)):
+            yield from pool.map(function, block)
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(lock))
+        yield
+
+
+def _known(path: Path) -> str | None:
+    with suppress(OSError, UnicodeDecodeError):
+        digest, _, text = path.read_text().partition("\n")
+        return text if digest == digest_of([text]) else None
+    return None
+
+
+def _stamp(file: str | Path) -> bytes:
+    """What changes when a file is replaced: its path, size and time of change."""
+    name = os.fsencode(os.path.abspath(file))
+    try:
+        status = os.stat(file)
+    except OSError:
+        return name + b"\0-\0"
+    return name + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
+
+
+def _content(file: str | Path) -> tuple[bytes, bool]:
+    """The digest of a file, and whether it will stay so: not if there is a file that cannot be read now."""
+    try:
+        return bytes.fromhex(digest_of_file(file)), True
+    except OSError:
+        return _MISSING, not os.path.exists(file)

@@ -1,0 +1,77 @@
+"""The backbone that a run asks for: by a name, by a model of the Hugging Face hub, or a network that the user made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from densepath.core.errors import UserError
+from densepath.nets.backbone import Backbone
+from densepath.nets.backbones import TRIAL_SIZE, TimmBackbone, build_backbone
+from densepath.nets.hub import HUB, fetch
+from densepath.nets.model_folders import read_config
+from densepath.nets.transformers import is_transformer, wrap_transformer
+
+# What a model of the hub may set beside its architecture without having another backbone.
+_OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
+
+
+def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
+    """A backbone for images of a number of channels.
+
+    Args:
+        backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a timm model on the
+            Hugging Face hub (with random weights: give it as the weights, too, for its own); a
+            :class:`~densepath.nets.backbone.Backbone`; a network of ``timm.create_model(name, features_only=True)``; or
+            a vision transformer of timm.
+        channels: of the images.
+
+    Raises:
+        UserError: there is none of that name, or the network is not one that gives its stages.
+    """
+    if isinstance(backbone, str):
+        return _of_hub(backbone, channels) if backbone.startswith(HUB) else build_backbone(backbone, channels)
+    made = backbone if isinstance(backbone, Backbone) else _around(backbone, channels)
+    if made.in_channels != channels:
+        raise UserError(
+            f"the backbone {made.name} takes images of {made.in_channels} channels, and these have {channels}; "
+            "make it for those"
+        )
+    return made
+
+
+def _of_hub(name: str, channels: int) -> Backbone:
+    config = read_config(fetch(name, ("config.json",)))
+    if "architecture" not in config:
+        raise UserError(f"{name} is not a model of timm; choose one whose config.json names a timm architecture")
+    other = {key: value for key, value in (config.get("model_args") or {}).items() if key not in _OF_THE_HEAD}
+    if other:
+        said = ", ".join(f"{key}={value}" for key, value in other.items())
+        raise UserError(
+            f"{name} is a {config['architecture']} with {said}, which has no name in timm; make it by "
+            "timm.create_model, and give the network as the backbone in Python"
+        )
+    return build_backbone(str(config["architecture"]), channels)
+
+
+def _around(network: Any, channels: int) -> Backbone:
+    """timm's networks as backbones, whatever they were made with."""
+    name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
+    info = getattr(network, "feature_info", None)
+    try:
+        if name is None or not (hasattr(info, "reduction") or is_transformer(name)):
+            raise ValueError("not a network of timm that gives its stages")
+        net = network if hasattr(info, "reduction") else wrap_transformer(network)
+        made = TimmBackbone(net, name, channels)
+        mode = made.training
+        with torch.no_grad():
+            made.eval()(torch.zeros(1, channels, TRIAL_SIZE, TRIAL_SIZE))
+        made.train(mode)
+    except Exception as error:  # each network fails in its own way
+        raise UserError(
+            f"the backbone, a {type(network).__name__}, does not give the maps of its stages; make it by "
+            "timm.create_model(name, features_only=True), or derive it from densepath.nets.backbone.Backbone"
+        ) from error
+    return made

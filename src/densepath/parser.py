@@ -1,0 +1,149 @@
+"""A parser of options, as words of the command line or as values of a recipe; what is wrong is one line."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from densepath.core.errors import UserError
+from densepath.options import Option, as_yaml, choices_of, close_match, in_words
+
+
+class Parser(ArgumentParser):
+    """A parser of options that reports what is wrong as a :class:`UserError` of one line.
+
+    Args:
+        prog: the command, for the help.
+        described: whose docstring describes it.
+        positional: the options that are given without their name, in this order.
+        complete: whether what has no default must be given.
+        renamed: option as it was called before -> its name now.
+        short: short form of an option -> its name.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        described: Any = None,
+        positional: Sequence[str] = (),
+        complete: bool = True,
+        renamed: Mapping[str, str] | None = None,
+        short: Mapping[str, str] | None = None,
+    ) -> None:
+        docstring = docstring_parser.parse(getattr(described, "__doc__", "") or "")
+        paragraphs = [docstring.short_description, docstring.long_description]
+        text = re.sub(r":\w+:|`", "", "\n\n".join(p for p in paragraphs if p))
+        super().__init__(prog=prog, description=text, allow_abbrev=False, exit_on_error=False)
+        self.options: dict[str, Option] = {}
+        self._positional = positional
+        self._complete = complete
+        self.renamed = dict(renamed or {})
+        self._forms = {f"--{form}": f"--{name}" for form, name in (short or {}).items()}
+
+    def add_options(self, options: Iterable[Option], title: str | None = None, description: str | None = None) -> None:
+        """Add options, perhaps under a title of their own in the help."""
+        group = self.add_argument_group(title, description) if title else self
+        for option in options:
+            self.options[option.key] = option
+            forms = [form for form, name in self._forms.items() if name == f"--{option.key}"]
+            text = f"{option.help} In short {forms[0]}." if forms else option.help
+            given: dict[str, Any] = {"help": text} | ({} if option.required else {"default": option.default})
+            if option.is_flag:
+                given["action"] = ActionYesNo(yes_prefix="", no_prefix="no_")
+            else:
+                given["type"] = option.annotation
+            if option.is_list:
+                given["metavar"] = "VALUE ..."
+            if option.key in self._positional:
+                group.add_argument(option.key, **given)
+            else:
+                group.add_argument(f"--{option.key}", required=option.required and self._complete, **given)
+        required = [key for key, option in self.options.items() if option.required and key not in self._positional]
+        named = [f"--{key} {key.upper()}" for key in required]
+        self.usage = " ".join([self.prog, *map(str.upper, self._positional), *named, "[options]"])
+
+    def read(self, words: Sequence[str]) -> dict[str, Any]:
+        """What the words say, before it is checked: option -> its text, or whether its flag is on.
+
+        Raises:
+            UserError: a word is unknown, or lacks its value.
+        """
+        named = {f"--{key}": option for key, option in self.options.items() if key not in self._positional}
+        flags = {f"--no_{key}": key for key, option in self.options.items() if option.is_flag}
+        said: dict[str, Any] = {}
+        places: list[str] = []
+        rest = list(words)
+        while rest:
+            name, equals, value = (word := rest.pop(0)).partition("=")
+            name = self._forms.get(name, name)
+            if not re.match(r"--?[a-zA-Z]", word):
+                places.append(word)
+            elif name in flags and not equals:
+                said[flags[name]] = False
+            elif name not in named:
+                raise UserError(self.unknown(name, [*named, *flags]))
+            elif named[name].is_flag:
+                said[named[name].key] = value if equals else True
+            else:
+                count = 0 if equals else next((i for i, w in enumerate(rest) if w.startswith("--")), len(rest))
+                count = count if named[name].is_list else min(count, 1)
+                if not (equals or count):
+                    raise UserError(f"{name} needs a value; {self.see_help}")
+                # Text is written in quotes: a run folder may be called 0, or hold a comma.
+                words_of = [*map(as_yaml, rest[:count])] if named[name].is_text_list else rest[:count]
+                text = value if equals else ", ".join(words_of)
+                as_list = named[name].is_list and not text.startswith("[") and text != "null"
+                said[named[name].key] = f"[{text}]" if as_list else text
+                rest = rest[count:]
+        if len(places) > len(self._positional):
+            raise UserError(f"unexpected argument {places[len(self._positional)]!r}; {self.see_help}")
+        return said | dict(zip(self._positional, places, strict=False))
+
+    def check(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of all options in their types, those of parts in dictionaries of their own.
+
+        Args:
+            said: option -> its value, or the text of it.
+
+        Raises:
+            UserError: an option is missing, or a value is not of its type.
+        """
+        missing = [
+            key for key, option in self.options.items() if option.required and self._complete and key not in said
+        ]
+        if missing:
+            names = [key if key in self._positional else f"--{key}" for key in missing]
+            raise UserError(f"{' and '.join(names)} must be given; {self.see_help}")
+        words = [word for key in said if key not in self._positional for word in self.options[key].words(said[key])]
+        try:
+            values: dict[str, Any] = self.parse_args([*words, *(said[key] for key in self._positional)]).as_dict()
+        except ArgumentError as error:
+            raise UserError(self._explain(str(error), said)) from None
+        return values
+
+    def unknown(self, name: str, known: Sequence[str]) -> str:
+        """What is said of an option that there is not."""
+        key = name.removeprefix("--")
+        if key in self.renamed:
+            return f"{name} is now --{self.renamed[key]}"
+        return f"unknown option {name}; {close_match(name, known) or self.see_help}"
+
+    def _explain(self, message: str, said: Mapping[str, Any]) -> str:
+        match = re.match(r'Parser key "([^"]+)"', message)
+        option = self.options.get(match[1]) if match else None
+        if option is None:
+            return f"{message}; {self.see_help}"
+        name = option.key if option.key in self._positional else f"--{option.key}"
+        value = said.get(option.key, "its default")
+        hint = close_match(str(value), [c for c in choices_of(option.annotation) if isinstance(c, str)])
+        return f"{name} takes {in_words(option.annotation)}, not {value!r}" + (f"; {hint}" if hint else "")
+
+    @property
+    def see_help(self) -> str:
+        """Where the options are listed."""
+        return f"see {self.prog} --help"

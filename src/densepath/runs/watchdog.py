@@ -1,0 +1,137 @@
+"""A thread that knows whether the other processes of a run live, while the main thread waits for them.
+
+In a collective operation the main thread is out of Python's reach: it can neither say that it waits, nor take a signal,
+nor give up. This thread can.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from densepath.core.streams import settle, write_line
+from densepath.core.waiting import limit_seconds, notice_seconds
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.signals import StopSignals
+
+_KEY = "densepath/heartbeat"
+_EXIT_USER = 2
+
+
+class Watchdog:
+    """Watches over the processes of a run; nothing is done for a single one.
+
+    A process is silent if it shows no sign of life although its main thread may work or wait: it is stopped, or its
+    machine is gone. That is said after :func:`~densepath.core.waiting.notice_seconds`; after
+    :func:`~densepath.core.waiting.limit_seconds`, or when a signal asks to stop while one is silent, this process ends.
+
+    Args:
+        out: the run folder.
+        rank, processes: this process, and how many there are.
+        signals: those that ask to stop.
+    """
+
+    def __init__(self, out: Path, rank: int, processes: int, signals: StopSignals) -> None:
+        self._out, self._rank, self._processes, self._signals = out, rank, processes, signals
+        self._children: Sequence[subprocess.Popen[bytes]] = ()
+        self._notice, self._limit = notice_seconds(), limit_seconds()
+        self._interval = min(1.0, self._notice / 5)
+        self._done = threading.Event()
+        self._heard: dict[int, tuple[bytes, float]] | None = None  # each other process's last sign of life, and when
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        if self._processes > 1:
+            self._signals.listen()
+            threading.Thread(target=self._watch, name="densepath-watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+
+    def started(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
+        """Processes that this one has started, and ends with itself."""
+        self._children = children
+
+    def joined(self) -> None:
+        """The processes have come together: from now on they show that they live."""
+        if self._processes == 1:
+            return
+        now = time.monotonic()
+        self._heard = {rank: (b"", now) for rank in range(self._processes) if rank != self._rank}
+        store = _get_default_store().clone()  # one of its own: the main thread may wait in the other
+        store.set_timeout(timedelta(seconds=self._limit))
+        threading.Thread(target=self._beat, args=(store,), name="densepath-heartbeat", daemon=True).start()
+
+    def _beat(self, store: dist.Store) -> None:
+        """Show that this process lives, and look at the others; a store whose process is stopped blocks this thread."""
+        assert self._heard is not None
+        others = list(self._heard)
+        number = 0
+        while not self._done.wait(self._interval):
+            number += 1
+            try:
+                store.set(f"{_KEY}/{self._rank}", str(number))
+                signs = store.multi_get([f"{_KEY}/{rank}" for rank in others])
+            except RuntimeError:  # the store is gone, with the process that holds it
+                continue
+            now = time.monotonic()
+            for rank, sign in zip(others, signs, strict=True):
+                if sign != self._heard[rank][0]:
+                    self._heard[rank] = (sign, now)
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._interval):
+            what, since = self._missing()
+            waited = time.monotonic() - since
+            if what and waited >= self._notice:
+                if self._signals.heard() is not None and not self._done.wait(2 * self._interval):
+                    self._end(128 + (self._signals.heard() or 0), f"stopped while waiting for {what}; {self._remedy()}")
+                if waited >= self._limit:
+                    late = "did not answer for" if self._heard else "have not begun within"
+                    self._end(_EXIT_USER, f"error: {what} {late} {waited:.0f} s; {self._remedy()}")
+                if time.monotonic() - self._said >= self._notice:
+                    self._said = time.monotonic()
+                    write_line(f"densepath: waiting for {what} since {waited:.0f} s", sys.stderr)
+            dead = [child for child in self._children if child.poll()] if self._heard is None else []
+            if dead:
+                self._end(_EXIT_USER, f"error: a process of this run ended before it began; {self._remedy()}")
+
+    def _missing(self) -> tuple[str, float]:
+        """Who shows no sign of life, and since when; nobody if all do."""
+        if self._heard is None:
+            return "the other processes", self._began
+        now = time.monotonic()
+        silent = {rank: since for rank, (_, since) in self._heard.items() if now - since >= self._notice}
+        if not silent:
+            return "", now
+        if len(silent) == len(self._heard) and 0 in silent:
+            silent = {0: silent[0]}  # which holds the signs of all
+        ranks = ", ".join(map(str, silent))
+        return f"rank {ranks}" if len(silent) == 1 else f"ranks {ranks}", min(silent.values())
+
+    def _remedy(self) -> str:
+        saved = has_checkpoint(self._out / CHECKPOINTS)
+        return f"{'continue' if saved else 'start again'} with --resume once all processes of the run are gone"
+
+    def _end(self, code: int, why: str) -> None:
+        """End this process, whatever its main thread waits for, and those that it started."""
+        if self._done.is_set():
+            return
+        for child in self._children:
+            child.kill()
+        write_line(f"densepath: {why}", sys.stderr)
+        settle()
+        os._exit(code)

@@ -1,0 +1,152 @@
+"""What a run of pre-training is asked for: its options, its record in the run folder, what its report reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from densepath.core.errors import UserError
+from densepath.core.random import check_seed
+from densepath.training.optimizers import Optimizer
+from densepath.training.recipes import name_of
+from densepath.views.augment import Augment
+
+DEFAULT_EPOCHS = 200.0
+# What may change when a run is resumed: none of it changes what is computed. (The number of processes may not: it is
+# one of the run's facts.)
+FREE = (
+    *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
+    *("log_every", "save_every_steps", "save_every_minutes"),
+    *("regions", "cache_dir"),  # where files lie, as data
+    *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The options of a run of pre-training.
+
+    Args:
+        data: a folder of images, a text list of files, a glob, or a packed store.
+        out: the run folder.
+        method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
+        method_options: its hyper-parameters, where they differ from the method's defaults.
+        backbone: a timm ConvNet or plain vision transformer, as the method has it.
+        labels: of a method that needs the classes of the images: "folders", where an image's class is the name of the
+            folder that it lies in; or a CSV or TSV file with lines of file,label, where a file is given relative to the
+            images' folder, or by its bare name.
+        regions: of a method that needs regions of the images: a folder with the label map of each image, or for
+            saliency a model's file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models of people you
+            trust.
+        cache_dir: the folder where regions that were found on the images are kept; ~/.cache/densepath/labels by
+            default.
+        teacher: of a method that needs a teacher: a timm name, a folder of a timm or a transformers model, or
+            hf-hub:OWNER/NAME.
+        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
+        tokenizer: of a method that needs a tokenizer: the folder of a run of "vq_kd", or its
+            exported/tokenizer.safetensors.
+        weights: what the backbone starts from: "random", a file, a run folder, or a timm name.
+        seed: of the weights, the order of the images, and the views.
+        epochs: passes over the images; 200 if ``max_steps`` is not given either.
+        max_steps: length of the run in optimizer steps, instead of epochs.
+        batch_size: images per optimizer step, over all devices and accumulated batches.
+        accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
+            momentum encoder see the small batches.
+        batch_norm: whose images have their batch statistics in common: those of each process ("per_process"), those of
+            all ("synchronized"), or as in the method's paper ("auto").
+        batch_norm_group: divide the images of a process into groups of this many that have their batch statistics in
+            common; 0 for one group. With groups a run is the same on any number of processes, up to rounding.
+        view_size: height and width of the views in pixels.
+        augment: how views vary; by default as the method declares it.
+        optimizer: how the weights are updated.
+        workers: processes that decode images, per device; default: chosen automatically.
+        cache: "ram" keeps decoded images in memory, "auto" where they fit, "none" never.
+        mean: of each channel, for pixels in [0, 1]; ImageNet's for RGB by default, 0.449 for grey images.
+        std: of each channel; ImageNet's for RGB by default, 0.226 for grey images.
+        window: the two stored values that become 0 and 1; by default all that 8 bits hold, of 16-bit images all bits
+            that a sample of them uses.
+        devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
+        precision: "auto", "32" or "bf16-mixed".
+        channels_last: memory layout of the convolutions.
+        deterministic: hold a GPU to algorithms that give the same bits each time, which are slower. torch warns where
+            it has none.
+        resume: continue the run in ``out``, if there is one.
+        save_every_steps: write a checkpoint every N optimizer steps; 0 for never.
+        save_every_minutes: write a checkpoint every N minutes; 0 for never.
+        log_every: write measurements every N optimizer steps.
+        loggers: besides the CSV file: "tensorboard", "wandb".
+        probe_data: labelled images that the backbone is probed on during the run.
+        probe_every: epochs between probes; 0 for never.
+        picture_every: epochs between pictures of what a method predicts, if it predicts pixels; 0 for none.
+
+    Raises:
+        UserError: a value that makes no sense, or ``epochs`` beside ``max_steps``.
+    """
+
+    data: str | Path
+    out: str | Path
+    method: str | type[nn.Module] = "concl"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    backbone: str | nn.Module = "resnet18"
+    labels: str | Path = "folders"
+    regions: str | Path | None = None
+    cache_dir: str | Path | None = None
+    teacher: str | Path | None = None
+    teacher_weights: str | Path | None = None
+    tokenizer: str | Path | None = None
+    weights: str | Path = "random"
+    seed: int = 0
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int = 256
+    accumulate: int = 1
+    batch_norm: Literal["auto", "per_process", "synchronized"] = "auto"
+    batch_norm_group: int = 0
+    view_size: int = 224
+    augment: Augment | None = None
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    workers: int | None = None
+    cache: Literal["auto", "ram", "none"] = "auto"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    window: tuple[float, float] | None = None
+    devices: int | str = "auto"
+    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
+    channels_last: bool = True
+    deterministic: bool = False
+    resume: bool = False
+    save_every_steps: int = 0
+    save_every_minutes: float = 10.0
+    log_every: int = 10
+    loggers: Sequence[str] = ()
+    probe_data: str | Path | None = None
+    probe_every: float = 10.0
+    picture_every: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.max_steps is not None:
+            raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
+        if self.view_size < 1:
+            raise UserError(f"view_size is {self.view_size}; give a number of pixels")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        check_seed(self.seed)
+
+    def record(self) -> dict[str, Any]:
+        """The options in the plain types of YAML, as ``config.yaml`` keeps them; ``resume`` is not among them."""
+        record = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "resume"}
+        return record | {"method": name_of(self.method)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

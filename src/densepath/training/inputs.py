@@ -1,0 +1,74 @@
+"""What methods need besides pixels, made from the options of a run: classes, label maps, frozen networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from densepath.annotations.classes import FOLDERS, read_classes
+from densepath.annotations.label_cache import label_images
+from densepath.concepts.image_labels import FromPath
+from densepath.core.errors import UserError
+from densepath.methods.base import Method
+from densepath.methods.needs import Need
+from densepath.nets.teachers import ACCEPTED, build_teacher
+from densepath.nets.tokenizers import load_tokenizer
+from densepath.sources.pixel_source import PixelSource
+from densepath.training.config import PretrainConfig
+from densepath.training.recipes import name_of
+
+
+def check_inputs(method: Method, config: PretrainConfig) -> None:
+    """Check that the options of a run name what its method needs, before anything is read.
+
+    Raises:
+        UserError: something is missing, or is given and has no effect.
+    """
+    name, needs = name_of(config.method), list(method.needs().values())
+    kinds = {need.kind for need in needs}
+    if "teacher" in kinds and not config.teacher:
+        raise UserError(f"{name} needs a teacher; name one by --teacher: {ACCEPTED}")
+    if "tokenizer" in kinds and not config.tokenizer:
+        raise UserError(f"{name} needs a tokenizer; train one by --config vq_kd, and give its run by --tokenizer RUN")
+    wanting = [need.labeller for need in needs if isinstance(need.labeller, FromPath)]
+    if wanting and config.regions is None:
+        raise UserError(f"{name} needs {wanting[0].what} for its concepts; give it by --regions")
+    given = {
+        "labels": config.labels != FOLDERS and "classes" not in kinds,
+        "regions": config.regions is not None and not wanting,
+        "teacher": bool(config.teacher or config.teacher_weights) and "teacher" not in kinds,
+        "tokenizer": bool(config.tokenizer) and "tokenizer" not in kinds,
+    }
+    if idle := [f"--{option}" for option, has_no_effect in given.items() if has_no_effect]:
+        raise UserError(f"{name} as it is configured has no use for {' and '.join(idle)}; leave that out")
+
+
+def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> dict[str, Any]:
+    """What a method needs, by the names that it gave.
+
+    Args:
+        method: what is trained.
+        config: names the files.
+        images: the source of the run's images.
+
+    Raises:
+        UserError: a file is missing or is not what it should be.
+    """
+    return {name: _make(need, config, images) for name, need in method.needs().items()}
+
+
+def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
+    if need.kind == "classes":
+        return read_classes(images, str(config.labels))
+    if need.kind == "regions":
+        labeller = need.labeller
+        if isinstance(labeller, FromPath):
+            assert config.regions is not None, "check_inputs comes first"
+            labeller = labeller.make(config.regions)
+        assert labeller is not None
+        return label_images(images, labeller, config.cache_dir)
+    with torch.random.fork_rng(devices=[]):  # the weights of the method do not depend on how the network was made
+        if need.kind == "teacher":
+            return build_teacher(str(config.teacher), str(config.teacher_weights or ""))
+        return load_tokenizer(str(config.tokenizer))

@@ -1,0 +1,70 @@
+"""Pre-training, as the training loop sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from densepath.methods.base import Method
+from densepath.sources.batch import ImageBatch
+from densepath.training.feature_pass import Sweep
+from densepath.training.optimizers import Optimizer, build_updates
+from densepath.training.task import LongWork, Task
+from densepath.training.updates import Updates
+from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch
+
+
+class PretrainTask(Task):
+    """Makes the views of a batch, hands them to a method, and minimizes its loss.
+
+    Args:
+        method: what is trained.
+        views: makes what the method wants to see.
+        optimizer: how its weights are updated.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
+        sweep: gives the features of all images to a method that asks for them.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        views: ViewMaker,
+        optimizer: Optimizer,
+        total_steps: int,
+        steps_per_epoch: float,
+        sweep: Sweep | None = None,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.make_views = views
+        self.optimizer_settings = optimizer
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.sweep = sweep
+
+    @property
+    def device(self) -> torch.device:
+        """Where the method lies."""
+        return next(self.method.parameters()).device
+
+    def updates(self) -> Updates:
+        return build_updates(self.method, self.optimizer_settings, self.total_steps, self.steps_per_epoch)
+
+    def inputs(self, batch: ImageBatch) -> Batch:
+        return self.make_views(batch.to(self.device))
+
+    def before_step(self, inputs: Batch, long_work: LongWork) -> None:
+        if self.sweep is not None and self.method.wants_features(inputs):
+            with long_work() as tick:
+                self.method.on_features(self.sweep(self.method, self.device, tick), inputs, tick)
+        self.method.before_step(inputs)
+
+    def forward(self, inputs: Batch) -> dict[str, Tensor | float]:
+        """The loss, its terms and the method's statistics; the epochs done before this batch."""
+        losses = self.method(inputs)
+        return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": inputs.epoch}
+
+    def after_step(self) -> None:
+        self.method.after_step()

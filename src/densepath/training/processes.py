@@ -1,0 +1,100 @@
+"""The processes of a run: started, joined into a group, and of one mind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from densepath.core.distributed import world_size
+from densepath.training.hardware import Hardware
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+# For one collective operation. Who waits for a process that is gone gives up long before (see runs.watchdog); a process
+# that lives may take long to evaluate, or to cluster features, while the others wait for it.
+_TIMEOUT = timedelta(hours=6)
+
+
+def start_processes(hardware: Hardware) -> list[subprocess.Popen[bytes]]:
+    """Start the other processes of a run on this machine, where no launcher has: each repeats this command line."""
+    if hardware.world_size == 1 or hardware.environment.creates_processes_externally:
+        return []
+    shared = {
+        "MASTER_ADDR": hardware.environment.main_address,
+        "MASTER_PORT": str(hardware.environment.main_port),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(hardware.world_size),
+    }
+    os.environ.update(shared, LOCAL_RANK="0")
+    spec = sys.modules["__main__"].__spec__
+    program = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    command = [sys.executable, *program, *sys.argv[1:]]
+    return [
+        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(number)})
+        for number in range(1, hardware.world_size)
+    ]
+
+
+def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
+    """Bring the processes together, and set up what they compute with.
+
+    Several average their gradients and keep their own batch statistics.
+
+    Args:
+        hardware: where they compute.
+        equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
+    """
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    for part in ("fabric", "pytorch"):  # its trainer, which this package does not use, takes over the messages of both
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
+    if hardware.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.backends.cudnn.benchmark = hardware.kind == "cuda" and equal_shapes and not hardware.deterministic
+    strategy: Any = "auto"
+    if hardware.world_size > 1:
+        strategy = DDPStrategy(
+            timeout=_TIMEOUT, find_unused_parameters=False, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    fabric = Fabric(
+        accelerator=hardware.kind,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=strategy,
+        plugins=[hardware.environment],
+        precision="bf16-mixed" if hardware.precision == "bf16-mixed" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def without_sync(model: nn.Module, skip: bool) -> Iterator[None]:
+    """Inside, gradients stay with their process: of all batches of a step but the last."""
+    context: AbstractContextManager[Any] = nullcontext()
+    if skip and world_size() > 1:
+        context = model.no_sync()  # type: ignore[operator]  # of DistributedDataParallel, and of its likes
+    with context:
+        yield
+
+
+def agree(device: torch.device, *wishes: int) -> list[int]:
+    """The largest of what any process wishes, for each wish; all processes call this."""
+    if world_size() == 1:
+        return list(wishes)
+    agreed = torch.tensor(wishes, device=device)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return [int(wish) for wish in agreed.tolist()]

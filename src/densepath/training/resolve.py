@@ -1,0 +1,222 @@
+"""From a recipe and the options beside it to the configuration of a run, alike for the command line and for Python."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from densepath.core.errors import UserError
+from densepath.options import Option, build, default_of, describe_parameters, options_of
+from densepath.parser import Parser
+from densepath.runs.old_options import MOVED
+from densepath.training.recipes import find_method, load_recipe, name_of, own_augment
+
+Config = TypeVar("Config")
+_RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
+METHOD = "method."  # before the name of each option of a method, as it is typed
+_OPTIONS = "method_options"
+# Of two options that say the same thing, one that is given overrides the other of a recipe.
+_RIVALS = (("epochs", "max_steps"), ("max_steps", "epochs"))
+
+
+def resolve(
+    schema: type[Config], config: Config | str | Path | None, options: Mapping[str, Any], recipes: str = ""
+) -> Config:
+    """The configuration of a run.
+
+    Args:
+        schema: its dataclass.
+        config: what the options override: another configuration, a recipe by its name, or the path of a YAML file.
+        options: its fields, where they differ; those that are dataclasses may be dictionaries of some of their fields.
+        recipes: the verb whose recipes those are; "" for pre-training.
+
+    Raises:
+        UserError: no such recipe, method or option, a value of another type, or one that must be given is missing.
+    """
+    if isinstance(config, schema):
+        recipe: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
+    else:
+        recipe = load_recipe(str(config), recipes) if config is not None else {}
+    whole = over_recipe(schema, recipe, options)
+    method = method_of(schema, whole)
+    # Classes and networks cannot be written as text.
+    objects = {name: whole.pop(name) for name in ("method", "backbone") if not isinstance(whole.get(name, ""), str)}
+    values = check_options(make_parser(schema, f"densepath {recipes or 'pretrain'}", method), schema, whole, method)
+    made: Config = build(schema, values | objects)
+    return made
+
+
+def method_of(schema: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """The method that options choose; None for a function without one."""
+    if _OPTIONS not in inspect.signature(schema).parameters:
+        return None
+    return options.get("method") or default_of(schema, "method")
+
+
+def make_parser(
+    schema: Callable[..., Any],
+    prog: str,
+    method: Any,
+    positional: tuple[str, ...] = (),
+    described: Any = None,
+    complete: bool = True,
+) -> Parser:
+    """A parser of the options of a function or a dataclass, and of a method's where it takes one.
+
+    Args:
+        schema: the function or dataclass.
+        prog: the command, for help and errors.
+        method: whose options there are, too; None for no method.
+        positional: the options that are given without their name.
+        described: whose docstring says what the command does; ``schema`` by default.
+        complete: whether what has no default must be given.
+    """
+    parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=_short(schema))
+    options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
+    help_of = describe_parameters(schema)
+    for part, members in groupby(sorted(options, key=_part), key=_part):
+        parser.add_options(members, f"{part}: {help_of.get(part, '')}" if part else None)
+    if method:
+        constructor = find_method(method)
+        backbone = next(iter(inspect.signature(constructor).parameters))
+        parser.add_options(
+            options_of(constructor, skip=[backbone], prefix=METHOD),
+            f"method: {method}",
+            "--method NAME chooses another one; with --help it lists the options of that one.",
+        )
+    return parser
+
+
+def check_options(
+    parser: Parser, schema: Callable[..., Any], options: Mapping[str, Any], method: Any
+) -> dict[str, Any]:
+    """Options in their types, those that are dataclasses as dictionaries of their fields.
+
+    Args:
+        parser: made for them.
+        schema: whose they are.
+        options: as a recipe holds them, values or their text.
+        method: that the parser was made for.
+
+    Raises:
+        UserError: one is unknown or missing, or its value is of another type.
+    """
+    check_names(parser, options)
+    said = {
+        key: value
+        for key, value in _flat(options, parser)
+        if value is not None or parser.options[key].default is not None
+    }
+    typed = parser.check(said)
+    parameters = inspect.signature(schema).parameters
+    values = {name: value for name, value in typed.items() if name in parameters}
+    for name in parameters:
+        touched = any(key.startswith(f"{name}.") for key in said)
+        if isinstance(values.get(name), dict) and default_of(schema, name) is None and not touched:
+            values[name] = None
+    if method:
+        values |= {"method": method, _OPTIONS: typed.get(METHOD.rstrip("."), {})}
+    return values
+
+
+def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> None:
+    """Check that a parser knows all options; ``whose`` names the recipe that they come from.
+
+    Raises:
+        UserError: it does not know one.
+    """
+    for key, _ in _flat(options, parser):
+        if key not in parser.options:
+            message = parser.unknown(key, list(parser.options))
+            raise UserError(f"{whose}: {message}" if whose else message)
+
+
+def _short(schema: Callable[..., Any]) -> dict[str, str]:
+    """The short forms of options of a function or a dataclass: ``lr`` where it has an optimizer."""
+    parameters = inspect.signature(schema).parameters
+    return {"lr": "optimizer.lr"} if "optimizer" in parameters and "lr" not in parameters else {}
+
+
+def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options over those of a recipe: parts such as ``optimizer`` field by field, the length of a run said once.
+
+    The method's options of a recipe are for its own method. Where only the options say how views vary, they vary
+    otherwise as the method declares it.
+    """
+    recipe, options = (_in_full(_mapped(given), _short(schema)) for given in (recipe, options))
+    if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
+        recipe.pop(_OPTIONS, None)
+    if not recipe.get("augment") and options.get("augment"):
+        recipe["augment"] = own_augment(method_of(schema, {**recipe, **options}))
+    return merged(recipe, options)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Options over others, those of a part option by option."""
+    result = dict(under)
+    for one, other in _RIVALS:
+        if over.get(one) is not None:
+            result.pop(other, None)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if both else value
+    return result
+
+
+def _in_full(options: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    """Options without short forms.
+
+    Raises:
+        UserError: a short form and what it stands for are both there.
+    """
+    for form in short.keys() & options.keys():
+        part, _, name = short[form].partition(".")
+        if name in (options.get(part) or {}):
+            raise UserError(f"{form} and {short[form]} are one option; give it once")
+        options[part] = {**(options.get(part) or {}), name: options.pop(form)}
+    return options
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their dotted names, as a recipe holds them: parts in dictionaries of their own."""
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        *parts, last = key.split(".")
+        inner = result
+        for part in parts:
+            inner = inner.setdefault(_OPTIONS if part == METHOD.rstrip(".") else part, {})
+        inner[last] = value
+    return result
+
+
+def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose dataclasses are dictionaries of their fields."""
+    return {
+        name: {f.name: getattr(value, f.name) for f in fields(value)}
+        if is_dataclass(value) and not isinstance(value, type)
+        else value
+        for name, value in options.items()
+    }
+
+
+def _part(option: Option) -> str:
+    """The part that an option belongs to, "" for the function itself."""
+    return option.key.rpartition(".")[0]
+
+
+def _flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Options by their dotted names, but for the method's own."""
+    for name, value in options.items():
+        key = prefix + name
+        if key == "method":
+            continue
+        is_part = key == _OPTIONS or any(option.startswith(f"{key}.") for option in parser.options)
+        key = METHOD.rstrip(".") if key == _OPTIONS else key
+        if is_part and isinstance(value, Mapping):
+            yield from _flat(value, parser, f"{key}.")
+        elif not (is_part and value is None):
+            yield key, value

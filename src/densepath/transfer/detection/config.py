@@ -1,0 +1,134 @@
+"""What the fine-tuning of a detector is asked for: its options, and its record in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from densepath.core.errors import UserError
+
+ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
+DETECTIONS = 100  # of an image at most; COCO's number
+STEPS = 5000  # of the schedule 1x: the paper's for GlaS
+# What may change when a run is resumed: none of it changes what is computed.
+FREE = ("data", "out", "workers", "devices", "pictures", "log_every", "save_every_steps", "save_every_minutes")
+_LEAST_SIZE = 32  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """The options of the fine-tuning of a detector.
+
+    Args:
+        data: a folder as ``densepath data`` writes it: images and COCO instances, train and test.
+        out: the run folder. It gets ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
+            ``exported/detector.safetensors``, and what every run has.
+        weights: what the backbone starts from: a file, a run folder, "random", or a timm name.
+        backbone: a timm name.
+        detector: "mask_rcnn_fpn"; "mask_rcnn_c4", whose head is the backbone's own stage 5; "mask_rcnn_dc5", with a
+            dilated stage 5; "retinanet", which finds boxes alone; or "vitdet", for a vision transformer with patches of
+            16 px, trained by AdamW with layer-wise rates. Those with "_small" at the end have narrow heads, for a CPU.
+        rescale_filters: give the backbone's filters before batch norms the norm that they have in a new
+            network. That changes no feature, and layers whose filters pre-training made long, as it does with large
+            steps, continue to learn. Published results of fine-tuning are without it.
+        anchor_sizes: of the boxes that it starts from, in pixels of the resized image: one for each of five levels, for
+            C4 and DC5 as many as you like.
+        detections_per_image: at most; also in scoring.
+        schedule: "0.5x", "1x", "2x", "3x" or "5x".
+        base_steps: of the schedule 1x.
+        max_steps: overrides the schedule.
+        warmup_steps: of linear warm-up; 1000, but with ``max_steps`` a fifth of them at most.
+        drops: shares of the run after which the learning rate is divided by 10.
+        batch_size: images per step, over all devices.
+        lr: learning rate; 0.02 (RetinaNet: 0.01, ViTDet: 1e-4) for 16 images, and in proportion for other batch sizes.
+        train_size: least and greatest short edge in training, drawn uniformly, in pixels.
+        train_crop: side of a square that is cut out of each training image, anywhere, before it is resized, in pixels;
+            for large images with many objects.
+        test_size: short edge in testing, in pixels.
+        precise_bn_batches: training batches over which the batch-norm statistics are averaged before the evaluation
+            (never more than were trained on; 0 keeps the running ones).
+        pictures: test images to draw with their true and their found outlines.
+        seed: of new weights, order, sizes, flips, and of what the detector samples.
+        workers: processes that decode images, on each device; default: chosen automatically.
+        devices: "auto", a number, "cpu" or "cpu:N".
+        precision: "auto", "32" or "bf16-mixed".
+        log_every: write measurements every N steps.
+        save_every_steps: write a checkpoint every N steps; 0 for never.
+        save_every_minutes: write a checkpoint every N minutes; 0 for never.
+        resume: continue the run in ``out``.
+        evaluate: train nothing; score the detector that ``out`` holds once more, on the test images of ``data`` at the
+            size that it was trained for. Scores, predictions and pictures replace those in ``out``. Options of training
+            may be as they were, and no others.
+
+    Raises:
+        UserError: a value that makes no sense.
+    """
+
+    data: str | Path
+    out: str | Path
+    weights: str | Path = "random"
+    backbone: str = "resnet18"
+    detector: str = "mask_rcnn_fpn"
+    rescale_filters: bool = False
+    anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
+    detections_per_image: int = DETECTIONS
+    schedule: str = "1x"
+    base_steps: int = STEPS
+    max_steps: int | None = None
+    warmup_steps: int | None = None
+    drops: tuple[float, ...] = (0.8,)
+    batch_size: int = 16
+    lr: float | None = None
+    train_size: tuple[int, int] = (400, 522)
+    train_crop: int | None = None
+    test_size: int = 522
+    precise_bn_batches: int = 200
+    pictures: int = 8
+    seed: int = 0
+    workers: int | None = None
+    devices: int | str = "auto"
+    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
+    log_every: int = 20
+    save_every_steps: int = 0
+    save_every_minutes: float = 10.0
+    resume: bool = False
+    evaluate: bool = False
+
+    def __post_init__(self) -> None:
+        from densepath.core.random import check_seed  # which needs torch
+
+        for name in ("precise_bn_batches", "pictures"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number, or 0 for none")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        if not _LEAST_SIZE <= self.train_size[0] <= self.train_size[1] or self.test_size < _LEAST_SIZE:
+            sizes = f"train_size is {list(self.train_size)} and test_size {self.test_size}"
+            raise UserError(f"{sizes}; give the least and the greatest, of {_LEAST_SIZE} pixels or more")
+        if self.train_crop is not None and self.train_crop < _LEAST_SIZE:
+            raise UserError(f"train_crop is {self.train_crop}; give {_LEAST_SIZE} pixels or more")
+        if self.detections_per_image < 1:
+            raise UserError(f"detections_per_image is {self.detections_per_image}; give at least 1")
+        check_anchor_sizes(self.anchor_sizes)
+        check_seed(self.seed)
+
+    def record(self) -> dict[str, Any]:
+        """The options in the plain types of YAML, but for ``resume`` and ``evaluate``."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("resume", "evaluate")}
+
+
+def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
+    """Check sizes that a user gives.
+
+    Raises:
+        UserError: there are none, one is not positive, or there are not as many as the levels that share them out.
+    """
+    wanted = "one or more sizes" if levels is None else f"{levels} sizes, one for each level of the pyramid"
+    if not sizes or min(sizes) < 1 or len(sizes) != (levels or len(sizes)):
+        raise UserError(f"anchor_sizes are {list(sizes)}; give {wanted}, in pixels")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

@@ -1,0 +1,42 @@
+"""Lines for a stream that may be dead."""
+
+import io
+import os
+import subprocess
+import sys
+
+from densepath.core.streams import write_line
+
+
+def test_a_line_is_written_at_once_and_a_closed_or_missing_stream_stops_nobody(tmp_path):
+    stream = io.StringIO()
+    assert write_line("one", stream) and stream.getvalue() == "one\n"
+    stream.close()
+    assert not write_line("two", stream)
+    assert not write_line("three", None)
+
+
+def test_a_full_stream_gets_nothing_more():
+    with open("/dev/full", "w") as stream:
+        assert not write_line("one", stream)
+        assert write_line("two", stream)  # which now leads into nothing
+        assert os.fstat(stream.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+
+
+def test_what_dead_streams_hold_does_not_change_an_exit_code():
+    code = "import sys; from densepath.core.streams import settle; print('held', end=''); settle(); sys.exit(3)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for redirection in (">/dev/full 2>&1", ">&- 2>&-", "| true"):
+        script = f'set -o pipefail; "$0" -c "$1" {redirection}'
+        command = ["bash", "-c", script, sys.executable, code]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert done.returncode == 3, redirection
+
+
+def test_files_do_not_get_what_is_written_to_streams_that_were_closed(tmp_path):
+    code = (
+        "import os; from densepath.core.streams import occupy; occupy();"
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); assert file.fileno() > 2; os.write(2, b'noise')"
+    )
+    subprocess.run(["bash", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, code], check=True)
+    assert (tmp_path / "file").read_text() == ""

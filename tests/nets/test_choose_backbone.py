@@ -1,0 +1,91 @@
+"""Backbones by name, by a model of the hub, and networks that the user made."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from densepath.core.errors import UserError
+from densepath.nets import choose_backbone as module
+from densepath.nets import model_folders
+from densepath.nets.backbone import Backbone
+from densepath.nets.backbones import build_backbone
+from densepath.nets.choose_backbone import choose_backbone
+from densepath.nets.weights import load_weights
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_network_of_timm_is_the_backbone_of_its_name(name):
+    named = build_backbone(name)
+    made = choose_backbone(timm.create_model(name, **({"features_only": True} if name == "test_resnet" else {})))
+    assert (made.name, made.stages, made.channels, made.training) == (name, named.stages, named.channels, True)
+    made.load_state_dict(named.state_dict(), strict=False)
+    pixels = torch.rand(2, 3, 64, 64)
+    for one, other in zip(named.eval()(pixels).values(), made.eval()(pixels).values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_backbone_stays_itself_and_must_take_the_images():
+    backbone = build_backbone("test_resnet")
+    assert choose_backbone(backbone) is backbone
+    with pytest.raises(UserError, match="test_resnet takes images of 3 channels, and these have 1"):
+        choose_backbone(backbone, 1)
+
+
+class Own(Backbone):
+    """A network of a user's own, with one stage."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 16, stride=16), "own", {4: 8}, {4: (16, 16)}, patch_size=16)
+
+    def forward(self, x, last=5):
+        return {4: self.net(x)}
+
+
+def test_a_network_of_ones_own_is_derived_from_backbone():
+    assert choose_backbone(Own())(torch.rand(1, 3, 32, 32))[4].shape == (1, 8, 2, 2)
+    for other in (nn.Conv2d(3, 8, 3), timm.create_model("test_resnet")):
+        with pytest.raises(UserError, match=r"does not give the maps of its stages; make it by timm\.create_model"):
+            choose_backbone(other)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Models of the hub without a network: OWNER/NAME is a folder."""
+
+    def fetch(name, files=()):
+        folder = tmp_path / name.removeprefix("hf-hub:")
+        if not folder.is_dir():
+            raise UserError(f"{name} could not be fetched (ConnectionError); check the name and the network")
+        return folder
+
+    for place in (module, model_folders):
+        monkeypatch.setattr(place, "fetch", fetch)
+
+    def write(name, config, state=None):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        if state:
+            save_file(state, folder / "model.safetensors")
+
+    return write
+
+
+def test_a_model_of_the_hub_names_an_architecture_and_weights(hub):
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
+    hub("me/cells", {"architecture": "test_resnet", "num_classes": 7, "model_args": {"num_classes": 7}}, state)
+    backbone = choose_backbone("hf-hub:me/cells")
+    assert backbone.name == "test_resnet"
+    assert "from hf-hub:me/cells" in load_weights(backbone, "hf-hub:me/cells")
+    assert torch.equal(backbone.net.state_dict()["conv1.weight"], state["conv1.weight"])
+    hub("me/other", {"architecture": "test_vit", "model_args": {"init_values": 1e-5}})
+    with pytest.raises(UserError, match=r"hf-hub:me/other is a test_vit with init_values=1e-05, which has no name"):
+        choose_backbone("hf-hub:me/other")
+    for call in (choose_backbone, lambda name: load_weights(backbone, name)):
+        with pytest.raises(UserError, match=r"^hf-hub:no/body could not be fetched \(ConnectionError\)") as caught:
+            call("hf-hub:no/body")
+        assert "\n" not in str(caught.value)
