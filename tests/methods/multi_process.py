@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from targets import CODES, write_tokenizer
+from targets import CODES, prepare, write_tokenizer
 
 from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
@@ -125,7 +125,8 @@ def train(kind, case, options, norms, batches):
     method = kind(build_backbone("test_vit" if transformer else "test_resnet"), **known)
     share_statistics(method, *norms, IMAGES, world_size())
     if kind is not ConCL:  # which would read them
-        method.prepare(ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES)))
+        images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
+        prepare(method, images, tokenizer=options["tokenizer"])
     method.double()
     described = torch.randn(STEPS * IMAGES, SMALL["dim"], generator=torch.Generator().manual_seed(5)).double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
