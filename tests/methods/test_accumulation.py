@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from targets import prepare
 
 from densepath.core.momentum import Momentum
 from densepath.methods import BYOL, PCLV2, VQKD, ConCL, DenseCL, MoCoV1, MoCoV2
@@ -68,7 +69,7 @@ def test_batches_of_a_step_make_the_step_of_one(make, images, name):
 
     def made():
         one = make(method, "test_vit", **options)
-        one.prepare(ImageFiles(f"{number}.png" for number in range(40)))
+        prepare(one, ImageFiles(f"{number}.png" for number in range(40)))
         if name == "vq_kd":
             vectors = F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(1)), dim=1)
             one.tokenizer.codebook.begin(vectors, torch.arange(60.0))
