@@ -25,7 +25,7 @@ def store(tmp_path_factory):
     index = torch.arange(16)
     images = [volumes.read(position) for position in index.tolist()]
     names = [volumes.names(position) for position in index.tolist()]
-    write_store(path, images, names, volumes.spec, spacing=volumes.spacing(index).tolist())
+    write_store(path, images, names, volumes.spec, spacing=volumes.spacing(index).numpy())
     return path
 
 
@@ -57,13 +57,15 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
     backbone = build_backbone(notes["backbone"], channels=1)
     load_weights(backbone, exported)
     trained = {name.removeprefix("method.backbone."): value for name, value in whole["state_dict"].items()}
-    assert all(torch.equal(value, trained[name]) for name, value in backbone.state_dict().items() if "num_b" not in name)
+    assert all(
+        torch.equal(value, trained[name]) for name, value in backbone.state_dict().items() if "num_b" not in name
+    )
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["pixels"]["ndim"] == 3
 
 
 def test_a_network_for_images_is_refused(store, tmp_path):
     run = {"data": store, "out": tmp_path / "run", "method": "moco_v2", "method_options": SMALL}
-    with pytest.raises(UserError, match="test_resnet takes images of 2 dimensions, and those of .* have 3"):
+    with pytest.raises(UserError, match=r"test_resnet takes images of 2 dimensions, and those of .* have 3"):
         pretrain(**run, **{**OPTIONS, "backbone": "test_resnet"})
     assert not (tmp_path / "run").exists()
