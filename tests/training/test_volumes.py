@@ -57,9 +57,8 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
     backbone = build_backbone(notes["backbone"], channels=1)
     load_weights(backbone, exported)
     trained = {name.removeprefix("method.backbone."): value for name, value in whole["state_dict"].items()}
-    assert all(
-        torch.equal(value, trained[name]) for name, value in backbone.state_dict().items() if "num_b" not in name
-    )
+    weights = {name: value for name, value in backbone.state_dict().items() if "num_b" not in name}
+    assert all(torch.equal(value, trained[name]) for name, value in weights.items())
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["pixels"]["ndim"] == 3
 
