@@ -85,9 +85,9 @@ def test_each_group_of_a_batch_is_normalized_by_itself(make, batch, whole_step):
     torch.testing.assert_close(method.queue.keys()[:4], keys)
 
 
-def test_without_shuffling_keys_are_encoded_among_the_images_of_their_queries(make, batch):
+def test_without_shuffling_keys_are_encoded_among_the_images_of_their_queries(make, batch, whole_step):
     method, twin = make(MoCoV2, group=2, shuffle=False), make(MoCoV2)
-    method(batch)
+    whole_step(method, batch)
     features = [twin.key_backbone(batch["key"].pixels[rows])[5].mean((2, 3)) for rows in (slice(2), slice(2, 4))]
     torch.testing.assert_close(method.queue.keys()[:4], F.normalize(twin.key_head(torch.cat(features)), dim=1))
 

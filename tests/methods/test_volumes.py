@@ -50,9 +50,9 @@ def batch() -> Batch:
     return Batch(views, torch.arange(4), seed=0, step=0, epoch=0.0, progress=0.5)
 
 
-def test_the_instance_loss_is_the_equation(make, batch):
+def test_the_instance_loss_is_the_equation(make, batch, whole_step):
     method, twin = make(MoCoV2), make(MoCoV2)
-    losses = method(batch)
+    losses = whole_step(method, batch)
     q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3, 4))), dim=1)
     k = F.normalize(twin.key_head(twin.key_backbone(batch["key"].pixels)[5].mean((2, 3, 4))), dim=1)
     logits = torch.cat(((q * k).sum(1, keepdim=True), q @ twin.queue.keys().T), dim=1) / 0.2
@@ -83,10 +83,10 @@ def shares(labels: np.ndarray, maps: np.ndarray, grid: tuple[int, ...], count: i
         {"concepts": "kmeans", "num_concepts": 3, "stage": 4},
     ],
 )
-def test_the_concept_loss_is_the_equation(make, batch, options):
+def test_the_concept_loss_is_the_equation(make, batch, options, whole_step):
     options |= {"concept_queue_size": 64}
     method, twin = make(ConCL, **options), make(ConCL, **options)
-    losses = method(batch)
+    losses = whole_step(method, batch)
     concepts = twin.source(batch, twin.key_backbone.network)
     query = twin.backbone(batch["query"].pixels)[5].double().numpy(force=True)
     key = twin.key_backbone(batch["key"].pixels)[5].double().numpy(force=True)
@@ -160,12 +160,12 @@ def test_all_that_is_trained_gets_a_gradient(make, batch, method, options, layou
     ] == []
 
 
-def test_keys_of_volumes_are_shuffled_among_groups(make, batch):
+def test_keys_of_volumes_are_shuffled_among_groups(make, batch, whole_step):
     from densepath.nets.norms import group_batch_norm
 
     method, twin = make(MoCoV2), make(MoCoV2)
     group_batch_norm(method, 2)
-    method(batch)
+    whole_step(method, batch)
     keys = torch.empty(4, 16)
     for group in shuffled(4, batch.seed, batch.step).view(2, 2):
         features = twin.key_backbone(batch["key"].pixels[group])[5]
@@ -184,7 +184,7 @@ def test_keys_of_volumes_are_shuffled_among_groups(make, batch):
 )
 def test_what_is_made_for_images_refuses_a_network_for_volumes(method, message):
     with pytest.raises(UserError, match=message):
-        method(build_backbone(NETWORK), **({"teacher": "test_vit"} if method is EVA else {}))
+        method(build_backbone(NETWORK))
 
 
 def test_concepts_of_images_are_refused(make):

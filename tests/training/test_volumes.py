@@ -25,7 +25,7 @@ def store(tmp_path_factory):
     index = torch.arange(16)
     images = [volumes.read(position) for position in index.tolist()]
     names = [volumes.names(position) for position in index.tolist()]
-    write_store(path, images, names, volumes.spec, spacing=volumes.spacing(index).tolist())
+    write_store(path, images, names, volumes.spec, spacing=volumes.spacing(index).numpy())
     return path
 
 
