@@ -7,7 +7,7 @@ variant exists only here: scikit-image segments each reference view on the CPU w
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
@@ -36,7 +36,7 @@ class ViewSuperpixels:
     num_concepts = None
     superpixels = Superpixels(SCALES["per_view"])
 
-    def check(self, backbone: Backbone, view_size: int) -> None:
+    def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Accepts any view."""
 
     def prepare(self, images: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 
-from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets
+from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets, volumes
 from densepath import cli
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
@@ -238,3 +238,9 @@ def test_targets_are_checked_and_failures_named() -> None:
         "correctness: concl|3 (FAILED, limit 1e-03)": "FAILED",
         "detection|": "FAILED: no memory",
     }
+
+
+def test_cubes_of_volumes_are_those_of_the_plain_way() -> None:
+    cases = volumes.crop_cases(volumes.CROPS["crop"], 2)
+    torch.testing.assert_close(cases["ours"](), cases["plain"](), atol=1e-2, rtol=1e-5)  # of values up to 1000
+    assert cases["view"]()["cube"].pixels.shape == (2, 1, *volumes.SIZE)

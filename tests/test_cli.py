@@ -487,7 +487,7 @@ def test_public_functions_are_those_of_the_verbs() -> None:
 
 MEAN = """
 from densepath.methods.base import Losses, Method
-from densepath.views.augment import Augment
+from densepath.views.declarations import RandomView
 
 class Mean(Method):
     \"\"\"A method of a user's own: features of unit mean.
@@ -503,7 +503,7 @@ class Mean(Method):
 
     @staticmethod
     def views(augment=None):
-        return {"image": augment or Augment()}
+        return {"image": augment or RandomView()}
 
     def forward(self, batch):
         loss = (self.backbone(batch["image"].pixels)[self.backbone.deepest].mean() - self.target).square()
@@ -539,7 +539,7 @@ def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(folder: Path) 
     for wrong, expected in (
         ("mymodule:Meen", "did you mean Mean?"),
         ("mymodul:Mean", "there is no mymodul.py in"),
-        ("mymodule:Augment", "mymodule has no method 'Augment'"),
+        ("mymodule:RandomView", "mymodule has no method 'RandomView'"),
     ):
         done = run(f"pretrain --method {wrong} --data tissue/tiles --out other")
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr

@@ -51,7 +51,7 @@ class Parser(ArgumentParser):
         for option in options:
             self.options[option.key] = option
             forms = [form for form, name in self._forms.items() if name == f"--{option.key}"]
-            text = f"{option.help} In short {forms[0]}." if forms else option.help
+            text = f"{option.help} ({forms[0]} for short)" if forms else option.help
             given: dict[str, Any] = {"help": text} | ({} if option.required else {"default": option.default})
             if option.is_flag:
                 given["action"] = ActionYesNo(yes_prefix="", no_prefix="no_")

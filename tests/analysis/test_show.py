@@ -116,7 +116,7 @@ def test_all_sources_are_in_one_picture_each_with_its_own_files(
 
 def test_a_source_without_its_files_is_named(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give it with --saliency"):
-        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), regions=str(tmp_path))
+        show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("saliency",), regions=str(tmp_path), count=1)
     with pytest.raises(UserError, match="concepts files need a folder of label maps; give it with --regions"):
         show_concepts(data=tiles, out=tmp_path / "x.png", concepts=("files",), saliency=str(tmp_path), count=1)
     with pytest.raises(UserError, match="unknown concepts 'stars'"):

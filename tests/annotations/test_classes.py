@@ -99,7 +99,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, monkeypatch, path):
 
 
 def test_one_folder_is_no_classification():
-    with pytest.raises(UserError, match=r"one class, TUM; .*--method\.labels"):
+    with pytest.raises(UserError, match=r"one class, TUM; .*--labels"):
         read_classes(ImageFiles(["TUM/1.png", "TUM/2.png"]), "folders")
 
 

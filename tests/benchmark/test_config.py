@@ -118,7 +118,7 @@ def test_conv_mims_table_1_agrees_with_the_text():
 
 def test_given_inputs_reach_the_method_of_a_row():
     runs = grid_of(load_table("conv_mim_table1")).runs.values()
-    options = {run.label: run.options.get("method_options") for run in runs if run.verb == "pretrain"}
+    options = {run.label: run.options for run in runs if run.verb == "pretrain"}
     assert options["pretrain-eva"]["teacher"] == options["pretrain-beit_v2"]["tokenizer"] == "something"
     assert options["pretrain-supervised"]["labels"] == "something"
 

@@ -39,7 +39,11 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
 from densepath.sources.image_files import ImageFiles
+from densepath.synthetic.volumes import SyntheticVolumes
 from densepath.training.batch_norm import share_statistics
+from densepath.views.crops import Crop
+from densepath.views.declarations import Cover, RandomView
+from densepath.views.intensity import GaussianBlur, IntensityJitter
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
 
@@ -60,11 +64,13 @@ CASES = {
     "shuffled": ({"shuffle": True}, ("per_process", 2), ("per_process", 2)),
     "synchronized": ({"standardize": True}, ("per_process", 0), ("synchronized", 0)),
     "transformer": ({}, ("auto", 0), ("auto", 0)),
+    "volumes": ({"standardize": True}, ("per_process", 4), ("per_process", 0)),
 }
+BACKBONES = {"transformer": "test_vit", "volumes": "resnet10_3d_w4_s122"}
 KINDS = {
     MoCoV2: tuple(CASES),
     ConCL: tuple(CASES),
-    DenseCL: ("default", "synchronized"),  # by features and by geometry
+    DenseCL: ("default", "synchronized", "volumes"),  # by features and by geometry
     SimCLR: ("groups", "synchronized", "transformer"),
     BYOL: ("groups", "synchronized", "transformer"),
     MoCoV1: ("shuffled",),
@@ -93,6 +99,17 @@ def views_of(step, part=slice(IMAGES)):
     return ViewMaker(ConCL.views(), 48, seed=3)(images)
 
 
+def volumes_of(step):
+    """The views of a step's global batch of volumes."""
+    volumes = SyntheticVolumes(STEPS * IMAGES, size=(12, 24, 24))
+    index = torch.arange(IMAGES) + IMAGES * step
+    gathered = volumes.gather(index)
+    images = ImageBatch(gathered.pixels, gathered.sizes, index, step=step, progress=0.5, spacing=volumes.spacing(index))
+    crop = RandomView(Crop(scale=(0.4, 1.0), rotation=10.0), (IntensityJitter(), GaussianBlur()))
+    views = {"query": crop, "key": crop, "reference": Cover(of=("query", "key"))}
+    return ViewMaker(views, (16, 32, 32), seed=3, spec=volumes.spec)(images)
+
+
 def batch_of(kind, step, batch):
     """This process's part of a step's views. In the second step the last images' views show nothing in common."""
     count = IMAGES // world_size()
@@ -102,31 +119,31 @@ def batch_of(kind, step, batch):
         maps = view.map.clone()
         if step == 1:
             low, high = {"query": (-1.0, 0.0), "key": (0.0, 1.0), "reference": (-1.0, 1.0)}[name]
-            corner = torch.ones(IMAGES // 2, 2)
+            corner = torch.ones(IMAGES // 2, maps.shape[1])
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
     views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
     if kind is SparK:  # whose cells are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
-    extras = {"regions": batch.extras["regions"][part], "class": batch.index[part] % 3}
+    extras = {name: extra[part] for name, extra in batch.extras.items()} | {"class": batch.index[part] % 3}
     return replace(batch, views=views, index=batch.index[part], extras=extras)
 
 
-def train(kind, case, options, norms, batches):
+def train(kind, case, norms, batches, tokenizer):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
-    transformer = case == "transformer"
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | source | options
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | source | CASES[case][0]
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
-    if transformer and "stage" in known:
+    if case in BACKBONES and "stage" in known:
         known["stage"] = 4
-    method = kind(build_backbone("test_vit" if transformer else "test_resnet"), **known)
+    channels = 1 if case == "volumes" else 3
+    method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
     if kind is not ConCL:  # which would read them
         images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
-        prepare(method, images, tokenizer=options["tokenizer"])
+        prepare(method, images, labels="folders", tokenizer=tokenizer)
     method.double()
     described = torch.randn(STEPS * IMAGES, SMALL["dim"], generator=torch.Generator().manual_seed(5)).double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
@@ -152,14 +169,14 @@ def train(kind, case, options, norms, batches):
     return seen | {"state": method.state_dict()}
 
 
-def process(folder, number, processes, batches):
+def process(folder, number, processes, batches, volumes):
     if processes > 1:
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
     for kind, cases in KINDS.items():
         for case in cases:
-            options, one, two = CASES[case]
-            options = options | {"tokenizer": str(folder / "tokenizer.safetensors")}
-            seen = train(kind, case, options, two if processes > 1 else one, batches)
+            norms = CASES[case][2 if processes > 1 else 1]
+            views = volumes if case == "volumes" else batches
+            seen = train(kind, case, norms, views, str(folder / "tokenizer.safetensors"))
             torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
     if processes > 1:
         dist.destroy_process_group()
@@ -182,5 +199,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     batches = [views_of(step) for step in range(STEPS)]
     write_tokenizer(where)
-    children = [fork(process, where, number, count, batches) for number, count in ((0, 1), (0, 2), (1, 2))]
+    volumes = [volumes_of(step) for step in range(STEPS)]
+    children = [fork(process, where, number, count, batches, volumes) for number, count in ((0, 1), (0, 2), (1, 2))]
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

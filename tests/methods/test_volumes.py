@@ -7,10 +7,16 @@ import torch.nn.functional as F
 
 from densepath.core.affine import between, from_box, union
 from densepath.core.errors import UserError
-from densepath.core.random import shuffled
+from densepath.core.random import permute, shuffled
 from densepath.methods import BYOL, EVA, MAE, ConCL, ConvMIM, DenseCL, MoCoV2, SimCLR, SparK
 from densepath.methods.densecl import most_similar
 from densepath.nets.backbones import build_backbone
+from densepath.sources.batch import ImageBatch
+from densepath.synthetic.volumes import SyntheticVolumes
+from densepath.views.crops import Crop
+from densepath.views.declarations import Cover, RandomView
+from densepath.views.intensity import IntensityJitter
+from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 
 NETWORK = "resnet10_3d_w4_s122"
@@ -185,3 +191,41 @@ def test_concepts_of_images_are_refused(make):
     with pytest.raises(UserError, match="concepts nuclei are found in images of two dimensions; for volumes use"):
         make(ConCL, concepts="nuclei")
     assert make(ConCL, concepts="grid", grid_size=2, concept_queue_size=64).source.num_concepts == 8
+
+
+STEPS = 40
+
+
+def history(kind, seed, steps=STEPS):
+    """The losses of a run on synthetic volumes, in views of 16 x 32 x 32 voxels, by a network of 8 channels."""
+    torch.manual_seed(seed)
+    volumes = SyntheticVolumes(64, seed=1)
+    options = {"dim": 32, "hidden_dim": 64, "temperature": 0.3, "queue_size": 32, "momentum": 0.95, "standardize": True}
+    if kind is ConCL:
+        options |= {"num_concepts": 4, "concept_queue_size": 64, "warmup": 0.0}
+    method = kind(build_backbone("resnet10_3d_w8_s122", channels=1), **options)
+    crop = RandomView(Crop(scale=(0.8, 1.0), ratio=(0.9, 1.1), flip=(0.0,)), (IntensityJitter(0.8, 0.1, 0.1),))
+    views = {"query": crop, "key": crop, "reference": Cover(of=("query", "key"))}
+    make_views = ViewMaker(views, (16, 32, 32), seed, volumes.spec)
+    method.check(make_views.sizes(), 8)
+    optimizer, losses = torch.optim.SGD(method.parameters(), lr=0.03, momentum=0.9), []
+    for step in range(steps):
+        index = permute(torch.arange(8 * (step % 8), 8 * (step % 8) + 8), 64, seed, step // 8)
+        gathered, spacing = volumes.gather(index), volumes.spacing(index)
+        place = {"step": step, "epoch": step / 8, "progress": step / steps}
+        batch = make_views(ImageBatch(gathered.pixels, gathered.sizes, index, spacing=spacing, **place))
+        method.before_step(batch)
+        loss = method(batch).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("kind", [MoCoV2, ConCL])
+def test_a_small_network_learns_from_synthetic_volumes(kind):
+    """With the seeds 0, 1 and 2, on CPUs with and without AVX-512, the share is between 0.65 and 0.78."""
+    losses = history(kind, seed=0)
+    assert np.mean(losses[-STEPS // 3 :]) < 0.9 * np.mean(losses[: STEPS // 4])

@@ -23,6 +23,7 @@ from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
+from densepath.runs.folder import CONFIG
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import check_size, open_images
@@ -177,7 +178,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
         predicting = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
         raise UserError(f"the method {name} of {run} does not predict pixels; give a run of one of: {predicting}")
     method, record, _ = load_run(run)
-    config = resolve(PretrainConfig, None, record)
+    config = resolve(PretrainConfig, run / CONFIG, {})
     size = config.view_size
     images = open_images(data, cache="none")
     check_size(images, size // 2)

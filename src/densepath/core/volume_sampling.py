@@ -16,6 +16,7 @@ from densepath.core.filters import Mode, axis_taps, filter_reach
 from densepath.core.grids import average_parts, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
 
+_SLACK = 0.25  # bilinear samples of a volume that shrinks by less hardly alias
 _SMALL = 1e-6  # entries of a map, against its largest, that rounding leaves of nothing
 
 
@@ -74,7 +75,11 @@ def _sample(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode) -> Tensor:
     ((kind, _),) = group_rows(maps, size, mode, extent)
     if isinstance(kind, Aligned):
         return _along_axes(x, maps, size, mode, kind.axes)
-    if _keeps_z(maps[0]):
+    flat = _keeps_z(maps[0])
+    if mode != "area":
+        x = _shrunk(x, maps[0], size, mode, (1, 2) if flat else (0, 1, 2))
+        kind = Oblique((1, 1, 1))
+    if flat:
         return _in_plane(x, maps, size, mode, kind)
     fine = [n * part for n, part in zip(size, kind.parts, strict=True)]
     grid = torch.stack(positions(maps.to(_wide(x)), fine), dim=-1)
@@ -91,6 +96,17 @@ def _along_axes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, axes: 
         row = 2 - axis
         x = _along_axis(x, maps[:, row, axes[row]], maps[:, row, -1], lengths[axis], mode, axis)
     return x.permute(0, *[1 + axis for axis in order])
+
+
+def _shrunk(x: Tensor, map_: Tensor, size: Sequence[int], mode: Mode, axes: Sequence[int]) -> Tensor:
+    """A volume (C, D, H, W) resized along some axes, so that a map (3, 4) that turns it shrinks it no further."""
+    across = torch.tensor(x.shape[1:]).flip(0).to(map_).unsqueeze(-1)
+    rates = (map_[:, :3] * across / torch.tensor(tuple(size)).flip(0)).norm(dim=1).flip(0).tolist()
+    for axis in sorted(axes, key=lambda axis: -rates[axis]):
+        if rates[axis] > 1 + _SLACK:
+            whole = map_.new_ones(1), map_.new_zeros(1)
+            x = _along_axis(x, *whole, max(1, round(x.shape[1 + axis] / rates[axis])), mode, axis)
+    return x
 
 
 def _in_plane(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, kind: Oblique) -> Tensor:

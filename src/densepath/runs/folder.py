@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -52,7 +53,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
 
 
 def check_run(
-    out: Path, config: Mapping[str, Any], *, resume: bool, free: Collection[str] = ()
+    out: Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool,
+    free: Collection[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """The configuration of the run in a folder that is gone on with; None where a new one may begin there.
 
@@ -66,7 +72,7 @@ def check_run(
         return None
     if not resume:
         raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
-    changed = differences(old, _plain(config), free)
+    changed = differences(_completed(old, _plain(defaults)), _plain(config), free)
     if changed:
         raise UserError(
             f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
@@ -77,7 +83,13 @@ def check_run(
 
 @contextmanager
 def open_run(
-    out: Path, config: Mapping[str, Any], *, resume: bool, free: Collection[str] = (), note: str = ""
+    out: Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool,
+    free: Collection[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    note: str = "",
 ) -> Iterator[Path]:
     """Make the folder of a new run, or return to that of an old one. One process of a run calls this.
 
@@ -89,12 +101,13 @@ def open_run(
         config: what the run was asked for, in the plain types of YAML.
         resume: continue the run that is there; without one, begin.
         free: dotted names in ``config`` of what may change when a run is resumed.
+        defaults: of options that the version which started the run did not have: the run is one with these.
         note: a comment at the head of ``config.yaml``.
 
     Raises:
         UserError: the folder holds another run, or something else.
     """
-    old = check_run(out, config, resume=resume, free=free)
+    old = check_run(out, config, resume=resume, free=free, defaults=defaults)
     if old is None:
         with atomic_write(out / CONFIG) as part:
             head = f"# {note}\n" if note else ""
@@ -108,6 +121,15 @@ def open_run(
         if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of what it does not have, part by part."""
+    completed = {**defaults, **old}
+    for name, value in old.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
+            completed[name] = _completed(value, defaults[name])
+    return completed
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.training.optimizers import Optimizer
-from densepath.training.recipes import name_of
+from densepath.training.recipes import all_options, name_of
 from densepath.views.augment import Augment
 
 DEFAULT_EPOCHS = 200.0
@@ -140,6 +140,12 @@ class PretrainConfig:
         """The options in the plain types of YAML, as ``config.yaml`` keeps them; ``resume`` is not among them."""
         record = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "resume"}
         return record | {"method": name_of(self.method)}
+
+    def defaults(self) -> dict[str, Any]:
+        """The record of a run of the same method that sets nothing: what an earlier version did by itself."""
+        options = all_options(self.method, {})
+        plain = PretrainConfig(data="", out="", method=self.method, method_options=options).record()
+        return plain | {"augment": asdict(Augment())}
 
 
 def _plain(value: Any) -> Any:

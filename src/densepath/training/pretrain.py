@@ -113,11 +113,14 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     name = config.backbone if isinstance(config.backbone, str) else network.name
     config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm, backbone=name)
     record = config.record() | {"pixels": images.spec.record()}
-    first = hardware.rank == 0
-    # Runs of earlier versions do not name their pixels, which were RGB of 8 bits
+    # Runs of earlier versions do not name their pixels, which were RGB of 8 bits.
     free = FREE if old is None or "pixels" in old else (*FREE, "pixels", "mean", "std", "window")
+    defaults, note = config.defaults(), f"densepath {__version__}"
+    first = hardware.rank == 0
     if first:
-        check_run(out, record, resume=resume, free=free)  # now, rather than after hours of looking at the images
+        check_run(
+            out, record, resume=resume, free=free, defaults=defaults
+        )  # now, rather than after hours of looking at the images
 
     images = cache_images(images, config.cache, hardware.device)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
@@ -143,7 +146,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         for every in (config.probe_every, config.picture_every)
     )
     gallery = Gallery(method, images, views, draw, out) if draw is not None and method.predicts_pixels() else None
-    with open_run(out, record, resume=resume, free=free, note=f"densepath {__version__}") if first else nullcontext():
+    with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             _report_start((loaded, _colorless(without), found), config.optimizer, steps, steps_per_epoch)
         done = train(

@@ -17,8 +17,6 @@ import yaml
 from densepath.core.errors import UserError, suggest
 from densepath.methods import METHODS
 from densepath.runs.old_options import refuse_moved, rename_options
-from densepath.views.augment import Augment
-from densepath.views.declarations import RandomView
 
 if TYPE_CHECKING:
     from densepath.methods import Method
@@ -65,6 +63,10 @@ def own_augment(method: Any) -> dict[str, Any]:
     Raises:
         UserError: there is no such method.
     """
+    # Imported here, because they need torch.
+    from densepath.views.augment import Augment
+    from densepath.views.declarations import RandomView
+
     views = [view for view in find_method(method).views().values() if isinstance(view, RandomView)]
     options = [asdict(augment) for view in views if (augment := Augment.of_view(view)) is not None]
     if not options:

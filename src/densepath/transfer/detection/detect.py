@@ -127,7 +127,12 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         workers=choose_workers(hardware) if config.workers is None else config.workers,
     )
     first = hardware.rank == 0
-    with open_run(out, record, resume=resume, free=FREE, note=f"densepath {__version__}") if first else nullcontext():
+    kept: dict[str, Any] = {
+        "free": FREE,
+        "defaults": DetectConfig(data="", out="").record(),
+        "note": f"densepath {__version__}",
+    }
+    with open_run(out, record, resume=resume, **kept) if first else nullcontext():
         if first:
             say(f"densepath: {config.detector} on {line}; {len(train)} training images, {solver.steps} steps")
         model = fine_tune(

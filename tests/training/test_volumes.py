@@ -1,0 +1,70 @@
+"""Runs of pre-training on volumes."""
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.sources.packing import write_store
+from densepath.synthetic.volumes import SyntheticVolumes
+from densepath.training.pretrain import pretrain
+
+OPTIONS = {"backbone": "resnet10_3d_w4_s122", "view_size": 24, "max_steps": 4, "batch_size": 8, "devices": "cpu"}
+OPTIONS |= {"precision": "32", "workers": 0, "save_every_steps": 2}
+SMALL = {"queue_size": 16, "dim": 8, "hidden_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A packed store of 16 volumes of several sizes."""
+    volumes, path = SyntheticVolumes(16, size=(16, 32, 32)), tmp_path_factory.mktemp("volumes") / "volumes.safetensors"
+    index = torch.arange(16)
+    images = [volumes.read(position) for position in index.tolist()]
+    names = [volumes.names(position) for position in index.tolist()]
+    write_store(path, images, names, volumes.spec, spacing=volumes.spacing(index).tolist())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("moco_v2", {}), ("concl", {"num_concepts": 3, "concept_queue_size": 32, "warmup": 0.0})],
+)
+def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options):
+    run = {"data": store, "out": tmp_path / "run", "method": method, "method_options": SMALL | options, **OPTIONS}
+    checkpoints = pretrain(**run) / "checkpoints"
+    whole = read_checkpoint(checkpoints / "last.ckpt")
+    (checkpoints / "last.ckpt").unlink()
+    assert read_checkpoint(checkpoints / "previous.ckpt")["step"] == 2
+    pretrain(**run, resume=True)
+    resumed = read_checkpoint(checkpoints / "last.ckpt")
+    assert resumed["step"] == whole["step"] == 4
+    pairs = {name: (value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items()}
+    assert [name for name, (one, other) in pairs.items() if not torch.equal(one, other)] == []
+
+    exported = tmp_path / "run" / "exported" / "backbone.safetensors"
+    with safe_open(exported, "pt") as file:
+        notes = file.metadata()
+    assert (notes["backbone"], notes["layout"], notes["ndim"], notes["channels"]) == (
+        OPTIONS["backbone"],
+        "densepath",
+        "3",
+        "1",
+    )
+    backbone = build_backbone(notes["backbone"], channels=1)
+    load_weights(backbone, exported)
+    trained = {name.removeprefix("method.backbone."): value for name, value in whole["state_dict"].items()}
+    weights = {name: value for name, value in backbone.state_dict().items() if "num_b" not in name}
+    assert all(torch.equal(value, trained[name]) for name, value in weights.items())
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["pixels"]["ndim"] == 3
+
+
+def test_a_network_for_images_is_refused(store, tmp_path):
+    run = {"data": store, "out": tmp_path / "run", "method": "moco_v2", "method_options": SMALL}
+    with pytest.raises(UserError, match=r"test_resnet takes images of 2 dimensions, and those of .* have 3"):
+        pretrain(**run, **{**OPTIONS, "backbone": "test_resnet"})
+    assert not (tmp_path / "run").exists()
