@@ -132,7 +132,7 @@ def test_that_it_has_begun_is_part_of_its_state(book):
     assert other.begun and torch.equal(other.codes, book.codes)
 
 
-@pytest.mark.parametrize(("options", "message"), [((1, 3), "two codes or more"), ((6, 3, 1.5), "between 0 and 1")])
+@pytest.mark.parametrize(("options", "message"), [((1, 3), "at least 2 codes"), ((6, 3, 1.5), "between 0 and 1")])
 def test_wrong_numbers_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Codebook(*options)

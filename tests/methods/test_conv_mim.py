@@ -302,7 +302,7 @@ def test_a_network_without_a_stem_of_its_own_is_refused(name):
 
 def test_views_that_the_patches_do_not_divide_are_refused_before_the_run():
     check(tiny(), 48, 4)
-    with pytest.raises(UserError, match=r"view_size 56 is not a multiple of the patches' 16 px; take e\.g\. 48"):
+    with pytest.raises(UserError, match=r"view_size 56 is not a multiple of the patch size of 16 px; use e\.g\. 48"):
         check(tiny(), 56, 4)
     with pytest.raises(UserError, match=r"a mask ratio of 0\.7 leaves 0 of 1 patches visible"):
         check(tiny(), 16, 4)

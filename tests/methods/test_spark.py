@@ -185,6 +185,6 @@ def test_what_does_not_fit_is_refused(make, method):
         make(SparK, "test_resnet", decoder_dim=40)
     with pytest.raises(UserError, match=r"mask ratio of 0\.9 leaves 0 of 4"):
         check(make(SparK, "test_resnet", mask_ratio=0.9, **SMALL), 64, 4)
-    with pytest.raises(UserError, match="view_size 72 is not a multiple of the patches' 32 px"):
+    with pytest.raises(UserError, match="view_size 72 is not a multiple of the patch size of 32 px"):
         check(method, 72, 4)
     check(method, 64, 4)

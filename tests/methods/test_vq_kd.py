@@ -188,7 +188,7 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "resnet18")
     with pytest.raises(UserError, match="the commitment must not be negative"):
         make(VQKD, "test_vit", commitment=-1.0)
-    with pytest.raises(UserError, match=r"codes restart below a share of the mean usage, .*, not 1\.0"):
+    with pytest.raises(UserError, match=r"restart_below is a share of the mean usage, .*, not 1\.0"):
         make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):
         make(VQKD, "test_vit", decoder_depth=0)

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def untouched_modes(network: nn.Module) -> Iterator[None]:
+def preserve_mode(network: nn.Module) -> Iterator[None]:
     """What is done inside may set parts of a network to training or evaluation mode; each goes back to its own."""
     modes = [(part, part.training) for part in network.modules()]
     try:
