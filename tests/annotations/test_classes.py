@@ -113,7 +113,7 @@ def test_many_images_take_little_memory(tmp_path, bounded_memory):
     files = ImageFiles(PathTable.of(f"/some/where/tiles/{number % 9}/{number:07d}.png" for number in range(count)))
     lines = (f"{number % 9}/{number:07d}.png,class {number % 7}\n" for number in range(count))
     (tmp_path / "labels.csv").write_text("".join(lines))
-    with bounded_memory(16):  # the names alone would take 13 MiB as strings, the paths of the table 7
+    with bounded_memory(16):  # as strings, the names would take 13 MiB, the paths of the table 7
         folders, table = read_classes(files, "folders"), read_classes(files, str(tmp_path / "labels.csv"))
     positions = torch.arange(count)
     assert torch.equal(folders.labels, (positions % 9).int()) and torch.equal(table.labels, (positions % 7).int())

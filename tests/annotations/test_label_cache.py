@@ -1,4 +1,4 @@
-"""Label maps are made once, found again, and made anew when anything about them has changed."""
+"""Label maps are computed once, found again, and recomputed when anything about them has changed."""
 
 import os
 import resource
@@ -140,7 +140,7 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
         assert np.array_equal(maps(), first)
         content = (tiles / "3.png").read_bytes()
         times = (tiles / "3.png").stat().st_mtime_ns
-        (tiles / "3.png").write_bytes(content[:-1] + b"x")  # what is written behind its back is not seen
+        (tiles / "3.png").write_bytes(content[:-1] + b"x")  # a write that keeps size and time is not noticed
         os.utime(tiles / "3.png", ns=(times, times))
         assert np.array_equal(maps(), first)
     asked = []

@@ -72,7 +72,7 @@ def test_codes_that_are_hardly_used_restart_at_vectors_of_the_batch():
             else:
                 assert torch.equal(book.codes[k], twin.codes[k])
     assert restarts == [(1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (3, 4), (5, 1), (5, 2), (5, 4)]
-    torch.testing.assert_close(book.usage, twin.usage)  # of the vectors alone
+    torch.testing.assert_close(book.usage, twin.usage)  # only of the vectors
 
 
 def test_the_perplexity_of_codes_that_fell_to_one_is_one():

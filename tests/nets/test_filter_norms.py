@@ -1,4 +1,4 @@
-"""Filters in front of batch norms take any length without a change of the features."""
+"""Filters before batch norms can have any norm without a change of the features."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def settled(name: str) -> Backbone:
 # EfficientNet has depthwise layers, and with "tf_" timm's own kind of convolution.
 @pytest.mark.parametrize("name", ["resnet18", "regnetx_002", "tf_efficientnet_b0"])
 @pytest.mark.parametrize("training", [False, True])
-def test_features_do_not_depend_on_the_lengths(name: str, training: bool) -> None:
+def test_features_do_not_depend_on_the_norms(name: str, training: bool) -> None:
     backbone = settled(name)
-    lengths = filter_norms(backbone)
+    norms = filter_norms(backbone)
     convolutions = [n for n, module in backbone.named_modules() if isinstance(module, nn.Conv2d)]
-    if name.startswith("tf_"):  # those that squeeze and excite have an activation behind them
+    if name.startswith("tf_"):  # those that squeeze and excite have an activation after them
         convolutions = [n for n in convolutions if ".se." not in n]
-    assert list(lengths) == convolutions
+    assert list(norms) == convolutions
     for n in convolutions:
-        assert lengths[n] == pytest.approx(backbone.get_submodule(n).weight.square().sum().sqrt().item(), rel=1e-12)
+        assert norms[n] == pytest.approx(backbone.get_submodule(n).weight.square().sum().sqrt().item(), rel=1e-12)
 
     other = copy.deepcopy(backbone)
     for norm in other.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eps = 1e-14  # what is added to a variance does not scale
     same = copy.deepcopy(other)
-    factors = [0.2, 1.0, 5.0] * len(lengths)
-    wanted = {n: length * factor for (n, length), factor in zip(lengths.items(), factors, strict=False)}
+    factors = [0.2, 1.0, 5.0] * len(norms)
+    wanted = {n: norm * factor for (n, norm), factor in zip(norms.items(), factors, strict=False)}
     changed = set_filter_norms(other, wanted)
-    assert len(changed) == sum(factor != 1 for factor, _ in zip(factors, lengths, strict=False))
+    assert len(changed) == sum(factor != 1 for factor, _ in zip(factors, norms, strict=False))
     assert filter_norms(other) == pytest.approx(wanted, rel=1e-12)
     x = torch.randn(2, 3, 64, 64).double()
     ours, theirs = other.train(training)(x), same.train(training)(x)
@@ -51,23 +51,23 @@ def test_features_do_not_depend_on_the_lengths(name: str, training: bool) -> Non
 
 
 def test_filters_whose_output_is_a_feature_stay() -> None:
-    backbone = settled("ghostnet_050")  # its f1 is taken in front of the batch norm
+    backbone = settled("ghostnet_050")  # its f1 is taken before the batch norm
     x = torch.randn(2, 3, 64, 64).double()
     expected = backbone.eval()(x)
-    lengths = filter_norms(backbone)
-    assert "net.blocks_0.0.ghost1.primary_conv.0" in lengths and "net.conv_stem" not in lengths
-    set_filter_norms(backbone, {n: 2 * length for n, length in lengths.items()})
+    norms = filter_norms(backbone)
+    assert "net.blocks_0.0.ghost1.primary_conv.0" in norms and "net.conv_stem" not in norms
+    set_filter_norms(backbone, {n: 2 * norm for n, norm in norms.items()})
     for stage, feature in backbone(x).items():
         torch.testing.assert_close(feature, expected[stage], rtol=1e-2, atol=1e-2)
 
 
 def test_long_filters_turn_less_in_a_step() -> None:
-    # The reason for all this: with five times the length the same step turns filters 25 times less.
+    # The reason for all this: with five times the norm the same step turns filters 25 times less.
     turned = []
     for factor in (1, 5):
         backbone = settled("resnet18")
-        lengths = filter_norms(backbone)
-        set_filter_norms(backbone, {n: length * factor for n, length in lengths.items()})
+        norms = filter_norms(backbone)
+        set_filter_norms(backbone, {n: norm * factor for n, norm in norms.items()})
         conv = backbone.net["conv1"]
         before = conv.weight.detach().clone()
         torch.manual_seed(1)
@@ -87,11 +87,9 @@ def test_biases_scale_too_and_other_statistics_stay() -> None:
     untouched = copy.deepcopy(backbone.state_dict())
     x = torch.randn(2, 3, 64, 64).double()
     expected = backbone.eval()(x)[5]
-    lengths = filter_norms(backbone)
-    assert set_filter_norms(backbone, lengths) == {}
-    assert set_filter_norms(backbone, lengths | {"net.conv1": 3 * lengths["net.conv1"]}) == {
-        "net.conv1": pytest.approx(3)
-    }
+    norms = filter_norms(backbone)
+    assert set_filter_norms(backbone, norms) == {}
+    assert set_filter_norms(backbone, norms | {"net.conv1": 3 * norms["net.conv1"]}) == {"net.conv1": pytest.approx(3)}
     torch.testing.assert_close(backbone(x)[5], expected, rtol=1e-4, atol=1e-4)
     changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, untouched[name])}
     assert changed == {"net.conv1.weight", "net.conv1.bias", "net.bn1.running_mean", "net.bn1.running_var"}
@@ -99,9 +97,9 @@ def test_biases_scale_too_and_other_statistics_stay() -> None:
 
 def test_filters_of_zeros_stay() -> None:
     backbone = settled("resnet18")
-    lengths = filter_norms(backbone)
+    norms = filter_norms(backbone)
     nn.init.zeros_(backbone.net["conv1"].weight)
-    assert set_filter_norms(backbone, lengths) == {}
+    assert set_filter_norms(backbone, norms) == {}
     assert not backbone.net["conv1"].weight.any()
 
 

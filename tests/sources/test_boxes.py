@@ -68,7 +68,7 @@ class FailingVolumes:
         return self.volumes.names(position)
 
     def sizes(self, index: Tensor) -> Tensor:
-        assert not self.corrupt.keys() & set(index.tolist()), "nobody knows the size of a corrupt image"
+        assert not self.corrupt.keys() & set(index.tolist()), "the size of a corrupt image is unknown"
         return self.volumes.sizes(index)
 
     def spacing(self, index: Tensor) -> Tensor:

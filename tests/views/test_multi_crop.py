@@ -36,7 +36,7 @@ def images(count: int = 5, spec: PixelSpec | None = None) -> ImageBatch:
 @pytest.mark.parametrize("rotation", [0.0, 20.0])
 @pytest.mark.parametrize("spec", [PixelSpec(), VOLUME], ids=["2D", "3D"])
 def test_local_crops_are_one_view_each_by_random_numbers_of_its_own(spec, rotation):
-    """Row k * B + b is what a view with the number (1 + (k << 8)) alone would be of image b."""
+    """Row k * B + b is the single view with number 1 + (k << 8) of image b."""
     local = replace(Augment(rotation=rotation).random_view(96 / 224, 4), appearance=(GaussianBlur(0.5, (0.1, 1.0)),))
     maker = ViewMaker({"global": RandomView(), "local": local}, 28, 0, spec)
     assert maker.sizes() == {"global": (28,) * spec.ndim, "local": (12,) * spec.ndim}

@@ -23,8 +23,8 @@ class MaskedStem(nn.Module):
     of e, and MASK the vector, z_1 = e * m_stem + (1 - m_stem) * MASK (Equation 2) and z_i = f_i(z_{i-1}) for the stages
     after it (Equation 3). All convolutions are dense: visible pixels influence masked positions.
 
-    The paper does not say where a ResNet's stem ends, nor how MASK is initialized (here: normal with deviation 0.02, as in
-    SparK and MAE). A network without f1 has its stem before f2: ConvNeXt's patchify layer.
+    The paper does not say where a ResNet's stem ends, nor how MASK is initialized (here: normal with deviation 0.02, as
+    in SparK and MAE). A network without f1 has its stem before f2: ConvNeXt's patchify layer.
 
     Args:
         backbone: the backbone that will be given to :meth:`forward`.

@@ -1,4 +1,4 @@
-"""Training and evaluation mode, left as they were."""
+"""Restoring training and evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def preserve_mode(network: nn.Module) -> Iterator[None]:
-    """What is done inside may set parts of a network to training or evaluation mode; each goes back to its own."""
+    """Restore the training or evaluation mode of each module of a network at the end of the block."""
     modes = [(part, part.training) for part in network.modules()]
     try:
         yield

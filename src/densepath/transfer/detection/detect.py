@@ -109,10 +109,10 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     line = f"the {config.backbone} of {out}"
     if fresh:
-        lengths = filter_norms(model.backbone) if config.rescale_filters else {}
+        norms = filter_norms(model.backbone) if config.rescale_filters else {}
         line = load_weights(model.backbone, config.weights)
         if config.rescale_filters:
-            line += f", {len(set_filter_norms(model.backbone, lengths))} layers rescaled"
+            line += f", {len(set_filter_norms(model.backbone, norms))} layers rescaled"
     record = replace(config, precision=hardware.precision, lr=solver.lr).record()
     record |= {"mean": spec.mean, "std": spec.std} | ({} if spec.window == _WINDOW else {"window": spec.window})
     batches = TrainingBatches(
