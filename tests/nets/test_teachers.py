@@ -147,7 +147,7 @@ def test_a_convnet_of_transformers_gives_its_deepest_map(tmp_path):
 
 
 def test_a_patch_of_the_teacher_lies_where_the_students_does(tmp_path):
-    """What changes at one position of the student's grid changes that feature most, whatever the teacher's patches are."""
+    """A change at one position of the student's grid changes that feature most, for any patch size of the teacher."""
     save(tmp_path, transformers.Dinov2Config(**TINY, patch_size=14, image_size=56), transformers.Dinov2Model)
     teacher = build_teacher(str(tmp_path))
     for row, column in ((0, 0), (1, 3), (2, 1)):
