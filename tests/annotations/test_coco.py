@@ -253,7 +253,7 @@ def test_an_unreadable_image_is_refused(dataset: Path) -> None:
 
 def test_a_json_that_is_none(dataset: Path) -> None:
     path = dataset / "annotations" / "train.json"
-    for content, message in [("{", "is not JSON"), ("[]", "no COCO instances JSON")]:
+    for content, message in [("{", "is not JSON"), ("[]", "not a COCO instances JSON")]:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             open_split(dataset, "train")

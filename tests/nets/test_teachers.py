@@ -211,4 +211,4 @@ def test_what_is_no_model_of_transformers_is_named(tmp_path, monkeypatch):
     (tmp_path / "code" / "model.safetensors").write_bytes(b"")
     refused("cannot be loaded", tmp_path / "code")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refused(r"install it by pip install 'densepath\[transformers\]'", tmp_path / "words")
+    refused(r"install it with pip install 'densepath\[transformers\]'", tmp_path / "words")

@@ -77,7 +77,7 @@ def test_images_that_the_patches_do_not_divide_are_refused() -> None:
     ("name", "message"),
     [
         ("vit_small_patch14_dinov2", r"patches of 14 x 14 px; choose a vision transformer with patches of 8, 16 or 32"),
-        ("test_vit2", "no norm but that of its pooled features"),
+        ("test_vit2", "only a norm of its pooled features"),
     ],
 )
 def test_transformers_without_a_stage_or_a_norm_are_refused(name: str, message: str) -> None:
