@@ -159,7 +159,7 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
 
 
 @pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])
-def test_a_damaged_file_of_maps_is_made_anew(tmp_path, tiles, labeller, content):
+def test_a_damaged_file_of_maps_is_computed_again(tmp_path, tiles, labeller, content):
     whole = label_images(open_images(tiles), labeller, tmp_path / "cache").maps.copy()
     labeller.asked()
     (path,) = (tmp_path / "cache").rglob("labels.npy")
