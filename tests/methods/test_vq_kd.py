@@ -158,7 +158,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path, method):
             load_tokenizer(source)
         assert "\n" not in str(caught.value)
 
-    refused(r"has no exported/tokenizer\.safetensors; name a run of vq_kd", tmp_path)
+    refused(r"has no exported/tokenizer\.safetensors; name a complete run of vq_kd", tmp_path)
     refused("there are no weights to read at", tmp_path / "nowhere.safetensors")
     save_backbone(tmp_path / "backbone.safetensors", method.exported_backbone())
     refused("contains no tokenizer", tmp_path / "backbone.safetensors")
