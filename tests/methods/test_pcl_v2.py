@@ -161,8 +161,8 @@ def test_describe_is_the_momentum_encoder(clustered, batch):
     method.eval()
     pixels = batch["query"].pixels
     expected = method.key_head(method.key_backbone(pixels)[5].mean((2, 3)))
-    torch.testing.assert_close(method.describe(pixels), expected)
-    assert not method.describe(pixels).requires_grad
+    torch.testing.assert_close(method.extract_features(pixels), expected)
+    assert not method.extract_features(pixels).requires_grad
 
 
 def test_only_the_query_encoder_takes_a_gradient(clustered, batch):
@@ -214,7 +214,7 @@ def test_any_convnet_will_do(batch, name):
     method = PCLV2(build_backbone(name), num_clusters=COUNTS, queue_size=8)
     method.prepare(IMAGES)
     method.eval()
-    method.on_features(torch.cat([method.describe(batch[view].pixels) for view in ("query", "key")] * 5), batch)
+    method.on_features(torch.cat([method.extract_features(batch[view].pixels) for view in ("query", "key")] * 5), batch)
     method.train()
     method(batch).total.backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""What may befall a run from outside, in processes of their own, as in forks.py.
+"""What may befall a run from outside, in processes of their own, as in process_scenarios.py.
 
 Usage: python crash.py FOLDER SCENARIO ... FOLDER holds tiles/, and gets a folder for each scenario. Prints what
 happened, as JSON.
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from forks import die, ended, fork, in_saving, in_step, in_writing, kill_after
+from process_scenarios import die, ended, fork, in_saving, in_step, in_writing, kill_after
 
 import densepath.analysis.show
 import densepath.transfer.probe.probe  # noqa: F401

@@ -18,7 +18,7 @@ from densepath.runs.signals import Interrupted
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import open_images
 from densepath.training.export import export
-from densepath.training.feature_pass import Sweep
+from densepath.training.feature_pass import FeaturePass
 from densepath.training.pretrain import pretrain
 from densepath.views.declarations import view_sizes
 
@@ -50,7 +50,7 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
                 statistic.mul_(1.5)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     batches = ImageBatches(source, batch_size=8, seed=0, max_steps=4)
-    features = Sweep(batches, 48, torch.contiguous_format)(method, torch.device("cpu"))
+    features = FeaturePass(batches, 48, torch.contiguous_format)(method, torch.device("cpu"))
     assert method.training and method.key_backbone.training and not method.backbone.training
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     assert not features.requires_grad and features.shape == (101, 128)
@@ -67,9 +67,9 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
 def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
     swept, sweep = [], PCLV2.on_features
 
-    def spy(self, features, batch, tick):
+    def spy(self, features, batch, heartbeat):
         swept.append(batch.step)
-        sweep(self, features, batch, tick)
+        sweep(self, features, batch, heartbeat)
         assert torch.equal(self.assignments.unique(), torch.arange(21))  # on so few images no cluster is empty
 
     monkeypatch.setattr(PCLV2, "on_features", spy)
@@ -88,8 +88,8 @@ def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the
 ):
     options = {"data": tiles, **SMALL, **PCL, "max_steps": 5}
     whole = read_checkpoint(pretrain(out=tmp_path / "whole", **options) / "checkpoints" / "last.ckpt")
-    calls = {"describe": 0, "nearest": 0}
-    where, name = (PCLV2, "describe") if during == "sweep" else (clustering, "nearest")
+    calls = {"extract_features": 0, "nearest": 0}
+    where, name = (PCLV2, "extract_features") if during == "sweep" else (clustering, "nearest")
     original = getattr(where, name)
 
     def stopping(*arguments):

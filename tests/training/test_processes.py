@@ -21,8 +21,8 @@ OPTIONS = {"method": "moco_v2", "backbone": "test_resnet", "batch_size": 8, "vie
 OPTIONS |= {"accumulate": 2, "precision": "32"}
 
 
-def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks(
+def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
+    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = run_scenario(
         "processes"
     )
     stop = 128 + signal.SIGTERM

@@ -18,11 +18,11 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
-Tick = Callable[[str], None]
+Heartbeat = Callable[[str], None]
 
 
 def no_heartbeat(what: str) -> None:
-    """The tick of work that nobody watches."""
+    """The heartbeat of work that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -149,22 +149,22 @@ class Method(nn.Module):
     def wants_features(self, batch: Batch) -> bool:
         """Whether, before a step that begins with this batch, it wants features of all images.
 
-        Whoever trains it then calls :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and
+        Whoever trains it then calls :meth:`extract_features` for a :class:`Center` view of each image, in evaluation mode, and
         :meth:`on_features`; then :meth:`before_step`.
         """
         return False
 
-    def describe(self, pixels: Tensor) -> Tensor:
+    def extract_features(self, pixels: Tensor) -> Tensor:
         """Features (B, D) of views (B, 3, S, S), where it wants any."""
         raise NotImplementedError(f"{type(self).__name__} wants no features")
 
-    def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
+    def on_features(self, features: Tensor, batch: Batch, heartbeat: Heartbeat = no_heartbeat) -> None:
         """Learn the features (N, D) of all images, in the order of their source and alike on all processes.
 
         Args:
-            features: what :meth:`describe` gave.
+            features: what :meth:`extract_features` gave.
             batch: the first one of the step that comes next.
-            tick: called by all processes, equally often, after each part of what takes long, with a few words; it
+            heartbeat: called by all processes, equally often, after each part of what takes long, with a few words; it
                 raises where the run is to stop.
         """
 

@@ -17,7 +17,7 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
 from densepath.core.regions import global_pool
-from densepath.methods.base import Losses, Tick, no_heartbeat
+from densepath.methods.base import Heartbeat, Losses, no_heartbeat
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
@@ -108,18 +108,18 @@ class PCLV2(MoCoV2):
         return batch.progress >= self.warmup and int(batch.epoch) != self.clustered_in
 
     @torch.no_grad()
-    def describe(self, pixels: Tensor) -> Tensor:
+    def extract_features(self, pixels: Tensor) -> Tensor:
         """Embeddings (B, dim) by the momentum encoder, of any length."""
         features = self.key_backbone(pixels)[self.backbone.deepest]
         return full_precision(self.key_head(global_pool(features)))
 
     @torch.no_grad()
-    def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
+    def on_features(self, features: Tensor, batch: Batch, heartbeat: Heartbeat = no_heartbeat) -> None:
         """Cluster all images: on the first process, whose result is that of all; the others wait."""
         points = F.normalize(standardize(features) if self.standardize else features, dim=1)
         first = 0
         for number, count in enumerate(self.num_clusters):
-            done = partial(tick, f"k-means {number + 1} of {len(self.num_clusters)}")
+            done = partial(heartbeat, f"k-means {number + 1} of {len(self.num_clusters)}")
             if rank() > 0:
                 for _ in range(ITERATIONS):
                     done()

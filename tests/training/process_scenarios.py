@@ -1,6 +1,6 @@
 """Runs in processes of their own, so that they can be killed; forked from one that has imported everything.
 
-Usage: python forks.py SCENARIO FOLDER. Prints how each process ended, as JSON.
+Usage: python process_scenarios.py SCENARIO FOLDER. Prints how each process ended, as JSON.
 """
 
 import json
@@ -75,14 +75,14 @@ def in_step(number, act):
 
 def in_sweep(number, act):
     """Let something happen before the process describes its part ``number`` of the images."""
-    calls, describe = iter(range(10**6)), PCLV2.describe
+    calls, extract_features = iter(range(10**6)), PCLV2.extract_features
 
     def disturbed(self, pixels):
         if next(calls) == number:
             act()
-        return describe(self, pixels)
+        return extract_features(self, pixels)
 
-    PCLV2.describe = disturbed
+    PCLV2.extract_features = disturbed
 
 
 def in_float64():
