@@ -47,9 +47,7 @@ class Watchdog:
         self._notice, self._limit = notice_seconds(), limit_seconds()
         self._interval = min(1.0, self._notice / 5)
         self._done = threading.Event()
-        self._heard: dict[int, tuple[bytes, float]] | None = (
-            None  # the last heartbeat of each other process, and its time
-        )
+        self._heard: dict[int, tuple[bytes, float]] | None = None  # the last heartbeat of the others, and its time
         self._began = self._reported = time.monotonic()
 
     def __enter__(self) -> Watchdog:
@@ -78,7 +76,7 @@ class Watchdog:
         threading.Thread(target=self._beat, args=(store,), name="densepath-heartbeat", daemon=True).start()
 
     def _beat(self, store: dist.Store) -> None:
-        """Send heartbeats, and read those of the others; if the process that holds the store is stopped, this blocks."""
+        """Send heartbeats, and read those of the others; blocks if the process that holds the store is stopped."""
         assert self._heard is not None
         others = list(self._heard)
         number = 0

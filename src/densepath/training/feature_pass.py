@@ -57,7 +57,7 @@ class FeaturePass:
                         views = self.make_views(images.to(device))
                     features_of_batches.append(method.extract_features(views[_VIEW].pixels))
                 heartbeat(f"extracting features of all images, {done / rounds:.0%}")
-        torch.clear_autocast_cache()  # or the step would use cached copies of the weights that were made without gradient
+        torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
         mine = torch.cat(features_of_batches)
         features = mine.new_zeros(len(self.batches.images), mine.shape[1])
         features[rank() :: world_size()] = mine

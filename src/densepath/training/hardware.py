@@ -33,7 +33,7 @@ class Hardware:
         nodes: number of machines.
         rank, local_rank: this process among all, and on this machine.
         precision: "32", or "bf16-mixed" for automatic mixed precision in bfloat16.
-        channels_last: whether weights and pixels are stored channels last, which is faster for convolutions in bfloat16.
+        channels_last: whether weights and pixels are stored channels last: faster for convolutions in bfloat16.
         deterministic: whether a GPU uses only algorithms that give the same bits each time. A CPU always does.
         environment: the launcher of the processes.
     """
@@ -64,7 +64,7 @@ class Hardware:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def lay_out(self, network: nn.Module) -> None:
-        """Store the weights of a network in the memory layout of its pixels, also those of volumes (five dimensions)."""
+        """Store the weights of a network in the memory layout of its pixels, also for volumes (five dimensions)."""
         formats = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
         network._apply(lambda x: x.to(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 

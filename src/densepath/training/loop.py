@@ -124,9 +124,7 @@ def train(
 
         hardware.lay_out(task)
         task.to(fabric.device)
-        model = fabric.strategy.setup_module(
-            task
-        )  # the task, or DDP around it: Fabric's own wrapper would copy each batch
+        model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()
         saver.restore(updates)
         meter: Meter = Meter()

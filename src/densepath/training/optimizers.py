@@ -133,7 +133,7 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
 
 
 def _apart(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
-    """Split groups so that none mixes frozen and other parameters: fused optimizers start the averages of a group together."""
+    """Split groups into frozen and other parameters: fused optimizers start the averages of a group together."""
     if not frozen:
         return groups
     halves = [

@@ -168,7 +168,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
             evaluate=None
             if probe is None or config.probe_data is None
             else partial(_probe, probe, method, Path(config.probe_data), images.spec),
-            draw=reconstruction_images,
+            draw=pictures,
             name=out.name,
         )
         if first:

@@ -129,7 +129,7 @@ def load_task(task: Task, state: dict[str, Any], out: Path) -> None:
     except RuntimeError as error:
         why = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(
-            f"the checkpoint in {out} does not fit the network of this run ({why}); resume it with the options that it was started with"
+            f"the checkpoint in {out} does not fit the network of this run ({why}); resume it as it was started"
         ) from None
 
 
