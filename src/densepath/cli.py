@@ -62,9 +62,7 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
-    "data pack": Verb(
-        "sources.packing:pack", "images -> one packed file that is read without decoding", ("source", "dest")
-    ),
+    "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
@@ -87,9 +85,7 @@ VERBS = {
     "show concepts": Verb(
         "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
     ),
-    "show reconstruction": Verb(
-        "analysis.show:show_reconstruction", "draw the pixels that a run predicts for hidden patches"
-    ),
+    "show reconstruction": Verb("analysis.show:show_reconstruction", "draw a run's predictions of hidden patches"),
     "show similarity": Verb(
         "analysis.show_similarity:show_similarity", "distributions of the similarity of regions within images"
     ),

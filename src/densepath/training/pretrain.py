@@ -143,11 +143,9 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
         for every in (config.probe_every, config.picture_every)
     )
-    reconstruction_images = (
-        ReconstructionImages(method, images, views, draw, out)
-        if draw is not None and method.predicts_pixels()
-        else None
-    )
+    pictures = None
+    if draw is not None and method.predicts_pixels():
+        pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             _report_start((loaded, _colorless(without), found), config.optimizer, steps, steps_per_epoch)
