@@ -556,7 +556,7 @@ def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
     assert first.pop("out") == "run" and second.pop("out") == "other"
     assert first == second and first["optimizer"]["lr"] == 0.1 and first["augment"]["stain"] == 0.5
     for wrong, expected in (
-        ({"lr": 0.2, "optimizer": {"lr": 0.1}}, "lr and optimizer.lr are one option; give it once"),
+        ({"lr": 0.2, "optimizer": {"lr": 0.1}}, "lr and optimizer.lr are the same option; give it once"),
         ({"bach_size": 4}, r"unknown option bach_size; did you mean batch_size\?"),
         ({"optimizer": {"rl": 1}}, r"unknown option optimizer\.rl; did you mean optimizer\.lr\?"),
         ({"method_options": {"num_concept": 1}}, r"did you mean method\.num_concepts\?"),

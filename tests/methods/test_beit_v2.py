@@ -142,7 +142,7 @@ def test_wrong_hyper_parameters_are_named(make, tmp_path, tokenizer):
     refused("the early head has 0 to 6 blocks on test_vit, not 7", head_layers=7)
     refused("test_vit3 has no class token for the early head", backbone="test_vit3")
     refused("test_vit has no layer scales", layer_scale=0.1)
-    refused("one patch or more, not 0", smallest_block=0)
+    refused("at least one patch, not 0", smallest_block=0)
     refused("has no exported/tokenizer.safetensors", tokenizer=str(tmp_path))
     refused("the tokenizer has patches of 16 px, and vit_small_patch8_224 of 8 px", backbone="vit_small_patch8_224")
     other = write_tokenizer(tmp_path, "test_vit3", decoder_depth=1)

@@ -145,7 +145,7 @@ def test_the_warm_up_is_moco_and_clusters_are_asked_for_once_an_epoch(make, batc
     torch.testing.assert_close(losses.total, twin(early).total)
     assert set(losses.terms) == {"instance_loss"}
     assert method.wants_features(batch)
-    with pytest.raises(ValueError, match="wants the features"):
+    with pytest.raises(ValueError, match="must be passed to on_features"):
         method.before_step(batch)
     method.on_features(torch.randn(40, 16), batch)
     assert not method.wants_features(batch) and not method.wants_features(replace(batch, epoch=2.99))
@@ -231,5 +231,5 @@ def test_wrong_hyper_parameters_are_named(make, batch):
         make(PCLV2, num_clusters=(6, 21)).prepare(IMAGES)
     method = make(PCLV2, num_clusters=(4, 10))
     method.prepare(IMAGES)
-    with pytest.raises(UserError, match="4 clusters leave no prototype beside those of a batch of 4 images"):
+    with pytest.raises(UserError, match="4 clusters leave no negative prototype for a batch of 4 images"):
         method(replace(batch, progress=0.0))

@@ -111,5 +111,5 @@ def test_any_convnet_will_do(batch, name):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="temperature must be positive, not 0"):
         make(SimCLR, temperature=0)
-    with pytest.raises(UserError, match="a batch of one image has nothing to contrast it with"):
+    with pytest.raises(UserError, match="a batch of one image has no negatives"):
         check(make(SimCLR), 96, 1)

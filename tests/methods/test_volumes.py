@@ -130,7 +130,7 @@ def test_dense_positives_of_a_volume_are_where_the_views_say(make, batch):
     method = make(DenseCL, match="geometry")
     grid = (1, 2, 3)
     k = torch.randn(4, 6, 16)
-    positive, mask = method.carry_over(batch, k, grid)
+    positive, mask = method.sample_key(batch, k, grid)
     mirrored = k[2].view(*grid, 16).flip(2).reshape(6, 16)
     torch.testing.assert_close(positive[2], mirrored)
     assert mask.view(4, 6)[2].all() and not mask.view(4, 6)[3].any()

@@ -192,7 +192,7 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):
         make(VQKD, "test_vit", decoder_depth=0)
-    with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
+    with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to initialize 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
         prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

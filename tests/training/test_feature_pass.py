@@ -65,11 +65,11 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
 
 
 def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
-    swept, sweep = [], PCLV2.on_features
+    swept, on_features = [], PCLV2.on_features
 
     def spy(self, features, batch, heartbeat):
         swept.append(batch.step)
-        sweep(self, features, batch, heartbeat)
+        on_features(self, features, batch, heartbeat)
         assert torch.equal(self.assignments.unique(), torch.arange(21))  # on so few images no cluster is empty
 
     monkeypatch.setattr(PCLV2, "on_features", spy)
@@ -82,14 +82,14 @@ def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tile
     assert export(out, tmp_path / "weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("during", ["sweep", "k-means"])
+@pytest.mark.parametrize("during", ["feature pass", "k-means"])
 def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the_same(
     tmp_path, tiles, monkeypatch, during
 ):
     options = {"data": tiles, **SMALL, **PCL, "max_steps": 5}
     whole = read_checkpoint(pretrain(out=tmp_path / "whole", **options) / "checkpoints" / "last.ckpt")
     calls = {"extract_features": 0, "nearest": 0}
-    where, name = (PCLV2, "extract_features") if during == "sweep" else (clustering, "nearest")
+    where, name = (PCLV2, "extract_features") if during == "feature pass" else (clustering, "nearest")
     original = getattr(where, name)
 
     def stopping(*arguments):
@@ -111,7 +111,7 @@ def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the
 
 
 def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch):
-    """By a clock that moves by a second in each step, and by an hour in a sweep."""
+    """By a clock that moves by a second in each step, and by an hour in a feature pass."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock.now)
     forward, take = PCLV2.forward, PCLV2.on_features
@@ -133,7 +133,7 @@ def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch
 def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_the_run(tiles):
     method = PCLV2(build_backbone("test_resnet"), queue_size=32)  # clusters by default: 1, 2 and 5 of 40 images
     method.check(view_sizes(method.views(), 48, 2), 8)
-    with pytest.raises(UserError, match="1 clusters leave no prototype beside those of a batch of 8 images"):
+    with pytest.raises(UserError, match="1 clusters leave no negative prototype for a batch of 8 images"):
         method.prepare(open_images(tiles, cache="none"))
 
 

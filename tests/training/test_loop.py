@@ -119,7 +119,7 @@ def test_resuming_another_module_is_refused(tmp_path):
     fit_toy(tmp_path, 10)
     other = Toy()
     other.more = torch.nn.Linear(1, 1)
-    with pytest.raises(UserError, match="does not fit what is trained"):
+    with pytest.raises(UserError, match="does not fit the network of this run"):
         fit_toy(tmp_path, 10, other, resume=True)
 
 

@@ -255,5 +255,7 @@ def test_a_backbone_may_be_a_network(tmp_path, tiles):
     pretrain(**options | {"backbone": Own(), "out": run, "save_every_steps": 1, "resume": True})
     again = load_file(run / "exported" / "backbone.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in exported.items())
-    with pytest.raises(UserError, match=r"the backbone of .*own cannot be made by its name \(unknown backbone 'own'"):
+    with pytest.raises(
+        UserError, match=r"the backbone of .*own cannot be built from its name \(unknown backbone 'own'"
+    ):
         export(run)

@@ -92,7 +92,8 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         own, theirs = self.backbone.patch_size, target.backbone.patch_size
         if own != theirs:
             raise UserError(
-                f"the tokenizer has patches of {theirs} px, but {self.backbone.name} of {own} px; choose networks with the same patches"
+                f"the tokenizer has patches of {theirs} px, but {self.backbone.name} of {own} px; "
+                "choose networks with the same patches"
             )
         super().set_target(target)
 

@@ -39,9 +39,9 @@ class ConCL(MoCoV2):
     3. L = lambda * L_c + (1 - lambda) * L_q (section 5.2), where L_c (Equation 2) is InfoNCE over the concepts that
        both views show, against a queue of concepts. Instances and concepts share one head.
 
-    Where the released code differs, this follows the paper: the key's feature map is unshuffled before pooling (there it
-    stays shuffled, so concepts are contrasted with those of other images); all shared concepts join the queue (there at
-    most four per image when K > 8, and random repeats fill up a fixed number); masks are restored by exact shares of
+    Where the released code differs, this follows the paper: the key's feature map is unshuffled before pooling (there
+    it stays shuffled, so concepts are contrasted with those of other images); all shared concepts join the queue (there
+    at most four per image when K > 8, and random repeats fill up a fixed number); masks are restored by exact shares of
     area (there by rounded slices). The mean of L_c is over the concepts of all processes.
 
     Args:

@@ -100,7 +100,7 @@ class DenseCL(MoCoV2):
         return q, k
 
     def sample_key(self, batch: Batch, k: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The key's embeddings (B, positions, dim) sampled at the query's positions, and (B * positions,) whether each is valid."""
+        """The key's embeddings (B, positions, dim) at the query's positions, and (B * positions,) which are valid."""
         sampled, valid = warp(k.transpose(1, 2).unflatten(2, grid), batch["key"].map, batch["query"].map, grid)
         return _positions(sampled), valid.flatten()
 

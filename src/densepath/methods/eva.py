@@ -28,8 +28,8 @@ class EVA(FrozenTarget[Teacher]):
 
     L = mean over p in M of  2 - 2 cos(d(f(x_V))_p, t_p).
 
-    This is the form of EVA that Conv-MIM compares with, from mmselfsup. EVA itself has no decoder: its encoder sees mask
-    tokens, in blocks that cover 40% of the patches, and the loss is -cos. The teacher is CLIP's ViT-B/16 with its
+    This is the form of EVA that Conv-MIM compares with, from mmselfsup. EVA itself has no decoder: its encoder sees
+    mask tokens, in blocks that cover 40% of the patches, and the loss is -cos. The teacher is CLIP's ViT-B/16 with its
     projection to 512 dimensions (EVA has a larger one), here ``hf-hub:openai/clip-vit-base-patch16``. For tissue use a
     teacher that was trained on tissue.
 

@@ -90,7 +90,7 @@ def _checksum(labels: Tensor) -> Tensor:
 
 
 def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Before a state is loaded, make the classifier (an export has no images), or check that the labels are the same."""
+    """Before a state is loaded, make the classifier (an export has no images), or check that the labels match."""
     own, weight = f"{prefix}labels_checksum", state.get(f"{prefix}classifier.weight")
     if f"{prefix}targets" in state:  # the labels themselves, as runs of version 0.1 kept them
         state[own] = _checksum(state.pop(f"{prefix}targets"))

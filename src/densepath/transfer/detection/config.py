@@ -28,8 +28,8 @@ class DetectConfig:
         weights: initial weights of the backbone: a file, a run folder, "random", or a timm name.
         backbone: the backbone, a timm name.
         detector: "mask_rcnn_fpn"; "mask_rcnn_c4", whose head is the backbone's own stage 5; "mask_rcnn_dc5", with a
-            dilated stage 5; "retinanet", which predicts only boxes; or "vitdet", for a vision transformer with patches of
-            16 px, trained by AdamW with layer-wise rates. Those with "_small" at the end have narrow heads, for a CPU.
+            dilated stage 5; "retinanet", which predicts only boxes; or "vitdet", for a vision transformer with patches
+            of 16 px, trained by AdamW with layer-wise rates. Names ending in "_small" have narrow heads, for a CPU.
         rescale_filters: scale the backbone's filters before batch norms to the norm that they have in a new network.
             This does not change the features, and layers whose filter norms became large in pre-training, as they do
             with large steps, continue to learn. Published results of fine-tuning do not use it.
