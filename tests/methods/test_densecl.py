@@ -49,7 +49,7 @@ def test_losses_are_those_of_lightly_and_each_key_joins_its_queue_as_one_vector(
 
 
 def taps(scale, shift, size):
-    """For each of ``size`` output positions of an axis, the weights of the input's positions; nothing outside of the input."""
+    """For each of ``size`` output positions of an axis, the weights of the input's positions; zero outside."""
     rows = []
     for i in range(size):
         place = scale * ((2 * i + 1) / size - 1) + shift
@@ -144,14 +144,14 @@ def test_key_heads_follow_and_only_queries_take_a_gradient(make, batch):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_lambda_weighs_cells_against_images(make, batch, weight):
+def test_lambda_weighs_positions_against_images(make, batch, weight):
     losses, moco = make(DenseCL, dense_weight=weight)(batch), make(MoCoV2)(batch)
     instance, dense = losses.terms["instance_loss"], losses.terms["dense_loss"]
     torch.testing.assert_close(losses.total, weight * dense + (1 - weight) * instance)
     torch.testing.assert_close(instance, moco.total.detach())
 
 
-def test_standardized_cells_have_mean_zero_and_variance_one(make, batch):
+def test_standardized_positions_have_mean_zero_and_variance_one(make, batch):
     method = make(DenseCL, standardize=True)
     for x in method.project_positions(*method.encode(batch)):
         variance, mean = torch.var_mean(x.flatten(0, 1), 0, correction=0)

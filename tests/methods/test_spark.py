@@ -30,7 +30,7 @@ def method(make):
     return make(SparK, "test_resnet", **SMALL)
 
 
-def test_the_loss_is_the_error_of_masked_cells_alone(method, batch):
+def test_the_loss_is_the_error_of_only_masked_patches(method, batch):
     losses = method(batch)
     visible = method.visible(batch)
     assert (visible.cells.flatten(1).sum(1) == 2).all()  # of four: 1.6

@@ -73,7 +73,7 @@ def in_step(number, act):
     PretrainTask.forward = disturbed
 
 
-def in_sweep(number, act):
+def in_feature_pass(number, act):
     """Let something happen before the process describes its part ``number`` of the images."""
     calls, extract_features = iter(range(10**6)), PCLV2.extract_features
 
@@ -240,7 +240,7 @@ def processes(folder):
     def method(out, stop=None, kind="concl", **options):
         in_float64()
         if stop and kind == "pcl_v2":
-            in_sweep(1, stop)
+            in_feature_pass(1, stop)
         elif stop:
             in_step(4, stop)
         run_method(folder, kind, out, augment=Augment(blur=0), **options)
@@ -264,10 +264,10 @@ def processes(folder):
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),
         ended(fork(lambda: method("method_one", batch_norm_group=4))),
-        two(lambda: method("swept", kind="pcl_v2")),
-        two(lambda: method("swept_cut", stop=stop, kind="pcl_v2")),
-        two(lambda: method("swept_cut", kind="pcl_v2")),
-        ended(fork(lambda: method("swept_one", kind="pcl_v2", batch_norm_group=4))),
+        two(lambda: method("feature_pass", kind="pcl_v2")),
+        two(lambda: method("feature_pass_cut", stop=stop, kind="pcl_v2")),
+        two(lambda: method("feature_pass_cut", kind="pcl_v2")),
+        ended(fork(lambda: method("feature_pass_one", kind="pcl_v2", batch_norm_group=4))),
     ]
 
 

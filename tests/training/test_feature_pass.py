@@ -64,17 +64,17 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
     assert len([record for record in caplog.records if "13.png" in record.message]) == 1
 
 
-def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
-    swept, on_features = [], PCLV2.on_features
+def test_a_run_extracts_all_features_after_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
+    steps_of_passes, on_features = [], PCLV2.on_features
 
     def spy(self, features, batch, heartbeat):
-        swept.append(batch.step)
+        steps_of_passes.append(batch.step)
         on_features(self, features, batch, heartbeat)
         assert torch.equal(self.assignments.unique(), torch.arange(21))  # on so few images no cluster is empty
 
     monkeypatch.setattr(PCLV2, "on_features", spy)
     out = pretrain(data=tiles, out=tmp_path / "run", **SMALL, **PCL, max_steps=12, log_every=1)
-    assert swept == [3, 5, 10]  # an epoch is five steps
+    assert steps_of_passes == [3, 5, 10]  # an epoch is five steps
     rows = read_metrics(out / "metrics.csv")
     assert ["prototype_loss" in row for row in rows] == [False] * 3 + [True] * 9
     state = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
@@ -110,7 +110,7 @@ def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the
     assert all(torch.equal(value, state[name]) for name, value in whole["state_dict"].items())
 
 
-def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch):
+def test_a_feature_pass_does_not_count_as_training_time(tmp_path, tiles, monkeypatch):
     """By a clock that moves by a second in each step, and by an hour in a feature pass."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock.now)
@@ -137,7 +137,7 @@ def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_t
         method.prepare(open_images(tiles, cache="none"))
 
 
-def test_bfloat16_trains_all_weights_in_the_step_of_a_sweep(tmp_path, tiles):
+def test_bfloat16_trains_all_weights_in_the_step_of_a_feature_pass(tmp_path, tiles):
     options = {"data": tiles, **SMALL, **PCL, "max_steps": 1} | {"precision": "bf16-mixed"}
     options["method_options"] = PCL["method_options"] | {"warmup": 0.0}
     out = pretrain(out=tmp_path / "run", **options)

@@ -84,7 +84,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
     assert int(two["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
 
     # What learns from features of all images finds the same in them.
-    paths = [tmp_path / name for name in ("swept", "swept_one", "swept_cut")]
+    paths = [tmp_path / name for name in ("feature_pass", "feature_pass_one", "feature_pass_cut")]
     two, alone, cut = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in paths)
     torch.testing.assert_close(two, alone, rtol=1e-7, atol=1e-9)
     # One of the processes was told to stop in the midst of that: both did, and went on to the same bits.
