@@ -136,5 +136,5 @@ def test_any_convnet_will_do(batch, name):
 
 
 def test_wrong_hyper_parameters_are_named(make):
-    with pytest.raises(UserError, match=r"momentum must lie between 0 and 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"momentum must be between 0 and 1, not 1\.5"):
         make(BYOL, momentum=1.5)

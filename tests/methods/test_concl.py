@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_named(make, options, message):
     ("options", "message"),
     [
         ({"concepts": "stars"}, "unknown concepts 'stars'"),
-        ({"concept_weight": 2}, "concept weight must lie between 0 and 1"),
+        ({"concept_weight": 2}, "concept weight must be between 0 and 1"),
         ({"warmup": 20}, "the warm-up is a share of the run"),
         ({"num_concepts": 0}, "at least one concept"),
         ({"concepts": "grid", "grid_size": 0}, "at least one square per side"),

@@ -190,7 +190,7 @@ def test_any_convnet_will_do(batch, name):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="unknown match 'luck'; there are: features, geometry"):
         make(DenseCL, match="luck")
-    with pytest.raises(UserError, match="dense weight must lie between 0 and 1, not 2"):
+    with pytest.raises(UserError, match="dense weight must be between 0 and 1, not 2"):
         make(DenseCL, dense_weight=2)
     with pytest.raises(UserError, match="at least one channel, not 0"):
         make(DenseCL, hidden_dim=0)

@@ -67,7 +67,7 @@ def test_overfits_one_batch(make, batch, losses_on, whole_step):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="temperature must be positive"):
         make(MoCoV2, temperature=0)
-    with pytest.raises(UserError, match="momentum must lie between"):
+    with pytest.raises(UserError, match="momentum must be between"):
         make(MoCoV2, momentum=1.5)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
         check(make(MoCoV2), 96, 65)

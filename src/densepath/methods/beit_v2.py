@@ -160,7 +160,7 @@ def _check_layers(backbone: Backbone, depth: int, early_layer: int, head_layers:
     if not 0 <= head_layers <= depth:
         raise UserError(f"the early head has 0 to {depth} blocks on {backbone.name}, not {head_layers}")
     if head_layers and not 0 < early_layer < depth:
-        raise UserError(f"the early layer must lie among the {depth} of {backbone.name} before its last: {early_layer}")
+        raise UserError(f"the early layer must be among the {depth} of {backbone.name} before its last: {early_layer}")
     if head_layers and model.cls_token is None:
         raise UserError(
             f"{backbone.name} has no class token for the early head; choose another backbone, or --method.head_layers 0"

@@ -53,7 +53,7 @@ class BYOL(Method):
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+            raise UserError(f"the momentum must be between 0 and 1, not {momentum}")
         self.backbone = backbone
         self.projector = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.predictor = NormedHead(dim, hidden_dim, dim)

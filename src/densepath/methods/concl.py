@@ -81,7 +81,7 @@ class ConCL(MoCoV2):
     ) -> None:
         super().__init__(backbone, **moco)
         if not 0 <= concept_weight <= 1:
-            raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
+            raise UserError(f"the concept weight must be between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         if restoration not in ("argmax", "shares"):

@@ -56,7 +56,7 @@ class DenseCL(MoCoV2):
         if match not in ("features", "geometry"):
             raise UserError(f"unknown match {match!r}; there are: features, geometry")
         if not 0 <= dense_weight <= 1:
-            raise UserError(f"the dense weight must lie between 0 and 1, not {dense_weight}")
+            raise UserError(f"the dense weight must be between 0 and 1, not {dense_weight}")
         channels = backbone.channels[backbone.deepest]
         self.dense_head = DenseHead(channels, self.hidden_dim, self.dim, backbone.ndim)
         self.key_dense_head = Momentum(self.dense_head)

@@ -77,7 +77,7 @@ class MoCoV2(Method):
         if temperature <= 0:
             raise UserError(f"the temperature must be positive, not {temperature}")
         if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+            raise UserError(f"the momentum must be between 0 and 1, not {momentum}")
         self.backbone = backbone
         self.head: nn.Module = MLPHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.key_backbone = Momentum(self.backbone)

@@ -15,7 +15,6 @@ from densepath.nets.preserve_mode import untouched_modes
 from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
-from densepath.training.attendant import Attendant
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.intervals import Intervals, due
 from densepath.training.meter import Meter
@@ -23,6 +22,7 @@ from densepath.training.nonfinite import require_finite
 from densepath.training.processes import join_processes, start_processes, without_sync
 from densepath.training.random_state import untouched_generators
 from densepath.training.recorder import Recorder
+from densepath.training.run_control import RunControl
 from densepath.training.saver import Saver
 from densepath.training.task import Task
 
@@ -128,20 +128,20 @@ def train(
         updates = task.updates()
         saver.restore(updates)
         meter: Meter = Meter()
-        run = Attendant(task, out, saver, meter, recorder, signals, intervals, fabric.device, total)
+        run = RunControl(task, out, saver, meter, recorder, signals, intervals, fabric.device, total)
         stack.enter_context(listening(run.while_waiting))
-        stack.enter_context(run.saved_where_it_stands())
+        stack.enter_context(run.save_before_stopping())
         feed = stack.enter_context(closing(run.feed(batches)))
 
         for step in range(saver.start, total):
-            run.between(step)
+            run.between_steps(step)
             for number in range(accumulate):
                 batch = next(feed)
                 inputs = task.inputs(batch)
                 if number == 0:
                     with fabric.autocast():
                         task.before_step(inputs, run.long_work)
-                    run.within()
+                    run.in_step()
                 with without_sync(model, number < accumulate - 1):
                     with fabric.autocast():
                         outputs = model(inputs)

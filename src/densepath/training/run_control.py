@@ -23,7 +23,7 @@ from densepath.training.saver import Saver
 from densepath.training.task import Task
 
 
-class Attendant:
+class RunControl:
     """Saves and stops a run at the right moments, from its first or its resumed step to its last.
 
     Args:
@@ -49,7 +49,7 @@ class Attendant:
         self._task, self._out = task, out
         self._saver, self._meter, self._recorder = saver, meter, recorder
         self._signals, self._intervals, self._device, self._total = signals, intervals, device, total
-        self._between: int | None = None  # the number of finished steps, between two steps
+        self._finished: int | None = None  # the number of finished steps, between two steps
         self._reported = 0.0
 
     def feed(self, batches: Iterable[Any]) -> Generator[Any]:
@@ -65,13 +65,13 @@ class Attendant:
         finally:
             getattr(iterator, "close", lambda: None)()
 
-    def between(self, step: int) -> None:
+    def between_steps(self, step: int) -> None:
         """``step`` steps are done and none is in progress: the run can be saved now."""
-        self._between = step
+        self._finished = step
 
-    def within(self) -> None:
+    def in_step(self) -> None:
         """A step is in progress: the run cannot be saved until it is done."""
-        self._between = None
+        self._finished = None
 
     def agree(self, done: int) -> tuple[bool, bool, int]:
         """What is due after ``done`` steps: whether to log, whether to save, and the signal to stop by, or 0.
@@ -109,8 +109,8 @@ class Attendant:
 
         with self._meter.paused():
             # NaN and Inf are reported by the next step.
-            if self._between is not None and self._saver.saved != self._between and all_finite(self._task):
-                self._saver.save(self._between)
+            if self._finished is not None and self._saver.saved != self._finished and all_finite(self._task):
+                self._saver.save(self._finished)
             yield heartbeat
 
     def while_waiting(self, what: str, waited: float) -> None:
@@ -129,17 +129,17 @@ class Attendant:
             who = f"rank {rank()} is " if world_size() > 1 else ""
             say(f"densepath: {who}waiting for {what} since {waited:.0f} s")
         signum = self._signals.received
-        if signum and (waited >= notice_seconds() or (world_size() == 1 and self._between is not None)):
+        if signum and (waited >= notice_seconds() or (world_size() == 1 and self._finished is not None)):
             raise Interrupted(signum)
 
     @contextmanager
-    def saved_where_it_stands(self) -> Iterator[None]:
+    def save_before_stopping(self) -> Iterator[None]:
         """If a run must end while it waits between two steps, save it first and print how to resume it."""
         try:
             yield
         except (Interrupted, Stuck) as stop:
             if self._may_save():
-                self._saver.save(self._between or 0)
+                self._saver.save(self._finished or 0)
             if isinstance(stop, Interrupted) and rank() == 0:
                 self._recorder.progress.close()
                 saved = self._saver.saved
@@ -149,7 +149,7 @@ class Attendant:
 
     def _may_save(self) -> bool:
         """Whether there is anything new that a single process can save between two steps."""
-        done = self._between
+        done = self._finished
         if done is None or done <= max(self._saver.saved, self._saver.start) or world_size() > 1:
             return False
         return self._meter.not_finite() is None and all_finite(self._task)
