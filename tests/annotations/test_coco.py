@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 def test_an_unreadable_image_is_refused(dataset: Path) -> None:
     (dataset / "train" / "im_1.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"images unlike what it says: im_1.png \("):
+    with pytest.raises(UserError, match=r"images that differ from its entries: im_1.png \("):
         open_split(dataset, "train")
 
 

@@ -161,19 +161,19 @@ def test_what_is_no_tokenizer_is_named(tmp_path, method):
     refused(r"has no exported/tokenizer\.safetensors; name a run of vq_kd", tmp_path)
     refused("there are no weights to read at", tmp_path / "nowhere.safetensors")
     save_backbone(tmp_path / "backbone.safetensors", method.exported_backbone())
-    refused("holds no tokenizer", tmp_path / "backbone.safetensors")
+    refused("contains no tokenizer", tmp_path / "backbone.safetensors")
     path = write_tokenizer(tmp_path)
     path.write_bytes(path.read_bytes().replace(b'"test_vit"', b'"test_vi4"'))
     refused("unknown backbone 'test_vi4'", path)
     path = write_tokenizer(tmp_path)
     other = {**load_file(path), "projection.0.weight": torch.zeros(64, 32)}
     save_file(other, path, {"backbone": "test_vit"})
-    refused(r"is no tokenizer on test_vit: projection\.0\.weight does not fit", path)
+    refused(r"is not a tokenizer on test_vit: projection\.0\.weight does not fit", path)
     save_file(other, path, {"backbone": "test_resnet"})
-    refused("is no tokenizer on test_resnet: ", path)
+    refused("is not a tokenizer on test_resnet: ", path)
     path = write_tokenizer(tmp_path)
     save_file({**load_file(path), "codebook.usage": torch.tensor([900.0, *[1.0] * 11])}, path, {"backbone": "test_vit"})
-    refused("gives almost all patches one code, of which there is nothing to learn", path)
+    refused("gives almost all patches the same code, so nothing can be learned from it", path)
 
 
 def test_the_views_are_those_of_the_released_code():
@@ -188,7 +188,7 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "resnet18")
     with pytest.raises(UserError, match="the commitment must not be negative"):
         make(VQKD, "test_vit", commitment=-1.0)
-    with pytest.raises(UserError, match=r"codes restart below a share of the mean usage, .*, not 1\.0"):
+    with pytest.raises(UserError, match=r"restart_below is a share of the mean usage, .*, not 1\.0"):
         make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):
         make(VQKD, "test_vit", decoder_depth=0)

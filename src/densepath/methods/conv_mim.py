@@ -133,7 +133,7 @@ class ConvMIM(Method):
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
         """The target's patches, (B, h * h, patch * patch * C), predicted from the visible patches of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
-        target_to_query, along = self.target_to_query(batch), visible.cells.shape[-1]
+        target_to_query, along = self.target_to_query(batch), visible.patches.shape[-1]
         aligned = [
             sample(z, target_to_query, (along * n, along * n)) for z, n in zip(maps, self.positions, strict=True)
         ]
@@ -143,7 +143,7 @@ class ConvMIM(Method):
     def counted(self, batch: Batch, visible: Visible) -> Tensor:
         """t2(t1^-1(1 - m)): the target's pixels that are hidden in the query, (B, 1, S, S) bool."""
         size = batch["query"].pixels.shape[-2:]
-        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.target_to_query(batch), size).bool()
+        return sample_nearest((~visible.patches).unsqueeze(1).float(), self.target_to_query(batch), size).bool()
 
     def target_to_query(self, batch: Batch) -> Tensor:
         """The maps (B, 2, 3) from the target's coordinates to the query's."""
@@ -157,7 +157,7 @@ class ConvMIM(Method):
         if self.normalize_target:
             _, mean, deviation = standardize_patches(to_patches(target, self.patch))
             patches = patches * deviation + mean
-        prediction = from_patches(patches, self.patch, visible.cells.shape[-1])
+        prediction = from_patches(patches, self.patch, visible.patches.shape[-1])
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
     def exported_backbone(self) -> Backbone:

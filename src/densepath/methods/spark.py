@@ -93,7 +93,7 @@ class SparK(Method):
         prediction = to_patches(self.predict(pixels, visible), self.patch)
         target, _, _ = standardize_patches(to_patches(pixels, self.patch))
         errors = (prediction - target).square().mean(-1)
-        loss = masked_mean(errors.flatten(), ~visible.cells.flatten())
+        loss = masked_mean(errors.flatten(), ~visible.patches.flatten())
         return Losses(loss, {"reconstruction_loss": loss.detach()})
 
     def visible(self, batch: Batch) -> Visible:

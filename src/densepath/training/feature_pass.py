@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from densepath.core.distributed import rank, total, world_size
 from densepath.methods.base import Heartbeat, Method, no_heartbeat
 from densepath.nets.norms import gather_statistics, set_statistics
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.views.declarations import Center
@@ -74,7 +74,7 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
     statistics = gather_statistics(network)
     set_statistics(network, statistics.mean(0))
     try:
-        with untouched_modes(network):
+        with preserve_mode(network):
             network.eval()
             yield
     finally:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.core.waiting import listening
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
@@ -161,7 +161,7 @@ def train(
                 require_finite(task, meter, out, weights=saves)
             row = {**meter.collect(), "lr": lr} if logs else {}
             if evaluate and due(done, intervals.evaluate_every):
-                with meter.paused(), untouched_generators(), untouched_modes(task):
+                with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
             recorder.write(done, row)
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from densepath.methods.base import Method, Reconstruction
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -45,6 +45,6 @@ class ReconstructionImages:
     def __call__(self, step: int) -> Path:
         """Draw the predictions after ``step`` optimizer steps, and return the file."""
         device = next(self.method.parameters()).device
-        with untouched_modes(self.method):
+        with preserve_mode(self.method):
             made = self.method.eval().reconstruct(self.make_views(self._batch.to(device)))
         return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png", self.make_views.spec)

@@ -11,7 +11,7 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
-from densepath.nets.filter_norms import filter_lengths, give_lengths
+from densepath.nets.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
@@ -109,10 +109,10 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     line = f"the {config.backbone} of {out}"
     if fresh:
-        lengths = filter_lengths(model.backbone) if config.rescale_filters else {}
+        norms = filter_norms(model.backbone) if config.rescale_filters else {}
         line = load_weights(model.backbone, config.weights)
         if config.rescale_filters:
-            line += f", {len(give_lengths(model.backbone, lengths))} layers rescaled"
+            line += f", {len(set_filter_norms(model.backbone, norms))} layers rescaled"
     record = replace(config, precision=hardware.precision, lr=solver.lr).record()
     record |= {"mean": spec.mean, "std": spec.std} | ({} if spec.window == _WINDOW else {"window": spec.window})
     batches = TrainingBatches(
