@@ -91,7 +91,7 @@ def views_of(step, part=slice(IMAGES)):
     pixels = F.interpolate(coarse, size=(48, 48), mode="bicubic").clamp(0, 1) * 255
     pixels, sizes = pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((IMAGES, 2), 48)
     index = torch.arange(IMAGES) + IMAGES * step
-    # As of superpixels: each in one image alone, more than a view has positions
+    # As of superpixels: each in only one image, more than a view has positions
     labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
     images = ImageBatch(
         pixels[part], sizes[part], index[part], step=step, progress=0.5, extras={"regions": labels[part]}

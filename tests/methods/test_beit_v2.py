@@ -96,7 +96,7 @@ def test_the_mask_token_has_no_weight_decay(method):
     assert any(p is method.head.weight for p in decayed["params"])
 
 
-def test_layer_scales_start_where_they_are_told_to(make):
+def test_layer_scales_have_the_given_initial_value(make):
     method = make(BEiTv2, "test_vit3", layer_scale=0.1, head_layers=0)
     scales = [p for name, p in method.backbone.named_parameters() if name.endswith("gamma")]
     assert len(scales) == 18 and all((scale == 0.1).all() for scale in scales)

@@ -78,7 +78,7 @@ def test_concept_loss_is_the_equation(make, batch, options, whole_step):
     method, twin = make(ConCL, **options), make(ConCL, **options)
     losses = whole_step(method, batch)
     concepts = make(ConCL, **options).source(batch, make(ConCL, **options).key_backbone.network)
-    # The reference pass precedes in the method: batch statistics alone matter in training, so the order does not.
+    # The reference pass precedes in the method: only batch statistics matter in training, so the order does not.
     expected, shared = by_the_book(twin, batch, concepts)
     assert losses.total.item() == pytest.approx(expected, rel=2e-3)
     assert losses.statistics["shared_concepts"].item() == pytest.approx(shared / 4)

@@ -33,18 +33,20 @@ def contrast(negatives):
 
 
 def test_losses_are_those_of_lightly_and_each_key_joins_its_queue_as_one_vector(make, batch, whole_step):
-    method, twin = make(DenseCL), make(DenseCL)
+    method, reference = make(DenseCL), make(DenseCL)
     losses = whole_step(method, batch)
-    query, key = twin.backbone(batch["query"].pixels)[5], twin.key_backbone(batch["key"].pixels)[5]
-    k = positions(twin.key_dense_head(key))
+    query, key = reference.backbone(batch["query"].pixels)[5], reference.key_backbone(batch["key"].pixels)[5]
+    k = positions(reference.key_dense_head(key))
     positive = select_most_similar(positions(query), positions(key), k).flatten(0, 1)
-    dense = contrast(twin.dense_queue.keys())(positions(twin.dense_head(query)).flatten(0, 1), positive)
+    dense = contrast(reference.dense_queue.keys())(positions(reference.dense_head(query)).flatten(0, 1), positive)
     torch.testing.assert_close(losses.terms["dense_loss"], dense.detach())
-    instance = contrast(twin.queue.keys())(twin.head(query.mean((2, 3))), twin.key_head(key.mean((2, 3))))
+    instance = contrast(reference.queue.keys())(
+        reference.head(query.mean((2, 3))), reference.key_head(key.mean((2, 3)))
+    )
     torch.testing.assert_close(losses.terms["instance_loss"], instance.detach())
     torch.testing.assert_close(losses.total, (instance + dense) / 2)
     torch.testing.assert_close(method.dense_queue.keys()[:4], F.normalize(k.mean(1), dim=1))
-    torch.testing.assert_close(method.dense_queue.keys()[4:], twin.dense_queue.keys()[4:])
+    torch.testing.assert_close(method.dense_queue.keys()[4:], reference.dense_queue.keys()[4:])
     assert (int(method.dense_queue.pointer), int(method.queue.pointer)) == (4, 4)
 
 

@@ -222,7 +222,7 @@ def two(action):
 
 
 def processes(folder):
-    """A run of one process, the same in two, and one in two of which the second is told to stop."""
+    """A run of one process, the same in two, and one in two of which the second gets a stop signal."""
     intervals, saving = Intervals(log_every=5), Intervals(log_every=5, save_every_steps=5)
 
     def only(rank, act):

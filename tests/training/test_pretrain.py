@@ -224,7 +224,7 @@ def test_too_many_damaged_images_end_the_run_with_their_names(tmp_path, tiles):
 
 
 @pytest.mark.parametrize(("epochs", "told"), [(0.3, True), (0.2, False)])  # of 0.4
-def test_a_warm_up_that_is_cut_is_told(tmp_path, tiles, capsys, epochs, told):
+def test_a_shortened_warm_up_is_reported(tmp_path, tiles, capsys, epochs, told):
     pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, max_steps=2, optimizer=Optimizer(warmup_epochs=epochs))
     assert (f"the warm-up of {epochs} epochs is longer than half" in capsys.readouterr().err) == told
 
