@@ -35,14 +35,15 @@ def test_loss_is_that_of_lightly_on_a_linear_head_and_keys_join_the_queue(make, 
     torch.testing.assert_close(method.queue.keys()[4:], reference.queue.keys()[4:])
 
 
-def test_the_head_is_one_linear_layer_that_keys_follow(make, batch, whole_step):
+def test_the_head_is_one_linear_layer_that_keys_follow(make, batch):
     method = make(MoCoV1)
     assert {name: tuple(p.shape) for name, p in method.head.named_parameters()} == {"weight": (16, 512), "bias": (16,)}
     assert method.head.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.03) and not method.head.bias.any()
     before = method.key_head.network.weight.clone()
     with torch.no_grad():
         method.head.weight.add_(0.1)
-    whole_step(method, batch).total.backward()
+    method.before_step(batch)
+    method(batch).total.backward()
     torch.testing.assert_close(method.key_head.network.weight, before + 0.01)
     assert method.head.weight.grad.any() and method.key_head.network.weight.grad is None
 
