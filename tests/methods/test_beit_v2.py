@@ -144,7 +144,7 @@ def test_wrong_hyper_parameters_are_named(make, tmp_path, tokenizer):
     refused("test_vit has no layer scales", layer_scale=0.1)
     refused("at least one patch, not 0", smallest_block=0)
     refused("has no exported/tokenizer.safetensors", tokenizer=str(tmp_path))
-    refused("the tokenizer has patches of 16 px, and vit_small_patch8_224 of 8 px", backbone="vit_small_patch8_224")
+    refused("the tokenizer has patches of 16 px, but vit_small_patch8_224 of 8 px", backbone="vit_small_patch8_224")
     other = write_tokenizer(tmp_path, "test_vit3", decoder_depth=1)
     prepare(make(BEiTv2, "test_vit"), IMAGES, tokenizer=other)  # any encoder with patches of that size will do
     with pytest.raises(UserError, match=r"a mask ratio of 0\.99 leaves 0 of 16 patches visible"):
