@@ -30,7 +30,7 @@ def method(make):
     return make(SparK, "test_resnet", **SMALL)
 
 
-def test_the_loss_is_the_error_of_masked_cells_alone(method, batch):
+def test_the_loss_is_the_error_of_only_masked_patches(method, batch):
     losses = method(batch)
     visible = method.visible(batch)
     assert (visible.patches.flatten(1).sum(1) == 2).all()  # of four: 1.6
@@ -114,9 +114,9 @@ def test_what_is_kept_is_the_plain_network(make, batch):
 
 def test_groups_have_statistics_of_their_own_everywhere(make, batch):
     whole = make(SparK, "test_resnet", group=2, **SMALL).double()
-    twin = make(SparK, "test_resnet", **SMALL).double()
+    reference = make(SparK, "test_resnet", **SMALL).double()
     pixels, visible = batch["image"].pixels.double(), whole.visible(batch)
-    parts = [twin.predict(pixels[i : i + 2], Visible(visible.patches[i : i + 2], 2)) for i in (0, 2)]
+    parts = [reference.predict(pixels[i : i + 2], Visible(visible.patches[i : i + 2], 2)) for i in (0, 2)]
     torch.testing.assert_close(whole.predict(pixels, visible), torch.cat(parts))
 
 

@@ -83,13 +83,13 @@ def test_the_gradient_passes_through_the_codes(method, batch, monkeypatch):
     torch.testing.assert_close(kept[0].grad, expected)
 
 
-def test_codes_begin_once_and_follow_in_training_alone(method, batch, whole_step):
-    codebook, twin = method.tokenizer.codebook, copy.deepcopy(method)
+def test_codes_are_initialized_once_and_updated_only_in_training(method, batch, whole_step):
+    codebook, reference = method.tokenizer.codebook, copy.deepcopy(method)
     assert not codebook.begun
     used = whole_step(method, batch).statistics["used_codes"]
     assert codebook.begun and 1 < used <= 12
-    whole_step(twin, batch)
-    assert torch.equal(codebook.codes, twin.tokenizer.codebook.codes)  # the same step begins alike
+    whole_step(reference, batch)
+    assert torch.equal(codebook.codes, reference.tokenizer.codebook.codes)  # the same step begins alike
     torch.testing.assert_close(codebook.codes.norm(dim=1), torch.ones(12))
     before = codebook.codes.clone()
     whole_step(method.eval(), batch)
@@ -152,7 +152,7 @@ def test_a_tokenizer_takes_views_that_are_normalized_as_its_own_were(method, tmp
             again.show(other)
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path, method):
+def test_a_path_that_is_not_a_tokenizer_is_named(tmp_path, method):
     def refused(message, source):
         with pytest.raises(UserError, match=message) as caught:
             load_tokenizer(source)
@@ -192,7 +192,7 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):
         make(VQKD, "test_vit", decoder_depth=0)
-    with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
+    with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to initialize 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
         prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

@@ -80,7 +80,7 @@ def test_tasks_that_nobody_has_started_are_not_waited_for(played):
     assert code == 0 and saved(folder / "run") == 12
     assert (
         lines.count(
-            "densepath: SLURM_NTASKS is 2, but srun did not start this process, so it runs alone; "
+            "densepath: SLURM_NTASKS is 2, but srun did not start this process, so it is the only one; "
             "for 2 processes start it by srun"
         )
         == 1

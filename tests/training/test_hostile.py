@@ -184,7 +184,7 @@ def test_yaml_names_nothing_that_is_executed(kind, place, run, tmp_path, monkeyp
     with bounded_memory(500):
         code = main(words)
     error = capsys.readouterr().err
-    assert code == (0 if place == "checkpoint" else 2)  # the checkpoint's copy is for its reader alone
+    assert code == (0 if place == "checkpoint" else 2)  # the copy in the checkpoint is only for its reader
     assert place == "checkpoint" or (len(error.splitlines()) == 1 and len(error) < 1000)
     assert not (tmp_path / "owned").exists() and not (tmp_path / "new").exists()
 
