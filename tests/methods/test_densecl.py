@@ -28,7 +28,7 @@ def cells(x):
 def contrast(negatives):
     """lightly's loss with these negatives (M, D)."""
     criterion = NTXentLoss(temperature=0.2, memory_bank_size=tuple(negatives.shape))
-    criterion.memory_bank.bank = negatives.clone()  # which it writes to
+    criterion.memory_bank.bank = negatives.clone()  # lightly writes its keys into it
     return criterion
 
 
