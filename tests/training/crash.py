@@ -168,7 +168,7 @@ def full(folder):
         "detect": [*fine_tune, "--out", disk / "deep" / "new"],
         "pack": ["data", "pack", TILES, disk / "store.safetensors"],
         "tissue": ["data", "tissue", disk / "tissue", "--train", "1", "--test", "1", "--size", "64"],
-        "export": ["export", whole, "--to", disk / "weights.safetensors"],
+        "export": ["export", whole, "--out", disk / "weights.safetensors"],
         "probe": ["probe", "--data", DATA, "--size", "64", "--out", disk / "scores.json"],
         "show": ["show", "views", "--data", TILES, "--count", "1", "--view_size", "48"],
     }
