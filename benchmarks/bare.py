@@ -125,7 +125,7 @@ def _vq_kd(method: Any, views: Batch) -> None:
 def _beit_v2(method: Any, views: Batch) -> None:
     """The view forward and backward in network, early head and classifier, plus forward in the tokenizer."""
     pixels = views["image"].pixels
-    mask = method.draw_mask(views, pixels.shape[-1])
+    mask = method.draw_mask(views, pixels.shape[2:])
     method.target.network.embed(pixels)
     chosen = mask.nonzero()[:, 1].view(len(mask), -1).to(pixels.device)
     outputs = method.encode(pixels, mask.to(pixels.device))

@@ -87,7 +87,7 @@ class Step:
         self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
         self.task.to(self.device, memory_format=hardware.memory_format)
         self.updates = self.task.updates()
-        self.batches = [batch_of(images, batch_size, step, self.device) for step in range(4)]
+        self.batches = [batch_of(images, batch_size, step, self.device, method.extras) for step in range(4)]
         self.meter: Meter[Any] = Meter()
         self._done = 0
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.listing import find_images
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import pack
+from densepath.sources.pixel_source import PerImage
 from densepath.synthetic.tissue import write_tiles
 
 
@@ -39,9 +41,18 @@ def packed_store(data: str | None, count: int, size: int) -> Iterator[Path]:
         yield pack(folder, folder.parent / "tiles.safetensors")
 
 
-def batch_of(images: PackedTiles, batch_size: int, step: int, device: torch.device) -> ImageBatch:
+def batch_of(
+    images: PackedTiles,
+    batch_size: int,
+    step: int,
+    device: torch.device,
+    extras: Mapping[str, PerImage] = MappingProxyType({}),
+) -> ImageBatch:
     """A batch in the second half of a run, where all parts of a method are active."""
     index = (torch.arange(batch_size) + step * batch_size) % len(images)
     gathered = images.gather(index)
-    batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index, step, epoch=float(step), progress=0.5)
+    known = {name: extra.gather(gathered.index) for name, extra in extras.items()}
+    batch = ImageBatch(
+        gathered.pixels, gathered.sizes, gathered.index, step, epoch=float(step), progress=0.5, extras=known
+    )
     return batch.to(device)

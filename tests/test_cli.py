@@ -122,7 +122,8 @@ def test_one_option_of_the_views_leaves_the_methods_others(method: str, capsys: 
     for words in ("--augment.scale 0.3 0.9", "--augment.scale=[0.3,0.9]", "--no_augment.quarter_turns"):
         assert main(["pretrain", "--method", method, *words.split(), "--print_config"]) == 0
         printed = augment_of(yaml.safe_load(capsys.readouterr().out))
-        own = next(iter(METHODS[method].views().values()))
+        own = Augment.of_view(next(iter(METHODS[method].views().values())))
+        assert own is not None
         own = replace(own, blur=0.5) if method == "byol" else own
         assert printed == replace(own, scale=(0.3, 0.9) if "scale" in words else own.scale)
     assert main(["pretrain", "--config", "simclr_small", "--augment.rotation", "9", "--print_config"]) == 0

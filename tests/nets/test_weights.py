@@ -332,7 +332,10 @@ def test_a_stem_or_a_block_that_is_missing_as_a_whole_is_named(name: str, part: 
 
 
 def test_sources_that_are_nothing_say_what_is_accepted(tmp_path: Path) -> None:
-    for source in ("resnet19", tmp_path / "missing.safetensors", "hf-hub:somebody/model"):
+    _untouched_after_error(
+        "hf-hub:somebody/model", r"hf-hub:somebody/model could not be fetched \(.*\); check the name"
+    )
+    for source in ("resnet19", tmp_path / "missing.safetensors"):
         _untouched_after_error(source, r"there are no weights .*; give a \.safetensors, .* run folder, .* or random")
     _untouched_after_error(tmp_path, r"holds neither exported/backbone\.safetensors nor checkpoints/last\.ckpt")
     empty = tmp_path / "list.pt"

@@ -90,7 +90,7 @@ def one_line(captured, code):
 
 def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch, capsys, bounded_memory):
     """Up to the first step: all that a recipe decides is built."""
-    monkeypatch.setattr(pretrain_module, "fit", lambda module, *rest, **options: 1)
+    monkeypatch.setattr(pretrain_module, "train", lambda task, *rest, **options: 1)
     monkeypatch.setattr(pretrain_module, "build_backbone", lambda name, channels: build_backbone("test_resnet"))
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     words = ["--data", str(run.parent / "tiles"), "--out", str(out), "--devices", "cpu", "--workers", "0"]
@@ -112,7 +112,7 @@ def test_whatever_a_recipe_says_it_is_run_or_refused(run, tmp_path, monkeypatch,
 def test_whatever_the_configuration_of_a_run_says_it_is_used_or_refused(
     verb, run, tmp_path, monkeypatch, capsys, bounded_memory
 ):
-    monkeypatch.setattr(pretrain_module, "fit", lambda module, *rest, **options: 2)
+    monkeypatch.setattr(pretrain_module, "train", lambda task, *rest, **options: 2)
     out = tmp_path / "run"
     shutil.copytree(run, out)
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -303,7 +303,7 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
     x = torch.rand(1, 3, 64, 64)
     before = model.features(x)
     seen: list[torch.nn.Module] = []
-    monkeypatch.setattr(fine_tuning, "fit", lambda module, *_, **__: seen.append(module.model))
+    monkeypatch.setattr(fine_tuning, "train", lambda task, *_, **__: seen.append(task.model))
     batches = TrainingBatches(open_split(data, "train"), 2, 1, 0, (96, 96), world_size=2)
     hardware = replace(choose_hardware("cpu", "32"), devices=2)
     solver = make_solver("1x", 1)
