@@ -104,7 +104,7 @@ def write_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]
     try:
         save_file(state, path, metadata=metadata)
     except SafetensorError as error:
-        raise UserError(f"weights cannot be written to {path.parent} ({error}); make room there") from None
+        raise UserError(f"weights cannot be written to {path.parent} ({error}); free disk space there") from None
 
 
 def read_weights(source: str | Path) -> Weights:
