@@ -150,7 +150,7 @@ def _conv_mim(method: Any, views: Batch) -> None:
     """The query forward and backward in encoder and decoder, without warping to the target."""
     visible = method.draw_visible(views)
     maps = method.encoder(method.backbone, views["query"].pixels, visible)
-    sizes = [visible.cells.shape[-1] * n for n in method.cells]
+    sizes = [visible.patches.shape[-1] * n for n in method.positions]
     fitting = [z if z.shape[-1] == n else F.interpolate(z, (n, n)) for z, n in zip(maps, sizes, strict=True)]
     _backward(method, method.decoder(fitting))
 

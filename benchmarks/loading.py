@@ -22,7 +22,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import open_images
 from densepath.sources.packing import HEADER, open_store, pack, write_tables
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 
 _COUNTS = (10**3, 10**5, 10**7)
 
@@ -65,7 +65,7 @@ def speed(folder: Path, batch_size: int, steps: int, workers: int, repeats: int)
 def memory(count: int) -> dict[str, Any]:
     """Memory and time for the names and the shuffled order of ``count`` files, without reading them."""
     before, start = status_mib("RssAnon"), time.perf_counter()
-    files = ImageFiles(Names.of(f"tiles/{number // 10000:06d}/{number:010d}.jpg" for number in range(count)))
+    files = ImageFiles(PathTable.of(f"tiles/{number // 10000:06d}/{number:010d}.jpg" for number in range(count)))
     row: dict[str, Any] = {"case": f"{count:,} files", "names_mib": status_mib("RssAnon") - before}
     row["names_seconds"] = time.perf_counter() - start
     before, start = status_mib("RssAnon"), time.perf_counter()
@@ -79,7 +79,7 @@ def write_holes(path: Path, count: int) -> None:
     """A packed store of ``count`` tiles of 2 x 2 px whose pixels take no disk space."""
     with path.open("wb") as file:
         file.seek(HEADER + 12 * count)
-        write_tables(file, np.full((count, 2), 2, np.int32), Names.of(f"{number}.png" for number in range(count)))
+        write_tables(file, np.full((count, 2), 2, np.int32), PathTable.of(f"{number}.png" for number in range(count)))
 
 
 def store_memory(count: int, folder: Path) -> dict[str, Any]:

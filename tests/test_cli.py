@@ -356,8 +356,8 @@ MISTAKES = {
     "anchors of no level": (_nothing, f"{DETECT} --anchor_sizes 8 16", "give 5 sizes"),
     "unknown method": (_nothing, f"{PRETRAIN} --method moco_v3", "moco_v2"),
     "unknown backbone": (_nothing, f"{PRETRAIN} --backbone resnet1", "resnet1"),
-    "recipe that is no YAML": (_recipe("{"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
-    "recipe that is no mapping": (_recipe("- 1"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
+    "recipe that is not YAML": (_recipe("{"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
+    "recipe that is not a mapping": (_recipe("- 1"), f"{PRETRAIN} --config mine.yaml", "mine.yaml"),
     "recipe with an unknown option": (_recipe("epoch: 1"), f"{PRETRAIN} --config mine.yaml", "did you mean epochs"),
     "recipe with text for a number": (_recipe("seed: one"), f"{PRETRAIN} --config mine.yaml", "'one'"),
     "recipe with a class": (
@@ -460,7 +460,7 @@ def test_a_bug_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert error.splitlines()[-1].endswith("densepath probe --data 'my data'")
 
 
-def test_a_reader_that_is_gone_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = [sys.executable, "-m", "densepath", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -556,7 +556,7 @@ def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
     assert first.pop("out") == "run" and second.pop("out") == "other"
     assert first == second and first["optimizer"]["lr"] == 0.1 and first["augment"]["stain"] == 0.5
     for wrong, expected in (
-        ({"lr": 0.2, "optimizer": {"lr": 0.1}}, "lr and optimizer.lr are one option; give it once"),
+        ({"lr": 0.2, "optimizer": {"lr": 0.1}}, "lr and optimizer.lr are the same option; give it once"),
         ({"bach_size": 4}, r"unknown option bach_size; did you mean batch_size\?"),
         ({"optimizer": {"rl": 1}}, r"unknown option optimizer\.rl; did you mean optimizer\.lr\?"),
         ({"method_options": {"num_concept": 1}}, r"did you mean method\.num_concepts\?"),

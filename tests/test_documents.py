@@ -55,7 +55,7 @@ def test_the_method_of_the_docs_trains(
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["method_options"] == {"dim": 16, "hidden_dim": 512}
     assert main(["pretrain", "--method", "simsiam:SimSiam", "--help"]) == 0
-    assert "length of the embeddings" in capsys.readouterr().out
+    assert "dimension of the embeddings" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", commands())

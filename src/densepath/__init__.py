@@ -1,7 +1,7 @@
-"""densepath learns visual features from unlabelled tissue and moves them to dense tasks.
+"""densepath learns visual features from unlabelled tissue and transfers them to dense tasks.
 
 The verbs of the command line are functions of this package: ``densepath.pretrain(...)``, ``densepath.export(...)`` and
-so on. Each is imported when it is first asked for, so that ``import densepath`` costs nothing.
+so on. Each is imported when it is first used, so that ``import densepath`` is fast.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Kept, so that a function which bears its module's name is not hidden by the module once that is imported.
+    # Stored, so that a function with the name of its module is not hidden by the module once that is imported.
     value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 

@@ -1,4 +1,4 @@
-"""The public functions with many options: as verbs of the command line, they take a recipe and what overrides it."""
+"""The public functions with recipes: they take a recipe, and options that override it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
 
     A recipe's meaning does not depend on the hardware: ``batch_size`` counts the images of one optimizer step over all
     devices. The run folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/`` and, at the end,
-    ``exported/backbone.safetensors``. With ``resume`` a run that was stopped, or killed, continues as if nothing had
-    happened: on a CPU with the same number of threads, and on a GPU with ``deterministic``, to the same bits.
+    ``exported/backbone.safetensors``. With ``resume`` a run that was stopped or killed continues as if it had not been:
+    on a CPU with the same number of threads, and on a GPU with ``deterministic``, to the same bits.
 
     Args:
-        config: a recipe by its name, the path of a YAML file, e.g. a run's ``config.yaml``, or a ``PretrainConfig``.
-        options: the fields of :class:`~densepath.training.config.PretrainConfig`, over those of ``config``:
+        config: the name of a recipe, the path of a YAML file, e.g. a run's ``config.yaml``, or a ``PretrainConfig``.
+        options: fields of :class:`~densepath.training.config.PretrainConfig`, which override those of ``config``:
             ``densepath.pretrain("concl_small", data="tiles", out="run", optimizer={"lr": 0.1})``.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: options that do not fit each other or the data, or a folder that holds another run.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        UserError: options that are not consistent with each other or the data, or a folder that holds another run.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
     from densepath.analysis.reconstruction import draw_reconstruction
     from densepath.training.pretrain import pretrain
@@ -40,18 +40,19 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> dict[str, float]:
     """Fine-tune a detector on outlined objects and score it on the test images.
 
-    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg hold what suits these data sets.
+    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg have the settings for these data sets.
 
     Args:
-        config: a recipe by its name, the path of a YAML file, or a ``DetectConfig``.
-        options: the fields of :class:`~densepath.transfer.detection.config.DetectConfig`, over those of ``config``.
+        config: the name of a recipe, the path of a YAML file, or a ``DetectConfig``.
+        options: fields of :class:`~densepath.transfer.detection.config.DetectConfig`, which override those of
+            ``config``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and where the detector finds masks mask_ap, mask_ap50, mask_ap75, from 0 to 1
-        (nothing on all processes but the first).
+        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, from 0 to 1 (an empty
+        dictionary on all processes but the first).
 
     Raises:
-        UserError: the data, the weights or an option are not what they should be.
+        UserError: the data, the weights or an option are invalid.
 
     Source: Yang et al., "ConCL", ECCV 2022, section 4.1, and its released Detectron2 configurations.
     """

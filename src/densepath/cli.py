@@ -1,4 +1,4 @@
-"""The command line: one verb per job, each a public function whose signature is its options."""
+"""The command line: verbs, each of which calls a public function whose signature is its options."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXIT_BUG, EXIT_USER, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb of the command line calls.
+    """A verb of the command line.
 
     Args:
-        function: "module:name" of it, imported only when the verb is used: most of them need torch.
+        function: "module:name" of its function, imported only when the verb is used, because most need torch.
         help: a line for the list of verbs.
-        positional: the parameters that are given without their name, in this order.
-        schema: "module:name" of the dataclass of its options, where it is not the function's signature.
+        positional: parameters that are given without their name, in this order.
+        schema: "module:name" of the dataclass of its options; None for the function's own signature.
         recipes, renamed: as for :class:`~densepath.command.Command`.
     """
 
@@ -53,20 +53,16 @@ def _load(place: str) -> Callable[..., Any]:
 
 
 VERBS = {
-    "demo": Verb("demonstration:demo", "all of it on built-in tissue, in minutes on a CPU"),
-    "data crag": Verb(
-        "datasets.crag:convert_crag", "CRAG as its authors ship it -> images and COCO JSON", ("source", "dest")
-    ),
-    "data glas": Verb(
-        "datasets.glas:convert_glas", "GlaS as its authors ship it -> images and COCO JSON", ("source", "dest")
-    ),
+    "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
+    "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
         "datasets.instances:convert_instances",
         "images with label maps -> images and COCO JSON",
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
-    "data pack": Verb("sources.packing:pack", "images -> one store that trains without decoding", ("source", "dest")),
+    "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
@@ -77,24 +73,26 @@ VERBS = {
         ("run",),
         renamed={"to": "out"},
     ),
-    "probe": Verb("transfer.probe.probe:probe", "frozen features, linear pixel classifier: seconds, not hours"),
+    "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
         schema="transfer.detection.config:DetectConfig",
         recipes="detect",
     ),
-    "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything, untrained, on the same objects"),
+    "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(
         "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
     ),
-    "show reconstruction": Verb("analysis.show:show_reconstruction", "draw what a run predicts where it does not see"),
+    "show reconstruction": Verb("analysis.show:show_reconstruction", "draw a run's predictions of hidden patches"),
     "show similarity": Verb(
-        "analysis.show_similarity:show_similarity", "how alike the regions of images are, as distributions"
+        "analysis.show_similarity:show_similarity", "distributions of the similarity of regions within images"
     ),
     "benchmark": Verb(
-        "benchmark.verb:benchmark_table", "a paper's table: run its methods, tasks and seeds", renamed={"cells": "runs"}
+        "benchmark.verb:benchmark_table",
+        "run the methods, tasks and seeds of a paper's table",
+        renamed={"cells": "runs"},
     ),
 }
 
@@ -114,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _checked(argv: list[str]) -> int:
-    """Run the command line; whatever goes wrong becomes a line and an exit code."""
+    """Run the command line; every error becomes a line and an exit code."""
     try:
         _run(argv)
         if sys.stdout is not None:
@@ -125,7 +123,7 @@ def _checked(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Python would complain at its end that it cannot flush to a reader that is gone.
+        # Otherwise Python reports on exit that it cannot flush to a closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
@@ -135,7 +133,7 @@ def _checked(argv: list[str]) -> int:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the device has not enough memory; lower --batch_size or --view_size")
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            return _fail("this machine has not enough memory for that; ask for less (--batch_size, queues, sizes)")
+            return _fail("this machine has not enough memory; use smaller values (--batch_size, queues, sizes)")
         write_line("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
         command = shlex.join(["densepath", *argv])
         return _fail(
@@ -169,7 +167,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The verb that the words begin with, and what follows it; no verb where only a group such as ``data`` is named."""
+    """The verb at the beginning of the words, and the other words; None for a group of verbs such as ``data``."""
     for length in (1, 2):
         name = " ".join(argv[:length])
         if name in VERBS:
@@ -183,14 +181,14 @@ def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _overview(group: str = "") -> str:
-    """The verbs, all or those of a group, with a line about each."""
+    """The list of all verbs, or of a group, with a line for each."""
     verbs = {name: verb for name, verb in VERBS.items() if name.startswith(group)}
     width = max(map(len, verbs)) + 2
     return "\n".join(
         [
             f"usage: densepath {group or 'VERB'} ...",
             "",
-            "Learn visual features from unlabelled tissue, and move them to detection and segmentation.",
+            "Learn visual features from unlabelled tissue, and transfer them to detection and segmentation.",
             "",
             *(f"  {name:{width}}{verb.help}" for name, verb in verbs.items()),
             "",
@@ -200,9 +198,9 @@ def _overview(group: str = "") -> str:
 
 
 def _report(result: Any) -> None:
-    """Print what a verb gives: scores as a table, a path as it is. Of several processes one speaks.
+    """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
-    What was done stays done where nobody reads that.
+    A closed output is ignored.
     """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return

@@ -1,4 +1,4 @@
-"""One verb of the command line: its options, the recipe that they override, and the call they become."""
+"""One verb of the command line: its options, its recipe, and the function that it calls."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _HELP = ("-h", "--help")
 
 
 class Command:
-    """A function that can be called by typed words.
+    """A function that is called from the command line.
 
-    The options are its parameters, or the fields of a dataclass that it takes in their place. ``--config`` names a
-    recipe that they override. Where there are ``method`` and ``method_options``, as in pre-training, ``--method``
-    chooses a method, and ``--method.num_concepts 8`` and the like are the parameters of that method's constructor.
+    Its options are its parameters, or the fields of a dataclass that it takes instead. ``--config`` names a recipe that
+    they override. If there are ``method`` and ``method_options``, as in pre-training, ``--method`` chooses a method,
+    and the parameters of its constructor are options such as ``--method.num_concepts 8``.
 
     Args:
         prog: the command, for help and errors.
-        function: what is called.
-        positional: its parameters that are given without their name.
-        schema: the dataclass of its options; the function's own signature by default.
+        function: the function to call.
+        positional: parameters that are given without their name.
+        schema: the dataclass of the options; by default the options are the parameters of the function.
         recipes: the verb whose recipes it takes, "" for pre-training; None for a function without recipes.
-        renamed: options as they were called before -> their names now, for the message that refuses them.
+        renamed: old name of an option -> its current name, for the error message.
     """
 
     def __init__(
@@ -56,25 +56,25 @@ class Command:
         return made if self.schema is self.function else self.function(made)
 
     def help(self, words: Sequence[str]) -> str:
-        """All options, those of the method that the words choose among them."""
+        """All options, including those of the chosen method."""
         _, _, method, _ = self._recipe([word for word in words if word not in (*_HELP, _PRINT)])
         return self._parser(method).format_help()
 
     def configuration(self, words: Sequence[str]) -> str:
-        """What the words resolve to, as YAML that ``--config`` takes."""
+        """The resolved options, as YAML for ``--config``."""
         values = self.parse([word for word in words if word != _PRINT], complete=False)
         missing = [name for name, value in values.items() if value is None and is_required(self.schema, name)]
         return yaml.safe_dump(_plain({n: v for n, v in values.items() if n not in missing}), sort_keys=False)
 
     def parse(self, words: Sequence[str], complete: bool = True) -> dict[str, Any]:
-        """The arguments of the call; its dataclasses are still dictionaries of their fields.
+        """The arguments of the call; dataclasses are still dictionaries of their fields.
 
         Args:
-            words: what was typed.
-            complete: whether what has no default must be given.
+            words: the words of the command line.
+            complete: whether options without a default must be given.
 
         Raises:
-            UserError: the words, or the recipe that they name, are not what the function takes.
+            UserError: an option of the command line or of its recipe is invalid.
         """
         recipe, whose, method, rest = self._recipe(words)
         parser = self._parser(method, complete)
@@ -83,16 +83,16 @@ class Command:
         return check_options(parser, self.schema, over_recipe(self.schema, recipe, typed), method)
 
     def parse_recipe(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """What options become that are given as a recipe gives them; none need be among them.
+        """Check options that are given as in a recipe; any may be missing.
 
         Raises:
-            UserError: one of them is not an option of the function, or its value is of another type.
+            UserError: an option is unknown, or its value has the wrong type.
         """
         method = method_of(self.schema, recipe)
         return check_options(self._parser(method, complete=False), self.schema, recipe, method)
 
     def _recipe(self, words: Sequence[str]) -> tuple[dict[str, Any], str, Any, list[str]]:
-        """The recipe that the words name, what it is called in messages, the method, and the other words."""
+        """The recipe, its name in messages, the method, and the other words."""
         if self.recipes is None:
             return {}, "", None, list(words)
         config, rest = _take(words, "--config")
@@ -110,14 +110,14 @@ class Command:
         parser.renamed |= self.renamed
         if self.recipes is not None:
             names = ", ".join(recipe_names(self.recipes))
-            group = parser.add_argument_group("recipe", "Options that are given beside a recipe override it.")
+            group = parser.add_argument_group("recipe", "Options that are given together with a recipe override it.")
             group.add_argument("--config", metavar="NAME", help=f"a recipe ({names}) or a YAML file")
-            group.add_argument(_PRINT, action="store_true", help="print what the options resolve to, and exit")
+            group.add_argument(_PRINT, action="store_true", help="print the resolved options as a recipe, and exit")
         return parser
 
 
 def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value that the words give an option, and the other words."""
+    """The value of an option in the words, and the other words."""
     value, rest = None, list(words)
     for position, word in reversed(list(enumerate(words))):
         if word == name:

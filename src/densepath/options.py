@@ -1,4 +1,4 @@
-"""Options read off the signature of a function or a dataclass: types check the values, docstrings are the help."""
+"""Options from the signature of a function or a dataclass: its types check the values, its docstring is the help."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _CONTAINERS = (Literal, tuple, list, Sequence, dict)
 
 @dataclass(frozen=True)
 class Option:
-    """One value that the command line takes.
+    """One option of the command line.
 
     Args:
-        key: its name, with dots where it belongs to a part: ``augment.flip``.
-        annotation: its type.
-        default: its default, or ``inspect.Parameter.empty`` where it must be given.
+        key: name, with dots for an option of a part: ``augment.flip``.
+        annotation: type.
+        default: default, or ``inspect.Parameter.empty`` if the option must be given.
         help: a line for ``--help``.
     """
 
@@ -53,23 +53,23 @@ class Option:
 
     @property
     def is_text_list(self) -> bool:
-        """Whether it takes several values that are any text."""
+        """Whether it takes several values of arbitrary text."""
         return any(str in get_args(a) for a in _alternatives(self.annotation))
 
     @property
     def is_flag(self) -> bool:
-        """Whether its name alone turns it on."""
+        """Whether it is turned on by its name, without a value."""
         return self.annotation is bool
 
     def words(self, value: Any) -> list[str]:
-        """The option as it would be typed to have a value."""
+        """The words on the command line that give the option a value."""
         if self.is_flag and isinstance(value, bool):
             return [f"--{self.key}" if value else f"--no_{self.key}"]
         return [f"--{self.key}={value if isinstance(value, str | Path) else as_yaml(value)}"]
 
 
 def options_of(schema: Callable[..., Any], skip: Sequence[str] = (), prefix: str = "") -> Iterator[Option]:
-    """The options of a function or a class: one for each parameter, and for each field of one that is a dataclass."""
+    """The options of a function or a class: its parameters, and the fields of those that are dataclasses."""
     described = describe_parameters(schema)
     for name, annotation in _hints(schema).items():
         part, typed = part_of(annotation), _typeable(annotation)
@@ -82,7 +82,7 @@ def options_of(schema: Callable[..., Any], skip: Sequence[str] = (), prefix: str
 
 
 def default_of(schema: Callable[..., Any], name: str) -> Any:
-    """The default of a parameter; ``inspect.Parameter.empty`` where it must be given."""
+    """The default of a parameter; ``inspect.Parameter.empty`` if it must be given."""
     if is_dataclass(schema):
         field = next(field for field in fields(schema) if field.name == name)
         if field.default_factory is not MISSING:
@@ -96,19 +96,19 @@ def is_required(schema: Callable[..., Any], name: str) -> bool:
 
 
 def build(schema: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Call a function or a dataclass with checked values; its parameters that are dataclasses are made from theirs."""
+    """Call a function or a dataclass with checked values; dictionaries become dataclasses where these are expected."""
     parts = {name: part_of(annotation) for name, annotation in _hints(schema).items()}
     made = {n: build(part, v) if (part := parts[n]) and isinstance(v, Mapping) else v for n, v in values.items()}
     return schema(**made)
 
 
 def part_of(annotation: Any) -> type | None:
-    """The dataclass that a type is, by itself or in a union with None."""
+    """The dataclass in a type, which may be a union with None; None if there is none."""
     return next((a for a in _alternatives(annotation) if isinstance(a, type) and is_dataclass(a)), None)
 
 
 def describe_parameters(function: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says of each parameter; for a class, what those of its bases say, too."""
+    """The description of each parameter in the docstring; for a class, also in those of its bases."""
     described: dict[str, str] = {}
     for source in reversed(function.__mro__) if isinstance(function, type) else [function]:
         for parameter in docstring_parser.parse(source.__doc__ or "").params:
@@ -120,13 +120,13 @@ def describe_parameters(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def close_match(name: str, known: Sequence[str]) -> str:
-    """A question that names the most alike of the known names, or nothing."""
+    """A question with the most similar of the known names, or ""."""
     match = get_close_matches(name, known, n=1)
     return f"did you mean {match[0]}?" if match else ""
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of all parameters; for a class, of those too that it hands on to its bases."""
+    """The types of all parameters; for a class, also of those that it passes to its bases."""
     hints: dict[str, Any] = {}
     for source in reversed(function.__mro__) if isinstance(function, type) else [function]:
         hints |= get_type_hints(vars(source).get("__init__", object) if isinstance(source, type) else source)
@@ -138,7 +138,7 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def _typeable(annotation: Any) -> Any:
-    """What of a type can be typed as words: no functions, classes and networks; None where nothing is left."""
+    """The part of a type that has a text form: no functions, classes or networks; None if nothing is left."""
     if annotation is Any:
         return annotation
     typed = [a for a in _alternatives(annotation) if a in _WORDS or get_origin(a) in _CONTAINERS or part_of(a)]
@@ -151,7 +151,7 @@ def choices_of(annotation: Any) -> list[Any]:
 
 
 def in_words(annotation: Any) -> str:
-    """A type as a message names it."""
+    """A type in the words of an error message."""
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(map(in_words, get_args(annotation)))
     if get_origin(annotation) is Literal:
@@ -165,5 +165,5 @@ def in_words(annotation: Any) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """JSON that YAML reads: characters beyond U+FFFF are escaped as one, not as two that YAML does not join."""
+    """JSON that YAML can read: a character above U+FFFF is one escape, not two surrogates, which YAML does not join."""
     return json.dumps(value, default=str, ensure_ascii=False).encode("ascii", "backslashreplace").decode("ascii")

@@ -1,4 +1,4 @@
-"""A parser of options, as words of the command line or as values of a recipe; what is wrong is one line."""
+"""A parser of options, from the command line or from a recipe, whose errors are one line each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from densepath.options import Option, as_yaml, choices_of, close_match, in_words
 
 
 class Parser(ArgumentParser):
-    """A parser of options that reports what is wrong as a :class:`UserError` of one line.
+    """A parser of options that reports errors as a :class:`UserError` of one line.
 
     Args:
         prog: the command, for the help.
-        described: whose docstring describes it.
-        positional: the options that are given without their name, in this order.
-        complete: whether what has no default must be given.
-        renamed: option as it was called before -> its name now.
+        described: object whose docstring describes the command.
+        positional: options that are given without their name, in this order.
+        complete: whether options without a default must be given.
+        renamed: old name of an option -> its current name.
         short: short form of an option -> its name.
     """
 
@@ -46,7 +46,7 @@ class Parser(ArgumentParser):
         self._forms = {f"--{form}": f"--{name}" for form, name in (short or {}).items()}
 
     def add_options(self, options: Iterable[Option], title: str | None = None, description: str | None = None) -> None:
-        """Add options, perhaps under a title of their own in the help."""
+        """Add options, in a group of their own in the help if there is a title."""
         group = self.add_argument_group(title, description) if title else self
         for option in options:
             self.options[option.key] = option
@@ -68,14 +68,14 @@ class Parser(ArgumentParser):
         self.usage = " ".join([self.prog, *map(str.upper, self._positional), *named, "[options]"])
 
     def read(self, words: Sequence[str]) -> dict[str, Any]:
-        """What the words say, before it is checked: option -> its text, or whether its flag is on.
+        """Read the words without checking values: option -> its text, or whether its flag is on.
 
         Raises:
-            UserError: a word is unknown, or lacks its value.
+            UserError: an option is unknown, or its value is missing.
         """
         named = {f"--{key}": option for key, option in self.options.items() if key not in self._positional}
         flags = {f"--no_{key}": key for key, option in self.options.items() if option.is_flag}
-        said: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         places: list[str] = []
         rest = list(words)
         while rest:
@@ -84,66 +84,66 @@ class Parser(ArgumentParser):
             if not re.match(r"--?[a-zA-Z]", word):
                 places.append(word)
             elif name in flags and not equals:
-                said[flags[name]] = False
+                given[flags[name]] = False
             elif name not in named:
                 raise UserError(self.unknown(name, [*named, *flags]))
             elif named[name].is_flag:
-                said[named[name].key] = value if equals else True
+                given[named[name].key] = value if equals else True
             else:
                 count = 0 if equals else next((i for i, w in enumerate(rest) if w.startswith("--")), len(rest))
                 count = count if named[name].is_list else min(count, 1)
                 if not (equals or count):
                     raise UserError(f"{name} needs a value; {self.see_help}")
-                # Text is written in quotes: a run folder may be called 0, or hold a comma.
+                # Text is quoted: the name of a run folder may be 0, or contain a comma.
                 words_of = [*map(as_yaml, rest[:count])] if named[name].is_text_list else rest[:count]
                 text = value if equals else ", ".join(words_of)
                 as_list = named[name].is_list and not text.startswith("[") and text != "null"
-                said[named[name].key] = f"[{text}]" if as_list else text
+                given[named[name].key] = f"[{text}]" if as_list else text
                 rest = rest[count:]
         if len(places) > len(self._positional):
             raise UserError(f"unexpected argument {places[len(self._positional)]!r}; {self.see_help}")
-        return said | dict(zip(self._positional, places, strict=False))
+        return given | dict(zip(self._positional, places, strict=False))
 
-    def check(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of all options in their types, those of parts in dictionaries of their own.
+    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of all options in their types; parts are dictionaries.
 
         Args:
-            said: option -> its value, or the text of it.
+            given: option -> its value, or the text of it.
 
         Raises:
-            UserError: an option is missing, or a value is not of its type.
+            UserError: an option is missing, or a value has the wrong type.
         """
         missing = [
-            key for key, option in self.options.items() if option.required and self._complete and key not in said
+            key for key, option in self.options.items() if option.required and self._complete and key not in given
         ]
         if missing:
             names = [key if key in self._positional else f"--{key}" for key in missing]
             raise UserError(f"{' and '.join(names)} must be given; {self.see_help}")
-        words = [word for key in said if key not in self._positional for word in self.options[key].words(said[key])]
+        words = [word for key in given if key not in self._positional for word in self.options[key].words(given[key])]
         try:
-            values: dict[str, Any] = self.parse_args([*words, *(said[key] for key in self._positional)]).as_dict()
+            values: dict[str, Any] = self.parse_args([*words, *(given[key] for key in self._positional)]).as_dict()
         except ArgumentError as error:
-            raise UserError(self._explain(str(error), said)) from None
+            raise UserError(self._explain(str(error), given)) from None
         return values
 
     def unknown(self, name: str, known: Sequence[str]) -> str:
-        """What is said of an option that there is not."""
+        """The error message for an unknown option."""
         key = name.removeprefix("--")
         if key in self.renamed:
             return f"{name} is now --{self.renamed[key]}"
         return f"unknown option {name}; {close_match(name, known) or self.see_help}"
 
-    def _explain(self, message: str, said: Mapping[str, Any]) -> str:
+    def _explain(self, message: str, given: Mapping[str, Any]) -> str:
         match = re.match(r'Parser key "([^"]+)"', message)
         option = self.options.get(match[1]) if match else None
         if option is None:
             return f"{message}; {self.see_help}"
         name = option.key if option.key in self._positional else f"--{option.key}"
-        value = said.get(option.key, "its default")
+        value = given.get(option.key, "its default")
         hint = close_match(str(value), [c for c in choices_of(option.annotation) if isinstance(c, str)])
         return f"{name} takes {in_words(option.annotation)}, not {value!r}" + (f"; {hint}" if hint else "")
 
     @property
     def see_help(self) -> str:
-        """Where the options are listed."""
+        """A hint to the help of the command."""
         return f"see {self.prog} --help"

@@ -10,7 +10,7 @@ from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import open_images
 from densepath.sources.packing import pack
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 from densepath.synthetic.tissue import write_tiles
 
 NAMES = ["tiles/TUM/1.png", "tiles/ADI/1.png", "tiles/TUM/2.png", "tiles/ADI/deep/3.png"]
@@ -80,7 +80,7 @@ WRONG = {
     "is empty": "",
     "all images are of one class, t": "TUM/1.png,t\nADI/1.png,t\nTUM/2.png,t\nADI/deep/3.png,t\n",
     "line 1 of": b"\x89PNG\r\n\x1a\n\x00\x00",
-    "is no table of labels": "TUM/1.png," + "t" * 200_000,
+    "is not a table of labels": "TUM/1.png," + "t" * 200_000,
 }
 
 
@@ -110,10 +110,10 @@ def test_many_classes_are_cut_short():
 
 def test_many_images_take_little_memory(tmp_path, bounded_memory):
     count = 100_000
-    files = ImageFiles(Names.of(f"/some/where/tiles/{number % 9}/{number:07d}.png" for number in range(count)))
+    files = ImageFiles(PathTable.of(f"/some/where/tiles/{number % 9}/{number:07d}.png" for number in range(count)))
     lines = (f"{number % 9}/{number:07d}.png,class {number % 7}\n" for number in range(count))
     (tmp_path / "labels.csv").write_text("".join(lines))
-    with bounded_memory(16):  # the names alone would take 13 MiB as strings, the paths of the table 7
+    with bounded_memory(16):  # as strings, the names would take 13 MiB, the paths of the table 7
         folders, table = read_classes(files, "folders"), read_classes(files, str(tmp_path / "labels.csv"))
     positions = torch.arange(count)
     assert torch.equal(folders.labels, (positions % 9).int()) and torch.equal(table.labels, (positions % 7).int())

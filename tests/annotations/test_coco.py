@@ -247,13 +247,13 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 def test_an_unreadable_image_is_refused(dataset: Path) -> None:
     (dataset / "train" / "im_1.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"images unlike what it says: im_1.png \("):
+    with pytest.raises(UserError, match=r"images that differ from its entries: im_1.png \("):
         open_split(dataset, "train")
 
 
 def test_a_json_that_is_none(dataset: Path) -> None:
     path = dataset / "annotations" / "train.json"
-    for content, message in [("{", "is not JSON"), ("[]", "no COCO instances JSON")]:
+    for content, message in [("{", "is not JSON"), ("[]", "not a COCO instances JSON")]:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             open_split(dataset, "train")

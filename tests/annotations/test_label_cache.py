@@ -1,4 +1,4 @@
-"""Label maps are made once, found again, and made anew when anything about them has changed."""
+"""Label maps are computed once, found again, and recomputed when anything about them has changed."""
 
 import os
 import resource
@@ -140,7 +140,7 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
         assert np.array_equal(maps(), first)
         content = (tiles / "3.png").read_bytes()
         times = (tiles / "3.png").stat().st_mtime_ns
-        (tiles / "3.png").write_bytes(content[:-1] + b"x")  # what is written behind its back is not seen
+        (tiles / "3.png").write_bytes(content[:-1] + b"x")  # a write that keeps size and time is not noticed
         os.utime(tiles / "3.png", ns=(times, times))
         assert np.array_equal(maps(), first)
     asked = []
@@ -159,7 +159,7 @@ def test_the_images_are_read_for_their_digest_once(tmp_path, tiles, labeller, mo
 
 
 @pytest.mark.parametrize("content", [b"", b"half", "cut", "other"])
-def test_a_damaged_file_of_maps_is_made_anew(tmp_path, tiles, labeller, content):
+def test_a_damaged_file_of_maps_is_computed_again(tmp_path, tiles, labeller, content):
     whole = label_images(open_images(tiles), labeller, tmp_path / "cache").maps.copy()
     labeller.asked()
     (path,) = (tmp_path / "cache").rglob("labels.npy")
@@ -311,7 +311,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path, tiles, labeller):
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, tiles, labeller):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"for label maps cannot be made .* name another by --cache_dir"):
+    with pytest.raises(UserError, match=r"for label maps cannot be created .* give another with --cache_dir"):
         label_images(open_images(tiles), labeller, tmp_path / "file" / "cache")
 
 
@@ -325,7 +325,7 @@ def test_a_cache_that_may_only_be_read_is_used_and_else_named(tmp_path, tiles, l
     label_images(open_images(tiles), labeller, cache)
     assert labeller.asked() == []
     labeller.step = 3
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         label_images(open_images(tiles), labeller, cache)
     for folder in (cache, *cache.iterdir()):
         folder.chmod(0o700)

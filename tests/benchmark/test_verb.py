@@ -116,7 +116,7 @@ def test_segment_anything_is_scored_with_each_kind_of_prompt(tissue, table, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": ["tissue=nowhere"]}, "nowhere is no data set"),
+        ({"data": ["tissue=nowhere"]}, "nowhere is not a data set"),
         ({"data": []}, "--data tissue=FOLDER"),
         ({"data": ["gals=x"]}, "no labelled set 'gals'"),
         ({"data": ["x", "y"]}, "write NAME=VALUE"),

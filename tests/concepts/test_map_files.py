@@ -19,7 +19,7 @@ from densepath.core.errors import UserError
 from densepath.methods.needs import Need
 from densepath.sources.open import open_images
 from densepath.sources.packing import pack
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 from densepath.training.config import PretrainConfig
 from densepath.training.inputs import make_inputs
 
@@ -123,7 +123,10 @@ def test_a_changed_map_has_its_own_cache(folders):
         (lambda maps: np.save(maps / "c.npy", np.full((30, 40), np.nan)), r"c\.npy holds fractions"),
         (lambda maps: np.save(maps / "c.npy", np.zeros((30, 40, 3), int)), r"c\.npy holds an array of 3 axes"),
         (lambda maps: np.save(maps / "c.npy", np.array([{}]), allow_pickle=True), r"c\.npy.*; replace the label map"),
-        (lambda maps: (maps / "c.npy").write_bytes(b"x"), r"c\.npy: is no array of numbers.*; replace the label map"),
+        (
+            lambda maps: (maps / "c.npy").write_bytes(b"x"),
+            r"c\.npy: is not an array of numbers.*; replace the label map",
+        ),
         (lambda maps: (maps / "a/1.png").write_bytes(b""), r"1\.png: the file is empty; replace the label map"),
         (lambda maps: Image.new("RGB", (40, 30)).save(maps / "a/1.png"), r"1\.png is a color image, not a label map"),
         (lambda maps: Image.new("L", (40, 30)).save(maps / "a/1.tif"), r"1\.png and .*1\.tif have the same name"),
@@ -151,7 +154,7 @@ def test_names_of_many_images_are_matched_in_little_memory(tmp_path, bounded_mem
     files = [f"slide{n // 500:03d}/{n:05d}" for n in range(20_000)]
     listed = [f"{file}{'.png' if n % 3 else '.PNG'}" for n, file in enumerate(files)]
     monkeypatch.setattr(matching, "_files", lambda folder, suffixes: iter(listed))
-    names = Names.of(f"/data/{file}.jpg" for file in files)
+    names = PathTable.of(f"/data/{file}.jpg" for file in files)
     with bounded_memory(16):
         matches = match_names(names, tmp_path, LABEL_SUFFIXES)
     for n in (0, 1, 499, 500, 19_999):

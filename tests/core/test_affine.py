@@ -170,7 +170,7 @@ def test_labels_of_rotated_views_have_the_area_of_their_shapes():
     labels[:, :, 32:] = 1
     shares = affine.label_shares(labels, IDENTITY, 0.5 * rotation(45), (8, 8), 2)[0]
     torch.testing.assert_close(shares.sum(0), torch.ones(8, 8))
-    # The border runs along a diagonal: cells on it are half and half, the corners off it pure.
+    # The border runs along a diagonal: positions on it are half and half, the corners off it pure.
     diagonal = torch.stack([shares[0].diagonal(), shares[0].flip(1).diagonal()])
     assert ((diagonal - 0.5).abs().amax(1) < 0.1).any()
     assert shares[0].amax() == 1 and shares[0].amin() == 0

@@ -28,10 +28,10 @@ def loops(draws, grid, count, smallest):
             if 0 < len(new) <= count - len(masked):
                 masked |= new
                 failures = 0
-    rest = [cell for cell in range(grid**2) if (cell // grid, cell % grid) not in masked]
-    rest.sort(key=lambda cell: order[cell])
+    rest = [patch for patch in range(grid**2) if (patch // grid, patch % grid) not in masked]
+    rest.sort(key=lambda patch: order[patch])
     chosen = {row * grid + column for row, column in masked} | set(rest[: count - len(masked)])
-    return [cell in chosen for cell in range(grid**2)]
+    return [patch in chosen for patch in range(grid**2)]
 
 
 @pytest.mark.parametrize(("grid", "count", "smallest"), [(14, 75, 16), (6, 14, 16), (7, 20, 4), (2, 1, 1)])

@@ -72,7 +72,7 @@ def test_codes_that_are_hardly_used_restart_at_vectors_of_the_batch():
             else:
                 assert torch.equal(book.codes[k], twin.codes[k])
     assert restarts == [(1, 1), (1, 2), (1, 4), (3, 1), (3, 2), (3, 4), (5, 1), (5, 2), (5, 4)]
-    torch.testing.assert_close(book.usage, twin.usage)  # of the vectors alone
+    torch.testing.assert_close(book.usage, twin.usage)  # only of the vectors
 
 
 def test_the_perplexity_of_codes_that_fell_to_one_is_one():
@@ -132,7 +132,7 @@ def test_that_it_has_begun_is_part_of_its_state(book):
     assert other.begun and torch.equal(other.codes, book.codes)
 
 
-@pytest.mark.parametrize(("options", "message"), [((1, 3), "two codes or more"), ((6, 3, 1.5), "between 0 and 1")])
+@pytest.mark.parametrize(("options", "message"), [((1, 3), "at least 2 codes"), ((6, 3, 1.5), "between 0 and 1")])
 def test_wrong_numbers_are_named(options, message):
     with pytest.raises(UserError, match=message):
         Codebook(*options)

@@ -1,4 +1,4 @@
-"""What a user is told is one line, whatever the names in it."""
+"""An error message is one line, for any names in it."""
 
 from densepath.cli import _fail
 from densepath.core.errors import UserError

@@ -78,7 +78,7 @@ def test_few_labels_are_those_of_their_masks(d, few, monkeypatch):
 
 
 def test_the_labels_of_a_turned_map_are_its_own():
-    """Whoever else is in the batch, and however much of an image it shows."""
+    """Independent of the rest of the batch, and of the share of an image that a view shows."""
     labels = torch.randint(0, 9, (3, 80, 80))
     maps = torch.cat([scale * turns(33.0) for scale in (0.1, 0.3, 0.7)])
     alone = [main_labels(labels[i : i + 1], identity(1), maps[i : i + 1], (6, 6)) for i in range(3)]
@@ -87,7 +87,7 @@ def test_the_labels_of_a_turned_map_are_its_own():
 
 @pytest.mark.parametrize("few", [0, 1024])
 def test_equal_shares_go_to_the_smallest_label(few, monkeypatch):
-    """Whatever the position: thirds and sevenths are no whole numbers of bits."""
+    """Whatever the position: thirds and sevenths have no finite binary representation."""
     monkeypatch.setattr(core_labels, "_FEW", few)
     for count in (2, 3, 7, 11, 37, 80):
         labels = (torch.arange(count).flip(0) + 5).view(1, 1, -1).expand(count - 1, -1, -1)

@@ -38,7 +38,7 @@ def test_keys_survive_for_the_gradient():
 
 
 def test_refuses_more_rows_than_it_holds():
-    with pytest.raises(UserError, match="holds 4 keys but one batch brings up to 5"):
+    with pytest.raises(UserError, match="holds 4 keys but one batch adds up to 5"):
         Queue(4, 2).enqueue(torch.randn(5, 2))
 
 

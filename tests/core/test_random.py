@@ -34,16 +34,16 @@ def test_philox_gives_the_published_answers(counter, key, answer):
 
 
 def test_numbers_are_uniform():
-    numbers = uniform(7, 3, torch.arange(50_000), view=1, slot=2).double().numpy()
+    numbers = uniform(7, 3, torch.arange(50_000), view=1, stream=2).double().numpy()
     assert numbers.min() >= 0 and numbers.max() < 1
     for column in numbers.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("change", ["seed", "epoch", "index", "view", "slot", "column"])
+@pytest.mark.parametrize("change", ["seed", "epoch", "index", "view", "stream", "column"])
 def test_numbers_of_different_uses_are_independent(change):
     index = torch.arange(40_000)
-    at = {"seed": 5, "epoch": 2, "index": index, "view": 0, "slot": 1}
+    at = {"seed": 5, "epoch": 2, "index": index, "view": 0, "stream": 1}
     first = uniform(**at)[:, 0]
     second = uniform(**at)[:, 1] if change == "column" else uniform(**{**at, change: at[change] + 1})[:, 0]
     table, *_ = np.histogram2d(first.numpy(), second.numpy(), bins=16, range=((0, 1), (0, 1)))

@@ -12,11 +12,11 @@ def test_pooling_equals_a_loop():
     pooled = regions.pool(features)
     for image in range(3):
         for region in range(4):
-            cells = [features[image, :, i, j] for i in range(5) for j in range(6) if labels[image, i, j] == region]
-            expected = torch.stack(cells).mean(0) if cells else torch.zeros(8, dtype=torch.float64)
+            positions = [features[image, :, i, j] for i in range(5) for j in range(6) if labels[image, i, j] == region]
+            expected = torch.stack(positions).mean(0) if positions else torch.zeros(8, dtype=torch.float64)
             torch.testing.assert_close(pooled[image, region], expected)
-            assert regions.area[image, region] == len(cells)
-            assert regions.present()[image, region] == bool(cells)
+            assert regions.area[image, region] == len(positions)
+            assert regions.present()[image, region] == bool(positions)
 
 
 def test_one_region_is_global_average_pooling():
@@ -33,10 +33,10 @@ def test_soft_regions_weigh_cells_by_their_shares():
     regions = Regions(shares)
     pooled = regions.pool(features)
     for image, region in ((i, r) for i in range(2) for r in range(3)):
-        cells = [(i, j) for i in range(4) for j in range(5)]
-        weight = sum(shares[image, region, i, j] for i, j in cells)
+        positions = [(i, j) for i in range(4) for j in range(5)]
+        weight = sum(shares[image, region, i, j] for i, j in positions)
         there = (image, region) not in ((0, 1), (1, 2))
         assert regions.present()[image, region] == there
         if there:
-            total = sum(shares[image, region, i, j] * features[image, :, i, j] for i, j in cells)
+            total = sum(shares[image, region, i, j] * features[image, :, i, j] for i, j in positions)
             torch.testing.assert_close(pooled[image, region], total / weight)

@@ -250,7 +250,7 @@ class Bomb:
 
 
 ARRAYS: dict[str, tuple[Array, str]] = {
-    "objects": (np.array([[Bomb()]], object), "is no array of numbers"),
+    "objects": (np.array([[Bomb()]], object), "is not an array of numbers"),
     "fractions": (np.full(SIZE, 0.5), "holds fractions"),
     "what is no number": (np.full(SIZE, np.nan), "holds fractions"),
     "numbers beyond 31 bits": (np.full(SIZE, 2**32 + 1), "numbers beyond"),
@@ -276,8 +276,8 @@ MATLAB: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "no map": ({"a": "text", "b": 7.0, "c": {"inst_map": labels(0)}}, r"holds 0 matrices \(none of numbers\)"),
     "objects": ({"inst_map": np.array([[labels(0), 1], [2, 3]], object)}, "holds 0 matrices"),
     "version 7.3": (b"MATLAB 7.3 MAT-file" + b" " * 105 + b"\0\2IM" + bytes(400), "format 7.3; save it with -v7"),
-    "something else": (b"no MATLAB file", "is no MATLAB file"),
-    "nothing": (b"", "is no MATLAB file"),
+    "something else": (b"no MATLAB file", "is not a MATLAB file"),
+    "nothing": (b"", "is not a MATLAB file"),
 }
 
 

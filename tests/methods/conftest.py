@@ -56,7 +56,7 @@ def make():
 
 @pytest.fixture
 def whole_step():
-    """Put a method through a step that leaves its weights alone; gives the losses."""
+    """Put a method through a step that does not change its weights; returns the losses."""
 
     def run(method, batch):
         method.before_step(batch)

@@ -91,7 +91,7 @@ def views_of(step, part=slice(IMAGES)):
     pixels = F.interpolate(coarse, size=(48, 48), mode="bicubic").clamp(0, 1) * 255
     pixels, sizes = pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((IMAGES, 2), 48)
     index = torch.arange(IMAGES) + IMAGES * step
-    # As of superpixels: each in one image alone, more than a view has cells
+    # As of superpixels: each in only one image, more than a view has positions
     labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
     images = ImageBatch(
         pixels[part], sizes[part], index[part], step=step, progress=0.5, extras={"regions": labels[part]}
@@ -123,7 +123,7 @@ def batch_of(kind, step, batch):
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
     views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
-    if kind is SparK:  # whose cells are 32 px
+    if kind is SparK:  # whose patches are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
     extras = {name: extra[part] for name, extra in batch.extras.items()} | {"class": batch.index[part] % 3}
     return replace(batch, views=views, index=batch.index[part], extras=extras)
@@ -164,7 +164,7 @@ def train(kind, case, norms, batches, tokenizer):
         seen["losses"].append({name: mean(value) for name, value in {"total": losses.total, **losses.terms}.items()})
         seen["gradients"].append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
         seen["shared"].append(losses.statistics.get("shared_concepts", torch.zeros(())))
-        seen["matched"].append(losses.statistics.get("matched_cells", torch.ones(())))
+        seen["matched"].append(losses.statistics.get("matched_positions", torch.ones(())))
     set_statistics(method, gather_statistics(method).mean(0))
     return seen | {"state": method.state_dict()}
 

@@ -96,7 +96,7 @@ def test_the_mask_token_has_no_weight_decay(method):
     assert any(p is method.head.weight for p in decayed["params"])
 
 
-def test_layer_scales_start_where_they_are_told_to(make):
+def test_layer_scales_have_the_given_initial_value(make):
     method = make(BEiTv2, "test_vit3", layer_scale=0.1, head_layers=0)
     scales = [p for name, p in method.backbone.named_parameters() if name.endswith("gamma")]
     assert len(scales) == 18 and all((scale == 0.1).all() for scale in scales)
@@ -138,13 +138,13 @@ def test_wrong_hyper_parameters_are_named(make, tmp_path, tokenizer):
         assert "\n" not in str(caught.value)
 
     refused("beit_v2 needs a vision transformer", backbone="resnet18")
-    refused("must lie among the 6 of test_vit before its last: 6", early_layer=6)
+    refused("must be among the 6 of test_vit before its last: 6", early_layer=6)
     refused("the early head has 0 to 6 blocks on test_vit, not 7", head_layers=7)
     refused("test_vit3 has no class token for the early head", backbone="test_vit3")
     refused("test_vit has no layer scales", layer_scale=0.1)
-    refused("one patch or more, not 0", smallest_block=0)
+    refused("at least one patch, not 0", smallest_block=0)
     refused("has no exported/tokenizer.safetensors", tokenizer=str(tmp_path))
-    refused("the tokenizer has patches of 16 px, and vit_small_patch8_224 of 8 px", backbone="vit_small_patch8_224")
+    refused("the tokenizer has patches of 16 px, but vit_small_patch8_224 of 8 px", backbone="vit_small_patch8_224")
     other = write_tokenizer(tmp_path, "test_vit3", decoder_depth=1)
     prepare(make(BEiTv2, "test_vit"), IMAGES, tokenizer=other)  # any encoder with patches of that size will do
     with pytest.raises(UserError, match=r"a mask ratio of 0\.99 leaves 0 of 16 patches visible"):

@@ -21,8 +21,8 @@ def batch(images):
 
 
 def test_loss_is_that_of_lightly_for_both_views(make, batch):
-    method, twin = make(BYOL), make(BYOL)
-    for each in (method, twin):  # now online and target network differ
+    method, reference = make(BYOL), make(BYOL)
+    for each in (method, reference):  # now online and target network differ
         with torch.no_grad():
             next(each.backbone.parameters()).neg_()
             each.projector.fc2.weight.neg_()
@@ -31,8 +31,8 @@ def test_loss_is_that_of_lightly_for_both_views(make, batch):
     predictions, targets = {}, {}
     for name in ("first", "second"):
         pixels = batch[name].pixels
-        predictions[name] = twin.predictor(twin.projector(twin.backbone(pixels)[5].mean((2, 3))))
-        targets[name] = twin.target_projector(twin.target_backbone(pixels)[5].mean((2, 3)))
+        predictions[name] = reference.predictor(reference.projector(reference.backbone(pixels)[5].mean((2, 3))))
+        targets[name] = reference.target_projector(reference.target_backbone(pixels)[5].mean((2, 3)))
     criterion = NegativeCosineSimilarity()
     pairs = (("first", "second"), ("second", "first"))
     similarities = [criterion(predictions[one], targets[other]) for one, other in pairs]
@@ -103,9 +103,9 @@ def test_the_two_views_are_those_of_the_paper():
 
 
 def test_groups_have_batch_norms_of_their_own_in_the_heads_too(make, batch):
-    whole, twin = make(BYOL, group=2), make(BYOL)
+    whole, reference = make(BYOL, group=2), make(BYOL)
     first, second = batch["first"].pixels, batch["second"].pixels
-    parts = [twin.distance(first[part], second[part]) for part in (slice(2), slice(2, 4))]
+    parts = [reference.distance(first[part], second[part]) for part in (slice(2), slice(2, 4))]
     torch.testing.assert_close(whole.distance(first, second), torch.stack(parts).mean())
 
 
@@ -136,5 +136,5 @@ def test_any_convnet_will_do(batch, name):
 
 
 def test_wrong_hyper_parameters_are_named(make):
-    with pytest.raises(UserError, match=r"momentum must lie between 0 and 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"momentum must be between 0 and 1, not 1\.5"):
         make(BYOL, momentum=1.5)

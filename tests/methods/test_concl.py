@@ -22,13 +22,13 @@ from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch, View
 
 
-def restore(labels: np.ndarray, maps: np.ndarray, cells: int, count: int, restoration: str) -> np.ndarray:
-    """(labels, cells, cells) of one image: shares by intersections of rectangles, or 1 where a label has most."""
+def restore(labels: np.ndarray, maps: np.ndarray, size: int, count: int, restoration: str) -> np.ndarray:
+    """(labels, size, size) of one image: shares by intersections of rectangles, or 1 where a label has most."""
     height, width = labels.shape
-    shares = np.zeros((count, cells, cells))
-    for i, j in np.ndindex(cells, cells):
-        x = sorted((maps[0, 0] * (2 * (j + e) / cells - 1) + maps[0, 2] + 1) / 2 * width for e in (0, 1))
-        y = sorted((maps[1, 1] * (2 * (i + e) / cells - 1) + maps[1, 2] + 1) / 2 * height for e in (0, 1))
+    shares = np.zeros((count, size, size))
+    for i, j in np.ndindex(size, size):
+        x = sorted((maps[0, 0] * (2 * (j + e) / size - 1) + maps[0, 2] + 1) / 2 * width for e in (0, 1))
+        y = sorted((maps[1, 1] * (2 * (i + e) / size - 1) + maps[1, 2] + 1) / 2 * height for e in (0, 1))
         for r, c in np.ndindex(height, width):
             across, down = min(x[1], c + 1) - max(x[0], c), min(y[1], r + 1) - max(y[0], r)
             shares[labels[r, c], i, j] += max(0.0, across) * max(0.0, down)
@@ -78,7 +78,7 @@ def test_concept_loss_is_the_equation(make, batch, options, whole_step):
     method, twin = make(ConCL, **options), make(ConCL, **options)
     losses = whole_step(method, batch)
     concepts = make(ConCL, **options).source(batch, make(ConCL, **options).key_backbone.network)
-    # The reference pass precedes in the method: batch statistics alone matter in training, so the order does not.
+    # The reference pass precedes in the method: only batch statistics matter in training, so the order does not.
     expected, shared = by_the_book(twin, batch, concepts)
     assert losses.total.item() == pytest.approx(expected, rel=2e-3)
     assert losses.statistics["shared_concepts"].item() == pytest.approx(shared / 4)
@@ -103,7 +103,7 @@ def test_concepts_of_shuffled_keys_meet_those_of_their_own_images(make, batch, m
 
 @pytest.mark.parametrize("backbone", ["resnet18", "test_vit"])
 def test_concepts_of_the_images_themselves_obey_the_equation(make, batch, backbone, whole_step):
-    """Hundreds of labels, in blocks that lie across the cells of the views, and an empty reference view."""
+    """Hundreds of labels, in blocks that do not align with the positions of the views, and an empty reference view."""
     blocks = torch.randperm(400, generator=torch.Generator().manual_seed(1)).view(4, 10, 10)
     labels = blocks.repeat_interleave(3, 1).repeat_interleave(2, 2).to(torch.int16)
     batch = replace(batch, extras={"regions": labels}, views={name: batch[name] for name in ("query", "key")})
@@ -185,7 +185,7 @@ def test_no_shared_concept_gives_no_loss_and_leaves_the_queue(make, batch):
 
 
 def test_tiny_crops_and_flat_images(make, images):
-    """Crops of a pixel or two, and images on which all cells are alike, give finite losses and gradients."""
+    """Crops of a pixel or two, and images whose positions are all alike, give finite losses and gradients."""
     flat = replace(images, pixels=torch.full_like(images.pixels, 200))
     views = ConCL.views(Augment(scale=(1e-4, 2e-4)))
     for source in (images, flat):
@@ -277,7 +277,7 @@ def test_what_does_not_fit_is_named(make, options, message):
     ("options", "message"),
     [
         ({"concepts": "stars"}, "unknown concepts 'stars'"),
-        ({"concept_weight": 2}, "concept weight must lie between 0 and 1"),
+        ({"concept_weight": 2}, "concept weight must be between 0 and 1"),
         ({"warmup": 20}, "the warm-up is a share of the run"),
         ({"num_concepts": 0}, "at least one concept"),
         ({"concepts": "grid", "grid_size": 0}, "at least one square per side"),
@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"restoration": "soft"}, "unknown restoration 'soft'; choose argmax or shares"),
         (
             {"concepts": "nuclei", "restoration": "shares"},
-            "nuclei may be any number in an image; restore them by argmax",
+            "an image may have any number of concepts of nuclei; restore them by argmax",
         ),
     ],
 )

@@ -224,10 +224,10 @@ def test_what_is_hidden_cannot_be_seen(batch):
     method = tiny().eval()
     visible = method.draw_visible(batch)
     other = batch["query"].pixels.clone()
-    hidden = ~visible.cells.repeat_interleave(16, 1).repeat_interleave(16, 2).unsqueeze(1)
+    hidden = ~visible.patches.repeat_interleave(16, 1).repeat_interleave(16, 2).unsqueeze(1)
     other[hidden.expand_as(other)] = torch.randn(int(hidden.sum()) * 3)
     views = {**batch.views, "query": View(other, batch["query"].map)}
-    assert visible.cells.sum((1, 2)).tolist() == [5] * 4  # 16 patches, 70% of them hidden
+    assert visible.patches.sum((1, 2)).tolist() == [5] * 4  # 16 patches, 70% of them hidden
     assert torch.equal(method.predict(replace(batch, views=views), visible), method.predict(batch, visible))
 
 
@@ -255,7 +255,7 @@ def test_without_invariance_the_query_is_its_own_target(batch):
     same = replace(batch, views={"query": batch["query"], "target": batch["query"]})
     assert torch.equal(plain(only_query).total, full(same).total)
     made = plain.reconstruct(only_query)
-    hidden = ~plain.draw_visible(batch).cells.repeat_interleave(16, 1).repeat_interleave(16, 2).unsqueeze(1)
+    hidden = ~plain.draw_visible(batch).patches.repeat_interleave(16, 1).repeat_interleave(16, 2).unsqueeze(1)
     assert torch.equal(made.target, made.view) and torch.equal(made.counted, hidden)
 
 
@@ -296,13 +296,13 @@ def test_options_that_do_not_fit_are_refused(options, message):
 
 @pytest.mark.parametrize("name", ["test_vit", "efficientnet_b0"])
 def test_a_network_without_a_stem_of_its_own_is_refused(name):
-    with pytest.raises(UserError, match=f"{name} is not a ConvNet that can be divided after its stem; take a ResNet"):
+    with pytest.raises(UserError, match=f"{name} is not a ConvNet that can be divided after its stem; use a ResNet"):
         ConvMIM(build_backbone(name))
 
 
 def test_views_that_the_patches_do_not_divide_are_refused_before_the_run():
     check(tiny(), 48, 4)
-    with pytest.raises(UserError, match=r"view_size 56 is not a multiple of the patches' 16 px; take e\.g\. 48"):
+    with pytest.raises(UserError, match=r"view_size 56 is not a multiple of the patch size of 16 px; use e\.g\. 48"):
         check(tiny(), 56, 4)
     with pytest.raises(UserError, match=r"a mask ratio of 0\.7 leaves 0 of 1 patches visible"):
         check(tiny(), 16, 4)

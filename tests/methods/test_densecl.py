@@ -1,4 +1,4 @@
-"""DenseCL against lightly's parts, against a plain loop over cells in float64, and its edge cases."""
+"""DenseCL against lightly's parts, against a plain loop over positions in float64, and its edge cases."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,8 +20,8 @@ from densepath.views.maker import ViewMaker
 from densepath.views.view import View
 
 
-def cells(x):
-    """(B, C, h, w) as (B, cells, C)."""
+def positions(x):
+    """(B, C, h, w) as (B, positions, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
@@ -33,23 +33,25 @@ def contrast(negatives):
 
 
 def test_losses_are_those_of_lightly_and_each_key_joins_its_queue_as_one_vector(make, batch, whole_step):
-    method, twin = make(DenseCL), make(DenseCL)
+    method, reference = make(DenseCL), make(DenseCL)
     losses = whole_step(method, batch)
-    query, key = twin.backbone(batch["query"].pixels)[5], twin.key_backbone(batch["key"].pixels)[5]
-    k = cells(twin.key_dense_head(key))
-    positive = select_most_similar(cells(query), cells(key), k).flatten(0, 1)
-    dense = contrast(twin.dense_queue.keys())(cells(twin.dense_head(query)).flatten(0, 1), positive)
+    query, key = reference.backbone(batch["query"].pixels)[5], reference.key_backbone(batch["key"].pixels)[5]
+    k = positions(reference.key_dense_head(key))
+    positive = select_most_similar(positions(query), positions(key), k).flatten(0, 1)
+    dense = contrast(reference.dense_queue.keys())(positions(reference.dense_head(query)).flatten(0, 1), positive)
     torch.testing.assert_close(losses.terms["dense_loss"], dense.detach())
-    instance = contrast(twin.queue.keys())(twin.head(query.mean((2, 3))), twin.key_head(key.mean((2, 3))))
+    instance = contrast(reference.queue.keys())(
+        reference.head(query.mean((2, 3))), reference.key_head(key.mean((2, 3)))
+    )
     torch.testing.assert_close(losses.terms["instance_loss"], instance.detach())
     torch.testing.assert_close(losses.total, (instance + dense) / 2)
     torch.testing.assert_close(method.dense_queue.keys()[:4], F.normalize(k.mean(1), dim=1))
-    torch.testing.assert_close(method.dense_queue.keys()[4:], twin.dense_queue.keys()[4:])
+    torch.testing.assert_close(method.dense_queue.keys()[4:], reference.dense_queue.keys()[4:])
     assert (int(method.dense_queue.pointer), int(method.queue.pointer)) == (4, 4)
 
 
 def taps(scale, shift, size):
-    """For each of ``size`` output cells of an axis, the weights of the input's cells; nothing where it lies outside."""
+    """For each of ``size`` output positions of an axis, the weights of the input's positions; zero outside."""
     rows = []
     for i in range(size):
         place = scale * ((2 * i + 1) / size - 1) + shift
@@ -61,7 +63,7 @@ def taps(scale, shift, size):
 
 
 def by_the_book(method, batch):
-    """L_r of exactly matched cells and how many these are; loops, float64, the method's own networks."""
+    """L_r of exactly matched positions and how many these are; loops, float64, the method's own networks."""
     q = method.dense_head(method.backbone(batch["query"].pixels)[5]).double().numpy(force=True)
     k = method.key_dense_head(method.key_backbone(batch["key"].pixels)[5]).double().numpy(force=True)
     negatives = method.dense_queue.keys().double().numpy(force=True)
@@ -82,11 +84,11 @@ def by_the_book(method, batch):
     return float(np.mean(losses)), len(losses)
 
 
-def test_exactly_matched_cells_give_the_equation(make, batch):
+def test_exactly_matched_positions_give_the_equation(make, batch):
     losses = make(DenseCL, match="geometry")(batch)
     expected, count = by_the_book(make(DenseCL, match="geometry"), batch)
     assert losses.terms["dense_loss"].item() == pytest.approx(expected, rel=1e-5)
-    assert losses.statistics["matched_cells"].item() == pytest.approx(count / 36)
+    assert losses.statistics["matched_positions"].item() == pytest.approx(count / 36)
     assert 4 < count < 36
 
 
@@ -99,7 +101,7 @@ def test_a_flipped_view_is_matched_with_its_mirror_image(make, batch):
     method = make(DenseCL, match="geometry")
     same = replace(batch, views={"query": batch["query"], "key": flipped(batch["query"])})
     k = torch.randn(4, 9, 16)
-    positive, valid = method.carry_over(same, k, (3, 3))
+    positive, valid = method.sample_key(same, k, (3, 3))
     torch.testing.assert_close(positive, k.unflatten(1, (3, 3)).flip(2).flatten(1, 2))
     assert valid.all()
 
@@ -118,7 +120,7 @@ def test_views_without_a_common_cell_give_no_dense_loss(make, batch):
     method = make(DenseCL, match="geometry")
     losses = method(replace(batch, views=apart))
     losses.total.backward()
-    assert losses.terms["dense_loss"] == 0 and losses.statistics["matched_cells"] == 0
+    assert losses.terms["dense_loss"] == 0 and losses.statistics["matched_positions"] == 0
     assert not any(p.grad.any() for p in method.dense_head.parameters())
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in method.head.parameters())
     method.after_step()
@@ -144,16 +146,16 @@ def test_key_heads_follow_and_only_queries_take_a_gradient(make, batch):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_lambda_weighs_cells_against_images(make, batch, weight):
+def test_lambda_weighs_positions_against_images(make, batch, weight):
     losses, moco = make(DenseCL, dense_weight=weight)(batch), make(MoCoV2)(batch)
     instance, dense = losses.terms["instance_loss"], losses.terms["dense_loss"]
     torch.testing.assert_close(losses.total, weight * dense + (1 - weight) * instance)
     torch.testing.assert_close(instance, moco.total.detach())
 
 
-def test_standardized_cells_have_mean_zero_and_variance_one(make, batch):
+def test_standardized_positions_have_mean_zero_and_variance_one(make, batch):
     method = make(DenseCL, standardize=True)
-    for x in method.project_cells(*method.encode(batch)):
+    for x in method.project_positions(*method.encode(batch)):
         variance, mean = torch.var_mean(x.flatten(0, 1), 0, correction=0)
         torch.testing.assert_close(mean, torch.zeros(16), atol=1e-5, rtol=0)
         torch.testing.assert_close(variance, torch.ones(16), atol=1e-2, rtol=0)
@@ -190,7 +192,7 @@ def test_any_convnet_will_do(batch, name):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="unknown match 'luck'; there are: features, geometry"):
         make(DenseCL, match="luck")
-    with pytest.raises(UserError, match="dense weight must lie between 0 and 1, not 2"):
+    with pytest.raises(UserError, match="dense weight must be between 0 and 1, not 2"):
         make(DenseCL, dense_weight=2)
     with pytest.raises(UserError, match="at least one channel, not 0"):
         make(DenseCL, hidden_dim=0)

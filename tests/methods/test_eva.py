@@ -95,7 +95,7 @@ def test_wrong_hyper_parameters_are_named(make):
     assert EVA.views() == MAE.views()
     with pytest.raises(UserError, match="eva needs a vision transformer"):
         make(EVA, "resnet18")
-    with pytest.raises(UserError, match="a decoder of 8 blocks with 5 heads and 512 channels cannot be made"):
+    with pytest.raises(UserError, match="a decoder of 8 blocks with 5 heads and 512 channels cannot be built"):
         make(EVA, "test_vit", decoder_heads=5)
     with pytest.raises(UserError, match=r"a mask ratio of 0\.99 leaves 0 of 16 patches visible"):
         check(make(EVA, "test_vit", mask_ratio=0.99, **SMALL), 64, 4)

@@ -57,7 +57,7 @@ def test_the_prediction_is_that_of_lightlys_encoder_and_decoder(method, batch):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_is_the_error_of_masked_patches_alone(method, batch):
+def test_the_loss_is_the_error_of_only_masked_patches(method, batch):
     losses = method(batch)
     visible = method.visible(batch)
     prediction = method.predict(batch["image"].pixels, visible).double()

@@ -22,17 +22,17 @@ def batch(images):
 
 
 def test_loss_is_that_of_lightly_on_a_linear_head_and_keys_join_the_queue(make, batch, whole_step):
-    method, twin = make(MoCoV1), make(MoCoV1)
+    method, reference = make(MoCoV1), make(MoCoV1)
     losses = whole_step(method, batch)
-    weight, bias = twin.head.weight, twin.head.bias
+    weight, bias = reference.head.weight, reference.head.bias
     # Both encoders are still equal.
-    q = F.linear(twin.backbone(batch["query"].pixels)[5].mean((2, 3)), weight, bias)
-    k = F.linear(twin.key_backbone(batch["key"].pixels)[5].mean((2, 3)), weight, bias).detach()
+    q = F.linear(reference.backbone(batch["query"].pixels)[5].mean((2, 3)), weight, bias)
+    k = F.linear(reference.key_backbone(batch["key"].pixels)[5].mean((2, 3)), weight, bias).detach()
     criterion = NTXentLoss(temperature=0.07, memory_bank_size=(64, 16))
-    criterion.memory_bank.bank = twin.queue.keys().clone()
+    criterion.memory_bank.bank = reference.queue.keys().clone()
     torch.testing.assert_close(losses.total, criterion(q, k))
     torch.testing.assert_close(method.queue.keys()[:4], F.normalize(k, dim=1))
-    torch.testing.assert_close(method.queue.keys()[4:], twin.queue.keys()[4:])
+    torch.testing.assert_close(method.queue.keys()[4:], reference.queue.keys()[4:])
 
 
 def test_the_head_is_one_linear_layer_that_keys_follow(make, batch):

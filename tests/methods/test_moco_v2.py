@@ -17,12 +17,12 @@ from densepath.nets.norms import group_batch_norm, plain_batch_norm, synchronize
 
 
 def test_loss_is_the_equation_and_keys_join_the_queue(make, batch, whole_step):
-    method, twin = make(MoCoV2), make(MoCoV2)
+    method, reference = make(MoCoV2), make(MoCoV2)
     losses = whole_step(method, batch)
     # A second copy of the same weights, by the book; both encoders are still equal.
-    q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1)
-    k = F.normalize(twin.key_head(twin.key_backbone(batch["key"].pixels)[5].mean((2, 3))), dim=1)
-    queue = twin.queue.keys()
+    q = F.normalize(reference.head(reference.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1)
+    k = F.normalize(reference.key_head(reference.key_backbone(batch["key"].pixels)[5].mean((2, 3))), dim=1)
+    queue = reference.queue.keys()
     logits = torch.cat(((q * k).sum(1, keepdim=True), q @ queue.T), dim=1) / 0.2
     torch.testing.assert_close(losses.total, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long)))
     torch.testing.assert_close(method.queue.keys()[:4], k)
@@ -67,29 +67,29 @@ def test_overfits_one_batch(make, batch, losses_on, whole_step):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="temperature must be positive"):
         make(MoCoV2, temperature=0)
-    with pytest.raises(UserError, match="momentum must lie between"):
+    with pytest.raises(UserError, match="momentum must be between"):
         make(MoCoV2, momentum=1.5)
     with pytest.raises(UserError, match="a queue of 64 keys is smaller than a batch of 65 images"):
         check(make(MoCoV2), 96, 65)
 
 
 def test_each_group_of_a_batch_is_normalized_by_itself(make, batch, whole_step):
-    method, twin = make(MoCoV2, group=2), make(MoCoV2)
+    method, reference = make(MoCoV2, group=2), make(MoCoV2)
     whole_step(method, batch)
     order = shuffled(4, batch.seed, batch.step)
     assert not torch.equal(order.view(2, 2).sort(1).values, torch.arange(4).view(2, 2))  # keys meet other images
     keys = torch.empty(4, 16)
     for group in order.view(2, 2):
-        features = twin.key_backbone(batch["key"].pixels[group])[5]
-        keys[group] = F.normalize(twin.key_head(features.mean((2, 3))), dim=1)
+        features = reference.key_backbone(batch["key"].pixels[group])[5]
+        keys[group] = F.normalize(reference.key_head(features.mean((2, 3))), dim=1)
     torch.testing.assert_close(method.queue.keys()[:4], keys)
 
 
 def test_without_shuffling_keys_are_encoded_among_the_images_of_their_queries(make, batch, whole_step):
-    method, twin = make(MoCoV2, group=2, shuffle=False), make(MoCoV2)
+    method, reference = make(MoCoV2, group=2, shuffle=False), make(MoCoV2)
     whole_step(method, batch)
-    features = [twin.key_backbone(batch["key"].pixels[rows])[5].mean((2, 3)) for rows in (slice(2), slice(2, 4))]
-    torch.testing.assert_close(method.queue.keys()[:4], F.normalize(twin.key_head(torch.cat(features)), dim=1))
+    features = [reference.key_backbone(batch["key"].pixels[rows])[5].mean((2, 3)) for rows in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(method.queue.keys()[:4], F.normalize(reference.key_head(torch.cat(features)), dim=1))
 
 
 @pytest.mark.parametrize("convert", [lambda net: group_batch_norm(net, 2), synchronize_batch_norm])

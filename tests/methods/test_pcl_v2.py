@@ -38,27 +38,27 @@ def clustered(make, batch):
 
 
 def test_loss_is_the_equation(clustered, batch, whole_step):
-    method, twin = clustered(), clustered()
+    method, reference = clustered(), clustered()
     losses = whole_step(method, batch)
-    q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1).double().detach()
+    q = F.normalize(reference.head(reference.backbone(batch["query"].pixels)[5].mean((2, 3))), dim=1).double().detach()
     drawn = batch.common_uniform(sum(COUNTS)).split(COUNTS)
     terms = []
     for number, count in enumerate(COUNTS):
         first = sum(COUNTS[:number])
-        own = [int(twin.assignments[image, number]) - first for image in batch.index]
+        own = [int(reference.assignments[image, number]) - first for image in batch.index]
         others = sorted(set(range(count)) - set(own), key=lambda cluster: drawn[number][cluster])
         others = others[: min(5, count - 4)]
         assert len(others) == {6: 2, 10: 5}[count]
-        prototype, phi = twin.prototypes[first:].double(), twin.concentrations[first:].double()
+        prototype, phi = reference.prototypes[first:].double(), reference.concentrations[first:].double()
         for row, mine in zip(q, own, strict=True):
             above = math.exp(row @ prototype[mine] / phi[mine])
             terms.append(-math.log(above / (above + sum(math.exp(row @ prototype[c] / phi[c]) for c in others))))
     assert losses.terms["prototype_loss"].item() == pytest.approx(np.mean(terms), rel=1e-4)
-    instance = MoCoV2.forward(twin, batch)  # whose networks have the same weights
-    twin.after_step()
+    instance = MoCoV2.forward(reference, batch)  # whose networks have the same weights
+    reference.after_step()
     torch.testing.assert_close(losses.terms["instance_loss"], instance.total)
     torch.testing.assert_close(losses.total, losses.terms["instance_loss"] + losses.terms["prototype_loss"])
-    torch.testing.assert_close(method.queue.keys(), twin.queue.keys())
+    torch.testing.assert_close(method.queue.keys(), reference.queue.keys())
 
 
 def test_negatives_are_others_at_each_step_and_none_is_a_positive(clustered, batch, monkeypatch):
@@ -127,7 +127,7 @@ def test_clusters_are_those_of_k_means_on_unit_vectors(make, batch, standardize)
             assert min(away, key=away.__getitem__) == labels[image]
             distances.append(away[labels[image]])
             if not standardize:
-                assert set(np.flatnonzero(labels == labels[image]) % 4) == {image % 4}  # one group alone
+                assert set(np.flatnonzero(labels == labels[image]) % 4) == {image % 4}  # only one group
         for cluster, centroid in centroids.items():
             unit = centroid / np.linalg.norm(centroid)
             np.testing.assert_allclose(method.prototypes[first + cluster], unit, atol=1e-5)
@@ -137,15 +137,15 @@ def test_clusters_are_those_of_k_means_on_unit_vectors(make, batch, standardize)
 
 
 def test_the_warm_up_is_moco_and_clusters_are_asked_for_once_an_epoch(make, batch):
-    method, twin = make(PCLV2, num_clusters=COUNTS, warmup=0.5), make(MoCoV2)
+    method, reference = make(PCLV2, num_clusters=COUNTS, warmup=0.5), make(MoCoV2)
     method.prepare(IMAGES)
     early = replace(batch, progress=0.49)
     assert not method.wants_features(early)
     losses = method(early)
-    torch.testing.assert_close(losses.total, twin(early).total)
+    torch.testing.assert_close(losses.total, reference(early).total)
     assert set(losses.terms) == {"instance_loss"}
     assert method.wants_features(batch)
-    with pytest.raises(ValueError, match="wants the features"):
+    with pytest.raises(ValueError, match="must be passed to on_features"):
         method.before_step(batch)
     method.on_features(torch.randn(40, 16), batch)
     assert not method.wants_features(batch) and not method.wants_features(replace(batch, epoch=2.99))
@@ -161,8 +161,8 @@ def test_describe_is_the_momentum_encoder(clustered, batch):
     method.eval()
     pixels = batch["query"].pixels
     expected = method.key_head(method.key_backbone(pixels)[5].mean((2, 3)))
-    torch.testing.assert_close(method.describe(pixels), expected)
-    assert not method.describe(pixels).requires_grad
+    torch.testing.assert_close(method.extract_features(pixels), expected)
+    assert not method.extract_features(pixels).requires_grad
 
 
 def test_only_the_query_encoder_takes_a_gradient(clustered, batch):
@@ -214,7 +214,7 @@ def test_any_convnet_will_do(batch, name):
     method = PCLV2(build_backbone(name), num_clusters=COUNTS, queue_size=8)
     method.prepare(IMAGES)
     method.eval()
-    method.on_features(torch.cat([method.describe(batch[view].pixels) for view in ("query", "key")] * 5), batch)
+    method.on_features(torch.cat([method.extract_features(batch[view].pixels) for view in ("query", "key")] * 5), batch)
     method.train()
     method(batch).total.backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
@@ -231,5 +231,5 @@ def test_wrong_hyper_parameters_are_named(make, batch):
         make(PCLV2, num_clusters=(6, 21)).prepare(IMAGES)
     method = make(PCLV2, num_clusters=(4, 10))
     method.prepare(IMAGES)
-    with pytest.raises(UserError, match="4 clusters leave no prototype beside those of a batch of 4 images"):
+    with pytest.raises(UserError, match="4 clusters leave no negative prototype for a batch of 4 images"):
         method(replace(batch, progress=0.0))

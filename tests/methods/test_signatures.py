@@ -45,8 +45,8 @@ def test_moco_v1_has_no_hidden_layer_and_a_temperature_of_its_own():
 @pytest.mark.parametrize("method", [MoCoV1, ConCL, DenseCL, PCLV2])
 def test_inherited_options_are_typed_and_explained_on_the_command_line(method):
     shown = {option.key: option for option in options_of(method, skip=["backbone"])}
-    assert shown["queue_size"].annotation is int and shown["queue_size"].help == "keys remembered as negatives."
-    assert shown["shuffle"].annotation is bool and shown["shuffle"].help.startswith("whether keys change places")
+    assert shown["queue_size"].annotation is int and shown["queue_size"].help == "number of keys kept as negatives."
+    assert shown["shuffle"].annotation is bool and shown["shuffle"].help.startswith("whether keys are shuffled")
     assert all(option.help for option in shown.values())
 
 

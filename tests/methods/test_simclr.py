@@ -25,10 +25,10 @@ def batch(images):
 
 
 def test_loss_is_that_of_lightly_on_embeddings_of_both_views_in_one_batch(make, batch):
-    method, twin = make(SimCLR), make(SimCLR)
+    method, reference = make(SimCLR), make(SimCLR)
     losses = method(batch)
     pixels = torch.cat((batch["first"].pixels, batch["second"].pixels))
-    z = twin.head(twin.backbone(pixels)[5].mean((2, 3)))
+    z = reference.head(reference.backbone(pixels)[5].mean((2, 3)))
     torch.testing.assert_close(losses.total, NTXentLoss(temperature=0.1)(*z.split(4)))
     assert losses.terms["instance_loss"] == losses.total
 
@@ -58,10 +58,10 @@ def test_the_head_is_two_linear_layers_with_batch_norms_and_no_bias(make):
 
 
 def test_a_group_of_batch_norms_is_both_views_of_its_images(make, batch):
-    method, twin = make(SimCLR, group=2), make(SimCLR)
+    method, reference = make(SimCLR, group=2), make(SimCLR)
     first, second = method.embed(batch["first"].pixels, batch["second"].pixels)
     for part in (slice(2), slice(2, 4)):
-        expected = twin.embed(batch["first"].pixels[part], batch["second"].pixels[part])
+        expected = reference.embed(batch["first"].pixels[part], batch["second"].pixels[part])
         torch.testing.assert_close((first[part], second[part]), expected)
 
 
@@ -75,7 +75,7 @@ def test_the_views_are_those_of_the_paper():
     assert SimCLR.views(still) == {"first": still.random_view(), "second": still.random_view()}
 
 
-def test_lars_scales_the_weights_of_layers_alone(make):
+def test_lars_scales_only_the_weights_of_layers(make):
     method = make(SimCLR)
     scaled, excluded = parameter_groups(method, Optimizer(name="lars", weight_decay=1e-6))
     layers = [m for m in method.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -111,5 +111,5 @@ def test_any_convnet_will_do(batch, name):
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="temperature must be positive, not 0"):
         make(SimCLR, temperature=0)
-    with pytest.raises(UserError, match="a batch of one image has nothing to contrast it with"):
+    with pytest.raises(UserError, match="a batch of one image has no negatives"):
         check(make(SimCLR), 96, 1)

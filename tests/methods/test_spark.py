@@ -30,15 +30,15 @@ def method(make):
     return make(SparK, "test_resnet", **SMALL)
 
 
-def test_the_loss_is_the_error_of_masked_cells_alone(method, batch):
+def test_the_loss_is_the_error_of_only_masked_patches(method, batch):
     losses = method(batch)
     visible = method.visible(batch)
-    assert (visible.cells.flatten(1).sum(1) == 2).all()  # of four: 1.6
+    assert (visible.patches.flatten(1).sum(1) == 2).all()  # of four: 1.6
     prediction = method.predict(batch["image"].pixels, visible).double()
     errors = []
     for image, pixels in enumerate(batch["image"].pixels.double()):
         for row, column in [(0, 0), (0, 1), (1, 0), (1, 1)]:
-            if visible.cells[image, row, column]:
+            if visible.patches[image, row, column]:
                 continue
             cell = (slice(None), slice(32 * row, 32 * row + 32), slice(32 * column, 32 * column + 32))
             target = (pixels[cell] - pixels[cell].mean()) / (pixels[cell].var() + 1e-6).sqrt()
@@ -55,7 +55,7 @@ def test_the_decoder_gets_normed_features_and_tokens_where_there_are_none(method
     assert method.stages == (5, 4, 3, 2)
     for densify, stage in zip(method.densify, method.stages, strict=True):
         nn.init.normal_(densify.norm.weight), nn.init.normal_(densify.norm.bias)
-        flags = enlarge(visible.cells, 64 // 2**stage)[:, 0]
+        flags = enlarge(visible.patches, 64 // 2**stage)[:, 0]
         rows = maps[stage].permute(0, 2, 3, 1)
         picked = rows[flags]
         normed = (rows - picked.mean(0)) / (picked.var(0, correction=0) + 1e-5).sqrt()
@@ -90,11 +90,11 @@ def test_masked_pixels_are_not_seen(method, batch):
 
 def test_masks_belong_to_image_and_epoch(make, images):
     method, batch = make(SparK, "test_resnet", **SMALL), ViewMaker(SparK.views(), 96, seed=0)(images)
-    cells = method.visible(batch).cells
+    cells = method.visible(batch).patches
     assert (cells.flatten(1).sum(1) == 4).all()  # of nine: 3.6
-    assert torch.equal(method.visible(replace(batch, index=batch.index.flip(0))).cells, cells.flip(0))
-    assert torch.equal(method.visible(replace(batch, step=7)).cells, cells)
-    assert not torch.equal(method.visible(replace(batch, epoch=1.0)).cells, cells)
+    assert torch.equal(method.visible(replace(batch, index=batch.index.flip(0))).patches, cells.flip(0))
+    assert torch.equal(method.visible(replace(batch, step=7)).patches, cells)
+    assert not torch.equal(method.visible(replace(batch, epoch=1.0)).patches, cells)
 
 
 def test_everything_gets_a_gradient_and_mask_tokens_no_decay(method, batch):
@@ -114,9 +114,9 @@ def test_what_is_kept_is_the_plain_network(make, batch):
 
 def test_groups_have_statistics_of_their_own_everywhere(make, batch):
     whole = make(SparK, "test_resnet", group=2, **SMALL).double()
-    twin = make(SparK, "test_resnet", **SMALL).double()
+    reference = make(SparK, "test_resnet", **SMALL).double()
     pixels, visible = batch["image"].pixels.double(), whole.visible(batch)
-    parts = [twin.predict(pixels[i : i + 2], Visible(visible.cells[i : i + 2], 2)) for i in (0, 2)]
+    parts = [reference.predict(pixels[i : i + 2], Visible(visible.patches[i : i + 2], 2)) for i in (0, 2)]
     torch.testing.assert_close(whole.predict(pixels, visible), torch.cat(parts))
 
 
@@ -185,6 +185,6 @@ def test_what_does_not_fit_is_refused(make, method):
         make(SparK, "test_resnet", decoder_dim=40)
     with pytest.raises(UserError, match=r"mask ratio of 0\.9 leaves 0 of 4"):
         check(make(SparK, "test_resnet", mask_ratio=0.9, **SMALL), 64, 4)
-    with pytest.raises(UserError, match="view_size 72 is not a multiple of the patches' 32 px"):
+    with pytest.raises(UserError, match="view_size 72 is not a multiple of the patch size of 32 px"):
         check(method, 72, 4)
     check(method, 64, 4)

@@ -32,10 +32,10 @@ def prepared(make):
 
 
 def test_loss_and_accuracy_are_those_of_the_images_classes(prepared, batch):
-    method, twin = prepared(), prepared()
+    method, reference = prepared(), prepared()
     losses = method(batch)
-    features = twin.backbone(batch["image"].pixels)[5].mean((2, 3))
-    logits = (features @ twin.classifier.weight.T + twin.classifier.bias).double()
+    features = reference.backbone(batch["image"].pixels)[5].mean((2, 3))
+    logits = (features @ reference.classifier.weight.T + reference.classifier.bias).double()
     expected, right = [], 0
     for row, target in zip(logits, [2, 2, 1, 0], strict=True):
         expected.append(-(row[target] - row.exp().sum().log()))

@@ -51,11 +51,11 @@ def batch() -> Batch:
 
 
 def test_the_instance_loss_is_the_equation(make, batch, whole_step):
-    method, twin = make(MoCoV2), make(MoCoV2)
+    method, other = make(MoCoV2), make(MoCoV2)
     losses = whole_step(method, batch)
-    q = F.normalize(twin.head(twin.backbone(batch["query"].pixels)[5].mean((2, 3, 4))), dim=1)
-    k = F.normalize(twin.key_head(twin.key_backbone(batch["key"].pixels)[5].mean((2, 3, 4))), dim=1)
-    logits = torch.cat(((q * k).sum(1, keepdim=True), q @ twin.queue.keys().T), dim=1) / 0.2
+    q = F.normalize(other.head(other.backbone(batch["query"].pixels)[5].mean((2, 3, 4))), dim=1)
+    k = F.normalize(other.key_head(other.key_backbone(batch["key"].pixels)[5].mean((2, 3, 4))), dim=1)
+    logits = torch.cat(((q * k).sum(1, keepdim=True), q @ other.queue.keys().T), dim=1) / 0.2
     torch.testing.assert_close(losses.total, F.cross_entropy(logits, torch.zeros(4, dtype=torch.long)))
     torch.testing.assert_close(method.queue.keys()[:4], k)
 
@@ -85,18 +85,18 @@ def shares(labels: np.ndarray, maps: np.ndarray, grid: tuple[int, ...], count: i
 )
 def test_the_concept_loss_is_the_equation(make, batch, options, whole_step):
     options |= {"concept_queue_size": 64}
-    method, twin = make(ConCL, **options), make(ConCL, **options)
+    method, other = make(ConCL, **options), make(ConCL, **options)
     losses = whole_step(method, batch)
-    concepts = twin.source(batch, twin.key_backbone.network)
-    query = twin.backbone(batch["query"].pixels)[5].double().numpy(force=True)
-    key = twin.key_backbone(batch["key"].pixels)[5].double().numpy(force=True)
-    count, negatives, values = twin.source.num_concepts, twin.concept_queue.keys().double(), []
+    concepts = other.source(batch, other.key_backbone.network)
+    query = other.backbone(batch["query"].pixels)[5].double().numpy(force=True)
+    key = other.key_backbone(batch["key"].pixels)[5].double().numpy(force=True)
+    count, negatives, values = other.source.num_concepts, other.concept_queue.keys().double(), []
     for image in range(4):
         masks = {}
         for name in ("query", "key"):
             maps = between(concepts.map, batch[name].map)[image].double().numpy()
             mask = shares(concepts.labels[image].numpy(), maps, query.shape[2:], count).round(5)
-            if twin.restoration == "argmax":
+            if other.restoration == "argmax":
                 mask = (mask.argmax(0) == np.arange(count).reshape(-1, 1, 1, 1)) * (mask.sum(0) > 0)
             masks[name] = mask.astype(float)
         for concept in range(count):
@@ -105,7 +105,7 @@ def test_the_concept_loss_is_the_equation(make, batch, options, whole_step):
                 pooled = [(f[image] * m).sum((1, 2, 3)) / m.sum() for f, m in ((query, in_query), (key, in_key))]
                 q, k = (
                     F.normalize(head.double()(torch.tensor(vector)), dim=0)
-                    for head, vector in zip((twin.head, twin.key_head), pooled, strict=True)
+                    for head, vector in zip((other.head, other.key_head), pooled, strict=True)
                 )
                 own, others = (q @ k / 0.2).exp(), (negatives @ q / 0.2).exp().sum()
                 values.append(-torch.log(own / (own + others)).item())
@@ -130,7 +130,7 @@ def test_dense_positives_of_a_volume_are_where_the_views_say(make, batch):
     method = make(DenseCL, match="geometry")
     grid = (1, 2, 3)
     k = torch.randn(4, 6, 16)
-    positive, mask = method.carry_over(batch, k, grid)
+    positive, mask = method.sample_key(batch, k, grid)
     mirrored = k[2].view(*grid, 16).flip(2).reshape(6, 16)
     torch.testing.assert_close(positive[2], mirrored)
     assert mask.view(4, 6)[2].all() and not mask.view(4, 6)[3].any()
@@ -163,13 +163,13 @@ def test_all_that_is_trained_gets_a_gradient(make, batch, method, options, layou
 def test_keys_of_volumes_are_shuffled_among_groups(make, batch, whole_step):
     from densepath.nets.norms import group_batch_norm
 
-    method, twin = make(MoCoV2), make(MoCoV2)
+    method, other = make(MoCoV2), make(MoCoV2)
     group_batch_norm(method, 2)
     whole_step(method, batch)
     keys = torch.empty(4, 16)
     for group in shuffled(4, batch.seed, batch.step).view(2, 2):
-        features = twin.key_backbone(batch["key"].pixels[group])[5]
-        keys[group] = F.normalize(twin.key_head(features.mean((2, 3, 4))), dim=1)
+        features = other.key_backbone(batch["key"].pixels[group])[5]
+        keys[group] = F.normalize(other.key_head(features.mean((2, 3, 4))), dim=1)
     torch.testing.assert_close(method.queue.keys()[:4], keys)
 
 

@@ -83,13 +83,13 @@ def test_the_gradient_passes_through_the_codes(method, batch, monkeypatch):
     torch.testing.assert_close(kept[0].grad, expected)
 
 
-def test_codes_begin_once_and_follow_in_training_alone(method, batch, whole_step):
-    codebook, twin = method.tokenizer.codebook, copy.deepcopy(method)
+def test_codes_are_initialized_once_and_updated_only_in_training(method, batch, whole_step):
+    codebook, reference = method.tokenizer.codebook, copy.deepcopy(method)
     assert not codebook.begun
     used = whole_step(method, batch).statistics["used_codes"]
     assert codebook.begun and 1 < used <= 12
-    whole_step(twin, batch)
-    assert torch.equal(codebook.codes, twin.tokenizer.codebook.codes)  # the same step begins alike
+    whole_step(reference, batch)
+    assert torch.equal(codebook.codes, reference.tokenizer.codebook.codes)  # the same step begins alike
     torch.testing.assert_close(codebook.codes.norm(dim=1), torch.ones(12))
     before = codebook.codes.clone()
     whole_step(method.eval(), batch)
@@ -152,28 +152,28 @@ def test_a_tokenizer_takes_views_that_are_normalized_as_its_own_were(method, tmp
             again.show(other)
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path, method):
+def test_a_path_that_is_not_a_tokenizer_is_named(tmp_path, method):
     def refused(message, source):
         with pytest.raises(UserError, match=message) as caught:
             load_tokenizer(source)
         assert "\n" not in str(caught.value)
 
-    refused(r"has no exported/tokenizer\.safetensors; name a run of vq_kd", tmp_path)
+    refused(r"has no exported/tokenizer\.safetensors; name a complete run of vq_kd", tmp_path)
     refused("there are no weights to read at", tmp_path / "nowhere.safetensors")
     save_backbone(tmp_path / "backbone.safetensors", method.exported_backbone())
-    refused("holds no tokenizer", tmp_path / "backbone.safetensors")
+    refused("contains no tokenizer", tmp_path / "backbone.safetensors")
     path = write_tokenizer(tmp_path)
     path.write_bytes(path.read_bytes().replace(b'"test_vit"', b'"test_vi4"'))
     refused("unknown backbone 'test_vi4'", path)
     path = write_tokenizer(tmp_path)
     other = {**load_file(path), "projection.0.weight": torch.zeros(64, 32)}
     save_file(other, path, {"backbone": "test_vit"})
-    refused(r"is no tokenizer on test_vit: projection\.0\.weight does not fit", path)
+    refused(r"is not a tokenizer on test_vit: projection\.0\.weight does not fit", path)
     save_file(other, path, {"backbone": "test_resnet"})
-    refused("is no tokenizer on test_resnet: ", path)
+    refused("is not a tokenizer on test_resnet: ", path)
     path = write_tokenizer(tmp_path)
     save_file({**load_file(path), "codebook.usage": torch.tensor([900.0, *[1.0] * 11])}, path, {"backbone": "test_vit"})
-    refused("gives almost all patches one code, of which there is nothing to learn", path)
+    refused("gives almost all patches the same code, so nothing can be learned from it", path)
 
 
 def test_the_views_are_those_of_the_released_code():
@@ -188,11 +188,11 @@ def test_wrong_hyper_parameters_are_named(make):
         make(VQKD, "resnet18")
     with pytest.raises(UserError, match="the commitment must not be negative"):
         make(VQKD, "test_vit", commitment=-1.0)
-    with pytest.raises(UserError, match=r"codes restart below a share of the mean usage, .*, not 1\.0"):
+    with pytest.raises(UserError, match=r"restart_below is a share of the mean usage, .*, not 1\.0"):
         make(VQKD, "test_vit", restart_below=1.0)
     with pytest.raises(UserError, match="the decoder has 1 to 6 blocks on test_vit, not 0"):
         make(VQKD, "test_vit", decoder_depth=0)
-    with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to begin 100 codes"):
+    with pytest.raises(UserError, match="a batch of 4 images has 64 patches, too few to initialize 100 codes"):
         check(make(VQKD, "test_vit", num_codes=100), 64, 4)
     with pytest.raises(UserError, match="there is no teacher 'nobody'"):
         prepare(make(VQKD, "test_vit"), IMAGES, teacher="nobody")

@@ -90,8 +90,8 @@ def _layers_run(backbone: TimmBackbone, last: int) -> set[str]:
 def test_nothing_behind_the_last_stage_is_computed(last: int) -> None:
     backbone = build_backbone()
     everything, early = _layers_run(backbone, 5), _layers_run(backbone, last)
-    behind = tuple(f"layer{stage}" for stage in range(last, 5))  # layer1 is f2
-    assert early == {name for name in everything if not name.startswith(behind) and (last > 1 or name != "maxpool")}
+    later = tuple(f"layer{stage}" for stage in range(last, 5))  # layer1 is f2
+    assert early == {name for name in everything if not name.startswith(later) and (last > 1 or name != "maxpool")}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,6 @@ def test_a_name_of_weights_is_told_from_a_name_of_a_network() -> None:
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mixer_s32_224", "vit_relpos_small_patch16_224"])
 def test_networks_without_maps_of_each_stride_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is not a network that gives feature maps") as raised:
+    with pytest.raises(UserError, match=f"{name} does not return feature maps") as raised:
         build_backbone(name)
     assert "\n" not in str(raised.value)

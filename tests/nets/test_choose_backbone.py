@@ -48,7 +48,9 @@ class Own(Backbone):
 def test_a_network_of_ones_own_is_derived_from_backbone():
     assert choose_backbone(Own())(torch.rand(1, 3, 32, 32))[4].shape == (1, 8, 2, 2)
     for other in (nn.Conv2d(3, 8, 3), timm.create_model("test_resnet")):
-        with pytest.raises(UserError, match=r"does not give the maps of its stages; make it by timm\.create_model"):
+        with pytest.raises(
+            UserError, match=r"does not return the maps of its stages; build it with timm\.create_model"
+        ):
             choose_backbone(other)
 
 

@@ -1,4 +1,4 @@
-"""What cannot be fetched is told once, by us."""
+"""Download errors are reported once, by densepath."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands behind the stem where an image is hidden."""
+"""The learned vectors at masked positions after the stem."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
 from densepath.nets.sparse import Visible
 
-CELLS = torch.tensor([[[True, False], [False, False]], [[False, True], [False, False]]])
-VISIBLE = Visible(CELLS, 1)
+PATCHES = torch.tensor([[[True, False], [False, False]], [[False, True], [False, False]]])
+VISIBLE = Visible(PATCHES, 1)
 
 
 def spread(visible, size):
@@ -30,11 +30,11 @@ def test_the_token_stands_where_the_image_is_hidden_and_nowhere_else(name, end, 
     masked = MaskedStem(backbone, end)
     pixels = torch.randn(2, 3, 64, 64)
     maps = masked(backbone, pixels, VISIBLE)
-    e = pixels * spread(CELLS, 64)
+    e = pixels * spread(PATCHES, 64)
     for module in stem:
         e = backbone.net[module](e)
     z = maps[0]
-    seen = spread(CELLS, z.shape[-1]).expand_as(z)
+    seen = spread(PATCHES, z.shape[-1]).expand_as(z)
     assert torch.equal(z[seen], e[seen])
     assert torch.equal(z[~seen], masked.token.view(1, -1, 1, 1).expand_as(z)[~seen])
     assert masked.strides == strides
@@ -60,14 +60,14 @@ def test_the_mode_of_the_backbone_is_left_alone():
 
 
 def test_visible_parts_tell_of_themselves_where_nothing_is_visible():
-    """Dense convolutions: a change in a visible patch reaches the hidden cells of later maps."""
+    """Dense convolutions: a change in a visible patch reaches the masked positions of later maps."""
     backbone = build_backbone("test_resnet").eval()
     masked = MaskedStem(backbone)
     pixels = torch.randn(2, 3, 128, 128)
     other = pixels.clone()
     other[0, :, :64, :64] += 1.0
     for depth, (one, two) in enumerate(zip(*(masked(backbone, x, VISIBLE) for x in (pixels, other)), strict=True)):
-        hidden = ~spread(CELLS, one.shape[-1])[:1].expand(1, one.shape[1], -1, -1)
+        hidden = ~spread(PATCHES, one.shape[-1])[:1].expand(1, one.shape[1], -1, -1)
         assert bool((one[:1][hidden] != two[:1][hidden]).any()) == (depth > 0)
 
 
@@ -78,7 +78,7 @@ def test_a_sparse_encoder_is_told_nothing_across_what_is_hidden_and_has_a_token_
     other = pixels.clone()
     other[0, :, :32, :32] += 1.0
     for one, two, token in zip(*(masked(backbone, x, VISIBLE) for x in (pixels, other)), masked.tokens, strict=True):
-        seen = spread(CELLS, one.shape[-1]).expand_as(one)
+        seen = spread(PATCHES, one.shape[-1]).expand_as(one)
         assert torch.equal(one[~seen], token.view(1, -1, 1, 1).expand_as(one)[~seen])
         assert torch.equal(one[~seen], two[~seen]) and not torch.equal(one[seen], two[seen])
     assert (masked.channels, masked.strides) == (MaskedStem(backbone).channels, (2, 4, 8, 16, 32))

@@ -145,7 +145,7 @@ ABSURD: dict[str, Any] = {
     "a shape that overflows": frombuffer(b"abcd", 2**62, 4),
     "a negative shape": frombuffer(b"abcd", -(2**40), 4),
     "too many axes": frombuffer(b"a", *[1] * 100),
-    "a shape that is no numbers": frombuffer(b"abcd", "4"),  # type: ignore[arg-type]
+    "a shape that is not numbers": frombuffer(b"abcd", "4"),  # type: ignore[arg-type]
     "the same bytes as many arrays": {number: frombuffer(MEGABYTE, 2**20) for number in range(1000)},
     "the same text as many bytes": [Call(codecs.encode, LONG, "latin1") for _ in range(1000)],
     "the same list as many dictionaries": [Call(OrderedDict, PAIRS) for _ in range(10**4)],
@@ -175,7 +175,7 @@ def test_absurd_sizes_and_needless_instructions_are_refused_in_little_memory(
 ) -> None:
     path = tmp_path / "w.pkl"
     path.write_bytes(ABSURD[kind] if isinstance(ABSURD[kind], bytes) else pickle.dumps(ABSURD[kind], 4))
-    with bounded_memory(250), pytest.raises(UserError, match=r"w\.pkl is damaged or holds no weights") as error:
+    with bounded_memory(250), pytest.raises(UserError, match=r"w\.pkl is damaged or contains no weights") as error:
         read_pickle(path)
     assert "\n" not in str(error.value)
 

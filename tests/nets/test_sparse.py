@@ -1,4 +1,4 @@
-"""Sparse encoding, against the dense network where all is visible, and against masks behind every layer elsewhere."""
+"""Sparse encoding, against the dense network where all is visible, and against masks after every layer elsewhere."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def moved(name: str) -> Backbone:
     return backbone
 
 
-def masked_everywhere(backbone: Backbone, pixels: Tensor, cells: Tensor) -> dict[int, Tensor]:
-    """SparK as it is written down: the mask behind each layer, and statistics of what a mask of booleans picks."""
+def masked_everywhere(backbone: Backbone, pixels: Tensor, patches: Tensor) -> dict[int, Tensor]:
+    """SparK as in the paper: the mask after each layer, and statistics of the visible positions."""
 
     def mask(x: Tensor) -> Tensor:
-        return torch.where(enlarge(cells, x.shape[-1]), x, 0.0)
+        return torch.where(enlarge(patches, x.shape[-1]), x, 0.0)
 
-    def behind(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def after(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return mask(output)
 
     def norm(module: Any, x: Tensor) -> Tensor:
-        flags = enlarge(cells, x.shape[-1])[:, 0]
+        flags = enlarge(patches, x.shape[-1])[:, 0]
         rows = x.permute(0, 2, 3, 1)[flags]  # (n, C)
         variance, mean = torch.var_mean(rows, 0, correction=0)
         out = torch.zeros_like(x.permute(0, 2, 3, 1))
@@ -56,7 +56,7 @@ def masked_everywhere(backbone: Backbone, pixels: Tensor, cells: Tensor) -> dict
         if isinstance(module, nn.BatchNorm2d):
             module.forward = partial(norm, module)  # type: ignore[method-assign]
         elif isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | LayerNorm2d | ConvNeXtBlock):
-            module.register_forward_hook(behind)
+            module.register_forward_hook(after)
     return {stage: mask(x) for stage, x in backbone(mask(pixels)).items()}
 
 
@@ -65,7 +65,7 @@ def test_maps_and_gradients_are_those_of_a_mask_behind_every_layer(name: str) ->
     ours, theirs = moved(name), build_backbone(name).double()
     theirs.load_state_dict(ours.state_dict())
     visible, pixels = some_visible(), torch.randn(2, 3, 64, 64).double()
-    maps, expected = encode_sparsely(ours, pixels, visible), masked_everywhere(theirs, pixels, visible.cells)
+    maps, expected = encode_sparsely(ours, pixels, visible), masked_everywhere(theirs, pixels, visible.patches)
     torch.testing.assert_close(maps, expected)
     weights = {stage: torch.randn_like(x) for stage, x in maps.items()}
     for found in (maps, expected):
@@ -110,7 +110,7 @@ def test_groups_of_images_have_statistics_of_their_own() -> None:
     group_batch_norm(backbone, 2)
     visible, pixels = some_visible(images=4), torch.randn(4, 3, 64, 64).double()
     maps = encode_sparsely(backbone, pixels, visible)
-    parts = [encode_sparsely(plain, pixels[i : i + 2], Visible(visible.cells[i : i + 2], 2)) for i in (0, 2)]
+    parts = [encode_sparsely(plain, pixels[i : i + 2], Visible(visible.patches[i : i + 2], 2)) for i in (0, 2)]
     torch.testing.assert_close(maps, {stage: torch.cat([part[stage] for part in parts]) for stage in maps})
 
 
@@ -119,7 +119,7 @@ def test_visible_positions_are_gathered_and_put_back() -> None:
     rows = visible.gather(x)
     assert rows.shape == (3, 5, 1, 16) and rows.is_contiguous(memory_format=torch.channels_last)
     for image in range(3):
-        picked = [(r, c) for r in range(6) for c in range(6) if visible.cells[image, r // 2, c // 2]]
+        picked = [(r, c) for r in range(6) for c in range(6) if visible.patches[image, r // 2, c // 2]]
         expected = sorted(tuple(x[image, :, r, c].tolist()) for r, c in picked)
         assert sorted(tuple(row) for row in rows[image, :, 0].T.tolist()) == expected
     assert torch.equal(visible.scatter(rows), visible.clean(x))

@@ -42,10 +42,10 @@ def _tokens(network: Any, pixels: Tensor) -> Tensor:
 def test_the_only_map_is_that_of_timms_patch_tokens_behind_the_norm(name: str) -> None:
     backbone = _trained(name)
     network = timm.create_model(name, num_classes=0, dynamic_img_size=True)
-    behind = network.load_state_dict(
+    loaded = network.load_state_dict(
         {key.removeprefix("net.model."): value for key, value in backbone.state_dict().items()}, strict=False
     )
-    assert all(key.startswith("attn_pool.") for key in behind.missing_keys) and not behind.unexpected_keys
+    assert all(key.startswith("attn_pool.") for key in loaded.missing_keys) and not loaded.unexpected_keys
     maps = backbone(IMAGES)
     assert backbone.stages == tuple(maps) == (4,)
     assert maps[4].shape == (2, backbone.channels[4], 4, 6)
@@ -68,7 +68,7 @@ def test_images_that_the_patches_do_not_divide_are_refused() -> None:
     message = r"test_vit divides images into patches of 16 px, and 100 x 64 px is not a multiple of that"
     with pytest.raises(UserError, match=message):
         backbone(torch.zeros(1, 3, 64, 100))
-    with pytest.raises(UserError, match=r"take a size that is one, e\.g\. 96$"):
+    with pytest.raises(UserError, match=r"use a size that is one, e\.g\. 96$"):
         backbone.check_size(100, 100)
     build_backbone("resnet18").check_size(100, 75)
 
@@ -77,7 +77,7 @@ def test_images_that_the_patches_do_not_divide_are_refused() -> None:
     ("name", "message"),
     [
         ("vit_small_patch14_dinov2", r"patches of 14 x 14 px; choose a vision transformer with patches of 8, 16 or 32"),
-        ("test_vit2", "no norm but that of its pooled features"),
+        ("test_vit2", "only a norm of its pooled features"),
     ],
 )
 def test_transformers_without_a_stage_or_a_norm_are_refused(name: str, message: str) -> None:

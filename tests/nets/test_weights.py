@@ -109,7 +109,7 @@ def test_the_callers_normalisation_and_the_untrained_layers_are_written_down(tmp
 
 
 def test_detectron2_file_for_its_own_checkpointer(resnet18: Backbone, tmp_path: Path) -> None:
-    """DetectionCheckpointer takes .pth files whose "model" holds the tensors, and matches names where told to."""
+    """DetectionCheckpointer takes .pth files whose "model" holds the tensors, and matches names on request."""
     path = tmp_path / "backbone.pth"
     save_backbone(path, resnet18, "detectron2")
     content = torch.load(path, weights_only=True)
@@ -343,7 +343,7 @@ def test_sources_that_are_nothing_say_what_is_accepted(tmp_path: Path) -> None:
 def test_a_later_format_asks_for_a_later_densepath(tmp_path: Path) -> None:
     path = tmp_path / "b.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path, {"format_version": "2", "densepath_version": "9.0"})
-    _untouched_after_error(path, r"written by densepath 9\.0; update this one")
+    _untouched_after_error(path, r"written by densepath 9\.0; update this version")
 
 
 def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _same(backbone.net, fetched)
     assert line == "resnet18 with timm's resnet18.a1_in1k"
     fetched.pretrained_cfg["mean"] = (0.5, 0.5, 0.5)
-    assert "trained with other normalisation: mean (0.5, 0.5, 0.5)" in load_weights(backbone, "resnet18")
+    assert "trained with another normalization: mean (0.5, 0.5, 0.5)" in load_weights(backbone, "resnet18")
     with pytest.raises(UserError, match=r"resnet18 does not fit convnext_atto; .* \(--backbone resnet18\)"):
         load_weights(other, "resnet18")
 

@@ -217,7 +217,7 @@ def test_a_pickle_of_detectron2_gives_the_features_bit_for_bit(
 
 
 def test_a_pickle_of_old_frozen_norms_gives_the_features(source: nn.Module, tmp_path: Path) -> None:
-    """Scale and bias alone, the statistics folded into them."""
+    """Only scale and bias, the statistics folded into them."""
     state = to_detectron2(without_classifier(source))
     for norm in [key.removesuffix("running_var") for key in state if key.endswith("running_var")]:
         mean, variance = state.pop(f"{norm}running_mean"), state.pop(f"{norm}running_var")

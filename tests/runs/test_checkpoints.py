@@ -136,7 +136,7 @@ def test_a_file_that_may_not_grow_leaves_the_checkpoint_before(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError])
-def test_a_full_disk_is_told_alike_by_whichever_call_finds_it(tmp_path, monkeypatch, kind):
+def test_a_full_disk_is_reported_in_the_same_way_by_every_call(tmp_path, monkeypatch, kind):
     def save(*_):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -146,9 +146,9 @@ def test_a_full_disk_is_told_alike_by_whichever_call_finds_it(tmp_path, monkeypa
             raise RuntimeError("the archive cannot be closed") from error
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error_info:
         write_checkpoint(tmp_path, {"step": 1, "state_dict": {}})
-    assert str(told.value) == (
+    assert str(error_info.value) == (
         f"cannot write the checkpoint {tmp_path / 'last.ckpt'} ([Errno 28] No space left on device); "
         "make room or fix the folder, then start again: it would have been the first"
     )

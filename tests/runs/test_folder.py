@@ -25,7 +25,7 @@ def test_another_run_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
+def test_a_folder_of_something_else_is_left_unchanged(tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="not empty"), open_run(tmp_path, CONFIG, resume=resume):
         pass
@@ -70,7 +70,7 @@ def test_a_run_that_fails_later_keeps_what_it_has(tmp_path):
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_leftovers_of_a_killed_writer_are_swept_up(tmp_path):
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     with open_run(tmp_path, CONFIG, resume=False):
         pass
     (tmp_path / "checkpoints").mkdir()

@@ -31,13 +31,15 @@ UNEQUAL = "[enforce fail at /somewhere/third_party/gloo/gloo/transport/tcp/pair.
         (dist.DistNetworkError("Broken pipe"), "Broken pipe"),
     ],
 )
-def test_that_another_process_is_gone_is_no_bug(error, why, tmp_path):
+def test_a_lost_process_is_not_a_bug(error, why, tmp_path):
     with (
-        pytest.raises(UserError, match=r"another process .* start it again with --resume") as told,
+        pytest.raises(UserError, match=r"another process .* start it again with --resume") as error_info,
         reporting_lost_peers(2, tmp_path),
     ):
         raise error
-    assert why in str(told.value) and "somewhere" not in str(told.value) and "\n" not in str(told.value)
+    assert (
+        why in str(error_info.value) and "somewhere" not in str(error_info.value) and "\n" not in str(error_info.value)
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from densepath.sources.batch import ImageBatch, lay, new_canvas
+from densepath.sources.batch import ImageBatch, fill_canvas, new_canvas
 
 
 def test_lay_puts_images_in_the_corner_and_zeros_around_them() -> None:
     images = [np.full((2, 3, 3), 7, np.uint8), np.full((4, 1, 3), 9, np.uint8)]
     canvas = np.full((2, 5, 4, 3), 255, np.uint8)
-    lay(canvas, images)
+    fill_canvas(canvas, images)
     for place, image in zip(canvas, images, strict=True):
         height, width = image.shape[:2]
         assert (place[:height, :width] == image).all()
@@ -21,9 +21,9 @@ def test_lay_puts_images_in_the_corner_and_zeros_around_them() -> None:
 def test_lay_fills_tensors_as_it_fills_arrays() -> None:
     images = [torch.randint(0, 256, (height, width, 3), dtype=torch.uint8) for height, width in ((3, 2), (1, 4))]
     canvas = new_canvas(2, (3, 4))
-    lay(canvas, images)
+    fill_canvas(canvas, images)
     other = np.empty((2, 3, 4, 3), np.uint8)
-    lay(other, [image.numpy() for image in images])
+    fill_canvas(other, [image.numpy() for image in images])
     assert torch.equal(canvas, torch.from_numpy(other))
 
 

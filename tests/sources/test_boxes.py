@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densepath.core.random import permute, uniform
 from densepath.sources import packed
-from densepath.sources.batch import ImageBatch, box_of, lay, new_canvas
+from densepath.sources.batch import ImageBatch, box_of, fill_canvas, new_canvas
 from densepath.sources.loader import ImageBatches
 from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import Gathered, PixelSpec
@@ -38,7 +38,7 @@ class Corners:
     spacing: Tensor | None
 
     def boxes(self, sizes: Tensor) -> Tensor:
-        share = uniform(0, self.epoch, self.index, view=0, slot=0)[:, :3]
+        share = uniform(0, self.epoch, self.index, view=0, stream=0)[:, :3]
         low = (share * (sizes - 5 + 1)).long()
         return torch.stack((low, low + 5), dim=1)
 
@@ -68,7 +68,7 @@ class FailingVolumes:
         return self.volumes.names(position)
 
     def sizes(self, index: Tensor) -> Tensor:
-        assert not self.corrupt.keys() & set(index.tolist()), "nobody knows the size of a corrupt image"
+        assert not self.corrupt.keys() & set(index.tolist()), "the size of a corrupt image is unknown"
         return self.volumes.sizes(index)
 
     def spacing(self, index: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class FailingVolumes:
             images = [box_of(image, box) for image, box in zip(images, boxes.tolist(), strict=True)]
         shape = [max(lengths) for lengths in zip(*(image.shape[:-1] for image in images), strict=True)]
         canvas = new_canvas(len(read), shape, 1, self.dtype, pin)
-        lay(canvas.numpy(), images)
+        fill_canvas(canvas.numpy(), images)
         return Gathered(canvas, self.volumes.sizes(read), read, corrupt, boxes)
 
     def smallest(self) -> tuple[int, int]:

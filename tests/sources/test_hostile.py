@@ -185,7 +185,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def _use_store(path: Path) -> None:
-    """Open a store and take everything that it offers; or be told, by its name, that it is none."""
+    """Open a store and read all of it; or get an error that names it."""
     try:
         images = open_store(path)
     except UserError as error:

@@ -13,7 +13,7 @@ import pytest
 from densepath.core.errors import UserError
 from densepath.sources import path_table as names
 from densepath.sources.listing import find_images
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -73,10 +73,10 @@ def test_names_that_are_no_unicode_survive(tmp_path: Path) -> None:
     [
         ("absent", "does not exist"),
         ("absent/*.png", "does not exist"),
-        ("empty", "holds no PNG, JPEG, TIFF, WebP or BMP image"),
-        ("other", "holds no PNG, JPEG, TIFF, WebP or BMP image"),
-        ("other/a.svs", "is no PNG, JPEG, TIFF, WebP or BMP image"),
-        ("other/*", "is no PNG, JPEG, TIFF, WebP or BMP image"),
+        ("empty", "contain no PNG, JPEG, TIFF, WebP or BMP image"),
+        ("other", "contain no PNG, JPEG, TIFF, WebP or BMP image"),
+        ("other/a.svs", "is not a PNG, JPEG, TIFF, WebP or BMP image"),
+        ("other/*", "is not a PNG, JPEG, TIFF, WebP or BMP image"),
         ("absent.txt", "cannot be read (No such file or directory)"),
         ("blank.txt", "names no image"),
         ("", "does not exist"),
@@ -101,7 +101,7 @@ def test_list_names_the_lines_of_missing_files(tmp_path: Path) -> None:
 
 def test_names_cost_their_bytes_and_eight_more_each() -> None:
     strings = [f"slide {k}/tïle.png" for k in range(1000)]
-    names = Names.of(iter(strings))
+    names = PathTable.of(iter(strings))
     assert list(names) == strings
     assert names.text.nbytes + names.starts.nbytes == sum(len(os.fsencode(s)) for s in strings) + 8 * 1001
     with pytest.raises(IndexError):
@@ -110,13 +110,13 @@ def test_names_cost_their_bytes_and_eight_more_each() -> None:
 
 def test_names_of_millions_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     strings = [f"folder/é{number}.png" for number in range(1000)]
-    few = Names.of(strings)
+    few = PathTable.of(strings)
     opened: list[IO[bytes]] = []
     make = tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: opened.append(make()) or opened[-1])
     monkeypatch.setattr(names, "_IN_MEMORY", 100)
     monkeypatch.setattr(names, "_BLOCK", 7)
-    many = Names.of(iter(strings))
+    many = PathTable.of(iter(strings))
     assert len(opened) == 2 and all(file.closed for file in opened)
     assert list(many) == list(few) == strings
     assert list(pickle.loads(pickle.dumps(many))) == strings

@@ -1,4 +1,4 @@
-"""The order of a run, whoever makes its batches."""
+"""The order of a run, for any number of workers and processes."""
 
 from __future__ import annotations
 

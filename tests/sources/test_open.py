@@ -88,7 +88,7 @@ def test_store_is_a_safetensors_file(tmp_path: Path, sizes: list[tuple[int, int]
 def test_store_is_mapped_and_not_read(tmp_path: Path) -> None:
     write_tiles(tmp_path / "tiles", [(16, 16)] * 4)
     packed = open_store(pack(tmp_path / "tiles", tmp_path / "s.safetensors"))
-    packed.pixels.fill_(0)  # changes this process's pages alone
+    packed.pixels.fill_(0)  # changes only this process's pages
     assert open_store(tmp_path / "s.safetensors").pixels.any()
 
 
@@ -146,7 +146,7 @@ def test_nothing_is_printed_where_nobody_watches(tmp_path: Path, capfd: pytest.C
 
 def test_pack_refuses_other_suffixes_and_files_that_exist(tmp_path: Path) -> None:
     write_tiles(tmp_path / "tiles", [(8, 6)])
-    with pytest.raises(UserError, match=r"call it tiles\.bin\.safetensors"):
+    with pytest.raises(UserError, match=r"name it tiles\.bin\.safetensors"):
         pack(tmp_path / "tiles", tmp_path / "tiles.bin")
     pack(tmp_path / "tiles", tmp_path / "s.safetensors")
     with pytest.raises(UserError, match="already exists"):

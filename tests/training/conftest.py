@@ -27,12 +27,12 @@ def draw_tiles(folder):
 
 
 @pytest.fixture
-def forks(tmp_path):
-    """Play a scenario of ``forks.py`` in ``tmp_path``; gives its result and what it wrote to stderr."""
+def run_scenario(tmp_path):
+    """Play a scenario of ``process_scenarios.py`` in ``tmp_path``; gives its result and what it wrote to stderr."""
 
     def play(scenario):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, Path(__file__).parent / "forks.py", scenario, tmp_path]
+        command = [sys.executable, Path(__file__).parent / "process_scenarios.py", scenario, tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), done.stderr

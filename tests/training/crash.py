@@ -1,4 +1,4 @@
-"""What may befall a run from outside, in processes of their own, as in forks.py.
+"""Crashes of a run from outside, in processes of their own, as in process_scenarios.py.
 
 Usage: python crash.py FOLDER SCENARIO ... FOLDER holds tiles/, and gets a folder for each scenario. Prints what
 happened, as JSON.
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from forks import die, ended, fork, in_saving, in_step, in_writing, kill_after
+from process_scenarios import die, ended, fork, in_saving, in_step, in_writing, kill_after
 
 import densepath.analysis.show
 import densepath.transfer.probe.probe  # noqa: F401
@@ -115,7 +115,7 @@ def detected(folder):
     return {"whole": whole, "cut": cut, "shot": shot}
 
 
-def told(folder, words, prepare=lambda: None):
+def run_reported(folder, words, prepare=lambda: None):
     """The exit code of a command line in a process of its own, and the last line that it says to its user."""
 
     def run():
@@ -148,16 +148,16 @@ def full(folder):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
     story = {
-        "pretrain whole": told(folder, [*pretrain, "--out", whole]),
-        "detect whole": told(folder, [*fine_tune, "--out", detector]),
+        "pretrain whole": run_reported(folder, [*pretrain, "--out", whole]),
+        "detect whole": run_reported(folder, [*fine_tune, "--out", detector]),
     }
 
     def squeeze(words, out, like):
         """Room for a checkpoint and a half; then, after a look, enough."""
         fill(disk, spare=3 * (like / "checkpoints" / "last.ckpt").stat().st_size // 2 + 2**16)
-        squeezed = [*told(folder, [*words, "--out", out]), files_in(out)]
+        squeezed = [*run_reported(folder, [*words, "--out", out]), files_in(out)]
         (disk / "filler").unlink()
-        return squeezed, told(folder, [*words, "--out", out, "--resume"])
+        return squeezed, run_reported(folder, [*words, "--out", out, "--resume"])
 
     story["pretrain"], story["pretrain resumed"] = squeeze(pretrain, disk / "run", whole)
     story["detect"], story["detect resumed"] = squeeze(fine_tune, disk / "found", detector)
@@ -174,14 +174,14 @@ def full(folder):
     }
     blocked["show"] += ["--out", disk / "views.png"]
     for name, words in blocked.items():
-        story[f"full {name}"] = told(folder, words)
+        story[f"full {name}"] = run_reported(folder, words)
     (disk / "filler").unlink()
     story["full left"] = sorted(set(files_in(disk)) - set(before))
     subprocess.run(["cp", "-r", disk / "run", disk / "found", folder], check=True)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     for name, words in blocked.items():
-        story[f"closed {name}"] = told(folder, words)
-    story["closed evaluate"] = told(folder, [*fine_tune, "--out", disk / "found", "--evaluate"])
+        story[f"closed {name}"] = run_reported(folder, words)
+    story["closed evaluate"] = run_reported(folder, [*fine_tune, "--out", disk / "found", "--evaluate"])
     return story
 
 
@@ -206,15 +206,15 @@ def lost(folder):
         """Every second image goes in the fifth step."""
         in_step(4, lambda: [path.unlink() for path in sorted(TILES.iterdir())[::2]])
 
-    story = {"whole": told(folder, [*pretrain, "--workers", "0", "--out", folder / "whole"])}
+    story = {"whole": run_reported(folder, [*pretrain, "--workers", "0", "--out", folder / "whole"])}
     out = ["--out", folder / "cut"]
-    story["worker"] = told(folder, [*pretrain, "--workers", "1", *out], lambda: deadly(ImageFiles, "read", 50))
+    story["worker"] = run_reported(folder, [*pretrain, "--workers", "1", *out], lambda: deadly(ImageFiles, "read", 50))
     story["worker left"] = files_in(folder / "cut")
-    story["resumed"] = told(folder, [*pretrain, "--workers", "0", *out, "--resume"])
+    story["resumed"] = run_reported(folder, [*pretrain, "--workers", "0", *out, "--resume"])
     out = ["--out", folder / "found"]
-    story["detect worker"] = told(folder, [*fine_tune, *out], lambda: deadly(_Samples, "__getitem__", 5))
+    story["detect worker"] = run_reported(folder, [*fine_tune, *out], lambda: deadly(_Samples, "__getitem__", 5))
     out = ["--out", folder / "missing"]
-    story["images"] = told(folder, [*pretrain, "--workers", "0", *out], vanishing)
+    story["images"] = run_reported(folder, [*pretrain, "--workers", "0", *out], vanishing)
     story["images left"] = files_in(folder / "missing")
     return story
 

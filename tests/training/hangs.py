@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import lightning.fabric  # noqa: F401
-from forks import ended, fork, in_step
+from process_scenarios import ended, fork, in_step
 from toy import Toy, fit_toy
 
 from densepath.cli import main

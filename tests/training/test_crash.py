@@ -1,4 +1,4 @@
-"""What may befall a run: it ends with one line that says what to do, keeps what was good, and can go on."""
+"""Crashes: a run ends with one line that says what to do, keeps its good files, and can be resumed."""
 
 import json
 import logging
@@ -93,7 +93,7 @@ FULL = {
 }
 
 
-def test_a_disk_that_is_full_or_closed_is_told_and_keeps_what_was_there(crashes):
+def test_a_full_or_read_only_disk_is_reported_and_keeps_its_files(crashes):
     if "full" not in crashes[0]:
         pytest.skip("no disk can be mounted here")
     story, folder = crashes[0]["full"], crashes[1] / "full"
@@ -161,7 +161,7 @@ def test_an_image_that_goes_during_the_run_is_named_once_and_replaced(tmp_path, 
     assert newest_checkpoint(out / "checkpoints")["step"] == 10
 
 
-def test_a_method_whose_loss_is_no_number_stops_and_keeps_the_good_weights(tmp_path, tiles):
+def test_a_method_with_a_loss_of_nan_stops_and_keeps_the_good_weights(tmp_path, tiles):
     options = SMALL | {"method_options": {"queue_size": 40}, "batch_size": 8, "max_steps": 12, "log_every": 1}
     steep = Optimizer(lr=1e18, schedule="constant", warmup_epochs=1)  # of 5 steps: it overflows within them
     with pytest.raises(UserError, match=r"not finite at step \d+ .*not_finite\.json lists") as error:
@@ -243,7 +243,7 @@ def test_a_stopwatch_never_goes_back(monkeypatch):
     assert read == [1.0, 1.0, 3.0, 3.0, 951.0]
 
 
-def test_progress_goes_on_after_the_clock_was_set_back(monkeypatch, capsys):
+def test_progress_continues_after_the_clock_was_set_back(monkeypatch, capsys):
     clocks = Clocks(monkeypatch)
     progress = Progress(0, 100)
     progress.begin()

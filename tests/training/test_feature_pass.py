@@ -18,7 +18,7 @@ from densepath.runs.signals import Interrupted
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import open_images
 from densepath.training.export import export
-from densepath.training.feature_pass import Sweep
+from densepath.training.feature_pass import FeaturePass
 from densepath.training.pretrain import pretrain
 from densepath.views.declarations import view_sizes
 
@@ -50,7 +50,7 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
                 statistic.mul_(1.5)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     batches = ImageBatches(source, batch_size=8, seed=0, max_steps=4)
-    features = Sweep(batches, 48, torch.contiguous_format)(method, torch.device("cpu"))
+    features = FeaturePass(batches, 48, torch.contiguous_format)(method, torch.device("cpu"))
     assert method.training and method.key_backbone.training and not method.backbone.training
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     assert not features.requires_grad and features.shape == (101, 128)
@@ -64,17 +64,17 @@ def test_every_image_is_described_as_the_network_stands(tiles, cache, caplog):
     assert len([record for record in caplog.records if "13.png" in record.message]) == 1
 
 
-def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
-    swept, sweep = [], PCLV2.on_features
+def test_a_run_extracts_all_features_after_its_warm_up_and_in_each_epoch(tmp_path, tiles, monkeypatch):
+    steps_of_passes, on_features = [], PCLV2.on_features
 
-    def spy(self, features, batch, tick):
-        swept.append(batch.step)
-        sweep(self, features, batch, tick)
+    def spy(self, features, batch, heartbeat):
+        steps_of_passes.append(batch.step)
+        on_features(self, features, batch, heartbeat)
         assert torch.equal(self.assignments.unique(), torch.arange(21))  # on so few images no cluster is empty
 
     monkeypatch.setattr(PCLV2, "on_features", spy)
     out = pretrain(data=tiles, out=tmp_path / "run", **SMALL, **PCL, max_steps=12, log_every=1)
-    assert swept == [3, 5, 10]  # an epoch is five steps
+    assert steps_of_passes == [3, 5, 10]  # an epoch is five steps
     rows = read_metrics(out / "metrics.csv")
     assert ["prototype_loss" in row for row in rows] == [False] * 3 + [True] * 9
     state = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
@@ -82,14 +82,14 @@ def test_a_run_sweeps_at_the_end_of_its_warm_up_and_in_each_epoch(tmp_path, tile
     assert export(out, tmp_path / "weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("during", ["sweep", "k-means"])
+@pytest.mark.parametrize("during", ["feature pass", "k-means"])
 def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the_same(
     tmp_path, tiles, monkeypatch, during
 ):
     options = {"data": tiles, **SMALL, **PCL, "max_steps": 5}
     whole = read_checkpoint(pretrain(out=tmp_path / "whole", **options) / "checkpoints" / "last.ckpt")
-    calls = {"describe": 0, "nearest": 0}
-    where, name = (PCLV2, "describe") if during == "sweep" else (clustering, "nearest")
+    calls = {"extract_features": 0, "nearest": 0}
+    where, name = (PCLV2, "extract_features") if during == "feature pass" else (clustering, "nearest")
     original = getattr(where, name)
 
     def stopping(*arguments):
@@ -110,8 +110,8 @@ def test_a_signal_ends_the_work_between_steps_at_once_and_the_resumed_run_is_the
     assert all(torch.equal(value, state[name]) for name, value in whole["state_dict"].items())
 
 
-def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch):
-    """By a clock that moves by a second in each step, and by an hour in a sweep."""
+def test_a_feature_pass_does_not_count_as_training_time(tmp_path, tiles, monkeypatch):
+    """By a clock that moves by a second in each step, and by an hour in a feature pass."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock.now)
     forward, take = PCLV2.forward, PCLV2.on_features
@@ -133,11 +133,11 @@ def test_the_time_of_a_sweep_is_no_time_of_training(tmp_path, tiles, monkeypatch
 def test_clusters_that_are_fewer_than_the_images_of_a_batch_are_refused_before_the_run(tiles):
     method = PCLV2(build_backbone("test_resnet"), queue_size=32)  # clusters by default: 1, 2 and 5 of 40 images
     method.check(view_sizes(method.views(), 48, 2), 8)
-    with pytest.raises(UserError, match="1 clusters leave no prototype beside those of a batch of 8 images"):
+    with pytest.raises(UserError, match="1 clusters leave no negative prototype for a batch of 8 images"):
         method.prepare(open_images(tiles, cache="none"))
 
 
-def test_bfloat16_trains_all_weights_in_the_step_of_a_sweep(tmp_path, tiles):
+def test_bfloat16_trains_all_weights_in_the_step_of_a_feature_pass(tmp_path, tiles):
     options = {"data": tiles, **SMALL, **PCL, "max_steps": 1} | {"precision": "bf16-mixed"}
     options["method_options"] = PCL["method_options"] | {"warmup": 0.0}
     out = pretrain(out=tmp_path / "run", **options)

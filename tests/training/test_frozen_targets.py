@@ -51,7 +51,7 @@ def test_a_run_of_vq_kd_is_the_tokenizer_of_beit_v2(tmp_path, tiles):
 
 
 @pytest.mark.parametrize("method", ["eva", "beit_v2"])
-def test_a_run_is_resumed_with_the_same_target_alone(tmp_path, tiles, method):
+def test_a_run_is_resumed_only_with_the_same_target(tmp_path, tiles, method):
     (tmp_path / "other").mkdir()
     (tmp_path / "moved").mkdir()
     if method == "eva":

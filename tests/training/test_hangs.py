@@ -80,7 +80,7 @@ def test_tasks_that_nobody_has_started_are_not_waited_for(played):
     assert code == 0 and saved(folder / "run") == 12
     assert (
         lines.count(
-            "densepath: SLURM_NTASKS is 2, but srun did not start this process, so it runs alone; "
+            "densepath: SLURM_NTASKS is 2, but srun did not start this process, so it is the only one; "
             "for 2 processes start it by srun"
         )
         == 1
@@ -115,5 +115,5 @@ def test_too_little_shared_memory_is_named(played):
     story, _ = played("shared_memory", NAMESPACE)
     code, lines, _ = story["run"]
     assert code == 2
-    assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images that worker processes hand")
+    assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images that worker processes")
     assert "--shm-size" in lines[-1] and lines[-1].endswith("or use --workers 0")

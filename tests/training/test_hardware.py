@@ -72,7 +72,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize("where", ALONE)
-def test_a_job_of_two_tasks_whose_process_srun_did_not_start_runs_alone_and_says_so(monkeypatch, where, capsys):
+def test_a_job_of_two_tasks_without_srun_is_a_run_of_one_process_and_reports_it(monkeypatch, where, capsys):
     for name, value in {"NTASKS": "2", "NNODES": "1", **ALONE[where]}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     found = choose_hardware("cpu", "32")

@@ -184,7 +184,7 @@ def test_yaml_names_nothing_that_is_executed(kind, place, run, tmp_path, monkeyp
     with bounded_memory(500):
         code = main(words)
     error = capsys.readouterr().err
-    assert code == (0 if place == "checkpoint" else 2)  # the checkpoint's copy is for its reader alone
+    assert code == (0 if place == "checkpoint" else 2)  # the copy in the checkpoint is only for its reader
     assert place == "checkpoint" or (len(error.splitlines()) == 1 and len(error) < 1000)
     assert not (tmp_path / "owned").exists() and not (tmp_path / "new").exists()
 
@@ -348,7 +348,7 @@ def test_whatever_happens_to_weights_they_are_used_or_refused(kind, tmp_path, bo
 def test_safetensors_with_a_header_of_absurd_length_are_refused(length, tmp_path, bounded_memory):
     path = tmp_path / "w.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}')
-    with bounded_memory(100), pytest.raises(UserError, match=r"w\.safetensors is damaged or is no safetensors file"):
+    with bounded_memory(100), pytest.raises(UserError, match=r"w\.safetensors is damaged or not a safetensors file"):
         read_weights(path)
 
 
@@ -357,7 +357,7 @@ def test_safetensors_with_absurd_shapes_are_refused(shape, tmp_path, bounded_mem
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 16]}}).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with bounded_memory(100), pytest.raises(UserError, match=r"w\.safetensors is damaged or is no safetensors file"):
+    with bounded_memory(100), pytest.raises(UserError, match=r"w\.safetensors is damaged or not a safetensors file"):
         read_weights(path)
 
 
@@ -365,7 +365,7 @@ def test_safetensors_with_absurd_shapes_are_refused(shape, tmp_path, bounded_mem
 def test_colors_that_are_none_are_refused(mean, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path, {"mean": mean, "std": "[0.2, 0.2, 0.2]"})
-    with pytest.raises(UserError, match=r"w\.safetensors names no mean and std of its channels"):
+    with pytest.raises(UserError, match=r"w\.safetensors has no valid mean and std of its channels"):
         pixels_of_weights(path)
 
 

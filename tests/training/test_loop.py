@@ -73,7 +73,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_undisturbed(tmp_path, sig
     assert caught.value.code == 128 + signum
     assert signal.getsignal(signum) == handler
     assert "--resume" in capsys.readouterr().err.splitlines()[-1]
-    assert len(stopped.seen) == 14 * accumulate, "the step under way is finished, and no other begun"
+    assert len(stopped.seen) == 14 * accumulate, "the current step is finished, and no other is started"
 
     resumed = fit_toy(tmp_path / "cut", 30, accumulate=accumulate, resume=True)
     assert stopped.seen + resumed.seen == whole.seen
@@ -119,7 +119,7 @@ def test_resuming_another_module_is_refused(tmp_path):
     fit_toy(tmp_path, 10)
     other = Toy()
     other.more = torch.nn.Linear(1, 1)
-    with pytest.raises(UserError, match="does not fit what is trained"):
+    with pytest.raises(UserError, match="does not fit the network of this run"):
         fit_toy(tmp_path, 10, other, resume=True)
 
 
@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(tmp_p
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
 
 
-def test_time_alone_brings_a_checkpoint(tmp_path):
+def test_a_checkpoint_is_written_when_its_time_is_due(tmp_path):
     hits = []
 
     def look():

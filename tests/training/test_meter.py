@@ -15,7 +15,7 @@ class Images(list):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told to move."""
+    """A clock that stands still until it is moved."""
 
     class Clock:
         now = 100.0

@@ -25,11 +25,11 @@ def places(wanted):
     return {name for name, found in files.items() if any(wanted(receiver, call) for receiver, call in found)}
 
 
-def test_gradients_are_computed_in_the_loop_alone():
+def test_gradients_are_computed_only_in_the_loop():
     assert places(lambda receiver, call: call in ("backward", "grad") and receiver != "dist") == {LOOP}
 
 
-def test_optimizers_step_in_the_loop_alone():
+def test_optimizers_step_only_in_the_loop():
     assert places(lambda receiver, call: call == "step" and receiver in ("optimizer", "solver")) == {LOOP, FIT}
 
 

@@ -269,7 +269,7 @@ def test_weight_decay_rises_along_a_cosine_where_there_is_any(final):
     assert [decay for _, decay in seen] == [0.0] * 10
 
 
-def test_a_restored_schedule_goes_on_with_the_same_courses():
+def test_a_restored_schedule_continues_with_the_same_values():
     settings = Optimizer(name="lamb", weight_decay=0.04, final_weight_decay=0.2)
 
     def made(state=None):

@@ -161,7 +161,7 @@ def test_single_values_are_chosen_by_hand_and_kept_when_a_run_is_resumed(tmp_pat
 
 def test_a_run_is_not_resumed_with_images_of_other_channels(tmp_path: Path, xrays: Path, tiles: Path) -> None:
     run = run_of(xrays, tmp_path / "run")
-    with pytest.raises(UserError, match="the run learns from images of 1 channels, and these have 3"):
+    with pytest.raises(UserError, match="the run learns from images of 1 channels, but these have 3"):
         run_of(tiles, run, resume=True)
 
 

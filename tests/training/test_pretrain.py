@@ -224,7 +224,7 @@ def test_too_many_damaged_images_end_the_run_with_their_names(tmp_path, tiles):
 
 
 @pytest.mark.parametrize(("epochs", "told"), [(0.3, True), (0.2, False)])  # of 0.4
-def test_a_warm_up_that_is_cut_is_told(tmp_path, tiles, capsys, epochs, told):
+def test_a_shortened_warm_up_is_reported(tmp_path, tiles, capsys, epochs, told):
     pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, max_steps=2, optimizer=Optimizer(warmup_epochs=epochs))
     assert (f"the warm-up of {epochs} epochs is longer than half" in capsys.readouterr().err) == told
 
@@ -255,5 +255,7 @@ def test_a_backbone_may_be_a_network(tmp_path, tiles):
     pretrain(**options | {"backbone": Own(), "out": run, "save_every_steps": 1, "resume": True})
     again = load_file(run / "exported" / "backbone.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in exported.items())
-    with pytest.raises(UserError, match=r"the backbone of .*own cannot be made by its name \(unknown backbone 'own'"):
+    with pytest.raises(
+        UserError, match=r"the backbone of .*own cannot be built from its name \(unknown backbone 'own'"
+    ):
         export(run)

@@ -21,8 +21,8 @@ OPTIONS = {"method": "moco_v2", "backbone": "test_resnet", "batch_size": 8, "vie
 OPTIONS |= {"accumulate": 2, "precision": "32"}
 
 
-def test_two_processes_make_one_run(tmp_path, tiles, forks):
-    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = forks(
+def test_two_processes_make_one_run(tmp_path, tiles, run_scenario):
+    (one, even, parts, parts2, whole, stopped, resumed, broken, gone, early, full, *methods), stderr = run_scenario(
         "processes"
     )
     stop = 128 + signal.SIGTERM
@@ -44,8 +44,8 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     assert torch.equal(weight("parts2.0"), weight("parts2.1"))
     assert not torch.equal(weight("parts.0"), weight("one.0"))
 
-    # One of them is told to stop: both do, after the same step, and go on to the bits of the undisturbed run. Each also
-    # draws numbers of its own.
+    # One of them gets a stop signal: both stop after the same step, and resume to the bits of the undisturbed run. Each
+    # also draws numbers of its own.
     assert torch.equal(weight("cut.0"), weight("whole.0"))
     assert len(read_checkpoint(tmp_path / "cut" / "checkpoints" / "last.ckpt")["random"]) == 2
     assert stderr.count("--resume continues") == 3  # once for each of the runs that were stopped
@@ -56,7 +56,7 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     assert note == {"step": 7, "images": list(range(7 * 12, 8 * 12))}  # of both
     assert stderr.count("not finite at step 7") == 2
 
-    # One of them is killed, or can write no checkpoint: the other says that it is alone, and how to go on.
+    # One of them is killed, or can write no checkpoint: the other reports it, and how to continue.
     assert (gone, early, full) == ([1, -signal.SIGKILL], [-signal.SIGKILL, 1], [1, 1])
     assert stderr.count("UserError: another process of this run has died or stopped") == 3
     assert stderr.count("; continue with --resume (") == 1 and stderr.count("start it again with --resume (") == 2
@@ -84,10 +84,10 @@ def test_two_processes_make_one_run(tmp_path, tiles, forks):
     assert int(two["state_dict"]["method.queue.pointer"]) == 12 * 8 % 40
 
     # What learns from features of all images finds the same in them.
-    paths = [tmp_path / name for name in ("swept", "swept_one", "swept_cut")]
+    paths = [tmp_path / name for name in ("feature_pass", "feature_pass_one", "feature_pass_cut")]
     two, alone, cut = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in paths)
     torch.testing.assert_close(two, alone, rtol=1e-7, atol=1e-9)
-    # One of the processes was told to stop in the midst of that: both did, and went on to the same bits.
+    # One of the processes got a stop signal during that: both stopped, and resumed to the same bits.
     assert [name for name, value in two.items() if not torch.equal(value, cut[name])] == []
     assert two["method._extra_state"] == 2 and two["method.prototypes"].any()
     losses = [[row["loss"] for row in read_metrics(path / "metrics.csv")] for path in paths]
@@ -110,7 +110,7 @@ def alone(tmp_path_factory):
     ids=["torchrun", "none"],
 )
 def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone, tmp_path):
-    """Whoever starts the second process: torchrun, or nobody but the run itself."""
+    """The second process is started by torchrun, or by the run itself."""
     options = dict(OPTIONS, data=alone / "tiles", out=tmp_path / "two", devices=devices)
     words = " ".join(f"--{name} {value}" for name, value in options.items())
     command = f"{launcher} -m densepath pretrain {words} --method.queue_size 32 --batch_norm synchronized"
@@ -127,7 +127,7 @@ def test_the_command_line_makes_the_run_of_one_process(launcher, devices, alone,
     torch.testing.assert_close(*exported, rtol=1e-3, atol=1e-4)
 
 
-def test_a_batch_norm_group_lies_within_one_process(tmp_path, tiles):
+def test_a_batch_norm_group_is_within_one_process(tmp_path, tiles):
     options = {"method": "moco_v2", "data": tiles, "backbone": "test_resnet", "batch_size": 8, "view_size": 48}
     options |= {"max_steps": 2, "method_options": {"queue_size": 32}, "batch_norm_group": 8}
     with pytest.raises(UserError, match="groups of 8 images do not divide the 4 that a process holds"):

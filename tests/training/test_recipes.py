@@ -226,7 +226,7 @@ def test_the_backbone_is_not_a_methods_option():
 @pytest.mark.parametrize(
     "text", ["[1, 2]", "", "a: [", "1: 2", "method: !!python/object/apply:os.mkdir [exploded]", "\x00"]
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path, monkeypatch, text):
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):

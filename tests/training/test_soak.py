@@ -1,4 +1,4 @@
-"""Memory stays flat while a run goes on: the short form of ``benchmarks/soak.py``."""
+"""Memory stays constant during a run: the short form of ``benchmarks/soak.py``."""
 
 from benchmarks.soak import growth, soak
 

@@ -21,8 +21,8 @@ def differing(one, other, name=""):
     return [] if equal else [name]
 
 
-def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, tiles, forks):
-    ends, _ = forks("killed")
+def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, tiles, run_scenario):
+    ends, _ = run_scenario("killed")
     kill, shot = -signal.SIGKILL, ends.pop("shot")
     assert set(shot[:-1]) <= {kill, 0} and shot[-1] == 0  # the clock may come too late
     for method, codes in ends.items():

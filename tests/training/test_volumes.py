@@ -65,6 +65,6 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
 
 def test_a_network_for_images_is_refused(store, tmp_path):
     run = {"data": store, "out": tmp_path / "run", "method": "moco_v2", "method_options": SMALL}
-    with pytest.raises(UserError, match=r"test_resnet takes images of 2 dimensions, and those of .* have 3"):
+    with pytest.raises(UserError, match=r"test_resnet takes images of 2 dimensions, but those of .* have 3"):
         pretrain(**run, **{**OPTIONS, "backbone": "test_resnet"})
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from densepath.views import color, intensity
 from densepath.views.augment import Augment
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
 
 @pytest.fixture
@@ -110,10 +110,10 @@ def test_color_jitter_applies_each_images_own_order():
     functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     orders = set()
     for i, image in enumerate(images):
-        if draw(Slot.JITTER)[i, 0] < 0.7:
-            share = draw(Slot.JITTER_FACTORS)[i]
+        if draw(Stream.JITTER)[i, 0] < 0.7:
+            share = draw(Stream.JITTER_FACTORS)[i]
             factors = [0.6 + 0.8 * float(share[k]) for k in range(3)] + [-0.2 + 0.4 * float(share[3])]
-            order = draw(Slot.JITTER_ORDER)[i].argsort().tolist()
+            order = draw(Stream.JITTER_ORDER)[i].argsort().tolist()
             orders.add(tuple(order))
             for k in order:
                 image = functions[k](image, factors[k])

@@ -8,7 +8,7 @@ from scipy import stats
 from torchvision.transforms.v2 import functional as TF
 
 from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, IntensityJitter, Solarize, gaussian_blur
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
 SHAPES = [(6, 1, 18, 20), (6, 2, 10, 12, 14)]
 
@@ -29,7 +29,7 @@ def test_blur_of_volumes_equals_scipy(shape):
 def test_intensity_jitter_of_one_channel_equals_torchvisions_brightness_and_contrast():
     x, draw = torch.rand(40, 1, 12, 12), draw_of(40)
     result = IntensityJitter(0.7, 0.3, 0.6).apply(x.clone(), draw)
-    numbers = draw(Slot.INTENSITY)
+    numbers = draw(Stream.INTENSITY)
     orders = set()
     for image, made, (chance, bright, contrast, order) in zip(x, result, numbers.tolist(), strict=True):
         if chance < 0.7:
@@ -47,7 +47,7 @@ def test_noise_is_normal_and_has_the_deviation_that_was_drawn(shape):
     x = torch.full((count, *shape[1:]), 0.5)
     draw = draw_of(count)
     noise = GaussianNoise(1.0, (0.01, 0.05)).apply(x.clone(), draw) - x
-    std = 0.01 + 0.04 * draw(Slot.NOISE)[:, 1]
+    std = 0.01 + 0.04 * draw(Stream.NOISE)[:, 1]
     unit = (noise.flatten(1) / std.unsqueeze(1)).flatten()
     assert stats.kstest(unit.numpy(), "norm").pvalue > 1e-3
     rows = noise.flatten(1)
@@ -73,7 +73,7 @@ def test_what_happens_to_an_image_is_its_own_and_happens_as_often_as_asked(opera
 
 def test_gamma_is_a_power_and_solarize_inverts_the_bright_half():
     x, draw = torch.rand(50, 1, 4, 4), draw_of(50)
-    power = torch.exp(np.log(0.5) + np.log(4.0) * draw(Slot.GAMMA)[:, 1])
+    power = torch.exp(np.log(0.5) + np.log(4.0) * draw(Stream.GAMMA)[:, 1])
     expected = x ** power.view(-1, 1, 1, 1)
     torch.testing.assert_close(Gamma(1.0, (0.5, 2.0)).apply(x.clone(), draw), expected)
     torch.testing.assert_close(Solarize(1.0).apply(x.clone(), draw), torch.where(x < 0.5, x, 1 - x))

@@ -36,7 +36,7 @@ def images(count: int = 5, spec: PixelSpec | None = None) -> ImageBatch:
 @pytest.mark.parametrize("rotation", [0.0, 20.0])
 @pytest.mark.parametrize("spec", [PixelSpec(), VOLUME], ids=["2D", "3D"])
 def test_local_crops_are_one_view_each_by_random_numbers_of_its_own(spec, rotation):
-    """Row k * B + b is what a view with the number (1 + (k << 8)) alone would be of image b."""
+    """Row k * B + b is the single view with number 1 + (k << 8) of image b."""
     local = replace(Augment(rotation=rotation).random_view(96 / 224, 4), appearance=(GaussianBlur(0.5, (0.1, 1.0)),))
     maker = ViewMaker({"global": RandomView(), "local": local}, 28, 0, spec)
     assert maker.sizes() == {"global": (28,) * spec.ndim, "local": (12,) * spec.ndim}
@@ -120,15 +120,15 @@ def test_a_view_can_cover_others_in_a_volume():
 @pytest.mark.parametrize(
     ("views", "spec", "size", "message"),
     [
-        ({"a": Augment().random_view()}, GREY, 32, "ColorJitter needs images of 3 channels, and these have 1"),
-        ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be turned by quarters"),
-        ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be turned by quarters"),
+        ({"a": Augment().random_view()}, GREY, 32, "ColorJitter needs images with 3 channels, and these have 1"),
+        ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be rotated by quarter turns"),
+        ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be rotated by quarter turns"),
         ({"a": RandomView(Crop(flip=(0.5, 0.5, 0.5)))}, GREY, 32, "2 dimensions cannot be flipped along z"),
         ({"a": RandomView()}, VOLUME, (32, 32), "view_size .* has 2 sides, and the images have 3 dimensions"),
         ({"a": RandomView(size=0.01)}, GREY, 32, "the view a would have 0 x 0 px"),
         ({"a": RandomView(count=0)}, GREY, 32, "1 to 128 crops of each image, not 0"),
-        ({"b": Turned("a"), "a": RandomView()}, GREY, 32, "the view b refers to 'a', which must stand before it"),
-        ({"a": RandomView(count=2), "b": Cover(("a", "a"))}, GREY, 32, "can cover a only where that is one crop"),
+        ({"b": Turned("a"), "a": RandomView()}, GREY, 32, "the view b refers to 'a', which must be declared before it"),
+        ({"a": RandomView(count=2), "b": Cover(("a", "a"))}, GREY, 32, "can cover a only if that has one crop"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_run(views, spec, size, message):
@@ -144,7 +144,7 @@ def test_images_without_colors_keep_what_makes_sense_of_a_methods_own_look():
     ViewMaker(views, 16, 0, GREY)(images(2, GREY))
     assert without_color(own, own, PixelSpec()) == (own, ())
     asked = {"a": Augment(hue=0.3).random_view()}
-    with pytest.raises(UserError, match=r"ColorJitter needs images of 3 channels.*--augment\.hue 0"):
+    with pytest.raises(UserError, match=r"ColorJitter needs images with 3 channels.*--augment\.hue 0"):
         ViewMaker(without_color(asked, own, GREY)[0], 16, 0, GREY)
     plain = {"a": Augment(brightness=0.7, saturation=0, hue=0).random_view()}
     assert IntensityJitter(0.8, 0.7, 0.4) in without_color(plain, own, GREY)[0]["a"].appearance

@@ -16,7 +16,7 @@ from densepath.views.crops import Crop
 from densepath.views.declarations import Center, RandomView
 from densepath.views.geometry import crop_maps, posed, quarter_turns
 from densepath.views.maker import ViewMaker
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
 SPEC = PixelSpec(3, 1, (0.0, 1.0), (0.0,), (1.0,))
 WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
@@ -34,8 +34,8 @@ def test_flips_and_quarter_turns_are_those_of_tensors():
     numbers = draw_of(40)
     kinds = set()
     for row, volume in enumerate(volumes.movedim(-1, 1)):
-        flips = [*(numbers(Slot.FLIP)[row, :2] < 0.5).tolist(), bool(numbers(Slot.TURN_3D)[row, 0] < 0.5)]
-        turns = int(4 * numbers(Slot.FLIP)[row, 2])
+        flips = [*(numbers(Stream.FLIP)[row, :2] < 0.5).tolist(), bool(numbers(Stream.TURN_3D)[row, 0] < 0.5)]
+        turns = int(4 * numbers(Stream.FLIP)[row, 2])
         kinds.add((*flips, turns))
         expected = torch.rot90(volume.flip([-1 - axis for axis in range(3) if flips[axis]]), turns, (-2, -1))
         torch.testing.assert_close(made.pixels[row], expected)
@@ -99,7 +99,7 @@ def test_rotations_are_rigid_in_millimeters(axes):
         if axes == "xy":
             torch.testing.assert_close(rotation[2], torch.tensor([0.0, 0, 1]).double(), atol=1e-6, rtol=0)
             angle = math.degrees(math.atan2(rotation[1, 0], rotation[0, 0]))
-            assert angle == pytest.approx(25 * (2 * float(draw(Slot.FLIP)[row, 3]) - 1), abs=1e-3)
+            assert angle == pytest.approx(25 * (2 * float(draw(Stream.FLIP)[row, 3]) - 1), abs=1e-3)
 
 
 @pytest.mark.parametrize(("rotation", "axes"), [(30.0, "xy"), (30.0, "all")])

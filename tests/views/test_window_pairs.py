@@ -1,4 +1,4 @@
-"""Pairs of windows with a least IoU, against drawing again and again until two overlap enough."""
+"""Pairs of windows with a minimum IoU, against rejection sampling."""
 
 import pytest
 import torch

@@ -75,7 +75,7 @@ def find_concepts(
             raise UserError(
                 f"{num_concepts} concepts cannot be found at {positions} positions of stage f{stage}; use fewer"
             )
-        draws = uniform(seed, 0, torch.arange((1 + ITERATIONS) * num_concepts), view=0, slot=stage)[:, 0]
+        draws = uniform(seed, 0, torch.arange((1 + ITERATIONS) * num_concepts), view=0, stream=stage)[:, 0]
         starts = (draws * positions).long().view(1 + ITERATIONS, 1, num_concepts).to(device)
         labels, _ = spherical_kmeans(inner.flatten(2).transpose(1, 2), starts[0], starts[1:])
         concepts[stage] = labels.view(inner.shape[2:]).cpu().numpy()

@@ -1,1 +1,1 @@
-"""What is known of each image: classes, label maps, objects."""
+"""Annotations of images: classes, label maps, objects."""

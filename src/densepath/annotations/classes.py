@@ -1,4 +1,4 @@
-"""Which class each image of a source belongs to: by the folder that it lies in, or by a table of labels."""
+"""The class of each image of a source: by its folder, or by a table of labels."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Classes:
     """The classes of the images of a source.
 
     Args:
-        names: of the classes that have an image, in the order of their characters.
-        labels: (N,) int32, for each image the position of its class in ``names``.
+        names: names of the classes that have an image, sorted by their characters.
+        labels: (N,) int32, for each image the index of its class in ``names``.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Classes:
         return labels.pin_memory() if pin else labels
 
     def describe(self) -> str:
-        """The classes with the number of their images, in a line."""
+        """The classes and their numbers of images, in one line."""
         counts = torch.bincount(self.labels, minlength=len(self.names)).tolist()
         shown = [f"{name} ({count})" for name, count in zip(self.names, counts, strict=True)]
         return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
@@ -54,27 +54,26 @@ class Classes:
 def read_classes(images: PixelSource, labels: str) -> Classes:
     """Look up the class of each image.
 
-    A table is a CSV or TSV file of two columns, the file and its label; with a header that names them ``file`` and
-    ``label`` it may have others. A file is given by its path relative to the folder of the images, by its absolute path
-    (not in a packed store) or a part of that which ends so, or by its bare name where no other image has that name.
-    Lines for other files are passed over. Of the table only checksums are kept, so that millions of lines take little
-    memory.
+    A table is a CSV or TSV file with two columns, the file and its label; with a header that names them ``file`` and
+    ``label`` it may have more. A file is given by its path relative to the folder of the images, by its absolute path
+    (not in a packed store) or the last parts of that, or by its name if no other image has that name. Lines for other
+    files are ignored. Only checksums of the table are kept, so that millions of lines take little memory.
 
     Args:
         images: the source.
         labels: "folders", or the path of a table.
 
     Raises:
-        UserError: there are fewer than two classes; the table is missing, cannot be read, holds something else or
-            contradicts itself; or an image has no label in it.
+        UserError: there are fewer than two classes; the table is missing, cannot be read, is not a table of labels or
+            contradicts itself; or it has no label for an image.
     """
     names, found = _by_folder(images) if labels == FOLDERS else _by_table(images, labels)
     used, inverse = np.unique(found, return_inverse=True)
     present = [names[number] for number in used]
     if len(present) < 2:
         raise UserError(
-            f"all images are of one class, {present[0]}; put the images of each class into a folder of its own, or "
-            "name a table of labels by --labels"
+            f"all images are of one class, {present[0]}; put the images of each class into a separate folder, or "
+            "give a table of labels with --labels"
         )
     order = sorted(range(len(present)), key=present.__getitem__)
     rank = np.empty(len(order), np.int32)
@@ -83,7 +82,7 @@ def read_classes(images: PixelSource, labels: str) -> Classes:
 
 
 def _by_folder(images: PixelSource) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """The folders that images lie in, and (N,) which of them each does."""
+    """The folders of the images, and (N,) the index of each image's folder."""
     numbers: dict[str, int] = {}
     found = array("i")
     for position in range(len(images)):
@@ -93,15 +92,15 @@ def _by_folder(images: PixelSource) -> tuple[list[str], npt.NDArray[np.int32]]:
 
 
 def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """The labels of a table, and (N,) which of them each image has."""
+    """The labels of a table, and (N,) the index of each image's label."""
     table = _read_table(path)
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
         paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
         tails = (os.fsencode(path).split(b"/")[-depth:] for path in paths)
         keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
-        place = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
-        row = np.where((row < 0) & (table.keys[place] == keys), place, row)
+        candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
+        row = np.where((row < 0) & (table.keys[candidate] == keys), candidate, row)
     if (row < 0).any():
         first = images.names(int((row < 0).argmax()))
         raise UserError(
@@ -122,9 +121,9 @@ class _Table:
     Args:
         names: the labels.
         keys: (L,) int64, checksums of the files' paths.
-        labels: (L,) int32, positions in ``names``.
-        lines: (L,) int64, where they stand in the file.
-        depths: how many parts the paths have, the largest first.
+        labels: (L,) int32, indices into ``names``.
+        lines: (L,) int64, line numbers in the file.
+        depths: the numbers of parts of the paths, the largest first.
     """
 
     names: list[str]
@@ -150,7 +149,7 @@ def _read_table(path: str) -> _Table:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"the table of labels {path} cannot be read ({why}); check the path") from error
     except csv.Error as error:
-        raise UserError(f"{path} is no table of labels ({error}); give lines of file,label") from error
+        raise UserError(f"{path} is not a table of labels ({error}); give lines of file,label") from error
     if not keys:
         raise UserError(f"the table of labels {path} is empty; give lines of file,label")
     order = np.frombuffer(keys, np.int64).argsort(kind="stable")
@@ -171,7 +170,7 @@ def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
     reader = csv.reader(file, delimiter="\t" if tabs else ",")
     columns, width = (0, 1), 2
     for row in reader:
-        heads = [cell.strip().lower() for cell in row]
+        heads = [field.strip().lower() for field in row]
         if reader.line_num == 1 and all(name in heads for name in _COLUMNS):
             columns, width = (heads.index("file"), heads.index("label")), len(row)
         elif any(heads):
@@ -185,5 +184,5 @@ def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _key(parts: list[bytes]) -> int:
-    """A checksum of a path, 8 bytes: among a million paths two are alike with a chance of 3e-8."""
+    """A checksum of a path, 8 bytes: among a million paths, the probability of a collision is 3e-8."""
     return int.from_bytes(blake2b(b"/".join(parts), digest_size=8).digest(), "little", signed=True)

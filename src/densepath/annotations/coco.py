@@ -1,4 +1,4 @@
-"""Outlined objects as COCO JSON beside their images: written from label maps, read as detection samples."""
+"""Instances as COCO JSON next to their images: written from label maps, read as detection samples."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this sta
 def write_coco(
     dest: str | Path, splits: Mapping[str, Iterable[Outlined]], category: str = "gland"
 ) -> dict[str, tuple[int, int]]:
-    """Write images with instance label maps as a data set that detectors read.
+    """Write images with instance label maps as a data set for detectors.
 
-    DEST/train/*, DEST/test/* hold the images, DEST/annotations/train.json and test.json the instances: one annotation
+    DEST/train/* and DEST/test/* are the images, DEST/annotations/train.json and test.json the instances: one annotation
     for each positive label, whether or not its pixels are connected.
 
     Args:
-        dest: a new folder; it appears only when it is complete.
+        dest: a new folder; it is created only when it is complete.
         splits: for each split's name, (name, image, labels) in order. The image is uint8 (H, W, 3), written as PNG, or
-            a file, copied as it is. Labels are (H, W), 0 for background.
-        category: what the objects are called.
+            a file, which is copied. Labels are (H, W), 0 for background.
+        category: name of the objects.
 
     Returns:
-        images and instances of each split.
+        Numbers of images and instances of each split.
 
     Raises:
-        UserError: ``dest`` is not empty, an image cannot be read, or a label map has another size than its image.
+        UserError: ``dest`` is not empty, an image cannot be read, or a label map and its image differ in size.
     """
     dest = require_new_folder(dest, "the data set")
     counts = {}
@@ -104,26 +104,26 @@ def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
 
 
 class CocoImages(Dataset[dict[str, Any]]):
-    """Images with the instances that a COCO JSON gives them; a sample is a dict of
+    """Images with their instances from a COCO JSON; a sample is a dict of
 
     - image (H, W, C), by default RGB uint8, masks bool (N, H, W), boxes float32 (N, 4) x1 y1 x2 y2 in pixels, labels
       int64 (N,): the categories in the order of their ids, counted from 1; all of them NumPy arrays;
-    - image_id, the JSON's; name, the file's name.
+    - image_id, from the JSON; name, the file's name.
 
-    Annotations marked ``iscrowd`` are no samples of an object: they are in :meth:`coco_ground_truth` alone.
+    Annotations marked ``iscrowd`` are not used as objects; only :meth:`coco_ground_truth` contains them.
 
     Args:
-        folder: where the images lie.
+        folder: folder of the images.
         annotations: COCO instances JSON; outlines may be polygons or run lengths, compressed or not.
-        spec: how a network sees them: grey or RGB, and in 16 bits where its window needs them.
+        spec: the pixels for a network: grey or RGB, read as 16 bits if its window needs them.
 
     Attributes:
         annotations: the JSON's path.
-        spec: how a network sees the images.
+        spec: the argument.
         category_ids: the JSON's id of label 1, 2, ...
 
     Raises:
-        UserError: the JSON and the images do not fit together; the message names the first cases.
+        UserError: the JSON and the images do not match; the message names the first cases.
     """
 
     def __init__(self, folder: str | Path, annotations: str | Path, spec: PixelSpec = _RGB) -> None:
@@ -150,7 +150,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         return self.sample(index)
 
     def sample(self, index: int, masks: bool = True) -> dict[str, Any]:
-        """A sample, on demand without its masks (0, H, W): to decode them takes longer than to decode the image."""
+        """A sample; with ``masks=False`` its masks are (0, H, W): they take longer to decode than the image."""
         image = self._images[index]
         objects = self._objects[image["id"]]
         boxes = self._boxes(objects)
@@ -170,12 +170,12 @@ class CocoImages(Dataset[dict[str, Any]]):
         return image["height"], image["width"]
 
     def crop(self, index: int, left: int, top: int, side: int) -> dict[str, Any]:
-        """A sample of what lies in a square of an image: the parts of its objects that are seen, with tight boxes.
+        """A sample of a square of an image: the visible parts of its objects, with tight boxes.
 
-        Masks of other objects are not decoded: an image of a thousand nuclei would take a gigabyte.
+        Masks of other objects are not decoded: for an image with a thousand nuclei they would take a gigabyte.
 
         Args:
-            left, top, side: of the square, in pixels; it is cut off where the image ends.
+            left, top, side: the square, in pixels; it is clipped to the image.
         """
         image = self._images[index]
         objects = self._objects[image["id"]]
@@ -198,7 +198,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         }
 
     def label_map(self, index: int) -> npt.NDArray[np.int32]:
-        """The image's objects as one map (H, W): 0 is background, 1..N the annotations in order, later ones on top."""
+        """The image's objects as one map (H, W): 0 is background, 1..N the annotations, later ones on top."""
         image = self._images[index]
         labels = np.zeros((image["height"], image["width"]), np.int32)
         for number, mask in enumerate(self._masks(image, self._objects[image["id"]]), 1):
@@ -246,13 +246,13 @@ class CocoImages(Dataset[dict[str, Any]]):
 
 
 def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """x1 y1 x2 y2 of what a mask (H, W) covers."""
+    """The bounding box x1 y1 x2 y2 of a mask (H, W)."""
     rows, columns = np.nonzero(mask)
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
 def _run_lengths(segmentation: Any, height: int, width: int) -> Any:
-    """Any of COCO's three ways to give an outline, as compressed run lengths."""
+    """Any of COCO's three outline formats as compressed run lengths."""
     if isinstance(segmentation, list):
         return rle.merge(rle.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
@@ -261,7 +261,7 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> Any:
 
 
 def open_split(data: str | Path, split: Literal["train", "test"], spec: PixelSpec = _RGB) -> CocoImages:
-    """The images and instances of one split of a data set as :func:`write_coco` lays it out.
+    """The images and instances of one split of a data set in the layout of :func:`write_coco`.
 
     Raises:
         UserError: there is no such split, or as for :class:`CocoImages`.
@@ -269,7 +269,7 @@ def open_split(data: str | Path, split: Literal["train", "test"], spec: PixelSpe
     folder, annotations = Path(data) / split, Path(data) / "annotations" / f"{split}.json"
     if not annotations.is_file() or not folder.is_dir():
         raise UserError(
-            f"{data} is no data set of outlined images: it needs {split}/ with the images and annotations/{split}.json "
-            "with their instances in COCO's format, as `densepath data glas` writes them"
+            f"{data} is not a data set of outlined images: it needs {split}/ with the images and "
+            f"annotations/{split}.json with their instances in COCO's format, as `densepath data glas` writes them"
         )
     return CocoImages(folder, annotations, spec)

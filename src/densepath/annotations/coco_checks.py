@@ -1,4 +1,4 @@
-"""Whether a COCO JSON is one, and fits the images that it speaks of."""
+"""Checks that a COCO JSON is valid and matches its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from densepath.core.errors import UserError, first_few
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
 
-_NEEDED: dict[str, dict[str, type | None]] = {  # the kinds of those that others are found by
+_NEEDED: dict[str, dict[str, type | None]] = {  # with the types of keys that are looked up
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"image_id": int, "category_id": int, "bbox": None, "segmentation": None},
     "categories": {"id": int},
@@ -26,17 +26,17 @@ def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
     """Read a COCO instances JSON and compare it with its images' headers.
 
     Args:
-        folder: where the images lie.
+        folder: folder of the images.
         annotations: the JSON.
 
     Raises:
-        UserError: it is no COCO instances JSON, names images that are missing, unreadable or of another size, or has
+        UserError: it is not a COCO instances JSON, names images that are missing, unreadable or of another size, or has
             annotations of unknown images or categories, with empty boxes or with outlines that cannot be drawn.
     """
     truth = _read(annotations)
     images = {image["id"]: image for image in truth["images"]}
     if len(images) < len(truth["images"]):
-        raise UserError(f"{annotations} gives several images the same id; number them anew")
+        raise UserError(f"{annotations} gives several images the same id; renumber them")
     if not images:
         raise UserError(f"{annotations} lists no image; give a split with images")
 
@@ -46,14 +46,14 @@ def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
 
     names = [image["file_name"] for image in images.values()]
     refuse((n for n in names if not (folder / n).is_file()), "images missing", f"put them into {folder}")
-    refuse(_unlike(folder, images.values()), "images unlike what it says", "annotate the images that lie there")
+    refuse(_unlike(folder, images.values()), "images that differ from its entries", "annotate the images in the folder")
     categories = {category["id"] for category in truth["categories"]}
-    entries = [(f"annotation {a.get('id', place)}", a) for place, a in enumerate(truth["annotations"])]
+    entries = [(f"annotation {a.get('id', number)}", a) for number, a in enumerate(truth["annotations"])]
     remedy = "correct or remove them"
     refuse((n for n, a in entries if a["image_id"] not in images), "annotations of unlisted images", remedy)
     refuse((n for n, a in entries if a["category_id"] not in categories), "annotations of unknown categories", remedy)
     refuse((n for n, a in entries if a.get("iscrowd", 0) not in (0, 1)), "iscrowd neither 0 nor 1", remedy)
-    refuse((n for n, a in entries if not _is_small(a.get("area", 0))), "areas that are no numbers", remedy)
+    refuse((n for n, a in entries if not _is_small(a.get("area", 0))), "areas that are not numbers", remedy)
     refuse((n for n, a in entries if not _has_area(a["bbox"], images[a["image_id"]])), "boxes without area", remedy)
     refuse(
         (n for n, a in entries if not _can_be_drawn(a["segmentation"], images[a["image_id"]])),
@@ -75,22 +75,22 @@ def _read(path: Path) -> dict[str, Any]:
     for part, keys in _NEEDED.items():
         entries = truth.get(part) if isinstance(truth, dict) else None
         if not isinstance(entries, list):
-            raise UserError(f"{path} is no COCO instances JSON: it has no list {part!r}; see cocodataset.org")
-        for place, entry in enumerate(entries):
+            raise UserError(f"{path} is not a COCO instances JSON: it has no list {part!r}; see cocodataset.org")
+        for number, entry in enumerate(entries):
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
-                raise UserError(f"{path} is no COCO instances JSON: {part}[{place}] has no {missing[0]!r}; add it")
+                raise UserError(f"{path} is not a COCO instances JSON: {part}[{number}] has no {missing[0]!r}; add it")
             wrong = [key for key, kind in keys.items() if kind and not _is(kind, entry[key])]
             if wrong:
                 kind = _KINDS[keys[wrong[0]]]
                 raise UserError(
-                    f"{path} is no COCO instances JSON: {wrong[0]!r} of {part}[{place}] is not {kind}; correct it"
+                    f"{path} is not a COCO instances JSON: {wrong[0]!r} of {part}[{number}] is not {kind}; correct it"
                 )
     return truth
 
 
 def _is(kind: type, value: Any) -> bool:
-    """Whether a value is of a kind, and small enough to be an index where it is a number."""
+    """Whether a value has a type and, if it is a number, is small enough to be an index."""
     if kind is int:
         return type(value) is int and abs(value) < 2**63
     return isinstance(value, str) and "\0" not in value
@@ -113,18 +113,18 @@ def _has_area(box: Any, image: dict[str, Any]) -> bool:
     if not isinstance(box, list) or len(box) != 4 or not all(_is_small(n) for n in box):
         return False
     x, y, width, height = box
-    corners = np.array([[x, x + width], [y, y + height]], np.float32)  # as the detector will see them
+    corners = np.array([[x, x + width], [y, y + height]], np.float32)  # as in the detector
     inside = corners.clip(0, np.array([[image["width"]], [image["height"]]]))
     return bool((inside[:, 0] < inside[:, 1]).all())
 
 
 def _is_small(value: Any) -> bool:
-    """Whether a value is a number that float32 holds."""
+    """Whether a value is a number within the range of float32."""
     return isinstance(value, int | float) and abs(value) < 1e30
 
 
 def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
-    far = 10 * max(image["height"], image["width"])  # a corner beyond is no corner, and takes memory to draw
+    far = 10 * max(image["height"], image["width"])  # a corner farther away is an error, and takes memory to draw
     if isinstance(segmentation, list):
         return bool(segmentation) and all(
             isinstance(polygon, list)
@@ -135,7 +135,7 @@ def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
         )
     if not isinstance(segmentation, dict) or segmentation.get("size") != [image["height"], image["width"]]:
         return False
-    # A decoder that gets fewer pixels than the image has leaves the rest as it finds it in memory.
+    # If there are fewer pixels than the image has, the decoder leaves the rest uninitialized.
     runs = _runs(segmentation.get("counts"))
     return runs is not None and bool((runs >= 0).all()) and runs.sum() == image["height"] * image["width"]
 
@@ -143,8 +143,8 @@ def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
 def _runs(counts: Any) -> npt.NDArray[np.int64] | None:
     """The lengths of the runs, from COCO's list or from its compressed text; None if it is neither.
 
-    The text holds 5 bits a character, lowest first, the sixth says that more follow; from the fourth number on each is
-    the difference to the last but one.
+    The text has 5 bits per character, lowest first; the sixth bit means that more follow. From the fourth number on,
+    each is the difference to the last but one.
     """
     if isinstance(counts, list):
         return np.array(counts, np.int64) if all(isinstance(n, int) and abs(n) < 2**40 for n in counts) else None
@@ -158,8 +158,8 @@ def _runs(counts: Any) -> npt.NDArray[np.int64] | None:
     lengths = np.diff(starts, append=len(codes))
     if lengths.max() > 7:
         return None
-    place = np.arange(len(codes)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    digit = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * digit), starts)
     runs -= np.where(codes[last] & 16, 1 << (5 * lengths), 0)
     runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
     return runs

@@ -1,4 +1,4 @@
-"""Label maps that belong to the images of a source: one for each, however the images are cut into views."""
+"""Label maps of the images of a source: one for each image, independent of its views."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Rows and columns of a map. A view that shows a fifth of its image has 36 of them for its 7 cells. On tiles of 224 px
-# 2% of the cells of views get another label than from maps of 224, and 6% where regions are smaller than cells, as
-# superpixels of scale 50 are.
+# Rows and columns of a map. A view of a fifth of its image covers 36 of them with its 7 positions. On tiles of 224 px,
+# 2% of the positions of views get another label than from maps of 224, and 6% where regions are smaller than positions,
+# as with superpixels of scale 50.
 SIDE = 80
 
 
@@ -41,9 +41,9 @@ class LabelMaps:
 
 
 def shrink(labels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
-    """A label map (h, w) of any integers as :class:`LabelMaps` holds it: the labels at the centers of its cells.
+    """A label map (h, w) of any integers in the format of :class:`LabelMaps`: the labels at its positions' centers.
 
-    The labels are numbered from 0, in their order. A map has fewer cells than int16 has numbers.
+    The labels are numbered from 0, in their order. A map has fewer positions than int16 has values.
     """
     rows, columns = ((2 * np.arange(SIDE) + 1) * length // (2 * SIDE) for length in labels.shape)
     _, numbers = np.unique(labels[np.ix_(rows, columns)], return_inverse=True)

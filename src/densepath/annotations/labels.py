@@ -16,16 +16,16 @@ from densepath.sources.decode import read_size
 from densepath.sources.tiff import refuse_bomb
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
-_USUAL = "inst_map"  # what the variable is called where a MATLAB file holds several
+_USUAL = "inst_map"  # the name of the variable in MATLAB files with several
 _MATLAB_KINDS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
 
 def label_size(path: Path) -> tuple[int, int]:
-    """The (height, width) of a label map from its file's header alone.
+    """The (height, width) of a label map from its file's header only.
 
     Raises:
         CorruptImage: the file cannot be read.
-        UserError: it holds something else than one map.
+        UserError: it does not contain exactly one map.
     """
     suffix = path.suffix.lower()
     if suffix not in (".npy", ".mat"):
@@ -38,11 +38,11 @@ def label_size(path: Path) -> tuple[int, int]:
 
 
 def read_labels(path: Path) -> npt.NDArray[np.int32]:
-    """An instance label map (H, W) as its file numbers it; a palette's indices are the labels.
+    """An instance label map (H, W) with the numbers of its file; for a palette image, its indices.
 
     Raises:
         CorruptImage: the file cannot be read.
-        UserError: it holds something else than one map of whole numbers.
+        UserError: it does not contain exactly one map of integers.
     """
     suffix = path.suffix.lower()
     labels = _load_matlab(path) if suffix == ".mat" else _load(path) if suffix == ".npy" else _decode(path)
@@ -50,7 +50,7 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
         raise UserError(f"{path} is a color image, not a label map; give label maps with one channel")
     if labels.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {labels.dtype} instead of numbers; give one whole number per object")
-    with np.errstate(invalid="ignore"):  # what is no number is refused below
+    with np.errstate(invalid="ignore"):  # NaN is refused below
         whole = labels.astype(np.int32)
     if not np.array_equal(whole, labels):
         raise UserError(f"{path} holds fractions or numbers beyond 2**31; give one whole number per object")
@@ -70,7 +70,7 @@ def _load(path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise CorruptImage(str(path), f"is no array of numbers ({error})") from error
+        raise CorruptImage(str(path), f"is not an array of numbers ({error})") from error
     return array
 
 
@@ -79,24 +79,24 @@ def _load_matlab(path: Path) -> npt.NDArray[Any]:
     refuse_bomb(path, *reversed(shape))
     try:
         return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
-    except Exception as error:  # broken bytes fail wherever the reader happens to be
+    except Exception as error:  # corrupt bytes fail anywhere in the reader
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
 
 
 def _variable(path: Path) -> tuple[str, tuple[int, ...]]:
-    """Name and shape of the map in a MATLAB file, by its headers: the only matrix of numbers, or ``inst_map``."""
+    """Name and shape of the map in a MATLAB file, from its headers: the only matrix of numbers, or ``inst_map``."""
     try:
         listed = scipy.io.whosmat(path)
     except NotImplementedError:
         raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
     except Exception as error:  # as above
-        raise CorruptImage(str(path), f"is no MATLAB file ({error})") from error
+        raise CorruptImage(str(path), f"is not a MATLAB file ({error})") from error
     maps = {n: shape for n, shape, kind in listed if len(shape) == 2 and min(shape) > 1 and kind in _MATLAB_KINDS}
     if len(maps) > 1 and _USUAL in maps:
         maps = {_USUAL: maps[_USUAL]}
     if len(maps) != 1:
         raise UserError(
             f"{path} holds {len(maps)} matrices ({', '.join(maps) or 'none of numbers'}) where one label map should "
-            f"be; keep only that one, or call it {_USUAL}"
+            f"be; keep only that one, or name it {_USUAL}"
         )
     return next(iter(maps.items()))

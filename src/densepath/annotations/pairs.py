@@ -22,11 +22,11 @@ def pair_up(images: Iterable[Path], maps: Iterable[Path], suffix: str = "", labe
     Args:
         images: image files; hidden ones are left out.
         maps: label maps.
-        suffix: what the names of the label maps have behind those of the images.
-        labelled_only: leave out images without a label map, instead of refusing them.
+        suffix: what follows the image's name in the name of its label map.
+        labelled_only: whether to leave out images without a label map instead of refusing them.
 
     Raises:
-        UserError: one lacks the other, or several have the same name.
+        UserError: an image or a label map has no counterpart, or several have the same name.
     """
     image_of = _by_name(images, "images")
     map_of = _by_name(maps, "label maps", suffix)
@@ -38,9 +38,9 @@ def pair_up(images: Iterable[Path], maps: Iterable[Path], suffix: str = "", labe
 
 
 def write_pairs(dest: Path, splits: Mapping[str, list[Pair]], category: str, plural: str) -> Path:
-    """Write splits of pairs as :func:`write_coco` does, and print what they hold.
+    """Write splits of pairs by :func:`write_coco`, and print their numbers of images and instances.
 
-    The instances are the labels, one by one; images are copied as they are, BMP becomes PNG.
+    Each label is one instance. Image files are copied; BMP is converted to PNG.
 
     Raises:
         UserError: an image and its label map differ in size, or a file cannot be read.
@@ -73,7 +73,7 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def _unequal(image: Path, labels: Path) -> str:
-    """What differs in size, or nothing."""
+    """The sizes, if they differ; else an empty text."""
     try:
         (h, w), (map_h, map_w) = read_size(image), label_size(labels)
     except CorruptImage as error:
@@ -84,7 +84,7 @@ def _unequal(image: Path, labels: Path) -> str:
 def _outlined(pairs: list[Pair]) -> Iterator[Outlined]:
     for image, labels in pairs:
         try:
-            pixels = read_image(image)  # in any case: a file may be cut short behind a sound header
+            pixels = read_image(image)  # in any case: a file with a valid header may be truncated
             yield image.stem, pixels if image.suffix.lower() == ".bmp" else image, read_labels(labels)
         except CorruptImage as error:
             raise UserError(f"{error}; replace the file") from error

@@ -33,7 +33,7 @@ def build_source(
         grid_size: option of "grid".
         superpixel_scale: option of "superpixels".
         nucleus_radius: option of "nuclei".
-        ndim: dimensions of the images: 2, or 3 for volumes, which have concepts of "kmeans" and "grid".
+        ndim: dimensions of the images: 2, or 3 for volumes, which support only "kmeans" and "grid".
 
     Raises:
         UserError: an unknown name, or an invalid value.

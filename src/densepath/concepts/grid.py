@@ -16,7 +16,7 @@ class GridConcepts:
     """Divides the reference view into s x s equal squares, or s x s x s equal boxes of a volume, each a concept.
 
     Args:
-        size: s.
+        size: number s of squares along each side.
         ndim: dimensions of the images.
 
     Source: ConCL (ECCV 2022), section 4.2: s = 3, 5, 7.

@@ -19,8 +19,8 @@ class FromPath:
     """A labeller that reads files of the user.
 
     Args:
-        make: the labeller of a path.
-        what: what lies there, for messages.
+        make: builds the labeller of a path.
+        what: description of the files, for messages.
     """
 
     make: Callable[[str | Path], Labeller]
@@ -31,7 +31,7 @@ class ImageLabels:
     """Uses the label maps of the images as concepts.
 
     Args:
-        labeller: makes the label map of an image, or is made from the path of files.
+        labeller: computes the label map of an image, or is built from a path.
         num_concepts: number of labels, all ids are below it; None if it is unknown.
     """
 

@@ -1,4 +1,4 @@
-"""Concepts from the features of the network that is trained: b-ConCL."""
+"""Concepts from the features of the momentum encoder: b-ConCL."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class KMeansConcepts:
     """Clusters the momentum encoder's features of the reference view, separately for each image.
 
     Centroids start at random positions, drawn with replacement, as in the released code. An empty cluster is restarted
-    at a random position: each at its own, where the released code draws one position for the whole batch.
+    at a random position of its own (the released code draws one position for the whole batch).
 
     Args:
         stage: the stage f1..f5 whose features are clustered; the encoder stops there.
-        num_concepts: K.
+        num_concepts: number K of clusters.
 
     Source: ConCL (ECCV 2022), section 4.4: K = 8 on f4 or f5.
     """

@@ -16,14 +16,14 @@ from densepath.sources.corrupt import CorruptImage
 
 
 class MapFiles:
-    """Reads label maps from a folder: each number is a concept, also 0.
+    """Reads label maps from a folder: each number is a concept, including 0.
 
     A map has its image's name and is in the same subfolder, with any suffix of
     :data:`densepath.annotations.labels.LABEL_SUFFIXES`. Its resolution may differ from the image's, but not its aspect
     ratio.
 
     Args:
-        folder: holds the maps. It is read only when there are images: an export does not need it.
+        folder: the folder of the maps. It is read only when there are images: an export does not need it.
     """
 
     parallel, needs_color = True, False

@@ -37,7 +37,7 @@ def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -
 
     Args:
         names: paths of the images; they are iterated several times.
-        folder: holds the files, also in subfolders.
+        folder: the folder of the files, which may be in subfolders.
         suffixes: suffixes of the files.
 
     Raises:
@@ -91,6 +91,6 @@ def _check_single(names: Iterable[str], matches: Matches) -> None:
 
 
 def _key(name: str, above: int = 0) -> str:
-    """A path without suffix, and without so many leading parts."""
+    """A path without its suffix and its first ``above`` parts."""
     parts = [part for part in os.path.splitext(name)[0].split("/") if part not in ("", ".")]
     return "/".join(parts[above:])

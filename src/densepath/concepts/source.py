@@ -32,7 +32,7 @@ class ConceptSource(Protocol):
 
     @property
     def num_concepts(self) -> int | None:
-        """The maximum number of concepts on one image, all ids are below it; None if it is unknown."""
+        """The maximum number of concepts of one image: all ids are below it; None if it is unknown."""
 
     def check(self, backbone: Backbone, size: Sequence[int]) -> None:
         """Raise UserError if the source cannot label reference views of this size, in pixels along each axis."""

@@ -1,4 +1,4 @@
-"""Affine maps of views, and everything that is carried from one view to another.
+"""Affine maps of views, and the operations that carry data from one view to another.
 
 A view is pixels plus the affine map that made them. A map is a (B, d, d + 1) tensor that takes coordinates of the view
 to coordinates of its source; d is the number of spatial dimensions. Coordinates are normalized: -1 and 1 are the outer
@@ -6,7 +6,8 @@ to coordinates of its source; d is the number of spatial dimensions. Coordinates
 y, z, the reverse of a tensor's axes. So a map does not depend on how finely either side is sampled, and a map made for
 pixels holds for feature maps.
 
-Maps are small and best kept on the CPU: then choosing how to resample asks nothing of the device that holds the pixels.
+Maps are small and best kept on the CPU: then choosing how to resample needs no synchronization with the device that
+holds the pixels.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def label_shares(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequenc
     """The share of every position's area that each label covers: exact for crops, flips and quarter turns.
 
     Args:
-        labels: (B, *spatial) integers on the *from* view; those outside 0 .. num_labels - 1 belong to nothing.
+        labels: (B, *spatial) integers on the *from* view; values outside 0 .. num_labels - 1 are ignored.
         from_map, to_map, size: as in :func:`warp`.
 
     Returns:

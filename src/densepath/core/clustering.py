@@ -80,9 +80,9 @@ def kmeans(
             labels = nearest(points, centroids)
             members = torch.bincount(labels, minlength=count)
             sums = torch.zeros_like(centroids).index_add_(0, labels, points)
-            places = (count * (iteration + 1) + torch.arange(count, device=order.device)) % len(order)
+            replacements = (count * (iteration + 1) + torch.arange(count, device=order.device)) % len(order)
             means = F.normalize(sums, dim=1) if unit else sums / members.clamp(min=1).unsqueeze(1)
-            centroids = torch.where(members.unsqueeze(1) == 0, points[order[places]], means)
+            centroids = torch.where(members.unsqueeze(1) == 0, points[order[replacements]], means)
             after_each()
         return centroids, nearest(points, centroids)
 

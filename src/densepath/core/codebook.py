@@ -1,4 +1,4 @@
-"""A codebook: unit vectors, of which a vector's code names the nearest, that follow what they stand for."""
+"""A codebook: K unit vectors that follow the vectors assigned to them; a vector's code is the index of the nearest."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ CREDIT = "credit"  # how far codes are from their restart: needed only for train
 class Codebook(nn.Module):
     """K unit vectors of length D, moved by exponential moving averages and not by gradients.
 
-    They begin as the centroids of k-means (by cosine distance) of the first vectors that it follows. Then, after each
+    They are initialized with the centroids of k-means (cosine distance) of the first vectors. Then, after each
     optimizer step, a code becomes norm(m * code + (1 - m) * norm(mean of its vectors)), over the vectors of all
-    processes and of all batches that the step accumulated. A code that no vector of the step has stays where it is.
+    processes and of all batches that the step accumulated. A code without vectors in the step does not change.
 
-    ``usage`` is the moving average, by the same m, of how many vectors a code has in a step.
+    ``usage`` is the moving average, with the same m, of the number of vectors of a code in a step.
 
     Args:
         size: K.
         dim: D.
         momentum: m.
-        restart_below: a code is put where a vector of the batch lies, chosen by chance, once its vectors are fewer than
-            this share of the mean; by a moving average as that of the usage, but one that begins at the mean, and does
-            so again where a code restarts. With 0, as released, none is: where all vectors move away from the codes
-            together, as those of an encoder do that first learns what its targets have in common, few remain.
+        restart_below: a code restarts at a random vector of the batch once its number of vectors is below this share of
+            the mean. The number is a moving average like the usage, but starts at the mean, again after each restart.
+            With 0, as released, no code restarts: then few codes stay in use if all vectors move away from the codes
+            together, as they do while an encoder first learns what its targets have in common.
 
-    Source: VQ-KD of BEiT-v2 (arXiv 2208.06366) and its released code. That begins on several processes with codebooks
-    that differ: each has centroids of vectors of its own. Here all have those of all.
+    Source: VQ-KD of BEiT-v2 (arXiv 2208.06366) and its released code. With several processes, the released code starts
+    with different codebooks, each from its own process's vectors. Here all start from the vectors of all processes.
     """
 
     codes: Tensor
@@ -48,24 +48,22 @@ class Codebook(nn.Module):
     def __init__(self, size: int, dim: int, momentum: float = 0.99, restart_below: float = 0.0) -> None:
         super().__init__()
         if size < 2 or dim < 1:
-            raise UserError(f"a codebook needs two codes or more, of one number or more, not {size} of {dim}")
+            raise UserError(f"a codebook needs at least 2 codes of length 1 or more, not {size} of length {dim}")
         if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum of the codes must lie between 0 and 1, not {momentum}")
+            raise UserError(f"the momentum of the codes must be between 0 and 1, not {momentum}")
         if not 0 <= restart_below < 1:
-            raise UserError(
-                f"codes restart below a share of the mean usage, from 0 to less than 1, not {restart_below}"
-            )
+            raise UserError(f"restart_below is a share of the mean usage, from 0 to less than 1, not {restart_below}")
         self.momentum = momentum
         self.restart_below = restart_below
         self.begun = False
-        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of the step under way
+        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of the current step
         self.register_buffer("codes", torch.zeros(size, dim))
         self.register_buffer("usage", torch.zeros(size))
         if restart_below:
             self.register_buffer(CREDIT, torch.zeros(size))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """The codes (...) int64 of unit vectors (..., D): which of the K is the nearest."""
+        """The codes (...) int64 of unit vectors (..., D): the index of the nearest of the K."""
         with torch.autocast(vectors.device.type, enabled=False):
             flat = vectors.detach().flatten(0, -2).to(self.codes.dtype)
             return nearest(flat, self.codes).view(vectors.shape[:-1])
@@ -76,11 +74,11 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def begin(self, vectors: Tensor, draws: Tensor) -> None:
-        """Become the centroids of vectors, once: of those of all processes, found by the first.
+        """Initialize the codes, once: with k-means over the vectors of all processes, run by the first process.
 
         Args:
-            vectors: (N, D) this process's unit vectors; K or more with those of the other processes.
-            draws: one random number for each vector of all processes: centroids start at those with the smallest.
+            vectors: (N, D) this process's unit vectors; at least K over all processes.
+            draws: one random number for each vector of all processes: centroids start at the vectors with the smallest.
         """
         vectors = gather(full_precision(vectors))
         if rank() == 0:
@@ -94,13 +92,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, vectors: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
-        """Take the vectors of a batch, which the codes move towards after the step.
+        """Collect the vectors of a batch; the codes move towards them after the step.
 
         Args:
             vectors: (N, D) this process's unit vectors.
-            codes: (N,) int64, theirs.
-            draws: (K,) numbers in [0, 1), the same on all processes: where codes restart; none if none does. Those of
-                a step's first batch count.
+            codes: (N,) int64, their codes.
+            draws: (K,) numbers in [0, 1), the same on all processes: at which vectors codes restart; empty if codes
+                never restart. Only those of a step's first batch are used.
 
         Returns:
             The number of codes that the batch uses, over all processes: a scalar.
@@ -115,7 +113,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move towards what the step brought."""
+        """Move the codes towards the vectors of the step."""
         if not self._pending:
             return
         every_sum, every_count, vectors, draws = zip(*self._pending, strict=True)
@@ -137,12 +135,12 @@ class Codebook(nn.Module):
         self.credit.masked_fill_(idle, mean)
 
     def perplexity(self) -> float:
-        """How many codes are in use, as if all of these were equally: e to the entropy of the usage; 0 if unknown."""
+        """The effective number of codes in use: e to the entropy of the usage; 0 if unknown."""
         shares = self.usage / self.usage.sum()
         return float(torch.special.entr(shares).sum().exp()) if bool(self.usage.any()) else 0.0
 
     def get_extra_state(self) -> Tensor:
-        """Whether it has begun, which is no buffer: a step must not ask the device for it."""
+        """Whether the codes are initialized. Not a buffer: reading one would synchronize with the device."""
         return torch.tensor(self.begun)
 
     def set_extra_state(self, state: Any) -> None:

@@ -1,4 +1,4 @@
-"""Digests of files and tensors, and texts made from files, kept so that later starts need not read the files again."""
+"""Digests of files and tensors, and texts made from files, cached so that later starts need not read the files."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache: Path) -> str:
-    """The digest of the contents of files, in their order; their names and folders make no difference.
+    """The digest of the contents of files, in their order; their names and folders do not matter.
 
-    The files are read once, see :func:`kept`. One that cannot be read counts as such.
+    The files are read once, see :func:`kept`. That a file cannot be read enters the digest.
 
     Args:
-        files: gives them, as often as it is called. There may be millions.
+        files: returns the files each time it is called. There may be millions.
         count: how many there are.
         cache: a folder in which the digest is kept.
     """
@@ -71,15 +71,16 @@ def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache
 
 
 def kept(what: str, files: Iterable[str | Path], cache: Path, read: Callable[[], tuple[str, bool]]) -> str:
-    """A text made from files: the one that was kept, or a new one where a file has changed.
+    """A text made from files: the cached one, or a new one if a file has changed.
 
-    A file's path, size and time of change stand for its contents. One of several processes makes the text.
+    A file counts as unchanged while its path, size and modification time are the same. Of several processes, one makes
+    the text.
 
     Args:
         what: the kind of text.
-        files: those that it is made from.
-        cache: the folder in which it is kept; one that cannot be written to still serves.
-        read: makes the text, and says whether it may be kept.
+        files: the files that it is made from.
+        cache: the folder in which it is kept; if it cannot be written to, nothing is kept.
+        read: returns the text and whether it may be kept.
     """
     stamps = hashlib.sha256(what.encode())
     for file in files:
@@ -98,7 +99,7 @@ def kept(what: str, files: Iterable[str | Path], cache: Path, read: Callable[[],
 
 
 def in_threads(function: Callable[[str | Path], _T], files: Iterable[str | Path]) -> Iterator[_T]:
-    """A function's results for files, in their order, by several threads: disks answer several at a time."""
+    """A function's results for files, in their order, computed by several threads: disks serve parallel reads."""
     left = iter(files)
     with ThreadPoolExecutor(usable_cores()) as pool:
         while block := list(islice(left, _AT_ONCE)):
@@ -122,7 +123,7 @@ def _known(path: Path) -> str | None:
 
 
 def _stamp(file: str | Path) -> bytes:
-    """What changes when a file is replaced: its path, size and time of change."""
+    """What changes when a file is replaced: its path, size and modification time."""
     name = os.fsencode(os.path.abspath(file))
     try:
         status = os.stat(file)
@@ -132,7 +133,7 @@ def _stamp(file: str | Path) -> bytes:
 
 
 def _content(file: str | Path) -> tuple[bytes, bool]:
-    """The digest of a file, and whether it will stay so: not if there is a file that cannot be read now."""
+    """The digest of a file, and whether it may be cached: not if the file exists but cannot be read now."""
     try:
         return bytes.fromhex(digest_of_file(file)), True
     except OSError:

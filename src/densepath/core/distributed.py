@@ -1,4 +1,4 @@
-"""What processes of one run tell each other. On a single process every function returns what it was given."""
+"""Communication between the processes of one run. With a single process every function returns its input."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from densepath.core.random import shuffled
 
 
 def world_size() -> int:
-    """How many processes share the run."""
+    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -36,7 +36,7 @@ def gather(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def broadcast(x: Tensor) -> Tensor:
-    """What the first process holds; the shapes must be equal, no gradient flows."""
+    """The first process's tensor; the shapes must be equal, no gradient flows."""
     if world_size() == 1:
         return x.detach()
     out = x.detach().clone(memory_format=torch.contiguous_format)
@@ -59,7 +59,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # What a process put in counts in the losses of all of them.
+        # The input of each process enters the losses of all processes.
         (out,) = (gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients)
         dist.all_reduce(out)
         return out
@@ -68,7 +68,7 @@ class _Total(torch.autograd.Function):
 def total(x: Tensor) -> Tensor:
     """The sum over the processes, through which gradients flow: those of the sum of the processes' losses.
 
-    The shapes must be equal, and all processes must go backward if one does.
+    The shapes must be equal, and all processes must call backward if one does.
     """
     return x if world_size() == 1 else _Total.apply(x)
 
@@ -90,7 +90,7 @@ def exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         received: how many come from each.
 
     Returns:
-        (sum of ``received``, ...), in the order of the ranks that they come from.
+        (sum of ``received``, ...), ordered by the rank of the sender.
     """
     if world_size() == 1:
         return x.detach()
@@ -102,17 +102,17 @@ def exchange(x: Tensor, sent: list[int], received: list[int]) -> Tensor:
 
 
 class Shuffle:
-    """MoCo's shuffled batch norm: keys are encoded among others than their queries.
+    """MoCo's shuffled batch norm: keys are encoded together with other images than their queries.
 
-    Batch statistics then differ between a query and its key, which otherwise betray the positive pair. A permutation of
-    the global batch, the same on every process, deals the images out again; :meth:`restore` undoes it. Each image goes
-    to the one process that encodes it. Where all images share one group there is nobody to exchange with, and both
-    methods return what they were given.
+    A query and its key then have different batch statistics; equal ones would leak which pair is positive. A
+    permutation of the global batch, the same on every process, redistributes the images; :meth:`restore` undoes it.
+    Each image is sent to the one process that encodes it. If all images share one group, there is nothing to exchange,
+    and both methods return their input.
 
     Args:
         local: images on each process.
         seed, step: the permutation's key.
-        group: images that have their statistics in common; 0 for those of a process.
+        group: number of images that share batch statistics; 0 for all images of a process.
 
     Source: He et al., MoCo, CVPR 2020, section 3.3.
     """
@@ -122,12 +122,12 @@ class Shuffle:
         self._idle = (group or local) >= local * processes
         if self._idle:
             return
-        order = shuffled(local * processes, seed, step)  # which image each place of the shuffled batch gets
+        order = shuffled(local * processes, seed, step)  # the image at each position of the shuffled batch
         mine = slice(rank() * local, (rank() + 1) * local)
-        places, sources = order.argsort()[mine], order[mine] // local
-        # Rows travel in the order of their places; those that arrive are sorted by the process that they come from.
-        self._leaving, self._arriving = places.argsort(), sources.argsort(stable=True)
-        self._sent = torch.bincount(places // local, minlength=processes).tolist()
+        targets, sources = order.argsort()[mine], order[mine] // local
+        # Rows are sent in the order of their new positions; received rows are sorted by the rank of the sender.
+        self._leaving, self._arriving = targets.argsort(), sources.argsort(stable=True)
+        self._sent = torch.bincount(targets // local, minlength=processes).tolist()
         self._received = torch.bincount(sources, minlength=processes).tolist()
 
     def deal(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Shuffle:
         return _pick(exchange(_pick(x, self._leaving), self._sent, self._received), self._arriving.argsort())
 
     def restore(self, x: Tensor) -> Tensor:
-        """What was computed from the dealt rows, back at the rows that this process owns."""
+        """Results for the shuffled rows, back in the order of this process's own rows."""
         if self._idle:
             return x
         return _pick(exchange(_pick(x, self._arriving), self._received, self._sent), self._leaving.argsort())

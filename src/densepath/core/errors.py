@@ -1,4 +1,4 @@
-"""The one exception that the command line turns into a line for its user."""
+"""The exception that the command line prints as one line for its user."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something that the user can mend: one line that says what is wrong and what to do."""
+    """An error that the user can fix: one line that says what is wrong and what to do."""
 
     def __str__(self) -> str:
         return one_line(super().__str__())
 
 
 def one_line(text: str) -> str:
-    """A text whose control characters, which names in files may hold, are spelled out."""
+    """A text with its control characters escaped: file names and names in files may contain them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A question that names the most alike of the known names, or all of them where none is."""
+    """A question that lists the most similar known names, or all of them if none is similar."""
     names = list(known)
     close = get_close_matches(name, names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names)}"

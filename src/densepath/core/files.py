@@ -76,7 +76,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
-    """Name the file that could not be written: the system's own error often does not.
+    """Name the file that could not be written: the system's error often does not.
 
     Args:
         path: the file, as the user named it.

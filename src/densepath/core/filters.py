@@ -1,4 +1,4 @@
-"""Resampling filters along one axis: which pixels each output pixel takes, how much of each, and their sums."""
+"""Resampling filters along one axis: input positions and weights of each output position, and weighted sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 Mode = Literal["area", "bilinear", "bicubic"]
 
-# How far each filter reaches from its center, in input pixels where nothing is minified.
+# How far each filter reaches from its center, in input pixels without minification.
 _REACH = {"area": 0.5, "bilinear": 1.0, "bicubic": 2.0}
 
 
@@ -25,10 +25,10 @@ def weighted_rows(x: Tensor, positions: Tensor, weights: Tensor, axis: int, rows
 
     Args:
         x: (B, ..., C) floats; fastest where ``axis`` is 1 and x is contiguous.
-        positions: (N, n_out, T) int64, the positions of the axis that each sum takes.
+        positions: (N, n_out, T) int64, the positions of the axis in each sum.
         weights: (N, n_out, T).
         axis: which axis of x.
-        rows: (N,) int64, the input of each sum; None where N = B and each has its own.
+        rows: (N,) int64, the input of each sum; None if N = B and each has its own.
 
     Returns:
         (N, ..., C).
@@ -49,24 +49,24 @@ def weighted_rows(x: Tensor, positions: Tensor, weights: Tensor, axis: int, rows
 def axis_taps(
     low: Tensor, high: Tensor, n_out: int, mode: Mode, extent: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Which positions each output position of an axis takes, and how much of each.
+    """The input positions and weights of each output position of an axis.
 
     Output position i covers the i-th of ``n_out`` equal parts of the input from ``low`` to ``high``.
 
     Args:
-        low, high: (B,) where the output begins and ends, in normalized input coordinates; low > high flips.
+        low, high: (B,) where the output starts and ends, in normalized input coordinates; low > high flips.
         extent: (B,) positions of the input.
 
     Returns:
-        Cells and weights, each (B, n_out, T), on ``device``.
+        Positions and weights, each (B, n_out, T), on ``device``.
     """
     extent = extent.to(low)
     step = (high - low) / 2 * extent / n_out
     # On the CPU, where the maps lie: the number of taps must be known here.
     taps = math.ceil(2 * _REACH[mode] * max(1.0, float(step.abs().max()))) + 1
     start, step, extent = (v.to(device, non_blocking=True) for v in ((low + 1) / 2 * extent, step, extent))
-    place = torch.arange(n_out, device=device, dtype=low.dtype) + 0.5
-    center = torch.addcmul(start.view(-1, 1), step.view(-1, 1), place.view(1, -1)).unsqueeze(-1)
+    middle = torch.arange(n_out, device=device, dtype=low.dtype) + 0.5
+    center = torch.addcmul(start.view(-1, 1), step.view(-1, 1), middle.view(1, -1)).unsqueeze(-1)
     width = step.abs().view(-1, 1, 1)
     reach = _REACH[mode] * (width if mode == "area" else width.clamp(min=1))
     offset = 0.0 if mode == "area" else 0.5

@@ -1,4 +1,4 @@
-"""Where the centers of output pixels lie in the input, and plain samples there."""
+"""Where the centers of output positions lie in the input, and samples there without a filter."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def inside(maps: Tensor, size: Sequence[int]) -> Tensor:
 def positions(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
     """Where the centers of output positions lie in the input: for each coordinate, x first, (B, *size).
 
-    Not by ``F.affine_grid``, whose matrix product autocast makes half as precise.
+    Not computed with ``F.affine_grid``: under autocast its matrix product has half precision.
     """
     d = maps.shape[1]
     centers = []
     for axis, n in enumerate(size):
         center = (torch.arange(n, device=maps.device, dtype=maps.dtype) * 2 + 1) / n - 1
         centers.append(center.view([-1 if other == axis else 1 for other in range(d)]))
-    places = []
+    coordinates = []
     for row in range(d):
         position = maps[:, row, -1].view(-1, *[1] * d)
         for column in range(d):
             position = position + maps[:, row, column].view(-1, *[1] * d) * centers[d - 1 - column]
-        places.append(position)
-    return places
+        coordinates.append(position)
+    return coordinates
 
 
 def sample_grid(x: Tensor, grid: Tensor, mode: str, padding_mode: str) -> Tensor:
-    """``F.grid_sample``, in the wider type of the two: bfloat16 does not tell the places of a large map apart."""
+    """``F.grid_sample``, in the wider type of the two: bfloat16 cannot distinguish the positions of a large map."""
     wide = torch.promote_types(x.dtype, grid.dtype)
     return F.grid_sample(x.to(wide), grid.to(wide), mode=mode, padding_mode=padding_mode, align_corners=False)
 

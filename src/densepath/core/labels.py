@@ -13,19 +13,19 @@ from densepath.core.grids import inside
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
 from densepath.core.resampling import sample_finely
 
-# Sums of whole numbers are the same in any order: a GPU's sums of floats are not.
+# Integer sums do not depend on the order of addition; float sums on a GPU do.
 _UNIT = 2**40
 _FEW = 1024
 
 
 def main_labels(labels: Tensor, from_map: Tensor, to_map: Tensor, size: Sequence[int]) -> Tensor:
-    """The label that covers most of each position of another view, of equals the smallest.
+    """The label that covers most of each position of another view; ties go to the smallest label.
 
-    What :func:`densepath.core.affine.warp_labels` gives, but without a mask for each label: the shares of the labels
-    under each position are added up.
+    The result of :func:`densepath.core.affine.warp_labels`, but without a mask for each label: the shares of the labels
+    under each position are summed.
 
     Args:
-        labels: (B, *spatial) integers on the *from* view; negative ones belong to nothing.
+        labels: (B, *spatial) integers on the *from* view; negative ones are ignored.
         from_map, to_map: (B, d, d + 1) the two views' maps to their common sources, best on the CPU.
         size: the positions of the *to* view, in the order of the tensor's axes.
 
@@ -48,7 +48,7 @@ def number_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Number the labels of the first of two maps from 0, in the order in which they appear, on both maps.
 
     Args:
-        first, second: (B, *spatial) integers; negative ones belong to nothing.
+        first, second: (B, *spatial) integers; negative ones are ignored.
 
     Returns:
         Both maps: ids below the number of positions of the first, -1 for labels of the second that the first lacks.
@@ -74,7 +74,7 @@ def _main_labels(labels: Tensor, maps: Tensor, size: Sequence[int], kind: Aligne
     else:
         under, shares = _under_upright_positions(labels, maps, size, kind.axes)
     shares = shares * (under >= 0)
-    # On a CPU it costs nothing to ask how many labels there are, and few are summed up several times as fast.
+    # On a CPU, reading the number of labels is free, and sums of few labels are several times as fast.
     few = under.device.type == "cpu" and int(under.max()) < _FEW
     main = _main_of_few(under, shares) if few else _main_of_many(under, shares)
     return main.view(len(labels), *size)
@@ -90,7 +90,7 @@ def _main_of_few(under: Tensor, shares: Tensor) -> Tensor:
 
 
 def _main_of_many(under: Tensor, shares: Tensor) -> Tensor:
-    """The same by sorting; it asks the device for nothing."""
+    """The same by sorting, without synchronization with the device."""
     under, order = under.sort(dim=-1)
     covered = (shares.gather(-1, order) * _UNIT).to(torch.int64).cumsum(-1)
     change = under[..., 1:] != under[..., :-1]
@@ -112,8 +112,8 @@ def _under_upright_positions(
     ``axes[i]``: the output coordinate that input coordinate i (x first) follows.
     """
     d, count = len(axes), len(labels)
-    place = torch.zeros(count, *[1] * (2 * d), dtype=torch.int64, device=labels.device)
-    share = torch.ones_like(place, dtype=torch.float32)
+    offset = torch.zeros(count, *[1] * (2 * d), dtype=torch.int64, device=labels.device)
+    share = torch.ones_like(offset, dtype=torch.float32)
     stride = 1
     for row in range(d):  # the last axis of the tensor first
         axis, out_axis = d - 1 - row, d - 1 - axes[row]
@@ -122,20 +122,20 @@ def _under_upright_positions(
         positions, weights = axis_taps(shift - scale, shift + scale, size[out_axis], "area", extent, labels.device)
         shape = [count, *[1] * (2 * d)]
         shape[1 + out_axis], shape[1 + d + out_axis] = positions.shape[1:]
-        place = place + stride * positions.view(shape)
+        offset = offset + stride * positions.view(shape)
         share = share * weights.view(shape)
         stride *= labels.shape[1 + axis]
-    under = labels.flatten(1).gather(1, place.flatten(1)).view(place.shape)
+    under = labels.flatten(1).gather(1, offset.flatten(1)).view(offset.shape)
     return under.flatten(1, d).flatten(2), share.flatten(1, d).flatten(2)
 
 
 def _under_turned_positions(
     labels: Tensor, maps: Tensor, size: Sequence[int], parts: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The same for maps that turn by any angle: samples on a finer grid, all of one share."""
+    """The same for maps that rotate by any angle: samples on a finer grid, all with the same share."""
     d = maps.shape[1]
     extent = torch.tensor(labels.shape[1:]).expand(len(labels), -1)
-    # In floats, which hold whole numbers to 2**24.
+    # As floats, which represent integers up to 2**24 exactly.
     samples = sample_finely(labels.unsqueeze(1).to(torch.float32), maps, size, "area", extent, parts)
     split = [length for pair in zip(size, parts, strict=True) for length in pair]
     axes = [0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2)]

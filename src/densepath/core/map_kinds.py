@@ -10,11 +10,11 @@ from torch import Tensor
 
 from densepath.core.filters import Mode
 
-# Sampled this densely, a rotated label map's area shares are right to about 1/64.
+# Sampled this densely, a rotated label map's area shares are accurate to about 1/64.
 _SUBSAMPLES = 8
-# Rounding may take a map without minification for one with a little.
+# By rounding, a map without minification may seem to have a little.
 _STEP_TOLERANCE = 1e-3
-# Off-axis entries of a quarter turn, which the cosine of pi/2 leaves at 6e-17 to 4e-8.
+# Off-axis entries of a quarter turn: the computed cosine of pi/2 is 6e-17 to 4e-8.
 _AXIS_TOLERANCE = 1e-6
 
 
@@ -34,7 +34,7 @@ class Oblique:
 
 
 def group_rows(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> list[tuple[Aligned | Oblique, Tensor]]:
-    """The kinds of maps in a batch, and the rows of each: a row's kind is its own, whoever else is in the batch.
+    """The kinds of maps in a batch, and the rows of each: a row's kind does not depend on the rest of the batch.
 
     Arguments as for :func:`sample`, all on the CPU.
     """

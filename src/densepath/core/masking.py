@@ -11,22 +11,22 @@ from densepath.core.errors import UserError
 
 
 def count_visible(patches: int, ratio: float) -> int:
-    """How many patches of a view stay visible: those that the mask leaves, rounded.
+    """The number of patches of a view that stay visible: the share that is not masked, rounded.
 
     Args:
-        patches: how many there are.
+        patches: number of patches of a view.
         ratio: the share that is masked.
 
     Raises:
-        UserError: the ratio is no share, or nothing would be visible, or nothing masked.
+        UserError: the ratio is not between 0 and 1, or no patch would be visible, or none masked.
     """
     if not 0 < ratio < 1:
         raise UserError(f"the mask ratio is a share between 0 and 1, not {ratio}")
     visible = round(patches * (1 - ratio))
     if not 0 < visible < patches:
         raise UserError(
-            f"a mask ratio of {ratio} leaves {visible} of {patches} patches visible; some of each kind are needed, "
-            "so choose another ratio or larger views"
+            f"a mask ratio of {ratio} leaves {visible} of {patches} patches visible; a mask needs visible and masked "
+            "patches, so choose another ratio or larger views"
         )
     return visible
 
@@ -40,7 +40,7 @@ def patches_along(size: Sequence[int], patch: int) -> tuple[int, ...]:
     for side in size:
         if side % patch or side < patch:
             raise UserError(
-                f"view_size {side} is not a multiple of the patches' {patch} px; take e.g. "
+                f"view_size {side} is not a multiple of the patch size of {patch} px; use e.g. "
                 f"{max(1, side // patch) * patch}"
             )
     return tuple(side // patch for side in size)
@@ -64,8 +64,9 @@ def random_visible(noise: Tensor, visible: int) -> Tensor:
     """Which patches of each view are visible: those with the smallest noise.
 
     Args:
-        noise: (B, N) floats, one for each patch; ``Batch.uniform(N)`` for masks that depend on image and epoch alone.
-        visible: how many, below N.
+        noise: (B, N) floats, one for each patch; ``Batch.uniform(N)`` for masks that depend only on image
+            and epoch.
+        visible: number of visible patches, below N.
 
     Returns:
         (B, N) bool.
@@ -75,20 +76,20 @@ def random_visible(noise: Tensor, visible: int) -> Tensor:
 
 
 def enlarge(grid: Tensor, size: int) -> Tensor:
-    """A value for each patch (B, h, h) as one for each cell (B, 1, size, size); ``size`` is a multiple of h."""
+    """Repeat the values of patches (B, h, h) over their positions: (B, 1, size, size); ``size`` is a multiple of h."""
     factor = size // grid.shape[-1]
     return grid.unsqueeze(1).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def to_patches(x: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) as (B, N, patch * patch * C): patches row by row, in each the channels of a pixel side by side."""
+    """(B, C, H, W) as (B, N, patch * patch * C): patches row by row, in each patch the channels of a pixel adjacent."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // patch, patch, w // patch, patch)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch * patch * c)
 
 
 def from_patches(patches: Tensor, patch: int, width: int) -> Tensor:
-    """What :func:`to_patches` undoes: (B, N, patch * patch * C) as (B, C, H, W), of views ``width`` patches wide."""
+    """The inverse of :func:`to_patches`: (B, N, patch * patch * C) as (B, C, H, W), of views ``width`` patches wide."""
     b, n, length = patches.shape
     x = patches.reshape(b, n // width, width, patch, patch, length // patch**2)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

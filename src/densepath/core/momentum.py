@@ -1,4 +1,4 @@
-"""The slow copy of a network."""
+"""The momentum (EMA) copy of a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Momentum(nn.Module, Generic[Network]):
     """A copy whose parameters follow a network's as an exponential moving average.
 
-    Only parameters follow: batch-norm statistics are each network's own, as in MoCo.
+    Only parameters follow: each network keeps its own batch-norm statistics, as in MoCo.
 
     Args:
         network: the network to copy and to follow.

@@ -1,4 +1,4 @@
-"""A memory of keys."""
+"""A queue of keys."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from densepath.core.errors import UserError
 
 
 class Queue(nn.Module):
-    """A ring buffer of unit vectors that takes any number of rows and never asks the device how many those were.
+    """A ring buffer of unit vectors that takes any number of rows without synchronization with the device.
 
-    What an optimizer step brings replaces the oldest rows only after it: all batches that a step accumulates are
-    contrasted with the same rows, as one large batch is.
+    New rows replace the oldest ones only after the optimizer step: all batches that a step accumulates are contrasted
+    with the same rows, as one large batch would be.
 
     Args:
-        size: rows it remembers.
-        dim: their length.
+        size: number of rows.
+        dim: length of a row.
 
     Source: the dictionary of He et al., MoCo, CVPR 2020; the concept queue of ConCL.
     """
@@ -31,24 +31,24 @@ class Queue(nn.Module):
         if size < 1:
             raise UserError(f"a queue needs at least one row, not {size}")
         self.size = size
-        # The extra row takes what masked-out rows write.
+        # Masked-out rows are written to the extra row.
         rows = torch.zeros(size + 1, dim)
         rows[:size] = F.normalize(torch.randn(size, dim), dim=1)
         self.register_buffer("rows", rows)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-        self._pending: list[tuple[Tensor, Tensor | None]] = []  # of the step under way
+        self._pending: list[tuple[Tensor, Tensor | None]] = []  # of the current step
 
     def keys(self) -> Tensor:
-        """(size, dim): the remembered rows themselves, which stay as they are until :meth:`after_step`."""
+        """(size, dim): the rows themselves, not a copy; they change only in :meth:`after_step`."""
         return self.rows[: self.size]
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor, mask: Tensor | None = None) -> None:
-        """Take rows that replace the oldest ones after the step: those of all processes, in the order of their ranks.
+        """Collect the rows of all processes, ordered by rank; they replace the oldest ones after the step.
 
         Args:
-            rows: (N, dim) unit vectors, N alike on all processes.
-            mask: (N,) bool: which rows count; all of them by default.
+            rows: (N, dim) unit vectors; N is equal on all processes.
+            mask: (N,) bool: the rows to add; all by default.
 
         Raises:
             UserError: more rows than the queue holds.
@@ -56,20 +56,20 @@ class Queue(nn.Module):
         rows = gather(rows)
         if len(rows) > self.size:
             raise UserError(
-                f"the queue holds {self.size} keys but one batch brings up to {len(rows)}; "
+                f"the queue holds {self.size} keys but one batch adds up to {len(rows)}; "
                 "make the queue larger or the batch smaller"
             )
         self._pending.append((rows, None if mask is None else gather(mask)))
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Remember what the step brought, batch by batch."""
+        """Write the rows of the step to the queue, batch by batch."""
         for rows, mask in self._pending:
             self._write(rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device) if mask is None else mask)
         self._pending.clear()
 
     def _write(self, rows: Tensor, mask: Tensor) -> None:
-        place = (self.pointer + mask.cumsum(0) - 1) % self.size
-        self.rows.index_copy_(0, torch.where(mask, place, self.size), rows.to(self.rows.dtype))
+        target = (self.pointer + mask.cumsum(0) - 1) % self.size
+        self.rows.index_copy_(0, torch.where(mask, target, self.size), rows.to(self.rows.dtype))
         self.rows[self.size].zero_()
         self.pointer.copy_((self.pointer + mask.sum()) % self.size)

@@ -1,7 +1,7 @@
-"""Randomness as a function: numbers computed from what they are for, never drawn from a stream.
+"""Random numbers as a function of counters: computed from what they are for, without a generator's state.
 
-A random number of a view depends on (seed, epoch, image, view, slot) alone, so the same image gets the same view
-whatever the number of workers, the batch size or the number of processes, and any view can be drawn again later.
+A random number of a view depends only on (seed, epoch, image, view, stream), so the same image gets the same view for
+any number of workers, batch size or number of processes, and any view can be drawn again later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BATCH = 1  # and those of a batch apart from an epoch's
 
 
 def check_seed(seed: int) -> None:
-    """Check that a number that the user gave can be a seed, of our numbers and of torch's generators alike.
+    """Check that the user's number can be a seed, both here and for torch's generators.
 
     Raises:
         UserError: it cannot.
@@ -31,7 +31,7 @@ def check_seed(seed: int) -> None:
 
 
 def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """The high and low 32 bits of a 32 x 32 bit product (int64 arithmetic wraps, the bits are right)."""
+    """The high and low 32 bits of a 32 x 32 bit product (int64 arithmetic wraps, the bits are correct)."""
     product = a * multiplier
     return (product >> 32) & _LOW, product & _LOW
 
@@ -58,36 +58,37 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def bits(seed: int, epoch: int, index: Tensor, view: int | Tensor, slot: int | Tensor) -> Tensor:
-    """Four random 32-bit words per image and slot.
+def bits(seed: int, epoch: int, index: Tensor, view: int | Tensor, stream: int | Tensor) -> Tensor:
+    """Four random 32-bit words per image and stream.
 
     Args:
         seed: the run's seed, any 64-bit integer.
         epoch: the epoch, or any other 32-bit counter of time.
         index: (B,) int64, the images' positions in their source, below 2**48.
         view: which view of the image, below 2**16; a tensor has one for each index.
-        slot: what the numbers are for, below 2**32; each slot holds four. A tensor is broadcast against ``index``.
+        stream: number of the stream, one for each purpose, below 2**32; a stream has four numbers. A tensor is
+            broadcast against ``index``.
 
     Returns:
         (B, 4) int64 with values in [0, 2**32); (..., 4) of the broadcast shape.
     """
-    index, slots = torch.broadcast_tensors(index.to(torch.int64), torch.as_tensor(slot, device=index.device))
+    index, streams = torch.broadcast_tensors(index.to(torch.int64), torch.as_tensor(stream, device=index.device))
     counter = (
         index & _LOW,
         ((index >> 32) & 0xFFFF) | (view << 16),
         torch.full_like(index, epoch & _LOW),
-        slots & _LOW,
+        streams & _LOW,
     )
     return philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
 
 
-def uniform(seed: int, epoch: int, index: Tensor, view: int | Tensor, slot: int | Tensor) -> Tensor:
-    """Four uniform numbers per image and slot. Arguments and shapes as for :func:`bits`.
+def uniform(seed: int, epoch: int, index: Tensor, view: int | Tensor, stream: int | Tensor) -> Tensor:
+    """Four uniform numbers per image and stream. Arguments and shapes as for :func:`bits`.
 
     Returns:
         (B, 4) float32 in [0, 1), multiples of 2**-24.
     """
-    return (bits(seed, epoch, index, view, slot) >> 8).to(torch.float32) * 2.0**-24
+    return (bits(seed, epoch, index, view, stream) >> 8).to(torch.float32) * 2.0**-24
 
 
 def _feistel(value: Tensor, half: int, seed: int, epoch: int) -> Tensor:
@@ -95,7 +96,7 @@ def _feistel(value: Tensor, half: int, seed: int, epoch: int) -> Tensor:
     mask = (1 << half) - 1
     left, right = value >> half, value & mask
     for round_ in range(_FEISTEL_ROUNDS):
-        mixed = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, right, view=0, slot=round_)[..., 0]
+        mixed = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, right, view=0, stream=round_)[..., 0]
         left, right = right, left ^ (mixed & mask)
     return (left << half) | right
 
@@ -103,12 +104,12 @@ def _feistel(value: Tensor, half: int, seed: int, epoch: int) -> Tensor:
 def permute(position: Tensor, n: int, seed: int, epoch: int) -> Tensor:
     """Where each position of a shuffled epoch points to: a keyed permutation of 0 .. n - 1 in constant memory.
 
-    Positions that the bijection throws past ``n`` are sent through it again ("cycle walking"), which keeps it a
+    Positions that the bijection maps to ``n`` or more are passed through it again ("cycle walking"), so it stays a
     bijection of 0 .. n - 1; its domain is less than four times ``n``.
 
     Args:
         position: int64 of any shape with values in [0, n).
-        n: how many items there are, below 2**48.
+        n: number of items, below 2**48.
         seed, epoch: the key; each epoch has its own order.
 
     Returns:
@@ -122,14 +123,14 @@ def permute(position: Tensor, n: int, seed: int, epoch: int) -> Tensor:
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    """The numbers 0 .. n - 1 in random order: for a batch many times quicker than :func:`permute`.
+    """The numbers 0 .. n - 1 in random order: for a batch, many times as fast as :func:`permute`.
 
     Args:
-        n: how many.
+        n: their number.
         seed, epoch: the key, as for :func:`bits`.
 
     Returns:
         (n,) int64.
     """
-    high, low = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, torch.arange(n), view=_BATCH, slot=0)[:, :2].unbind(1)
+    high, low = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, torch.arange(n), view=_BATCH, stream=0)[:, :2].unbind(1)
     return ((high << 31) | (low >> 1)).argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Regions of a view and the vectors that stand for them."""
+"""Regions of a view and their pooled feature vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from densepath.core.affine import TIE
 
 
 class Regions:
-    """Regions of each view of a batch, sharp or soft.
+    """Regions of each view of a batch, hard or soft.
 
     Args:
         masks: (B, K, *spatial) how much of each position belongs to each region: bool, or floats from 0 to 1. Regions
@@ -25,7 +25,7 @@ class Regions:
 
     @classmethod
     def of_labels(cls, labels: Tensor, num_regions: int) -> Regions:
-        """Sharp regions of an integer label map on each view.
+        """Hard regions of an integer label map on each view.
 
         Args:
             labels: (B, *spatial) integers; ids outside 0 .. num_regions - 1 belong to no region.
@@ -65,23 +65,23 @@ def point_counts(points: Tensor, grid: Sequence[int]) -> Tensor:
     """How many points lie in each position of a grid over each view.
 
     Args:
-        points: (B, N, d) floats in the view's normalized coordinates, x first; rows of NaN are padding, and what lies
-            outside the view counts nowhere.
+        points: (B, N, d) floats in the view's normalized coordinates, x first; rows of NaN are padding, and points
+            outside the view are not counted.
         grid: positions along each axis, in the order of the tensor's axes.
 
     Returns:
-        (B, *grid) int64. The same on every device and in every run: whole numbers are added in any order.
+        (B, *grid) int64. The same on every device and in every run: integer sums do not depend on the order.
     """
-    shown = (points.abs() <= 1).all(-1)  # not where there is a NaN
-    place = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
+    inside = (points.abs() <= 1).all(-1)  # False for NaN
+    flat = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
     for axis, n in enumerate(grid):
         along = ((points[..., len(grid) - 1 - axis] + 1) / 2 * n).nan_to_num(0.0).floor().clamp(0, n - 1)
-        place = place * n + along.to(torch.int64)
+        flat = flat * n + along.to(torch.int64)
     count = math.prod(grid)
-    place = torch.where(shown, place, count)  # what is not shown is counted beside the grid
+    flat = torch.where(inside, flat, count)  # the others are counted in an extra position
     rows = torch.arange(len(points), device=points.device).unsqueeze(1) * (count + 1)
     counts = torch.zeros(len(points) * (count + 1), dtype=torch.int64, device=points.device)
-    counts.index_put_(((place + rows).flatten(),), torch.ones_like(place).flatten(), accumulate=True)
+    counts.index_put_(((flat + rows).flatten(),), torch.ones_like(flat).flatten(), accumulate=True)
     return counts.view(len(points), -1)[:, :count].reshape(-1, *grid)
 
 

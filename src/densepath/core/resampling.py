@@ -1,7 +1,7 @@
 """Sampling images, volumes, feature maps and label maps through affine maps.
 
-Every output position of a crop, a flip or a quarter turn is a weighted sum of a few input positions along each axis, so
-one axis after the other is a sum of a few rows of a table. Other maps sample a finer grid and average.
+For a crop, a flip or a quarter turn, every output position is a weighted sum of a few input positions along each axis,
+so the axes are processed one after another, as sums of a few rows. Other maps sample a finer grid and average.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from densepath.core.volume_sampling import sample_volumes
 
 
 def resample(x: Tensor, maps: Tensor, size: Sequence[int], *, mode: Mode = "bilinear") -> tuple[Tensor, Tensor]:
-    """What :func:`sample` gives, and (B, *size) bool: whether a position's center lies in the input."""
+    """The result of :func:`sample`, and (B, *size) bool: whether a position's center lies in the input."""
     return sample(x, maps, size, mode=mode), inside(maps.to(x.device, non_blocking=True), size)
 
 
@@ -35,8 +35,8 @@ def sample(
 
     The filters are a box ("area": weights are shares of area), a triangle ("bilinear") and Keys' cubic with a = -0.5
     ("bicubic"); they widen by the minification, so nothing aliases, and the latter two are normalized at the borders,
-    as Pillow's and torchvision's antialiased resize do. For maps that turn by other angles than quarters, "area"
-    means nearest and "bicubic" bilinear samples (but along an axis of a volume that keeps its direction).
+    as Pillow's and torchvision's antialiased resize do. For rotations by other angles than quarter turns, "area"
+    means nearest and "bicubic" bilinear samples (except along an axis of a volume that keeps its direction).
 
     Args:
         x: (B, C, *spatial).
@@ -76,7 +76,7 @@ def _sample_groups(
 
 
 def sample_nearest(x: Tensor, maps: Tensor, size: Sequence[int]) -> Tensor:
-    """What the input holds where the centers of output positions lie, with no filter: for masks.
+    """The input's values at the centers of output positions, without a filter: for masks.
 
     Args:
         x: (B, C, *spatial) floats.
@@ -125,7 +125,7 @@ def _sample_axes(
         scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
         taps = axis_taps(shift - scale, shift + scale, size[out_axis], mode, extent[:, axis], x.device)
         table = weighted_rows(table, *taps, axis=1 + axis, rows=rows)
-        rows = None  # each map has its own from here on
+        rows = None  # after the first axis, each map has its own input
         order[out_axis] = axis
     return table.permute(0, -1, *[1 + axis for axis in order])
 

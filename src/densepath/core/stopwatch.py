@@ -1,4 +1,4 @@
-"""Time that passes, whatever the system's clock does."""
+"""Elapsed time, also when the system's clock jumps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Stopwatch:
         self._read_at = time.perf_counter()
 
     def read(self) -> float:
-        """Seconds since it was made, never fewer than at the last reading."""
+        """Seconds since it was created, never less than at the last reading."""
         now = time.perf_counter()
         self._seconds += max(now - self._read_at, 0.0)
         self._read_at = now

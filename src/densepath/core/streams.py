@@ -1,4 +1,4 @@
-"""Writing lines for the user, to a stream that may be closed, full, or read by nobody."""
+"""Writing lines for the user, to a stream that may be closed, full or a broken pipe."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TextIO
 
 
 def write_line(line: str, stream: TextIO | None) -> bool:
-    """Write a line at once; a stream that does not take it gets nothing more, and that stops nobody.
+    """Write a line and flush. If that fails, the stream is silenced and no error is raised.
 
     Returns:
         Whether it was written.
     """
-    if stream is None:  # where it was closed before Python began
+    if stream is None:  # it was closed before Python started
         return False
     try:
         print(line, file=stream, flush=True)
@@ -30,7 +30,7 @@ def say(line: str) -> None:
 
 
 def settle() -> None:
-    """Write out what stdout and stderr still hold, where somebody takes it; or Python's end would fail over it."""
+    """Flush stdout and stderr and ignore errors: otherwise Python's own flush at exit would fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -40,18 +40,18 @@ def settle() -> None:
 
 
 def occupy() -> None:
-    """Lead standard streams that are closed into nothing: or the next file that is opened would get what is written
-    to them."""
+    """Open closed standard streams on the null device. Otherwise the next file that is opened would get their number,
+    and with it what is written to them."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest one that is free: this
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
 
 
 def silence(stream: TextIO | None) -> None:
-    """Lead a dead stream into nothing, together with all that it still holds."""
+    """Redirect a broken stream, including its unflushed buffer, to the null device."""
     with suppress(OSError, ValueError, AttributeError):
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, stream.fileno())  # type: ignore[union-attr]
-        os.close(nothing)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # type: ignore[union-attr]
+        os.close(null)

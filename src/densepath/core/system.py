@@ -1,4 +1,4 @@
-"""What this machine has to give: memory, cores, and how many processes of a run share it."""
+"""The machine's resources: memory, cores, and how many processes of a run share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without pushing others out, within the limit of a container."""
+    """Bytes that can be allocated without swapping, within the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -32,10 +32,10 @@ def available_memory() -> int:
 
 
 def slurm_tasks() -> int:
-    """How many processes srun has started together with this one; 1 where it was not srun that started this one.
+    """The number of processes that srun started together with this one; 1 if srun did not start this one.
 
-    In the script of a job, too, SLURM's variables say how many tasks the job may have (SLURM_NTASKS), but nobody has
-    started the others: only a step of the job has an id.
+    SLURM's variables also give the job's number of tasks (SLURM_NTASKS) in the job script itself, where the other
+    tasks were not started: only a step of the job has an id.
     """
     if not {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys():
         return 1
@@ -43,8 +43,7 @@ def slurm_tasks() -> int:
 
 
 def processes_on_node() -> int:
-    """How many processes of this run share the machine, as far as the variables of torchrun, srun or this package
-    say."""
+    """How many processes of this run share the machine, from the variables of torchrun, srun or this package."""
     names = ["LOCAL_WORLD_SIZE", "WORLD_SIZE"]
     if slurm_tasks() > 1:
         names += ["SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"]
@@ -65,12 +64,12 @@ def usable_cores() -> int:
 
 
 def first_on_node() -> bool:
-    """Whether this process is the one that speaks for all processes of a run on this machine."""
+    """Whether this is the first process of the run on this machine: only that one prints."""
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Hand the items on, with a progress bar if stderr is a terminal and this is the node's first process."""
+    """Yield the items, with a progress bar if stderr is a terminal and this is the node's first process."""
     console = Console(stderr=True)
     quiet = not (console.is_terminal and first_on_node())
     yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)

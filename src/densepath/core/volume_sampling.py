@@ -1,7 +1,7 @@
-"""Sampling volumes on a CPU: one map after another, each on no more voxels than it needs.
+"""Sampling volumes on a CPU: one map after another, each only on the voxels that it needs.
 
-Volumes are large and few. A batch of them as one table would be worked on at the size of its largest, along one order
-of axes, and as finely as the map that shrinks most asks for.
+Volumes are large and few. Processed as one table, a batch would have the size of its largest volume, one order of axes,
+and the sampling density of the map that shrinks most.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from densepath.core.grids import average_parts, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
 
 _SLACK = 0.25  # bilinear samples of a volume that shrinks by less hardly alias
-_SMALL = 1e-6  # entries of a map, against its largest, that rounding leaves of nothing
+_SMALL = 1e-6  # entries of a map below this share of its largest are rounding errors
 
 
 def needed_boxes(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) -> Tensor:
-    """(N, 2, d) int64: the low corner (included) and the high one (excluded) of all that samples take of the inputs.
+    """(N, 2, d) int64: the low corner (included) and the high one (excluded) of the voxels that samples use.
 
     Args:
         maps: (N, d, d + 1) from output to input coordinates, on the CPU.
@@ -33,7 +33,7 @@ def needed_boxes(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) 
     across = extent.flip(-1).double()
     half = maps[..., :-1].abs().sum(-1)
     low, high = ((maps[..., -1] + half * side + 1) / 2 * across for side in (-1, 1))
-    # The coarsest axis of the output bounds how far its filter reaches, whichever way it is turned.
+    # The coarsest axis of the output bounds how far its filter reaches, for any rotation.
     step = ((high - low) / min(size)).clamp(min=1)
     reach = filter_reach(mode) * step + 1
     box = torch.stack(((low - reach).floor(), (high + reach).ceil()), dim=1).long().flip(-1)
@@ -41,7 +41,7 @@ def needed_boxes(maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor) 
 
 
 def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, extent: Tensor, rows: Tensor) -> Tensor:
-    """What :func:`densepath.core.resampling.sample` gives for volumes, but for positions outside of them.
+    """The result of :func:`densepath.core.resampling.sample` for volumes, except for positions outside of them.
 
     Args:
         x: (B, C, D, H, W) of any type.
@@ -61,7 +61,7 @@ def sample_volumes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, ext
 
 
 def _onto_box(map_: Tensor, extent: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The map (3, 4) to a volume as one to a box of it, in float64: rounding moves nothing."""
+    """The map (3, 4) to a volume as a map to a box of it, in float64, where rounding does not matter."""
     sizes, low, high = (corner.flip(-1).double() for corner in (extent, low, high))
     sides = high - low
     linear = map_.double() * (sizes / sides).unsqueeze(-1)
@@ -88,7 +88,7 @@ def _sample(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode) -> Tensor:
 
 
 def _along_axes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, axes: tuple[int, ...]) -> Tensor:
-    """Sums along one axis after another, that which shrinks most first, and the last axis of the tensor last."""
+    """Sums along one axis after another: of the first two, the one that shrinks more first; the last axis last."""
     order, lengths = [0] * 3, [0] * 3
     for row in range(3):
         order[2 - axes[row]], lengths[2 - row] = 2 - row, size[2 - axes[row]]
@@ -99,7 +99,7 @@ def _along_axes(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, axes: 
 
 
 def _shrunk(x: Tensor, map_: Tensor, size: Sequence[int], mode: Mode, axes: Sequence[int]) -> Tensor:
-    """A volume (C, D, H, W) resized along some axes, so that a map (3, 4) that turns it shrinks it no further."""
+    """A volume (C, D, H, W) resized along some axes, so that a map (3, 4) that rotates it shrinks it no further."""
     across = torch.tensor(x.shape[1:]).flip(0).to(map_).unsqueeze(-1)
     rates = (map_[:, :3] * across / torch.tensor(tuple(size)).flip(0)).norm(dim=1).flip(0).tolist()
     for axis in sorted(axes, key=lambda axis: -rates[axis]):
@@ -110,7 +110,7 @@ def _shrunk(x: Tensor, map_: Tensor, size: Sequence[int], mode: Mode, axes: Sequ
 
 
 def _in_plane(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, kind: Oblique) -> Tensor:
-    """A map that turns in the xy-plane: samples of images whose channels are the slices."""
+    """A map that rotates in the xy-plane: samples of images whose channels are the slices."""
     z, before = (x, maps[:, 2, 2], maps[:, 2, 3], size[0], mode, 0), size[0] < x.shape[1]
     x = _along_axis(*z) if before else x
     plane, parts = maps[:, :2][..., [0, 1, 3]], kind.parts[1:]
@@ -121,7 +121,7 @@ def _in_plane(x: Tensor, maps: Tensor, size: Sequence[int], mode: Mode, kind: Ob
 
 
 def _along_axis(x: Tensor, scale: Tensor, shift: Tensor, n_out: int, mode: Mode, axis: int) -> Tensor:
-    """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` (1,) say which."""
+    """Weighted sums of x (C, D, H, W) along one spatial axis; ``scale`` and ``shift`` (1,) are the map along it."""
     n_in = x.shape[1 + axis]
     taps, weights = axis_taps(shift - scale, shift + scale, n_out, mode, torch.tensor([n_in]), x.device)
     taps, weights = taps[0], weights[0].to(x.dtype)

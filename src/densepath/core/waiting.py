@@ -1,4 +1,4 @@
-"""Waiting that never lasts for ever: it says what is waited for, listens, and gives up."""
+"""Bounded waits: they report what they wait for, call listeners, and end with an error after a time limit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from densepath.core.errors import UserError
 
 T = TypeVar("T")
 
-_LOOK = 0.2  # seconds between two looks
+_LOOK = 0.2  # seconds between two attempts
 _listeners: list[Callable[[str, float], None]] = []
 
 
 class Stuck(UserError):
-    """What was waited for did not come."""
+    """A wait exceeded its time limit."""
 
 
 def notice_seconds() -> float:
-    """After how long a wait is reported, and again every so often: DENSEPATH_WAIT_NOTICE, or 30 seconds."""
+    """A wait is reported every N seconds: DENSEPATH_WAIT_NOTICE, or 30."""
     return _seconds("DENSEPATH_WAIT_NOTICE", 30.0)
 
 
@@ -32,10 +32,10 @@ def limit_seconds() -> float:
 
 @contextmanager
 def listening(listener: Callable[[str, float], None]) -> Iterator[None]:
-    """While something is waited for inside, call ``listener`` several times a second.
+    """Call ``listener`` several times a second during waits inside the block.
 
     Args:
-        listener: gets what is waited for and the seconds since; whatever it raises ends the wait.
+        listener: gets the name of the awaited thing and the seconds waited so far; an exception ends the wait.
     """
     _listeners.append(listener)
     try:
@@ -45,15 +45,15 @@ def listening(listener: Callable[[str, float], None]) -> Iterator[None]:
 
 
 def wait_for(attempt: Callable[[float], T], what: str, remedy: str) -> T:
-    """Try until it works.
+    """Repeat an attempt until it succeeds.
 
     Args:
-        attempt: waits for the given seconds at most; gives the result, or raises TimeoutError.
-        what: is waited for, such as "image data".
-        remedy: what to do where it never comes.
+        attempt: waits for at most the given seconds; returns the result, or raises TimeoutError.
+        what: the name of the awaited thing, such as "image data".
+        remedy: what to do if it does not come.
 
     Raises:
-        Stuck: it did not come within the limit.
+        Stuck: the limit is exceeded.
     """
     start = time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""Pre-training methods, one file each; a method is imported when it is first asked for."""
+"""Pre-training methods, one file each; a method is imported when it is first used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every pre-training method is: a plain module that turns batches of views into losses."""
+"""The base class of pre-training methods: a plain module that computes losses of batches of views."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch
 
-Tick = Callable[[str], None]
+Heartbeat = Callable[[str], None]
 
 
 def no_heartbeat(what: str) -> None:
-    """The tick of work that nobody watches."""
+    """A heartbeat that does nothing."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step gives.
+    """The losses of a batch.
 
     Args:
         total: the scalar to minimize.
-        terms: the losses that it is made of, detached.
-        statistics: other scalars worth logging, detached.
+        terms: the losses that it is composed of, detached.
+        statistics: other scalars to log, detached.
     """
 
     total: Tensor
@@ -42,14 +42,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a method that predicts pixels makes of a batch, to be looked at: pixels as views have them, normalized.
+    """The prediction of a method that predicts pixels, for pictures; all pixels are normalized as in views.
 
     Args:
-        view: (B, 3, S, S) the view that it is given.
-        visible: (B, 3, S, S) what it sees of that, zero elsewhere.
-        target: (B, 3, S, S) what it should predict.
-        prediction: (B, 3, S, S) what it predicts, in the target's colors.
-        counted: (B, 1, S, S) bool: the pixels of the target that its loss counts.
+        view: (B, 3, S, S) the input view.
+        visible: (B, 3, S, S) its visible pixels, zero elsewhere.
+        target: (B, 3, S, S) the target of the prediction.
+        prediction: (B, 3, S, S) the prediction, in the target's colors.
+        counted: (B, 1, S, S) bool: the pixels of the target that count in the loss.
     """
 
     view: Tensor
@@ -60,20 +60,21 @@ class Reconstruction:
 
 
 class Method(nn.Module):
-    """A pre-training method. It knows nothing of trainers, files or command lines.
+    """A pre-training method. It is independent of trainers, files and command lines.
 
-    A constructor's signature is the method's hyper-parameters; its first argument is the backbone to train. One that
-    builds on another method takes that one's by ``**options: Unpack[...]`` (see :func:`complete_signature`).
+    The parameters of the constructor are the method's hyper-parameters; the first one is the backbone to train. A
+    method that extends another one takes its parameters by ``**options: Unpack[...]`` (see
+    :func:`complete_signature`).
 
-    Its networks have plain batch norms. Whoever trains it decides over which images these take their statistics
-    (:func:`densepath.nets.norms.set_batch_norm`), and so may convert them.
+    The networks have plain batch norms. The training code decides over which images these compute their statistics,
+    and may convert them (:func:`densepath.nets.norms.set_batch_norm`).
 
     Attributes:
-        batch_norm: over which images the paper's batch norms take their statistics: those of each process, or of all;
-            what a run with ``batch_norm="auto"`` does.
-        views_together: how many views of an image pass through its networks in one batch, one after the other.
-        extras: what :meth:`prepare` found out about each image, by name: what the method wants in ``Batch.extras``.
-        unused_views: those of :meth:`views` that need not be made with these hyper-parameters.
+        batch_norm: whether the paper's batch norms compute their statistics over the images of each process, or of all
+            processes; used by a run with ``batch_norm="auto"``.
+        views_together: number of views of an image that pass through the networks in one batch.
+        extras: what is known of each image, by name, set by :meth:`prepare`; it arrives in ``Batch.extras``.
+        unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
     """
 
     batch_norm: ClassVar[Literal["per_process", "synchronized"]] = "per_process"
@@ -88,24 +89,24 @@ class Method(nn.Module):
     @staticmethod
     @abstractmethod
     def views(augment: Augment | None = None) -> dict[str, Declaration]:
-        """The views that it wants to see, by name; ``augment`` takes the place of the method's own augmentation."""
+        """The views of the method, by name; ``augment`` replaces the method's own augmentation."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
         """The losses of a batch of views."""
 
     def before_step(self, batch: Batch) -> None:
-        """Called once for each optimizer step, before anything of the step is computed: momentum encoders follow here.
+        """Called once for each optimizer step, before its first forward pass: momentum encoders are updated here.
 
         Args:
-            batch: the first one that the step is made of.
+            batch: the first batch of the step.
         """
 
     def after_step(self) -> None:
-        """Called once for each optimizer step, when the weights have been updated.
+        """Called once for each optimizer step, after the weights have been updated.
 
-        Parts with a method of this name (queues, codebooks) take what the batches of the step brought them. A method
-        that overrides this calls ``super().after_step()``.
+        Submodules with a method of this name (queues, codebooks) then store what the batches of the step have added. A
+        method that overrides this calls ``super().after_step()``.
         """
         parts: list[Any] = [part for part in self.modules() if hasattr(type(part), "after_step")]
         for part in parts[1:]:  # the first is the method itself
@@ -116,63 +117,63 @@ class Method(nn.Module):
         """The backbone that is exported."""
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
-        """What else is exported at the end of a run, by name: tensors of parts that other methods build upon."""
+        """Other parts to export at the end of a run, by name: tensors that other methods use."""
         return {}
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        """Raise UserError where the hyper-parameters do not fit.
+        """Raise UserError if the hyper-parameters do not fit the views or the batch.
 
         Args:
-            sizes: those of the views in pixels, by name, in the order of the tensor's axes.
-            batch_size: images that the method sees at a time, over all processes.
-            processes: how many share them, equally.
+            sizes: sizes of the views in pixels, by name, in the order of the tensor's axes.
+            batch_size: images of one forward pass, over all processes.
+            processes: number of processes; each has the same number of images.
         """
 
     def needs(self) -> Mapping[str, Need]:
-        """What :meth:`prepare` must be given besides the images, by names of the method's own choice."""
+        """The inputs of :meth:`prepare` besides the images, by names that the method chooses."""
         return {}
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         """Called once, before the first step.
 
-        A method that wants something known of each image in ``Batch.extras`` sets ``extras`` here.
+        A method that needs something of each image in ``Batch.extras`` sets ``extras`` here.
 
         Args:
-            images: the source of the images, whose positions in it are ``Batch.index``.
-            given: what :meth:`needs` asks for, by its names.
+            images: the source of the images; ``Batch.index`` are positions in it.
+            given: the inputs of :meth:`needs`, by name.
 
         Returns:
-            What was found, a line for the user.
+            A line that tells the user what was found, or None.
         """
         return None
 
     def wants_features(self, batch: Batch) -> bool:
-        """Whether, before a step that begins with this batch, it wants features of all images.
+        """Whether the method needs features of all images before the step that starts with this batch.
 
-        Whoever trains it then calls :meth:`describe` for a :class:`Center` view of each image, in evaluation mode, and
-        :meth:`on_features`; then :meth:`before_step`.
+        If so, the training code calls :meth:`extract_features` on a :class:`Center` view of each image, in evaluation
+        mode, then :meth:`on_features`, and then :meth:`before_step`.
         """
         return False
 
-    def describe(self, pixels: Tensor) -> Tensor:
-        """Features (B, D) of views (B, 3, S, S), where it wants any."""
-        raise NotImplementedError(f"{type(self).__name__} wants no features")
+    def extract_features(self, pixels: Tensor) -> Tensor:
+        """Features (B, D) of views (B, 3, S, S), for :meth:`on_features`."""
+        raise NotImplementedError(f"{type(self).__name__} does not extract features")
 
-    def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
-        """Learn the features (N, D) of all images, in the order of their source and alike on all processes.
+    def on_features(self, features: Tensor, batch: Batch, heartbeat: Heartbeat = no_heartbeat) -> None:
+        """Receive the features (N, D) of all images, in the order of the source, the same on all processes.
 
         Args:
-            features: what :meth:`describe` gave.
-            batch: the first one of the step that comes next.
-            tick: called by all processes, equally often, after each part of what takes long, with a few words; it
-                raises where the run is to stop.
+            features: the features of :meth:`extract_features`.
+            batch: the first batch of the next step.
+            heartbeat: called by all processes, equally often, during long work, with a few words for the user; it
+                raises an exception if the run must stop.
         """
 
     @classmethod
     def predicts_pixels(cls) -> bool:
-        """Whether :meth:`reconstruct` is there."""
+        """Whether it implements :meth:`reconstruct`."""
         return cls.reconstruct is not Method.reconstruct
 
     def reconstruct(self, batch: Batch) -> Reconstruction:
-        """What it predicts for a batch, where it predicts pixels."""
-        raise NotImplementedError(f"{type(self).__name__} predicts no pixels")
+        """The predicted pixels of a batch, for a method that predicts pixels."""
+        raise NotImplementedError(f"{type(self).__name__} does not predict pixels")

@@ -1,4 +1,4 @@
-"""BEiT-v2: masked patches are given the codes that a tokenizer gives them."""
+"""BEiT-v2: predicts the tokenizer's codes of masked patches."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ from densepath.views.view import Batch
 class BEiTv2(FrozenTarget[Tokenizer]):
     """Masked image modelling on codes.
 
-    With z_i the code that the tokenizer gives patch i of a view, M the masked patches, of which the network sees a mask
-    token in place of their embedding, and h^L its last tokens,
+    With z_i the tokenizer's code of patch i of a view, M the masked patches, whose embeddings are replaced by a mask
+    token, and h^L the tokens of the last layer,
 
     L = -mean over M of log p(z_i | h_i^L) - mean over M of log p(z_i | h'_i),   p = softmax(W h + b),
 
-    where h' makes the class token gather what the image shows: two blocks of an early head read the last layer's class
-    token with an earlier layer's patch tokens. Both terms share the final norm, W and b. The mask is made of blocks.
+    where h' forces the class token to represent the image: it comes from the early head, two blocks on the class token
+    of the last layer and the patch tokens of an earlier one. Both terms share the final norm, W and b. Masks consist of
+    blocks.
 
-    What is not as in the paper: the backbone is a timm network as it is, with its own initialisation and its learned
-    position embeddings. The paper's has a relative position bias in place of these, shared by its layers, which no
-    plain transformer of timm's has, and layer scales, which some have: see ``layer_scale``. timm's own BEiT networks
-    (``beitv2_base_patch16_224``) are those of fine-tuning, with a bias in each layer, without a norm of their patch
-    tokens, for images of one size, and none is small: they are no backbones here. The early head's blocks are like
-    those of the backbone, with new weights; the released code also scales these down with depth. As there, the
-    tokenizer sees the same crop as the network, in the same colors.
+    Differences from the paper: the backbone is an unchanged timm network, with its own initialization and learned
+    position embeddings. The paper's has a relative position bias instead, shared by its layers, which no plain
+    transformer of timm has, and layer scales, which some have: see ``layer_scale``. timm's own BEiT networks
+    (``beitv2_base_patch16_224``) are made for fine-tuning, with a bias in each layer, without a norm of the patch
+    tokens and for images of one size, and none is small: they are not supported as backbones. The blocks of the early
+    head are like those of the backbone, with new weights; the released code also scales these down with depth. As in
+    the released code, the tokenizer sees the same crop as the network, in the same colors.
 
     Args:
         backbone: a vision transformer, with patches of the tokenizer's size.
         mask_ratio: the share of patches that are masked.
-        smallest_block: patches of the smallest block of a mask, but where fewer are missing.
-        early_layer: the layer whose patch tokens the early head reads; three quarters of all by default, 9 of 12.
-        head_layers: blocks of the early head; 0 for none, and no second term.
-        layer_scale: where the layer scales of the backbone and of the early head start, 0.1 in the paper; by default
-            where timm, or the weights that are loaded, have them.
+        smallest_block: number of patches of the smallest block of a mask, unless fewer are left to mask.
+        early_layer: the layer whose patch tokens the early head uses; default: at three quarters of the depth, 9 of 12.
+        head_layers: number of blocks of the early head; 0 for no early head and no second term.
+        layer_scale: initial layer scales of the backbone and the early head, 0.1 in the paper; default: those of timm,
+            or of the loaded weights.
 
     Source: Peng et al., arXiv 2208.06366, and its released code; masks as BEiT (ICLR 2022).
     """
@@ -91,7 +92,8 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         own, theirs = self.backbone.patch_size, target.backbone.patch_size
         if own != theirs:
             raise UserError(
-                f"the tokenizer has patches of {theirs} px, and {self.backbone.name} of {own} px; they must be alike"
+                f"the tokenizer has patches of {theirs} px, but {self.backbone.name} of {own} px; "
+                "choose networks with the same patches"
             )
         super().set_target(target)
 
@@ -120,11 +122,11 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         return block_masks(batch.uniform(count_draws(grid**2)), grid, count, self.smallest_block)
 
     def encode(self, pixels: Tensor, mask: Tensor) -> list[Tensor]:
-        """Tokens (B, prefix + N, C) behind the last layer and, where there is one, behind the early head.
+        """Tokens (B, prefix + N, C) after the last layer and, if there is one, after the early head.
 
         Args:
             pixels: (B, 3, S, S).
-            mask: (B, N) bool, on their device.
+            mask: (B, N) bool, on the device of the pixels.
         """
         model: Any = self.backbone.net.model
         patches = embed_patches(model, pixels)
@@ -154,11 +156,11 @@ class BEiTv2(FrozenTarget[Tokenizer]):
 def _check_layers(backbone: Backbone, depth: int, early_layer: int, head_layers: int, smallest_block: int) -> None:
     model: Any = backbone.net.model
     if smallest_block < 1:
-        raise UserError(f"the blocks of a mask have one patch or more, not {smallest_block}")
+        raise UserError(f"the blocks of a mask have at least one patch, not {smallest_block}")
     if not 0 <= head_layers <= depth:
         raise UserError(f"the early head has 0 to {depth} blocks on {backbone.name}, not {head_layers}")
     if head_layers and not 0 < early_layer < depth:
-        raise UserError(f"the early layer must lie among the {depth} of {backbone.name} before its last: {early_layer}")
+        raise UserError(f"the early layer must be among the {depth} of {backbone.name} before its last: {early_layer}")
     if head_layers and model.cls_token is None:
         raise UserError(
             f"{backbone.name} has no class token for the early head; choose another backbone, or --method.head_layers 0"

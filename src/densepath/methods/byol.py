@@ -1,4 +1,4 @@
-"""BYOL: each view of an image predicts what a slow network makes of the other."""
+"""BYOL: each view of an image predicts the embedding of the other by a momentum network."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class BYOL(Method):
     goes through a predictor q; z' is the target network's, its momentum copy, without gradient. The momentum rises from
     m to 1 as 1 - (1 - m) (cos(pi k / K) + 1) / 2 at step k of K.
 
-    The released code of ConCL's benchmark leaves the constant 4 out of the loss and synchronizes the backbone's batch
-    norms alone; this synchronizes those of the heads, too, as the paper does. It updates the target after each step,
-    this before the next, which is the same but for the momentum being that of one step later.
+    The released code of ConCL's benchmark omits the constant 4 of the loss and synchronizes only the batch norms of the
+    backbone; this synchronizes also those of the heads, as the paper does. It updates the target after each step; this
+    does so before the next step, with the momentum of that step.
 
     Args:
         backbone: the online encoder; the target encoder is its momentum copy.
-        dim: length of the embeddings.
+        dim: dimension of the embeddings.
         hidden_dim: width of the hidden layers of projector and predictor.
-        momentum: m, of the target network at the start of the run.
+        momentum: momentum m of the target network at the start of the run.
 
-    Source: Grill et al., NeurIPS 2020, arXiv 2006.07733; heads and momentum as ConCL (ECCV 2022) runs it.
+    Source: Grill et al., NeurIPS 2020, arXiv 2006.07733; heads and momentum as in ConCL (ECCV 2022).
     """
 
     batch_norm = "synchronized"
@@ -53,7 +53,7 @@ class BYOL(Method):
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+            raise UserError(f"the momentum must be between 0 and 1, not {momentum}")
         self.backbone = backbone
         self.projector = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.predictor = NormedHead(dim, hidden_dim, dim)
@@ -65,7 +65,7 @@ class BYOL(Method):
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Declaration]:
-        """The first view is always blurred, the second at times solarized; an ``augment`` is that of both."""
+        """The first view is always blurred, the second sometimes solarized; ``augment`` applies to both."""
         if augment is not None:
             return {"first": augment.random_view(), "second": augment.random_view()}
         augment = Augment(scale=(0.08, 1.0), saturation=0.2, interpolation="bicubic")

@@ -1,4 +1,4 @@
-"""ConCL: contrast of concepts, the regions that two views of an image share."""
+"""ConCL: contrasts concepts, the regions that two views of an image share."""
 
 from __future__ import annotations
 
@@ -33,34 +33,33 @@ from densepath.views.view import Batch
 class ConCL(MoCoV2):
     """Concept contrastive learning.
 
-    1. The reference view, the smallest rectangle that covers query and key, is cut into concepts; or the whole image
-       is, once, before the run.
-    2. They are restored in both views by the views' geometry; a concept of a view is its masked average of f5.
+    1. The reference view, the smallest rectangle that covers query and key, is divided into concepts; or the whole
+       image is, once, before the run.
+    2. They are restored in both views by the views' geometry; the feature of a concept is its masked average of f5.
     3. L = lambda * L_c + (1 - lambda) * L_q (section 5.2), where L_c (Equation 2) is InfoNCE over the concepts that
        both views show, against a queue of concepts. Instances and concepts share one head.
 
-    Where the released code differs, this follows the paper: the key's feature map is put back in order before it is
-    pooled (there it stays shuffled, so concepts meet those of other images); all shared concepts join the queue (there
-    at most four an image when K > 8, and random repeats fill up a fixed number); masks are restored by exact shares of
+    Where the released code differs, this follows the paper: the key's feature map is unshuffled before pooling (there
+    it stays shuffled, so concepts are contrasted with those of other images); all shared concepts join the queue (there
+    at most four per image when K > 8, and random repeats fill up a fixed number); masks are restored by exact shares of
     area (there by rounded slices). The mean of L_c is over the concepts of all processes.
 
     Args:
         backbone: the query encoder.
-        concepts: where concepts come from: "kmeans" of the momentum encoder's features (b-ConCL), a "grid" (g-ConCL),
+        concepts: source of the concepts: "kmeans" of the momentum encoder's features (b-ConCL), a "grid" (g-ConCL),
             "superpixels" (fh-ConCL), a "saliency" model (bas-ConCL), "nuclei" of H&E-stained tissue, or "files".
-        num_concepts: K of "kmeans".
-        stage: the features f1..f5 that "kmeans" clusters.
-        grid_size: s of "grid": s x s cells.
-        superpixel_scale: s of "superpixels": the scale, and the least number of pixels, of one.
-        nucleus_radius: of "nuclei", in pixels of the images.
-        restoration: "argmax", as in the paper: each cell of a view's f5 is of the concept that covers most of it; or
-            "shares": it is of all that cover it, each by its share of the cell (not of "superpixels", "nuclei" and
-            "files", whose numbers of concepts nobody knows).
-        concept_weight: lambda.
-        warmup: the share of the run that contrasts instances alone, before there are concepts; the paper's 20 of 200
-            epochs.
-        concept_queue_size: concepts remembered as negatives.
-        **moco: as in :class:`MoCoV2`. The reference views keep their order, also where keys are shuffled.
+        num_concepts: number K of clusters of "kmeans".
+        stage: stage f1..f5 of the features that "kmeans" clusters.
+        grid_size: number s of squares along each side of "grid".
+        superpixel_scale: scale s of "superpixels", which is also the smallest number of pixels of a superpixel.
+        nucleus_radius: radius of a nucleus for "nuclei", in pixels of the images.
+        restoration: "argmax", as in the paper: each position of a view's f5 gets the concept that covers most of it; or
+            "shares": it gets all concepts that cover it, weighted by their share of it (not for "superpixels", "nuclei"
+            and "files", whose numbers of concepts are unknown).
+        concept_weight: weight lambda of the concept loss.
+        warmup: share of the run at its start with only the instance loss; 20 of 200 epochs in the paper.
+        concept_queue_size: number of concepts kept as negatives.
+        **moco: as in :class:`MoCoV2`. The reference views are never shuffled.
 
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
     """
@@ -82,7 +81,7 @@ class ConCL(MoCoV2):
     ) -> None:
         super().__init__(backbone, **moco)
         if not 0 <= concept_weight <= 1:
-            raise UserError(f"the concept weight must lie between 0 and 1, not {concept_weight}")
+            raise UserError(f"the concept weight must be between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         if restoration not in ("argmax", "shares"):
@@ -97,7 +96,7 @@ class ConCL(MoCoV2):
             ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
-            raise UserError(f"concepts {concepts} may be any number in an image; restore them by argmax")
+            raise UserError(f"an image may have any number of concepts of {concepts}; restore them by argmax")
         if isinstance(self.source, ImageLabels):
             self.unused_views = ("reference",)
         self.concept_queue = Queue(concept_queue_size, self.dim)
@@ -114,7 +113,7 @@ class ConCL(MoCoV2):
         if batch.progress < self.warmup or self.concept_weight == 0:
             instance_loss = self.instance_loss(query, key)
             return Losses(instance_loss, {"instance_loss": instance_loss.detach()})
-        # First, because autocast would hand on the weights that it converts for a pass without gradient.
+        # First, because autocast would reuse the weights that it converted in a pass without gradient.
         concept_loss, statistics = self.concept_loss(batch, query, key)
         instances_count = self.concept_weight < 1
         with nullcontext() if instances_count else torch.no_grad():
@@ -147,26 +146,26 @@ class ConCL(MoCoV2):
         in_query, in_key = self.restore(batch, concepts, query.shape[2:])
         shared = in_query.present() & in_key.present()  # (B, K)
         rows = shared.flatten()
-        # Concepts that are not shared go along, masked: their number stays on the device, and shapes stay fixed.
+        # Concepts that are not shared are masked, not removed: no device synchronization, and fixed shapes.
         q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1), rows)
         losses = info_nce(q, k, self.concept_queue.keys(), self.temperature, rows)
         self.concept_queue.enqueue(k, rows)
         statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}
         return masked_mean(losses, rows), statistics
 
-    def restore(self, batch: Batch, concepts: Concepts, cells: torch.Size) -> tuple[Regions, Regions]:
-        """The concepts on the cells (h, w) of the query's and the key's features."""
+    def restore(self, batch: Batch, concepts: Concepts, grid: torch.Size) -> tuple[Regions, Regions]:
+        """The concepts at the positions of the query's and the key's features; ``grid`` is (h, w)."""
         maps = (batch["query"].map, batch["key"].map)
         count = self.source.num_concepts
         if self.restoration == "shares":
             assert count is not None
-            query, key = (label_shares(concepts.labels, concepts.map, to_map, cells, count) for to_map in maps)
+            query, key = (label_shares(concepts.labels, concepts.map, to_map, grid, count) for to_map in maps)
             return Regions(query), Regions(key)
         if count is not None:
-            query, key = (warp_labels(concepts.labels, concepts.map, to_map, cells, count)[0] for to_map in maps)
+            query, key = (warp_labels(concepts.labels, concepts.map, to_map, grid, count)[0] for to_map in maps)
         else:
-            # Of all that an image may have, a view shows at most as many as it has cells.
-            count = cells.numel()
-            query, key = (main_labels(concepts.labels, concepts.map, to_map, cells) for to_map in maps)
+            # A view shows at most as many of the concepts of its image as it has positions.
+            count = grid.numel()
+            query, key = (main_labels(concepts.labels, concepts.map, to_map, grid) for to_map in maps)
             query, key = number_together(query, key)
         return Regions.of_labels(query, count), Regions.of_labels(key, count)

@@ -1,4 +1,4 @@
-"""Conv-MIM: a ConvNet sees parts of a view, and predicts the hidden ones as another view shows them."""
+"""Conv-MIM: a ConvNet sees the visible patches of a view, and predicts the hidden ones as they are in another view."""
 
 from __future__ import annotations
 
@@ -34,35 +34,36 @@ from densepath.views.view import Batch
 class ConvMIM(Method):
     """Convolutional masked image modelling, invariant to affine maps and colors.
 
-    The query x_q = c(t1(x)) has its colors changed, the target x_k = t2(x) has not. Of the query a random part of the
-    patches is visible (mask m). Its features z_1 ... z_N, with a learned MASK for the rest (see :class:`MaskedStem`),
-    are carried to the target's frame and decoded there (Equations 4 to 6),
+    The query x_q = c(t1(x)) has changed colors, the target x_k = t2(x) has not. A random part of the query's patches is
+    visible (mask m). The features z_1 ... z_N, with a learned MASK at hidden positions (see :class:`MaskedStem`), are
+    mapped to the target's frame and decoded there (Equations 4 to 6),
 
     z_i^k = t2(t1^-1(z_i)),    x_hat = d(sum over i of Conv_i(z_i^k)),
 
-    and L is the mean of (x_k - x_hat)^2 over the pixels of x_k that t2(t1^-1(1 - m)) selects (Equation 7): what lies
-    under a hidden patch of the query, by the nearest patch, where the views overlap.
+    and L is the mean of (x_k - x_hat)^2 over the pixels of x_k that t2(t1^-1(1 - m)) selects (Equation 7): those that
+    are in a hidden patch of the query (nearest neighbour), where the views overlap.
 
-    No code was released. Where the paper is silent: L is divided by the number of selected pixels, of all processes (an
-    image whose views share nothing hidden counts nothing). Features are filtered like the views' pixels, bilinearly and
-    wider where the target shows a larger part of the image, and are zero where it shows what the query does not. Maps
-    that are coarser than the patches are sampled at the patches; finer ones shrink by convolutions that do not overlap.
-    The text speaks of decoding "unmasked" pixels at times; Equation 7 and the figure have the masked ones.
+    No code was released. Choices that the paper leaves open: L is divided by the number of selected pixels, of all
+    processes (an image whose views share no hidden pixels does not count). Features are resampled like the pixels of
+    views, bilinearly, with a wider filter if the target shows a larger part of the image, and are zero outside the
+    query. Maps that are coarser than the patches are sampled at the patches; finer ones are reduced by convolutions
+    that do not overlap. The text sometimes says that "unmasked" pixels are decoded; Equation 7 and the figure have the
+    masked ones.
 
     Args:
-        backbone: a ConvNet, what is trained.
-        mask_ratio: the share of hidden patches.
-        patch: their side in pixels, which the strides of the backbone's stages must divide or be multiples of.
-        masking: where MASK comes in: behind the "stem", or at the end, in each map of an encoder that sees the visible
-            patches alone ("sparse": with ``invariance`` it is "Emb. invariance" of Table 2, here with all stages).
-        stem: where a ResNet's stem ends: before or after its max-pool. The paper leaves it open. Other backbones have
-            no max-pool there, and no choice.
-        invariance: whether the target is a view of its own; without, it is the query as it is, colors and all
-            (t1 = t2: "Emb. masking" of Table 2).
-        normalize_target: predict each patch of the target with mean 0 and variance 1. Its statistics are those of the
-            whole patch, though the selected pixels, which are not aligned with the target's patches, may be a part.
-        width: of the decoder's tokens.
-        heads: of its attention.
+        backbone: the ConvNet to train.
+        mask_ratio: share of hidden patches.
+        patch: side of a patch in pixels; a multiple or a divisor of the strides of the backbone's stages.
+        masking: where MASK is inserted: after the "stem", or in each output of an encoder that sees only the visible
+            patches ("sparse": with ``invariance`` it is "Emb. invariance" of Table 2, here with all stages).
+        stem: end of a ResNet's stem: before or after its max-pool. The paper leaves it open. Other backbones have no
+            max-pool there, and ignore it.
+        invariance: whether the target is another view; otherwise it is the query itself, with its colors (t1 = t2:
+            "Emb. masking" of Table 2).
+        normalize_target: predict each patch of the target with mean 0 and variance 1. The statistics are of the whole
+            patch, although the selected pixels, which are not aligned with the target's patches, may be only a part.
+        width: dimension of the decoder's tokens.
+        heads: attention heads of the decoder.
 
     Source: Yang et al., Convolutional Masked Image Modeling for Dense Prediction Tasks on Pathology Images, WACV 2024.
     """
@@ -91,11 +92,11 @@ class ConvMIM(Method):
         if patch < least or any(max(patch, stride) % min(patch, stride) for stride in strides):
             raise UserError(
                 f"patches of {patch} px do not fit the strides {', '.join(map(str, strides))} of {backbone.name}"
-                f"{' and sparse masking' if masking == 'sparse' else ''}; take e.g. 32"
+                f"{' and sparse masking' if masking == 'sparse' else ''}; use e.g. 32"
             )
-        cells = [max(1, patch // stride) for stride in strides]
-        self.decoder = MultiScaleDecoder(self.encoder.channels, cells, patch, width, heads, backbone.in_channels)
-        self.cells = cells
+        positions = [max(1, patch // stride) for stride in strides]  # of each map along a side of a patch
+        self.decoder = MultiScaleDecoder(self.encoder.channels, positions, patch, width, heads, backbone.in_channels)
+        self.positions = positions
         self.patch = patch
         self.mask_ratio = mask_ratio
         self.normalize_target = normalize_target
@@ -122,7 +123,7 @@ class ConvMIM(Method):
         return Losses(loss, {"reconstruction_loss": loss.detach()}, statistics)
 
     def draw_visible(self, batch: Batch) -> Visible:
-        """m: which patches of the query are visible."""
+        """The visible patches m of the query."""
         pixels = batch["query"].pixels
         along = square_grid(pixels.shape[2:], self.patch)
         count = count_visible(along**2, self.mask_ratio)
@@ -130,20 +131,22 @@ class ConvMIM(Method):
         return Visible(patches.to(pixels.device, non_blocking=True), count)
 
     def predict(self, batch: Batch, visible: Visible) -> Tensor:
-        """The target's patches, (B, h * h, patch * patch * C), from what is visible of the query."""
+        """The target's patches, (B, h * h, patch * patch * C), predicted from the visible patches of the query."""
         maps = self.encoder(self.backbone, batch["query"].pixels, visible)
-        target_to_query, along = self.target_to_query(batch), visible.cells.shape[-1]
-        aligned = [sample(z, target_to_query, (along * n, along * n)) for z, n in zip(maps, self.cells, strict=True)]
+        target_to_query, along = self.target_to_query(batch), visible.patches.shape[-1]
+        aligned = [
+            sample(z, target_to_query, (along * n, along * n)) for z, n in zip(maps, self.positions, strict=True)
+        ]
         patches: Tensor = self.decoder(aligned)
         return patches
 
     def counted(self, batch: Batch, visible: Visible) -> Tensor:
         """t2(t1^-1(1 - m)): the target's pixels that are hidden in the query, (B, 1, S, S) bool."""
         size = batch["query"].pixels.shape[-2:]
-        return sample_nearest((~visible.cells).unsqueeze(1).float(), self.target_to_query(batch), size).bool()
+        return sample_nearest((~visible.patches).unsqueeze(1).float(), self.target_to_query(batch), size).bool()
 
     def target_to_query(self, batch: Batch) -> Tensor:
-        """The maps (B, 2, 3) from the target's coordinates to those of the query."""
+        """The maps (B, 2, 3) from the target's coordinates to the query's."""
         return between(batch["query"].map, batch[self.target].map)
 
     @torch.no_grad()
@@ -154,7 +157,7 @@ class ConvMIM(Method):
         if self.normalize_target:
             _, mean, deviation = standardize_patches(to_patches(target, self.patch))
             patches = patches * deviation + mean
-        prediction = from_patches(patches, self.patch, visible.cells.shape[-1])
+        prediction = from_patches(patches, self.patch, visible.patches.shape[-1])
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
     def exported_backbone(self) -> Backbone:

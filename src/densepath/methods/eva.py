@@ -1,4 +1,4 @@
-"""EVA in the style of MAE: masked patches are given the features that a teacher gives them."""
+"""EVA in the style of MAE: predicts a teacher's features of masked patches."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from densepath.views.view import Batch
 class EVA(FrozenTarget[Teacher]):
     """A teacher's features of masked patches are predicted from the visible ones.
 
-    As MAE, with t_p in place of pixels, the feature of patch p by a frozen teacher that sees the whole view: with the
-    visible patches x_V, the masked ones M, the encoder f and the decoder d,
+    As MAE, but the target is t_p, the feature of patch p by a frozen teacher that sees the whole view: with the visible
+    patches x_V, the masked ones M, the encoder f and the decoder d,
 
     L = mean over p in M of  2 - 2 cos(d(f(x_V))_p, t_p).
 
-    This is the form in which Conv-MIM compares with EVA, that of mmselfsup. EVA itself has no decoder: its encoder sees
-    mask tokens, in blocks that cover 40% of the patches, and the loss is -cos. The teacher is CLIP's ViT-B/16 behind
-    its projection to 512 numbers (EVA has a larger one), here ``hf-hub:openai/clip-vit-base-patch16``. For tissue take
-    one that has seen tissue.
+    This is the form of EVA that Conv-MIM compares with, from mmselfsup. EVA itself has no decoder: its encoder sees
+    mask tokens, in blocks that cover 40% of the patches, and the loss is -cos. The teacher is CLIP's ViT-B/16 with its
+    projection to 512 dimensions (EVA has a larger one), here ``hf-hub:openai/clip-vit-base-patch16``. For tissue use a
+    teacher that was trained on tissue.
 
     Args:
         backbone: the encoder, a vision transformer.
-        mask_ratio: the share of the patches that is masked.
-        decoder_depth: blocks of the decoder.
-        decoder_dim: their channels.
-        decoder_heads: heads of their attention.
-        fixed_positions: whether sines and cosines take the place of the backbone's position embeddings, and stay as
-            they are. Without it, these are trained on: for weights that came with embeddings of their own.
+        mask_ratio: share of masked patches.
+        decoder_depth: number of blocks of the decoder.
+        decoder_dim: width of the decoder.
+        decoder_heads: attention heads of the decoder.
+        fixed_positions: whether fixed sines and cosines replace the backbone's position embeddings. Otherwise these are
+            trained further: for weights that have embeddings of their own.
 
     Source: Fang et al., CVPR 2023, arXiv 2211.07636, as mmselfsup's configuration ``eva-mae-style`` and Conv-MIM (WACV
     2024) have it; MAE (CVPR 2022).
@@ -62,7 +62,7 @@ class EVA(FrozenTarget[Teacher]):
         self.backbone = backbone
         self.mask_ratio = mask_ratio
         self._decoder = (model.embed_dim, decoder_dim, decoder_depth, decoder_heads)
-        self.make_head(1)  # numbers that do not fit each other are refused now
+        self.make_head(1)  # raises an error now if the numbers are not consistent
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Declaration]:
@@ -93,7 +93,7 @@ class EVA(FrozenTarget[Teacher]):
 
         Args:
             pixels: (B, 3, S, S).
-            visible: (B, N) bool, on the CPU, as many in each row.
+            visible: (B, N) bool, on the CPU, the same number in each row.
         """
         return full_precision(self.head(*encode_visible(self.backbone.net.model, pixels, visible)))
 

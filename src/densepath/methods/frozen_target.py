@@ -1,4 +1,4 @@
-"""What methods have in common that predict what a frozen network says of each patch."""
+"""The base class of methods that predict the output of a frozen network for each patch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Network = TypeVar("Network", Teacher, Tokenizer)
 class FrozenTarget(Method, Generic[Network]):
     """A method with a head for the outputs of a frozen network.
 
-    The network comes with :meth:`prepare`, or with :meth:`set_target` in a training loop of one's own: an export does
-    without it. It decides how wide the head is. It is no part of the state but for a checksum, so that a run is resumed
-    with the same one alone.
+    The network is set by :meth:`prepare`, or by :meth:`set_target` in your own training loop; an export does not need
+    it. It determines the width of the head. The state contains only its checksum, so that a run can be resumed only
+    with the same network.
 
     Args:
-        what: what the network is.
+        what: the kind of network.
     """
 
     def __init__(self, what: Literal["teacher", "tokenizer"]) -> None:
@@ -39,7 +39,7 @@ class FrozenTarget(Method, Generic[Network]):
 
     @abstractmethod
     def make_head(self, width: int) -> nn.Module:
-        """A new head with so many outputs for each patch."""
+        """A new head with ``width`` outputs for each patch."""
 
     def needs(self) -> Mapping[str, Need]:
         return {self.target.what: Need(self._kind)}
@@ -51,13 +51,13 @@ class FrozenTarget(Method, Generic[Network]):
         return target.describe()
 
     def set_target(self, target: Network) -> None:
-        """Learn from a network from now on, with a new head."""
+        """Set the frozen network, and make a new head for it."""
         self.target.hold(target)
         self.head = self.make_head(target.width)
 
 
 def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Before a state is loaded: an export has no target, and so does not know how wide the head is."""
+    """Make the head before a state is loaded: an export has no target, which would determine its width."""
     biases = [key for key in state if key.startswith(f"{prefix}head.") and key.endswith("bias")]
     if biases and isinstance(method.head, nn.Identity):
         method.head = method.make_head(len(state[biases[-1]]))

@@ -1,4 +1,4 @@
-"""MAE: a vision transformer sees a quarter of an image's patches, and a small decoder fills in the others."""
+"""MAE: a vision transformer sees a quarter of an image's patches, and a small decoder predicts the others."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from densepath.views.view import Batch
 class MAE(Method):
     """Masked patches are predicted from the visible ones.
 
-    With y_p the pixels of patch p, less their mean and divided by their deviation, x_V the visible patches, M the
+    With y_p the pixels of patch p, standardized to mean 0 and variance 1, x_V the visible patches, M the
     masked ones, f the encoder and d the decoder (section 3),
 
     L = mean over p in M of |y_p - d(f(x_V))_p|^2 / (pixels and channels of a patch).
 
-    The encoder runs on the class token and the visible patches alone: the cost of a step is about that of the decoder
-    and a quarter of the encoder. Masks are a function of image and epoch. The paper initializes all blocks by Xavier's
-    rule; here that is the decoder's way, and the encoder starts as the backbone comes.
+    The encoder runs only on the class token and the visible patches: a step costs about as much as the decoder and a
+    quarter of the encoder. Masks are a function of image and epoch. The paper initializes all blocks by Xavier's rule;
+    here only the decoder is, and the encoder keeps the initialization of the backbone.
 
     Args:
         backbone: the encoder, a vision transformer.
-        mask_ratio: the share of the patches that is masked.
-        decoder_depth: blocks of the decoder.
-        decoder_dim: their channels.
-        decoder_heads: heads of their attention.
-        fixed_positions: whether sines and cosines take the place of the backbone's position embeddings, and stay as
-            they are. Without it, these are trained on: for weights that came with embeddings of their own.
+        mask_ratio: share of masked patches.
+        decoder_depth: number of blocks of the decoder.
+        decoder_dim: width of the decoder.
+        decoder_heads: attention heads of the decoder.
+        fixed_positions: whether fixed sines and cosines replace the backbone's position embeddings. Otherwise these are
+            trained further: for weights that have embeddings of their own.
 
     Raises:
-        UserError: the backbone is a ConvNet, or the decoder's numbers do not fit each other.
+        UserError: the backbone is a ConvNet, or the decoder's width and heads are not consistent.
 
     Source: He et al., CVPR 2022, arXiv 2111.06377.
     """
@@ -98,7 +98,7 @@ class MAE(Method):
 
         Args:
             pixels: (B, 3, S, S).
-            visible: (B, N) bool, on the CPU, as many in each row.
+            visible: (B, N) bool, on the CPU, the same number in each row.
 
         Returns:
             (B, N, C * patch**2), standardized pixels.

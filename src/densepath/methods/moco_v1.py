@@ -1,4 +1,4 @@
-"""MoCo-v1: contrast of whole images against a queue of keys, with a linear head."""
+"""MoCo-v1: contrasts whole images with a queue of keys, with a linear head."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from densepath.views.declarations import Declaration
 class MoCoV1(MoCoV2):
     """Momentum contrast.
 
-    L_q = InfoNCE(q, k+, queue) (Equation 1) as in MoCo-v2, which differs from it in three things: here h is one linear
-    layer, the temperature is lower, and views are not blurred, but always change their color.
+    L_q = InfoNCE(q, k+, queue) (Equation 1) as in MoCo-v2, with three differences: h is one linear layer, the
+    temperature is lower, and views are not blurred, but always jittered in color.
 
-    The released code turns views grey before it jitters their color; here that comes after it, as everywhere.
+    The released code converts views to grey before it jitters their color; here it is done after, as in all methods.
 
     Args:
         backbone: the query encoder; the key encoder is its momentum copy.
-        dim: length of the embeddings.
-        temperature: of the contrast.
+        dim: dimension of the embeddings.
+        temperature: temperature of the contrastive loss.
         **moco: as in :class:`MoCoV2`.
 
-    Source: He et al., CVPR 2020, arXiv 1911.05722; queue and augmentation as ConCL (ECCV 2022) runs it.
+    Source: He et al., CVPR 2020, arXiv 1911.05722; queue and augmentation as in ConCL (ECCV 2022).
     """
 
     def __init__(

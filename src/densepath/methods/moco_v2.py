@@ -1,4 +1,4 @@
-"""MoCo-v2: contrast of whole images against a queue of keys."""
+"""MoCo-v2: contrasts whole images with a queue of keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from densepath.views.view import Batch
 
 
 class QueueOptions(TypedDict, total=False):
-    """Parameters of :class:`MoCoV2` that are not those of its loss and its head."""
+    """Parameters of :class:`MoCoV2` except those of its loss and its head."""
 
     queue_size: int
     momentum: float
@@ -34,7 +34,7 @@ class QueueOptions(TypedDict, total=False):
 
 
 class MoCoOptions(QueueOptions, total=False):
-    """All parameters of :class:`MoCoV2` after the backbone, for the methods that build on it."""
+    """All parameters of :class:`MoCoV2` after the backbone, for the methods that extend it."""
 
     dim: int
     hidden_dim: int
@@ -48,16 +48,16 @@ class MoCoV2(Method):
 
     Args:
         backbone: the query encoder; the key encoder is its momentum copy.
-        dim: length of the embeddings.
+        dim: dimension of the embeddings.
         hidden_dim: width of the head's hidden layer.
-        temperature: of the contrast.
-        queue_size: keys remembered as negatives.
-        momentum: of the key encoder, per optimizer step.
+        temperature: temperature of the contrastive loss.
+        queue_size: number of keys kept as negatives.
+        momentum: momentum of the key encoder, per optimizer step.
         standardize: whether embeddings are standardized over the batch before they become unit vectors. The paper does
-            not. Without it the embeddings of all images begin nearly parallel, and a run of a few thousand steps learns
-            little but to turn their common direction away from that of older keys.
-        shuffle: whether keys change places in the global batch before they are encoded, so that the batch statistics
-            of a key do not betray its query. It changes nothing where all images have their statistics in common.
+            not. Without it the embeddings of all images are nearly parallel at the start, and a run of a few thousand
+            steps mostly learns to turn their common direction away from that of older keys.
+        shuffle: whether keys are shuffled in the global batch before they are encoded, so that the batch statistics of
+            a key do not reveal its query. Without effect if all images share their statistics.
 
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297.
     """
@@ -77,7 +77,7 @@ class MoCoV2(Method):
         if temperature <= 0:
             raise UserError(f"the temperature must be positive, not {temperature}")
         if not 0 <= momentum <= 1:
-            raise UserError(f"the momentum must lie between 0 and 1, not {momentum}")
+            raise UserError(f"the momentum must be between 0 and 1, not {momentum}")
         self.backbone = backbone
         self.head: nn.Module = MLPHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.key_backbone = Momentum(self.backbone)
@@ -111,7 +111,7 @@ class MoCoV2(Method):
         for size in sizes.values():
             self.backbone.check_size(*size)
         if self.standardize and batch_size < 2:
-            raise UserError("a batch of one image cannot be standardized; take two or more")
+            raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:
             raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
 
@@ -123,7 +123,7 @@ class MoCoV2(Method):
             if self.shuffle:
                 together = normalized_together(self.key_backbone, len(pixels))
                 shuffle = Shuffle(len(pixels), batch.seed, batch.step, together)
-                # The whole map is put back in order: ConCL pools it with the masks of its own images.
+                # The whole map is unshuffled: ConCL pools it with the masks of its own images.
                 key = shuffle.restore(self.key_backbone(shuffle.deal(pixels))[self.backbone.deepest])
             else:
                 key = self.key_backbone(pixels)[self.backbone.deepest]

@@ -1,4 +1,4 @@
-"""What a method may need besides pixels: it says so, and whoever trains it provides it."""
+"""Inputs besides pixels that a method declares, and the training code provides."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from densepath.concepts.image_labels import FromPath
 
 @dataclass(frozen=True)
 class Need:
-    """Something that a method is given once, before its first step.
+    """An input that a method gets once, before its first step.
 
     Args:
-        kind: what it is: "classes" (:class:`~densepath.annotations.classes.Classes`) and "regions"
+        kind: the kind of input: "classes" (:class:`~densepath.annotations.classes.Classes`) and "regions"
             (:class:`~densepath.annotations.label_maps.LabelMaps`) are known of each image; "teacher"
             (:class:`~densepath.nets.teachers.Teacher`) and "tokenizer"
-            (:class:`~densepath.nets.tokenizers.Tokenizer`) are networks that were trained before.
-        labeller: of "regions": makes the label map of an image.
+            (:class:`~densepath.nets.tokenizers.Tokenizer`) are frozen networks.
+        labeller: for "regions": computes the label map of an image.
     """
 
     kind: Literal["classes", "regions", "teacher", "tokenizer"]

@@ -1,4 +1,4 @@
-"""PCL-v2: contrast of whole images, and of images with the prototypes of their clusters."""
+"""PCL-v2: contrasts whole images, and images with the prototypes of their clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.random import shuffled
 from densepath.core.regions import global_pool
-from densepath.methods.base import Losses, Tick, no_heartbeat
+from densepath.methods.base import Heartbeat, Losses, no_heartbeat
 from densepath.methods.moco_v2 import MoCoOptions, MoCoV2
 from densepath.nets.backbones import Backbone
 from densepath.sources.pixel_source import PixelSource
@@ -31,32 +31,32 @@ IMAGES_PER_CLUSTER = (32, 16, 8)  # by default: 2500, 5000 and 10000 clusters of
 class PCLV2(MoCoV2):
     """Prototypical contrastive learning.
 
-    At the start of each epoch the momentum encoder describes all images, and k-means sorts them into clusters at M
-    granularities, whose prototypes c are the centroids. With an image's own prototype c_s and r others (Equation 11),
+    At the start of each epoch the momentum encoder extracts features of all images, and k-means clusters them at M
+    granularities; the centroids are the prototypes c. With an image's own prototype c_s and r others (Equation 11),
 
     L = L_q + mean over granularities of -log(exp(q c_s / phi_s) / sum of exp(q c_j / phi_j)),
 
-    where L_q is the loss of MoCo-v2 and phi = sum |v - c| / (Z log(Z + 10)) says how wide a cluster of Z images v is
-    (Equation 12); it is scaled to a mean of the temperature over a granularity's clusters. As released, phi is first
-    clipped to its 10th and 90th percentile, and clusters of one image have the largest; here the former also counts no
-    less than a hundredth of the latter, or copies of an image would divide by zero.
+    where L_q is the loss of MoCo-v2 and phi = sum |v - c| / (Z log(Z + 10)) is the concentration of a cluster of Z
+    images v (Equation 12); it is scaled so that its mean over a granularity's clusters is the temperature. As released,
+    phi is first clipped to its 10th and 90th percentile, and clusters of one image have the largest phi; here the lower
+    limit is at least a hundredth of the upper, to avoid a division by zero if images are copies of each other.
 
-    As in the paper, the denominator holds an image's own prototype and the r others; the released code adds the
-    prototypes of all images of the batch, its own among them once more for each image of its cluster. As released, the
-    others belong to no image of the batch; here to none of the global batch, and all processes draw the same, so that a
-    run is the same on any number of them. K-means starts once for each granularity, not five times.
+    As in the paper, the denominator contains an image's own prototype and the r others; the released code adds the
+    prototypes of all images of the batch, which repeats its own for each image of its cluster. As released, the others
+    do not belong to images of the batch; here of the global batch, and all processes draw the same, so that a run is
+    the same on any number of processes. K-means runs once for each granularity, not from five initializations.
 
     Args:
         backbone: the query encoder.
-        num_clusters: K of each granularity. By default they are a 32nd, a 16th and an 8th of the number of images; the
-            paper has 25000, 50000 and 100000 for the 1.28 million of ImageNet. K must be more than the images of a
-            batch, and at most half of all.
-        num_negatives: r; where less than r prototypes are sure to be beside those of a batch, as many as are.
-        warmup: the share of the run that contrasts instances alone; the first clusters are those of its end. The
-            paper's 20 of 200 epochs.
-        **moco: as in :class:`MoCoV2`. With ``standardize``, what k-means clusters is standardized over all images.
+        num_clusters: number K of clusters of each granularity; default: a 32nd, a 16th and an 8th of the number of
+            images. The paper has 25000, 50000 and 100000 for the 1.28 million images of ImageNet. K must be greater
+            than the number of images of a batch, and at most half of all images.
+        num_negatives: number r of negative prototypes, or as many as there certainly are outside of a batch.
+        warmup: share of the run at its start with only the instance loss, 20 of 200 epochs in the paper; images are
+            first clustered at its end.
+        **moco: as in :class:`MoCoV2`. With ``standardize``, features are standardized over all images before k-means.
 
-    Source: Li et al., ICLR 2021, arXiv 2005.04966; constants as ConCL (ECCV 2022) compares with it.
+    Source: Li et al., ICLR 2021, arXiv 2005.04966; constants as in ConCL (ECCV 2022).
     """
 
     prototypes: Tensor
@@ -80,9 +80,9 @@ class PCLV2(MoCoV2):
         if not 0 <= warmup <= 1:
             raise UserError(f"the warm-up is a share of the run, between 0 and 1, not {warmup}")
         self.num_negatives = num_negatives
-        self.batch_size = 0  # over all processes; unknown until it is checked
+        self.batch_size = 0  # over all processes; set by check
         self.warmup = warmup
-        self.clustered_in = -1  # the epoch that the clusters are of; none yet
+        self.clustered_in = -1  # the epoch of the clusters; -1 for none
         self.register_buffer("prototypes", torch.zeros(0, self.dim))
         self.register_buffer("concentrations", torch.zeros(0))
         self.register_buffer("assignments", torch.zeros(0, 0, dtype=torch.int32))
@@ -102,24 +102,24 @@ class PCLV2(MoCoV2):
         self.prototypes = self.prototypes.new_zeros(sum(self.num_clusters), self.prototypes.shape[1])
         self.concentrations = self.concentrations.new_ones(sum(self.num_clusters))
         self.assignments = self.assignments.new_zeros(count, len(self.num_clusters))
-        return f"{counts} clusters of {count} images, made anew in each epoch after the warm-up"
+        return f"{counts} clusters of {count} images, computed again in each epoch after the warm-up"
 
     def wants_features(self, batch: Batch) -> bool:
         return batch.progress >= self.warmup and int(batch.epoch) != self.clustered_in
 
     @torch.no_grad()
-    def describe(self, pixels: Tensor) -> Tensor:
-        """Embeddings (B, dim) by the momentum encoder, of any length."""
+    def extract_features(self, pixels: Tensor) -> Tensor:
+        """Embeddings (B, dim) by the momentum encoder, not normalized."""
         features = self.key_backbone(pixels)[self.backbone.deepest]
         return full_precision(self.key_head(global_pool(features)))
 
     @torch.no_grad()
-    def on_features(self, features: Tensor, batch: Batch, tick: Tick = no_heartbeat) -> None:
-        """Cluster all images: on the first process, whose result is that of all; the others wait."""
+    def on_features(self, features: Tensor, batch: Batch, heartbeat: Heartbeat = no_heartbeat) -> None:
+        """Cluster all images on the first process, which sends the result to the others."""
         points = F.normalize(standardize(features) if self.standardize else features, dim=1)
         first = 0
         for number, count in enumerate(self.num_clusters):
-            done = partial(tick, f"k-means {number + 1} of {len(self.num_clusters)}")
+            done = partial(heartbeat, f"k-means {number + 1} of {len(self.num_clusters)}")
             if rank() > 0:
                 for _ in range(ITERATIONS):
                     done()
@@ -138,7 +138,9 @@ class PCLV2(MoCoV2):
 
     def before_step(self, batch: Batch) -> None:
         if self.wants_features(batch):
-            raise ValueError("it wants the features of all images first: see Method.wants_features")
+            raise ValueError(
+                "the features of all images must be passed to on_features first: see Method.wants_features"
+            )
         super().before_step(batch)
 
     def forward(self, batch: Batch) -> Losses:
@@ -157,7 +159,7 @@ class PCLV2(MoCoV2):
         own = self.assignments[batch.index.to(q.device, non_blocking=True)].long()  # (B, M)
         scaled = self.prototypes / self.concentrations.unsqueeze(1)
         draws = batch.common_uniform(len(scaled)).to(q.device, non_blocking=True)
-        draws.index_fill_(0, gather(own).flatten(), 1.0)  # come last
+        draws.index_fill_(0, gather(own).flatten(), 1.0)  # sorted last
         losses = []
         for number, (drawn, others) in enumerate(
             zip(draws.split(self.num_clusters), scaled.split(self.num_clusters), strict=True)
@@ -168,7 +170,7 @@ class PCLV2(MoCoV2):
         return torch.stack(losses).mean()
 
     def get_extra_state(self) -> Tensor:
-        """The epoch that the clusters are of, which is no buffer: a step must not ask the device for it."""
+        """The epoch of the clusters. It is not a buffer, so that a step reads it without device synchronization."""
         return torch.tensor(self.clustered_in)
 
     def set_extra_state(self, state: Any) -> None:
@@ -177,25 +179,25 @@ class PCLV2(MoCoV2):
     def _require_room(self, batch: int) -> None:
         if self.num_clusters and min(self.num_clusters) <= batch:
             raise UserError(
-                f"{min(self.num_clusters)} clusters leave no prototype beside those of a batch of {batch} images; take "
+                f"{min(self.num_clusters)} clusters leave no negative prototype for a batch of {batch} images; use "
                 "smaller batches, or more clusters by --method.num_clusters"
             )
 
 
 def _take_shapes(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Before a state is loaded: an export sees no images, and so does not know how many clusters there are."""
+    """Allocate buffers before a state is loaded: an export has no images, which determine the number of clusters."""
     for name in ("prototypes", "concentrations", "assignments"):
         if not len(getattr(method, name)) and prefix + name in state:
             setattr(method, name, torch.empty_like(state[prefix + name]))
 
 
 def concentration(distances: Tensor, labels: Tensor, count: int, temperature: float) -> Tensor:
-    """phi (count,) of each cluster, with a mean of the temperature.
+    """The concentration phi (count,) of each cluster, scaled so that its mean is the temperature.
 
     Args:
-        distances: (N,) of the images from the centroids of their clusters.
-        labels: (N,) int64, the clusters, at least one of two images or more.
-        count: how many clusters there are.
+        distances: (N,) distances of the images from the centroids of their clusters.
+        labels: (N,) int64 clusters of the images; at least one cluster has two images or more.
+        count: number of clusters.
         temperature: the mean.
     """
     members = torch.bincount(labels, minlength=count).to(distances)

@@ -1,4 +1,4 @@
-"""Hyper-parameters that a method inherits from another one, without being listed again."""
+"""Hyper-parameters that a method inherits from another one, without listing them again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def complete_signature(cls: type) -> None:
     """Let ``inspect.signature(cls)`` show the parameters that a constructor passes to that of its base class.
 
     With ``**options: Unpack[Options]`` these are the keys of the typed dictionary ``Options``; with any other
-    ``**options`` all of the base class that the constructor does not name itself. The base class says what their
-    defaults are, and its docstring what they mean.
+    ``**options`` all of the base class that the constructor does not name itself. Their defaults are those of
+    the base class, and their descriptions are in its docstring.
 
     Args:
         cls: a class; its base class is the next one in the order of method resolution.
@@ -34,5 +34,5 @@ def complete_signature(cls: type) -> None:
         if missing := [name for name in wanted if name not in offered]:
             raise TypeError(f"{cls.__name__} passes {', '.join(missing)} to {base.__name__}, which does not take it")
         parameters += [p.replace(kind=Parameter.KEYWORD_ONLY) for p in offered.values() if p.name in wanted]
-    # Also without inherited ones: a subclass would otherwise show the signature of its base class.
+    # Also if nothing is inherited: otherwise the class would show the __signature__ of its base class.
     cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""SimCLR: contrast of whole images within a batch."""
+"""SimCLR: contrasts whole images within a batch."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class SimCLR(Method):
 
     l_i = -log(exp(z_i z_j / t) / sum over k != i of exp(z_i z_k / t)), averaged over the 2N views.
 
-    The N images are those of all processes, and gradients flow into the views of each from the losses of all. Both
-    views pass through the network as one batch, so batch norms have the statistics of both.
+    The N images are those of all processes, and the losses of all processes have gradients for the views of each. Both
+    views pass through the network as one batch, so batch norms compute statistics over both.
 
     Args:
         backbone: the encoder.
-        dim: length of the embeddings.
+        dim: dimension of the embeddings.
         hidden_dim: width of the head's hidden layer.
-        temperature: t.
+        temperature: temperature t of the contrastive loss.
 
-    Source: Chen et al., ICML 2020, arXiv 2002.05709; head, temperature and augmentation as ConCL (ECCV 2022) runs it.
+    Source: Chen et al., ICML 2020, arXiv 2002.05709; head, temperature and augmentation as in ConCL (ECCV 2022).
     """
 
     batch_norm = "synchronized"
@@ -71,7 +71,7 @@ class SimCLR(Method):
     def embed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings, unit vectors (B, dim), of two views (B, 3, S, S)."""
         group = min(normalized_together(self, 2 * len(first)) // 2, len(first))
-        pairs = zip(first.split(group), second.split(group), strict=True)  # what has batch statistics in common
+        pairs = zip(first.split(group), second.split(group), strict=True)  # the views that share batch statistics
         pixels = torch.cat([view for pair in pairs for view in pair])
         features = self.backbone(pixels)[self.backbone.deepest]
         z = F.normalize(full_precision(self.head(global_pool(features))), dim=1)
@@ -85,4 +85,4 @@ class SimCLR(Method):
         for size in sizes.values():
             self.backbone.check_size(*size)
         if batch_size < 2:
-            raise UserError("a batch of one image has nothing to contrast it with; take two or more")
+            raise UserError("a batch of one image has no negatives; use two or more")

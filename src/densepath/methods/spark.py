@@ -1,4 +1,4 @@
-"""SparK: a ConvNet sees some cells of an image, as a sparse network would, and a decoder fills in the others."""
+"""SparK: a ConvNet sees some patches of an image, as a sparse network would, and a decoder predicts the others."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ _SCALES = 4  # maps of the encoder that the decoder gets
 
 
 class SparK(Method):
-    """Masked cells are predicted from features of the visible ones, at four resolutions.
+    """Masked patches are predicted from features of the visible ones, at four resolutions.
 
-    An image is divided into cells as large as the network's stride. With S_i the sparse features of stage i, which hold
-    nothing at masked positions, D_i = proj_i(S_i, and a learned token where there is nothing) (Equation 3), and the
+    An image is divided into patches as large as the network's stride. With S_i the sparse features of stage i, which
+    are empty at masked positions, D_i = proj_i(S_i, with a learned token at empty positions) (Equation 3), and the
     decoder's blocks B_i, D'_i = B_i(D'_{i+1}) + D_i (Equation 2) from the smallest map to the largest,
 
-    L = mean over the masked cells of |y - x|^2 / (pixels and channels of a cell),
+    L = mean over the masked patches of |y - x|^2 / (pixels and channels of a patch),
 
-    where y is what the decoder gives and x are the cell's pixels, less their mean and divided by their deviation.
-    Features are normed over visible positions before tokens fill the others. Masks are a function of image and epoch.
+    where y is the output of the decoder and x are the pixels of a patch, standardized to mean 0 and variance 1.
+    Features are normalized over visible positions before tokens fill the others. Masks are a function of image and
+    epoch.
 
     Args:
-        backbone: the encoder, a ConvNet of windows alone: ResNet, ResNeXt, RegNetX, ConvNeXt (not V2).
-        mask_ratio: the share of the cells that is masked.
+        backbone: the encoder, a ConvNet without global operations: ResNet, ResNeXt, RegNetX, ConvNeXt (not V2).
+        mask_ratio: share of masked patches.
         decoder_dim: channels of the decoder's first block; each block halves them.
 
     Raises:
-        UserError: the backbone has no sparse form, or lacks maps of strides 4 to 32; or a number does not fit.
+        UserError: the backbone has no sparse form or no maps of strides 4 to 32, or a number is invalid.
 
     Source: Tian et al., ICLR 2023, arXiv 2301.03580; the decoder's layers as released.
     """
@@ -70,7 +71,7 @@ class SparK(Method):
             )
         check_sparse(backbone)
         self.backbone = backbone
-        self.cell = backbone.strides[backbone.deepest][0]
+        self.patch = backbone.strides[backbone.deepest][0]
         self.stages = backbone.stages[: -_SCALES - 1 : -1]  # the smallest map first
         self.decoder = LightDecoder(decoder_dim, backbone.deepest, backbone.in_channels)
         normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
@@ -89,22 +90,22 @@ class SparK(Method):
     def forward(self, batch: Batch) -> Losses:
         pixels = batch["image"].pixels
         visible = self.visible(batch)
-        prediction = to_patches(self.predict(pixels, visible), self.cell)
-        target, _, _ = standardize_patches(to_patches(pixels, self.cell))
+        prediction = to_patches(self.predict(pixels, visible), self.patch)
+        target, _, _ = standardize_patches(to_patches(pixels, self.patch))
         errors = (prediction - target).square().mean(-1)
-        loss = masked_mean(errors.flatten(), ~visible.cells.flatten())
+        loss = masked_mean(errors.flatten(), ~visible.patches.flatten())
         return Losses(loss, {"reconstruction_loss": loss.detach()})
 
     def visible(self, batch: Batch) -> Visible:
-        """The cells of a batch's images that are visible."""
+        """The visible patches of the images of a batch."""
         pixels = batch["image"].pixels
-        along = square_grid(pixels.shape[2:], self.cell)
+        along = square_grid(pixels.shape[2:], self.patch)
         count = count_visible(along**2, self.mask_ratio)
-        cells = random_visible(batch.uniform(along**2), count).view(-1, along, along)
-        return Visible(cells.to(pixels.device, non_blocking=True), count)
+        patches = random_visible(batch.uniform(along**2), count).view(-1, along, along)
+        return Visible(patches.to(pixels.device, non_blocking=True), count)
 
     def predict(self, pixels: Tensor, visible: Visible) -> Tensor:
-        """Predict the pixels of images (B, 3, S, S), standardized cell by cell, in the same shape."""
+        """Predict the pixels of images (B, 3, S, S), standardized patch by patch, in the same shape."""
         maps = encode_sparsely(self.backbone, pixels, visible, self.stages)
         dense = [densify(maps[stage], visible) for densify, stage in zip(self.densify, self.stages, strict=True)]
         return full_precision(self.decoder(dense))
@@ -113,9 +114,9 @@ class SparK(Method):
     def reconstruct(self, batch: Batch) -> Reconstruction:
         pixels = batch["image"].pixels
         visible = self.visible(batch)
-        _, mean, deviation = standardize_patches(to_patches(pixels, self.cell))
-        prediction = to_patches(self.predict(pixels, visible), self.cell) * deviation + mean
-        prediction = from_patches(prediction, self.cell, pixels.shape[-1] // self.cell)
+        _, mean, deviation = standardize_patches(to_patches(pixels, self.patch))
+        prediction = to_patches(self.predict(pixels, visible), self.patch) * deviation + mean
+        prediction = from_patches(prediction, self.patch, pixels.shape[-1] // self.patch)
         seen = visible.mask(pixels.shape[-1])
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
@@ -123,16 +124,16 @@ class SparK(Method):
         return self.backbone
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        count_visible(square_grid(sizes["image"], self.cell) ** 2, self.mask_ratio)
+        count_visible(square_grid(sizes["image"], self.patch) ** 2, self.mask_ratio)
 
 
 class Densify(nn.Module):
-    """A sparse map made dense: normed, with a learned token at hidden positions, and as wide as the decoder has it.
+    """Makes a sparse map dense: normalizes it, fills hidden positions with a learned token, and projects it.
 
     Args:
-        in_channels, out_channels: before and behind.
-        norm: makes the norm of the visible positions.
-        window: size of the projection's window.
+        in_channels, out_channels: channels of the encoder and of the decoder.
+        norm: class of the norm over visible positions.
+        window: kernel size of the projection.
 
     Source: SparK (ICLR 2023), Equation 3; the norm as released.
     """
@@ -150,5 +151,5 @@ class Densify(nn.Module):
         return self.project(visible.fill(x, self.mask_token))
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that get no weight decay."""
+        """The names of parameters without weight decay."""
         return {"mask_token"}

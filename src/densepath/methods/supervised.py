@@ -1,4 +1,4 @@
-"""Supervised pre-training: classification, the upper bound that self-supervised methods are measured with."""
+"""Supervised pre-training: classification, the upper bound for self-supervised methods."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from densepath.views.view import Batch
 class Supervised(Method):
     """Classification of one view of each image.
 
-    L = cross-entropy of W GAP(f5(x)) + b with the image's class. The images decide how many classes there are:
-    :meth:`prepare` makes the classifier. The backbone alone is exported.
+    L = cross-entropy of W GAP(f5(x)) + b with the image's class. The images determine the number of classes:
+    :meth:`prepare` makes the classifier. Only the backbone is exported.
 
     Args:
-        backbone: the classifier's features.
+        backbone: the backbone to train.
 
     Source: the supervised baseline in the released configurations of ConCL (ECCV 2022).
     """
@@ -42,7 +42,7 @@ class Supervised(Method):
         super().__init__()
         self.backbone = backbone
         self.classifier: nn.Module = nn.Identity()  # until the number of classes is known
-        # In the state, so that a run is not resumed with other labels.
+        # Part of the state, so that a run cannot be resumed with other labels.
         self.register_buffer("labels_checksum", torch.zeros(32, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_meet_state)
 
@@ -85,12 +85,12 @@ class Supervised(Method):
 
 
 def _checksum(labels: Tensor) -> Tensor:
-    """Of the labels (N,) int32 of all images."""
+    """A checksum of the labels (N,) int32 of all images."""
     return checksum({"labels": labels})
 
 
 def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Before a state is loaded: an export sees no images, and a run is resumed with the labels that it had."""
+    """Before a state is loaded, make the classifier (an export has no images), or check that the labels match."""
     own, weight = f"{prefix}labels_checksum", state.get(f"{prefix}classifier.weight")
     if f"{prefix}targets" in state:  # the labels themselves, as runs of version 0.1 kept them
         state[own] = _checksum(state.pop(f"{prefix}targets"))

@@ -1,4 +1,4 @@
-"""VQ-KD: a tokenizer that gives patches codes from which a teacher's features can be told."""
+"""VQ-KD: trains a tokenizer whose codes of patches predict a teacher's features."""
 
 from __future__ import annotations
 
@@ -27,27 +27,29 @@ from densepath.views.view import Batch
 class VQKD(FrozenTarget[Teacher]):
     """Vector-quantized knowledge distillation: BEiT-v2's tokenizer, which :class:`BEiTv2` learns from.
 
-    An encoder gives patch i a unit vector h_i, a codebook its nearest code v_i, and a small decoder says from the codes
-    of all patches what a frozen teacher sees there. With t_i the teacher's feature and o_i the decoder's output,
+    An encoder computes a unit vector h_i for patch i, a codebook gives the nearest code v_i, and a small decoder
+    predicts the features of a frozen teacher from the codes of all patches. With t_i the teacher's feature and o_i the
+    decoder's output,
 
     L = mean over patches of  1 - cos(o_i, t_i) + b |h_i - sg(v_i)|^2.
 
-    The decoder's gradient passes through the code to h_i as if it were that. The codes move by averages, not by
+    The decoder's gradient is passed to h_i unchanged (straight-through). The codes are moving averages, not trained by
     gradients: :class:`Codebook`.
 
     The released code averages the last term over the D components of a code, which is b = 1 / D; the paper, and this,
-    sums them, with b = 1. Its decoder has learned position embeddings and a class token; this has sines and cosines,
-    for views of any size. Its input is scaled to [-1, 1], ours is normalized for ImageNet, which it offers, too.
+    sums them, with b = 1. Its decoder has learned position embeddings and a class token; this one has sines and
+    cosines, for views of any size. Its input is scaled to [-1, 1]; ours is normalized for ImageNet, which it offers as
+    an option.
 
     Args:
         backbone: a vision transformer, the encoder.
-        num_codes: of the codebook.
-        code_dim: D, dimensions of a code.
-        momentum: of the codes' moving averages.
-        restart_below: codes that are used less than this share of the mean are put elsewhere (:class:`Codebook`); 0 for
-            none, as released. In short runs, which learn fast, all patches may end with one code without it.
-        commitment: b.
-        decoder_depth: blocks of the decoder, as wide as those of the encoder.
+        num_codes: number of codes of the codebook.
+        code_dim: dimension D of a code.
+        momentum: momentum of the codes' moving averages.
+        restart_below: codes that are used less than this share of the mean are restarted (:class:`Codebook`); 0 for
+            none, as released. In short runs with a high learning rate all patches may get the same code without it.
+        commitment: weight b of the commitment loss.
+        decoder_depth: number of blocks of the decoder, as wide as those of the encoder.
 
     Source: Peng et al., arXiv 2208.06366, and its released code.
     """
@@ -105,7 +107,7 @@ class VQKD(FrozenTarget[Teacher]):
         return Losses(reconstruction + self.commitment * commitment, terms, {"used_codes": used})
 
     def decode(self, codes: Tensor, grid: int) -> Tensor:
-        """The teacher's features (B, N, width), as far as they can be told from codes (B, N, D) of ``grid`` rows."""
+        """The teacher's features (B, N, width), predicted from codes (B, N, D) of ``grid`` rows."""
         positions = sincos_positions(grid, grid, self.width, codes.device).to(codes.dtype)
         features: Tensor = self.head(self.norm(self.decoder(self.from_codes(codes) + positions)))
         return features
@@ -124,6 +126,6 @@ class VQKD(FrozenTarget[Teacher]):
         patches = batch_size * square_grid(sizes["image"], backbone.patch_size) ** 2
         if patches < self.tokenizer.width:
             raise UserError(
-                f"a batch of {batch_size} images has {patches} patches, too few to begin {self.tokenizer.width} codes "
-                "with; take fewer by --method.num_codes, or larger batches"
+                f"a batch of {batch_size} images has {patches} patches, too few to initialize {self.tokenizer.width} "
+                "codes; use fewer codes by --method.num_codes, or larger batches"
             )

@@ -1,1 +1,1 @@
-"""Networks: backbones that give their stages, heads, and the weights that go in and out of them."""
+"""Networks: backbones with stages, heads, and loading and saving of weights."""

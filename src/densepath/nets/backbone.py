@@ -1,4 +1,4 @@
-"""What a backbone is: a network that gives the feature maps of its stages f1..f5, of images or of volumes."""
+"""The interface of a backbone: a network that returns the feature maps of its stages f1..f5, in 2D or 3D."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from densepath.core.errors import UserError
 class Backbone(nn.Module):
     """A network that returns the feature maps of its stages, and can stop early.
 
-    Methods, concepts and downstream tasks rely on this and nothing else. A network of your own becomes a backbone by a
-    subclass with its :meth:`forward`.
+    Methods, concepts and downstream tasks use only this interface. To use your own network as a backbone, derive a
+    subclass and implement :meth:`forward`.
 
     Args:
         net: the network; its state dict, with ``net.`` before each key, is that of the backbone.
-        name: how the network is called; :func:`build_backbone` makes another one by it.
+        name: name of the network, by which :func:`build_backbone` builds another one.
         channels: stage -> its number of channels, ascending.
         strides: stage -> the distance of its positions along each axis, in pixels; as many numbers as images have
             dimensions.
-        in_channels: of the images.
-        patch_size: pixels, whose multiples the sides of images are; 1 for a ConvNet.
+        in_channels: channels of the images.
+        patch_size: pixels; the sides of images must be multiples of it. 1 for a ConvNet.
 
     Attributes:
         net, name, channels, strides, in_channels, patch_size: the arguments.
         stages: the stages that exist, ascending: (1, 2, 3, 4, 5) for a ResNet, (2, 3, 4, 5) for a ConvNeXt.
-        deepest: the last of them.
+        deepest: the last stage.
         ndim: dimensions of the images: 2, or 3 for volumes.
-        library: whose names the tensors in ``net`` have: "timm", or "densepath" for networks of our own.
+        library: the library whose tensor names ``net`` has: "timm", or "densepath" for its own networks.
     """
 
     library: ClassVar[str] = "densepath"
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
 
         Args:
             x: (B, in_channels, *size) normalized images.
-            last: the deepest stage that is wanted; one beyond the deepest that exists means all.
+            last: the deepest stage to compute; all if it is deeper than the deepest that exists.
 
         Returns:
             Stage i -> f_i, (B, channels[i], *grid(i, *size)).
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         """Check that f_stage exists.
 
         Raises:
-            UserError: it does not; the message names those that do.
+            UserError: it does not; the message lists the existing stages.
         """
         if stage not in self.channels:
             have = ", ".join(f"f{i}" for i in self.stages)
@@ -99,22 +99,22 @@ class Backbone(nn.Module):
         if any(side % self.patch_size for side in size):
             raise UserError(
                 f"{self.name} divides images into patches of {self.patch_size} px, and "
-                f"{' x '.join(map(str, reversed(size)))} px is not a multiple of that; take a size that is one, "
+                f"{' x '.join(map(str, reversed(size)))} px is not a multiple of that; use a size that is one, "
                 f"e.g. {max(1, size[0] // self.patch_size) * self.patch_size}"
             )
 
     def last_stage(self) -> tuple[nn.Module, ...]:
-        """The modules that, one after the other, make the deepest map of the one before it, or of any parts of that.
+        """The modules that compute the deepest map from the one before it, or from any part of that, in order.
 
         Raises:
-            UserError: the network computes its stages in one piece.
+            UserError: the network cannot compute its last stage separately.
         """
-        raise UserError(f"{self.name} cannot run only its last stage; take a ResNet, ConvNeXt or RegNet")
+        raise UserError(f"{self.name} cannot run only its last stage; use a ResNet, ConvNeXt or RegNet")
 
     def stem_and_stages(self, pooled: bool = False) -> tuple[tuple[nn.Module, ...], ...]:
-        """The stem's modules, which make a first map of the images, and those that make each stage of the map before.
+        """The modules of the stem, which computes the first map, and of each stage, which computes the next one.
 
-        Where there is no f1, the stem is what comes before the last module of f2.
+        Without f1, the stem is everything before the last module of f2.
 
         Args:
             pooled: whether the max-pool after f1, as a ResNet has it, belongs to the stem.
@@ -123,8 +123,8 @@ class Backbone(nn.Module):
             One tuple of modules for the stem, and one for each stage from f2 on.
 
         Raises:
-            UserError: the network cannot be taken apart; or it has no such max-pool where one is asked for.
+            UserError: the network cannot be divided; or it has no such max-pool and ``pooled`` is set.
         """
         raise UserError(
-            f"{self.name} is not a ConvNet that can be divided after its stem; take a ResNet, ConvNeXt or RegNet"
+            f"{self.name} is not a ConvNet that can be divided after its stem; use a ResNet, ConvNeXt or RegNet"
         )

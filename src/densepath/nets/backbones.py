@@ -1,4 +1,4 @@
-"""The backbones that there are, by name: timm's networks, and our own for volumes."""
+"""The backbones by name: timm's networks, and densepath's own for volumes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from densepath.nets.transformers import build_transformer, is_transformer
 __all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "make_network"]
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
-TRIAL_SIZE = 64  # pixels: every stage then has more than one cell
+TRIAL_SIZE = 64  # pixels: every stage then has more than one position
 
 
 class TimmBackbone(Backbone):
     """A network of timm for images; a ConvNet can stop early.
 
-    A vision transformer has one stage: f4 for patches of 16 px, f3 for 8, f5 for 32. Its map holds the patch tokens
+    A vision transformer has one stage: f4 for patches of 16 px, f3 for 8, f5 for 32. Its map is the patch tokens
     after the last block and the final norm, without class and register tokens.
 
-    The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key; a vision
-    transformer's has its final norm, too.
+    The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key; that of a
+    vision transformer includes the final norm.
 
     Args:
         net: a timm network made with ``features_only=True``, or a vision transformer by ``build_transformer``.
         name: its timm name.
-        in_channels: of the images.
+        in_channels: channels of the images.
     """
 
     library = "timm"
@@ -53,8 +53,8 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
         """As for any :class:`Backbone`: f_i has the stride 2**i, and a ResNet's f1 is taken before its max-pool.
 
-        The few timm families with an extractor of their own (EfficientNet, MobileNet-v2 and -v3, HRNet, Xception,
-        NASNet) compute everything, whatever ``last`` is.
+        The few timm families with their own feature extractor (EfficientNet, MobileNet-v2 and -v3, HRNet, Xception,
+        NASNet) compute all stages for any ``last``.
         """
         last = min(last, self.deepest)
         self.check_stage(last)
@@ -72,7 +72,7 @@ class TimmBackbone(Backbone):
         return {stage: feature for stage, feature in zip(stages, maps, strict=False) if stage}
 
     def _run_modules(self, x: Any, count: int) -> list[Tensor]:
-        """Run timm's modules, which stand in the order of their use, until ``count`` feature maps are there."""
+        """Run timm's modules in order until there are ``count`` feature maps."""
         maps: list[Tensor] = []
         for name, module in self.net.items():
             x = module(x)
@@ -84,7 +84,7 @@ class TimmBackbone(Backbone):
 
     @property
     def _in_order(self) -> bool:
-        """Whether the network's modules stand in the order of their use."""
+        """Whether the network's modules are in the order of the forward pass."""
         from timm.models import FeatureListNet
 
         return type(self.net) is FeatureListNet
@@ -99,7 +99,7 @@ class TimmBackbone(Backbone):
         if not self._in_order:
             return super().stem_and_stages(pooled)
         names = list(self.net)
-        end_of = {}  # stage -> how many modules lead to it
+        end_of = {}  # stage -> number of modules up to it
         for name, stride in zip(self.net.return_layers, self._reductions, strict=True):
             if stride in _STAGE_OF_STRIDE:
                 end_of[_STAGE_OF_STRIDE[stride]] = names.index(name) + 1
@@ -109,8 +109,7 @@ class TimmBackbone(Backbone):
         if pooled:
             if 1 not in end_of or not any(isinstance(module, nn.MaxPool2d) for module in modules[stem].modules()):
                 raise UserError(
-                    f"{self.name} has no max-pool after its stem, so that it cannot end after one; take a ResNet, or "
-                    "leave out --method.stem after_pool"
+                    f"{self.name} has no max-pool after its stem; use a ResNet, or leave out --method.stem after_pool"
                 )
             stem += 1
         ends = [0, stem, *later]
@@ -118,20 +117,20 @@ class TimmBackbone(Backbone):
 
 
 def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
-    """Make a backbone with random weights.
+    """Build a backbone with random weights.
 
-    ResNets are initialised as in the paper: convolutions Kaiming-normal over the fan-in with the gain of a ReLU, norms
-    with weight 1 and bias 0, those at the end of a residual branch included. Other networks keep timm's own
-    initialisation, which belongs to their architecture.
+    ResNets are initialized as in the paper: convolutions Kaiming-normal over the fan-in with the gain of a ReLU, norms
+    with weight 1 and bias 0, including those at the end of a residual branch. Other networks keep timm's
+    initialization, which is part of their architecture.
 
     Args:
-        name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". What counts is that its
-            feature maps have the strides that it declares at any input size; transformers with windows don't. For
-            volumes: see :func:`~densepath.nets.resnet3d.build_resnet3d`.
-        channels: of the images.
+        name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". Its feature
+            maps must have the declared strides at any input size; those of windowed transformers do not. For volumes:
+            see :func:`~densepath.nets.resnet3d.build_resnet3d`.
+        channels: channels of the images.
 
     Raises:
-        UserError: the name is unknown, or the network gives no feature maps of strides 2 to 32.
+        UserError: the name is unknown, or the network does not return feature maps of strides 2 to 32.
 
     Source: ConCL (ECCV 2022), released code, ``backbones/resnet.py``.
     """
@@ -145,9 +144,9 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
         _check_maps(backbone)
     except UserError:
         raise
-    except Exception as error:  # each family of timm fails in its own way
+    except Exception as error:  # each timm family raises other exceptions
         raise UserError(
-            f"{name} is not a network that gives feature maps of strides 2 to 32 for images of any size; "
+            f"{name} does not return feature maps of strides 2 to 32 for images of any size; "
             "choose another backbone, e.g. resnet18"
         ) from error
     if model_entrypoint(name).__module__ == "timm.models.resnet":
@@ -156,7 +155,7 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
 
 
 def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
-    """timm's network that a :class:`Backbone` wraps; with ``pretrained`` its name may be that of weights."""
+    """timm's network that a :class:`Backbone` wraps; with ``pretrained``, the name may be that of weights."""
     import timm
 
     if is_transformer(name):
@@ -182,7 +181,7 @@ def _check_name(name: str) -> None:
 
 @torch.no_grad()
 def _check_maps(backbone: Backbone) -> None:
-    """Raise ValueError where a stage is not, at a size that timm did not foresee, what its metadata says."""
+    """Raise ValueError if a stage differs from timm's metadata at another input size than the default."""
     training = backbone.training
     maps = backbone.eval()(torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
     backbone.train(training)

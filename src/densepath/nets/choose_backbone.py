@@ -1,4 +1,4 @@
-"""The backbone that a run asks for: by a name, by a model of the Hugging Face hub, or a network that the user made."""
+"""The backbone of a run: by name, from the Hugging Face hub, or a network from the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from densepath.nets.hub import HUB, fetch
 from densepath.nets.model_folders import read_config
 from densepath.nets.transformers import is_transformer, wrap_transformer
 
-# What a model of the hub may set beside its architecture without having another backbone.
+# Arguments of a hub model that do not change its backbone.
 _OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
 
 
@@ -23,13 +23,13 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
 
     Args:
         backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a timm model on the
-            Hugging Face hub (with random weights: give it as the weights, too, for its own); a
+            Hugging Face hub (with random weights; give it as the weights, too, to load them); a
             :class:`~densepath.nets.backbone.Backbone`; a network of ``timm.create_model(name, features_only=True)``; or
             a vision transformer of timm.
-        channels: of the images.
+        channels: channels of the images.
 
     Raises:
-        UserError: there is none of that name, or the network is not one that gives its stages.
+        UserError: the name is unknown, or the network does not return its stages.
     """
     if isinstance(backbone, str):
         return _of_hub(backbone, channels) if backbone.startswith(HUB) else build_backbone(backbone, channels)
@@ -37,7 +37,7 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
     if made.in_channels != channels:
         raise UserError(
             f"the backbone {made.name} takes images of {made.in_channels} channels, and these have {channels}; "
-            "make it for those"
+            f"build it for {channels}"
         )
     return made
 
@@ -48,16 +48,16 @@ def _of_hub(name: str, channels: int) -> Backbone:
         raise UserError(f"{name} is not a model of timm; choose one whose config.json names a timm architecture")
     other = {key: value for key, value in (config.get("model_args") or {}).items() if key not in _OF_THE_HEAD}
     if other:
-        said = ", ".join(f"{key}={value}" for key, value in other.items())
+        arguments = ", ".join(f"{key}={value}" for key, value in other.items())
         raise UserError(
-            f"{name} is a {config['architecture']} with {said}, which has no name in timm; make it by "
+            f"{name} is a {config['architecture']} with {arguments}, which has no name in timm; build it with "
             "timm.create_model, and give the network as the backbone in Python"
         )
     return build_backbone(str(config["architecture"]), channels)
 
 
 def _around(network: Any, channels: int) -> Backbone:
-    """timm's networks as backbones, whatever they were made with."""
+    """A network of timm as a backbone."""
     name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     info = getattr(network, "feature_info", None)
     try:
@@ -69,9 +69,9 @@ def _around(network: Any, channels: int) -> Backbone:
         with torch.no_grad():
             made.eval()(torch.zeros(1, channels, TRIAL_SIZE, TRIAL_SIZE))
         made.train(mode)
-    except Exception as error:  # each network fails in its own way
+    except Exception as error:  # each network raises other exceptions
         raise UserError(
-            f"the backbone, a {type(network).__name__}, does not give the maps of its stages; make it by "
+            f"the backbone, a {type(network).__name__}, does not return the maps of its stages; build it with "
             "timm.create_model(name, features_only=True), or derive it from densepath.nets.backbone.Backbone"
         ) from error
     return made

@@ -16,30 +16,29 @@ from densepath.nets.transformer_parts import initialize_linear, sincos_positions
 class MultiScaleDecoder(nn.Module):
     """Pixels of patches, from maps of several scales.
 
-    A convolution for each map makes one cell of every patch (kernel and stride alike), their sum are the tokens
-    (Equation 5), and these go through one block of a transformer with fixed positions, a norm and a linear layer
-    (Equation 6).
+    A convolution for each map, with equal kernel and stride, gives one token per patch; their sum (Equation 5) passes
+    one transformer block with fixed positions, a norm and a linear layer (Equation 6).
 
     Args:
-        channels: of each map.
-        cells: how many cells of each map lie along a side of a patch.
+        channels: channels of each map.
+        positions: positions of each map along a side of a patch.
         patch: side of a patch in pixels.
-        width: of the tokens; a multiple of 4 and of ``heads``.
-        heads: of the block's attention.
+        width: channels of the tokens; a multiple of 4 and of ``heads``.
+        heads: heads of the block's attention.
         colors: channels of a pixel.
 
-    Source: Yang et al., Conv-MIM, WACV 2024, section 3; block, positions and initialisation of MAE (CVPR 2022). The
+    Source: Yang et al., Conv-MIM, WACV 2024, section 3; block, positions and initialization of MAE (CVPR 2022). The
     convolutions' sizes are not in the paper.
     """
 
     def __init__(
-        self, channels: Sequence[int], cells: Sequence[int], patch: int, width: int, heads: int, colors: int = 3
+        self, channels: Sequence[int], positions: Sequence[int], patch: int, width: int, heads: int, colors: int = 3
     ) -> None:
         super().__init__()
         if heads < 1 or width < 1 or width % 4 or width % heads:
             raise UserError(f"a decoder's width must be a multiple of 4 and of its {heads} heads; {width} is not")
         self.width = width
-        scales = zip(channels, cells, strict=True)
+        scales = zip(channels, positions, strict=True)
         self.unify = nn.ModuleList(nn.Conv2d(count, width, kernel, stride=kernel) for count, kernel in scales)
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         from timm.models.vision_transformer import Block
@@ -53,7 +52,7 @@ class MultiScaleDecoder(nn.Module):
         """The patches (B, h * h, patch * patch * colors), in the order of ``to_patches``.
 
         Args:
-            maps: each (B, channels, h * cells, h * cells).
+            maps: each (B, channels, h * positions, h * positions).
         """
         unified = torch.stack([unify(x) for unify, x in zip(self.unify, maps, strict=True)]).sum(0)
         height, width = unified.shape[2:]

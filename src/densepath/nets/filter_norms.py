@@ -1,8 +1,8 @@
-"""The lengths of filters in front of batch norms, on which features don't depend and the speed of learning does.
+"""The norms of filters before batch norms: features do not depend on them, but the effective learning rate does.
 
-A batch norm takes the scale of its input away, so a layer in front of it computes the same with filters of any length;
-but a step of gradient descent turns long filters less than short ones: the gradient shrinks as they grow, and is to be
-set against a greater length, so that the learning rate counts by its quotient with the squared length.
+A batch norm removes the scale of its input, so the filters of the layer before it can have any norm. But a step of
+gradient descent rotates large filters less than small ones: the gradient decreases with the norm, and is added to a
+larger vector, so the effective learning rate is the learning rate divided by the squared norm.
 
 Source: van Laarhoven, "L2 regularization versus batch and weight normalization", 2017, section 2.
 """
@@ -16,36 +16,36 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.nets.backbones import TRIAL_SIZE, Backbone
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 
 
-def filter_lengths(backbone: Backbone) -> dict[str, float]:
-    """The length of all filters together, of each convolution whose output a batch norm takes.
+def filter_norms(backbone: Backbone) -> dict[str, float]:
+    """The norm of all filters together, for each convolution directly before a batch norm.
 
     Returns:
-        The convolution's name in the backbone -> the Euclidean norm of its weights; empty where none stands directly in
-        front of a batch norm, as in a vision transformer.
+        The convolution's name in the backbone -> the Euclidean norm of its weights; empty if there is none, as in a
+        vision transformer.
     """
-    return {name: _length(conv) for name, (conv, _) in _normalized(backbone).items()}
+    return {name: _norm(conv) for name, (conv, _) in _normalized(backbone).items()}
 
 
 @torch.no_grad()
-def give_lengths(backbone: Backbone, lengths: Mapping[str, float]) -> dict[str, float]:
-    """Give the filters in front of batch norms certain lengths, and the batch norms the statistics that belong to them.
+def set_filter_norms(backbone: Backbone, norms: Mapping[str, float]) -> dict[str, float]:
+    """Rescale the filters before batch norms to given norms, and the statistics of the batch norms accordingly.
 
-    Features stay as they are, up to rounding and to the small number that batch norms add to variances.
+    Features do not change, up to rounding and the epsilon of the batch norms.
 
     Args:
-        backbone: what to change.
-        lengths: as from :func:`filter_lengths` of a backbone of the same name. Filters that are all zero, there or
-            here, stay as they are.
+        backbone: the backbone to change.
+        norms: the result of :func:`filter_norms` for a backbone of the same name. Filters that are all zero in either
+            backbone are not changed.
 
     Returns:
-        Name -> the factor, of all that were rescaled.
+        Name -> factor, of all rescaled convolutions.
     """
     factors = {}
     for name, (conv, norm) in _normalized(backbone).items():
-        now, wanted = _length(conv), lengths[name]
+        now, wanted = _norm(conv), norms[name]
         if not now or not wanted or now == wanted:
             continue
         factors[name] = factor = wanted / now
@@ -58,16 +58,16 @@ def give_lengths(backbone: Backbone, lengths: Mapping[str, float]) -> dict[str, 
     return factors
 
 
-def _length(conv: nn.Module) -> float:
+def _norm(conv: nn.Module) -> float:
     weight: Tensor = conv.weight.detach()  # type: ignore[operator]
     return float(torch.linalg.vector_norm(weight, dtype=torch.float64))
 
 
 @torch.no_grad()
 def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
-    """The convolutions whose very output is the input of a batch norm and no feature, with that, in their order."""
+    """The convolutions whose output is only the input of a batch norm, not a feature, with that norm, in order."""
     names = {module: name for name, module in backbone.named_modules()}
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; holding the tensors keeps identities their own
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; holding the tensors keeps the identities unique
     pairs = {}
 
     from timm.layers import Conv2dSame
@@ -80,13 +80,13 @@ def _normalized(backbone: Backbone) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
         else:
             made[id(output)] = (module, output)
 
-    plain = (nn.Conv2d, Conv2dSame)  # and no subclass: some standardize their filters themselves
+    plain = (nn.Conv2d, Conv2dSame)  # not subclasses: some standardize their filters
     watched = [m for m in backbone.modules() if type(m) in plain or isinstance(m, _BatchNorm)]
     hooks = [module.register_forward_hook(watch) for module in watched]
     parameter = next(backbone.parameters())
     side = max(backbone.patch_size, TRIAL_SIZE // backbone.patch_size * backbone.patch_size)
     try:
-        with untouched_modes(backbone):
+        with preserve_mode(backbone):
             blank = torch.zeros(1, backbone.in_channels, side, side, device=parameter.device, dtype=parameter.dtype)
             maps = backbone.eval()(blank)
     finally:

@@ -1,4 +1,4 @@
-"""A network that a method learns from and does not train."""
+"""A frozen network that a method learns from."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Frozen(nn.Module, Generic[Network]):
-    """Holds a network apart from the module around it: no parameters, no state but a checksum, always evaluation mode.
+    """A container that hides a network from its module: no parameters, a checksum as its only state, evaluation mode.
 
-    It is empty at first, and stays so where its network is not needed, as in an export. The network moves to another
-    device, precision or memory format with the module. A state that was saved beside another network is refused.
+    It is empty at first, and remains so if the network is not needed, as in an export. The network moves to another
+    device, precision or memory format with the module. Loading a state that was saved with another network fails.
 
     Args:
-        what: the network's part, for the message of that refusal: "teacher".
+        what: the role of the network, for messages: "teacher".
     """
 
     digest: Tensor
@@ -28,11 +28,11 @@ class Frozen(nn.Module, Generic[Network]):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what = what
-        self._held: tuple[Network, ...] = ()  # torch does not look for modules in a tuple
+        self._held: tuple[Network, ...] = ()  # torch does not register modules in a tuple
         self.register_buffer("digest", torch.zeros(32, dtype=torch.uint8))
 
     def hold(self, network: Network) -> None:
-        """Take a network, which is frozen from now on."""
+        """Freeze a network and store it."""
         self._held = (network.eval().requires_grad_(False),)
         self.digest = checksum(network.state_dict()).to(self.digest.device)
 
@@ -52,15 +52,15 @@ class Frozen(nn.Module, Generic[Network]):
         return self.network(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen[Network]:
-        """What torch calls in ``to``, ``double`` and the like."""
+        """Called by torch in ``to``, ``double`` etc."""
         super()._apply(fn, recurse)
         for network in self._held:
             network._apply(fn)
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        then = state_dict.get(f"{prefix}digest")
-        if self._held and then is not None and not torch.equal(then.cpu(), self.digest.cpu()):
+        saved = state_dict.get(f"{prefix}digest")
+        if self._held and saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
             rest[-1].append(f"the {self.what} is not the one that it was trained with")
         else:
             super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,4 +1,4 @@
-"""Projection heads: what stands between a backbone and a contrastive loss."""
+"""Projection heads, between a backbone and a contrastive loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MLPHead(nn.Module):
     """Linear, ReLU, Linear: the MoCo-v2 projector.
 
     Args:
-        in_features: channels of the vectors that come in, e.g. those of a pooled stage f5.
+        in_features: channels of the input vectors, e.g. of a pooled stage f5.
         hidden_features: channels between the two layers.
         out_features: channels of the projected vectors.
 
@@ -48,11 +48,11 @@ class MLPHead(nn.Module):
 class DenseHead(nn.Module):
     """Convolution of 1 x 1, ReLU, convolution of 1 x 1: the DenseCL projector of each position of a feature map.
 
-    Its initialisation is torch's own, as in the released DenseCL, whose initialiser touches linear layers alone.
+    Its initialization is torch's default, as in the released DenseCL, which initializes only linear layers.
 
     Args:
         in_features, hidden_features, out_features: as in :class:`MLPHead`.
-        ndim: dimensions of the map: 2, or 3 for those of volumes.
+        ndim: dimensions of the map: 2, or 3 for volumes.
 
     Source: Wang et al., DenseCL, CVPR 2021, section 3.2.
     """
@@ -72,7 +72,7 @@ class DenseHead(nn.Module):
 class NormedHead(nn.Module):
     """Linear, batch norm, ReLU, Linear, perhaps another batch norm: the projectors of SimCLR and BYOL.
 
-    A linear layer before a batch norm has no bias, as the norm would take it away again.
+    A linear layer before a batch norm has no bias, because the norm would remove it.
 
     Args:
         in_features, hidden_features, out_features: as in :class:`MLPHead`.

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, fetched and loaded without the chatter of the libraries that do so."""
+"""Models from the Hugging Face hub, fetched and loaded without the messages of its libraries."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FETCHED = ("*.json", "*.safetensors")
 
 @contextmanager
 def quiet(transformers: Any = None) -> Iterator[None]:
-    """Let nothing be said about what is fetched or loaded; whoever fails raises, and that is told once.
+    """Suppress messages about fetching and loading; errors are raised anyway.
 
     Downloads keep their progress bars.
 
     Args:
-        transformers: the module, where it loads a model: without a progress bar, for the second that this takes.
+        transformers: the module, if it loads a model: disables its progress bar, which would show for a second.
     """
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -40,11 +40,11 @@ def quiet(transformers: Any = None) -> Iterator[None]:
 
 
 def fetch(name: str, files: Sequence[str] = FETCHED) -> Path:
-    """The folder of "OWNER/NAME" or "hf-hub:OWNER/NAME", from the cache of the Hugging Face hub where it is there.
+    """The folder of "OWNER/NAME" or "hf-hub:OWNER/NAME", from the cache of the Hugging Face hub if it is there.
 
     Args:
-        name: of the model.
-        files: patterns of those that are wanted.
+        name: name of the model.
+        files: patterns of the files to fetch.
 
     Raises:
         UserError: it cannot be fetched.
@@ -54,8 +54,8 @@ def fetch(name: str, files: Sequence[str] = FETCHED) -> Path:
     try:
         with quiet():
             return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=list(files)))
-    except Exception as error:  # each kind of failure is another exception
+    except Exception as error:  # each kind of failure raises another exception
         raise UserError(
-            f"{name} could not be fetched ({type(error).__name__}); check the name and the network, log in by "
-            "'hf auth login' if its owners ask for that, or give a folder"
+            f"{name} could not be fetched ({type(error).__name__}); check the name and the network, log in with "
+            "'hf auth login' if its owners require that, or give a folder"
         ) from error

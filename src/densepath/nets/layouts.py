@@ -1,4 +1,4 @@
-"""Names of a backbone's tensors in timm, torchvision and detectron2, and the ways between them."""
+"""The tensor names of a backbone in timm, torchvision and detectron2, and conversions between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from densepath.nets.backbones import Backbone
 
 LAYOUTS = ("timm", "torchvision", "detectron2")
 
-# The slow copy of a trained network: encoder_k, momentum_encoder, backbone_momentum, teacher, target_net and so on.
+# The momentum copy of a trained network: encoder_k, momentum_encoder, backbone_momentum, teacher, target_net and so on.
 _SLOW = re.compile(r"(?:^|[._])(?:k|key|ema|momentum|slow|target|teacher)(?=[._])")
 _DEEPEST = 16  # parts of a name that may be a prefix
 _NORM_EPS = 1e-5  # detectron2's and torch's
@@ -28,11 +28,11 @@ _DETECTRON2 = re.compile(r"(?:stem|res([2-5])\.(\d+))\.(?:conv([1-3])|(shortcut)
 def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[str]]:
     """Give the tensors of a backbone the names of another library.
 
-    A network of our own keeps its names in the layout "timm", and has no other.
+    densepath's own networks keep their names in the layout "timm", and have no other.
 
     Returns:
-        name -> tensor (on the CPU, contiguous), and the names that the library's network has behind the deepest stage.
-        These were not trained: they hold timm's own initialisation, so that timm loads the file strictly.
+        name -> tensor (on the CPU, contiguous), and the names of the tensors after the deepest stage. These are not
+        trained: they have timm's initialization, so that timm loads the file strictly.
 
     Raises:
         UserError: the layout is unknown, or its library has no such network.
@@ -54,19 +54,19 @@ def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[st
 
 
 def timm_state(name: str) -> dict[str, Tensor]:
-    """The state of the whole timm network without classifier; leaves the global random numbers as they were."""
+    """The state of the whole timm network without classifier; does not change the global random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs' generators, too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would change the GPUs' generators, too
         import timm
 
         return timm.create_model(name, num_classes=0).state_dict()
 
 
 def feature_name(key: str, names: Container[str]) -> str | None:
-    """The name in a features_only network, whose names are ``names``, of what timm's whole network calls ``key``.
+    """The name in a features_only network, with the names ``names``, of the tensor ``key`` of timm's whole network.
 
-    timm joins the first two parts of a name with "_" where it unrolls a sequence of stages, and puts "model." before
-    the names of networks that it wraps whole.
+    timm joins the first two parts of a name with "_" if it unrolls a sequence of stages, and prepends "model." to the
+    names of networks that it wraps.
     """
     for candidate in (key, key.replace(".", "_", 1), f"model.{key}"):
         if candidate in names:
@@ -75,13 +75,13 @@ def feature_name(key: str, names: Container[str]) -> str | None:
 
 
 class Match(NamedTuple):
-    """What a checkpoint holds of a network.
+    """The tensors of a network in a checkpoint.
 
     Args:
         found: the network's tensors, under its own names.
-        prefix: what stands before their names in the checkpoint.
-        others: the other tensors under that prefix, without it, as timm would call them.
-        unused: the checkpoint's own names of all that was not found, those under the prefix first.
+        prefix: the prefix of their names in the checkpoint.
+        others: timm's names of the other tensors under that prefix, without it.
+        unused: the checkpoint's names of all other tensors, those under the prefix first.
     """
 
     found: dict[str, Tensor]
@@ -93,8 +93,8 @@ class Match(NamedTuple):
 def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
     """Find the prefix and the spelling under which most keys of a checkpoint are names of a features_only network.
 
-    Where two parts of a checkpoint fit alike, a slow copy (momentum encoder, teacher) gives way to the trained encoder;
-    else the one that stands first in the file is taken.
+    If two parts of a checkpoint match equally well, the trained encoder is preferred to a momentum copy (momentum
+    encoder, teacher); else the first in the file is used.
     """
     counts: Counter[tuple[str, Spelling]] = Counter()
     for key in state:
@@ -105,7 +105,7 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
             counts.update((prefix, spelling) for spelling in _SPELLINGS if spelling(tail, names) in names)
     if not counts:
         return Match({}, "", list(state), list(state))
-    prefix, spelling = max(counts, key=lambda place: (counts[place], not _SLOW.search(place[0])))
+    prefix, spelling = max(counts, key=lambda match: (counts[match], not _SLOW.search(match[0])))
     found: dict[str, Tensor] = {}
     others, under, beside = [], [], []
     for key, value in state.items():
@@ -124,10 +124,10 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
 def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of a plain timm ResNet for detectron2's ``build_resnet_backbone``.
 
-    detectron2's files carry no ``num_batches_tracked``, and neither does the result.
+    detectron2's files have no ``num_batches_tracked``, and neither does the result.
 
     Raises:
-        UserError: a tensor belongs to no plain ResNet.
+        UserError: a tensor is not one of a plain ResNet.
 
     Source: ConCL (ECCV 2022), released code, ``convert-pretrain-to-detectron2.py``.
     """
@@ -146,7 +146,7 @@ def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-Spelling = Callable[[str, Container[str]], str | None]  # a name in a file, the network's names -> what timm calls it
+Spelling = Callable[[str, Container[str]], str | None]  # a name in a file, the network's names -> timm's name
 
 
 def _from_timm(key: str, names: Container[str]) -> str | None:
@@ -155,7 +155,7 @@ def _from_timm(key: str, names: Container[str]) -> str | None:
 
 
 def _from_detectron2(key: str, names: Container[str]) -> str | None:
-    """The way back from :func:`to_detectron2`."""
+    """The inverse of :func:`to_detectron2`."""
     match = _DETECTRON2.fullmatch(key)
     if match is None:
         return None
@@ -166,7 +166,7 @@ def _from_detectron2(key: str, names: Container[str]) -> str | None:
 
 
 def _from_sequence(key: str, names: Container[str]) -> str | None:
-    """A ResNet whose children were put into an ``nn.Sequential``, as lightly's examples do: 4.0.conv1.weight."""
+    """A ResNet whose children are in an ``nn.Sequential``, as in lightly's examples: 4.0.conv1.weight."""
     child, _, rest = key.partition(".")
     return f"{_CHILDREN[child]}.{rest}" if child in _CHILDREN else None
 
@@ -175,7 +175,7 @@ _SPELLINGS: tuple[Spelling, ...] = (_from_timm, _from_detectron2, _from_sequence
 
 
 def _thawed(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Complete frozen batch norms, of which old detectron2 files hold scale and bias alone, by neutral statistics."""
+    """Add neutral statistics to frozen batch norms: old detectron2 files have only scale and bias."""
     if any(name.endswith("running_var") for name in found):
         return found
     for name in [name for name in found if re.search(r"(?:bn\d|downsample\.1)\.weight$", name)]:
@@ -186,14 +186,15 @@ def _thawed(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the CPU, out of any shared storage, in the usual memory order."""
+    """A contiguous copy of a tensor on the CPU, without shared storage."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _check_plain_resnet(name: str, state: Mapping[str, Tensor], layout: str) -> None:
-    """Check that torchvision has the same ResNet: detectron2 builds the same depths, and neither the variants of timm.
+    """Check that torchvision has the same ResNet; detectron2 has the same depths, and neither has timm's variants.
 
-    Names and shapes don't tell all (timm's "aa" ResNets pool otherwise with the same tensors), so the name counts too.
+    Tensor names and shapes are not sufficient (timm's "aa" ResNets pool differently with the same tensors), so the
+    network's name is checked, too.
     """
     shapes = {}
     import torchvision

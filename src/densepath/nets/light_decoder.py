@@ -10,21 +10,21 @@ from densepath.core.errors import UserError
 
 
 class LightDecoder(nn.Module):
-    """Blocks that double the resolution and halve the channels, to which the maps of the encoder are added.
+    """Blocks that double the resolution and halve the channels, with the encoder's maps added to their inputs.
 
     A block is a transposed convolution 4 x 4, a convolution 3 x 3, batch norm, ReLU6, a convolution 3 x 3 to half the
     channels, and batch norm. A convolution 1 x 1 gives the pixels.
 
     Args:
         dim: channels of the first block.
-        doublings: how many blocks there are.
+        doublings: number of blocks.
         colors: channels of a pixel.
 
     Attributes:
-        channels: what comes into each block, and out of the last.
+        channels: input channels of each block, and output channels of the last.
 
     Raises:
-        UserError: ``dim`` cannot be halved so often.
+        UserError: ``dim`` cannot be halved that many times.
 
     Source: SparK (ICLR 2023), section 3.3; the layers as released.
     """
@@ -38,7 +38,7 @@ class LightDecoder(nn.Module):
             )
         self.channels = tuple(dim // 2**number for number in range(doublings + 1))
         self.blocks = nn.ModuleList(
-            _block(before, behind) for before, behind in zip(self.channels, self.channels[1:], strict=False)
+            _block(before, after) for before, after in zip(self.channels, self.channels[1:], strict=False)
         )
         self.predict = nn.Conv2d(self.channels[-1], colors, 1)
         self.apply(_initialize)
@@ -53,14 +53,14 @@ class LightDecoder(nn.Module):
         return self.predict(x)
 
 
-def _block(before: int, behind: int) -> nn.Sequential:
+def _block(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(before, before, 4, stride=2, padding=1),
         nn.Conv2d(before, before, 3, padding=1, bias=False),
         nn.BatchNorm2d(before),
         nn.ReLU6(inplace=True),
-        nn.Conv2d(before, behind, 3, padding=1, bias=False),
-        nn.BatchNorm2d(behind),
+        nn.Conv2d(before, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
     )
 
 

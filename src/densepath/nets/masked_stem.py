@@ -1,4 +1,4 @@
-"""Masked images for ConvNets: feature maps in which learned vectors stand where the image is hidden."""
+"""Masked images for ConvNets: feature maps with learned vectors at masked positions."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import TRIAL_SIZE, Backbone
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 
 _ENDS = ("before_pool", "after_pool")
 
 
 class MaskedStem(nn.Module):
-    """Runs a backbone on a part of each image, with one learned vector behind its stem.
+    """Runs a backbone on the visible part of each image, with a learned vector after its stem.
 
     With e = f_1(x * m) for the stem f_1 and a mask m of 1 where x is visible (Equation 1), m_stem the mask at the size
     of e, and MASK the vector, z_1 = e * m_stem + (1 - m_stem) * MASK (Equation 2) and z_i = f_i(z_{i-1}) for the stages
-    after it (Equation 3). All of them are dense convolutions: what is visible tells of itself everywhere.
+    after it (Equation 3). All convolutions are dense: visible pixels influence masked positions.
 
-    The paper does not say where a ResNet's stem ends, nor how MASK starts (here: normal with deviation 0.02, as in
-    SparK and MAE). A network without f1 has its stem before f2: ConvNeXt's patchify layer.
+    The paper does not say where a ResNet's stem ends, nor how MASK is initialized (here: normal with deviation 0.02, as
+    in SparK and MAE). A network without f1 has its stem before f2: ConvNeXt's patchify layer.
 
     Args:
-        backbone: what will be run; it is handed to :meth:`forward`.
-        end: where the stem ends: before the max-pool that a ResNet has behind f1, or after it. A network that has none
-            knows the first alone.
+        backbone: the backbone that will be given to :meth:`forward`.
+        end: where the stem ends: before the max-pool of a ResNet after f1, or after it. A network without one supports
+            only the first.
 
     Attributes:
-        channels: of z_1, z_2, ...
-        strides: pixels along a side of a cell of z_1, z_2, ...
+        channels: channels of z_1, z_2, ...
+        strides: strides of z_1, z_2, ..., in pixels.
 
     Raises:
-        UserError: the backbone cannot be taken apart behind its stem, or there.
+        UserError: the backbone cannot be divided after its stem, or not at ``end``.
 
     Source: Yang et al., Conv-MIM, WACV 2024, section 3.
     """
@@ -53,12 +53,12 @@ class MaskedStem(nn.Module):
         self.token = _make_token(first.shape[1])
 
     def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
-        """The maps z_1, z_2, ... of images that are seen in part.
+        """The maps z_1, z_2, ... of partly visible images.
 
         Args:
-            backbone: that of the constructor.
+            backbone: the backbone of the constructor.
             pixels: (B, 3, S, S) normalized.
-            visible: the patches that are.
+            visible: the visible patches.
         """
         stem, *stages = backbone.stem_and_stages(pooled=self.end == "after_pool")
         maps = [visible.fill(_run(stem, visible.clean(pixels)), self.token)]
@@ -70,18 +70,18 @@ class MaskedStem(nn.Module):
     def _try_stem(self, backbone: Backbone) -> Tensor:
         """A map of the stem, for its shape."""
         stem = backbone.stem_and_stages(pooled=self.end == "after_pool")[0]
-        with untouched_modes(backbone):
+        with preserve_mode(backbone):
             backbone.eval()
             return _run(stem, torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
 
 
 class MaskedStages(nn.Module):
-    """Runs a backbone sparsely on a part of each image, with a learned vector in each of its maps.
+    """Runs a backbone sparsely on the visible part of each image, with a learned vector in each of its maps.
 
-    Nothing crosses what is hidden (see :func:`encode_sparsely`); behind the backbone, the hidden cells of every stage
-    take the vector of that stage. Arguments, attributes and maps are as for :class:`MaskedStem`.
+    Features do not spread across masked positions (see :func:`encode_sparsely`); after the backbone, the masked
+    positions of each stage get the vector of that stage. Arguments, attributes and maps are as for :class:`MaskedStem`.
 
-    Source: SparK (ICLR 2023), section 3.2, for all stages that there are.
+    Source: SparK (ICLR 2023), section 3.2, for all existing stages.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -92,7 +92,7 @@ class MaskedStages(nn.Module):
         self.tokens = nn.ParameterList(_make_token(count) for count in self.channels)
 
     def forward(self, backbone: Backbone, pixels: Tensor, visible: Visible) -> list[Tensor]:
-        """Arguments as for :class:`MaskedStem`; patches are as large as the cells of the deepest stage, or larger."""
+        """Arguments as for :class:`MaskedStem`; patches have at least the stride of the deepest stage."""
         maps = encode_sparsely(backbone, pixels, visible).values()
         return [visible.fill(x, token) for x, token in zip(maps, self.tokens, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Networks as the Hugging Face hub ships them: a folder with config.json and weights; no code of it is ever run."""
+"""Networks in the format of the Hugging Face hub: a folder with config.json and weights; its code is never run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from densepath.nets.hub import fetch, quiet
 from densepath.sources.pixel_source import PixelSpec
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
-_STRIDES = (32, 16, 8)  # that a network may have whose configuration does not say, in pixels
-_SIDE = 5  # patches along the side of the image that it is tried on
+_STRIDES = (32, 16, 8)  # pixels, tried if the configuration gives none
+_SIDE = 5  # patches along a side of the trial image
 _MOST_OTHERS = 16  # class and register tokens
 
 
@@ -24,7 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder.
 
     Raises:
-        UserError: there is none, or it names no model of timm ("architecture") or transformers ("model_type").
+        UserError: it is missing, or names no model of timm ("architecture") or transformers ("model_type").
     """
     config = _read_json(folder / "config.json")
     if not ("architecture" in config or "model_type" in config):
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
-    """How a model of transformers wants its images, as its folder says; nothing where it does not."""
+    """The image processor's settings in the folder of a transformers model; empty if there are none."""
     notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
     return notes.get("image_processor") or notes
 
@@ -49,22 +49,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 class TransformersModel(nn.Module):
-    """The deepest map of a vision model of transformers; of CLIP as it compares images with words.
+    """The deepest map of a vision model of transformers; for CLIP, in the space of its image embeddings.
 
-    The patch tokens of CLIP's image tower are given its last norm and, where there is one, its projection, as
-    BEiT-v2's and EVA's teacher has them; ``transformers`` does so with the class token alone.
+    CLIP's last norm and, if there is one, its projection are applied to the patch tokens of its image tower, as in the
+    teacher of BEiT-v2 and EVA; ``transformers`` applies them only to the class token.
 
     Args:
         model: the model.
-        folder: where it comes from, for messages.
+        folder: its folder, for messages.
 
     Attributes:
-        stride: pixels.
-        channels: of the map.
-        mean, std: the normalization that it was trained with.
+        stride: stride of the map in pixels.
+        channels: channels of the map.
+        mean, std: the normalization of its training.
 
     Raises:
-        UserError: it takes no images, or gives no map of their parts.
+        UserError: it does not take images, or does not return a map of patches.
     """
 
     def __init__(self, model: Any, folder: Path) -> None:
@@ -72,7 +72,7 @@ class TransformersModel(nn.Module):
         tower = getattr(model, "vision_model", model)
         known = inspect.signature(tower.forward).parameters
         if "pixel_values" not in known:
-            raise UserError(f"{folder} holds a {type(model).__name__}, which takes no images; give a vision model")
+            raise UserError(f"{folder} holds a {type(model).__name__}, which does not take images; give a vision model")
         self.tower = tower
         clip = str(tower.config.model_type).startswith("clip")
         self.norm: nn.Module = tower.post_layernorm if clip else nn.Identity()
@@ -96,35 +96,37 @@ class TransformersModel(nn.Module):
         for stride in (size, *_STRIDES) if isinstance(size, int) else _STRIDES:
             try:
                 out = self.tower(torch.zeros(1, 3, stride * _SIDE, stride * _SIDE), **self._options).last_hidden_state
-            except Exception:  # not the right size for it: each model says so in its own way
+            except Exception:  # not a size that it takes: each model raises another exception
                 continue
             others = out.shape[1] - _SIDE**2 if out.ndim == 3 else 0
             if tuple(out.shape[2:]) == (_SIDE, _SIDE) or (out.ndim == 3 and 0 <= others <= _MOST_OTHERS):
                 self.stride = stride
                 return stride, self(torch.zeros(1, 3, stride, stride)).shape[1]
-        raise UserError(f"the model in {folder} gives no map of patches for images of any size; choose another one")
+        raise UserError(
+            f"the model in {folder} does not return a map of patches for images of any size; choose another one"
+        )
 
 
 def load_transformers_model(folder: Path, config: dict[str, Any]) -> TransformersModel:
-    """A vision model of transformers, from safetensors alone.
+    """A vision model of transformers, only from safetensors.
 
     Args:
-        folder: holds config.json and model.safetensors (or parts of it with their index).
+        folder: contains config.json and model.safetensors (or parts of it with their index).
         config: its config.json.
 
     Raises:
-        UserError: transformers is not installed, the folder holds no such model, or lacks weights of it.
+        UserError: transformers is not installed, or the folder does not contain such a model with all of its weights.
     """
     try:
         import transformers
     except ImportError as error:
         raise UserError(
-            f"{folder} holds a model of transformers; install it by pip install 'densepath[transformers]'"
+            f"{folder} holds a model of transformers; install it with pip install 'densepath[transformers]'"
         ) from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no .safetensors file; save the model as one (save_pretrained does)")
     try:
-        with quiet(transformers):  # what is missing is said below, once
+        with quiet(transformers):  # missing tensors are reported below
             model, found = transformers.AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -133,17 +135,17 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except Exception as error:  # a damaged folder fails wherever the reader happens to be
+    except Exception as error:  # a damaged folder fails anywhere in the reader
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(f"the model in {folder} ({config['model_type']}) cannot be loaded: {reason}") from error
-    missing = [key for key in found["missing_keys"] if "pooler" not in key]  # which is not used
+    missing = [key for key in found["missing_keys"] if "pooler" not in key]  # the pooler is not used
     if missing:
         raise UserError(f"the weights in {folder} lack {sorted(missing)[0]}; fetch the model again")
     return TransformersModel(model.eval(), folder)
 
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the colors, those of ImageNet where the folder does not say."""
+    """Mean and standard deviation of the colors; ImageNet's if the folder gives none."""
     notes = read_image_processor(folder)
     mean, std = notes.get("image_mean"), notes.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
@@ -152,7 +154,7 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def hub_weights(name: str) -> Path:
-    """The file of weights of a timm model on the Hugging Face hub.
+    """The weight file of a timm model on the Hugging Face hub.
 
     Raises:
         UserError: it cannot be fetched, or has no such file.

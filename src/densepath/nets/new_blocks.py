@@ -1,4 +1,4 @@
-"""Further layers for a vision transformer, with the weights that BEiT starts from."""
+"""Additional blocks for a vision transformer, with BEiT's initialization."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import nn
 
 
 def new_blocks(model: Any, count: int) -> nn.Sequential:
-    """Blocks like the last of a timm vision transformer, with new weights.
+    """Copies of the last blocks of a timm vision transformer, with new weights.
 
-    Linear layers get weights of a truncated normal distribution with a deviation of 0.02 and biases of zero, norms ones
-    and zeros; layer scales are those of the transformer's.
+    Linear layers get weights from a truncated normal distribution with standard deviation 0.02 and zero biases, norms
+    ones and zeros; layer scales are copied from the transformer.
 
     Args:
         model: the transformer.
-        count: how many, at most as many as it has.
+        count: number of blocks, at most as many as it has.
     """
     blocks: nn.Sequential = copy.deepcopy(model.blocks[len(model.blocks) - count :])
     return blocks.apply(initialize)
 
 
 def initialize(module: nn.Module) -> None:
-    """Give a layer new weights, as above."""
+    """Initialize a layer as described in :func:`new_blocks`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

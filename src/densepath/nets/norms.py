@@ -1,7 +1,7 @@
-"""Batch norms whose statistics are over fewer images than a process holds, or over those of all processes.
+"""Batch norms with statistics over groups of a process's images, or over the images of all processes.
 
-Networks are converted in place, as torch does for its own sharded and parametrized modules: a layer gets another class,
-and keeps its tensors, its hooks, and its name in the state dict. In evaluation all of them are plain batch norms.
+Networks are converted in place, as torch does for its sharded and parametrized modules: a layer gets another class, and
+keeps its tensors, its hooks, and its name in the state dict. In evaluation mode all of them are plain batch norms.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class _Ghost(_BatchNorm):
-    """Batch norm over groups of images: each group of a batch is normalized by statistics of its own.
+    """Batch norm over groups of images: each group of a batch is normalized by its own statistics.
 
-    Running statistics follow the mean of the groups' statistics: what the processes of a data-parallel run that hold
-    one group each would hold in the mean.
+    Running statistics follow the mean of the groups' statistics: the mean over the processes of a data-parallel run
+    with one group per process.
 
     Args:
         group: images in a group; a batch in training is a multiple of it.
@@ -46,9 +46,9 @@ class _Ghost(_BatchNorm):
             return super().forward(x)
         if len(x) % self.group:
             raise UserError(f"a batch of {len(x)} images cannot be divided into batch-norm groups of {self.group}")
-        parts = x.split(self.group)  # views, also where channels lie last
+        parts = x.split(self.group)  # views, also in channels-last format
         means, variances = torch.zeros(2, len(parts), self.num_features, dtype=self.weight.dtype, device=x.device)
-        # A momentum of one writes a group's own statistics into its row.
+        # With a momentum of 1, each row becomes the statistics of its group.
         normalized = [
             F.batch_norm(part, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
             for part, mean, variance in zip(parts, means, variances, strict=True)
@@ -58,9 +58,9 @@ class _Ghost(_BatchNorm):
 
 
 class _Synchronized(_BatchNorm):
-    """Batch norm over the images of all processes: by torch's own functions on a GPU; on a CPU it has none.
+    """Batch norm over the images of all processes: on a GPU with torch's functions, which do not support CPUs.
 
-    It is no ``nn.SyncBatchNorm``, which data-parallel training refuses on a CPU.
+    It is not an ``nn.SyncBatchNorm``, which data-parallel training refuses on a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class _Synchronized(_BatchNorm):
         count = torch.full((1,), x.numel() / x.shape[1], dtype=wide.dtype)
         *sums, count = total(torch.cat((wide.sum(over), count))).split((self.num_features, 1))
         mean = sums[0] / count
-        # Of what is centered: a difference of two large sums would lose the digits that a small variance needs.
+        # From centered values: a difference of two large sums is not accurate enough for a small variance.
         centered = wide - mean.view(shape)
         variance = total(centered.square().sum(over)) / count
         _follow(self, mean.detach(), (variance * count / (count - 1)).detach())
@@ -108,7 +108,7 @@ class SynchronizedBatchNorm3d(_Synchronized, nn.BatchNorm3d):
 
 
 class _Activated:
-    """What timm's norms do after the normalization."""
+    """Dropout and activation of timm's norms, after the normalization."""
 
     drop: nn.Module
     act: nn.Module
@@ -127,7 +127,7 @@ class SynchronizedBatchNormAct2d(_Activated, SynchronizedBatchNorm2d):
 
 @cache
 def _kinds() -> tuple[dict[type, type], dict[type, type]]:
-    """What becomes of each kind of batch norm that is grouped, and of each that is synchronized."""
+    """The grouped and the synchronized class for each class of batch norm."""
     from timm.layers import BatchNormAct2d  # timm takes as long to import as torch
 
     ghost: dict[type, type] = {
@@ -146,15 +146,15 @@ def _kinds() -> tuple[dict[type, type], dict[type, type]]:
 
 
 def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
-    """Choose over which rows of a batch all batch norms of a network take their statistics.
+    """Choose the rows over which all batch norms of a network compute their statistics.
 
     Args:
-        network: what holds them: a backbone, or a whole method.
+        network: a backbone, or a whole method.
         over: "per_process": the rows of each process; or "synchronized": those of all processes.
-        group: rows that have their statistics in common, for the first; 0 for all of a process.
+        group: rows that share statistics, for "per_process"; 0 for all rows of a process.
 
     Raises:
-        UserError: ``over`` is unknown, or synchronized in groups; and as :func:`group_batch_norm`.
+        UserError: ``over`` is unknown, or synchronized with groups; or as for :func:`group_batch_norm`.
     """
     if over not in ("per_process", "synchronized"):
         raise UserError(f"unknown batch_norm {over!r}; there are: auto, per_process, synchronized")
@@ -169,15 +169,14 @@ def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
 
 
 def normalized_together(network: nn.Module, rows: int) -> int:
-    """How many rows of the global batch have their batch statistics in common.
+    """The number of rows of the global batch that share batch statistics.
 
     Args:
-        network: whose first batch norm is asked.
-        rows: of the batch, on each process.
+        network: the network, whose first batch norm is used.
+        rows: rows of the batch on each process.
 
     Returns:
-        Those of a group, of a process or of all processes; all where there are no batch norms, which could tell rows
-        apart.
+        The rows of a group, of a process or of all processes; those of all processes if there are no batch norms.
     """
     norm = next((module for module in network.modules() if isinstance(module, _BatchNorm)), None)
     if isinstance(norm, _Ghost):
@@ -186,32 +185,32 @@ def normalized_together(network: nn.Module, rows: int) -> int:
 
 
 def group_batch_norm(network: nn.Module, group: int) -> None:
-    """Let each ``group`` images of a batch have statistics of their own.
+    """Compute batch statistics separately for each ``group`` images of a batch.
 
     Raises:
-        UserError: groups of less than two images, or a network with batch norms of another kind than timm's usual ones.
+        UserError: the groups have less than two images, or the network has batch norms of an unsupported class.
     """
     if group < 2:
-        raise UserError(f"batch norms need groups of two images or more, not {group}")
+        raise UserError(f"batch norms need groups of at least two images, not {group}")
     for norm in _convert(network, _kinds()[0]):
         norm.group = group
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:
-    """Let the images of all processes have statistics in common. Raises as :func:`group_batch_norm`."""
+    """Compute batch statistics over the images of all processes. Raises as :func:`group_batch_norm`."""
     _convert(network, _kinds()[1])
 
 
 def plain_batch_norm(network: Network) -> Network:
-    """The network with plain batch norms, for other uses: the same tensors, in a copy where anything was converted."""
+    """The network with plain batch norms, for export: itself, or a copy with the same tensors if it was converted."""
     plain = {ours: theirs for kinds in _kinds() for theirs, ours in kinds.items()}
     if not any(type(module) in plain for module in network.modules()):
         return network
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    twin = copy.deepcopy(network, shared)
-    for module in twin.modules():
+    copied = copy.deepcopy(network, shared)
+    for module in copied.modules():
         module.__class__ = plain.get(type(module), type(module))
-    return twin
+    return copied
 
 
 def running_statistics(network: nn.Module) -> dict[str, Tensor]:
@@ -228,7 +227,7 @@ def gather_statistics(network: nn.Module) -> Tensor:
 
 
 def name_statistics(network: nn.Module, numbers: Tensor) -> dict[str, Tensor]:
-    """The statistics that (numbers,), one row of :func:`gather_statistics`, stand for; names as in the state dict."""
+    """The statistics in (numbers,), one row of :func:`gather_statistics`, by their names in the state dict."""
     buffers = running_statistics(network)
     parts = numbers.split([buffer.numel() for buffer in buffers.values()])
     return {name: part.view_as(buffer) for (name, buffer), part in zip(buffers.items(), parts, strict=True)}
@@ -249,7 +248,7 @@ def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:
             continue
         if type(module) not in kinds or not module.track_running_stats or not module.affine:
             raise UserError(
-                f"the batch norm {name} is a {type(module).__name__}, whose statistics can only be those of a process; "
+                f"the batch norm {name} is a {type(module).__name__}, whose statistics can only be per process; "
                 "give --batch_norm per_process --batch_norm_group 0, or another backbone"
             )
         module.__class__ = kinds[type(module)]
@@ -258,7 +257,7 @@ def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:
 
 
 def _count_batch(norm: Any) -> float | Tensor:
-    """Count a batch; how much of it the running statistics take."""
+    """Count a batch. Returns its weight in the running statistics."""
     norm.num_batches_tracked.add_(1)
     return 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
 

@@ -1,4 +1,4 @@
-"""Arrays in a plain pickle, as detectron2 ships its weights, read without running anything that the file names."""
+"""Arrays in a plain pickle, the format of detectron2's weights, read without running any code that the file names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NUMBERS = re.compile(r"f[248]|[iu][1248]|b1")
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle of plain containers, numbers, texts and arrays holds; the arrays come as tensors.
+    """The content of a pickle of plain containers, numbers, texts and arrays; the arrays become tensors.
 
-    The memory that it takes is a small multiple of the file's size, whatever sizes the file declares.
+    The memory use is a small multiple of the file's size, whatever sizes the file declares.
 
     Raises:
-        UserError: the file is damaged, or asks for anything else; the message names what it asks for.
+        UserError: the file is damaged, or needs any other class or function; the message names it.
     """
     try:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
@@ -37,16 +37,16 @@ def read_pickle(path: Path) -> Any:
         raise UserError(
             f"{path} holds more than arrays ({error}) and could run code if it were loaded; save only its state_dict()"
         ) from error
-    except Exception as error:  # a damaged file fails wherever the reader happens to be
-        raise UserError(f"{path} is damaged or holds no weights; copy or export it again") from error
+    except Exception as error:  # a damaged file fails anywhere in the reader
+        raise UserError(f"{path} is damaged or contains no weights; copy or export it again") from error
 
 
 class _Foreign(Exception):
-    """Something else than arrays and plain containers."""
+    """A pickle contains more than arrays and plain containers."""
 
 
 def _check(content: Any) -> None:
-    """Refuse instructions that would take absurd memory, before any is followed."""
+    """Refuse instructions that would take too much memory, before any is executed."""
     argument: Any
     for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if step == _MOST_STEPS or (opcode.name.endswith("PUT") and int(argument) > _MOST_STEPS):
@@ -55,7 +55,7 @@ def _check(content: Any) -> None:
 
 
 class _Dtype:
-    """What ``numpy.dtype`` stands for: a kind of numbers and the order of their bytes."""
+    """Replaces ``numpy.dtype``: a type of numbers and their byte order."""
 
     def __init__(self, kind: str, *_: Any) -> None:
         if not _NUMBERS.fullmatch(kind):
@@ -67,7 +67,7 @@ class _Dtype:
 
 
 class _Array:
-    """What ``numpy.ndarray`` stands for: an array, which gets its content later."""
+    """Replaces ``numpy.ndarray``: an array whose content is set later."""
 
     tensor: Tensor | None = None
 
@@ -80,13 +80,13 @@ class _Array:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows a few names, all of which stand for what is here: nothing that a file names is imported."""
+    """An unpickler that maps a few names to replacements in this module: nothing that a file names is imported."""
 
     def __init__(self, content: mmap) -> None:
-        super().__init__(content, encoding="latin1")  # Python 2 kept bytes as texts
-        self._left = 2 * len(content)  # bytes that may yet be made: once as they stand in the file, once as arrays
+        super().__init__(content, encoding="latin1")  # Python 2 stored bytes as texts
+        self._left = 2 * len(content)  # bytes that may still be created: once as in the file, once as arrays
         self._known: dict[str, Callable[..., Any]] = {
-            "__builtin__.bytes": lambda: b"",  # how the protocols before 3 write no bytes at all
+            "__builtin__.bytes": lambda: b"",  # empty bytes in protocols before 3
             "_codecs.encode": self._encode,
             "collections.OrderedDict": self._dictionary,
             "numpy.dtype": _Dtype,
@@ -97,13 +97,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        place = re.sub(r"^numpy\._core\.", "numpy.core.", f"{module}.{name}")
-        if place not in self._known:
+        known = re.sub(r"^numpy\._core\.", "numpy.core.", f"{module}.{name}")
+        if known not in self._known:
             raise _Foreign(repr(f"{module}.{name}"[:80])[1:-1])
-        return self._known[place]
+        return self._known[known]
 
     def tensor(self, data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> Tensor:
-        """Numbers as they stand in the file, in this machine's order of bytes."""
+        """An array from the bytes of the file, in this machine's byte order."""
         data = self._encode(data) if isinstance(data, str) else data
         self._charge(len(data))
         if not all(type(side) is int and side >= 0 for side in shape):
@@ -112,7 +112,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return torch.from_numpy(array.astype(dtype.numpy.newbyteorder("="), order="C"))
 
     def _charge(self, count: int) -> None:
-        """Refuse what would make more than the file has, by naming the same part of it many times."""
+        """Refuse to create more bytes than the file has, as by naming the same part of it many times."""
         self._left -= count
         if self._left < 0:
             raise ValueError("more bytes than the file has")

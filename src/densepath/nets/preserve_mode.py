@@ -1,4 +1,4 @@
-"""Training and evaluation mode, left as they were."""
+"""Restoring training and evaluation mode."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 
 
 @contextmanager
-def untouched_modes(network: nn.Module) -> Iterator[None]:
-    """What is done inside may set parts of a network to training or evaluation mode; each goes back to its own."""
+def preserve_mode(network: nn.Module) -> Iterator[None]:
+    """Restore the training or evaluation mode of each module of a network at the end of the block."""
     modes = [(part, part.training) for part in network.modules()]
     try:
         yield

@@ -18,19 +18,20 @@ NAMES_3D = tuple(f"resnet{layers}_3d" for layers in _BLOCKS)
 class ResNet3D(Backbone):
     """A residual network of 3 x 3 x 3 convolutions, with stages f1 (the stem) to f5.
 
-    f1 and f2 have the stride of the stem, and each later stage twice that of the one before. There is no max-pool. With
-    a stem of strides (1, 2, 2), 64 channels and two blocks a stage it is torchvision's ``r3d_18``, with the same names
-    of tensors, whose weights can be loaded; isotropic volumes take (2, 2, 2), those of thick slices 1 along that axis.
+    f1 and f2 have the stride of the stem, and each later stage twice the stride of the stage before. There is no
+    max-pool. With stem strides (1, 2, 2), 64 channels and two blocks per stage it is torchvision's ``r3d_18``, with the
+    same tensor names, whose weights can be loaded. Use strides (2, 2, 2) for isotropic volumes, and 1 along the axis of
+    thick slices.
 
     Args:
         name: see :func:`build_resnet3d`.
-        in_channels: of the volumes.
+        in_channels: channels of the volumes.
         blocks: residual blocks of f2, f3, f4 and f5.
         width: channels of f1 and f2; each later stage has twice as many.
-        stem_strides: of the stem, along each axis of a volume, 1 or 2. Its window is 3 or 7 there.
+        stem_strides: strides of the stem along each axis of a volume, 1 or 2, with kernel sizes of 3 or 7.
 
     Source: Tran et al., "A closer look at spatiotemporal convolutions", CVPR 2018 (R3D); the depths of Chen et al.,
-    "Med3D", arXiv 1904.00625; initialised as the ResNets of :func:`build_backbone`.
+    "Med3D", arXiv 1904.00625; initialized as the ResNets of :func:`build_backbone`.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class ResidualBlock(nn.Module):
     """Two convolutions of 3 x 3 x 3 with batch norms, added to their input.
 
     Args:
-        in_channels, out_channels: before and after.
-        stride: of the first convolution, along all axes; the input then passes a convolution of 1 x 1 x 1.
+        in_channels, out_channels: channels before and after.
+        stride: stride of the first convolution along all axes; if it is not 1, a 1 x 1 x 1 convolution downsamples the
+            input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -94,17 +96,17 @@ class ResidualBlock(nn.Module):
 
 
 def is_resnet3d(name: str) -> bool:
-    """Whether a name is that of a network for volumes."""
+    """Whether a name is one of a network for volumes."""
     return isinstance(name, str) and "_3d" in name
 
 
 def build_resnet3d(name: str, channels: int = 3) -> ResNet3D:
-    """Make a residual network for volumes, with random weights.
+    """Build a residual network for volumes, with random weights.
 
     Args:
-        name: "resnet10_3d", "resnet18_3d" or "resnet34_3d"; then perhaps "_w16" for 16 channels in place of 64, and
-            "_s122" for stem strides of 1, 2 and 2 along the axes of a volume in place of 2, 2, 2.
-        channels: of the volumes.
+        name: "resnet10_3d", "resnet18_3d" or "resnet34_3d"; optionally followed by "_w16" for 16 channels
+            instead of 64, and "_s122" for stem strides 1, 2, 2 along the axes of a volume instead of 2, 2, 2.
+        channels: channels of the volumes.
 
     Raises:
         UserError: there is no such network.
@@ -112,7 +114,7 @@ def build_resnet3d(name: str, channels: int = 3) -> ResNet3D:
     match = _NAME.fullmatch(name)
     if match is None or int(match[1]) not in _BLOCKS or match[2] == "0":
         raise UserError(
-            f"unknown backbone {name!r}; for volumes there are {', '.join(NAMES_3D)}, each perhaps with a width and "
+            f"unknown backbone {name!r}; for volumes there are {', '.join(NAMES_3D)}, optionally with a width and "
             "the strides of the stem, e.g. resnet10_3d_w16_s122"
         )
     stem_strides = tuple(int(stride or 2) for stride in match.group(3, 4, 5))
@@ -120,9 +122,9 @@ def build_resnet3d(name: str, channels: int = 3) -> ResNet3D:
 
 
 def _stem(in_channels: int, width: int, strides: tuple[int, ...]) -> nn.Sequential:
-    windows = [7 if stride == 2 else 3 for stride in strides]
-    padding = [window // 2 for window in windows]
-    conv = nn.Conv3d(in_channels, width, windows, strides, padding, bias=False)  # type: ignore[arg-type]
+    kernels = [7 if stride == 2 else 3 for stride in strides]
+    padding = [kernel // 2 for kernel in kernels]
+    conv = nn.Conv3d(in_channels, width, kernels, strides, padding, bias=False)  # type: ignore[arg-type]
     return nn.Sequential(conv, nn.BatchNorm3d(width), nn.ReLU())
 
 

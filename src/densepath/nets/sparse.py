@@ -1,7 +1,7 @@
-"""Sparse encoding by a ConvNet: hidden cells of the images are not seen, and take no part in batch norms.
+"""Sparse encoding by a ConvNet: masked patches of the images are not seen, and do not enter batch statistics.
 
-Dense layers do what sparse ones would: what a layer reads of its neighbours is zero where it is hidden, and norms are
-given the visible positions alone. The network itself is not changed, but for the time of a pass.
+Dense layers emulate sparse ones: the input of windowed layers is zero at masked positions, and norms get only the
+visible positions. The network is changed by hooks, only during a pass.
 
 Source: SparK (ICLR 2023), section 3.1.
 """
@@ -27,52 +27,52 @@ _IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 class Visible:
-    """Which cells of a batch of images are visible, as maps of any resolution need it; each is worked out once.
+    """The visible patches of a batch of images, as masks and indices for maps of any resolution, each computed once.
 
     Args:
-        cells: (B, g, g) bool, on the device of the maps.
-        count: how many cells of each image are visible, alike for all.
+        patches: (B, g, g) bool, on the device of the maps.
+        count: number of visible patches of each image, equal for all.
     """
 
-    def __init__(self, cells: Tensor, count: int) -> None:
-        self.cells, self.count = cells, count
+    def __init__(self, patches: Tensor, count: int) -> None:
+        self.patches, self.count = patches, count
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
         self._rows: dict[int, Tensor] = {}
 
     def mask(self, side: int, dtype: torch.dtype = torch.bool) -> Tensor:
-        """(B, 1, side, side): one at visible positions, zero at hidden ones."""
+        """(B, 1, side, side): one at visible positions, zero at masked ones."""
         if (side, dtype) not in self._masks:
-            self._masks[side, dtype] = enlarge(self.cells, side).to(dtype)
+            self._masks[side, dtype] = enlarge(self.patches, side).to(dtype)
         return self._masks[side, dtype]
 
     def clean(self, x: Tensor) -> Tensor:
-        """A map (B, C, side, side) with zeros at hidden positions."""
+        """A map (B, C, side, side) with zeros at masked positions."""
         return x * self.mask(x.shape[-1], x.dtype)
 
     def fill(self, x: Tensor, token: Tensor) -> Tensor:
-        """A map (B, C, side, side) with a vector of C numbers at hidden positions."""
+        """A map (B, C, side, side) with a vector of length C at masked positions."""
         return torch.where(self.mask(x.shape[-1]), x, token.to(x.dtype).view(1, -1, 1, 1))
 
     def gather(self, x: Tensor) -> Tensor:
-        """The visible positions of a map (B, C, side, side), cell by cell: (B, C, 1, n), channels last."""
+        """The visible positions of a map (B, C, side, side), patch by patch: (B, C, 1, n), channels last."""
         rows: Tensor = _Gather.apply(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), self.rows(x.shape[-1]))
         return rows.view(len(x), 1, -1, x.shape[1]).permute(0, 3, 1, 2)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """What :meth:`gather` undoes: a map (B, C, side, side), channels last, with zeros at hidden positions."""
-        side = self.cells.shape[-1] * isqrt(x.shape[-1] // self.count)
+        """The inverse of :meth:`gather`: a map (B, C, side, side), channels last, with zeros at masked positions."""
+        side = self.patches.shape[-1] * isqrt(x.shape[-1] // self.count)
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         full: Tensor = _Scatter.apply(rows, self.rows(side), len(x) * side**2)
         return full.view(len(x), side, side, x.shape[1]).permute(0, 3, 1, 2)
 
     def rows(self, side: int) -> Tensor:
-        """(B * n,) int64: the visible positions of maps (B, C, side, side), cell by cell, counted over the batch."""
+        """(B * n,) int64: indices of the visible positions of maps (B, C, side, side) in the batch, patch by patch."""
         if side not in self._rows:
-            count, along, device = len(self.cells), self.cells.shape[-1], self.cells.device
-            # A sort, as looking for the ones would wait for the device.
-            cells = self.cells.flatten(1).byte().argsort(dim=1, descending=True, stable=True)[:, : self.count]
+            count, along, device = len(self.patches), self.patches.shape[-1], self.patches.device
+            # By sorting, because ``nonzero`` would synchronize with the device.
+            visible = self.patches.flatten(1).byte().argsort(dim=1, descending=True, stable=True)[:, : self.count]
             size = side // along
-            corner = (cells // along * side + cells % along) * size
+            corner = (visible // along * side + visible % along) * size
             steps = torch.arange(size, device=device)
             inside = (steps[:, None] * side + steps).flatten()
             image = torch.arange(count, device=device)[:, None] * side**2
@@ -112,10 +112,10 @@ def _spread(x: Tensor, rows: Tensor, total: int) -> Tensor:
 
 
 def check_sparse(backbone: Backbone) -> None:
-    """Check that a network can be run sparsely: all of its layers look at windows or at single positions.
+    """Check that a network can be run sparsely: all of its layers work on windows or on single positions.
 
     Raises:
-        UserError: it has another one, as networks with squeeze-and-excitation or attention do.
+        UserError: it has another layer, as networks with squeeze-and-excitation or attention do.
     """
     from timm.layers import GELU, DropPath, GELUTanh, LayerNorm, LayerNorm2d
 
@@ -124,7 +124,7 @@ def check_sparse(backbone: Backbone) -> None:
         known = isinstance(module, (*_MIXING, *_POINTWISE, *_IDLE, *of_timm, _BatchNorm)) or any(module.children())
         if not known or "Attention" in type(module).__name__:
             raise UserError(
-                f"{backbone.name} has a {type(module).__name__} ({name}), which has no sparse form here; take a plain "
+                f"{backbone.name} has a {type(module).__name__} ({name}), which has no sparse form here; use a plain "
                 "ConvNet, e.g. resnet18, regnetx_002 or convnext_atto"
             )
 
@@ -132,17 +132,17 @@ def check_sparse(backbone: Backbone) -> None:
 def encode_sparsely(
     backbone: Backbone, pixels: Tensor, visible: Visible, stages: Sequence[int] | None = None
 ) -> dict[int, Tensor]:
-    """The stages of images of which some cells are hidden.
+    """The stages of partly masked images.
 
     Args:
-        backbone: one that :func:`check_sparse` lets pass.
-        pixels: (B, 3, S, S), normalized; S is a multiple of the cells along it, by the deepest stride or more.
-        visible: the cells.
-        stages: those that are wanted; all by default.
+        backbone: a backbone that :func:`check_sparse` accepts.
+        pixels: (B, 3, S, S), normalized; S is a multiple of the grid's side g, and S / g of the deepest stride.
+        visible: the visible patches.
+        stages: the stages to return; all by default.
 
     Returns:
-        Stage i -> (B, channels[i], S / 2**i, S / 2**i), zero at hidden positions. What hidden pixels hold changes
-        nothing.
+        Stage i -> (B, channels[i], S / 2**i, S / 2**i), zero at masked positions. The values of masked pixels have no
+        effect.
     """
     stages = stages or backbone.stages
     with _sparse(backbone.net, visible):
@@ -152,7 +152,7 @@ def encode_sparsely(
 
 @contextmanager
 def _sparse(network: nn.Module, visible: Visible) -> Iterator[None]:
-    """Within it, windows see zeros where something is hidden, and batch norms get the visible positions alone."""
+    """Hooks: windowed layers see zeros at masked positions, and batch norms get only the visible positions."""
     handles = []
 
     def before_window(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -161,7 +161,7 @@ def _sparse(network: nn.Module, visible: Visible) -> Iterator[None]:
     def before_norm(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (visible.gather(inputs[0]),)
 
-    def behind_norm(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    def after_norm(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return visible.scatter(output)
 
     for module in network.modules():
@@ -169,7 +169,7 @@ def _sparse(network: nn.Module, visible: Visible) -> Iterator[None]:
             handles.append(module.register_forward_pre_hook(before_window))
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(before_norm))
-            handles.append(module.register_forward_hook(behind_norm))
+            handles.append(module.register_forward_hook(after_norm))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks, trained elsewhere, that say what each patch of a view shows."""
+"""Teachers: frozen pretrained networks whose patch features are targets."""
 
 from __future__ import annotations
 
@@ -22,35 +22,33 @@ from densepath.nets.weights import read_weights
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
-    "a timm name (vit_base_patch16_clip_224.openai), a folder that holds a model of timm or transformers, or "
-    f"{HUB}OWNER/NAME"
+    f"a timm name (vit_base_patch16_clip_224.openai), a folder with a model of timm or transformers, or {HUB}OWNER/NAME"
 )
 _RGB = PixelSpec()
-_TRIAL = 5  # patches along the side of the image that a teacher is tried on
+_TRIAL = 5  # patches along a side of the trial image
 
 
 class Teacher(nn.Module):
-    """Patch features of a network, on the grid of whoever learns from it.
+    """Patch features of a network, on the student's grid.
 
-    Views come at the learner's size, normalized as RGB images are by default, or as :meth:`show` says. They are given
-    the network's own normalization, grey ones as three equal channels, and are
-    resized (bicubic, antialiased) to ``grid`` times its stride: its patches then cover the very parts of the view that
-    the learner's cover, whatever the two strides are. For a student with patches of 16 px a view of 224 px becomes one
-    of 196 px for a teacher with patches of 14 px, which the teacher sees at 7/8 of its magnification. Class and
-    register tokens are dropped.
+    Views have the student's size and the default normalization of RGB images, or that of :meth:`show`. They are
+    converted to the network's normalization, grey views to three equal channels, and resized (bicubic, antialiased) to
+    ``grid`` times its stride. Its patches then cover the same parts of the view as the student's, for any two strides:
+    with a student of 16 px patches and a teacher of 14 px patches, a view of 224 px becomes one of 196 px, at 7/8 of
+    the magnification. Class and register tokens are dropped.
 
     Args:
         network: images (B, 3, H, W) -> feature map (B, channels, H / stride, W / stride).
-        name: what it is called.
-        stride: pixels.
-        channels: of the features.
-        mean, std: the normalization that it was trained with, for colors in [0, 1].
+        name: name of the network.
+        stride: stride of the map in pixels.
+        channels: channels of the features.
+        mean, std: the normalization of its training, for colors in [0, 1].
 
     Attributes:
         width: ``channels``.
 
     Raises:
-        UserError: it gives no such map for images of another size than its own.
+        UserError: it does not return such a map for images of other sizes than its own.
     """
 
     scale: Tensor
@@ -74,17 +72,17 @@ class Teacher(nn.Module):
         _check_map(network.eval(), name, stride, channels)
 
     def show(self, spec: PixelSpec) -> None:
-        """Take views that are normalized as images of a specification are.
+        """Set the normalization of the views.
 
         Raises:
-            UserError: they are neither grey nor RGB.
+            UserError: the images are neither grey nor RGB.
         """
         if spec.ndim != 2 or spec.channels not in (1, 3):
             raise UserError(f"the teacher {self.name} sees grey or RGB images, not {spec.channels} channels")
         self.scale, self.shift = (value.to(self.scale) for value in self._from(spec))
 
     def _from(self, spec: PixelSpec) -> tuple[Tensor, Tensor]:
-        """The factor and the offset (3, 1, 1) that lead from a normalization to the network's own."""
+        """The factor and the offset (3, 1, 1) that convert a normalization to the network's."""
         ours = torch.tensor((spec.mean, spec.std)).view(2, -1, 1, 1)
         theirs = torch.tensor((self.mean, self.std)).view(2, 3, 1, 1)
         return (ours[1] / theirs[1]), (ours[0] - theirs[0]) / theirs[1]
@@ -95,7 +93,7 @@ class Teacher(nn.Module):
 
         Args:
             pixels: (B, C, S, S) views.
-            grid: the learner's patches along a side.
+            grid: the student's patches along a side.
 
         Returns:
             (B, grid * grid, channels), row by row, in float32 (float64 for float64).
@@ -114,14 +112,15 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
     """A teacher by its name.
 
     Args:
-        name: a timm network (with a tag for certain weights of it: "vit_small_patch14_dinov2.lvd142m"); a folder with
-            the config.json and weights of a timm or a transformers vision model; or "hf-hub:OWNER/NAME" for such a
-            folder of the Hugging Face hub, fetched over the network where it is not in its cache.
-        weights: for a timm network, a file or a run folder as for ``read_weights``, or "random"; by default those that
-            timm has under the name.
+        name: a timm network (with a tag for its weights: "vit_small_patch14_dinov2.lvd142m"); a folder with the
+            config.json and weights of a timm or a transformers vision model; or "hf-hub:OWNER/NAME" for such a folder
+            on the Hugging Face hub, downloaded if it is not in its cache.
+        weights: for a timm network, a file or a run folder as for ``read_weights``, or "random"; by default timm's
+            weights of that name.
 
     Raises:
-        UserError: there is no such network, its weights are missing or do not fit, or it gives no map of its patches.
+        UserError: there is no such network, its weights are missing or do not fit, or it does not return a map of its
+            patches.
     """
     if name.startswith(HUB):
         return _from_folder(fetch(name, (*FETCHED, WEIGHT_FILES[1])), name, weights)
@@ -133,7 +132,7 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
         raise UserError(f"there is no teacher {name!r}; give {ACCEPTED}")
     pretrained = not weights
     if pretrained and not timm.models.is_model_pretrained(name):
-        raise UserError(f"timm has no weights of that name for the teacher {name!r}; give them by --teacher_weights")
+        raise UserError(f"timm has no weights of that name for the teacher {name!r}; give them with --teacher_weights")
     network = _timm_network(name if pretrained else name.split(".")[0], pretrained, {})
     mean, std = network.net.pretrained_cfg["mean"], network.net.pretrained_cfg["std"]
     if weights and weights != "random":
@@ -143,7 +142,7 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
 
 
 class _TimmNetwork(nn.Module):
-    """The deepest map of a timm network: that of a transformer's patch tokens behind the last block and its norm."""
+    """The deepest map of a timm network; for a transformer, the patch tokens after the last block and its norm."""
 
     def __init__(self, net: Any, stride: int, channels: int) -> None:
         super().__init__()
@@ -155,20 +154,20 @@ class _TimmNetwork(nn.Module):
 
 
 def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _TimmNetwork:
-    """A network of timm, of patches of any size; with its own weights, or other arguments of its constructor."""
+    """A network of timm with patches of any size; with pretrained weights, or other constructor arguments."""
     import timm
 
     transformer = is_transformer(name)
     if not transformer:
-        build_backbone(name.split(".")[0])  # checks that it gives maps at any size
+        build_backbone(name.split(".")[0])  # checks that it returns maps at any size
     kind = {"num_classes": 0, "dynamic_img_size": True} if transformer else {"features_only": True}
     try:
         with quiet():
             model: Any = timm.create_model(name, pretrained=pretrained, **{**arguments, **kind})
-    except Exception as error:  # each kind of network failure, and of a constructor's, is another exception
-        why = "could not be fetched; check the network, or give a file by --teacher_weights"
+    except Exception as error:  # each failure of the download or the constructor raises another exception
+        why = "could not be fetched; check the network, or give a file with --teacher_weights"
         raise UserError(
-            f"the teacher {name} {why if pretrained else 'cannot be made'} ({type(error).__name__})"
+            f"the teacher {name} {why if pretrained else 'cannot be built'} ({type(error).__name__})"
         ) from error
     if not transformer:
         return _TimmNetwork(model, model.feature_info.reduction()[-1], model.feature_info.channels()[-1])
@@ -177,7 +176,7 @@ def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _Ti
 
 def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
     if weights:
-        raise UserError(f"the teacher {name} has weights of its own; leave out --teacher_weights")
+        raise UserError(f"the teacher {name} comes with its weights; leave out --teacher_weights")
     config = read_config(folder)
     if "architecture" not in config:
         model = load_transformers_model(folder, config)
@@ -197,7 +196,7 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
 
 
 def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
-    """Load all tensors of a teacher, or fail; gives what the file says of itself."""
+    """Load all tensors of a teacher, or fail. Returns the file's metadata."""
     weights = read_weights(source)
     match = match_names(weights.state_dict, net.state_dict())
     found = resize_positions(net, match.found)
@@ -207,7 +206,7 @@ def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
     foreign = [key for key in match.others if key.split(".")[0] in parts]
     if missing or foreign:
         why = f"it lacks {missing[0]} in that shape" if missing else f"it also holds {foreign[0]}"
-        raise UserError(f"{source} does not fit the teacher {name}: {why}; name the network that it belongs to")
+        raise UserError(f"{source} does not fit the teacher {name}: {why}; name the network that the weights belong to")
     net.load_state_dict(found, strict=False)
     return weights.metadata
 
@@ -216,10 +215,10 @@ def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
 def _check_map(network: nn.Module, name: str, stride: int, channels: int) -> None:
     try:
         shape = tuple(network(torch.zeros(1, 3, stride * _TRIAL, stride * _TRIAL)).shape)
-    except Exception as error:  # each network fails in its own way
+    except Exception as error:  # each network raises other exceptions
         raise UserError(
-            f"the teacher {name} takes no images of {stride * _TRIAL} px ({type(error).__name__}); "
+            f"the teacher {name} does not take images of {stride * _TRIAL} px ({type(error).__name__}); "
             "choose one that takes images of any size"
         ) from error
     if shape != (1, channels, _TRIAL, _TRIAL):
-        raise UserError(f"the teacher {name} gives {shape} where a map of patches should be; choose another one")
+        raise UserError(f"the teacher {name} returns {shape} instead of a map of patches; choose another one")

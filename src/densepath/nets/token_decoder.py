@@ -1,4 +1,4 @@
-"""A transformer that fills in the patches that an encoder did not see: MAE's decoder."""
+"""A transformer that predicts the masked patches: MAE's decoder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from densepath.nets.transformer_parts import initialize_linear, sincos_positions
 
 
 class TokenDecoder(nn.Module):
-    """Mask tokens where nothing was seen, fixed sin-cos positions, transformer blocks, and values for each patch.
+    """Mask tokens for the masked patches, fixed sin-cos positions, transformer blocks, and a linear prediction.
 
     Args:
         in_features: channels of the encoder's tokens.
-        dim: channels of its own.
-        depth: blocks.
-        heads: of the attention; they divide ``dim``.
-        out_features: values that it gives for a patch.
+        dim: channels of the decoder.
+        depth: number of blocks.
+        heads: heads of the attention, which divide ``dim``.
+        out_features: predicted values of a patch.
 
     Raises:
-        UserError: the numbers do not fit each other.
+        UserError: the arguments are inconsistent.
 
     Source: MAE (CVPR 2022), section 3 and appendix A.1.
     """
@@ -32,7 +32,7 @@ class TokenDecoder(nn.Module):
         super().__init__()
         if depth < 1 or heads < 1 or dim < 4 or dim % heads or dim % 4:
             raise UserError(
-                f"a decoder of {depth} blocks with {heads} heads and {dim} channels cannot be made; the channels must "
+                f"a decoder of {depth} blocks with {heads} heads and {dim} channels cannot be built; the channels must "
                 "be a multiple of the heads and of 4, e.g. --method.decoder_dim 512 --method.decoder_heads 16"
             )
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -51,9 +51,9 @@ class TokenDecoder(nn.Module):
         """Predict all patches of a grid.
 
         Args:
-            tokens: (B, prefix + n, in_features) what the encoder made of its prefix and of n patches.
-            patches: (B, n) int64, which patches these are.
-            height, width: of the grid.
+            tokens: (B, prefix + n, in_features) the encoder's output for its prefix and n patches.
+            patches: (B, n) int64, the indices of these patches.
+            height, width: size of the grid in patches.
 
         Returns:
             (B, height * width, out_features).
@@ -66,5 +66,5 @@ class TokenDecoder(nn.Module):
         return self.predict(x[:, prefix.shape[1] :])
 
     def no_weight_decay(self) -> set[str]:
-        """The parameters that get no weight decay."""
+        """The parameters without weight decay."""
         return {"mask_token"}

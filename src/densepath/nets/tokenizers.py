@@ -1,4 +1,4 @@
-"""Visual tokenizers: networks that give each patch of a view one code out of many."""
+"""Visual tokenizers: networks that assign a code to each patch of a view."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import read_weights
 from densepath.sources.pixel_source import PixelSpec
 
-TOKENIZER = "tokenizer"  # what it is called among what a run exports
-_LEAST_PERPLEXITY = 1.5  # of a tokenizer that tells patches apart
+TOKENIZER = "tokenizer"  # its name among the exports of a run
+_LEAST_PERPLEXITY = 1.5  # of a tokenizer that distinguishes patches
 
 
 class Tokenizer(nn.Module):
-    """An encoder whose patch features, projected to few dimensions and to unit length, have their codes in a codebook.
+    """An encoder whose patch features are projected to few dimensions and unit length, and quantized by a codebook.
 
     The projection is Linear, tanh, Linear.
 
@@ -30,7 +30,7 @@ class Tokenizer(nn.Module):
         backbone: a vision transformer; the encoder.
         num_codes: K.
         code_dim: D, dimensions of a code.
-        momentum: of the codes.
+        momentum: momentum of the codes.
         restart_below: as for :class:`Codebook`.
 
     Source: BEiT-v2 (arXiv 2208.06366) and its released code.
@@ -47,21 +47,21 @@ class Tokenizer(nn.Module):
         self.pixels: PixelSpec | None = None
 
     def show(self, spec: PixelSpec) -> None:
-        """Take views that are normalized as images of a specification are.
+        """Check the specification of the views' pixels.
 
         Raises:
-            UserError: it was trained on others.
+            UserError: it differs from that of the tokenizer's training.
         """
         if self.pixels is not None and self.pixels != spec:
             raise UserError(
                 f"the tokenizer was trained on pixels of {self.pixels.record()}, and these images have "
-                f"{spec.record()}; give --mean, --std and --window of its run"
+                f"{spec.record()}; give the --mean, --std and --window of its run"
             )
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Unit vectors (B, N, D) of the patches of views (B, C, S, S), row by row."""
         features = self.backbone(pixels)[self.backbone.deepest].flatten(2).transpose(1, 2)
-        with torch.autocast(pixels.device.type, enabled=False):  # as released: near codes are told apart by little
+        with torch.autocast(pixels.device.type, enabled=False):  # as released: nearby codes differ little
             return F.normalize(self.projection(full_precision(features)), dim=-1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -82,31 +82,29 @@ class Tokenizer(nn.Module):
 
 
 def tanh_head(in_features: int, hidden_features: int, out_features: int) -> nn.Sequential:
-    """Linear, tanh, Linear; weights of a truncated normal distribution with a deviation of 0.02, biases zero."""
+    """Linear, tanh, Linear; weights from a truncated normal distribution with standard deviation 0.02, biases zero."""
     head = nn.Sequential(nn.Linear(in_features, hidden_features), nn.Tanh(), nn.Linear(hidden_features, out_features))
     return head.apply(initialize)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer that a run of ``vq_kd`` has exported.
+    """The tokenizer that a run of ``vq_kd`` exported.
 
     Args:
         source: the run folder, or its ``exported/tokenizer.safetensors``.
 
     Raises:
-        UserError: there is none, the run is not complete, the file is none of a tokenizer, or its codes are all one.
+        UserError: it is missing, the run is not complete, the file is not a tokenizer, or almost all codes are equal.
     """
     path = Path(source)
     if path.is_dir():
         path = path / "exported" / f"{TOKENIZER}.safetensors"
         if not path.is_file():
-            raise UserError(
-                f"the run in {source} has no exported/{path.name}; name a run of vq_kd, and let it come to its end"
-            )
+            raise UserError(f"the run in {source} has no exported/{path.name}; name a complete run of vq_kd")
     weights = read_weights(path)
     codes, name = weights.state_dict.get("codebook.codes"), weights.metadata.get("backbone")
     if codes is None or codes.ndim != 2 or name is None:
-        raise UserError(f"{path} holds no tokenizer; give the folder of a run of vq_kd")
+        raise UserError(f"{path} contains no tokenizer; give the folder of a run of vq_kd")
     pixels = pixels_of_weights(path)
     tokenizer = Tokenizer(build_backbone(name, pixels.channels), *codes.shape)
     tokenizer.pixels = pixels
@@ -114,11 +112,13 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     missing = [key for key in own if key not in weights.state_dict or own[key].shape != weights.state_dict[key].shape]
     unexpected = [key for key in weights.state_dict if key not in own]
     if missing or unexpected:
-        raise UserError(f"{path} is no tokenizer on {name}: {(missing + unexpected)[0]} does not fit; export it again")
+        raise UserError(
+            f"{path} is not a tokenizer on {name}: {(missing + unexpected)[0]} does not fit; export it again"
+        )
     tokenizer.load_state_dict(weights.state_dict)
     if 0 < tokenizer.codebook.perplexity() < _LEAST_PERPLEXITY:
         raise UserError(
-            f"the tokenizer in {source} gives almost all patches one code, of which there is nothing to learn; look at "
+            f"the tokenizer in {source} gives almost all patches the same code, so nothing can be learned from it; see "
             "used_codes in its run's metrics.csv, and train it again with --method.restart_below 0.1"
         )
     return tokenizer

@@ -1,7 +1,7 @@
-"""A vision transformer taken apart: patch embeddings, positions, and the blocks on any of the tokens.
+"""The parts of a vision transformer: patch embeddings, positions, and the blocks on any of the tokens.
 
-A pass of the whole network is ``encode(model, add_positions(model, embed_patches(model, pixels)))``. Tokens stand as
-timm has them: the prefix (class and register tokens, ``model.num_prefix_tokens`` of them), then the patches row by row.
+A pass of the whole network is ``encode(model, add_positions(model, embed_patches(model, pixels)))``. Tokens have timm's
+order: the prefix (class and register tokens, ``model.num_prefix_tokens`` of them), then the patches row by row.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def require_transformer(backbone: Backbone, method: str) -> Any:
     """timm's vision transformer in a backbone.
 
     Args:
-        backbone: any one.
-        method: who needs it, as the message says it.
+        backbone: any backbone.
+        method: name of the method that needs it, for the message.
 
     Raises:
-        UserError: it is a ConvNet, or a transformer without position embeddings of its own for each patch.
+        UserError: it is a ConvNet, or a transformer without absolute position embeddings.
     """
     model = getattr(backbone.net, "model", None)
     from timm.models.vision_transformer import VisionTransformer
@@ -43,9 +43,9 @@ def embed_patches(model: Any, pixels: Tensor) -> Tensor:
 
 
 def add_positions(model: Any, patches: Tensor) -> Tensor:
-    """Patches (B, h, w, C) with their positions, behind the prefix: (B, prefix + h * w, C).
+    """Patches (B, h, w, C) with their positions, after the prefix: (B, prefix + h * w, C).
 
-    Position embeddings are interpolated to h x w as timm does, where the network has others.
+    Position embeddings are interpolated to h x w by timm if the network's grid differs.
     """
     tokens: Tensor = model._pos_embed(patches)
     return tokens
@@ -57,7 +57,7 @@ def select_tokens(model: Any, tokens: Tensor, patches: Tensor) -> Tensor:
     Args:
         model: the transformer.
         tokens: (B, prefix + N, C).
-        patches: (B, n) int64, which patches, 0 to N - 1.
+        patches: (B, n) int64, indices of the patches, 0 to N - 1.
 
     Returns:
         (B, prefix + n, C).
@@ -67,12 +67,12 @@ def select_tokens(model: Any, tokens: Tensor, patches: Tensor) -> Tensor:
 
 
 def pick(x: Tensor, patches: Tensor) -> Tensor:
-    """Of (B, N, C), a row for each patch, those of some patches (B, n) int64: (B, n, C)."""
+    """The rows of (B, N, C) at the patches (B, n) int64: (B, n, C)."""
     return x.gather(1, patches.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def run_blocks(model: Any, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """Tokens (B, T, C), any that :func:`add_positions` gave, behind the blocks from ``start`` to before ``stop``."""
+    """Tokens (B, T, C), any from :func:`add_positions`, after the blocks ``start`` to ``stop - 1``."""
     if start == 0:
         tokens = model.norm_pre(tokens)
     tokens = model.blocks[start:stop](tokens)
@@ -80,21 +80,21 @@ def run_blocks(model: Any, tokens: Tensor, start: int = 0, stop: int | None = No
 
 
 def encode(model: Any, tokens: Tensor) -> Tensor:
-    """Tokens (B, T, C), any that :func:`add_positions` gave, behind all blocks and the final norm."""
+    """Tokens (B, T, C), any from :func:`add_positions`, after all blocks and the final norm."""
     tokens = model.norm(run_blocks(model, tokens))
     return tokens
 
 
 def encode_visible(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, int, int]:
-    """Encode some of the patches, as if there were no others.
+    """Encode only the visible patches.
 
     Args:
         model: the transformer.
         pixels: (B, 3, H, W).
-        visible: (B, N) bool, on the CPU: which patches, as many in each row.
+        visible: (B, N) bool, on the CPU: the visible patches, equally many in each row.
 
     Returns:
-        Tokens (B, prefix + n, C); the patches that are theirs, (B, n) int64; rows and columns of the grid of patches.
+        Tokens (B, prefix + n, C); the indices of their patches, (B, n) int64; rows and columns of the grid of patches.
     """
     patches = visible.nonzero()[:, 1].view(len(visible), -1).to(pixels.device, non_blocking=True)
     embeddings = embed_patches(model, pixels)
@@ -105,7 +105,7 @@ def encode_visible(model: Any, pixels: Tensor, visible: Tensor) -> tuple[Tensor,
 def sincos_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of the row and of the column of each patch, (height * width, dim); ``dim`` is a multiple of 4.
 
-    The channels stand in timm's order, which is not that of MAE: to a network with random weights it is all one.
+    The channels have timm's order, which differs from MAE's; for a network with random weights this is equivalent.
 
     Source: MAE (CVPR 2022), appendix A.1, after Vaswani et al., NeurIPS 2017.
     """
@@ -115,7 +115,7 @@ def sincos_positions(height: int, width: int, dim: int, device: torch.device | N
 
 
 def initialize_linear(module: nn.Module) -> None:
-    """Give a linear layer weights by Xavier's rule and biases of zero, as MAE's decoder has them."""
+    """Initialize a linear layer with Xavier-uniform weights and zero biases, as in MAE's decoder."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -123,13 +123,13 @@ def initialize_linear(module: nn.Module) -> None:
 
 @torch.no_grad()
 def fix_positions(model: Any) -> None:
-    """Give a transformer fixed positions in place of its learned ones: sines and cosines, and zero for the prefix.
+    """Replace the learned positions of a transformer by fixed ones: sines and cosines, and zero for the prefix.
 
-    They are those of the network's own grid of patches, so the network that is exported holds them; images of another
-    size get them interpolated, in training as later on.
+    They are computed for the network's own grid of patches, so the exported network has them; for images of another
+    size they are interpolated, in training as later.
 
     Raises:
-        UserError: its width is no multiple of 4.
+        UserError: its width is not a multiple of 4.
     """
     if model.embed_dim % 4:
         raise UserError(f"sin-cos positions need a width that is a multiple of 4, not {model.embed_dim}")

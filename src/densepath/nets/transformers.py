@@ -1,4 +1,4 @@
-"""Vision transformers as backbones: one map, of the patch tokens behind the last block and the final norm."""
+"""Vision transformers as backbones: one map, the patch tokens after the last block and the final norm."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _POSITIONS = "model.pos_embed"
 
 
 def is_transformer(name: str) -> bool:
-    """Whether a timm name is that of a plain vision transformer: all of its blocks see the same tokens."""
+    """Whether a timm name is one of a plain vision transformer: all of its blocks see the same tokens."""
     from timm.models import model_entrypoint
 
     return str(model_entrypoint(name).__module__) in _MODULES
 
 
 def build_transformer(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
-    """A vision transformer in timm's wrapper of feature maps, for images of any size that its patches divide.
+    """A vision transformer in timm's wrapper for feature maps, for images of any size that its patches divide.
 
-    Its position embeddings are interpolated to the size of the images at every pass, as timm does.
+    timm interpolates its position embeddings to the size of the images in each pass.
 
     Args:
-        name: of a timm vision transformer; with those of its weights, if they are wanted.
-        pretrained: load the weights that timm has.
-        channels: of the images.
+        name: name of a timm vision transformer, with the tag of its weights if they are loaded.
+        pretrained: whether to load timm's weights.
+        channels: channels of the images.
 
     Raises:
-        UserError: its patches have another size than 8, 16 or 32 px, or it has no norm behind its last block.
+        UserError: its patch size is not 8, 16 or 32 px, or it has no norm after its last block.
     """
     import timm
 
@@ -46,30 +46,30 @@ def build_transformer(name: str, pretrained: bool = False, channels: int = 3) ->
         )
     if isinstance(model.norm, nn.Identity):
         raise UserError(
-            f"{name} has no norm but that of its pooled features; choose another vision transformer, "
+            f"{name} has only a norm of its pooled features; choose another vision transformer, "
             "e.g. vit_small_patch16_224"
         )
     return wrap_transformer(model)
 
 
 def wrap_transformer(model: Any) -> nn.Module:
-    """timm's wrapper of feature maps around a vision transformer: one map, behind the last block and the final norm."""
+    """timm's wrapper for feature maps around a vision transformer: one map, after the last block and the final norm."""
     from timm.models._features import FeatureGetterNet
 
     network = FeatureGetterNet(model, out_indices=(len(model.feature_info) - 1,), norm=True)
-    network.pretrained_cfg = model.pretrained_cfg  # as timm's own wrappers of feature maps carry it
+    network.pretrained_cfg = model.pretrained_cfg  # as in timm's own wrappers
     return network
 
 
 def resize_positions(net: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Interpolate the position embeddings among a checkpoint's tensors to the number that a network has, as timm does.
+    """Interpolate the position embeddings of a checkpoint to the grid of a network, as timm does.
 
     Args:
         net: any backbone's network; only a vision transformer has position embeddings.
         found: the tensors, under the network's names.
 
     Returns:
-        The same tensors. Embeddings stay as they are where those of the patches make no square.
+        The same tensors. Embeddings are not changed if those of the patches are not a square grid.
     """
     own, theirs = net.state_dict().get(_POSITIONS), found.get(_POSITIONS)
     if own is None or theirs is None or theirs.shape == own.shape or theirs.ndim != 3:

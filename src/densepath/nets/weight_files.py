@@ -1,4 +1,4 @@
-"""The tensors of a file that others wrote: safetensors, torch's, or a pickle of arrays; no code of it is run."""
+"""Reading the tensors of untrusted files: safetensors, torch's, or a pickle of arrays; no code of a file is run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.nets.pickles import read_pickle
 
-_HOLDERS = ("state_dict", "model")  # where the tensors of a checkpoint lie, if they don't lie open
+_HOLDERS = ("state_dict", "model")  # keys under which checkpoints store their tensors
 _SETTINGS = re.compile(
     r"(?:argparse|lightning|mmcv|mmengine|numpy|omegaconf|pathlib|pytorch_lightning|typing)\.[\w.]+|"
     r"builtins\.(?:bool|dict|float|int|list|str|tuple)"
 )
 _NESTING = 4  # dictionaries within dictionaries that are searched for tensors
 _ZIP_START = b"PK\3\4"
-_TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # what torch.save writes, and wrote until 1.5
+_TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # of torch.save, now and until 1.5
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file under the names that they have there, and what it says of itself.
+    """The tensors of a file under their names there, and its metadata.
 
-    Dictionaries of tensors that lie within others are joined to one, their names by dots.
+    Nested dictionaries of tensors are flattened, with names joined by dots.
 
     Raises:
-        UserError: the file is damaged, or holds something else than tensors and settings.
+        UserError: the file is damaged, or contains more than tensors and settings.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -47,7 +47,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or is no safetensors file; copy or export it again") from error
+        raise UserError(f"{path} is damaged or not a safetensors file; copy or export it again") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -58,34 +58,34 @@ def _read_torch(path: Path) -> Any:
     try:
         harmless: Any = [(_Setting, name) for name in _settings(path)]
         with (
-            warnings.catch_warnings(action="ignore"),  # torch wonders aloud about files that it then refuses
+            warnings.catch_warnings(action="ignore"),  # torch warns about files that it then refuses
             torch.serialization.safe_globals(harmless),
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors, or is no torch file, and could run code if it were loaded; "
-            "save its state_dict() alone"
+            f"{path} holds more than tensors, or is not a torch file, and could run code if it were loaded; "
+            "save only its state_dict()"
         ) from error
-    except Exception as error:  # a damaged file fails wherever the reader happens to be
-        raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
+    except Exception as error:  # a damaged file fails anywhere in the reader
+        raise UserError(f"{path} is damaged or not a torch file; copy or export it again") from error
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse what takes more memory than the file has: ``torch.save`` never compresses, but ``torch.load`` inflates."""
+    """Refuse compressed files, which may expand to any size; ``torch.save`` never writes them."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # broken bytes fail wherever the reader happens to be
-        raise UserError(f"{path} is damaged or is no torch file; copy or export it again") from error
+    except Exception as error:  # corrupt bytes fail anywhere in the reader
+        raise UserError(f"{path} is damaged or not a torch file; copy or export it again") from error
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() by torch.save")
+        raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() with torch.save")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise UserError(f"{path} is compressed, which torch.save never does; save it with that")
 
 
 class _Setting:
-    """Stands in for a setting that a trainer keeps beside the tensors: made, but holding nothing."""
+    """Replaces a setting that a trainer stores with the tensors; it is empty."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -104,7 +104,7 @@ def _settings(path: Path) -> list[str]:
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, those of dictionaries within it under joined names; an optimizer's are left out."""
+    """The tensors of a checkpoint, those of nested dictionaries under joined names; without the optimizer's."""
     if not isinstance(content, dict):
         return {}
     content = next((content[key] for key in _HOLDERS if isinstance(content.get(key), dict)), content)
@@ -124,7 +124,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _notes(content: Any) -> dict[str, str]:
-    """What a checkpoint says of itself in words and numbers."""
+    """The metadata of a checkpoint, as texts."""
     notes = content.get("metadata") if isinstance(content, dict) else None
     plain = notes.items() if isinstance(notes, dict) else ()
     return {key: str(value) for key, value in plain if isinstance(key, str) and isinstance(value, str | int | float)}

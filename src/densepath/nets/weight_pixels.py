@@ -1,4 +1,4 @@
-"""How a file of weights says which pixels its network was trained on."""
+"""The pixel specification that a network's weights were trained with."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _CONFIG = "config.yaml"  # of a run
 
 
 def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> PixelSpec:
-    """How to show pixels to a network with some weights: as they say themselves, else as the images do.
+    """The pixel specification for a network with given weights: that of the weights if known, else that of the images.
 
-    densepath's weights say all of it. Older ones, and those that timm has under a name, say mean and standard
-    deviation only. Where the images are known and have another number of channels, theirs counts: weights are adapted
-    to the channels when they are loaded.
+    densepath's weights contain all of it. Older ones, and timm's by name, contain only mean and standard deviation. If
+    the images are known and have another number of channels, their specification is used: weights are adapted to the
+    channels when they are loaded.
 
     Args:
         source: "random", a file, a run folder, a timm name, or "hf-hub:OWNER/NAME".
-        images: what the images are; None where they are read as the weights need them.
+        images: the specification of the images; None if they are read as the weights need them.
 
     Raises:
-        UserError: the weights cannot be read, or say something that makes no sense.
+        UserError: the weights cannot be read, or their specification is invalid.
     """
     base = PixelSpec() if images is None else images
-    said = _said(source)
+    known = _known(source)
     try:
-        if not said.keys() >= {"ndim", "channels", "window"}:
-            mean, std = said.get("mean", base.mean), said.get("std", base.std)
+        if not known.keys() >= {"ndim", "channels", "window"}:
+            mean, std = known.get("mean", base.mean), known.get("std", base.std)
             return base if images is not None and len(mean) != base.channels else base.override(tuple(mean), tuple(std))
-        spec = PixelSpec.from_record({name: said[name] for name in base.record()})
+        spec = PixelSpec.from_record({name: known[name] for name in base.record()})
     except (UserError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{source} names no mean and std of its channels, or no window; export it again") from error
+        raise UserError(f"{source} has no valid mean and std of its channels, or window; export it again") from error
     return spec if images is None or (spec.channels, spec.ndim) == (images.channels, images.ndim) else images
 
 
-def _said(source: str | Path) -> Mapping[str, Any]:
-    """What is said of the pixels, of the names that a specification has."""
+def _known(source: str | Path) -> Mapping[str, Any]:
+    """The fields of the specification that the weights contain."""
     name = str(source)
     if name == "random":
         return {}
@@ -61,14 +61,14 @@ def _said(source: str | Path) -> Mapping[str, Any]:
         return {"mean": list(made.mean), "std": list(made.std)}
     metadata = read_weights(source).metadata
     try:
-        said = {key: json.loads(metadata[key]) for key in PixelSpec().record() if key in metadata}
+        known = {key: json.loads(metadata[key]) for key in PixelSpec().record() if key in metadata}
     except (ValueError, RecursionError):
         return {"mean": (), "std": ()}
-    return said or _said_by_run(weights_file(source))
+    return known or _known_from_run(weights_file(source))
 
 
-def _said_by_run(checkpoint: Path) -> Mapping[str, Any]:
-    """A checkpoint says nothing of pixels, but the configuration of its run does."""
+def _known_from_run(checkpoint: Path) -> Mapping[str, Any]:
+    """The fields in the configuration of a checkpoint's run; the checkpoint has none."""
     try:
         config = yaml.safe_load((checkpoint.parent.parent / _CONFIG).read_text())
         pixels = config.get("pixels")

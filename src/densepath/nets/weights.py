@@ -1,4 +1,4 @@
-"""Weights that leave densepath and weights that come in; loading never runs code from a file."""
+"""Saving and loading weights; loading never runs code from a file."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ ACCEPTED = (
     "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, "
     "hf-hub:OWNER/NAME, or random"
 )
-_LEAST_SHARE = 0.9  # of the backbone's tensors that a file must hold
+_LEAST_SHARE = 0.9  # of the backbone's tensors that a file must contain
 
 
 class Weights(NamedTuple):
-    """Tensors under the names that they have in their file, and what the file says of itself."""
+    """The tensors of a file under their names there, and its metadata."""
 
     state_dict: dict[str, Tensor]
     metadata: dict[str, str]
@@ -43,40 +43,39 @@ class Weights(NamedTuple):
 def save_backbone(
     path: str | Path, backbone: Backbone, layout: str = "timm", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a backbone for timm, torchvision or detectron2, whole or not at all.
+    """Write a backbone for timm, torchvision or detectron2, atomically.
 
-    How each library takes the file:
+    How to load the file:
 
-    - timm: ``timm.create_model(name, num_classes=0, checkpoint_path=path)``. Layers that a network has behind its
-      deepest stage (e.g. ``conv_head`` of an EfficientNet) are there with timm's initialisation; the metadata's
-      ``untrained`` names them.
+    - timm: ``timm.create_model(name, num_classes=0, checkpoint_path=path)``. Layers of a network after its
+      deepest stage (e.g. ``conv_head`` of an EfficientNet) have timm's initialization; the metadata's ``untrained``
+      names them.
     - networks for volumes are densepath's own: :func:`build_backbone` and :func:`load_weights` read the file.
     - torchvision: ``torchvision.models.resnet18().load_state_dict(load_file(path), strict=False)``; the file lacks
-      ``fc.*`` alone.
-    - detectron2: ``DetectionCheckpointer(model).load(path)`` for a path that ends in ``.pth``; for ``.safetensors``
-      ``model.backbone.bottom_up.load_state_dict(load_file(path), strict=False)``. The configuration must say RGB, mean
+      only ``fc.*``.
+    - detectron2: ``DetectionCheckpointer(model).load(path)`` for a ``.pth`` file; for ``.safetensors``,
+      ``model.backbone.bottom_up.load_state_dict(load_file(path), strict=False)``. The configuration must have RGB, mean
       and std as in the metadata times 255, and ``STRIDE_IN_1X1 = False``.
 
     Args:
         path: a ``.safetensors`` file, or a ``.pth`` file in the detectron2 layout.
         backbone: what to write.
         layout: "timm", "torchvision" or "detectron2".
-        metadata: provenance (method, recipe, steps, ...), all strings, and how the network sees pixels (see
-            :func:`pixel_notes`); by default, as its images are by default. The names that densepath fills
-            itself win over those given.
+        metadata: provenance (method, recipe, steps, ...), all strings, and the pixel specification (see
+            :func:`pixel_notes`), by default that of images with these channels. densepath's own entries override it.
 
     Raises:
-        UserError: the layout is unknown or does not suit the backbone, or the path has the wrong suffix.
+        UserError: the layout is unknown or does not fit the backbone, or the path has the wrong suffix.
     """
     path = Path(path)
     suffixes = (".safetensors", ".pth") if layout == "detectron2" else (".safetensors",)
     if path.suffix not in suffixes:
-        raise UserError(f"{path} must end in {' or '.join(suffixes)} to hold weights in the layout {layout}")
+        raise UserError(f"{path} must end in {' or '.join(suffixes)} for weights in the layout {layout}")
     state, untrained = arrange(backbone, layout)
     notes = {
         **pixel_notes(PixelSpec.default(backbone.in_channels, ndim=backbone.ndim)),
         **(metadata or {}),
-        "format": "pt",  # what readers of safetensors look for to tell torch's tensors from others
+        "format": "pt",  # marks torch's tensors for readers of safetensors
         "format_version": FORMAT_VERSION,
         "densepath_version": __version__,
         "backbone": backbone.name,
@@ -91,7 +90,7 @@ def save_backbone(
 
 
 def pixel_notes(spec: PixelSpec) -> dict[str, str]:
-    """The metadata of weights that were trained on such pixels: ndim, channels, window, mean, std as JSON."""
+    """The metadata for a pixel specification: ndim, channels, window, mean, std as JSON."""
     return {name: json.dumps(value) for name, value in spec.record().items()}
 
 
@@ -111,28 +110,28 @@ def read_weights(source: str | Path) -> Weights:
     """Read tensors from a file of any layout, or from a run folder.
 
     Args:
-        source: a ``.safetensors`` file, a torch file, a pickle of arrays as detectron2 ships, or a run folder: its
+        source: a ``.safetensors`` file, a torch file, a pickle of arrays like detectron2's, or a run folder: its
             ``exported/backbone.safetensors``, else its ``checkpoints/last.ckpt``, else the checkpoint before.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds something else than tensors.
+        UserError: there is no such file, it is damaged, or it contains more than tensors.
     """
     path = weights_file(source)
     if not (path.is_file() and os.access(path, os.R_OK)):
         raise UserError(f"there are no weights to read at {path}; give {ACCEPTED}")
     state, metadata = read_tensors(path)
     if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this one")
+        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this version")
     if not state:
         raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
     return Weights(state, metadata)
 
 
 def weights_file(source: str | Path) -> Path:
-    """The file that is read for a source: itself, or of a run folder its newest weights.
+    """The file of a source: itself, or the newest weights of a run folder.
 
     Raises:
-        UserError: a folder holds none.
+        UserError: the folder contains none.
     """
     path = Path(source)
     if path.is_dir():
@@ -148,19 +147,19 @@ def weights_file(source: str | Path) -> Path:
 
 
 def load_weights(backbone: Backbone, source: str | Path) -> str:
-    """Load weights into a backbone, or leave it as it is if they don't fit.
+    """Load weights into a backbone; if they don't fit, it is not changed.
 
     Args:
-        backbone: what to load into.
-        source: "random" (keeps the initialisation), a file or a run folder as for ``read_weights``, or the name of
-            weights that timm has, e.g. "resnet18.a1_in1k", or of a timm model on the Hugging Face hub,
-            "hf-hub:OWNER/NAME" (fetched over the network where they are not in its cache).
+        backbone: the backbone.
+        source: "random" (keeps the initialization), a file or a run folder as for ``read_weights``, or the name of
+            timm's weights, e.g. "resnet18.a1_in1k", or of a timm model on the Hugging Face hub, "hf-hub:OWNER/NAME"
+            (downloaded if they are not in its cache).
 
     Returns:
-        One line that says what was loaded.
+        One line that reports what was loaded.
 
     Raises:
-        UserError: nothing such exists, or it does not fit.
+        UserError: there are no such weights, or they do not fit.
     """
     name = str(source)
     if name == "random":
@@ -196,15 +195,15 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
 
 
 def adapt_channels(found: Mapping[str, Tensor], own: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """Make the first convolution of a checkpoint fit images with another number of channels.
+    """Adapt the first convolution of a checkpoint to images with another number of channels.
 
-    Its filters are summed over the channels for grey images: the network then gives what it gave for three equal
-    channels. The other way round they are repeated and divided by the number of channels, which undoes that.
+    For grey images its filters are summed over the channels: the network then gives the result for three equal
+    channels. In the other direction they are repeated and divided by the number of channels, which is the inverse.
 
     Args:
         found: the checkpoint's tensors, under the network's names.
         own: the network's tensors.
-        channels: of the network's images.
+        channels: channels of the network's images.
     """
     adapted = dict(found)
     for key, value in found.items():
@@ -219,7 +218,7 @@ def adapt_channels(found: Mapping[str, Tensor], own: Mapping[str, Tensor], chann
 
 
 def _misfit(backbone: Backbone, match: Match) -> str:
-    """Why a checkpoint is not of this backbone, or nothing."""
+    """Why a checkpoint does not fit this backbone; empty if it fits."""
     wanted, missing = _wanted(backbone, match)
     absent = [key for key in wanted if key not in match.found]
     blocks = {_block(key) for key in wanted} - {_block(key) for key in wanted if key in match.found}
@@ -233,9 +232,9 @@ def _misfit(backbone: Backbone, match: Match) -> str:
 
 
 def _wanted(backbone: Backbone, match: Match) -> tuple[list[str], list[str]]:
-    """The tensors that a checkpoint should hold, and those of them that it does not hold in their shape.
+    """The tensors that a checkpoint should contain, and those that it lacks or has in another shape.
 
-    Some layouts don't count batches; the count plays no part in a batch norm with a momentum.
+    Some layouts don't count batches; a batch norm with a momentum does not need the count.
     """
     own, found = backbone.net.state_dict(), match.found
     wanted = [key for key in own if not key.endswith("num_batches_tracked")]
@@ -243,7 +242,7 @@ def _wanted(backbone: Backbone, match: Match) -> tuple[list[str], list[str]]:
 
 
 def _block(key: str) -> str:
-    """The layer of the stem or the block that a tensor belongs to; none of them may be missing as a whole."""
+    """The layer of the stem or the block that a tensor belongs to; none may be missing completely."""
     return re.match(r"(?:model\.)?[^.]*(?:\.\d+)?", key)[0]  # type: ignore[index]
 
 
@@ -256,7 +255,7 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
     try:
         with quiet():
             network: Any = make_network(name, pretrained=True)
-    except Exception as error:  # each kind of network failure is another exception
+    except Exception as error:  # each kind of network failure raises another exception
         raise UserError(
             f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"
         ) from error
@@ -265,12 +264,12 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
     line = f"{backbone.name} with timm's {name}"
     statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
     if backbone.in_channels == 3 and statistics != (PixelSpec().mean, PixelSpec().std):
-        line += f"; it was trained with other normalisation: mean {statistics[0]}, std {statistics[1]}"
+        line += f"; it was trained with another normalization: mean {statistics[0]}, std {statistics[1]}"
     return line
 
 
 def _other_layers(backbone: Backbone, others: Sequence[str]) -> str:
-    """Say which tensors belong to blocks that the backbone's stages lack, as in a ResNet-34 beside a ResNet-18."""
+    """Tensors of blocks that the backbone lacks, as for a ResNet-34 and a ResNet-18; empty if there are none."""
     tops = {key.removeprefix("model.").split(".")[0] for key in backbone.net.state_dict()}
     suspects = [key for key in others if {key.split(".")[0], key.replace(".", "_", 1).split(".")[0]} & tops]
     if suspects and backbone.library == "timm":

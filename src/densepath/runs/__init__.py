@@ -1,1 +1,1 @@
-"""A run's folder: configuration, checkpoints, metrics, signals."""
+"""Run folders: configuration, checkpoints, metrics; progress, signals, and lost processes."""

@@ -1,7 +1,7 @@
 """Checkpoints on disk: whole or not there, sealed with a checksum, loaded without running code.
 
-A checkpoint is an ordinary file of ``torch.save``: ``torch.load(path, weights_only=True)`` reads it. Its checksum sits
-in the comment that every ZIP archive may carry at its end.
+A checkpoint is an ordinary file of ``torch.save``: ``torch.load(path, weights_only=True)`` reads it. Its checksum is
+in the comment at the end of the ZIP archive.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _FORMAT = "densepath checkpoint 1"
 _PREFIX = b"sha256:"
 _SEAL_BYTES = len(_PREFIX) + 64
-_NO_COMMENT = b"\0\0"  # the length of the comment is an archive's last field
+_NO_COMMENT = b"\0\0"  # the length of the comment is the last field of an archive
 _CHUNK = 1 << 22
 
 _log = logging.getLogger(__name__)
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write ``last.ckpt``; the one that stood there becomes ``previous.ckpt``, unless it is damaged.
+    """Write ``last.ckpt``; the former one becomes ``previous.ckpt``, unless it is damaged.
 
     Args:
-        folder: where the checkpoints of a run lie.
+        folder: the folder of a run's checkpoints.
         state: tensors, numbers, strings, and lists and dictionaries of them.
 
     Raises:
-        UserError: the file cannot be written, because the disk is full, for instance.
+        UserError: the file cannot be written, e.g. because the disk is full.
     """
     last = folder / LAST
     try:
@@ -45,9 +45,9 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             with part.open("wb") as file:
                 torch.save({"format": _FORMAT, **state}, file)
             _seal(part)
-            if _is_whole(last):  # or it would replace the one that the run continued from
+            if _is_whole(last):  # a damaged one must not replace the checkpoint that the run continued from
                 os.replace(last, folder / PREVIOUS)
-    except (OSError, RuntimeError, UserError) as error:  # a UserError where it was the file that said so, not torch
+    except (OSError, RuntimeError, UserError) as error:  # a UserError comes from the file system, not from torch
         why = str(_first_cause(error)).splitlines()[0]
         then = "continue with --resume" if has_checkpoint(folder) else "start again: it would have been the first"
         raise UserError(
@@ -57,10 +57,10 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read and verify one checkpoint; its tensors come to lie on the CPU.
+    """Read and verify one checkpoint; its tensors are on the CPU.
 
     Raises:
-        UserError: it is missing, foreign, cut short or damaged.
+        UserError: it is missing, truncated or damaged, or another program wrote it.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; name a run that has one")
@@ -81,7 +81,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint of a run, or the one before where the last is damaged; None where there is none.
+    """The last checkpoint of a run, or the one before if the last is damaged; None if there is none.
 
     Raises:
         UserError: there are checkpoints, but none can be read.
@@ -98,7 +98,7 @@ def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def _digest(path: Path, length: int) -> str:
-    """SHA-256 of a file's first bytes as they were before the seal."""
+    """SHA-256 of the first ``length`` bytes of a file, as they were before it was sealed."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while length > 0:
@@ -118,13 +118,13 @@ def _seal(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(length)
         if file.read() != _NO_COMMENT:
-            raise RuntimeError("torch.save wrote something else than a ZIP archive")
+            raise RuntimeError("torch.save did not write a ZIP archive")
         file.seek(length)
         file.write(len(seal).to_bytes(2, "little") + seal)
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What came first: torch fails once more where it tidies up."""
+    """The first error: torch raises another one during its clean-up."""
     while error.__context__ is not None:
         error = error.__context__
     return error
@@ -146,6 +146,6 @@ def _verify(path: Path) -> None:
             file.seek(length + len(_NO_COMMENT))
             seal = file.read()
     if not seal.startswith(_PREFIX):
-        raise UserError(f"{path} is cut short, or is no checkpoint of densepath; use another one")
+        raise UserError(f"{path} is truncated, or is not a checkpoint of densepath; use another one")
     if seal.removeprefix(_PREFIX).decode("ascii", errors="replace") != _digest(path, length):
         raise UserError(f"{path} is damaged: its checksum is wrong; use another one")

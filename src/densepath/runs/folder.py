@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, and who may write into it."""
+"""The folder of a run: its configuration, and whether a run may write into it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from densepath.core.files import atomic_write, remove_remains, require_new_folde
 from densepath.runs.old_options import rename_record
 
 CONFIG = "config.yaml"
-NOT_FINITE = "not_finite.json"  # which images a loss that is no number came from
+NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf
 _ABSENT = object()
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder, by the names that options have now; None where there is no run.
+    """The configuration of the run in a folder, with the current names of the options; None if there is no run.
 
     Raises:
         UserError: the configuration cannot be read.
@@ -39,7 +39,7 @@ def read_config(out: Path) -> dict[str, Any] | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], prefix: str = "") -> list[str]:
-    """The dotted names of what two configurations set differently, but for those that are free to differ."""
+    """The dotted names of options that differ between two configurations, except those in ``free``."""
     names: list[str] = []
     for key in sorted({*old, *new}):
         mine, other = old.get(key, _ABSENT), new.get(key, _ABSENT)
@@ -60,11 +60,11 @@ def check_run(
     free: Collection[str] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
-    """The configuration of the run in a folder that is gone on with; None where a new one may begin there.
+    """The configuration of the run in a folder that is resumed; None if a new run can start there.
 
     Arguments and errors as for :func:`open_run`. Nothing is written.
     """
-    for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed at once
+    for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed right after its start
         stale.unlink(missing_ok=True)
     old = read_config(out)
     if old is None:
@@ -91,18 +91,18 @@ def open_run(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     note: str = "",
 ) -> Iterator[Path]:
-    """Make the folder of a new run, or return to that of an old one. One process of a run calls this.
+    """Create the folder of a new run, or open that of a run to resume. Only one process of a run calls this.
 
-    A new run leaves no folder behind that fails before it has anything to show, or before its first checkpoint by a
-    mistake that the user can fix.
+    The folder of a new run is removed if the run fails before it has written anything, or, by an error that the user
+    can fix, before its first checkpoint.
 
     Args:
         out: the folder.
-        config: what the run was asked for, in the plain types of YAML.
-        resume: continue the run that is there; without one, begin.
-        free: dotted names in ``config`` of what may change when a run is resumed.
-        defaults: of options that the version which started the run did not have: the run is one with these.
-        note: a comment at the head of ``config.yaml``.
+        config: the options of the run, in the plain types of YAML.
+        resume: resume the run in the folder; if there is none, start one.
+        free: dotted names of options in ``config`` that may change when a run is resumed.
+        defaults: values of options that did not exist in the version that started the run.
+        note: a comment at the top of ``config.yaml``.
 
     Raises:
         UserError: the folder holds another run, or something else.
@@ -124,7 +124,7 @@ def open_run(
 
 
 def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the defaults of what it does not have, part by part."""
+    """A configuration, completed with the defaults of missing options, part by part."""
     completed = {**defaults, **old}
     for name, value in old.items():
         if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
@@ -133,7 +133,7 @@ def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, the way they come back from YAML."""
+    """Tuples as lists, as YAML returns them."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

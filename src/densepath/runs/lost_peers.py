@@ -1,4 +1,4 @@
-"""Processes that lose one another: a line for the user instead of what the network between them says."""
+"""Reports that another process of a run has died, in one line instead of a network error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from densepath.core.streams import say
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.signals import Interrupted, StopSignals
 
-# What gloo, NCCL and sockets say of a connection that has ended. What they say of messages that don't fit each other,
-# of a port that is taken or a GPU that is named twice has other causes, and stays.
+# Messages of gloo, NCCL and sockets about a lost connection. Their other errors (mismatched messages, a port in use,
+# a GPU that is named twice) have other causes and are not caught.
 _LOST = re.compile(
     r"connection (closed|reset|refused|was)|failed to connect|broken pipe|timed? ?out|(read|write|recv|send) error"
     r"|remote (process exited|error)|remote peer|socket closed|aborted",
@@ -25,16 +25,16 @@ _LOST = re.compile(
 
 @contextmanager
 def reporting_lost_peers(processes: int, out: Path, signals: StopSignals | None = None) -> Iterator[None]:
-    """Where processes work together: that one is gone is not a bug of those that are left.
+    """Turn a lost connection to another process into an error that the user can understand.
 
     Args:
-        processes: of the run.
+        processes: number of processes of the run.
         out: the run folder.
-        signals: those that ask to stop: then the other has stopped, too.
+        signals: the stop signals; after one of them the other process has stopped, too.
 
     Raises:
         UserError: another process does not answer.
-        Interrupted: it does not, and a signal came.
+        Interrupted: it does not answer, and a stop signal was received.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def reporting_lost_peers(processes: int, out: Path, signals: StopSignals | None 
             raise
         signum = signals.heard() if signals is not None else None
         if signum is not None:
-            say(f"densepath: stopped, as another process has; --resume continues with what {out} holds")
+            say(f"densepath: stopped, because another process has stopped; --resume continues {out}")
             raise Interrupted(signum) from error
         remedy = "continue with --resume" if has_checkpoint(out / CHECKPOINTS) else "start it again with --resume"
         raise UserError(
@@ -54,7 +54,7 @@ def reporting_lost_peers(processes: int, out: Path, signals: StopSignals | None 
 
 
 def _reason(error: RuntimeError) -> str:
-    """The first sentence of an error, or of the last one that NCCL names, without places in somebody's source code."""
-    said = str(error).partition("Last error:")[2] or str(error)
-    said = re.sub(r"^\[[^\]]*\]\s*|\S+\.\w+:\d+,?\s*", "", said.strip())
-    return re.split(r"\.\s|\n", said)[0]
+    """The first sentence of an error, or of the last error that NCCL reports, without source locations."""
+    text = str(error).partition("Last error:")[2] or str(error)
+    text = re.sub(r"^\[[^\]]*\]\s*|\S+\.\w+:\d+,?\s*", "", text.strip())
+    return re.split(r"\.\s|\n", text)[0]

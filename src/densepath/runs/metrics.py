@@ -12,19 +12,19 @@ from densepath.core.files import atomic_write, writing
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file, each with the columns that it has a value for."""
+    """The rows of a metrics file, each with the columns in which it has a value."""
     return [{name: float(value) for name, value in row.items() if value} for row in _read_rows(path)]
 
 
 class MetricsFile:
-    """Appends rows to a CSV file, whatever columns they bring.
+    """Appends rows to a CSV file; new columns are added when they appear.
 
     Args:
-        path: of the file, which is made with its first row.
-        resume_at: the step that a resumed run continues from: later rows will be measured again and are taken out.
+        path: path of the file, which is created with its first row.
+        resume_at: the step that a resumed run continues from: later rows will be measured again and are removed.
 
     Raises:
-        UserError: the file that is there holds something else.
+        UserError: the file exists and is not a metrics file.
     """
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
@@ -55,7 +55,7 @@ class MetricsFile:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows as text, without a last line that was cut short when its writer was killed."""
+    """The rows as text, without a last line that is incomplete because its writer was killed."""
     if not path.exists():
         return []
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""Options as earlier versions named them, in recipes and in the folders of runs."""
+"""Old names of options, in recipes and in run folders of earlier versions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _SHUFFLING = ("moco_v1", "moco_v2", "densecl", "concl", "pcl_v2")  # methods tha
 
 
 def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of pre-training by the names that they have now.
+    """Options of pre-training with their current names.
 
     Up to version 0.1 the sharing of batch statistics was an option of the method.
 
     Args:
-        options: of a recipe, in the plain types of YAML; those of another verb remain as they are.
+        options: options of a recipe, in the plain types of YAML; those of other verbs are unchanged.
     """
     method_options = options.get("method_options")
     if not isinstance(method_options, Mapping) or not method_options.keys() & {"batch_norm", "batch_norm_group"}:
@@ -33,7 +33,7 @@ def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**renamed, "method_options": method_options}
 
 
-# Options that were the method's up to version 0.1 and are the run's now: their old and their new names.
+# Options of the method up to version 0.1 that are options of the run now: old name -> new name.
 MOVED = {
     "labels": "labels",
     "concept_files": "regions",
@@ -45,22 +45,24 @@ MOVED = {
 
 
 def refuse_moved(options: Mapping[str, Any], whose: str) -> dict[str, Any]:
-    """Options without those of the method that are the run's now, where they were not set.
+    """Drop old options of the method that are options of the run now, if they have their defaults.
 
     Raises:
-        UserError: one of them has another value; the message says what it is called now.
+        UserError: one of them is set; the message gives its new name.
     """
     method_options = options.get("method_options")
     if not isinstance(method_options, Mapping):
         return dict(options)
     for old, new in MOVED.items():
         if method_options.get(old) not in (None, "", "folders"):
-            raise UserError(f"{whose} sets method_options.{old}, which is now {new} (--{new}); move it out there")
+            raise UserError(
+                f"{whose} sets method_options.{old}, which is now {new} (--{new}); move it out of method_options"
+            )
     return {**options, "method_options": {name: v for name, v in method_options.items() if name not in MOVED}}
 
 
 def rename_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration of a run by the names that its options have now, with values for those that are new."""
+    """The configuration of a run with the current names of its options, and values for new ones."""
     renamed = rename_options(config)
     given = renamed.get("method_options")
     if "method" not in renamed or not isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""How a run shows that it moves: a bar in a terminal, plain lines elsewhere."""
+"""The progress of a run: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Shows steps, measurements and the time left. A terminal that is gone stops nothing.
+    """Shows steps, measurements and the time left. A closed terminal does not stop the run.
 
     Args:
-        start, total: optimizer steps done before, and of the whole run.
-        shown: whether this process is the one that speaks.
+        start, total: number of optimizer steps done before, and of the whole run.
+        shown: whether this process shows its progress.
     """
 
     def __init__(self, start: int, total: int, shown: bool = True) -> None:
@@ -53,7 +53,7 @@ class Progress:
             self._task = self._bar.add_task("", total=total, completed=start, text="")
 
     def begin(self) -> None:
-        """The first step begins: the time until now tells nothing about the time that is left."""
+        """The first step begins: the time until now does not count in the estimate of the time left."""
         self._began = self._line_at = self._watch.read()
         if self._bar is not None:
             with suppress(OSError, ValueError):
@@ -76,7 +76,7 @@ class Progress:
             say(f"step {step}/{self._total}  {self._text}  ETA {clock(left)}")
 
     def note(self, what: str) -> None:
-        """Show what is done before the next step, where it takes long."""
+        """Show what is done between two steps, if it takes long."""
         now = self._watch.read()
         if self._bar is not None:
             self._bar.update(self._task, text=what)
@@ -85,7 +85,7 @@ class Progress:
             say(what)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.stop()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Interrupted(SystemExit):
 
 
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a note, so that the step under way can finish and be saved.
+    """Records Ctrl-C and SIGTERM, so that the step in progress can finish and be saved.
 
-    The second Ctrl-C or SIGTERM acts as if this class weren't there. Outside the main thread, where Python allows no
-    handlers, signals keep their meaning.
+    The second Ctrl-C or SIGTERM has its usual effect. Outside the main thread, where Python allows no handlers, signals
+    keep their usual effect.
 
     Python calls handlers only between two of its own instructions, and so not while the main thread waits for other
-    processes: with :meth:`heard`, another thread learns of a signal then, too.
+    processes: :meth:`heard` lets another thread see a signal during that time.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,7 +43,7 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Prepare :meth:`heard`; in the main thread."""
+        """Prepare :meth:`heard`; called in the main thread."""
         if not self._former:
             return
         self._ear = socket.socketpair()
@@ -52,7 +52,7 @@ class StopSignals:
         self._former_ear = signal.set_wakeup_fd(self._ear[1].fileno(), warn_on_full_buffer=False)
 
     def heard(self) -> int | None:
-        """The signal that came, if one did, even where the main thread could not take it yet; from any thread."""
+        """The received signal, or None; also before the main thread can handle it. May be called from any thread."""
         if self.received is None and self._ear is not None:
             try:
                 came = [signum for signum in self._ear[0].recv(64) if signum in self.SIGNALS]

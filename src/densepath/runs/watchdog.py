@@ -1,7 +1,7 @@
-"""A thread that knows whether the other processes of a run live, while the main thread waits for them.
+"""A thread that checks whether the other processes of a run are alive, while the main thread waits for them.
 
-In a collective operation the main thread is out of Python's reach: it can neither say that it waits, nor take a signal,
-nor give up. This thread can.
+In a collective operation the main thread does not run Python code: it can neither report that it waits, nor handle a
+signal, nor give up. This thread can.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _EXIT_USER = 2
 
 
 class Watchdog:
-    """Watches over the processes of a run; nothing is done for a single one.
+    """Monitors the processes of a run; does nothing if there is only one.
 
-    A process is silent if it shows no sign of life although its main thread may work or wait: it is stopped, or its
-    machine is gone. That is said after :func:`~densepath.core.waiting.notice_seconds`; after
-    :func:`~densepath.core.waiting.limit_seconds`, or when a signal asks to stop while one is silent, this process ends.
+    A process is silent if it sends no heartbeat, whatever its main thread does: it is stopped, or its machine is down.
+    A silent process is reported after :func:`~densepath.core.waiting.notice_seconds`. This process exits after
+    :func:`~densepath.core.waiting.limit_seconds`, or when it receives a stop signal while another process is silent.
 
     Args:
         out: the run folder.
-        rank, processes: this process, and how many there are.
-        signals: those that ask to stop.
+        rank, processes: rank of this process, and number of processes.
+        signals: the stop signals.
     """
 
     def __init__(self, out: Path, rank: int, processes: int, signals: StopSignals) -> None:
@@ -47,8 +47,8 @@ class Watchdog:
         self._notice, self._limit = notice_seconds(), limit_seconds()
         self._interval = min(1.0, self._notice / 5)
         self._done = threading.Event()
-        self._heard: dict[int, tuple[bytes, float]] | None = None  # each other process's last sign of life, and when
-        self._began = self._said = time.monotonic()
+        self._heard: dict[int, tuple[bytes, float]] | None = None  # the last heartbeat of the others, and its time
+        self._began = self._reported = time.monotonic()
 
     def __enter__(self) -> Watchdog:
         if self._processes > 1:
@@ -62,21 +62,21 @@ class Watchdog:
         self._done.set()
 
     def started(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
-        """Processes that this one has started, and ends with itself."""
+        """Set the processes that this one has started; they are killed when it exits."""
         self._children = children
 
     def joined(self) -> None:
-        """The processes have come together: from now on they show that they live."""
+        """The processes have joined: from now on they send heartbeats."""
         if self._processes == 1:
             return
         now = time.monotonic()
         self._heard = {rank: (b"", now) for rank in range(self._processes) if rank != self._rank}
-        store = _get_default_store().clone()  # one of its own: the main thread may wait in the other
+        store = _get_default_store().clone()  # a connection of its own: the main thread may block the other one
         store.set_timeout(timedelta(seconds=self._limit))
         threading.Thread(target=self._beat, args=(store,), name="densepath-heartbeat", daemon=True).start()
 
     def _beat(self, store: dist.Store) -> None:
-        """Show that this process lives, and look at the others; a store whose process is stopped blocks this thread."""
+        """Send heartbeats, and read those of the others; blocks if the process that holds the store is stopped."""
         assert self._heard is not None
         others = list(self._heard)
         number = 0
@@ -85,7 +85,7 @@ class Watchdog:
             try:
                 store.set(f"{_KEY}/{self._rank}", str(number))
                 signs = store.multi_get([f"{_KEY}/{rank}" for rank in others])
-            except RuntimeError:  # the store is gone, with the process that holds it
+            except RuntimeError:  # the process that holds the store is gone
                 continue
             now = time.monotonic()
             for rank, sign in zip(others, signs, strict=True):
@@ -102,15 +102,15 @@ class Watchdog:
                 if waited >= self._limit:
                     late = "did not answer for" if self._heard else "have not begun within"
                     self._end(_EXIT_USER, f"error: {what} {late} {waited:.0f} s; {self._remedy()}")
-                if time.monotonic() - self._said >= self._notice:
-                    self._said = time.monotonic()
+                if time.monotonic() - self._reported >= self._notice:
+                    self._reported = time.monotonic()
                     write_line(f"densepath: waiting for {what} since {waited:.0f} s", sys.stderr)
             dead = [child for child in self._children if child.poll()] if self._heard is None else []
             if dead:
                 self._end(_EXIT_USER, f"error: a process of this run ended before it began; {self._remedy()}")
 
     def _missing(self) -> tuple[str, float]:
-        """Who shows no sign of life, and since when; nobody if all do."""
+        """The processes that send no heartbeat, and since when; "" if all do."""
         if self._heard is None:
             return "the other processes", self._began
         now = time.monotonic()
@@ -118,7 +118,7 @@ class Watchdog:
         if not silent:
             return "", now
         if len(silent) == len(self._heard) and 0 in silent:
-            silent = {0: silent[0]}  # which holds the signs of all
+            silent = {0: silent[0]}  # which holds the heartbeats of all
         ranks = ", ".join(map(str, silent))
         return f"rank {ranks}" if len(silent) == 1 else f"ranks {ranks}", min(silent.values())
 
@@ -127,7 +127,7 @@ class Watchdog:
         return f"{'continue' if saved else 'start again'} with --resume once all processes of the run are gone"
 
     def _end(self, code: int, why: str) -> None:
-        """End this process, whatever its main thread waits for, and those that it started."""
+        """Exit this process, whatever its main thread waits for, and kill those that it started."""
         if self._done.is_set():
             return
         for child in self._children:

@@ -1,4 +1,4 @@
-"""What a loader hands to the views: images of one batch on a common canvas."""
+"""The batches of a loader: images on a common canvas."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from densepath.sources.pixel_source import Gathered
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch:
-    """Images of varied sizes on one canvas, and where the run stands.
+    """Images of varied sizes on one canvas, and the position in the run.
 
     Args:
         pixels: (B, *spatial, C) of any dtype, each image in the low corner of the canvas, zeros around it.
         sizes: (B, d) int64, each image's size in pixels, in the order of the tensor's axes, on the CPU.
         index: (B,) int64, each image's position in its source, on the CPU.
-        step: how many batches of one process the run made before this one.
-        epoch: how many epochs the run made before this batch, fractions included.
+        step: number of batches of one process before this one in the run.
+        epoch: epochs done before this batch, with the fraction.
         progress: the share of the run before this batch, in [0, 1).
         corrupt: the files found corrupt while this batch was made.
         boxes: (B, 2, d) int64 on the CPU: the box of each image that ``pixels`` holds (see
-            :class:`~densepath.sources.pixel_source.Gathered`); None where it holds whole images.
+            :class:`~densepath.sources.pixel_source.Gathered`); None for whole images.
         spacing: (B, d) float32 on the CPU: the distance of neighboring pixels along each axis, in µm or mm; None where
             unknown.
-        plan: the views that were drawn before the pixels were read, if they were.
-        extras: what is known of each image, by name: "class" (B,), "regions" (B, *grid), "cells" (B, N, d).
+        plan: the plan of the views, if it was drawn before the pixels were read; else None.
+        extras: annotations of each image, by name: "class" (B,), "regions" (B, *grid), "cells" (B, N, d).
     """
 
     pixels: Tensor
@@ -48,7 +48,7 @@ class ImageBatch:
         return len(self.index)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ImageBatch:
-        """The batch with its pixels and extras on another device. Views are drawn from the rest, on the CPU."""
+        """The batch with its pixels and extras on another device. The rest stays on the CPU, where views are drawn."""
         extras = {name: extra.to(device, non_blocking=non_blocking) for name, extra in self.extras.items()}
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), extras=extras)
 
@@ -56,23 +56,23 @@ class ImageBatch:
 def new_canvas(
     count: int, size: Sequence[int], channels: int = 3, dtype: torch.dtype = torch.uint8, pin: bool = False
 ) -> Tensor:
-    """Room for images, (count, *size, channels), its content undefined; page-locked with ``pin``."""
+    """An uninitialized canvas for images, (count, *size, channels); page-locked with ``pin``."""
     return torch.empty((count, *size, channels), dtype=dtype, pin_memory=pin)
 
 
-def lay(canvas: Any, images: Iterable[Any]) -> None:
-    """Put images into the low corners of a canvas and zeros around them.
+def fill_canvas(canvas: Any, images: Iterable[Any]) -> None:
+    """Copy images into the low corners of a canvas, with zeros around them.
 
     Args:
-        canvas: (B, *spatial, C), an array or a tensor. Arrays on a CPU: copies of tensors would start threads there
+        canvas: (B, *spatial, C), an array or a tensor. Use arrays on a CPU: copies of tensors would start threads
             that compete with the training.
         images: B arrays or tensors of the same kind, (*size, C).
     """
-    for place, image in zip(canvas, images, strict=True):
+    for row, image in zip(canvas, images, strict=True):
         corner = tuple(slice(length) for length in image.shape[:-1])
-        place[corner] = image
+        row[corner] = image
         for axis, length in enumerate(image.shape[:-1]):
-            place[(*corner[:axis], slice(length, None))] = 0
+            row[(*corner[:axis], slice(length, None))] = 0
 
 
 def box_of(image: Any, box: Any) -> Any:
@@ -81,13 +81,13 @@ def box_of(image: Any, box: Any) -> Any:
 
 
 def join(parts: list[Gathered], pin: bool = False) -> Gathered:
-    """Lay the parts of a batch on one canvas."""
+    """Copy the parts of a batch onto one canvas."""
     sizes = torch.cat([part.sizes for part in parts])
     index = torch.cat([part.index for part in parts])
     boxes = None if parts[0].boxes is None else torch.cat([part.boxes for part in parts if part.boxes is not None])
     first = parts[0].pixels
     size = [max(lengths) for lengths in zip(*(part.pixels.shape[1:-1] for part in parts), strict=True)]
     canvas = new_canvas(len(index), size, first.shape[-1], first.dtype, pin)
-    lay(canvas.numpy(), (image for part in parts for image in part.pixels.numpy()))
+    fill_canvas(canvas.numpy(), (image for part in parts for image in part.pixels.numpy()))
     corrupt = {position: what for part in parts for position, what in part.corrupt.items()}
     return Gathered(canvas, sizes, index, corrupt, boxes)

@@ -15,19 +15,19 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.read_all import read_all
 
-SHARE = 0.25  # of the memory that is available, for the caches of all processes on this machine together
+SHARE = 0.25  # of the available memory, for the caches of all processes on this machine together
 _SAMPLE = 64
 
 
 def estimated_bytes(files: ImageFiles) -> int:
-    """About how many bytes the decoded images take, from a sample of their headers."""
+    """The approximate size of the decoded images in bytes, from a sample of their headers."""
     sizes = files.sample_sizes(_SAMPLE).values()
     pixels = round(sum(height * width for height, width in sizes) / len(sizes) * len(files))
     return pixels * files.channels * files.dtype.itemsize
 
 
 def decode_if_it_fits(files: ImageFiles) -> PackedTiles | None:
-    """Decode all images into memory if they take less than their share of it."""
+    """Decode all images into memory if they take less than ``SHARE`` of it."""
     budget = int(available_memory() * SHARE / processes_on_node())
     expected = estimated_bytes(files)
     return _decode(files, expected, budget) if expected <= budget else None
@@ -37,7 +37,7 @@ def decode_to_memory(files: ImageFiles) -> PackedTiles:
     """Decode all images into memory.
 
     Raises:
-        UserError: they don't fit, or too many images are damaged.
+        UserError: they don't fit, or too many images are corrupt.
     """
     expected, available = estimated_bytes(files), available_memory() // processes_on_node()
     decoded = _decode(files, expected, available) if expected <= available else None
@@ -50,7 +50,7 @@ def decode_to_memory(files: ImageFiles) -> PackedTiles:
 
 
 def _decode(files: ImageFiles, expected: int, budget: int) -> PackedTiles | None:
-    """Decode all images into one block; None once they take more bytes than ``budget``."""
+    """Decode all images into one block; None if they take more bytes than ``budget``."""
     corrupt = CorruptLog(len(files), quiet=not first_on_node())
     dtype = np.dtype(np.uint16 if files.dtype == torch.uint16 else np.uint8)
     buffer: npt.NDArray[Any] = np.empty(expected // dtype.itemsize, dtype)

@@ -1,4 +1,4 @@
-"""Corrupt images: each is named once, and too many end the work."""
+"""Corrupt images: each is reported once, and too many raise an error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class CorruptImage(Exception):
-    """A file that should hold an image and cannot be read.
+    """An image file that cannot be read.
 
     Args:
         path: the file.
-        why: what is wrong with it, in a few words.
+        why: the reason, in a few words.
     """
 
     def __init__(self, path: str, why: str) -> None:
@@ -36,12 +36,12 @@ def allowed(images: int) -> int:
 
 
 class CorruptLog:
-    """Which images of a source turned out to be corrupt.
+    """The images of a source that were found corrupt.
 
     Args:
         images: how many images the source holds.
-        known: corrupt images that were named before, by position: file name and reason.
-        quiet: name none on the log, because another process finds and names the same.
+        known: corrupt images that were reported before, by position: file name and reason.
+        quiet: log nothing, because another process reports the same images.
     """
 
     def __init__(self, images: int, known: Mapping[int, str] | None = None, quiet: bool = False) -> None:
@@ -50,11 +50,11 @@ class CorruptLog:
         self.found: dict[int, str] = dict(known or {})
 
     def add(self, position: int, what: str) -> bool:
-        """Take note of an image and name it on the log, unless it is known already.
+        """Record an image and log it, unless it is known already.
 
         Args:
-            position: where the image stands in its source.
-            what: its file name and what is wrong with it.
+            position: the image's position in its source.
+            what: file name and reason.
 
         Returns:
             Whether it was new.

@@ -1,4 +1,4 @@
-"""One image file to an array of grey or RGB pixels, whatever it holds; a file that cannot be read says why."""
+"""Decoding an image file of any mode to grey or RGB pixels; the error for an unreadable file gives the reason."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _PLANES_TAG = 259, 262, 274, 284
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _WHITE_IS_ZERO = 0
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow makes grey of color
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts color to grey
 _TO_16_BITS = 257  # 255 becomes 65535
 
-Image.init()  # Pillow loads its plugins at the first use, which threads must not do at the same time
+Image.init()  # Pillow loads its plugins at first use, which is not thread-safe
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file holds, without its pixels.
+    """The properties of an image file, without its pixels.
 
     Args:
-        height, width: in pixels, as :func:`read_image` would give them.
-        grey: whether it has no color: one channel, perhaps with alpha.
-        bits: of a channel, 8 or 16; palettes and single bits count as 8.
+        height, width: in pixels, as :func:`read_image` returns them.
+        grey: whether it has one channel, perhaps with alpha.
+        bits: bits of a channel, 8 or 16; palettes and single bits count as 8.
     """
 
     height: int
@@ -45,16 +45,16 @@ def read_image(
 ) -> npt.NDArray[Any]:
     """Decode a PNG, JPEG, TIFF, WebP or BMP file.
 
-    As RGB, whatever the file holds: grey, palette and CMYK too; what is transparent lies on white, as a slide's
-    background is. As grey: color becomes luma, and the alpha channel of grey is dropped. In 8 bits, the upper 8 of 16
-    are kept (value // 256: the full range is mapped, whatever part of it the image uses); in 16 bits, values of 8 are
-    multiplied by 257. An orientation tag (EXIF, TIFF) is ignored: the pixels lie as they are stored. Of several pages
-    or frames the first is read.
+    RGB: grey, palette and CMYK images are converted; transparent pixels are blended with white, the background of a
+    slide. Grey: color is converted to luma, and the alpha channel of grey is dropped. 8 bits: of 16 bits, the upper 8
+    are kept (value // 256: the full range is mapped, regardless of the range that the image uses). 16 bits: 8-bit
+    values are multiplied by 257. An orientation tag (EXIF, TIFF) is ignored: pixels are returned as stored. Of several
+    pages or frames, the first is read.
 
     Args:
         path: the file; its content decides the format, not its suffix.
-        max_side: reduce an image whose longer side is larger (pixels) by the smallest whole factor that makes it fit.
-            Blocks of pixels are averaged; for JPEG, a factor's powers of two are taken while decoding.
+        max_side: reduce an image whose longer side is larger (pixels) by the smallest integer factor that makes it fit.
+            Blocks of pixels are averaged; for JPEG, powers of two of the factor are applied while decoding.
         channels: 3 for RGB, 1 for grey.
         dtype: uint8 or uint16.
 
@@ -63,7 +63,7 @@ def read_image(
 
     Raises:
         CorruptImage: missing, truncated, foreign, 32-bit or floating-point pixels, or more than ``MAX_PIXELS`` pixels
-            (refused before any memory is taken for them).
+            (refused before memory is allocated).
     """
     try:
         with _open(path) as image:
@@ -80,12 +80,12 @@ def read_image(
             return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * _TO_16_BITS
     except (CorruptImage, MemoryError):
         raise
-    except Exception as error:  # Pillow's plugins raise nearly every type on broken bytes
+    except Exception as error:  # Pillow's plugins raise nearly any type on corrupt bytes
         raise CorruptImage(str(path), _reason(error)) from error
 
 
 def read_header(path: str | Path, max_side: int | None = None) -> Header:
-    """What :func:`read_image` would give, from the file's header only.
+    """The properties of what :func:`read_image` returns, from the file's header only.
 
     Raises:
         CorruptImage: as for :func:`read_image`, as far as the header shows it.
@@ -101,7 +101,7 @@ def read_header(path: str | Path, max_side: int | None = None) -> Header:
 
 
 def read_size(path: str | Path, max_side: int | None = None) -> tuple[int, int]:
-    """The (height, width) in pixels that :func:`read_image` would give, from the file's header only.
+    """The (height, width) in pixels of what :func:`read_image` returns, from the file's header only.
 
     Raises:
         CorruptImage: as for :func:`read_header`.
@@ -111,7 +111,7 @@ def read_size(path: str | Path, max_side: int | None = None) -> tuple[int, int]:
 
 
 class _Tiff(Image.Image):
-    """Stands for a file that tifffile reads: its size is known, its pixels are read when they are asked for."""
+    """A file that tifffile reads: its size is known, its pixels are read on request."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class _Tiff(Image.Image):
 
 
 def _open(path: str | Path) -> Image.Image:
-    """Open with Pillow, or with tifffile the TIFFs that Pillow does not know or would not leave as they are."""
+    """Open with Pillow, or with tifffile for TIFFs that Pillow does not read or would change."""
     try:
         image: Image.Image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
@@ -132,11 +132,11 @@ def _open(path: str | Path) -> Image.Image:
         if not start:
             raise CorruptImage(str(path), "the file is empty") from None
         if start not in _TIFF_STARTS:
-            raise CorruptImage(str(path), "not an image, or cut off in its first bytes") from None
+            raise CorruptImage(str(path), "not an image, or truncated in its first bytes") from None
         return _Tiff(path)
     refuse_bomb(path, *image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Pillow turns such files itself, and garbles uncompressed ones; it garbles 16-bit planes, too
+        # Pillow applies the orientation itself, and corrupts uncompressed files; it corrupts 16-bit planes, too
         refuse_bomb(path, image.tag_v2.get(_TILE_WIDTH_TAG, 0), image.tag_v2.get(_TILE_HEIGHT_TAG, 0))
         turned = image.tag_v2.get(_ORIENTATION_TAG, 1) != 1
         planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
@@ -147,7 +147,7 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How Pillow unpacks the file, e.g. "RGB;16B": it makes 8 bits of each channel of some 16-bit files."""
+    """The mode in which Pillow unpacks the file, e.g. "RGB;16B": some 16-bit files are reduced to 8 bits."""
     tiles = getattr(image, "tile", None) or [None]
     arguments: Any = getattr(tiles[0], "args", "")
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -191,7 +191,7 @@ def _read_16_bits(path: str | Path, image: Image.Image) -> npt.NDArray[np.uint16
 
 
 def _with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.uint16]:
-    """Grey or RGB of what a 16-bit file holds."""
+    """The pixels of a 16-bit file as grey or RGB."""
     stored = pixels.shape[2]
     if channels == 1 and stored <= 2:
         return pixels[..., :1]
@@ -205,7 +205,7 @@ def _with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray
 
 
 def _reduce(pixels: npt.NDArray[np.uint16], factor: int) -> npt.NDArray[np.uint16]:
-    """Average blocks of pixels; those at the far edges may be smaller."""
+    """Average blocks of pixels; blocks at the right and lower edges may be smaller."""
     if factor == 1:
         return np.ascontiguousarray(pixels)
     rows, columns = (np.arange(0, n, factor) for n in pixels.shape[:2])
@@ -221,7 +221,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("32-bit or floating-point pixels have no agreed range; convert the image to 8 or 16 bits")
     if image.mode.startswith("I;16"):
         pixels = _upper_bits(np.asarray(image))
-        # Pillow inverts such 8-bit TIFFs itself, but not those of 16 bits
+        # Pillow inverts 8-bit TIFFs of this kind itself, but not 16-bit ones
         tags = getattr(image, "tag_v2", {})
         inverted = tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
         return Image.fromarray(255 - pixels if inverted else pixels).convert("RGB")

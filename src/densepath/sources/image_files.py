@@ -1,4 +1,4 @@
-"""Images as files, decoded whenever they are asked for."""
+"""Images as files, decoded on request."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of_files
 from densepath.core.errors import UserError
-from densepath.sources.batch import lay, new_canvas
+from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import Gathered, PixelSpec
 
 MAX_SIDE = 1024
@@ -27,26 +27,26 @@ _DECODED_SAMPLE = 32
 
 
 class ImageFiles:
-    """Image files, decoded one at a time; a corrupt one is replaced by the next in the source that can be read.
+    """Image files, decoded one at a time; a corrupt one is replaced by the next readable one of the source.
 
-    All images of a source have the channels and the depth that a sample of their headers decides: grey if all of them
-    are grey, else RGB, with grey replicated; 16 bits if any of them has 16, with values of 8 bits times 257. A file
-    outside the sample that has color in a grey source becomes its luma, one of 16 bits in an 8-bit source loses the
-    lower 8. The window of 16-bit images reaches to the highest bit that a sample of them uses: 4095 for 12-bit data.
+    A sample of the headers determines channels and bit depth of all images of a source: grey if all of the sample are
+    grey, else RGB, with grey replicated; 16 bits if any has 16, with 8-bit values times 257. Outside the sample, a
+    color file in a grey source is converted to luma, and a 16-bit file in an 8-bit source loses its lower 8 bits. The
+    window of 16-bit images extends to the highest bit that a sample of them uses: 4095 for 12-bit data.
 
     Args:
         paths: the files.
-        max_side: the longest side in pixels that a batch must find room for; larger images are reduced by a whole
+        max_side: the longest side of an image in a batch, in pixels; larger images are reduced by an integer
             factor (see :func:`densepath.sources.decode.read_image`).
     """
 
     decodes = True
     reads_boxes = False
     device = torch.device("cpu")
-    corrupt: Mapping[int, str] = MappingProxyType({})  # known once a file is decoded
+    corrupt: Mapping[int, str] = MappingProxyType({})  # unknown before a file is decoded
 
-    def __init__(self, paths: Iterable[str | Path] | Names, max_side: int = MAX_SIDE) -> None:
-        self.paths = paths if isinstance(paths, Names) else Names.of(str(path) for path in paths)
+    def __init__(self, paths: Iterable[str | Path] | PathTable, max_side: int = MAX_SIDE) -> None:
+        self.paths = paths if isinstance(paths, PathTable) else PathTable.of(str(path) for path in paths)
         self.max_side = max_side
         self._spec: PixelSpec | None = None
 
@@ -55,7 +55,7 @@ class ImageFiles:
 
     @property
     def spec(self) -> PixelSpec:
-        """What the pixels mean; looked up in the files when it is asked for the first time."""
+        """The meaning of the pixels, determined from the files at first use."""
         if self._spec is None:
             window = (0.0, 255.0) if self.dtype == torch.uint8 else (0.0, float(self._highest()))
             self._spec = PixelSpec.default(self.channels, window)
@@ -72,7 +72,7 @@ class ImageFiles:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all images: uint8 or uint16."""
+        """The dtype of all images: uint8 or uint16."""
         return torch.uint16 if any(header.bits == 16 for header in self._sampled.values()) else torch.uint8
 
     @cached_property
@@ -109,7 +109,7 @@ class ImageFiles:
         return {position: (header.height, header.width) for position, header in headers.items()}
 
     def _headers(self, most: int) -> tuple[dict[int, Header], CorruptImage | None]:
-        """The headers, by position, of images spread over the source; and the last error of one that has none."""
+        """The headers, by position, of images spread over the source; and the last error, if any."""
         headers: dict[int, Header] = {}
         last: CorruptImage | None = None
         for position in self._spread(most):
@@ -124,7 +124,7 @@ class ImageFiles:
         return [k * len(self) // count for k in range(count)]
 
     def _highest(self) -> int:
-        """The number whose bits are all that a sample of the images uses: 4095 for 12 bits."""
+        """The largest value with as many bits as a sample of the images uses: 4095 for 12 bits."""
         highest = 255
         for position in self._spread(_DECODED_SAMPLE):
             try:
@@ -139,10 +139,10 @@ class ImageFiles:
         return min(sides.items(), key=lambda item: item[1])
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
-        """Decode the images at the positions ``index`` (B,) int64, whole ones.
+        """Decode the whole images at the positions ``index`` (B,) int64.
 
         Returns:
-            The images. If more of them are corrupt than a source may have, only those before the last such one.
+            The images. If more are corrupt than a source may have, only those before the last corrupt one.
         """
         images: list[npt.NDArray[Any]] = []
         taken: list[int] = []
@@ -156,11 +156,11 @@ class ImageFiles:
         sizes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
         size = sizes.amax(dim=0).tolist() if images else (0, 0)
         canvas = new_canvas(len(images), size, self.channels, self.dtype, pin)
-        lay(canvas.numpy(), images)
+        fill_canvas(canvas.numpy(), images)
         return Gathered(canvas, sizes, torch.tensor(taken, dtype=torch.int64), corrupt)
 
     def digest(self, cache: Path) -> str:
-        """What identifies the images: the content of their files."""
+        """The identity of the images: a digest of their files' contents."""
         return digest_of_files(lambda: self.paths, len(self), cache)
 
     def _read_or_next(self, position: int, corrupt: dict[int, str]) -> tuple[int, npt.NDArray[Any]] | None:

@@ -1,4 +1,4 @@
-"""Which image files a folder, a text list or a glob pattern means, in an order that never changes."""
+"""The image files of a folder, a text list or a glob pattern, in a deterministic order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from densepath.core.errors import UserError, first_few
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LIST_SUFFIXES = (".txt", ".csv")
@@ -20,34 +20,34 @@ def find_images(source: str | Path) -> list[Path]:
     return [Path(name) for name in list_images(source)]
 
 
-def list_images(source: str | Path) -> Names:
-    """The image files of a source, held in little memory.
+def list_images(source: str | Path) -> PathTable:
+    """The image files of a source, in a compact table.
 
     Args:
         source: one of
-            a folder: the images in it and in the folders below, known by their suffix; names in the order of their
-            characters, hidden files and folders left out, links followed;
-            a text list (.txt, .csv): one path a line, absolute or relative to the list's folder, in the list's order;
-            blank lines and lines that begin with # are skipped;
+            a folder: the images in it and its subfolders, recognized by their suffix; sorted by the characters of their
+            names, without hidden files and folders, following links;
+            a text list (.txt, .csv): one path per line, absolute or relative to the list's folder, in the list's order;
+            blank lines and lines that start with # are skipped;
             a glob pattern (``**`` crosses folders): the images that match, sorted;
             one image.
 
     Raises:
-        UserError: the source is missing or cannot be read, holds no image, or lists files that are missing.
+        UserError: the source is missing or cannot be read, contains no image, or lists missing files.
     """
     text = str(source)
     if os.path.isdir(text):
-        names = Names.of(_walk(text, ()))
-        empty = f"{text} holds no {_KINDS} image, nor does a folder below it; check the path"
+        names = PathTable.of(_walk(text, ()))
+        empty = f"{text} and its subfolders contain no {_KINDS} image; check the path"
     elif text.lower().endswith(LIST_SUFFIXES):
         names = _listed(text)
-        empty = f"the list {text} names no image; give it one path a line"
+        empty = f"the list {text} names no image; give one path per line"
     else:
         found = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
         if not found:
             raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
-        names = Names.of(name for name in found if _is_image(name) and os.path.isfile(name))
-        empty = f"{text} is no {_KINDS} image, nor a folder or a text list (.txt, .csv) of them; check the path"
+        names = PathTable.of(name for name in found if _is_image(name) and os.path.isfile(name))
+        empty = f"{text} is not a {_KINDS} image, a folder or a text list (.txt, .csv) of images; check the path"
     if not len(names):
         raise UserError(empty)
     return names
@@ -58,7 +58,7 @@ def _is_image(name: str) -> bool:
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Images depth first; ``above`` identifies the folders on the way here, which links must not lead back to."""
+    """Images depth first; ``above`` identifies the parent folders, to which links must not lead back."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as entries:
@@ -75,10 +75,10 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
             yield entry.path
 
 
-def _listed(path: str) -> Names:
+def _listed(path: str) -> PathTable:
     missing: list[str] = []
     try:
-        names = Names.of(_entries(path, missing))
+        names = PathTable.of(_entries(path, missing))
     except OSError as error:
         raise UserError(f"the list {path} cannot be read ({error.strerror}); check the path") from error
     if missing:
@@ -90,7 +90,7 @@ def _listed(path: str) -> Names:
 
 
 def _entries(path: str, missing: list[str]) -> Iterator[str]:
-    """The files that a list names; what does not exist goes to ``missing`` instead."""
+    """The files that a list names; missing ones are added to ``missing`` instead."""
     folder = os.path.dirname(path)
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):

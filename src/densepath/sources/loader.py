@@ -25,8 +25,8 @@ from densepath.sources.prefetch import ahead
 from densepath.sources.workers import end_workers, into_shared_memory, out_of_shared_memory
 
 _AHEAD = 2  # batches
-_CHUNK = 32  # images that a worker decodes at a time: what is under way is bounded whatever the batch size
-_GRACE = 10  # seconds that a worker lives on after SIGTERM
+_CHUNK = 32  # images that a worker decodes at a time: bounds the memory for any batch size
+_GRACE = 10  # seconds until a worker ends after SIGTERM
 _BLOCK = 8192  # positions that are shuffled at a time
 
 _Order = Iterator[tuple[int, Tensor]]  # each step with the positions (B,) of its images
@@ -49,10 +49,10 @@ class _Wanted:
     """A batch before it is read.
 
     Args:
-        step: of the run.
+        step: step of the run.
         index: (B,) positions in the source.
-        plan: its views, where they are drawn first.
-        boxes: (B, 2, d) what they need.
+        plan: the plan of its views, if they are drawn first.
+        boxes: (B, 2, d) the boxes that the views need.
     """
 
     step: int
@@ -68,32 +68,32 @@ class _Wanted:
 
 
 class ImageBatches:
-    """The batches of a run, in an order that depends on the seed alone.
+    """The batches of a run, in an order that depends only on the seed.
 
     Step ``s`` takes the positions ``s G`` to ``(s + 1) G`` of its epoch's permutation, G being the images of all
-    processes together; each process takes its slice of them. What does not fill a batch at an epoch's end is left out.
-    A corrupt image is replaced by the next one of the source that can be read; it is named once on the log.
+    processes together; each process takes its slice of them. Images that do not fill a batch at the end of an epoch are
+    left out. A corrupt image is replaced by the next readable one of the source; it is logged once.
 
-    Of a source that reads boxes, the views of a batch are drawn first, and only the boxes that they need are read. An
-    image that replaces a corrupt one has its own views, as everywhere.
+    For a source that reads boxes, the views of a batch are drawn first, and only the boxes that they need are read. An
+    image that replaces a corrupt one has its own views.
 
     Args:
-        images: the source. It is read by one thread (none if it lies on a GPU); one that has to decode its images, by
-            ``workers`` processes, or by the thread if there are none.
+        images: the source. A background thread reads it, except on a GPU; if its images must be decoded, ``workers``
+            processes do so, or the thread if there are none.
         batch_size: images in a batch of one process.
-        seed: of the order.
-        epochs, max_steps: the length of the run, in epochs or in batches of one process; ``max_steps`` counts if both
-            are given.
-        rank, world_size: which of how many processes this is.
+        seed: seed of the order.
+        epochs, max_steps: the length of the run, in epochs or in batches of one process; ``max_steps`` is used if
+            both are given.
+        rank, world_size: number of this process, from 0, and number of processes.
         workers: processes that decode images.
-        start_step: the first step, for a run that is resumed.
+        start_step: the first step of a resumed run.
         device: where the training runs; for a GPU the batches come in page-locked memory.
         draw: draws the views of images before they are read (``ViewMaker.draw``); used for a source that reads boxes.
-        extras: what is known of each image, by name, which then comes with the batches.
+        extras: annotations of each image, by name, which are added to the batches.
 
     Raises:
-        UserError: the batches of all processes together need more images than there are; while iterating: more than
-            1% of the images are corrupt, or a worker process died.
+        UserError: the batches of all processes together need more images than the source has; while iterating: more
+            than 1% of the images are corrupt, or a worker process died.
     """
 
     def __init__(
@@ -143,17 +143,17 @@ class ImageBatches:
 
     @property
     def corrupt(self) -> tuple[str, ...]:
-        """The corrupt files that this process knows of."""
+        """The corrupt files that this process found so far."""
         return tuple(self.images.names(position) for position in sorted(self._corrupt.found))
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return self._made(self._order(), self.draw)
 
     def each_image(self, draw: DrawViews | None = None) -> Iterator[ImageBatch]:
-        """This process's share of all images, once: every ``world_size``-th, from that of its rank on.
+        """This process's share of all images, once: every ``world_size``-th, starting at its rank.
 
-        The last batch may be smaller. A corrupt image is replaced by another. ``draw`` as for the class: it draws the
-        views that these images are for.
+        The last batch may be smaller. A corrupt image is replaced by another. ``draw`` is as for
+        the class, for the views of these images.
         """
         share = torch.arange(self.rank, len(self.images), self.global_size // self.batch_size)
         return self._made(((0, index) for index in share.split(self.batch_size)), draw)
@@ -161,7 +161,7 @@ class ImageBatches:
     def _made(self, order: _Order, draw: DrawViews | None) -> Iterator[ImageBatch]:
         loaders: list[Any] = []
         batches = self._batches(order, draw if self.images.reads_boxes else None, loaders)
-        # Workers are started in the thread, or the death of one would interrupt the main thread wherever it is
+        # Workers are started in the thread: otherwise the death of one would interrupt the main thread anywhere
         return (
             batches
             if self.images.device.type == "cuda"
@@ -186,7 +186,7 @@ class ImageBatches:
             yield wanted, self.images.gather(wanted.index, wanted.boxes, pin)
 
     def _decoded(self, batches: Iterator[_Wanted], pin: bool, loaders: list[Any]) -> Iterator[tuple[_Wanted, Gathered]]:
-        """Each batch, read in chunks, by other processes if there are any; who reads them joins ``loaders``."""
+        """Each batch, read in chunks, by other processes if there are any; their iterator is added to ``loaders``."""
         ordered: deque[_Wanted] = deque()
 
         def chunks() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -201,9 +201,9 @@ class ImageBatches:
             num_workers=self.workers,
             prefetch_factor=2 if self.workers else None,
             worker_init_fn=outlive_signals,
-            generator=torch.Generator(),  # or it would draw from the user's global one
+            generator=torch.Generator(),  # otherwise it would draw from the global one
         )
-        with telling_of_death(self.workers, "use fewer workers, or pack the images first"):
+        with report_dead_workers(self.workers, "use fewer workers, or pack the images first"):
             loaders.append(iter(loader))
             parts: Iterator[Gathered] = loaders[-1]
             try:
@@ -215,7 +215,7 @@ class ImageBatches:
                 loaders.clear()
 
     def _want(self, step: int, index: Tensor, draw: DrawViews | None) -> _Wanted:
-        """A batch of a step; its views are drawn, where that comes first, for images that are not known as corrupt."""
+        """A batch of a step; if its views are drawn first, then for images that are not known to be corrupt."""
         if draw is None:
             return _Wanted(step, index)
         if self._corrupt.found:
@@ -230,13 +230,13 @@ class ImageBatches:
         return position
 
     def _note(self, gathered: Gathered) -> list[str]:
-        """The names of images that were found corrupt just now. Raises UserError where they are too many."""
+        """The names of newly found corrupt images. Raises UserError if there are too many."""
         new = [position for position, what in gathered.corrupt.items() if self._corrupt.add(position, what)]
         self._corrupt.check()
         return [self.images.names(position) for position in new]
 
     def _batch(self, wanted: _Wanted, gathered: Gathered, corrupt: tuple[str, ...]) -> ImageBatch:
-        # Extras of the images that were read, some of which may replace corrupt ones.
+        # By the index of the images that were read: some may replace corrupt ones.
         pin = self._pins()
         return ImageBatch(
             gathered.pixels,
@@ -265,7 +265,7 @@ class ImageBatches:
                 step += 1
 
     def _pins(self) -> bool:
-        """Whether batches go into page-locked memory, which this thread must then ask the right GPU for."""
+        """Whether batches use page-locked memory; if so, select the GPU that this thread allocates it for."""
         if self.device.type != "cuda":
             return False
         torch.cuda.set_device(self.device)
@@ -281,12 +281,12 @@ class _Decoder(Dataset[Gathered]):
 
 
 @contextmanager
-def telling_of_death(workers: int, remedy: str) -> Iterator[None]:
-    """Say that a process died that decodes images, where the loader in use says something else.
+def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
+    """Turn the loader's errors about a dead worker process into a UserError.
 
     Args:
-        workers: how many such processes there are.
-        remedy: what to do about it.
+        workers: number of worker processes.
+        remedy: what the user can do.
 
     Raises:
         UserError: one of them died.
@@ -296,16 +296,16 @@ def telling_of_death(workers: int, remedy: str) -> Iterator[None]:
     except (RuntimeError, OSError, EOFError) as error:
         if workers and (why := out_of_shared_memory(error)):
             raise UserError(why) from error
-        # What came through from a worker that lives begins with "Caught"
+        # Errors that a living worker passes on start with "Caught"
         if not workers or str(error).startswith("Caught"):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"a process that decodes images died, most likely for want of memory ({reason}); {remedy}"
+            f"a process that decodes images died, most likely out of memory ({reason}); {remedy}"
         ) from error
 
 
 def outlive_signals(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach workers too, while the main process still ends its step and saves."""
+    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # whose signal then ends the process
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # SIGALRM then ends the process

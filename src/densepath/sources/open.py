@@ -16,7 +16,7 @@ from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
 
 Cache = Literal["auto", "ram", "none"]
-_KEPT_FREE = 0.5  # share of a GPU's memory that training keeps for itself
+_KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
 
 
 def open_images(
@@ -28,35 +28,34 @@ def open_images(
         source: folder, text list or glob pattern (see :func:`densepath.sources.listing.list_images`), or a packed
             store.
         cache, device: as for :func:`cache_images`.
-        max_side: images of files whose longer side is larger (pixels) are reduced, so that the memory of a batch is
-            bounded.
+        max_side: images in files whose longer side is larger (pixels) are reduced, which bounds the memory of a batch.
 
     Raises:
-        UserError: the source is missing, empty or cannot be read, or too many of its images are damaged.
+        UserError: the source is missing, empty or cannot be read, or too many of its images are corrupt.
     """
     return cache_images(find_source(source, max_side), cache, device)
 
 
 def find_source(source: str | Path, max_side: int = MAX_SIDE) -> PixelSource:
-    """Find the images of a source; no pixels are read. Arguments and errors as for :func:`open_images`."""
+    """Find the images of a source without reading pixels. Arguments and errors as for :func:`open_images`."""
     if str(source).lower().endswith(SUFFIX):
         return open_store(source)
     return ImageFiles(list_images(source), max_side)
 
 
 def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:
-    """Decode images into memory where that helps.
+    """Decode images into memory where that is useful.
 
     Args:
         images: the source.
-        cache: ``ram`` decodes all images into memory now; ``none`` reads files and stores as they are needed; ``auto``
-            decodes into memory what takes less than a quarter of the available memory, over all processes of this
-            machine, and puts decoded images or a store onto ``device`` if that is a GPU and at least half of its memory
+        cache: ``ram`` decodes all images into memory now; ``none`` reads files and stores on demand; ``auto`` decodes
+            images into memory if they take less than a quarter of the available memory, over all processes of this
+            machine, and copies decoded images or a store to ``device`` if that is a GPU and at least half of its memory
             stays free.
         device: where the training runs.
 
     Raises:
-        UserError: the images cannot be read, or too many of them are damaged.
+        UserError: the images cannot be read, or too many of them are corrupt.
     """
     if cache not in ("auto", "ram", "none"):
         raise UserError(f"unknown cache {cache!r}; choose auto, ram or none")
@@ -76,7 +75,7 @@ def _fits(images: PackedTiles, device: torch.device | str) -> bool:
     if torch.device(device).type != "cuda":
         return False
     free, total = torch.cuda.mem_get_info(device)
-    # Tiles of one size are gathered by one operation; others image by image, which is quicker on the CPU.
+    # Tiles of one size are gathered by one operation; others one by one, which is faster on the CPU.
     return images.uniform and images.pixels.nbytes <= free - _KEPT_FREE * total
 
 

@@ -1,4 +1,4 @@
-"""Decoded images in one flat tensor, wherever it lies: mapped from a file, in memory, on a GPU."""
+"""Decoded images in one flat tensor: mapped from a file, in memory, or on a GPU."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import torch
 from torch import Tensor
 
 from densepath.core.digests import digest_of_files, digest_of_tensors
-from densepath.sources.batch import box_of, lay, new_canvas
+from densepath.sources.batch import box_of, fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import Gathered, PixelSpec
 
-BLOCK = 2**16  # entries of a table that are looked at together: a table of millions is never copied
-_LARGE = 2**21  # pixels of an image from which on boxes of it are worth reading; files are packed at half of that
+BLOCK = 2**16  # entries of a table that are processed at a time: a table of millions is never copied
+_LARGE = 2**21  # pixels of an image above which reading boxes is worthwhile; packed files have at most half as many
 _RGB = PixelSpec()
 
 
 class PackedTiles:
     """Decoded images of any dtype, of 2 or 3 dimensions, one after another.
 
-    Boxes are read where the largest image has more than 2 million pixels. Smaller ones are copied whole, which is
-    quickest for tiles of one size: one operation gathers a batch of them.
+    Boxes are read if the largest image has more than 2 million pixels. Smaller images are copied whole, which is
+    fastest for tiles of one size: one operation gathers a batch of them.
 
     Args:
-        pixels: (numbers,) of any dtype, each image as its (*size, C) numbers.
+        pixels: (values,) of any dtype, each image as its (*size, C) values.
         sizes: (N, d) int32 on the CPU, each image's size in pixels.
-        offsets: (N,) int64 on the CPU, where in ``pixels`` each image begins.
-        names: the images' file names, which become the attribute ``paths``.
+        offsets: (N,) int64 on the CPU, where in ``pixels`` each image starts.
+        names: the images' file names; attribute ``paths``.
         corrupt: positions whose file could not be read, with file name and reason; the next image replaces each.
-        file: the packed store on disk that holds them, if there is one.
-        spec: what the numbers mean.
+        file: the packed store on disk, if there is one.
+        spec: the meaning of the values.
         spacing: (N, d) float32 on the CPU: the distance of neighboring pixels along each axis; None where unknown.
 
     Attributes:
@@ -52,7 +52,7 @@ class PackedTiles:
         pixels: Tensor,
         sizes: Tensor,
         offsets: Tensor,
-        names: Names,
+        names: PathTable,
         corrupt: Mapping[int, str] | None = None,
         file: Path | None = None,
         spec: PixelSpec = _RGB,
@@ -83,12 +83,12 @@ class PackedTiles:
 
     @property
     def device(self) -> torch.device:
-        """Where the pixels lie."""
+        """The device of the pixels."""
         return self.pixels.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the pixels."""
+        """The dtype of the pixels."""
         return self.pixels.dtype
 
     def sizes(self, index: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class PackedTiles:
         return None if self._spacing is None else self._spacing[index]
 
     def to(self, device: torch.device | str) -> PackedTiles:
-        """The store with its pixels in the memory of a device (copied there, also from a file to the CPU's memory)."""
+        """The store with its pixels copied to the memory of a device (from a mapped file, also to the CPU's)."""
         pixels = self.pixels.to(device, copy=True)
         return PackedTiles(
             pixels, self.table, self.offsets, self.paths, self.corrupt, self.file, self.spec, self._spacing
@@ -124,44 +124,44 @@ class PackedTiles:
         return image.cpu().numpy()
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
-        """Copy images, or boxes of them, onto one canvas on the device where the pixels lie.
+        """Copy images, or boxes of them, onto one canvas on the device of the pixels.
 
         Args:
             index: (B,) int64 on the CPU, positions in the source.
-            boxes: (B, 2, d) the boxes wanted; whole images where None.
+            boxes: (B, 2, d) the boxes to read; None for whole images.
             pin: into page-locked memory, from where a GPU fetches them while other work runs.
         """
         index = self._readable(index)
         sizes = self.sizes(index)
         if boxes is not None:
-            boxes = torch.minimum(boxes, sizes.unsqueeze(1))  # of an image that replaces a larger one
+            boxes = torch.minimum(boxes, sizes.unsqueeze(1))  # an image may replace a larger one
         size = (sizes if boxes is None else boxes[:, 1] - boxes[:, 0]).amax(dim=0).tolist()
         if self.pixels.is_cuda:
             return Gathered(self._gather_on_device(index, size, boxes), sizes, index, {}, boxes)
         canvas = new_canvas(len(index), size, self.spec.channels, self.dtype, pin)
-        numbers, places = self.pixels.numpy(), canvas.numpy()
+        numbers, out = self.pixels.numpy(), canvas.numpy()
         if self.uniform and boxes is None:
             shape = (*size, self.spec.channels)
             tile = math.prod(shape)
             tiles = numbers[: len(numbers) // tile * tile].reshape(-1, *shape)
             rows = (self.offsets[index] // tile).numpy()
-            np.take(tiles, rows, axis=0, out=places, mode="clip")  # "raise" would copy everything twice
+            np.take(tiles, rows, axis=0, out=out, mode="clip")  # "raise" would copy everything twice
         else:
-            lay(places, self._parts(numbers, index, boxes))
+            fill_canvas(out, self._parts(numbers, index, boxes))
         return Gathered(canvas, sizes, index, {}, boxes)
 
     def digest(self, cache: Path) -> str:
-        """What identifies the images: their files' content if they have any, else their pixels."""
+        """The identity of the images: a digest of their files' contents if there are any, else of their pixels."""
         if self.file is not None:
             store = self.file
             return digest_of_files(lambda: [store], 1, cache)
-        # Decoded images are known by their files, because they may be read without decoding next time.
+        # Decoded images are identified by their files: the next run may read the files without decoding all of them.
         if all(map(os.path.exists, self.paths)):
             return digest_of_files(lambda: self.paths, len(self), cache)
         return digest_of_tensors({"table": self.table, "pixels": self.pixels})
 
     def _gather_on_device(self, index: Tensor, size: list[int], boxes: Tensor | None) -> Tensor:
-        # CUDA indexes no unsigned numbers of 16 bits; their bits can be moved as signed ones.
+        # CUDA cannot index uint16; the bits are moved as int16.
         numbers = self.pixels.view(torch.int16) if self.dtype == torch.uint16 else self.pixels
         shape = (*size, self.spec.channels)
         if self.uniform and boxes is None:
@@ -171,7 +171,7 @@ class PackedTiles:
             canvas = tiles.index_select(0, rows).view(-1, *shape)
         else:
             canvas = torch.empty((len(index), *shape), dtype=numbers.dtype, device=self.device)
-            lay(canvas, self._parts(numbers, index, boxes))
+            fill_canvas(canvas, self._parts(numbers, index, boxes))
         return canvas.view(self.dtype)
 
     def _images(self, numbers: Any, index: Tensor) -> Iterator[Any]:

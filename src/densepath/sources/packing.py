@@ -1,8 +1,8 @@
-"""Packed stores on disk: decoded images in one file that is mapped into memory and trains with no decoding.
+"""Packed stores on disk: decoded images in one file that is mapped into memory, for training without decoding.
 
-The file is a plain safetensors file, readable by ``safetensors.safe_open`` too. It holds ``pixels`` ((N, *size, C) if
-all images have one size, else flat numbers), ``offsets``, ``sizes``, ``name_starts`` and ``names``, perhaps
-``spacing``, and in its metadata what the pixels' numbers mean. Room is kept for its header, because the pixels are
+The file is a plain safetensors file, readable by ``safetensors.safe_open`` too. It contains ``pixels`` ((N, *size, C)
+if all images have one size, else flat values), ``offsets``, ``sizes``, ``name_starts``, ``names``, optionally
+``spacing``, and in its metadata the specification of the pixels. The header has a fixed size, because the pixels are
 written before their number is known. Version 1, of 8-bit RGB only, is read too.
 """
 
@@ -26,7 +26,7 @@ from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import list_images
 from densepath.sources.packed import BLOCK, PackedTiles
-from densepath.sources.path_table import Names
+from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.read_all import read_all
 
@@ -44,22 +44,22 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> Path:
-    """Decode all images of a source into one file that is read by mapping it into memory.
+    """Decode all images of a source into one file, which is read by mapping it into memory.
 
     Args:
         source: folder, text list or glob pattern, see :func:`densepath.sources.listing.list_images`.
-        dest: the file to write, named ``*.safetensors``.
-        max_side: larger images are reduced as in training from files (pixels).
+        dest: the file to write, ``*.safetensors``.
+        max_side: larger images (pixels) are reduced, as in training from files.
 
     Returns:
-        The path of the store. Damaged images are named and left out.
+        The path of the store. Corrupt images are logged and left out.
 
     Raises:
-        UserError: the source holds no images or too many damaged ones, or ``dest`` exists or has another suffix.
+        UserError: the source contains no images or too many corrupt ones, or ``dest`` exists or has another suffix.
     """
     dest = Path(dest)
     if dest.suffix.lower() != SUFFIX:
-        raise UserError(f"a packed store is a {SUFFIX} file; call it {dest.name}{SUFFIX} instead of {dest.name}")
+        raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
     if dest.exists():
         raise UserError(f"{dest} already exists; name another file or remove it first")
     files = ImageFiles(list_images(source), max_side)
@@ -68,7 +68,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> P
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:
         sizes, dtype = _write_pixels(file, (image for image in images if image is not None))
         root = Path(source) if Path(source).is_dir() else Path(source).parent
-        names = Names.of(
+        names = PathTable.of(
             _relative(files.names(position), root) for position in range(len(files)) if position not in corrupt.found
         )
         write_tables(file, sizes, names, files.spec, dtype)
@@ -82,18 +82,18 @@ def write_store(
     spec: PixelSpec,
     spacing: npt.NDArray[np.float32] | None = None,
 ) -> Path:
-    """Write images that are in memory, of 2 or 3 dimensions, as a packed store.
+    """Write images in memory, of 2 or 3 dimensions, as a packed store.
 
     Args:
         dest: the file to write.
         images: (*size, C) of one dtype.
-        names: what they are called.
-        spec: what their numbers mean.
+        names: their names.
+        spec: the meaning of their values.
         spacing: (N, d) the distance of neighboring pixels along each axis, in µm or mm.
     """
     with atomic_write(Path(dest)) as temporary, open(temporary, "wb") as file:
         sizes, dtype = _write_pixels(file, images)
-        write_tables(file, sizes, Names.of(names), spec, dtype, spacing)
+        write_tables(file, sizes, PathTable.of(names), spec, dtype, spacing)
     return Path(dest)
 
 
@@ -101,7 +101,7 @@ def open_store(path: str | Path) -> PackedTiles:
     """Map a packed store into memory.
 
     Raises:
-        UserError: the file is missing, foreign, of another version, or cut off.
+        UserError: the file is missing, not a packed store, of another version, or truncated.
     """
     try:
         tensors, spec = _map(Path(path))
@@ -109,7 +109,7 @@ def open_store(path: str | Path) -> PackedTiles:
         raise UserError(f"the packed store {path} cannot be read ({error.strerror}); check the path") from error
     if not _consistent(tensors, spec):
         raise _broken(path, "its tables do not fit its pixels")
-    names = Names(tensors["names"], tensors["name_starts"])
+    names = PathTable(tensors["names"], tensors["name_starts"])
     pixels, sizes, offsets = tensors["pixels"].flatten(), tensors["sizes"], tensors["offsets"]
     return PackedTiles(pixels, sizes, offsets, names, file=Path(path), spec=spec, spacing=tensors.get("spacing"))
 
@@ -124,7 +124,7 @@ def _consistent(tensors: dict[str, Tensor], spec: PixelSpec) -> bool:
     total, end = tensors["pixels"].numel(), 0
     for first in range(0, count, BLOCK):
         block = slice(first, first + BLOCK)
-        # In floating point first: products of absurd sizes would wrap around.
+        # In floating point first: products of wrong, huge sizes would overflow.
         if int(sizes[block].min()) < 1 or float(sizes[block].double().prod(dim=1).max()) > total:
             return False
         numbers_each = sizes[block].to(torch.int64).prod(dim=1) * spec.channels
@@ -142,11 +142,11 @@ def _relative(name: str, root: Path) -> str:
 
 
 def _broken(path: str | Path, why: str) -> UserError:
-    return UserError(f"the packed store {path} is damaged or was cut off ({why}); pack the images again")
+    return UserError(f"the packed store {path} is damaged or truncated ({why}); pack the images again")
 
 
 def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], np.dtype[Any]]:
-    """Write the images one after another; (N, d) their sizes, and the dtype that all of them have."""
+    """Write the images one after another. Returns their sizes (N, d) and their dtype."""
     file.seek(HEADER)
     sizes, dimensions, dtype = array("i"), 2, np.dtype(np.uint8)
     for image in images:
@@ -159,18 +159,18 @@ def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[Any]]) -> tuple[n
 def write_tables(
     file: BinaryIO,
     sizes: npt.NDArray[np.int32],
-    names: Names,
+    names: PathTable,
     spec: PixelSpec = _RGB,
     dtype: npt.DTypeLike = np.uint8,
     spacing: npt.NDArray[np.float32] | None = None,
 ) -> None:
-    """Write what comes after the pixels, where the file stands now, and the header before them."""
+    """Write the tables after the pixels, at the file's current position, and the header before them."""
     numbers_each = sizes.astype(np.int64).prod(axis=1) * spec.channels
     total = int(numbers_each.sum())
     pixel_bytes = total * np.dtype(dtype).itemsize
     uniform = bool((sizes == sizes[0]).all())
     tables: dict[str, npt.NDArray[Any]] = {
-        "padding": np.zeros(-pixel_bytes % 8, np.uint8),  # the next table begins at a multiple of its numbers' 8 bytes
+        "padding": np.zeros(-pixel_bytes % 8, np.uint8),  # aligns the next table to 8 bytes
         "offsets": numbers_each.cumsum() - numbers_each,
         "name_starts": names.starts.numpy(),
         "sizes": sizes,
@@ -229,7 +229,7 @@ def _map(path: Path) -> tuple[dict[str, Tensor], PixelSpec]:
         ends = [entry["data_offsets"][1] for entry in header.values()]
         if start + max(ends) != size:
             raise _broken(path, f"{size:,} bytes instead of {start + max(ends):,}")
-        mapped = np.memmap(path, np.uint8, mode="c")  # private pages: tensors want memory that may be written
+        mapped = np.memmap(path, np.uint8, mode="c")  # private pages: tensors need writable memory
         wanted = _TABLES | {"pixels": header["pixels"]["dtype"] if version != "1" else "U8"}
         wanted |= {"spacing": "F32"} if "spacing" in header else {}
         if any(header[key]["dtype"] != kind for key, kind in wanted.items()):

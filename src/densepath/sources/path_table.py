@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 2**14  # names that are taken at a time
-_IN_MEMORY = 2**24  # bytes of a table; what is longer goes to a temporary file, which is mapped
+_BLOCK = 2**14  # names that are processed at a time
+_IN_MEMORY = 2**24  # bytes of a table; a longer one is written to a temporary file, which is mapped
 
 
-class Names:
-    """A sequence of strings that costs their bytes and eight more each; of millions, on disk rather than in memory.
+class PathTable:
+    """A sequence of strings that takes their bytes and eight more for each; millions are on disk, not in memory.
 
-    Tensors, because worker processes get those through shared memory, however they are started.
+    It consists of tensors, because worker processes share those, however they are started.
 
     Args:
         text: (bytes,) uint8, all names one after another, in the file system's encoding.
-        starts: (N + 1,) int64, where each name begins in ``text``, and where the last one ends.
+        starts: (N + 1,) int64, the start of each name in ``text``, and the end of the last one.
     """
 
     def __init__(self, text: Tensor, starts: Tensor) -> None:
@@ -31,8 +31,8 @@ class Names:
         self.starts = starts
 
     @classmethod
-    def of(cls, strings: Iterable[str]) -> Names:
-        """Take the strings one at a time, so that they may come from a generator."""
+    def of(cls, strings: Iterable[str]) -> PathTable:
+        """Build the table from strings; they are consumed one at a time, so a generator is fine."""
         text, starts = _Table(), _Table()
         starts.add(bytes(8))
         names = iter(strings)
@@ -60,7 +60,7 @@ class Names:
 
 
 class _Table:
-    """Bytes that grow at their end, in memory while they are few."""
+    """A buffer of bytes that grows at its end, in memory while it is small."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -74,7 +74,7 @@ class _Table:
             self._spill()
 
     def tensor(self, dtype: np.dtype[Any]) -> Tensor:
-        """What was added, as numbers."""
+        """The bytes as numbers of a dtype."""
         if self._file is None:
             return torch.from_numpy(np.frombuffer(self._recent, dtype))
         self._spill()

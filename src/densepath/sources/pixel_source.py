@@ -1,4 +1,4 @@
-"""What a source of images is: the protocols that training, probes and detectors read pixels through."""
+"""The protocols of image sources, through which training, probes and detectors read pixels."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 
-# The statistics of ImageNet, which most published weights of color images were trained with.
+# ImageNet's statistics, with which most published weights for color images were trained.
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# About those of ImageNet's luma, which weights of color images meet when they are given grey ones.
+# Approximately those of ImageNet's luma: weights for color images see them when they are given grey ones.
 _GREY_MEAN, _GREY_STD = 0.449, 0.226
 
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """What the numbers of a source's pixels mean, and how a network sees them.
+    """The meaning of a source's pixel values, and their normalization for a network.
 
-    A network sees ``((x - low) / (high - low) clamped to [0, 1] - mean) / std``. It is part of a run's record and of
-    exported weights: whoever applies a network normalizes as its training did.
+    A network sees ``((x - low) / (high - low) clamped to [0, 1] - mean) / std``. It is part of a
+    run's record and of exported weights, so that a network is always applied with the normalization of its training.
 
     Args:
         ndim: spatial dimensions d: 2 for images, 3 for volumes.
-        channels: C, the channels of a pixel.
+        channels: C, the number of channels of a pixel.
         window: (low, high), the stored values that become 0 and 1, e.g. (-1000, 1000) for CT in Hounsfield units.
-        mean, std: of each channel, for values in [0, 1].
+        mean, std: mean and standard deviation of each channel, for values in [0, 1].
 
     Raises:
-        UserError: values that make no sense together.
+        UserError: the values are inconsistent.
     """
 
     ndim: int = 2
@@ -68,7 +68,7 @@ class PixelSpec:
         """The specification that :meth:`record` wrote.
 
         Raises:
-            UserError: the record holds something else.
+            UserError: the record is not a specification.
         """
         try:
             values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
@@ -78,10 +78,10 @@ class PixelSpec:
 
     @classmethod
     def default(cls, channels: int, window: tuple[float, float] = (0.0, 255.0), ndim: int = 2) -> PixelSpec:
-        """What is taken for images of so many channels: ImageNet's statistics for RGB, those of its luma otherwise.
+        """The default for a number of channels: ImageNet's statistics for RGB, those of its luma otherwise.
 
-        Grey images have mean 0.449 and standard deviation 0.226 whatever they show, and volumes too: a network is
-        less sensitive to them than to the window.
+        All grey images and volumes get mean 0.449 and standard deviation 0.226, whatever their content: a network is
+        less sensitive to these than to the window.
         """
         if channels == 3:
             return cls(ndim, channels, window)
@@ -93,10 +93,10 @@ class PixelSpec:
         std: Sequence[float] | None = None,
         window: Sequence[float] | None = None,
     ) -> PixelSpec:
-        """The specification with the values that are given.
+        """The specification with the given values replaced.
 
         Raises:
-            UserError: they make no sense together.
+            UserError: the values are inconsistent.
         """
         if window is not None and len(window) != 2:
             raise UserError(f"the window must be two numbers, the smaller first, not {list(window)}")
@@ -122,9 +122,9 @@ class PixelSpec:
         return (pixels * std + mean).clamp(0, 1)
 
     def to_rgb(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """An image (H, W, C) for eyes, and for algorithms that look at 8-bit RGB: its window in 256 steps, (H, W, 3).
+        """An image (H, W, C) as 8-bit RGB (H, W, 3), for display and algorithms that need it: its window in 256 steps.
 
-        8-bit RGB stays as it is.
+        8-bit RGB is returned unchanged.
 
         Raises:
             UserError: the images are volumes, or have neither 1 nor 3 channels.
@@ -151,13 +151,13 @@ class Gathered:
     """Images of one batch, or of a part of it.
 
     Args:
-        pixels: (B, *spatial, C) of the source's own dtype, on one canvas: each image, or the box of it that was read,
-            in the low corner, zeros around it.
+        pixels: (B, *spatial, C) of the source's dtype, on one canvas: each image, or the box of it that was read, in
+            the low corner, with zeros around it.
         sizes: (B, d) int64, the sizes of the whole images in pixels, on the CPU.
         index: (B,) int64, the images' positions in their source, on the CPU.
         corrupt: positions of the images that could not be read, each with file name and reason.
         boxes: (B, 2, d) int64 on the CPU: the low corner (included) and the high corner (excluded) of the box of each
-            image that ``pixels`` holds, in the order of the tensor's axes; None where it holds whole images.
+            image that ``pixels`` contains, in the order of the tensor's axes; None for whole images.
     """
 
     pixels: Tensor
@@ -168,16 +168,16 @@ class Gathered:
 
 
 class PixelSource(Protocol):
-    """Where pixels come from: tiles in files, packed tiles, tiles of slides, volumes.
+    """A source of pixels: tiles in files, packed tiles, tiles of slides, volumes.
 
     Attributes:
-        spec: what the pixels' numbers mean. Whoever sets it decides how networks see them.
-        dtype: of all pixels.
-        device: where the pixels of :meth:`gather` lie.
-        decodes: whether gathering is work for the CPU, which worker processes then share. The source is sent to them.
-        reads_boxes: whether :meth:`gather` reads boxes for less than whole images. Then :meth:`sizes` costs little,
-            views are planned before anything is read, and only the boxes that they need are.
-        corrupt: the images that are known to be corrupt, by position: file name and reason.
+        spec: the meaning of the pixel values; setting it changes the normalization for networks.
+        dtype: dtype of the pixels.
+        device: device of the pixels of :meth:`gather`.
+        decodes: whether gathering is expensive on the CPU. Worker processes then share it; the source is sent to them.
+        reads_boxes: whether reading boxes by :meth:`gather` is cheaper than reading whole images. Then :meth:`sizes` is
+            cheap, views are planned before pixels are read, and only the boxes that they need are read.
+        corrupt: the images known to be corrupt, by position: file name and reason.
     """
 
     spec: PixelSpec
@@ -198,11 +198,11 @@ class PixelSource(Protocol):
     def corrupt(self) -> Mapping[int, str]: ...
 
     def __len__(self) -> int:
-        """How many images it holds."""
+        """The number of images."""
         ...
 
     def names(self, position: int) -> str:
-        """What an image is called: its path, where it has one."""
+        """The name of an image: its path, if it has one."""
         ...
 
     def sizes(self, index: Tensor) -> Tensor:
@@ -222,25 +222,25 @@ class PixelSource(Protocol):
         ...
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
-        """The images at the positions ``index`` (B,) int64; a corrupt one is replaced by the next that can be read.
+        """The images at the positions ``index`` (B,) int64; a corrupt one is replaced by the next readable one.
 
         Args:
             index: positions in the source, on the CPU.
-            boxes: (B, 2, d) the boxes wanted, as in :class:`Gathered`; clipped to an image that replaces another. A
-                source that does not read boxes gives whole images.
+            boxes: (B, 2, d) the boxes to read, as in :class:`Gathered`; clipped to an image that replaces another. A
+                source that does not read boxes returns whole images.
             pin: into page-locked memory, from where a GPU fetches the pixels while other work runs.
 
         Returns:
-            The images. If more of them are corrupt than a source may have, only those before the last such one.
+            The images. If more are corrupt than a source may have, only those before the last corrupt one.
         """
         ...
 
     def smallest(self) -> tuple[int, int]:
-        """The position of the image with the shortest side, and that side in pixels; of many files, among a sample."""
+        """The position of the image with the shortest side, and that side in pixels; for many files, in a sample."""
         ...
 
     def digest(self, cache: Path) -> str:
-        """What identifies the images: the same for the same pixels in the same order, wherever they lie.
+        """The identity of the images: equal for the same pixels in the same order, wherever they are stored.
 
         Args:
             cache: a folder in which digests of files are kept, so that the files are read once.
@@ -249,7 +249,7 @@ class PixelSource(Protocol):
 
 
 class AllNames:
-    """The names of all images of a source, in their order, as often as they are asked for."""
+    """The names of all images of a source, in their order; it can be iterated several times."""
 
     def __init__(self, images: PixelSource) -> None:
         self._images = images
@@ -262,14 +262,14 @@ class AllNames:
 
 
 class PerImage(Protocol):
-    """What is known of each image of a source: its class, its label map, its cells."""
+    """Annotations of each image of a source: its class, its label map, its cells."""
 
     def __len__(self) -> int:
-        """How many images it knows of: as many as the source holds."""
+        """The number of images, equal to that of the source."""
         ...
 
     def gather(self, index: Tensor, pin: bool = False) -> Tensor:
-        """What is known of the images at the positions ``index`` (B,) int64: (B, ...), on the CPU.
+        """The annotations of the images at the positions ``index`` (B,) int64: (B, ...), on the CPU.
 
         Args:
             index: positions in the source, on the CPU.

@@ -1,4 +1,4 @@
-"""Making things ahead of time, in a thread of its own."""
+"""Prefetching items in a background thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from densepath.core.waiting import wait_for
 
 T = TypeVar("T")
 
-_PATIENCE = 5.0  # seconds that the thread gets for its end
+_PATIENCE = 5.0  # seconds that the thread has to end
 _REMEDY = (
-    "a file or a process that reads files does not answer (a disk of a network that hangs, a pipe among the images); "
+    "a file or a process that reads files does not respond (a hanging network disk, a pipe among the images); "
     "check them, then continue with --resume (DENSEPATH_WAIT_LIMIT sets how many seconds to wait)"
 )
 
@@ -27,14 +27,14 @@ def ahead(
 ) -> Iterator[T]:
     """Iterate over ``items`` in another thread, at most ``depth`` items ahead of the consumer.
 
-    An exception there is raised here, in its turn. Closing this generator, or dropping it, ends the thread and closes
-    ``items``; a thread that does not end in time is left alone.
+    An exception there is raised here, at its position in the sequence. Closing or deleting this generator ends the
+    thread and closes ``items``; a thread that does not end in time is abandoned.
 
     Args:
-        items: what is made.
-        depth: how many may lie ready.
-        what: the items are, for who waits for them.
-        abandon: frees what a thread that does not end would hold.
+        items: the items to produce.
+        depth: maximum number of items that are ready.
+        what: name of the items, for messages about waiting.
+        abandon: frees the resources of a thread that does not end.
 
     Raises:
         Stuck: no item came within the limit of :func:`~densepath.core.waiting.wait_for`.
@@ -87,7 +87,7 @@ def ahead(
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Empty the frames that an error came through: they would keep worker processes alive as long as the error."""
+    """Clear the frames of an error's traceback: they would keep worker processes alive as long as the error."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -17,9 +17,9 @@ _MOST_THREADS = 32
 
 
 def read_all(images: PixelSource, corrupt: CorruptLog, what: str, start: int = 0) -> Iterator[npt.NDArray[Any] | None]:
-    """Read a source in threads and in order, from one of its images on; None stands for a corrupt one.
+    """Read a source with threads, in order, starting at the position ``start``; None for a corrupt image.
 
-    The progress is shown, as ``what``.
+    A progress bar is labelled ``what``.
 
     Raises:
         UserError: too many images are corrupt.
@@ -35,7 +35,7 @@ def read_all(images: PixelSource, corrupt: CorruptLog, what: str, start: int = 0
                 yield pending.popleft().result()
             except CorruptImage as error:
                 corrupt.add(position, str(error))
-                if len(corrupt.found) >= SHOWN:  # before that the whole source is worth looking through for the list
+                if len(corrupt.found) >= SHOWN:  # with fewer, read on to complete the list
                     corrupt.check()
                 yield None
         corrupt.check()

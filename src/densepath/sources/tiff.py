@@ -1,4 +1,4 @@
-"""TIFF files that Pillow does not know or would not leave as they are, read by tifffile."""
+"""TIFF files that Pillow does not read or would change, read by tifffile."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import tifffile
 
 from densepath.sources.corrupt import CorruptImage
 
-MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, where Pillow begins to warn of decompression bombs
+MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompression bombs
 _WHITE_IS_ZERO = 0
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said once, by CorruptImage
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # CorruptImage reports what is wrong with a file
 
 
 def refuse_bomb(path: str | Path, width: int, height: int) -> None:
-    """Refuse more pixels than ``MAX_PIXELS``.
+    """Refuse images with more pixels than ``MAX_PIXELS``.
 
     Raises:
         CorruptImage: there are more.
@@ -32,7 +32,7 @@ def tiff_header(path: str | Path) -> tuple[int, int, int, int]:
     """Height and width in pixels, channels and bits of a TIFF's first page.
 
     Raises:
-        CorruptImage: pixels of another kind than 8- or 16-bit grey or RGB, or too many.
+        CorruptImage: the pixels are not 8- or 16-bit grey or RGB, or too many.
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
@@ -40,7 +40,7 @@ def tiff_header(path: str | Path) -> tuple[int, int, int, int]:
 
 
 def read_tiff(path: str | Path) -> npt.NDArray[Any]:
-    """Decode a TIFF's first page as it is stored, white brightest.
+    """Decode a TIFF's first page as stored, with white as the largest value.
 
     Returns:
         uint8 or uint16 (H, W) or (H, W, C).

@@ -1,4 +1,4 @@
-"""The window of images whose numbers have no agreed range: of volumes."""
+"""The window of images without a standard range of values: volumes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSource
 
 _SAMPLE = 8  # volumes
-_NUMBERS = 2**18  # of each, which are looked at
+_NUMBERS = 2**18  # values of each that are used
 _PERCENTILES = (0.5, 99.5)  # nnU-Net's, for CT
 
 
 def percentile_window(images: PixelSource, sample: int = _SAMPLE) -> tuple[float, float]:
-    """The range of stored values that a sample of the images uses, but for the lowest and the highest 0.5%.
+    """The range of stored values in a sample of the images, without the lowest and the highest 0.5%.
 
     Args:
-        images: the source; their ``spec`` is not looked at.
-        sample: how many are read, evenly spread over the source.
+        images: the source; its ``spec`` is not used.
+        sample: number of images that are read, evenly spread over the source.
 
     Raises:
-        UserError: none of them can be read, or all of their numbers are equal.
+        UserError: none of them can be read, or nearly all values are equal.
     """
     count = min(sample, len(images))
     found = []
@@ -35,5 +35,5 @@ def percentile_window(images: PixelSource, sample: int = _SAMPLE) -> tuple[float
         raise UserError(f"none of {count} images can be read; check the files")
     low, high = (float(value) for value in np.percentile(np.concatenate(found), _PERCENTILES))
     if low == high:
-        raise UserError(f"nearly all numbers of the images are {low:g}; give their range by --window")
+        raise UserError(f"nearly all values of the images are {low:g}; give their range with --window")
     return low, high

@@ -1,4 +1,4 @@
-"""Processes that decode images: how they hand their work over, and how they are ended when they hang."""
+"""Worker processes that decode images: passing on their results, and killing them when they hang."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SCARCE = 2**28  # bytes
 
 
 def into_shared_memory(work: T) -> T:
-    """Put the tensors of something where the main process finds them, if this is a worker process.
+    """Move the tensors of a result to shared memory, if this is a worker process.
 
-    PyTorch would do so in a thread of its own, whose errors reach nobody: the main process would wait for ever.
+    PyTorch would do so in a background thread whose errors are lost: the main process would wait forever.
     """
     if get_worker_info() is not None:
         for tensor in _tensors(work):
@@ -28,7 +28,7 @@ def into_shared_memory(work: T) -> T:
 
 
 def out_of_shared_memory(error: BaseException) -> str:
-    """What to say where shared memory is the likely cause of an error from a worker process; empty where it is not."""
+    """The message if shared memory is the likely cause of an error from a worker process; empty if not."""
     try:
         room = shutil.disk_usage(SHARED_MEMORY)
     except OSError:
@@ -37,15 +37,15 @@ def out_of_shared_memory(error: BaseException) -> str:
     if not certain and ("Bus error" not in str(error) or room.free > _SCARCE):
         return ""
     return (
-        f"{SHARED_MEMORY} is too small for the images that worker processes hand over "
+        f"{SHARED_MEMORY} is too small for the images from worker processes "
         f"({room.total / 2**20:.0f} MB, {room.free / 2**20:.0f} MB free); make it larger (docker run --shm-size 8g), "
         "or use --workers 0"
     )
 
 
 def end_workers(loaders: list[Any]) -> None:
-    """Kill the processes of iterators over ``DataLoader``s that do not answer: a process that is stopped, or waits for
-    a disk, would hold up the end of this one."""
+    """Kill the worker processes of ``DataLoader`` iterators: one that is stopped or waits for a disk would block the
+    exit of this process."""
     for loader in loaders:
         for worker in getattr(loader, "_workers", ()):
             worker.kill()

@@ -1,4 +1,4 @@
-"""Procedural CT volumes with labelled organs: the data that 3D is tested on."""
+"""Procedural CT volumes with labelled organs: the test data for 3D."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from scipy import ndimage
 from torch import Tensor
 
 from densepath.core.random import check_seed
-from densepath.sources.batch import box_of, lay, new_canvas
+from densepath.sources.batch import box_of, fill_canvas, new_canvas
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.windows import percentile_window
 
 LABELS = ("outside", "body", "lung", "liver", "spine", "nodule")
 _HOUNSFIELD = (-1000.0, 20.0, -820.0, 110.0, 500.0, 60.0)  # of each label
-_SPACING = (2.5, 0.8, 0.8)  # mm, of slices and within them
+_SPACING = (2.5, 0.8, 0.8)  # mm, between slices and within them
 _SIZES, _SHAPES = range(2)  # streams of random numbers
-_UINT8_WINDOW = (-1000.0, 600.0)  # that 8 bits cover
+_UINT8_WINDOW = (-1000.0, 600.0)  # the range of 8 bits
 
 
 @dataclass(frozen=True)
 class _Ellipsoid:
-    """A part of the body: center and half axes (z, y, x), as shares of the volume's half axes."""
+    """A part of the body: center and half axes (z, y, x), relative to the volume's half axes."""
 
     label: int
     center: tuple[float, float, float]
     half: tuple[float, float, float]
 
 
-_ANATOMY = (  # later ones lie on top
+_ANATOMY = (  # later ones cover earlier ones
     _Ellipsoid(1, (0.0, 0.0, 0.0), (1.6, 0.8, 0.9)),
     _Ellipsoid(2, (-0.45, -0.1, -0.42), (0.5, 0.45, 0.3)),
     _Ellipsoid(2, (-0.45, -0.1, 0.42), (0.5, 0.45, 0.3)),
@@ -46,11 +46,11 @@ _ANATOMY = (  # later ones lie on top
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and its truth.
+    """A volume and its ground truth.
 
     Args:
         pixels: (D, H, W, 1).
-        labels: (D, H, W) uint8, positions in ``LABELS``.
+        labels: (D, H, W) uint8, indices into ``LABELS``.
     """
 
     pixels: npt.NDArray[Any]
@@ -58,16 +58,16 @@ class Volume:
 
 
 class SyntheticVolumes:
-    """Volumes of a body with lungs, a liver, a spine and nodules in the lungs, as CT would show them.
+    """CT-like volumes of a body with lungs, a liver, a spine and nodules in the lungs.
 
-    Each volume is a function of (seed, index): its size, its spacing, where its organs lie, its texture and its noise.
-    It is drawn when it is asked for the first time, and kept in memory.
+    Each volume is a function of (seed, index): its size, spacing, organ positions, texture and noise. It is computed at
+    first use, and kept in memory.
 
     Args:
-        count: how many there are.
-        seed: of all of them.
+        count: number of volumes.
+        seed: seed of all volumes.
         size: (D, H, W) voxels; the sizes of single volumes are up to a quarter smaller.
-        dtype: int16 in Hounsfield units, or uint8, where 0 to 255 stand for -1000 to 600 of them.
+        dtype: int16 in Hounsfield units, or uint8, where 0 to 255 represent -1000 to 600 HU.
     """
 
     decodes = False
@@ -94,7 +94,7 @@ class SyntheticVolumes:
 
     @property
     def spec(self) -> PixelSpec:
-        """One channel; its window is that of a sample of the volumes."""
+        """One channel; the window is computed from a sample of the volumes."""
         if self._spec is None:
             self._spec = PixelSpec.default(1, percentile_window(self), ndim=3)
         return self._spec
@@ -133,7 +133,7 @@ class SyntheticVolumes:
             images = [box_of(image, box) for image, box in zip(images, boxes.tolist(), strict=True)]
         shape = [max(lengths) for lengths in zip(*(image.shape[:-1] for image in images), strict=True)]
         canvas = new_canvas(len(index), shape, 1, self.dtype, pin)
-        lay(canvas.numpy(), images)
+        fill_canvas(canvas.numpy(), images)
         return Gathered(canvas, sizes, index, {}, boxes)
 
     def smallest(self) -> tuple[int, int]:
@@ -142,7 +142,7 @@ class SyntheticVolumes:
         return int(sides.argmin()), int(sides.min())
 
     def digest(self, cache: Path) -> str:
-        """The arguments that decide every voxel."""
+        """The arguments, which determine every voxel."""
         return f"synthetic volumes 1: {self.count} {self.seed} {self.size} {self.dtype}"
 
     @cached_property
@@ -181,7 +181,7 @@ class SyntheticVolumes:
 
 
 class VolumeLabels:
-    """The label maps of volumes on a common grid, as ``Batch.extras`` holds regions.
+    """The label maps of volumes on a common grid, as for regions in ``Batch.extras``.
 
     Args:
         volumes: the source.
@@ -200,13 +200,15 @@ class VolumeLabels:
         maps = torch.empty((len(index), *self.grid), dtype=torch.int16, pin_memory=pin)
         for row, position in zip(maps, index.tolist(), strict=True):
             labels = self.volumes.volume(position).labels
-            places = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in zip(self.grid, labels.shape, strict=True))
-            row.copy_(torch.from_numpy(labels[np.ix_(*places)].astype(np.int16)))
+            centers = (
+                (2 * np.arange(n) + 1) * size // (2 * n) for n, size in zip(self.grid, labels.shape, strict=True)
+            )
+            row.copy_(torch.from_numpy(labels[np.ix_(*centers)].astype(np.int16)))
         return maps
 
 
 def _nodules(rng: np.random.Generator) -> list[_Ellipsoid]:
-    """Up to three nodules in the lungs, or none."""
+    """Zero to three nodules in the lungs."""
     found = []
     for _ in range(int(rng.integers(0, 4))):
         lung = _ANATOMY[1 + int(rng.integers(2))]

@@ -1,1 +1,1 @@
-"""Training on Lightning: optimizers, the loop, checkpoints and resuming, run folders, recipes, pre-training, export."""
+"""The training loop and what it trains: optimizers, saving and resuming, recipes, pre-training, export."""

@@ -1,4 +1,4 @@
-"""Over which images the batch norms of a run take their statistics: an option of the run, not of its method."""
+"""The images over which batch norms compute their statistics: an option of the run, not of its method."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def share_statistics(
     """Set up all batch norms of a method, once, before it is trained.
 
     Args:
-        method: what is trained.
-        batch_norm: "per_process", "synchronized", or "auto": as the method's paper has it.
-        group: images that have their statistics in common, of those of a process; 0 for all of them.
+        method: the method to train.
+        batch_norm: "per_process", "synchronized", or "auto": as in the method's paper.
+        group: number of images of a process that share their statistics; 0 for all of them.
         batch_size: images of a forward pass, over all processes.
-        processes: how many share them, equally.
+        processes: number of processes; each has the same number of images.
 
     Returns:
-        What "auto" means.
+        The choice: "auto" is resolved.
 
     Raises:
         UserError: the groups or the batches do not fit, or a batch norm cannot be converted.

@@ -1,4 +1,4 @@
-"""What a run of pre-training is asked for: its options, its record in the run folder, what its report reads."""
+"""The options of a pre-training run, and their record in the run folder."""
 
 from __future__ import annotations
 
@@ -16,75 +16,75 @@ from densepath.training.recipes import all_options, name_of
 from densepath.views.augment import Augment
 
 DEFAULT_EPOCHS = 200.0
-# What may change when a run is resumed: none of it changes what is computed. (The number of processes may not: it is
-# one of the run's facts.)
+# Options that may change when a run is resumed, because they do not change the result. (The number of processes may
+# not change: it is one of the run's facts.)
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
     *("log_every", "save_every_steps", "save_every_minutes"),
-    *("regions", "cache_dir"),  # where files lie, as data
+    *("regions", "cache_dir"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """The options of a run of pre-training.
+    """The options of a pre-training run.
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
         out: the run folder.
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
-        method_options: its hyper-parameters, where they differ from the method's defaults.
-        backbone: a timm ConvNet or plain vision transformer, as the method has it.
-        labels: of a method that needs the classes of the images: "folders", where an image's class is the name of the
-            folder that it lies in; or a CSV or TSV file with lines of file,label, where a file is given relative to the
-            images' folder, or by its bare name.
-        regions: of a method that needs regions of the images: a folder with the label map of each image, or for
-            saliency a model's file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models of people you
+        method_options: the method's hyper-parameters that differ from its defaults.
+        backbone: the backbone to train: a timm ConvNet or plain vision transformer, whichever the method supports.
+        labels: classes of the images, for a method that needs them: "folders" (the class of an image is the name of its
+            folder), or a CSV or TSV file with lines of file,label, where file is a path relative to the images' folder
+            or a file name.
+        regions: regions of the images, for a method that needs them: a folder with a label map for each image, or for
+            saliency a model file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models from people you
             trust.
-        cache_dir: the folder where regions that were found on the images are kept; ~/.cache/densepath/labels by
+        cache_dir: folder where regions that were computed from the images are cached; ~/.cache/densepath/labels by
             default.
-        teacher: of a method that needs a teacher: a timm name, a folder of a timm or a transformers model, or
+        teacher: frozen teacher, for a method that needs one: a timm name, a folder of a timm or transformers model, or
             hf-hub:OWNER/NAME.
-        teacher_weights: a file or a run folder with the teacher's weights, where timm has none under its name.
-        tokenizer: of a method that needs a tokenizer: the folder of a run of "vq_kd", or its
+        teacher_weights: a file or a run folder with the teacher's weights, if timm has none under its name.
+        tokenizer: frozen tokenizer, for a method that needs one: the folder of a run of "vq_kd", or its
             exported/tokenizer.safetensors.
-        weights: what the backbone starts from: "random", a file, a run folder, or a timm name.
-        seed: of the weights, the order of the images, and the views.
-        epochs: passes over the images; 200 if ``max_steps`` is not given either.
+        weights: initial weights of the backbone: "random", a file, a run folder, or a timm name.
+        seed: seed of the initial weights, the order of the images, and the views.
+        epochs: number of passes over the images; 200 if ``max_steps`` is not given either.
         max_steps: length of the run in optimizer steps, instead of epochs.
         batch_size: images per optimizer step, over all devices and accumulated batches.
-        accumulate: split each optimizer step into this many batches, which need less memory. Batch norms and the
-            momentum encoder see the small batches.
-        batch_norm: whose images have their batch statistics in common: those of each process ("per_process"), those of
-            all ("synchronized"), or as in the method's paper ("auto").
-        batch_norm_group: divide the images of a process into groups of this many that have their batch statistics in
-            common; 0 for one group. With groups a run is the same on any number of processes, up to rounding.
+        accumulate: split each optimizer step into this many batches, which need less memory. Batch norms see the small
+            batches; momentum encoders and queues are updated once per optimizer step.
+        batch_norm: images that share their batch statistics: those of each process ("per_process"), those of all
+            processes ("synchronized"), or as in the method's paper ("auto").
+        batch_norm_group: divide the images of a process into groups of this size that share their batch statistics; 0
+            for one group. With groups a run is the same on any number of processes, up to rounding.
         view_size: height and width of the views in pixels.
-        augment: how views vary; by default as the method declares it.
-        optimizer: how the weights are updated.
+        augment: augmentation of the views; by default as the method declares it.
+        optimizer: the optimizer and its schedule.
         workers: processes that decode images, per device; default: chosen automatically.
-        cache: "ram" keeps decoded images in memory, "auto" where they fit, "none" never.
-        mean: of each channel, for pixels in [0, 1]; ImageNet's for RGB by default, 0.449 for grey images.
-        std: of each channel; ImageNet's for RGB by default, 0.226 for grey images.
-        window: the two stored values that become 0 and 1; by default all that 8 bits hold, of 16-bit images all bits
-            that a sample of them uses.
+        cache: "ram" keeps decoded images in memory, "auto" does so if they fit, "none" never does.
+        mean: mean of each channel, for pixels in [0, 1]; default: ImageNet's for RGB, 0.449 for grey images.
+        std: standard deviation of each channel; default: ImageNet's for RGB, 0.226 for grey images.
+        window: the two stored values that become 0 and 1; default: the range of 8 bits, and for 16-bit images the
+            range of the bits that a sample of them uses.
         devices: "auto" (one GPU, or the CPU), a number of processes, "cpu" or "cpu:N".
         precision: "auto", "32" or "bf16-mixed".
         channels_last: memory layout of the convolutions.
-        deterministic: hold a GPU to algorithms that give the same bits each time, which are slower. torch warns where
-            it has none.
+        deterministic: use only GPU algorithms that give the same bits each time, which are slower. torch warns if it
+            has none for an operation.
         resume: continue the run in ``out``, if there is one.
         save_every_steps: write a checkpoint every N optimizer steps; 0 for never.
         save_every_minutes: write a checkpoint every N minutes; 0 for never.
         log_every: write measurements every N optimizer steps.
-        loggers: besides the CSV file: "tensorboard", "wandb".
+        loggers: loggers besides the CSV file: "tensorboard", "wandb".
         probe_data: labelled images that the backbone is probed on during the run.
         probe_every: epochs between probes; 0 for never.
-        picture_every: epochs between pictures of what a method predicts, if it predicts pixels; 0 for none.
+        picture_every: epochs between pictures of the predictions of a method that predicts pixels; 0 for none.
 
     Raises:
-        UserError: a value that makes no sense, or ``epochs`` beside ``max_steps``.
+        UserError: an invalid value, or both ``epochs`` and ``max_steps``.
     """
 
     data: str | Path
@@ -142,7 +142,7 @@ class PretrainConfig:
         return record | {"method": name_of(self.method)}
 
     def defaults(self) -> dict[str, Any]:
-        """The record of a run of the same method that sets nothing: what an earlier version did by itself."""
+        """The record of a run of the same method with all options at their defaults, as earlier versions had them."""
         options = all_options(self.method, {})
         plain = PretrainConfig(data="", out="", method=self.method, method_options=options).record()
         return plain | {"augment": asdict(Augment())}

@@ -1,4 +1,4 @@
-"""From a run to a file of weights."""
+"""Exports the weights of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export(run: str | Path, out: str | Path | None = None, layout: Layout = "tim
     """Write the backbone of a run, in its newest state, for another library.
 
     Args:
-        run: a run folder of pre-training; the run need not be complete.
+        run: the folder of a pre-training run; the run need not be complete.
         out: the file to write; by default it goes to ``exported/`` in the run folder.
         layout: "timm", "torchvision" or "detectron2".
 
@@ -31,7 +31,7 @@ def export(run: str | Path, out: str | Path | None = None, layout: Layout = "tim
         The file.
 
     Raises:
-        UserError: there is no such run, it has no checkpoint yet, or the layout does not suit its backbone.
+        UserError: there is no such run, it has no checkpoint yet, or the layout does not fit its backbone.
     """
     run = Path(run)
     method, config, steps = load_run(run)
@@ -43,14 +43,14 @@ def export(run: str | Path, out: str | Path | None = None, layout: Layout = "tim
 
 
 def export_backbone(path: Path, backbone: Backbone, layout: str, config: Mapping[str, Any], steps: int) -> None:
-    """Write a backbone with where it comes from.
+    """Write a backbone, with metadata of its run.
 
     Args:
         path: the file.
-        backbone: what is written.
-        layout: of the names in the file.
+        backbone: the backbone.
+        layout: the convention of the names in the file.
         config: the run's configuration.
-        steps: optimizer steps that it was trained for.
+        steps: number of optimizer steps that it was trained for.
     """
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
     metadata |= pixel_notes(pixels_of(config))
@@ -60,13 +60,13 @@ def export_backbone(path: Path, backbone: Backbone, layout: str, config: Mapping
 def export_parts(
     folder: Path, parts: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], steps: int
 ) -> None:
-    """Write what a method keeps beside its backbone: a safetensors file for each part, with where it comes from.
+    """Write the exported parts of a method besides its backbone: a safetensors file for each, with metadata of its run.
 
     Args:
-        folder: where the files go.
+        folder: the folder of the files.
         parts: name -> tensors.
         config: the run's configuration.
-        steps: optimizer steps that they were trained for.
+        steps: number of optimizer steps that they were trained for.
     """
     notes = {"format": "pt", "format_version": FORMAT_VERSION, "method": str(config["method"]), "steps": str(steps)}
     notes |= {"backbone": str(config["backbone"]), "config": json.dumps(config)}

@@ -1,4 +1,4 @@
-"""Where a run computes: its devices, its processes, its precision."""
+"""The hardware of a run: devices, processes, precision."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run computes on, as :func:`choose_hardware` found it.
+    """The hardware of a run, as :func:`choose_hardware` found it.
 
     Args:
         kind: "cuda" or "cpu".
-        devices: processes on this machine, one device each.
-        nodes: machines.
+        devices: number of processes on this machine, one device each.
+        nodes: number of machines.
         rank, local_rank: this process among all, and on this machine.
         precision: "32", or "bf16-mixed" for automatic mixed precision in bfloat16.
-        channels_last: whether weights and pixels lie channels last, which convolutions in bfloat16 like.
-        deterministic: whether a GPU is held to algorithms that give the same bits each time. A CPU does so anyway.
-        environment: who starts the processes.
+        channels_last: whether weights and pixels are stored channels last: faster for convolutions in bfloat16.
+        deterministic: whether a GPU uses only algorithms that give the same bits each time. A CPU always does.
+        environment: the launcher of the processes.
     """
 
     kind: Literal["cuda", "cpu"]
@@ -50,7 +50,7 @@ class Hardware:
 
     @property
     def world_size(self) -> int:
-        """Processes of the run, over all machines."""
+        """Number of processes of the run, over all machines."""
         return self.devices * self.nodes
 
     @property
@@ -60,11 +60,11 @@ class Hardware:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """How pixels of four dimensions lie in memory."""
+        """Memory layout of pixel tensors with four dimensions."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def lay_out(self, network: nn.Module) -> None:
-        """Lay the weights of a network in memory as its pixels lie: also those of volumes, of five dimensions."""
+        """Store the weights of a network in the memory layout of its pixels, also for volumes (five dimensions)."""
         formats = {4: torch.channels_last, 5: torch.channels_last_3d} if self.channels_last else {}
         network._apply(lambda x: x.to(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
@@ -75,16 +75,16 @@ def choose_hardware(
     channels_last: bool = True,
     deterministic: bool = False,
 ) -> Hardware:
-    """Find out what to compute on.
+    """Choose the hardware of a run.
 
     Args:
         devices: "auto" (one GPU, or else the CPU), N (processes on as many GPUs, or on the CPU), "cpu" or "cpu:N".
-            Under torchrun and SLURM their own settings say how many processes there are.
-        precision: "auto" takes bfloat16 where the hardware computes with it.
+            Under torchrun and SLURM their own settings give the number of processes.
+        precision: "auto" uses bfloat16 if the hardware supports it natively.
         channels_last, deterministic: see :class:`Hardware`.
 
     Raises:
-        UserError: there are fewer GPUs than asked for, or the values make no sense.
+        UserError: there are fewer GPUs than requested, or a value is invalid.
     """
     kind, count = _parse_devices(devices)
     environment, nodes, started = _find_launcher()
@@ -111,17 +111,17 @@ def choose_hardware(
 
 
 def choose_workers(hardware: Hardware) -> int:
-    """Processes that decode images for one device, where the user didn't say."""
+    """The number of processes that decode images for one device, if the user does not set it."""
     share = cores() // hardware.devices
-    # On a CPU the training itself takes the cores; a GPU waits for nothing else.
+    # On a CPU the training itself needs the cores; with a GPU only decoding does.
     return min(share // 4, 2) if hardware.kind == "cpu" else max(1, min(share - 1, 16))
 
 
 def keep_freed_memory(hardware: Hardware) -> None:
-    """Let the C library keep the memory of freed tensors for the next ones, where a CPU computes.
+    """Let the C library keep the memory of freed tensors for the next ones, on a CPU.
 
-    The GNU C library gives large blocks back to the system, which hands them out again page by page, filled with zeros:
-    a fifth of the time of a step at 224 px. Other C libraries are left as they are.
+    By default the GNU C library returns large blocks to the system, which fills each page with zeros before it hands it
+    out again: a fifth of the time of a step at 224 px. Other C libraries are left unchanged.
     """
     if hardware.kind != "cpu":
         return
@@ -146,7 +146,7 @@ def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:
 
 
 def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
-    """Who starts the processes; on how many machines, and how many on each (0: nobody did, this package will)."""
+    """The launcher, the number of machines, and the processes that it started on each (0: this package starts them)."""
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
@@ -156,7 +156,7 @@ def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
         world = slurm_tasks()
         if world > 1:
             nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
-            # Without re-queueing of Lightning's own: the run saves itself on SIGTERM and continues with --resume.
+            # Without Lightning's own re-queueing: the run saves itself on SIGTERM and continues with --resume.
             return SLURMEnvironment(auto_requeue=False), nodes, world // nodes
         _explain_slurm(os.environ["SLURM_NTASKS"])
     return LightningEnvironment(), 1, 0
@@ -164,10 +164,10 @@ def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
 
 @cache  # once
 def _explain_slurm(tasks: str) -> None:
-    """Say why a job of several tasks makes a run of one process: nothing has started the others."""
+    """Explain why a job of several tasks is a run of one process: srun did not start the others."""
     if tasks != "1" and "SLURM_STEP_ID" not in os.environ and first_on_node():
         say(
-            f"densepath: SLURM_NTASKS is {tasks}, but srun did not start this process, so it runs alone; "
+            f"densepath: SLURM_NTASKS is {tasks}, but srun did not start this process, so it is the only one; "
             f"for {tasks} processes start it by srun"
         )
 

@@ -1,4 +1,4 @@
-"""What methods need besides pixels, made from the options of a run: classes, label maps, frozen networks."""
+"""Inputs of methods besides pixels, from the options of a run: classes, label maps, frozen networks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from densepath.training.recipes import name_of
 
 
 def check_inputs(method: Method, config: PretrainConfig) -> None:
-    """Check that the options of a run name what its method needs, before anything is read.
+    """Check that the options of a run give what its method needs, before any file is read.
 
     Raises:
-        UserError: something is missing, or is given and has no effect.
+        UserError: an input is missing, or one is given that has no effect.
     """
     name, needs = name_of(config.method), list(method.needs().values())
     kinds = {need.kind for need in needs}
@@ -45,15 +45,15 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
 
 
 def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> dict[str, Any]:
-    """What a method needs, by the names that it gave.
+    """The inputs that a method needs, by its names for them.
 
     Args:
-        method: what is trained.
-        config: names the files.
+        method: the method to train.
+        config: has the paths of the files.
         images: the source of the run's images.
 
     Raises:
-        UserError: a file is missing or is not what it should be.
+        UserError: a file is missing or invalid.
     """
     return {name: _make(need, config, images) for name, need in method.needs().items()}
 
@@ -68,7 +68,7 @@ def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
             labeller = labeller.make(config.regions)
         assert labeller is not None
         return label_images(images, labeller, config.cache_dir)
-    with torch.random.fork_rng(devices=[]):  # the weights of the method do not depend on how the network was made
+    with torch.random.fork_rng(devices=[]):  # building the network must not change the method's initial weights
         if need.kind == "teacher":
             return build_teacher(str(config.teacher), str(config.teacher_weights or ""))
         return load_tokenizer(str(config.tokenizer))

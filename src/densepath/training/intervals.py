@@ -1,4 +1,4 @@
-"""How often things happen in a run."""
+"""The intervals of logging, saving, evaluation and pictures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from densepath.core.errors import UserError
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often things happen, in optimizer steps (0: never) unless it says minutes.
+    """Intervals in optimizer steps, or in minutes where the name says so; 0 for never.
 
     Args:
-        log_every: measurements are written, and the loss is checked.
-        save_every_steps, save_every_minutes: a checkpoint is written.
-        evaluate_every: the evaluation is called.
-        draw_every: a picture is drawn; and at the end of the run, if any are.
+        log_every: interval of writing measurements and of checking the loss.
+        save_every_steps, save_every_minutes: intervals of checkpoints.
+        evaluate_every: interval of evaluations.
+        draw_every: interval of pictures; unless it is 0, one is also drawn at the end of the run.
     """
 
     log_every: int = 10
@@ -30,5 +30,5 @@ class Intervals:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something happens after a step that happens every ``every`` steps; never with 0."""
+    """Whether an event with an interval of ``every`` steps is due after ``step`` steps; never if ``every`` is 0."""
     return every > 0 and step % every == 0

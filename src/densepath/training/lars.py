@@ -20,9 +20,9 @@ class LARS(Optimizer):
     Args:
         params: parameters, or groups of them.
         lr: learning rate.
-        momentum: of the update buffer, which holds the learning rate of its time.
-        weight_decay: added to the gradient as weight_decay * w.
-        trust: how far one step may move a tensor, as a share of its norm.
+        momentum: momentum of the update buffer, in which each update is multiplied by the learning rate of its step.
+        weight_decay: weight decay, added to the gradient as weight_decay * w.
+        trust: largest update of a tensor in one step, relative to its norm.
         adapt: whether the step is scaled by ``local``.
 
     Source: You et al., arXiv 1708.03888; the form of OpenSelfSup, which ConCL's benchmark uses.

@@ -1,4 +1,4 @@
-"""From the folder of a run to the method that it trains."""
+"""Loads the method of a run from its folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PREFIX = "method."
 
 
 def read_run(run: Path) -> dict[str, Any]:
-    """The configuration of a run of pre-training.
+    """The configuration of a pre-training run.
 
     Raises:
-        UserError: there is no such run.
+        UserError: the folder does not hold one.
     """
     config = read_config(run)
     if config is None or not config.keys() >= {"method", "backbone", "method_options"}:
@@ -30,15 +30,15 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
-    """What the pixels are that a run learns from; runs of earlier versions took RGB."""
+    """The specification of the pixels that a run learns from; runs of earlier versions used RGB."""
     return PixelSpec.from_record(config.get("pixels", {}))
 
 
 def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
-    """What a run trains, in its newest state; the run need not be complete.
+    """The method of a run, in its newest state; the run need not be complete.
 
     Returns:
-        The method, the run's configuration, and how many optimizer steps were done.
+        The method, the run's configuration, and the number of optimizer steps done.
 
     Raises:
         UserError: there is no such run, it has no checkpoint yet, or its checkpoint and configuration differ.
@@ -46,14 +46,14 @@ def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
     config = read_run(run)
     state = newest_checkpoint(run / CHECKPOINTS)
     if state is None:
-        raise UserError(f"the run in {run} has no checkpoint yet; go on with it by --resume")
+        raise UserError(f"the run in {run} has no checkpoint yet; continue it with --resume")
     weights = {name.removeprefix(_PREFIX): value for name, value in state["state_dict"].items()}
     method_type = find_method(config["method"])
     try:
         network = choose_backbone(str(config["backbone"]), pixels_of(config).channels)
     except UserError as error:
         raise UserError(
-            f"the backbone of {run} cannot be made by its name ({error}); its weights are in exported/ and "
+            f"the backbone of {run} cannot be built from its name ({error}); its weights are in exported/ and "
             "checkpoints/ of that folder"
         ) from error
     try:

@@ -1,4 +1,4 @@
-"""Where measurements go besides the run's own CSV file."""
+"""Loggers of measurements besides the run's own CSV file: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 
-_STEP = "trainer/global_step"  # the axis of Weights & Biases: its own count may not go back when a run is resumed
+_STEP = "trainer/global_step"  # the axis in Weights & Biases: its own step may not decrease when a run is resumed
 
 
 class Logger(Protocol):
-    """Takes what a run measures."""
+    """Receives the measurements of a run."""
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        """Take numbers by name."""
+        """Log numbers by name."""
 
     def picture(self, path: Path, step: int) -> None:
-        """Take a PNG file that is named after what it shows and a step."""
+        """Log a PNG file, whose name is NAME_STEP.png."""
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Flush and finish."""
 
 
 class TensorBoard:
@@ -48,7 +48,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, in the project "densepath"; its own files lie in the run folder."""
+    """A run of Weights & Biases, in the project "densepath"; its files are in the run folder."""
 
     def __init__(self, out: Path, name: str) -> None:
         import wandb
@@ -67,12 +67,12 @@ class WeightsAndBiases:
 
 
 def make_loggers(names: Sequence[str], out: Path, run: str) -> list[Logger]:
-    """Make the loggers that were asked for; their files lie in the run folder.
+    """Make loggers; their files are in the run folder.
 
     Args:
         names: "tensorboard", "wandb".
         out: the run folder.
-        run: what the run is called.
+        run: name of the run.
 
     Raises:
         UserError: an unknown name, or its package is not installed.

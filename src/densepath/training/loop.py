@@ -11,11 +11,10 @@ from typing import Any, Protocol
 from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.core.waiting import listening
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
-from densepath.training.attendant import Attendant
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.intervals import Intervals, due
 from densepath.training.meter import Meter
@@ -23,21 +22,22 @@ from densepath.training.nonfinite import require_finite
 from densepath.training.processes import join_processes, start_processes, without_sync
 from densepath.training.random_state import untouched_generators
 from densepath.training.recorder import Recorder
+from densepath.training.run_control import RunControl
 from densepath.training.saver import Saver
 from densepath.training.task import Task
 
 Evaluate = Callable[[], Mapping[str, float]]
-DrawStep = Callable[[int], Path]  # of a step; gives the picture
+DrawStep = Callable[[int], Path]  # step -> picture
 
 
 class Batches(Protocol):
-    """What :func:`train` iterates over.
+    """The batches that :func:`train` iterates over.
 
-    A batch has a length, its number of images, and may have an ``index``, which images they are.
+    The length of a batch is its number of images; it may have an ``index``, the positions of these images.
 
     Attributes:
-        start_step: the batch, counted from 0 over the whole run, that iterating starts with.
-        total_steps: batches of this process in the whole run.
+        start_step: the first batch of an iteration, counted from 0 over the whole run.
+        total_steps: number of batches of this process in the whole run.
     """
 
     start_step: int
@@ -64,36 +64,36 @@ def train(
     equal_shapes: bool = True,
     name: str = "densepath",
 ) -> int:
-    """Train a task to the end of its batches. Each process of a run calls this function alike.
+    """Train a task to the end of its batches. Each process of a run calls this function with the same arguments.
 
-    Several processes look at the clock, the signals and the losses only every ``log_every`` steps, and agree there on
+    Several processes check the clock, the signals and the losses only every ``log_every`` steps, where they agree on
     what to do.
 
     Args:
-        task: what is trained.
+        task: the task to train.
         batches: this process's batches; their ``start_step`` is set on resuming.
-        out: the run folder: ``metrics.csv`` and ``checkpoints/`` are made in it.
-        hardware: where it computes.
-        intervals: how often things are logged, saved, evaluated.
-        config: what the run was asked for, kept in the checkpoints as JSON.
-        facts: numbers that must be the same when the run is resumed, such as that of the images.
+        out: the run folder: ``metrics.csv`` and ``checkpoints/`` are written to it.
+        hardware: the hardware to compute on.
+        intervals: intervals of logging, saving and evaluation.
+        config: the options of the run, kept in the checkpoints as JSON.
+        facts: numbers that must be the same when the run is resumed, e.g. the number of images.
         accumulate: batches per optimizer step.
-        seed: of the generators that draw from a stream (other randomness is the task's own).
+        seed: seed of the stateful random generators (the task has its own random numbers besides).
         resume: continue from the newest checkpoint in ``out``, if there is one.
-        loggers: besides the CSV file: "tensorboard", "wandb".
-        evaluate: gives further measurements every ``intervals.evaluate_every`` steps, on all processes. Generators and
-            the training mode are put back after it.
-        draw: draws a picture every ``intervals.draw_every`` steps, on the first process. Generators are put back after
+        loggers: loggers besides the CSV file: "tensorboard", "wandb".
+        evaluate: returns further measurements every ``intervals.evaluate_every`` steps, on all processes. Generators
+            and the training mode are restored after it.
+        draw: draws a picture every ``intervals.draw_every`` steps, on the first process. Generators are restored after
             it.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
-        name: what the run is called in loggers.
+        name: name of the run in loggers.
 
     Returns:
-        The optimizer steps done, over all sittings.
+        The number of optimizer steps done, including those before a resumption.
 
     Raises:
-        UserError: no readable checkpoint, a loss that is not finite, a missing logger, a disk that is full, data that
-            does not come, or another process that is gone.
+        UserError: no readable checkpoint, a loss of NaN or Inf, a missing logger, a full disk, data that does not
+            arrive, or another process that has died.
         Interrupted: a signal asked to stop; the state is saved.
     """
     total, first = batches.total_steps // accumulate, hardware.rank == 0
@@ -103,8 +103,8 @@ def train(
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume)
     if first and saver.start:
-        said = f"resuming {out} at step {saver.start} of {total}"
-        say(f"densepath: {said if saver.start < total else f'the run in {out} is complete ({saver.start} steps)'}")
+        line = f"resuming {out} at step {saver.start} of {total}"
+        say(f"densepath: {line if saver.start < total else f'the run in {out} is complete ({saver.start} steps)'}")
     if saver.start >= total:
         return saver.start
     batches.start_step = saver.start * accumulate
@@ -124,24 +124,24 @@ def train(
 
         hardware.lay_out(task)
         task.to(fabric.device)
-        model = fabric.strategy.setup_module(task)  # itself, or wrapped: Fabric's own wrapper would copy each batch
+        model = fabric.strategy.setup_module(task)  # Fabric's own wrapper would copy each batch
         updates = task.updates()
         saver.restore(updates)
         meter: Meter = Meter()
-        run = Attendant(task, out, saver, meter, recorder, signals, intervals, fabric.device, total)
+        run = RunControl(task, out, saver, meter, recorder, signals, intervals, fabric.device, total)
         stack.enter_context(listening(run.while_waiting))
-        stack.enter_context(run.saved_where_it_stands())
+        stack.enter_context(run.save_before_stopping())
         feed = stack.enter_context(closing(run.feed(batches)))
 
         for step in range(saver.start, total):
-            run.between(step)
+            run.between_steps(step)
             for number in range(accumulate):
                 batch = next(feed)
                 inputs = task.inputs(batch)
                 if number == 0:
                     with fabric.autocast():
                         task.before_step(inputs, run.long_work)
-                    run.within()
+                    run.in_step()
                 with without_sync(model, number < accumulate - 1):
                     with fabric.autocast():
                         outputs = model(inputs)
@@ -161,7 +161,7 @@ def train(
                 require_finite(task, meter, out, weights=saves)
             row = {**meter.collect(), "lr": lr} if logs else {}
             if evaluate and due(done, intervals.evaluate_every):
-                with meter.paused(), untouched_generators(), untouched_modes(task):
+                with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
             recorder.write(done, row)
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):

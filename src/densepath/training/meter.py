@@ -1,4 +1,4 @@
-"""What a run measures, without making the device wait between one look and the next."""
+"""Measurements of a run, without a device synchronization in each step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BatchT = TypeVar("BatchT")
 
 
 class Meter(Generic[BatchT]):
-    """Collects what the steps report; looks at the values only when asked to."""
+    """Collects the outputs of the steps; reads the values only when asked to."""
 
     def __init__(self) -> None:
         self._watch = Stopwatch()
@@ -31,11 +31,11 @@ class Meter(Generic[BatchT]):
         self._losses: list[tuple[int, Tensor, Any]] = []
         self._images = 0
         self._waited = 0.0
-        self._aside = 0.0
+        self._paused = 0.0
         self._since = self._watch.read()
 
     def timed(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
-        """The same batches; the time until each came counts as waiting."""
+        """The same batches; the time until each arrives counts as waiting."""
         iterator = iter(batches)
         while True:
             start = self._watch.read()
@@ -48,20 +48,20 @@ class Meter(Generic[BatchT]):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside does not count as training time."""
+        """Time spent in this context does not count as training time."""
         start = self._watch.read()
         try:
             yield
         finally:
-            self._aside += self._watch.read() - start
+            self._paused += self._watch.read() - start
 
     def record(self, step: int, outputs: Mapping[str, Any], batch: Sized) -> None:
-        """Keep what one batch gave.
+        """Record the outputs of one batch.
 
         Args:
             step: 0-based optimizer step that the batch belongs to.
             outputs: "loss" and other scalars.
-            batch: whose length is its number of images; its ``index``, if it has one, says which they are.
+            batch: the batch: its length is its number of images, its ``index``, if it has one, their positions.
         """
         for name, value in outputs.items():
             if isinstance(value, Tensor):
@@ -72,7 +72,7 @@ class Meter(Generic[BatchT]):
         self._images += len(batch)
 
     def not_finite(self) -> tuple[int, list[int]] | None:
-        """The first step since the last :meth:`collect` whose loss is not a finite number, and its images.
+        """The first step since the last :meth:`collect` whose loss is NaN or Inf, and its images.
 
         Waits for the device.
         """
@@ -85,7 +85,7 @@ class Meter(Generic[BatchT]):
         return None
 
     def newest(self) -> tuple[int, list[int]]:
-        """The last step that was recorded, and its images."""
+        """The last recorded step, and its images."""
         step = self._losses[-1][0]
         batches = [index.tolist() for at, _, index in self._losses if at == step and isinstance(index, Tensor)]
         return step, [image for batch in batches for image in batch]
@@ -94,16 +94,15 @@ class Meter(Generic[BatchT]):
         """Means over the batches since the last call, over all processes; waits for the device.
 
         Returns:
-            The reported values (plain numbers: of this process), ``images_per_second`` of all processes together, and
-            ``waiting``: the share of the time that this process waited for data; both are 0 where the clock shows no
-            time.
+            The means (of plain numbers: only over this process), ``images_per_second`` of all processes together, and
+            ``waiting``, the share of the time that this process waited for data; both are 0 if no time has passed.
         """
         row = {name: fmean(numbers) for name, numbers in self._numbers.items()}
         if self._tensors:
             means = torch.stack([torch.stack(values).double().mean() for values in self._tensors.values()])
             row |= zip(self._tensors, mean(means).tolist(), strict=True)
-        seconds = self._watch.read() - self._since - self._aside
-        known = seconds > 0  # not where the clock stood still or jumped back
+        seconds = self._watch.read() - self._since - self._paused
+        known = seconds > 0  # false if the clock stood still or jumped back
         row["images_per_second"] = self._images * world_size() / seconds if known else 0.0
         row["waiting"] = min(self._waited / seconds, 1.0) if known else 0.0
         self.restart()

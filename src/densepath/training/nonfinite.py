@@ -1,4 +1,4 @@
-"""NaN and Inf: where they came from, and the end of their run."""
+"""NaN and Inf: finds the step and the images that they came from, and stops the run."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def all_finite(module: nn.Module) -> bool:
 
 
 def first_of_all(mine: Place | None) -> Place | None:
-    """The earliest of the steps that processes name, with the images of all that name it; None where none does."""
+    """The earliest step that any process reports, with the images of all that report it; None if none does."""
     found = [mine] * world_size()
     if world_size() > 1:
         dist.all_gather_object(found, mine)
-    named = [place for place in found if place]
-    if not named:
+    reported = [place for place in found if place]
+    if not reported:
         return None
-    earliest = min(step for step, _ in named)
-    return earliest, [image for step, images in named if step == earliest for image in images]
+    earliest = min(step for step, _ in reported)
+    return earliest, [image for step, images in reported if step == earliest for image in images]
 
 
 def require_finite(task: nn.Module, meter: Meter, out: Path, *, weights: bool) -> None:
-    """Stop the run where a loss, or one of the weights that are about to be saved, is not a finite number.
+    """Stop the run if a loss, or one of the weights that are about to be saved, is NaN or Inf.
 
     All processes call this; it waits for the device.
 
     Args:
-        task: what is trained.
+        task: the task, whose weights are checked.
         meter: has the losses.
         out: the run folder.
-        weights: whether to look at them.
+        weights: whether to check the weights.
 
     Raises:
-        UserError: one of them is not.
+        UserError: a loss or a weight is NaN or Inf.
     """
     bad, what = meter.not_finite(), "the loss is"
     if weights and bad is None and not all_finite(task):
@@ -61,12 +61,12 @@ def require_finite(task: nn.Module, meter: Meter, out: Path, *, weights: bool) -
 
 
 def end_run(out: Path, what: str, place: Place) -> NoReturn:
-    """Write down where NaN or Inf came from, and stop.
+    """Write the step and the images of NaN or Inf to the run folder, and stop.
 
     Args:
         out: the run folder.
-        what: is not finite, with its verb: "the loss is".
-        place: where.
+        what: what is not finite, with its verb: "the loss is".
+        place: the step and its images.
 
     Raises:
         UserError: always.

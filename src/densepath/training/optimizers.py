@@ -1,4 +1,4 @@
-"""Optimizers as the recipes name them: parameter groups, and the courses of learning rate and weight decay."""
+"""Optimizers of the recipes: parameter groups, and the schedules of learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ _NAMES = ("sgd", "lars", "adamw", "lamb")
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How the weights are updated. The defaults are the paper's for MoCo-v2 and ConCL.
+    """The optimizer and its schedule. The defaults are the paper's for MoCo-v2 and ConCL.
 
     Args:
         name: "sgd", "lars", "adamw" or "lamb".
-        lr: base learning rate, for the recipe's batch size.
-        momentum: of SGD and LARS; the first beta of AdamW and LAMB.
-        weight_decay: on the gradient (SGD, LARS), decoupled (AdamW), or on the update before it is scaled to the size
-            of the weights (LAMB).
+        lr: learning rate for the recipe's batch size.
+        momentum: momentum of SGD and LARS; the first beta of AdamW and LAMB.
+        weight_decay: weight decay: added to the gradient (SGD, LARS), decoupled (AdamW), or added to the update before
+            that is scaled to the norm of the weights (LAMB).
         exclude_norm_and_bias: no weight decay on biases, on weights of norms, and on the position embeddings, class and
-            mask tokens of vision transformers. LARS and LAMB always exclude these, from their layer-wise scaling, too.
+            mask tokens of vision transformers. LARS and LAMB always exclude these, also from their layer-wise scaling.
         schedule: "cosine", "step" (times 0.1 at each milestone) or "constant"; updated at each step.
-        warmup_epochs: epochs of linear warm-up; it takes half of the run at most, where an epoch is longer than a run.
-        milestones: epochs at which "step" drops.
+        warmup_epochs: epochs of linear warm-up, limited to half of the run.
+        milestones: epochs at which "step" reduces the learning rate.
         beta2: second beta of AdamW and LAMB.
-        clip_norm: the largest norm that the gradient of an optimizer step may have: a larger one is scaled down; 0 for
-            no limit.
-        clip: whether that is the norm of all parameters together, "global", or of each one, "tensor".
-        freeze: names of parameters, as patterns with *, that stay as they are in the first ``freeze_epochs`` epochs.
-        freeze_epochs: how long.
-        final_lr: the share of the learning rate at which "cosine" ends.
-        final_weight_decay: where the weight decay ends that rises, or falls, along half a cosine wave from its value at
-            the start; null for one that stays.
-        warmup_start: the share of the learning rate at which the warm-up starts.
+        clip_norm: largest norm of the gradient of an optimizer step; larger gradients are scaled down; 0 for no limit.
+        clip: whether clip_norm limits the norm over all parameters ("global") or of each one ("tensor").
+        freeze: names of parameters, as patterns with *, that are frozen for the first ``freeze_epochs`` epochs.
+        freeze_epochs: number of epochs of ``freeze``.
+        final_lr: learning rate at the end of "cosine", as a share of ``lr``.
+        final_weight_decay: weight decay at the end of the run; it changes along half a cosine wave from
+            ``weight_decay``; null to keep it constant.
+        warmup_start: learning rate at the start of the warm-up, as a share of ``lr``.
 
     Source: ConCL, ECCV 2022, the configurations of the released code; LAMB: You et al., ICLR 2020, in the form of timm,
     which is that of SparK (ICLR 2023).
@@ -88,15 +87,15 @@ class Optimizer:
                 raise UserError(f"{name} is a share of the learning rate, between 0 and 1, not {getattr(self, name)}")
 
     def warmup_steps(self, total_steps: int, steps_per_epoch: float) -> float:
-        """Steps of the warm-up in a run of that many: half of them at most."""
+        """Steps of the warm-up; at most half of the run."""
         return min(self.warmup_epochs * steps_per_epoch, total_steps / 2)
 
 
 def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
-    """The trainable parameters of a module: those that decay, and those that are excluded from it.
+    """The trainable parameters of a module: those with weight decay, and those without.
 
-    Biases and the weights of norms are those with one dimension; modules name the others by ``no_weight_decay()``,
-    as networks of timm do.
+    Biases and weights of norms have one dimension; modules name their other parameters without weight decay in
+    ``no_weight_decay()``, as timm's networks do.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     if settings.name not in ("lars", "lamb") and not settings.exclude_norm_and_bias:
@@ -116,7 +115,7 @@ def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
 
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of a module's trainable parameters, in its fused form where there is one."""
+    """The optimizer of a module's trainable parameters, in its fused form if there is one."""
     groups = _apart(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
     betas = (momentum, settings.beta2)
@@ -127,14 +126,14 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     if settings.name == "lamb":
         from timm.optim import Lamb
 
-        # Gradients are clipped before, alike for every optimizer.
+        # Gradients are clipped before the step, in the same way for every optimizer.
         lamb: torch.optim.Optimizer = Lamb(groups, lr=lr, betas=betas, weight_decay=decay, max_grad_norm=None)
         return lamb
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
 def _apart(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
-    """Groups of which none holds both: fused optimizers begin the averages of all parameters of a group together."""
+    """Split groups into frozen and other parameters: fused optimizers start the averages of a group together."""
     if not frozen:
         return groups
     halves = [
@@ -159,13 +158,13 @@ def frozen_parameters(module: nn.Module, patterns: Sequence[str]) -> list[nn.Par
 
 
 def build_updates(module: nn.Module, settings: Optimizer, total_steps: int, steps_per_epoch: float) -> Updates:
-    """How a module's weights are updated.
+    """The optimizer, schedule and clipping of a module.
 
     Args:
-        module: what is trained.
-        settings: the optimizer, and its course in epochs.
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in an epoch.
+        module: the module to train.
+        settings: the optimizer, and its schedule in epochs.
+        total_steps: number of optimizer steps of the whole run.
+        steps_per_epoch: number of optimizer steps in an epoch.
     """
     optimizer = build_optimizer(module, settings)
     return Updates(
@@ -182,9 +181,9 @@ class Schedule(LambdaLR):
     """The learning rate and the weight decay at each optimizer step.
 
     Args:
-        optimizer: whose settings follow; what has no weight decay gets none.
-        lr_factor: of the step, what the learning rate is multiplied by.
-        weight_decay: of the step, the weight decay.
+        optimizer: the optimizer to update; groups without weight decay stay without.
+        lr_factor: step -> factor of the learning rate.
+        weight_decay: step -> weight decay.
     """
 
     def __init__(
@@ -203,7 +202,7 @@ class Schedule(LambdaLR):
             self.optimizer.param_groups[number]["weight_decay"] = self._weight_decay(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step only: the courses are functions of it."""
+        """Only the step: learning rate and weight decay are functions of it."""
         return {
             name: value for name, value in super().state_dict().items() if name not in ("_weight_decay", "_decayed")
         }
@@ -215,10 +214,10 @@ def build_schedule(
     """The learning rate and the weight decay at each optimizer step.
 
     Args:
-        optimizer: whose learning rate and weight decay follow.
-        settings: names the course, in epochs.
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in an epoch.
+        optimizer: the optimizer to update.
+        settings: the schedule, in epochs.
+        total_steps: number of optimizer steps of the whole run.
+        steps_per_epoch: number of optimizer steps in an epoch.
     """
     warmup = settings.warmup_steps(total_steps, steps_per_epoch)
     milestones = [epoch * steps_per_epoch for epoch in settings.milestones]

@@ -29,7 +29,7 @@ from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
-from densepath.training.feature_pass import Sweep
+from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.inputs import check_inputs, make_inputs
 from densepath.training.intervals import Intervals
@@ -38,7 +38,7 @@ from densepath.training.loop import train
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.recipes import all_options, find_method
-from densepath.training.reconstruction_images import Draw, Gallery
+from densepath.training.reconstruction_images import Draw, ReconstructionImages
 from densepath.training.resolve import resolve
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
@@ -58,34 +58,34 @@ def pretrain(
 
     Args:
         config: a configuration, a recipe by its name, or the path of a YAML file.
-        probe: scores a backbone on ``probe_data``; it is given how the backbone sees pixels.
-        draw: draws what a method predicts; without, there are no such pictures.
+        probe: scores a backbone on ``probe_data``; its last argument is the specification of the pixels.
+        draw: draws the predictions of a method that predicts pixels; None for no pictures.
         options: fields of :class:`PretrainConfig` that override those of ``config``.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: options that do not fit each other or the data, or a folder that holds another run.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        UserError: options that are not consistent with each other or the data, or a folder that holds another run.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
     return run(resolve(PretrainConfig, config, options), probe, draw)
 
 
 def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = None) -> Path:
-    """Train what a configuration asks for. Arguments and errors as for :func:`pretrain`."""
+    """Run pre-training with a configuration. Arguments and errors as for :func:`pretrain`."""
     out, resume, accumulate = Path(config.out), config.resume, config.accumulate
     if config.probe_data is not None:
         if probe is None:
             raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            open_split(Path(config.probe_data), split)  # now, rather than epochs later
+            open_split(Path(config.probe_data), split)  # now, not after the first epochs
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
     precision = config.precision
     if old is not None and precision == "auto":
-        precision = old.get("precision", precision)  # that of the hardware where it was started
+        precision = old.get("precision", precision)  # as on the hardware where the run was started
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
@@ -95,7 +95,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     network = choose_backbone(config.backbone, images.spec.channels)
     if network.ndim != images.spec.ndim:
         raise UserError(
-            f"{network.name} takes images of {network.ndim} dimensions, and those of {config.data} have "
+            f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "
             f"{images.spec.ndim}; choose another backbone"
         )
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -113,14 +113,12 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     name = config.backbone if isinstance(config.backbone, str) else network.name
     config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm, backbone=name)
     record = config.record() | {"pixels": images.spec.record()}
-    # Runs of earlier versions do not name their pixels, which were RGB of 8 bits.
+    # Runs of earlier versions do not record their pixels, which were 8-bit RGB.
     free = FREE if old is None or "pixels" in old else (*FREE, "pixels", "mean", "std", "window")
     defaults, note = config.defaults(), f"densepath {__version__}"
     first = hardware.rank == 0
     if first:
-        check_run(
-            out, record, resume=resume, free=free, defaults=defaults
-        )  # now, rather than after hours of looking at the images
+        check_run(out, record, resume=resume, free=free, defaults=defaults)  # now, not after hours of labelling images
 
     images = cache_images(images, config.cache, hardware.device)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
@@ -139,13 +137,15 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         extras=method.extras,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
-    sweep = Sweep(batches, config.view_size, hardware.memory_format)
-    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, sweep)
+    feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format)
+    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass)
     probe_steps, draw_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
         for every in (config.probe_every, config.picture_every)
     )
-    gallery = Gallery(method, images, views, draw, out) if draw is not None and method.predicts_pixels() else None
+    pictures = None
+    if draw is not None and method.predicts_pixels():
+        pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             _report_start((loaded, _colorless(without), found), config.optimizer, steps, steps_per_epoch)
@@ -166,7 +166,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
             evaluate=None
             if probe is None or config.probe_data is None
             else partial(_probe, probe, method, Path(config.probe_data), images.spec),
-            draw=gallery,
+            draw=pictures,
             name=out.name,
         )
         if first:
@@ -176,16 +176,16 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
 
 
 def _report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:
-    """What the run starts from and what was found on its images, a line each; and a warm-up that does not fit."""
+    """Print the initial weights, what was found in the images, and whether the warm-up is shortened; a line each."""
     cut = optimizer.warmup_steps(steps, steps_per_epoch) < optimizer.warmup_epochs * steps_per_epoch
-    warmup = f"the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run, and cut to that"
+    warmup = f"the warm-up of {optimizer.warmup_epochs:g} epochs is longer than half of the run and shortened to that"
     for line in (*lines, warmup if cut else None):
         if line:
             say(f"densepath: {line}")
 
 
 def _colorless(without: Sequence[str]) -> str | None:
-    """A line on operations that images without colors cannot have."""
+    """A line on the operations that need colors, if the images have none."""
     return (
         f"the images have no colors; color operations are reduced or left out: {', '.join(without)}"
         if without
@@ -194,24 +194,24 @@ def _colorless(without: Sequence[str]) -> str | None:
 
 
 def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:
-    """What the images' numbers mean: as the resumed run has it, else as asked for, else as the images say.
+    """The specification of the pixels: of the resumed run, or else from the options, or else from the images.
 
     Raises:
-        UserError: values that make no sense for these images.
+        UserError: values that are invalid for these images.
     """
     if old is None:
         return images.spec.override(config.mean, config.std, config.window)
     recorded = pixels_of(old)
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
-            f"the run learns from images of {recorded.channels} channels, and these have {images.spec.channels}; "
+            f"the run learns from images of {recorded.channels} channels, but these have {images.spec.channels}; "
             "resume it with the same images, or name another folder"
         )
     return recorded
 
 
 def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
-    """Images in one batch of one process."""
+    """Number of images in one batch of one process."""
     parts = processes * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % parts:
         raise UserError(
@@ -222,7 +222,7 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
 
 
 def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[str, float]:
-    """Scores of the backbone as it would be exported; the other processes wait at their next step."""
+    """Scores of the backbone as it would be exported; the other processes wait in their next step."""
     network = copy.deepcopy(plain_batch_norm(method.exported_backbone())).eval()
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:

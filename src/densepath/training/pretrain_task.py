@@ -1,4 +1,4 @@
-"""Pre-training, as the training loop sees it."""
+"""Pre-training as a task of the training loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from densepath.methods.base import Method
 from densepath.sources.batch import ImageBatch
-from densepath.training.feature_pass import Sweep
+from densepath.training.feature_pass import FeaturePass
 from densepath.training.optimizers import Optimizer, build_updates
 from densepath.training.task import LongWork, Task
 from densepath.training.updates import Updates
@@ -16,15 +16,15 @@ from densepath.views.view import Batch
 
 
 class PretrainTask(Task):
-    """Makes the views of a batch, hands them to a method, and minimizes its loss.
+    """Makes the views of a batch, passes them to a method, and minimizes its loss.
 
     Args:
-        method: what is trained.
-        views: makes what the method wants to see.
-        optimizer: how its weights are updated.
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in an epoch.
-        sweep: gives the features of all images to a method that asks for them.
+        method: the method to train.
+        views: makes the method's views.
+        optimizer: the optimizer and its schedule.
+        total_steps: number of optimizer steps of the whole run.
+        steps_per_epoch: number of optimizer steps in an epoch.
+        feature_pass: extracts the features of all images for a method that asks for them.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class PretrainTask(Task):
         optimizer: Optimizer,
         total_steps: int,
         steps_per_epoch: float,
-        sweep: Sweep | None = None,
+        feature_pass: FeaturePass | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -42,11 +42,11 @@ class PretrainTask(Task):
         self.optimizer_settings = optimizer
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
-        self.sweep = sweep
+        self.feature_pass = feature_pass
 
     @property
     def device(self) -> torch.device:
-        """Where the method lies."""
+        """The device of the method."""
         return next(self.method.parameters()).device
 
     def updates(self) -> Updates:
@@ -56,13 +56,13 @@ class PretrainTask(Task):
         return self.make_views(batch.to(self.device))
 
     def before_step(self, inputs: Batch, long_work: LongWork) -> None:
-        if self.sweep is not None and self.method.wants_features(inputs):
-            with long_work() as tick:
-                self.method.on_features(self.sweep(self.method, self.device, tick), inputs, tick)
+        if self.feature_pass is not None and self.method.wants_features(inputs):
+            with long_work() as heartbeat:
+                self.method.on_features(self.feature_pass(self.method, self.device, heartbeat), inputs, heartbeat)
         self.method.before_step(inputs)
 
     def forward(self, inputs: Batch) -> dict[str, Tensor | float]:
-        """The loss, its terms and the method's statistics; the epochs done before this batch."""
+        """The loss, its terms and the method's statistics, and the number of epochs done before this batch."""
         losses = self.method(inputs)
         return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": inputs.epoch}
 

@@ -1,4 +1,4 @@
-"""The processes of a run: started, joined into a group, and of one mind."""
+"""The processes of a run: starts them, joins them into a group, and lets them agree."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from densepath.training.hardware import Hardware
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-# For one collective operation. Who waits for a process that is gone gives up long before (see runs.watchdog); a process
-# that lives may take long to evaluate, or to cluster features, while the others wait for it.
+# For one collective operation. The watchdog gives up on a dead process long before (see runs.watchdog); a live process
+# may take long to evaluate, or to cluster features, while the others wait for it.
 _TIMEOUT = timedelta(hours=6)
 
 
 def start_processes(hardware: Hardware) -> list[subprocess.Popen[bytes]]:
-    """Start the other processes of a run on this machine, where no launcher has: each repeats this command line."""
+    """Start the other processes of a run on this machine, unless a launcher has: each repeats this command line."""
     if hardware.world_size == 1 or hardware.environment.creates_processes_externally:
         return []
     shared = {
@@ -47,18 +47,18 @@ def start_processes(hardware: Hardware) -> list[subprocess.Popen[bytes]]:
 
 
 def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
-    """Bring the processes together, and set up what they compute with.
+    """Join the processes into a group, and set up Fabric.
 
-    Several average their gradients and keep their own batch statistics.
+    Several processes average their gradients and keep their own batch statistics.
 
     Args:
-        hardware: where they compute.
+        hardware: the hardware to compute on.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
     """
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
-    for part in ("fabric", "pytorch"):  # its trainer, which this package does not use, takes over the messages of both
+    for part in ("fabric", "pytorch"):  # Lightning's trainer, which is not used here, configures the logging of both
         logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     if hardware.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -83,18 +83,18 @@ def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:
 
 @contextmanager
 def without_sync(model: nn.Module, skip: bool) -> Iterator[None]:
-    """Inside, gradients stay with their process: of all batches of a step but the last."""
+    """If ``skip``, gradients are not averaged over the processes: for all batches of a step but the last."""
     context: AbstractContextManager[Any] = nullcontext()
     if skip and world_size() > 1:
-        context = model.no_sync()  # type: ignore[operator]  # of DistributedDataParallel, and of its likes
+        context = model.no_sync()  # type: ignore[operator]  # of DistributedDataParallel
     with context:
         yield
 
 
-def agree(device: torch.device, *wishes: int) -> list[int]:
-    """The largest of what any process wishes, for each wish; all processes call this."""
+def agree(device: torch.device, *values: int) -> list[int]:
+    """The maximum of each value over all processes; all processes call this."""
     if world_size() == 1:
-        return list(wishes)
-    agreed = torch.tensor(wishes, device=device)
+        return list(values)
+    agreed = torch.tensor(values, device=device)
     dist.all_reduce(agreed, dist.ReduceOp.MAX)
-    return [int(wish) for wish in agreed.tolist()]
+    return [int(value) for value in agreed.tolist()]

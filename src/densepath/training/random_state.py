@@ -1,6 +1,6 @@
-"""The generators that draw from a stream: kept with a checkpoint, put back on resuming.
+"""Stateful random generators: saved with a checkpoint, restored on resuming.
 
-Views and orders don't need them (their randomness is a function), but parts from other libraries draw from them.
+Views and orders do not need them (their random numbers are functions), but code of other libraries draws from them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def seed_generators(seed: int, rank: int) -> None:
-    """Start Python's, NumPy's and torch's generators (those of the devices, too), differently on each process."""
+    """Seed Python's, NumPy's and torch's generators (also those of the devices), differently on each process."""
     mixed = int(np.random.SeedSequence([seed % 2**63, rank]).generate_state(1, np.uint64)[0])
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
@@ -23,7 +23,7 @@ def seed_generators(seed: int, rank: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Where all generators stand, in types that load without running code."""
+    """The state of all generators, in types that load without running code."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     words_of_numpy = torch.from_numpy(np.asarray(keys).astype(np.int64))
@@ -38,7 +38,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put all generators back to where :func:`random_state` found them."""
+    """Restore all generators to a state of :func:`random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys, position, has_gauss, cached = state["numpy"]
@@ -50,7 +50,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def untouched_generators() -> Iterator[None]:
-    """What is done inside draws from the generators without anybody noticing later."""
+    """Restore the state of all generators after the context."""
     state = random_state()
     try:
         yield

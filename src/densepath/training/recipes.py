@@ -1,4 +1,4 @@
-"""Recipes: the options of a run as YAML, those that come with the package or a user's own."""
+"""Recipes: the options of a run as YAML, from the package or the user."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from densepath.runs.old_options import refuse_moved, rename_options
 if TYPE_CHECKING:
     from densepath.methods import Method
 
-# What the config.yaml of a run holds beside options: what its pixels are, as its images or its weights say.
+# Entries of the config.yaml of a run that are not options: the specification of its pixels.
 _NOTED = {"": ("pixels",), "detect": ("mean", "std", "window")}
 
 
 def recipe_names(verb: str = "") -> list[str]:
-    """The recipes that come with the package: for pre-training, or for the verb that is named."""
+    """The names of the package's recipes, for pre-training or for another verb."""
     entries = _folder(verb).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
 def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
-    """The options that a recipe sets, by the names of :func:`densepath.pretrain`, in the plain types of YAML.
+    """The options that a recipe sets, by their names in :func:`densepath.pretrain`, in the plain types of YAML.
 
     Args:
-        name: a recipe of the package, or the path of a YAML file, a run's ``config.yaml`` for instance.
+        name: a recipe of the package, or the path of a YAML file, e.g. a run's ``config.yaml``.
         verb: "detect" for a recipe of :func:`densepath.detect`.
 
     Raises:
@@ -53,9 +53,10 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
 
 
 def own_augment(method: Any) -> dict[str, Any]:
-    """What all augmented views of a method have in other ways than :class:`Augment`: what single options change.
+    """The augmentation options in which all views of a method differ from the defaults of :class:`Augment`.
 
-    Without it, a run of MAE with ``--augment.scale`` would have the color jitter of MoCo-v2, too.
+    Single ``--augment`` options change these. Without them, a run of MAE with ``--augment.scale`` would also get the
+    color jitter of MoCo-v2.
 
     Returns:
         Options in the plain types of YAML.
@@ -79,9 +80,9 @@ def own_augment(method: Any) -> dict[str, Any]:
 
 
 def find_method(method: Any) -> type[Method]:
-    """A method by its name, by the "module:Class" of one of the user's own, or as the class that it is.
+    """Find a method by its name, by "module:Class", or by its class.
 
-    The module is one that Python finds, or a file in the current folder.
+    The module is any that Python can import, or a file in the current folder.
 
     Raises:
         UserError: there is no such method, or its module cannot be imported.
@@ -93,7 +94,7 @@ def find_method(method: Any) -> type[Method]:
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]
     if not isinstance(method, str) or ":" not in method:
-        raise UserError(f"no method is called {method!r}; {suggest(str(method), METHODS)}, or module:Class of your own")
+        raise UserError(f"no method is called {method!r}; {suggest(str(method), METHODS)}, or give module:Class")
     place, _, name = method.partition(":")
     module = _import_here(place, method)
     found = getattr(module, name, None)
@@ -104,7 +105,7 @@ def find_method(method: Any) -> type[Method]:
 
 
 def name_of(method: Any) -> str:
-    """The name by which :func:`find_method` finds a method: what a run records of a class."""
+    """The name by which :func:`find_method` finds a method; a run records this name."""
     if isinstance(method, str):
         return method
     module = method.__module__
@@ -113,12 +114,12 @@ def name_of(method: Any) -> str:
         return name
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if module == "__main__" and main:
-        module = Path(main).stem  # as another process imports it
+        module = Path(main).stem  # as other processes import it
     return f"{module}:{method.__qualname__}"
 
 
 def _import_here(place: str, method: str) -> Any:
-    """A module that Python finds, or a file in the current folder."""
+    """Import a module that Python finds, or a file in the current folder."""
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -132,7 +133,7 @@ def _import_here(place: str, method: str) -> Any:
 
 
 def all_options(method: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """All hyper-parameters of a method: its defaults, and over them those given.
+    """All hyper-parameters of a method: its defaults, overridden by ``options``.
 
     Raises:
         UserError: one of them is not an option of the method.

@@ -1,4 +1,4 @@
-"""Pictures of what a method predicts for the same few images, at intervals of its run."""
+"""Pictures of the predictions of a method for the same few images, at intervals of its run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from densepath.methods.base import Method, Reconstruction
-from densepath.nets.preserve_mode import untouched_modes
+from densepath.nets.preserve_mode import preserve_mode
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -21,14 +21,14 @@ _COUNT = 8
 Draw = Callable[[Reconstruction, Path, PixelSpec], Path]
 
 
-class Gallery:
-    """Draws what a method predicts for some images of its source, always with the same views and masks.
+class ReconstructionImages:
+    """Draws the predictions of a method for a few images of its source, always with the same views and masks.
 
     Args:
-        method: which predicts pixels; it is left as it was.
+        method: a method that predicts pixels; its training mode is restored.
         images: the source.
         views: makes the method's views.
-        draw: makes a PNG file of a prediction on pixels of a specification.
+        draw: writes a prediction to a PNG file, given the specification of the pixels.
         out: the run folder.
     """
 
@@ -43,8 +43,8 @@ class Gallery:
 
     @torch.no_grad()
     def __call__(self, step: int) -> Path:
-        """Draw the state after ``step`` optimizer steps; the file."""
+        """Draw the predictions after ``step`` optimizer steps, and return the file."""
         device = next(self.method.parameters()).device
-        with untouched_modes(self.method):
+        with preserve_mode(self.method):
             made = self.method.eval().reconstruct(self.make_views(self._batch.to(device)))
         return self.draw(made, self.out / PICTURES / f"reconstruction_{step:07d}.png", self.make_views.spec)

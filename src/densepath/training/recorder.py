@@ -1,4 +1,4 @@
-"""What becomes of a run's measurements: a CSV file, loggers, and lines for its user."""
+"""Records the measurements of a run: in a CSV file, in loggers, and as progress for the user."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from densepath.training.loggers import Logger, make_loggers
 
 
 class Recorder:
-    """Writes measurements down; on all processes but the first it does nothing.
+    """Records measurements on the first process; does nothing on the others.
 
     Args:
         out: the run folder.
-        start, total: optimizer steps done before, and of the whole run.
+        start, total: number of optimizer steps done before, and of the whole run.
         first: whether this is the first process.
         loggers: the names of loggers besides the CSV file.
-        name: what the run is called in them.
+        name: name of the run in the loggers.
     """
 
     def __init__(self, out: Path, start: int, total: int, *, first: bool, loggers: Sequence[str], name: str) -> None:
@@ -27,7 +27,7 @@ class Recorder:
         self.progress = Progress(start, total, shown=first)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Keep the measurements of a step, if there are any."""
+        """Record the measurements of a step, if there are any."""
         if not row or self._metrics is None:
             return
         self._metrics.write({"step": step, **row})
@@ -35,12 +35,12 @@ class Recorder:
             logger.log(row, step)
 
     def picture(self, step: int, path: Path) -> None:
-        """Hand a picture to the loggers."""
+        """Pass a picture to the loggers."""
         for logger in self._loggers:
             logger.picture(path, step)
 
     def close(self) -> None:
-        """Finish the files, and leave the terminal as it was."""
+        """Finish the files, and restore the terminal."""
         self.progress.close()
         for logger in self._loggers:
             logger.close()

@@ -1,4 +1,4 @@
-"""From a recipe and the options beside it to the configuration of a run, alike for the command line and for Python."""
+"""Resolves a recipe and options to the configuration of a run, in the same way for the command line and Python."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from densepath.training.recipes import find_method, load_recipe, name_of, own_au
 
 Config = TypeVar("Config")
 _RENAMED = {f"method.{old}": new for old, new in MOVED.items()}
-METHOD = "method."  # before the name of each option of a method, as it is typed
+METHOD = "method."  # prefix of the options of a method on the command line
 _OPTIONS = "method_options"
-# Of two options that say the same thing, one that is given overrides the other of a recipe.
+# Pairs of options with the same meaning: one that is given overrides the other one of a recipe.
 _RIVALS = (("epochs", "max_steps"), ("max_steps", "epochs"))
 
 
@@ -29,13 +29,13 @@ def resolve(
     """The configuration of a run.
 
     Args:
-        schema: its dataclass.
-        config: what the options override: another configuration, a recipe by its name, or the path of a YAML file.
-        options: its fields, where they differ; those that are dataclasses may be dictionaries of some of their fields.
-        recipes: the verb whose recipes those are; "" for pre-training.
+        schema: the dataclass of the configuration.
+        config: what the options override: another configuration, the name of a recipe, or the path of a YAML file.
+        options: fields of the configuration; a dataclass may be given as a dictionary of some of its fields.
+        recipes: the verb of the recipes; "" for pre-training.
 
     Raises:
-        UserError: no such recipe, method or option, a value of another type, or one that must be given is missing.
+        UserError: an unknown recipe, method or option, a value of the wrong type, or a missing option.
     """
     if isinstance(config, schema):
         recipe: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ def resolve(
         recipe = load_recipe(str(config), recipes) if config is not None else {}
     whole = over_recipe(schema, recipe, options)
     method = method_of(schema, whole)
-    # Classes and networks cannot be written as text.
+    # Classes and networks have no text form.
     objects = {name: whole.pop(name) for name in ("method", "backbone") if not isinstance(whole.get(name, ""), str)}
     values = check_options(make_parser(schema, f"densepath {recipes or 'pretrain'}", method), schema, whole, method)
     made: Config = build(schema, values | objects)
@@ -51,7 +51,7 @@ def resolve(
 
 
 def method_of(schema: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """The method that options choose; None for a function without one."""
+    """The method that the options choose; None for a function that takes no method."""
     if _OPTIONS not in inspect.signature(schema).parameters:
         return None
     return options.get("method") or default_of(schema, "method")
@@ -65,15 +65,15 @@ def make_parser(
     described: Any = None,
     complete: bool = True,
 ) -> Parser:
-    """A parser of the options of a function or a dataclass, and of a method's where it takes one.
+    """A parser of the options of a function or a dataclass, and of its method if it takes one.
 
     Args:
         schema: the function or dataclass.
         prog: the command, for help and errors.
-        method: whose options there are, too; None for no method.
-        positional: the options that are given without their name.
-        described: whose docstring says what the command does; ``schema`` by default.
-        complete: whether what has no default must be given.
+        method: the method whose options are added; None for no method.
+        positional: options that are given without their name.
+        described: object whose docstring describes the command; ``schema`` by default.
+        complete: whether options without a default must be given.
     """
     parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=_short(schema))
     options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
@@ -86,7 +86,7 @@ def make_parser(
         parser.add_options(
             options_of(constructor, skip=[backbone], prefix=METHOD),
             f"method: {method}",
-            "--method NAME chooses another one; with --help it lists the options of that one.",
+            "--method NAME chooses another one; together with --help its options are listed.",
         )
     return parser
 
@@ -94,28 +94,28 @@ def make_parser(
 def check_options(
     parser: Parser, schema: Callable[..., Any], options: Mapping[str, Any], method: Any
 ) -> dict[str, Any]:
-    """Options in their types, those that are dataclasses as dictionaries of their fields.
+    """Check options and convert them to their types; dataclasses become dictionaries of their fields.
 
     Args:
-        parser: made for them.
-        schema: whose they are.
-        options: as a recipe holds them, values or their text.
-        method: that the parser was made for.
+        parser: the parser of these options.
+        schema: the function or dataclass that takes them.
+        options: the options as in a recipe: values or their text.
+        method: the method of the parser.
 
     Raises:
-        UserError: one is unknown or missing, or its value is of another type.
+        UserError: an option is unknown or missing, or its value has the wrong type.
     """
     check_names(parser, options)
-    said = {
+    given = {
         key: value
         for key, value in _flat(options, parser)
         if value is not None or parser.options[key].default is not None
     }
-    typed = parser.check(said)
+    typed = parser.check(given)
     parameters = inspect.signature(schema).parameters
     values = {name: value for name, value in typed.items() if name in parameters}
     for name in parameters:
-        touched = any(key.startswith(f"{name}.") for key in said)
+        touched = any(key.startswith(f"{name}.") for key in given)
         if isinstance(values.get(name), dict) and default_of(schema, name) is None and not touched:
             values[name] = None
     if method:
@@ -124,10 +124,10 @@ def check_options(
 
 
 def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> None:
-    """Check that a parser knows all options; ``whose`` names the recipe that they come from.
+    """Check that a parser knows all options; ``whose`` names their recipe.
 
     Raises:
-        UserError: it does not know one.
+        UserError: an option is unknown.
     """
     for key, _ in _flat(options, parser):
         if key not in parser.options:
@@ -142,10 +142,10 @@ def _short(schema: Callable[..., Any]) -> dict[str, str]:
 
 
 def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over those of a recipe: parts such as ``optimizer`` field by field, the length of a run said once.
+    """A recipe, overridden by options: parts such as ``optimizer`` field by field, the length of a run as a whole.
 
-    The method's options of a recipe are for its own method. Where only the options say how views vary, they vary
-    otherwise as the method declares it.
+    The recipe's method options are dropped if another method is chosen. If only the options set ``augment``, the
+    remaining augmentation is the method's own.
     """
     recipe, options = (_in_full(_mapped(given), _short(schema)) for given in (recipe, options))
     if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
@@ -156,7 +156,7 @@ def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: 
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over others, those of a part option by option."""
+    """``under``, overridden by ``over``; parts are merged option by option."""
     result = dict(under)
     for one, other in _RIVALS:
         if over.get(one) is not None:
@@ -168,21 +168,21 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_full(options: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
-    """Options without short forms.
+    """Replace short forms of options by the full names.
 
     Raises:
-        UserError: a short form and what it stands for are both there.
+        UserError: a short form and its full name are both given.
     """
     for form in short.keys() & options.keys():
         part, _, name = short[form].partition(".")
         if name in (options.get(part) or {}):
-            raise UserError(f"{form} and {short[form]} are one option; give it once")
+            raise UserError(f"{form} and {short[form]} are the same option; give it once")
         options[part] = {**(options.get(part) or {}), name: options.pop(form)}
     return options
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their dotted names, as a recipe holds them: parts in dictionaries of their own."""
+    """Options by dotted names, nested as in a recipe: each part becomes a dictionary."""
     result: dict[str, Any] = {}
     for key, value in options.items():
         *parts, last = key.split(".")
@@ -194,7 +194,7 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options whose dataclasses are dictionaries of their fields."""
+    """Options, with dataclasses as dictionaries of their fields."""
     return {
         name: {f.name: getattr(value, f.name) for f in fields(value)}
         if is_dataclass(value) and not isinstance(value, type)
@@ -204,12 +204,12 @@ def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(option: Option) -> str:
-    """The part that an option belongs to, "" for the function itself."""
+    """The part of an option; "" for an option of the function itself."""
     return option.key.rpartition(".")[0]
 
 
 def _flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Options by their dotted names, but for the method's own."""
+    """The options with their dotted names, except ``method`` itself."""
     for name, value in options.items():
         key = prefix + name
         if key == "method":

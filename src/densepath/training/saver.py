@@ -1,4 +1,4 @@
-"""The state of a run: saved by all processes together, and taken up again bit for bit."""
+"""The state of a run: saved by all processes together, and restored bit for bit."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _SET_BY = {"images": "data", "steps": "length", "processes": "number of processe
 class Saver:
     """Saves a run and restores it.
 
-    Each process keeps running statistics of its own in its batch norms; the weights in a checkpoint, and those of every
-    process at the end of the run, have their mean. As they are moving averages, it is what one process would hold that
-    has the images of all of them, in batch-norm groups.
+    Each process has its own running statistics in its batch norms; the weights in a checkpoint, and those of every
+    process at the end of the run, have their mean. As they are moving averages, the mean is what a single process with
+    all the images in batch-norm groups would have.
 
     Args:
-        task: what is trained.
+        task: the task to save.
         out: the run folder.
-        config: what the run was asked for, kept in the checkpoints as JSON.
+        config: the options of the run, kept in the checkpoints as JSON.
         facts: numbers that must be the same when the run is resumed.
-        total: optimizer steps of the whole run.
-        seed: of the generators that draw from a stream.
-        resume: take up the newest checkpoint in ``out``, if there is one.
+        total: number of optimizer steps of the whole run.
+        seed: seed of the stateful random generators.
+        resume: restore the newest checkpoint in ``out``, if there is one.
 
     Attributes:
-        start: optimizer steps that the checkpoint holds; 0 without one.
+        start: number of optimizer steps done at the restored checkpoint; 0 without one.
         saved: the step of the newest checkpoint; -1 without one.
 
     Raises:
-        UserError: no readable checkpoint, or one of a run with other facts or weights.
+        UserError: no checkpoint is readable, or it belongs to a run with other facts or weights.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Saver:
         self._saved_at = self._watch.read()
 
     def restore(self, updates: Updates) -> None:
-        """Take up the optimizer, its schedule and this process's statistics, when the weights lie on their device."""
+        """Restore the optimizer, its schedule and this process's statistics, after the weights are on their device."""
         self._updates = updates
         if self._state:
             (optimizer,), (schedule,) = self._state["optimizers"], self._state["schedules"]
@@ -79,7 +79,7 @@ class Saver:
                 set_statistics(self._task, self._state["statistics"][rank()])
 
     def restore_generators(self) -> None:
-        """Take up the generators, or start them; once the loader has drawn what it draws when it starts."""
+        """Restore or seed the random generators, after the loader has started, which draws from them."""
         kept = self._state["random"] if self._state else []
         self._state = None
         if rank() < len(kept):
@@ -88,7 +88,7 @@ class Saver:
             seed_generators(self._seed, rank())
 
     def minutes(self) -> float:
-        """Since the last checkpoint, or the start."""
+        """Minutes since the last checkpoint, or since the start."""
         return (self._watch.read() - self._saved_at) / 60
 
     def save(self, step: int) -> None:
@@ -112,24 +112,24 @@ class Saver:
             }
             write_checkpoint(self._out / CHECKPOINTS, state)
         if world_size() > 1:
-            dist.barrier()  # a launcher may end the others as soon as one process has left
+            dist.barrier()  # a launcher may kill the other processes as soon as one has exited
         if step == self._total:
-            set_statistics(self._task, statistics.mean(0))  # what is exported is what was saved
+            set_statistics(self._task, statistics.mean(0))  # the exported weights equal the saved ones
         self._saved_at, self.saved = self._watch.read(), step
 
 
 def load_task(task: Task, state: dict[str, Any], out: Path) -> None:
-    """Give a task the weights and buffers of a checkpoint.
+    """Load the weights and buffers of a checkpoint into a task.
 
     Raises:
-        UserError: the checkpoint is of another one.
+        UserError: the checkpoint belongs to another task.
     """
     try:
         task.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         why = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(
-            f"the checkpoint in {out} does not fit what is trained ({why}); resume it as it was started"
+            f"the checkpoint in {out} does not fit the network of this run ({why}); resume it as it was started"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What the training loop asks of what it trains."""
+"""The interface between the training loop and the networks that it trains."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from densepath.methods.base import Tick
+from densepath.methods.base import Heartbeat
 from densepath.training.updates import Updates
 
-LongWork = Callable[[], AbstractContextManager[Tick]]
+LongWork = Callable[[], AbstractContextManager[Heartbeat]]
 
 
 class Task(nn.Module):
-    """A network with its losses, its optimizer, and what belongs to its steps.
+    """A network with its losses, its optimizer, and its hooks before and after a step.
 
-    A step is made of one or more batches. What only one of them could change twice belongs into :meth:`before_step` or
-    :meth:`after_step`: momentum encoders, queues, centres.
+    A step consists of one or more batches. Updates that must happen once per step, of momentum encoders, queues and
+    centres, belong in :meth:`before_step` or :meth:`after_step`.
     """
 
     @abstractmethod
     def updates(self) -> Updates:
-        """How the weights are updated; asked for once, when they lie where they are trained."""
+        """The optimizer and its schedule; called once, after the weights are on their device."""
 
     @abstractmethod
     def inputs(self, batch: Any) -> Any:
-        """What :meth:`forward` takes, on the network's device; without gradient and in full precision."""
+        """The argument of :meth:`forward`, on the network's device; without gradient and in full precision."""
 
     def before_step(self, inputs: Any, long_work: LongWork) -> None:
-        """What happens once for each step, before anything of it is computed.
+        """Called once for each step, before anything else of it.
 
         Args:
-            inputs: of the step's first batch.
-            long_work: the context of what takes long; gives what is to be called now and then.
+            inputs: the inputs of the step's first batch.
+            long_work: a context for long work; it yields a heartbeat, which must be called regularly.
         """
 
     @abstractmethod
     def forward(self, inputs: Any) -> dict[str, Tensor | float]:
-        """The "loss", a scalar to minimize, and other scalars to be measured, which need not leave their device."""
+        """The "loss", a scalar to minimize, and other scalars to log, which may stay on their device."""
 
     def after_step(self) -> None:
-        """What happens once for each step, when the weights have been updated."""
+        """Called once for each step, after the weights have been updated."""

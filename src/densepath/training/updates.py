@@ -1,4 +1,4 @@
-"""The updates of the weights: an optimizer, its schedule, and what is done to gradients before."""
+"""Updates of the weights: an optimizer, its schedule, gradient clipping, and frozen parameters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _SMALL = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 @dataclass(frozen=True)
 class Updates:
-    """How weights are updated.
+    """An optimizer with its schedule, gradient clipping and frozen parameters.
 
     Args:
-        optimizer, schedule: the schedule is of steps.
-        clip_norm: the largest norm of a gradient; 0 for no limit.
-        clip: whether that is the norm of all parameters together ("global") or of each ("tensor").
-        frozen: parameters that stay as they are in the first ``frozen_steps`` steps.
+        optimizer, schedule: the optimizer, and its schedule, which is updated at each step.
+        clip_norm: largest norm of the gradient; 0 for no limit.
+        clip: whether clip_norm limits the norm over all parameters ("global") or of each one ("tensor").
+        frozen: parameters that are not changed in the first ``frozen_steps`` steps.
+        frozen_steps: number of steps of ``frozen``.
     """
 
     optimizer: torch.optim.Optimizer
@@ -38,16 +39,18 @@ class Updates:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def freeze(self, step: int) -> None:
-        """Drop the gradients of what is frozen in a step, counted from 0: no momentum, no weight decay, no part in a
-        norm."""
+        """Drop the gradients of parameters that are frozen in a step, counted from 0.
+
+        They get no momentum and no weight decay, and do not count in the norm for clipping.
+        """
         if step < self.frozen_steps:
             for parameter in self.frozen:
                 parameter.grad = None
 
     def clip_gradients(self) -> None:
-        """Scale gradients down to the largest norm allowed, if any; the device is not waited for.
+        """Scale gradients down to the largest norm, if there is one; without device synchronization.
 
-        They have to be those of all accumulated batches and all processes.
+        Called after the gradients of all accumulated batches and all processes have been summed.
         """
         if not self.clip_norm:
             return
@@ -60,7 +63,7 @@ class Updates:
 
 @torch.no_grad()
 def clip_each(gradients: list[Tensor], largest: float) -> None:
-    """Scale each of the tensors whose norm is larger down to that, in fused operations.
+    """Scale each tensor whose norm is larger than ``largest`` down to it, in fused operations.
 
     Source: DINO (Caron et al., ICCV 2021), its released code.
     """

@@ -1,6 +1,6 @@
-"""What an operation on the look of views is, and how it reaches the images that it is drawn for.
+"""The interface of appearance operations, and how one is applied to the images that it is drawn for.
 
-Random numbers are drawn on the CPU, so which images an operation touches is known without asking the device.
+Random numbers are drawn on the CPU, so the images that an operation changes are known without synchronization.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from densepath.views.random_streams import Draw
 
 
 class Appearance(ABC):
-    """An operation on the look of views, in any number of dimensions. Subclasses are small frozen dataclasses.
+    """An operation on the appearance of views, in any number of dimensions. Subclasses are small frozen dataclasses.
 
     Attributes:
         channels: how many channels of a pixel it needs; None for any number.
-        remedy: what a user whose images have another number can do.
+        remedy: what a user can do if the images have another number of channels.
     """
 
     channels: ClassVar[int | None] = None
@@ -29,7 +29,7 @@ class Appearance(ABC):
 
     @abstractmethod
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        """Change the look of views, each by its own random numbers. Overwrites and returns ``x``.
+        """Change the appearance of each view by its own random numbers. Overwrites and returns ``x``.
 
         Args:
             x: (N, C, *spatial) floats in [0, 1].
@@ -38,21 +38,21 @@ class Appearance(ABC):
 
     @property
     def changes_colors(self) -> bool:
-        """Whether something of it is lost without colors."""
+        """Whether part of the operation needs colors."""
         return self.channels is not None
 
     def without_color(self) -> Appearance | None:
-        """What of it makes sense for images without colors."""
+        """The part of the operation that applies to images without colors; None if there is none."""
         return None if self.changes_colors else self
 
 
-def chosen(draw: Draw, slot: int, probability: float) -> list[int]:
+def chosen(draw: Draw, stream: int, probability: float) -> list[int]:
     """The rows that an operation with a probability is applied to: those whose first number is below it."""
-    return (draw(slot)[:, 0] < probability).nonzero().flatten().tolist() if probability else []
+    return (draw(stream)[:, 0] < probability).nonzero().flatten().tolist() if probability else []
 
 
 def change(x: Tensor, rows: list[int], operation: Callable[[Tensor, list[int]], Tensor]) -> None:
-    """Replace some rows of x by what an operation makes of them and of their numbers."""
+    """Apply an operation, which gets the rows and their numbers, to some rows of x, in place."""
     if len(rows) == len(x):
         x.copy_(operation(x, rows))
     elif rows:
@@ -68,7 +68,7 @@ def per_image(factor: Tensor, x: Tensor) -> Tensor:
 def check_probability(name: str, value: float) -> None:
     """Raise UserError where a value is not a probability."""
     if not 0 <= value <= 1:
-        raise UserError(f"{name} is a probability, between 0 and 1, not {value}")
+        raise UserError(f"{name} must be between 0 and 1, not {value}")
 
 
 def check_range(name: str, values: Iterable[float], least: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The flat options of a random view: what the command line and recipes write, and runs record."""
+"""The flat options of a random view, as in the command line, in recipes and in the record of a run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Augment:
     """The options of a random view. The defaults are those of MoCo-v2, DenseCL and ConCL.
 
     In this order: crop, flips and rotation; stain; color jitter; grayscale; gamma; blur; noise; solarize. Factors are
-    drawn for each image, and so is the order of the four parts of the color jitter. What needs colors is left out of
-    views of images without, where it is the method's own choice; of the color jitter, brightness and contrast remain.
+    drawn for each image, and so is the order of the four parts of the color jitter. For images without colors, the
+    operations of the method's defaults that need colors are left out; brightness and contrast of the jitter remain.
 
     Args:
         scale: range of the crop's area, or volume, as shares of the image's.
@@ -31,19 +31,19 @@ class Augment:
         vertical_flip: probability of a vertical flip.
         depth_flip: probability of a flip along the third axis of volumes.
         rotation: largest rotation in degrees, either way. A crop that would leave the image shrinks about its center.
-        rotation_axes: of volumes: "xy" turns in that plane only, "all" about each of the three axes.
-        quarter_turns: whether to also turn by 0, 90, 180 or 270 degrees in the xy-plane, each as likely.
+        rotation_axes: for volumes: "xy" rotates in that plane only, "all" about each of the three axes.
+        quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probability.
         jitter: probability of color jitter.
         brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], not below 0.
         hue: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
         grayscale: probability of a grey view.
-        gamma: probability of values to a power.
+        gamma: probability of a gamma correction: values to a power.
         gamma_power: range of that power; its logarithm is uniform.
         blur: probability of a Gaussian blur.
         blur_sigma: range of its standard deviation, in pixels of the view.
         noise: probability of normal noise on each value.
         noise_std: range of its standard deviation, where values lie in [0, 1].
-        solarize: probability of inverting what is brighter than half.
+        solarize: probability of inverting values of at least 0.5.
         stain: probability of H&E stain jitter: amounts of hematoxylin, eosin and residual change in optical density.
         stain_strength: factors are drawn from [1 - x, 1 + x] and shifts (of optical density) from [-x, x].
         interpolation: the filter of the crop's resampling.

@@ -11,7 +11,7 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.views.appearance import Appearance, change, check_not_negative, check_probability, chosen, per_image
 from densepath.views.intensity import IntensityJitter
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow and torchvision
 # Optical densities of red, green and blue in hematoxylin, eosin and the residual (DAB): Ruifrok and Johnston, 2001.
@@ -21,10 +21,10 @@ _DARKEST = 1 / 255
 
 @dataclass(frozen=True)
 class StainJitter(Appearance):
-    """Other amounts of hematoxylin, eosin and a residual, changed in optical density.
+    """Random changes of hematoxylin, eosin and a residual stain, in optical density.
 
     Args:
-        probability: of a change.
+        probability: of the stain jitter.
         strength: factors are drawn from [1 - x, 1 + x] and shifts (of optical density) from [-x, x].
 
     Source: Tellez et al., IEEE TMI 2018.
@@ -41,19 +41,19 @@ class StainJitter(Appearance):
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
         def jitter(part: Tensor, rows: list[int]) -> Tensor:
-            factors = 1 + self.strength * (2 * draw(Slot.STAIN_FACTORS)[rows, :3] - 1)
-            return jitter_stain(part, factors, self.strength * (2 * draw(Slot.STAIN_SHIFTS)[rows, :3] - 1))
+            factors = 1 + self.strength * (2 * draw(Stream.STAIN_FACTORS)[rows, :3] - 1)
+            return jitter_stain(part, factors, self.strength * (2 * draw(Stream.STAIN_SHIFTS)[rows, :3] - 1))
 
-        change(x, chosen(draw, Slot.STAIN, self.probability), jitter)
+        change(x, chosen(draw, Stream.STAIN, self.probability), jitter)
         return x
 
 
 @dataclass(frozen=True)
 class ColorJitter(Appearance):
-    """Brightness, contrast, saturation and hue, in an order of each image's own, as torchvision's ColorJitter.
+    """Brightness, contrast, saturation and hue, in a random order for each image, as torchvision's ColorJitter.
 
     Args:
-        probability: of a change.
+        probability: of the color jitter.
         brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], not below 0.
         hue: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
     """
@@ -82,18 +82,18 @@ class ColorJitter(Appearance):
         return IntensityJitter(self.probability, self.brightness, self.contrast)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        rows = chosen(draw, Slot.JITTER, self.probability)
-        orders = draw(Slot.JITTER_ORDER).argsort(dim=1, stable=True).tolist()  # (N, 4): the operation at each place
+        rows = chosen(draw, Stream.JITTER, self.probability)
+        orders = draw(Stream.JITTER_ORDER).argsort(dim=1, stable=True).tolist()  # (N, 4): the order of the operations
         spread = torch.tensor((self.brightness, self.contrast, self.saturation, self.hue))
         middle = torch.tensor((1.0, 1.0, 1.0, 0.0))
         low = torch.cat(((middle - spread)[:3].clamp(min=0), -spread[3:]))
-        factors = low + (middle + spread - low) * draw(Slot.JITTER_FACTORS)
+        factors = low + (middle + spread - low) * draw(Stream.JITTER_FACTORS)
         operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
         useful = [number for number in range(4) if spread[number] > 0]
-        for place in range(4):
+        for turn in range(4):
             rows_of: list[list[int]] = [[] for _ in operations]
             for row in rows:
-                rows_of[orders[row][place]].append(row)
+                rows_of[orders[row][turn]].append(row)
             for number in useful:
 
                 def adjust(part: Tensor, rows: list[int], number: int = number) -> Tensor:
@@ -115,7 +115,7 @@ class Grayscale(Appearance):
         check_probability("the probability of a grey view", self.probability)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        rows = chosen(draw, Slot.GRAYSCALE, self.probability)
+        rows = chosen(draw, Stream.GRAYSCALE, self.probability)
         change(x, rows, lambda part, _: luma(part).expand_as(part))
         return x
 
@@ -163,10 +163,10 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def jitter_stain(x: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
-    """Change how much of each stain a view shows.
+    """Change the amount of each stain in a view.
 
-    Colors become optical densities, densities amounts of hematoxylin, eosin and a residual; amount * factor + shift
-    goes back the same way. All of it is one 3 x 3 matrix for each image.
+    Colors are converted to optical densities, and these to amounts of hematoxylin, eosin and a residual; amount *
+    factor + shift is converted back. All of this is one 3 x 3 matrix and an offset for each image.
 
     Args:
         x: (N, 3, *spatial) in [0, 1].
@@ -176,7 +176,7 @@ def jitter_stain(x: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
     """
     stains = torch.tensor(_STAINS, dtype=x.dtype)
     stains = stains / stains.norm(dim=1, keepdim=True)
-    # The small matrices are made on the CPU: an inverse on the device would have to be waited for.
+    # The small matrices are computed on the CPU: an inverse on the device would synchronize with it.
     change = torch.linalg.inv(stains) @ torch.diag_embed(factors) @ stains  # (N, 3, 3), density -> density
     offset = (shifts @ stains).unsqueeze(-1).to(x.device, non_blocking=True)
     density = -torch.log(x.clamp(min=_DARKEST)).flatten(2)  # (N, 3, pixels)

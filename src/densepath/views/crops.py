@@ -1,4 +1,4 @@
-"""Declarations of crops: which part of an image a view shows, and how it is flipped and turned."""
+"""Declarations of crops: which part of an image a view shows, and how it is flipped and rotated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _AXES = "xyz"
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """How a part of an image is flipped, turned and resampled.
+    """How a part of an image is flipped, rotated and resampled.
 
     Args:
         flip: probability of a flip along x, y and z; 0 for axes that are left out.
         rotation: largest rotation in degrees, either way, in the unit of the images' spacing where that is known. A
             crop that would leave the image shrinks about its center.
-        rotation_axes: of volumes: "xy" turns in that plane only, "all" about each of the three axes.
-        quarter_turns: whether to also turn in the xy-plane by 0, 90, 180 or 270 degrees, each as likely.
+        rotation_axes: for volumes: "xy" rotates in that plane only, "all" about each of the three axes.
+        quarter_turns: whether to also rotate in the xy-plane by 0, 90, 180 or 270 degrees, with equal probability.
         interpolation: the filter of the resampling.
     """
 
@@ -33,7 +33,7 @@ class Pose:
 
     def __post_init__(self) -> None:
         for axis, probability in zip(_AXES, self.flip, strict=False):
-            check_probability(f"that of a flip along {axis}", probability)
+            check_probability(f"the probability of a flip along {axis}", probability)
         if len(self.flip) > len(_AXES):
             raise UserError(f"flips have a probability along x, y and z, not {len(self.flip)}")
         if self.rotation < 0:
@@ -44,7 +44,7 @@ class Pose:
             raise UserError(f"unknown interpolation {self.interpolation!r}; choose bilinear or bicubic")
 
     def check(self, size: Sequence[int]) -> None:
-        """Raise UserError where views of a size, in the order of the tensor's axes, cannot be made so."""
+        """Raise UserError if views of this size, in the order of the tensor's axes, cannot be flipped or rotated so."""
         check_flips(self.flip, size)
         if self.quarter_turns:
             check_square(size)
@@ -73,16 +73,16 @@ class Crop(Pose):
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPair(Pose):
-    """The first of two windows of given sizes that overlap: pairs are drawn evenly among all that overlap enough.
+    """The first of two overlapping windows of given sizes: pairs are uniform among all with at least the minimum IoU.
 
     Args:
-        windows: their sizes in pixels of the image, in the order of the tensor's axes; each as likely to be tried.
-            Sides that an image does not have are cut to it.
-        iou: the least intersection over union of the two, before they are turned.
+        windows: their sizes in pixels of the image, in the order of the tensor's axes, tried with equal probability.
+            Sides longer than the image's are cut to it.
+        iou: the minimum intersection over union of the two, before they are rotated.
         equal: whether both have the same size.
-        border: pixels along each axis that windows keep off an image's edges, where it is large enough.
+        border: minimum distance of windows from an image's edges along each axis, in pixels, if it is large enough.
 
-    Source: PCRL (ICCV 2021), section 4.1; there pairs are drawn until one overlaps enough.
+    Source: PCRL (ICCV 2021), section 4.1; there pairs are drawn until one has the minimum IoU.
     """
 
     windows: tuple[tuple[int, ...], ...]
@@ -93,9 +93,9 @@ class WindowPair(Pose):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.windows or any(side < 1 for window in self.windows for side in window):
-            raise UserError(f"windows have sides of one pixel or more, not {self.windows}")
+            raise UserError(f"windows need sides of at least one pixel, not {self.windows}")
         if not 0 <= self.iou < 1:
-            raise UserError(f"the least IoU of two windows lies between 0 and 1, not {self.iou}")
+            raise UserError(f"the minimum IoU of two windows is at least 0 and less than 1, not {self.iou}")
         if any(width < 0 for width in self.border):
             raise UserError(f"the border must not be negative, as {self.border} is")
 
@@ -103,7 +103,7 @@ class WindowPair(Pose):
         super().check(size)
         for sides in (*self.windows, self.border or size):
             if len(sides) != len(size):
-                raise UserError(f"windows and borders need {len(size)} sides for such images, not {list(sides)}")
+                raise UserError(f"windows and borders need {len(size)} sides for these images, not {list(sides)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +118,14 @@ class SecondWindow(Pose):
 
 
 def check_flips(flip: Sequence[float], size: Sequence[int]) -> None:
-    """Raise UserError where flips are asked for along an axis that views do not have."""
+    """Raise UserError if flips are requested along an axis that views do not have."""
     for axis, probability in list(zip(_AXES, flip, strict=False))[len(size) :]:
         if probability:
             raise UserError(f"images of {len(size)} dimensions cannot be flipped along {axis}")
 
 
 def check_square(size: Sequence[int]) -> None:
-    """Raise UserError where a view cannot be turned by a quarter in its xy-plane."""
+    """Raise UserError if a view cannot be rotated by a quarter turn in its xy-plane."""
     height, width = size[-2:]
     if height != width:
-        raise UserError(f"views of {width} x {height} px cannot be turned by quarters; make both sides equal")
+        raise UserError(f"views of {width} x {height} px cannot be rotated by quarter turns; make both sides equal")

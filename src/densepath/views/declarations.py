@@ -1,4 +1,4 @@
-"""Declarations of views: what a method wants to see of each image."""
+"""Declarations of views: what a method sees of each image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from densepath.views.crops import Crop, SecondWindow, WindowPair, check_flips, c
 
 MAX_COUNT = 128  # crops of one view, and views of one method: their numbers share 16 bits
 
-
 _PLAIN = Crop()
 
 
 @dataclass(frozen=True)
 class RandomView:
-    """A random part of an image with a changed look: one, or several of one kind.
+    """A random part of an image with a changed appearance: one crop, or several of one kind.
 
     Args:
-        crop: which part, and how it is flipped and turned.
-        appearance: what happens to its look, in this order.
-        size: of its sides, relative to the run's view size: 96 / 224 for the local crops of DINO.
-        count: crops of each image, which make up one :class:`~densepath.views.view.View`: row k * B + b is crop k of
+        crop: which part, and how it is flipped and rotated.
+        appearance: the operations on its appearance, in this order.
+        size: its sides relative to the run's view size: 96 / 224 for the local crops of DINO.
+        count: crops of each image, which form one :class:`~densepath.views.view.View`: row k * B + b is crop k of
             image b.
     """
 
@@ -35,14 +34,14 @@ class RandomView:
     count: int = 1
 
     def check(self, spec: PixelSpec, size: Sequence[int]) -> None:
-        """Raise UserError where it cannot be made of such images, in views of a size."""
+        """Raise UserError if the view cannot be made of these images in this size."""
         if not 1 <= self.count <= MAX_COUNT:
             raise UserError(f"a view has 1 to {MAX_COUNT} crops of each image, not {self.count}")
         self.crop.check(size)
         for operation in self.appearance:
             if operation.channels not in (None, spec.channels):
                 raise UserError(
-                    f"{type(operation).__name__} needs images of {operation.channels} channels, and these have "
+                    f"{type(operation).__name__} needs images with {operation.channels} channels, and these have "
                     f"{spec.channels}; leave it out ({operation.remedy})"
                 )
 
@@ -65,15 +64,16 @@ class Cover:
 
 @dataclass(frozen=True)
 class Turned:
-    """Another view, flipped and turned exactly, by random numbers of its own: PCRL's targets.
+    """Another view, flipped and rotated exactly, with its own random numbers: PCRL's targets.
 
-    :func:`densepath.views.turns.indicator` says how, from the maps of both.
+    :func:`densepath.views.turns.indicator` recovers the flips and turns from the maps of both.
 
     Args:
         of: the name of the other view.
         flip: probability of a flip along x, y and z; 0 for axes that are left out.
-        quarter_turns: whether to turn in the xy-plane, after the flips, by 0, 90, 180 or 270 degrees, each as likely.
-        clean: whether it shows the image itself instead of the other view's changed look.
+        quarter_turns: whether to rotate in the xy-plane, after the flips, by 0, 90, 180 or 270 degrees, with equal
+            probability.
+        clean: whether it shows the original image instead of the other view's changed appearance.
     """
 
     of: str
@@ -82,7 +82,7 @@ class Turned:
     clean: bool = False
 
     def check(self, spec: PixelSpec, size: Sequence[int]) -> None:
-        """Raise UserError where views of a size cannot be turned so."""
+        """Raise UserError if views of this size cannot be flipped or rotated so."""
         check_flips(self.flip[: spec.ndim], size)
         if self.quarter_turns:
             check_square(size)
@@ -93,7 +93,7 @@ class Center:
     """The plain view: the largest box of the view's aspect ratio in the middle of an image, with untouched colors.
 
     Args:
-        share: of that box, along each axis. The default is that of "resize to 256, crop 224".
+        share: share of that box along each axis. The default is that of "resize to 256, crop 224".
         interpolation: the filter of its resampling.
     """
 
@@ -116,7 +116,7 @@ def view_sizes(views: Mapping[str, Declaration], size: int | Sequence[int], ndim
         ndim: spatial dimensions of the images.
 
     Raises:
-        UserError: it has another number of axes, or a view would be without pixels.
+        UserError: the size has another number of axes, or a view would have no pixels.
     """
     along = (size,) * ndim if isinstance(size, int) else tuple(size)
     if len(along) != ndim:
@@ -135,7 +135,7 @@ def view_sizes(views: Mapping[str, Declaration], size: int | Sequence[int], ndim
 
 
 def crop_counts(views: Mapping[str, Declaration]) -> dict[str, int]:
-    """How many crops of each image views consist of, by name."""
+    """The number of crops of each image in each view, by name."""
     counts: dict[str, int] = {}
     for name, view in views.items():
         counts[name] = view.count if isinstance(view, RandomView) else 1
@@ -149,7 +149,7 @@ def check_views(views: Mapping[str, Declaration], spec: PixelSpec, size: int | S
 
     Raises:
         UserError: they cannot: an operation needs other channels, an axis does not exist, sides that must be equal are
-            not, or a view stands before one that it refers to.
+            not, or a view is declared before one that it refers to.
     """
     if len(views) > MAX_COUNT:
         raise UserError(f"a method has at most {MAX_COUNT} views, not {len(views)}")
@@ -160,26 +160,26 @@ def check_views(views: Mapping[str, Declaration], spec: PixelSpec, size: int | S
         if isinstance(view, Cover):
             for other in view.of:
                 if counts[_known(other, name, before)] > 1:
-                    raise UserError(f"the view {name} can cover {other} only where that is one crop of each image")
+                    raise UserError(f"the view {name} can cover {other} only if that has one crop of each image")
         if isinstance(view, RandomView) and isinstance(view.crop, SecondWindow):
             first = views[_known(view.crop.of, name, before)]
             if not isinstance(first, RandomView) or not isinstance(first.crop, WindowPair) or first.count != view.count:
-                raise UserError(f"the view {name} is the second window of {view.crop.of}, which is not as many pairs")
+                raise UserError(f"the view {name} is the second window of {view.crop.of}, which lacks its first one")
         before.append(name)
 
 
 def without_color(
     views: Mapping[str, Declaration], defaults: Mapping[str, Declaration], spec: PixelSpec
 ) -> tuple[dict[str, Declaration], tuple[str, ...]]:
-    """Views for images that have no colors: of the operations on colors that a method has by itself, what is left.
+    """Adapt views to images without colors: replace or leave out the color operations of a method's defaults.
 
-    Those that a user asked for, with other values than the method's, stay, and are refused by :func:`check_views`,
-    unless nothing of them is lost.
+    Color operations that the user set to other values than the method's defaults stay, and :func:`check_views` refuses
+    them, unless no part of them needs colors.
 
     Args:
-        views: what the method wants to see, with the user's augmentation.
-        defaults: what it wants to see by itself.
-        spec: what the images are.
+        views: the method's views with the user's augmentation.
+        defaults: the method's views with its default augmentation.
+        spec: the specification of the images.
 
     Returns:
         The views, and the names of the operations that were replaced or left out.
@@ -206,5 +206,5 @@ def without_color(
 
 def _known(other: str, name: str, before: Mapping[str, object] | Sequence[str]) -> str:
     if other not in before:
-        raise UserError(f"the view {name} refers to {other!r}, which must stand before it")
+        raise UserError(f"the view {name} refers to {other!r}, which must be declared before it")
     return other

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from densepath.core.affine import compose
 from densepath.views.crops import Crop, Pose
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop
 
@@ -21,7 +21,7 @@ def crop_maps(crop: Crop, sizes: Tensor, size: Sequence[int], draw: Draw, spacin
     Args:
         crop: the ranges and probabilities.
         sizes: (N, d) int64, the sizes of the images in pixels, in the order of the tensor's axes.
-        size: that of the views.
+        size: size of the views in pixels, in the same order.
         draw: the random numbers of the N rows.
         spacing: (N, d) the distance of neighboring pixels along each axis; None for equal ones.
 
@@ -39,9 +39,9 @@ def center_maps(share: float, sizes: Tensor, size: Sequence[int]) -> Tensor:
     """The maps (N, d, d + 1) of central boxes with the aspect ratio of the views.
 
     Args:
-        share: of the largest such box that they cover, along each axis.
+        share: share of the largest such box that they cover, along each axis.
         sizes: (N, d) int64, the sizes of the images in pixels, in the order of the tensor's axes.
-        size: that of the views.
+        size: size of the views in pixels, in the same order.
     """
     across = sizes.flip(-1).to(torch.float32)
     shape = torch.tensor([n / max(size) for n in reversed(size)])
@@ -50,12 +50,12 @@ def center_maps(share: float, sizes: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def posed(pose: Pose, maps: Tensor, sizes: Tensor, draw: Draw, spacing: Tensor | None = None) -> Tensor:
-    """The maps of boxes, randomly flipped and turned. Arguments as for :func:`crop_maps`."""
+    """The maps of boxes, randomly flipped and rotated. Arguments as for :func:`crop_maps`."""
     d = maps.shape[1]
-    first, second, turn, angle = draw(Slot.FLIP).unbind(1)
+    first, second, turn, angle = draw(Stream.FLIP).unbind(1)
     numbers, angles = [first, second], [angle]
     if d == 3:
-        third, about_x, about_y, _ = draw(Slot.TURN_3D).unbind(1)
+        third, about_x, about_y, _ = draw(Stream.TURN_3D).unbind(1)
         numbers, angles = [first, second, third], [angle, about_x, about_y]
     maps = flipped(maps, pose.flip, torch.stack(numbers, dim=-1))
     if pose.rotation:
@@ -79,7 +79,7 @@ def flipped(maps: Tensor, probabilities: Sequence[float], numbers: Tensor) -> Te
 
 
 def quarter_turns(turns: Tensor, d: int) -> Tensor:
-    """Maps (N, d, d + 1) that turn views in their xy-plane by whole quarters (N,) int64, exactly."""
+    """Maps (N, d, d + 1) that rotate views in their xy-plane by (N,) int64 quarter turns, exactly."""
     cos, sin = torch.tensor((1.0, 0.0, -1.0, 0.0))[turns], torch.tensor((0.0, 1.0, 0.0, -1.0))[turns]
     maps = torch.eye(d, d + 1).repeat(len(turns), 1, 1)
     maps[:, :2, :2] = torch.stack((cos, -sin, sin, cos), dim=-1).view(-1, 2, 2)
@@ -92,13 +92,13 @@ def _random_rectangle(crop: Crop, across: Tensor, shape: Tensor, draw: Draw) -> 
     view_ratio = float(shape[0] / shape[1])
     low, high = crop.scale
     log_low, log_high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
-    # What torchvision falls back to: the largest central rectangle of an allowed aspect ratio.
+    # torchvision's fallback: the largest central rectangle of an allowed aspect ratio.
     ratio = (width / height).clamp(crop.ratio[0] * view_ratio, crop.ratio[1] * view_ratio)
     crop_width, crop_height = torch.minimum(width, height * ratio), torch.minimum(height, width / ratio)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     found = torch.zeros_like(width, dtype=torch.bool)
     for attempt in range(_ATTEMPTS):
-        area, aspect, to_right, down = draw(Slot.CROP + attempt).unbind(1)
+        area, aspect, to_right, down = draw(Stream.CROP + attempt).unbind(1)
         area = (low + (high - low) * area) * height * width
         aspect = torch.exp(log_low + (log_high - log_low) * aspect) * view_ratio
         w, h = torch.sqrt(area * aspect), torch.sqrt(area / aspect)
@@ -118,7 +118,7 @@ def _random_cuboid(crop: Crop, across: Tensor, shape: Tensor, draw: Draw) -> tup
     corner = (across - sides) / 2
     found = torch.zeros(len(across), 1, dtype=torch.bool)
     for attempt in range(_ATTEMPTS):
-        numbers = torch.cat((draw(Slot.CROP + attempt), draw(Slot.CROP_3D + attempt)), dim=1)
+        numbers = torch.cat((draw(Stream.CROP + attempt), draw(Stream.CROP_3D + attempt)), dim=1)
         volume = (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * numbers[:, :1]) * across.prod(1, keepdim=True)
         stretches = stretch * (2 * numbers[:, 1:4] - 1)
         stretches = stretches - stretches.mean(1, keepdim=True)  # they change the shape, not the volume

@@ -19,17 +19,17 @@ from densepath.views.appearance import (
     chosen,
     per_image,
 )
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
-_BLUR_REACH = 4  # standard deviations: what lies beyond weighs less than 1e-4
+_BLUR_REACH = 4  # standard deviations: the weights beyond sum to less than 1e-4
 
 
 @dataclass(frozen=True)
 class IntensityJitter(Appearance):
-    """Brightness and contrast, in an order of each image's own.
+    """Brightness and contrast, in a random order for each image.
 
     Args:
-        probability: of a change.
+        probability: of the intensity jitter.
         brightness: a factor of all values is drawn from [1 - x, 1 + x], not below 0.
         contrast: likewise a factor of the distance to the mean of each channel.
     """
@@ -44,7 +44,7 @@ class IntensityJitter(Appearance):
         check_not_negative("contrast", self.contrast)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        numbers = draw(Slot.INTENSITY)  # whether, brightness, contrast, which of the two is first
+        numbers = draw(Stream.INTENSITY)  # whether, brightness, contrast, which of the two is first
         spread = torch.tensor((self.brightness, self.contrast))
         low = (1 - spread).clamp(min=0)
         factors = low + (1 + spread - low) * numbers[:, 1:3]
@@ -58,7 +58,7 @@ class IntensityJitter(Appearance):
                 0, 1
             )
 
-        rows = chosen(draw, Slot.INTENSITY, self.probability)
+        rows = chosen(draw, Stream.INTENSITY, self.probability)
         brightness_first = set((numbers[:, 3] < 0.5).nonzero().flatten().tolist())
         change(x, [row for row in rows if row in brightness_first], brighten)
         change(x, rows, stretch)
@@ -68,7 +68,7 @@ class IntensityJitter(Appearance):
 
 @dataclass(frozen=True)
 class Gamma(Appearance):
-    """Values in [0, 1] to a power, with a probability; the power's logarithm is drawn evenly from a range."""
+    """Values in [0, 1] to a power, with a probability; the power's logarithm is uniform."""
 
     probability: float = 0.5
     power: tuple[float, float] = (0.7, 1.5)
@@ -81,10 +81,10 @@ class Gamma(Appearance):
         low, high = (math.log(power) for power in self.power)
 
         def to_power(part: Tensor, rows: list[int]) -> Tensor:
-            power = torch.exp(low + (high - low) * draw(Slot.GAMMA)[rows, 1])
+            power = torch.exp(low + (high - low) * draw(Stream.GAMMA)[rows, 1])
             return part.pow(per_image(power, part).to(part.device, non_blocking=True))
 
-        change(x, chosen(draw, Slot.GAMMA, self.probability), to_power)
+        change(x, chosen(draw, Stream.GAMMA, self.probability), to_power)
         return x
 
 
@@ -108,9 +108,9 @@ class GaussianBlur(Appearance):
         low, high = self.sigma
 
         def blur(part: Tensor, rows: list[int]) -> Tensor:
-            return gaussian_blur(part, low + (high - low) * draw(Slot.BLUR)[rows, 1], high)
+            return gaussian_blur(part, low + (high - low) * draw(Stream.BLUR)[rows, 1], high)
 
-        change(x, chosen(draw, Slot.BLUR, self.probability), blur)
+        change(x, chosen(draw, Stream.BLUR, self.probability), blur)
         return x
 
 
@@ -135,7 +135,7 @@ class GaussianNoise(Appearance):
         low, high = self.std
 
         def add_noise(part: Tensor, rows: list[int]) -> Tensor:
-            std = (low + (high - low) * draw(Slot.NOISE)[rows, 1]).to(part.device, non_blocking=True)
+            std = (low + (high - low) * draw(Stream.NOISE)[rows, 1]).to(part.device, non_blocking=True)
             count = math.prod(part.shape[1:])
             half = -(-count // 2)
             first, second = draw.pixels(rows, 2 * half, part.device).view(len(rows), 2, half).unbind(1)
@@ -143,13 +143,13 @@ class GaussianNoise(Appearance):
             normal = torch.cat((radius * torch.cos(2 * math.pi * second), radius * torch.sin(2 * math.pi * second)), 1)
             return (part + per_image(std, part) * normal[:, :count].reshape(part.shape)).clamp_(0, 1)
 
-        change(x, chosen(draw, Slot.NOISE, self.probability), add_noise)
+        change(x, chosen(draw, Stream.NOISE, self.probability), add_noise)
         return x
 
 
 @dataclass(frozen=True)
 class Solarize(Appearance):
-    """Inverts what is at least half bright, with a probability."""
+    """Inverts values of at least 0.5, with a probability."""
 
     probability: float = 0.2
 
@@ -157,23 +157,23 @@ class Solarize(Appearance):
         check_probability("the probability of solarization", self.probability)
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        change(x, chosen(draw, Slot.SOLARIZE, self.probability), lambda part, _: solarize(part))
+        change(x, chosen(draw, Stream.SOLARIZE, self.probability), lambda part, _: solarize(part))
         return x
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is at least half bright."""
+    """Invert values of at least 0.5."""
     return torch.where(x >= 0.5, 1 - x, x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur (N, C, *spatial), each image by its own standard deviation; edges are continued.
+    """Blur (N, C, *spatial), each image by its own standard deviation; edge values are repeated beyond the edges.
 
     Sums of weighted rows, one axis after the other: on a CPU many times faster than depthwise convolutions.
 
     Args:
         sigma: (N,) in pixels, on the CPU.
-        largest: what sigma may be at most: it says how many pixels are summed, whoever else is in the batch.
+        largest: maximum of sigma. It sets the number of pixels in a sum, which then does not depend on the batch.
     """
     reach = math.ceil(_BLUR_REACH * largest)
     offsets = torch.arange(-reach, reach + 1)

@@ -1,4 +1,4 @@
-"""Views of whole batches, made where the images lie."""
+"""Views of whole batches, computed on the device of the images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from densepath.views.plan import Plan, PlannedView, plan_views
 from densepath.views.turns import turned
 from densepath.views.view import Batch, View
 
-# Pixels of a view that are worked on at a time on a CPU, per thread: bounds the memory that operations take.
+# Pixels of a view that are processed at a time on a CPU, per thread: bounds the memory of operations.
 _CACHED = 2**18
 
 
 class ViewMaker:
-    """Makes the views that a method declares.
+    """Computes the views that a method declares.
 
     Args:
-        views: name -> declaration. One that refers to others stands after them.
+        views: name -> declaration. One that refers to others is declared after them.
         size: the views' size in pixels, in the order of the tensor's axes; a number for equal sides.
-        seed: the run's seed. A view is a function of (seed, epoch, image, place of the view among the names).
-        spec: what the numbers of the images' pixels mean, and how they are normalized.
-        memory_format: of the pixels, as the networks like them; those of volumes follow that of images.
+        seed: the run's seed. A view is a function of (seed, epoch, image, position of the view in ``views``).
+        spec: the meaning of the pixels' values, and their normalization.
+        memory_format: memory format of the views, as the networks prefer it; for volumes, its 3D counterpart.
 
     Raises:
-        UserError: such views cannot be made of such images.
+        UserError: these views cannot be made of these images.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class ViewMaker:
             index: (B,) int64, the images' positions in their source, on the CPU.
             sizes: (B, d) int64, their sizes in pixels, in the order of the tensor's axes.
             spacing: (B, d) the distance of neighboring pixels along each axis; None where unknown.
-            epoch: epochs done so far, with the fraction, which changes nothing.
+            epoch: epochs done so far; its fraction is ignored.
         """
         return plan_views(self.views, self.size, self.seed, int(epoch), index, sizes, spacing)
 
     def __call__(self, images: ImageBatch) -> Batch:
-        """The views of images, where the plan of the batch has them, or else as they are drawn now."""
+        """The views of images: as planned, if the batch has a plan, else drawn now."""
         plan = images.plan or self.draw(images.index, images.sizes, images.spacing, images.epoch)
         return self.make(images, plan)
 
@@ -77,7 +77,7 @@ class ViewMaker:
         """The views of images.
 
         Args:
-            images: the images, or boxes of them that hold what the plan needs (see :meth:`Plan.boxes`).
+            images: the images, or boxes of them that contain the pixels of the plan (see :meth:`Plan.boxes`).
             plan: where the views lie.
         """
         counts = crop_counts(self.views)
@@ -89,7 +89,7 @@ class ViewMaker:
         for rows in self._shares(images, plan):
             part = images.pixels[rows].movedim(-1, 1)
             if self.spec.ndim == 2 or device.type != "cpu":
-                part = part.to(torch.float32)  # once for all views; of volumes, only what each view shows
+                part = part.to(torch.float32)  # once for all views; for volumes, only the box of each view
             for name, view in self.views.items():
                 of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
                 made = self._view(view, plan.views[name], of_crops, part, images, rows, views)
@@ -118,7 +118,7 @@ class ViewMaker:
             low, high = images.boxes[rows].repeat(len(of_crops), 1, 1).unbind(1)
             maps, extent = onto_boxes(maps, extent, low, high), high - low
         elif self.spec.ndim == 3:
-            maps = maps.double()  # as those of boxes are, so that both give the same views
+            maps = maps.double()  # as for boxes, so that both give the same views
         source = torch.arange(rows.stop - rows.start).repeat(len(of_crops)) if len(of_crops) > 1 else None
         pixels = sample(part, maps, planned.size, mode=planned.interpolation, extent=extent, rows=source).contiguous()
         pixels = self.spec.apply_window(pixels)
@@ -129,7 +129,7 @@ class ViewMaker:
         return self.spec.normalize(pixels)
 
     def _shares(self, images: ImageBatch, plan: Plan) -> list[slice]:
-        """The parts of a batch that are worked on one after another."""
+        """The parts of a batch that are processed one after another."""
         total = count = len(images)
         if images.pixels.device.type == "cpu":
             largest = max(len(view.map) // total * math.prod(view.size) for view in plan.views.values())
@@ -138,7 +138,7 @@ class ViewMaker:
 
 
 def onto_boxes(maps: Tensor, sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Maps to images as maps to boxes of them: (N, d, d + 1) float64, whose rounding moves nothing.
+    """Maps to images as maps to boxes of them: (N, d, d + 1) float64, where rounding does not matter.
 
     Args:
         maps: (N, d, d + 1).

@@ -28,7 +28,7 @@ class PlannedView:
     Args:
         map: (K * B, d, d + 1) float32, from the view to its image; row k * B + b is crop k of image b.
         draw: the random numbers of those rows.
-        size: the view's, in pixels, in the order of the tensor's axes.
+        size: size of the view in pixels, in the order of the tensor's axes.
         interpolation: the filter of its resampling.
     """
 
@@ -40,7 +40,7 @@ class PlannedView:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Where the views of a batch lie: what a loader needs to read no more than they show. All of it on the CPU.
+    """Where the views of a batch lie, on the CPU: with it a loader reads only the pixels that the views need.
 
     Args:
         views: by name, in the order of their declarations.
@@ -51,9 +51,9 @@ class Plan:
     index: Tensor
 
     def boxes(self, sizes: Tensor) -> Tensor:
-        """(B, 2, d) int64: the low corner (included) and the high one (excluded) of what the views need of each image.
+        """(B, 2, d) int64: the low corner (included) and the high one (excluded) of the pixels that the views need.
 
-        That is every pixel that one of the filters takes, so the views of the boxes are those of whole images.
+        These are all pixels within reach of the filters, so views of the boxes equal views of whole images.
 
         Args:
             sizes: (B, d) int64, the images' sizes in pixels, in the order of the tensor's axes.
@@ -76,12 +76,12 @@ def plan_views(
     sizes: Tensor,
     spacing: Tensor | None = None,
 ) -> Plan:
-    """Draw where the views of images lie: a function of (seed, epoch, image, place of the view among the names).
+    """Draw where the views of images lie: a function of (seed, epoch, image, position of the view in ``views``).
 
     Args:
         views: name -> declaration.
         size: the run's view size.
-        seed: the run's.
+        seed: the run's seed.
         epoch: whole epochs done so far.
         index: (B,) int64, the images' positions in their source.
         sizes: (B, d) int64, their sizes in pixels, in the order of the tensor's axes.

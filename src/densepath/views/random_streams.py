@@ -1,4 +1,4 @@
-"""The random numbers of a view: which are for what, and how they are computed."""
+"""The random numbers of a view: the streams and their purposes, and how the numbers are computed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from densepath.core.random import uniform
 
-_BLOCK = 32  # slots that are computed together
+_BLOCK = 32  # streams that are computed together
 
 
-class Slot(IntEnum):
-    """What numbers are for. A slot holds four; changing one changes the views of every run."""
+class Stream(IntEnum):
+    """The purpose of random numbers. A stream has four; changing its number changes the views of every run."""
 
     CROP = 0  # and the nine after it: one for each attempt
     FLIP = 16
@@ -37,10 +37,10 @@ class Slot(IntEnum):
 
 
 class Draw:
-    """Random numbers for each row of a view: a function of (seed, epoch, image, view), whoever else is in the batch.
+    """Random numbers for each row of a view: a function of (seed, epoch, image, view), independent of the batch.
 
     Args:
-        seed: the run's.
+        seed: the run's seed.
         epoch: whole epochs done so far.
         index: (N,) int64, the images' positions in their source, on the CPU.
         view: (N,) int64, the number of the view of each row: see :class:`~densepath.views.plan.Plan`.
@@ -53,22 +53,22 @@ class Draw:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __call__(self, slot: int) -> Tensor:
+    def __call__(self, stream: int) -> Tensor:
         """(N, 4) uniform numbers in [0, 1), on the CPU."""
-        number = slot // _BLOCK
+        number = stream // _BLOCK
         if number not in self._blocks:
-            slots = torch.arange(number * _BLOCK, (number + 1) * _BLOCK)
-            self._blocks[number] = uniform(self.seed, self.epoch, self.index[:, None], self.view[:, None], slots)
-        return self._blocks[number][:, slot % _BLOCK]
+            streams = torch.arange(number * _BLOCK, (number + 1) * _BLOCK)
+            self._blocks[number] = uniform(self.seed, self.epoch, self.index[:, None], self.view[:, None], streams)
+        return self._blocks[number][:, stream % _BLOCK]
 
     def pixels(self, rows: Sequence[int], count: int, device: torch.device) -> Tensor:
         """(len(rows), count) uniform numbers in [0, 1), one for each pixel of some rows, computed on ``device``."""
-        slots = Slot.PIXELS + torch.arange(-(-count // 4), device=device)
+        streams = Stream.PIXELS + torch.arange(-(-count // 4), device=device)
         index, view = (numbers[list(rows), None].to(device, non_blocking=True) for numbers in (self.index, self.view))
-        return uniform(self.seed, self.epoch, index, view, slots).flatten(1)[:, :count]
+        return uniform(self.seed, self.epoch, index, view, streams).flatten(1)[:, :count]
 
     def take(self, rows: slice | Tensor) -> Draw:
-        """The numbers of some rows."""
+        """The random numbers of some rows."""
         part = Draw(self.seed, self.epoch, self.index[rows], self.view[rows])
         part._blocks = {number: block[rows] for number, block in self._blocks.items()}
         return part

@@ -1,4 +1,4 @@
-"""Exact flips and quarter turns of one view: drawn, read off maps, and applied to pixels."""
+"""Exact flips and quarter turns of one view: drawn, recovered from maps, and applied to pixels."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from torch import Tensor
 
 from densepath.core.affine import between, compose, identity
 from densepath.views.geometry import flipped, quarter_turns
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
-_TOLERANCE = 1e-3  # of maps that are exact but for rounding
+_TOLERANCE = 1e-3  # for rounding errors of exact maps
 
 
 def turn_maps(flip: Sequence[float], turn: bool, draw: Draw, d: int) -> Tensor:
-    """Random maps (N, d, d + 1) from a turned view to the view itself: turned by quarters, after it was flipped.
+    """Random maps (N, d, d + 1) from a turned view to the view itself: flipped, then rotated by quarter turns.
 
     Args:
         flip: probability of a flip along x, y and z.
-        turn: whether it is turned by 0 to 3 quarters in the xy-plane, each as likely.
+        turn: whether to rotate by 0 to 3 quarter turns in the xy-plane, with equal probability.
         draw: the random numbers of the N rows.
         d: spatial dimensions.
     """
-    numbers = draw(Slot.FLIP)
-    flips = torch.cat((numbers[:, :2], draw(Slot.TURN_3D)[:, : d - 2]), dim=1)
+    numbers = draw(Stream.FLIP)
+    flips = torch.cat((numbers[:, :2], draw(Stream.TURN_3D)[:, : d - 2]), dim=1)
     maps = flipped(identity(len(draw), d), flip, flips)
     return compose(maps, quarter_turns((numbers[:, 2] * 4).long(), d)) if turn else maps
 
 
 def indicator(maps_from: Tensor, maps_to: Tensor) -> Tensor:
-    """How the *to* views are flipped and turned against the *from* views, read off their maps.
+    """How the *to* views are flipped and rotated relative to the *from* views, from their maps.
 
-    What some flips and turns do, others do, too; each map has one indicator: a rotation is quarter turns without flips
-    along x and y, a reflection is one flip, along x or y, and then at most one quarter turn.
+    Different flips and turns can give the same map; each map has one indicator: a rotation is quarter turns without
+    flips along x and y, a reflection is one flip, along x or y, followed by at most one quarter turn.
 
     Args:
         maps_from, maps_to: (N, d, d + 1) maps to common sources.
 
     Returns:
-        (N, d + 4) float32: whether it is flipped along x, y (and z), then one-hot the quarters that it is turned by
-        in the xy-plane: as ``torch.rot90`` after ``flip`` does it.
+        (N, d + 4) float32: whether it is flipped along x, y (and z), then the one-hot number of quarter turns in
+        the xy-plane, as by ``torch.rot90`` after ``flip``.
 
     Raises:
         ValueError: a map is not a flip or quarter turn.
@@ -70,7 +70,7 @@ def indicator(maps_from: Tensor, maps_to: Tensor) -> Tensor:
 
 
 def turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Flip and turn pixels (N, C, *spatial) by the linear parts (N, d, d) of :func:`turn_maps`, on the CPU: a copy."""
+    """A copy of pixels (N, C, *spatial), flipped and rotated by the linear parts (N, d, d) of :func:`turn_maps`."""
     out = torch.empty_like(x)
     kinds, kind_of = torch.unique(turns.flatten(1), dim=0, return_inverse=True)
     for number, kind in enumerate(kinds):

@@ -1,4 +1,4 @@
-"""What a method sees: views, and the batch that holds them."""
+"""The input of a method: views, and the batch that contains them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from densepath.core.random import uniform
 
-# A number that no view of an image has: what a method draws is apart from what its views drew.
+# View numbers that no view has: they separate the random numbers of a method from those of the views.
 _METHOD = 0xFFFF
-_COMMON = 0xFFFE  # and apart from what it draws for a whole batch
+_COMMON = 0xFFFE  # for numbers of the whole batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """The views of a batch of images, by name, and where in the run they stand.
+    """The views of a batch of images, by name, and the position in the run.
 
     Args:
         views: the views that the method declared.
@@ -39,7 +39,7 @@ class Batch:
         step: 0-based step of the run.
         epoch: epochs done so far, with the fraction.
         progress: the share of the run that is done, in [0, 1].
-        extras: what is known of each image, by name, on the views' device: "class" (B,), "regions" (B, *grid), "cells"
+        extras: annotations of each image, by name, on the views' device: "class" (B,), "regions" (B, *grid), "cells"
             (B, N, d).
     """
 
@@ -59,10 +59,10 @@ class Batch:
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) numbers in [0, 1) for the method's own use, on the CPU: a function of image and epoch."""
-        slots = torch.arange(-(-count // 4))
-        return uniform(self.seed, int(self.epoch), self.index[:, None], _METHOD, slots).flatten(1)[:, :count]
+        streams = torch.arange(-(-count // 4))
+        return uniform(self.seed, int(self.epoch), self.index[:, None], _METHOD, streams).flatten(1)[:, :count]
 
     def common_uniform(self, count: int) -> Tensor:
         """(count,) numbers in [0, 1) for the batch as a whole, on the CPU: a function of the step on all processes."""
-        slots = torch.arange(-(-count // 4))
-        return uniform(self.seed, self.step, torch.zeros((), dtype=torch.int64), _COMMON, slots).flatten()[:count]
+        streams = torch.arange(-(-count // 4))
+        return uniform(self.seed, self.step, torch.zeros((), dtype=torch.int64), _COMMON, streams).flatten()[:count]

@@ -7,7 +7,7 @@ displacements with IoU > t have the measure
 
     sum over the sets S of axes that slide:  prod_S 2 m * prod_not_S |a - b| * P(Gamma(|S|) < L),
 
-and are drawn by choosing S, then the sum of x from Gamma(|S|) below L, shared out evenly among the axes of S.
+and are drawn by choosing S, then the sum of x from Gamma(|S|) below L, split uniformly among the axes of S.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor
 
 from densepath.core.affine import from_box
 from densepath.views.crops import WindowPair
-from densepath.views.random_streams import Draw, Slot
+from densepath.views.random_streams import Draw, Stream
 
 ATTEMPTS = 8
-_SLOTS = 4  # of random numbers for an attempt
-_HALVINGS = 48  # of an interval that a quantile lies in
-_NARROW = 0.75  # an axis along which windows have less room than this share of their overlap is drawn evenly
+_STREAMS = 4  # random streams of an attempt
+_HALVINGS = 48  # bisection steps for a quantile
+_NARROW = 0.75  # axes along which windows have less room than this share of the shorter side are drawn uniformly
 
 
 def window_pairs(pair: WindowPair, sizes: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """The maps (N, d, d + 1) of two windows of each image.
 
-    They are distributed as if both windows were drawn evenly, again and again until they overlap enough. Where eight
-    proposals are rejected, as happens to less than one pair in a hundred, the windows get a common center.
+    Their distribution is that of rejection sampling: both windows uniform, redrawn until their IoU is large enough. If
+    eight proposals are rejected (less than one pair in a hundred), the windows get a common center.
 
     Args:
-        pair: the sizes of the windows and their least IoU.
+        pair: the sizes of the windows and their minimum IoU.
         sizes: (N, d) int64, the sizes of the images in pixels, in the order of the tensor's axes.
         draw: the random numbers of the N rows.
     """
@@ -58,11 +58,11 @@ def window_pairs(pair: WindowPair, sizes: Tensor, draw: Draw) -> tuple[Tensor, T
 def place_pairs(
     first: Tensor, second: Tensor, iou: float, room: Tensor, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw sizes and places of two windows in each of N boxes.
+    """Draw sizes and positions of two windows in each of N boxes.
 
     Args:
-        first, second: (G, d) float64, the sizes that pairs may have, each as likely to be tried; cut to the boxes.
-        iou: what the windows' IoU exceeds.
+        first, second: (G, d) float64, the sizes that pairs may have, tried with equal probability; cut to the boxes.
+        iou: lower bound of the windows' IoU.
         room: (N, d) the sides of the boxes.
         draw: the random numbers of the N rows.
 
@@ -70,10 +70,10 @@ def place_pairs(
         The low corners and the sides of both, each (N, d) float64.
     """
     d = room.shape[1]
-    numbers = torch.stack([draw(Slot.WINDOWS + slot) for slot in range(ATTEMPTS * _SLOTS)], dim=1).double()
+    numbers = torch.stack([draw(Stream.WINDOWS + stream) for stream in range(ATTEMPTS * _STREAMS)], dim=1).double()
     numbers = numbers.view(len(room), ATTEMPTS, -1)
     which, which_set, gamma, accept = numbers[..., :4].unbind(-1)  # (N, T) each
-    parts, sides, places = numbers[..., 4 : 4 + 3 * d].unflatten(-1, (3, d)).unbind(-2)  # (N, T, d) each
+    parts, sides, shifts = numbers[..., 4 : 4 + 3 * d].unflatten(-1, (3, d)).unbind(-2)  # (N, T, d) each
     room = room.unsqueeze(1)
 
     a, b = torch.minimum(first, room), torch.minimum(second, room)  # (N, G, d)
@@ -84,8 +84,8 @@ def place_pairs(
     a, b, wide = a.gather(1, chosen), b.gather(1, chosen), wide.gather(1, chosen)  # (N, T, d)
     room_a, room_b, limit = room - a, room - b, _limit(a, b, iou)
 
-    # Along narrow axes both windows lie anywhere. The overlap that they lose there, the others must not.
-    low_a, offset = sides * room_a, places * room_b - sides * room_a
+    # Along narrow axes both windows are uniform. The overlap lost there reduces what the other axes may lose.
+    low_a, offset = sides * room_a, shifts * room_b - sides * room_a
     overlap = torch.minimum(a, offset + b) - offset.clamp(min=0)
     lost = torch.where(wide, 0.0, -torch.log((overlap / torch.minimum(a, b)).clamp(min=1e-300)))
     left = limit - lost.sum(-1)
@@ -94,24 +94,24 @@ def place_pairs(
 
     slide = _sets(d)[_categorical(weights, which_set)]  # (N, T, d)
     offset = torch.where(wide, _offset(a, b, slide, left, gamma, parts, sides), offset)
-    # How many places of the pair an image has, of those that it may have at most.
+    # The share of the positions of the pair that lie inside the image.
     lowest, highest = (-offset).clamp(min=0), torch.minimum(room_a, room_b - offset)
     share = (highest - lowest).clamp(min=0) / torch.minimum(room_a, room_b).clamp(min=1e-9)
     good = accept < accepted * torch.where(wide, share, 1.0).prod(-1)
-    low_a = torch.where(wide, lowest + places * (highest - lowest), low_a)
+    low_a = torch.where(wide, lowest + shifts * (highest - lowest), low_a)
 
     attempt = torch.where(good.any(1), good.to(torch.int64).argmax(1), ATTEMPTS - 1)
     rows = torch.arange(len(numbers))
-    a, b, low_a, offset, places = (each[rows, attempt] for each in (a, b, low_a, offset, places))
+    a, b, low_a, offset, shifts = (each[rows, attempt] for each in (a, b, low_a, offset, shifts))
     failed = ~good.any(1, keepdim=True)
     larger = torch.maximum(a, b)
-    low_a = torch.where(failed, places * (room.squeeze(1) - larger) + (larger - a) / 2, low_a)
+    low_a = torch.where(failed, shifts * (room.squeeze(1) - larger) + (larger - a) / 2, low_a)
     offset = torch.where(failed, (a - b) / 2, offset)
     return low_a, low_a + offset, a, b
 
 
 def _limit(a: Tensor, b: Tensor, iou: float) -> Tensor:
-    """L for windows of sides (..., d); not positive where no displacement overlaps enough."""
+    """L for windows of sides (..., d); not positive if no displacement has the IoU."""
     common = torch.minimum(a, b).prod(-1)
     return -torch.log(iou / (1 + iou) * (a.prod(-1) + b.prod(-1)) / common) if iou else torch.full_like(common, 700.0)
 

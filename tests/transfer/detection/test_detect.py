@@ -21,7 +21,7 @@ from densepath.annotations.coco import open_split, write_coco
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.filter_norms import filter_lengths, give_lengths
+from densepath.nets.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights import save_backbone
 from densepath.training.hardware import choose_hardware
 from densepath.training.intervals import Intervals
@@ -320,10 +320,10 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
 @pytest.mark.parametrize("rescale", [False, True])
 def test_long_filters_are_rescaled_on_request(data: Path, tmp_path: Path, rescale: bool) -> None:
     backbone = build_backbone("resnet18")
-    fresh = filter_lengths(backbone)["net.conv1"]
-    give_lengths(backbone, filter_lengths(backbone) | {"net.conv1": 5 * fresh})
+    fresh = filter_norms(backbone)["net.conv1"]
+    set_filter_norms(backbone, filter_norms(backbone) | {"net.conv1": 5 * fresh})
     save_backbone(tmp_path / "long.safetensors", backbone)
     options = {"max_steps": 1, "lr": 1e-6, "precise_bn_batches": 0, "rescale_filters": rescale}
     detect(data=data, out=tmp_path / "run", weights=tmp_path / "long.safetensors", **options, **SMALL)
     model, _ = load_detector(tmp_path / "run" / DETECTOR_FILE)
-    assert filter_lengths(model.backbone)["net.conv1"] == pytest.approx(fresh * (1 if rescale else 5), rel=0.05)
+    assert filter_norms(model.backbone)["net.conv1"] == pytest.approx(fresh * (1 if rescale else 5), rel=0.05)

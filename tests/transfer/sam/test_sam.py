@@ -230,7 +230,7 @@ def test_each_prompted_mask_has_its_objects_category(tiny_sam: Path, data: Path,
         ({"points_per_side": 0}, "points_per_side is 0"),
         ({"detections_per_image": 0}, "detections_per_image 0"),
         ({"stability": 1.5}, "stability 1.5"),
-        ({"data": "nowhere"}, "nowhere is no data set"),
+        ({"data": "nowhere"}, "nowhere is not a data set"),
         ({"weights": "sam_vit_h.pth"}, "sam_vit_h.pth is not a readable Segment Anything model"),
     ],
 )

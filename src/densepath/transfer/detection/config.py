@@ -1,4 +1,4 @@
-"""What the fine-tuning of a detector is asked for: its options, and its record in the run folder."""
+"""The options of fine-tuning a detector, and their record in the run folder."""
 
 from __future__ import annotations
 
@@ -10,60 +10,61 @@ from typing import Any, Literal
 from densepath.core.errors import UserError
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
-DETECTIONS = 100  # of an image at most; COCO's number
+DETECTIONS = 100  # per image at most; as in COCO
 STEPS = 5000  # of the schedule 1x: the paper's for GlaS
-# What may change when a run is resumed: none of it changes what is computed.
+# Options that may change when a run is resumed, because they do not change the result.
 FREE = ("data", "out", "workers", "devices", "pictures", "log_every", "save_every_steps", "save_every_minutes")
 _LEAST_SIZE = 32  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig:
-    """The options of the fine-tuning of a detector.
+    """The options of fine-tuning a detector.
 
     Args:
-        data: a folder as ``densepath data`` writes it: images and COCO instances, train and test.
-        out: the run folder. It gets ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
-            ``exported/detector.safetensors``, and what every run has.
-        weights: what the backbone starts from: a file, a run folder, "random", or a timm name.
-        backbone: a timm name.
+        data: a folder as written by ``densepath data``: images and COCO instances, train and test.
+        out: the run folder: ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
+            ``exported/detector.safetensors``, and the files of every run.
+        weights: initial weights of the backbone: a file, a run folder, "random", or a timm name.
+        backbone: the backbone, a timm name.
         detector: "mask_rcnn_fpn"; "mask_rcnn_c4", whose head is the backbone's own stage 5; "mask_rcnn_dc5", with a
-            dilated stage 5; "retinanet", which finds boxes alone; or "vitdet", for a vision transformer with patches of
-            16 px, trained by AdamW with layer-wise rates. Those with "_small" at the end have narrow heads, for a CPU.
-        rescale_filters: give the backbone's filters before batch norms the norm that they have in a new
-            network. That changes no feature, and layers whose filters pre-training made long, as it does with large
-            steps, continue to learn. Published results of fine-tuning are without it.
-        anchor_sizes: of the boxes that it starts from, in pixels of the resized image: one for each of five levels, for
-            C4 and DC5 as many as you like.
-        detections_per_image: at most; also in scoring.
-        schedule: "0.5x", "1x", "2x", "3x" or "5x".
-        base_steps: of the schedule 1x.
-        max_steps: overrides the schedule.
-        warmup_steps: of linear warm-up; 1000, but with ``max_steps`` a fifth of them at most.
+            dilated stage 5; "retinanet", which predicts only boxes; or "vitdet", for a vision transformer with patches
+            of 16 px, trained by AdamW with layer-wise rates. Names ending in "_small" have narrow heads, for a CPU.
+        rescale_filters: scale the backbone's filters before batch norms to the norm that they have in a new network.
+            This does not change the features, and layers whose filter norms became large in pre-training, as they do
+            with large steps, continue to learn. Published results of fine-tuning do not use it.
+        anchor_sizes: sizes of the anchor boxes in pixels of the resized image: one for each of five levels; for C4 and
+            DC5 any number.
+        detections_per_image: largest number of detections per image, also in scoring.
+        schedule: length of the run: "0.5x", "1x", "2x", "3x" or "5x".
+        base_steps: number of steps of the schedule 1x.
+        max_steps: number of steps; overrides the schedule.
+        warmup_steps: number of steps of linear warm-up; default: 1000, but with ``max_steps`` at most a fifth of the
+            run.
         drops: shares of the run after which the learning rate is divided by 10.
         batch_size: images per step, over all devices.
-        lr: learning rate; 0.02 (RetinaNet: 0.01, ViTDet: 1e-4) for 16 images, and in proportion for other batch sizes.
-        train_size: least and greatest short edge in training, drawn uniformly, in pixels.
-        train_crop: side of a square that is cut out of each training image, anywhere, before it is resized, in pixels;
-            for large images with many objects.
+        lr: learning rate; 0.02 (RetinaNet: 0.01, ViTDet: 1e-4) for 16 images, scaled linearly for other batch sizes.
+        train_size: smallest and largest short edge in training, drawn uniformly, in pixels.
+        train_crop: side of a random square that is cut out of each training image before it is resized, in pixels; for
+            large images with many objects.
         test_size: short edge in testing, in pixels.
-        precise_bn_batches: training batches over which the batch-norm statistics are averaged before the evaluation
-            (never more than were trained on; 0 keeps the running ones).
-        pictures: test images to draw with their true and their found outlines.
-        seed: of new weights, order, sizes, flips, and of what the detector samples.
-        workers: processes that decode images, on each device; default: chosen automatically.
+        precise_bn_batches: number of training batches over which the batch-norm statistics are averaged before the
+            evaluation (at most the number trained on; 0 keeps the running statistics).
+        pictures: number of test images to draw with their true and their detected outlines.
+        seed: seed of new weights, order, sizes, flips, and of the samples of the detector.
+        workers: processes that decode images, per device; default: chosen automatically.
         devices: "auto", a number, "cpu" or "cpu:N".
         precision: "auto", "32" or "bf16-mixed".
         log_every: write measurements every N steps.
         save_every_steps: write a checkpoint every N steps; 0 for never.
         save_every_minutes: write a checkpoint every N minutes; 0 for never.
         resume: continue the run in ``out``.
-        evaluate: train nothing; score the detector that ``out`` holds once more, on the test images of ``data`` at the
-            size that it was trained for. Scores, predictions and pictures replace those in ``out``. Options of training
-            may be as they were, and no others.
+        evaluate: do not train; score the detector in ``out`` again, on the test images of ``data`` at the size that it
+            was trained for. Scores, predictions and pictures in ``out`` are replaced. Options of training must be as
+            they were.
 
     Raises:
-        UserError: a value that makes no sense.
+        UserError: an invalid value.
     """
 
     data: str | Path
@@ -97,7 +98,7 @@ class DetectConfig:
     evaluate: bool = False
 
     def __post_init__(self) -> None:
-        from densepath.core.random import check_seed  # which needs torch
+        from densepath.core.random import check_seed  # needs torch
 
         for name in ("precise_bn_batches", "pictures"):
             if getattr(self, name) < 0:
@@ -106,7 +107,7 @@ class DetectConfig:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         if not _LEAST_SIZE <= self.train_size[0] <= self.train_size[1] or self.test_size < _LEAST_SIZE:
             sizes = f"train_size is {list(self.train_size)} and test_size {self.test_size}"
-            raise UserError(f"{sizes}; give the least and the greatest, of {_LEAST_SIZE} pixels or more")
+            raise UserError(f"{sizes}; give the smallest and the largest, of {_LEAST_SIZE} pixels or more")
         if self.train_crop is not None and self.train_crop < _LEAST_SIZE:
             raise UserError(f"train_crop is {self.train_crop}; give {_LEAST_SIZE} pixels or more")
         if self.detections_per_image < 1:
@@ -115,15 +116,15 @@ class DetectConfig:
         check_seed(self.seed)
 
     def record(self) -> dict[str, Any]:
-        """The options in the plain types of YAML, but for ``resume`` and ``evaluate``."""
+        """The options in the plain types of YAML, except ``resume`` and ``evaluate``."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("resume", "evaluate")}
 
 
 def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
-    """Check sizes that a user gives.
+    """Check anchor sizes.
 
     Raises:
-        UserError: there are none, one is not positive, or there are not as many as the levels that share them out.
+        UserError: there are none, one is not positive, or their number differs from the number of levels.
     """
     wanted = "one or more sizes" if levels is None else f"{levels} sizes, one for each level of the pyramid"
     if not sizes or min(sizes) < 1 or len(sizes) != (levels or len(sizes)):

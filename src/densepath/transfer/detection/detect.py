@@ -11,7 +11,7 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
-from densepath.nets.filter_norms import filter_lengths, give_lengths
+from densepath.nets.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
@@ -38,22 +38,22 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
     """Fine-tune a detector on outlined objects and score it on the test images: see :func:`densepath.detect`.
 
     Args:
-        config: a configuration, a recipe of ``detect`` by its name, or the path of a YAML file.
+        config: a configuration, the name of a recipe of ``detect``, or the path of a YAML file.
         options: fields of :class:`DetectConfig` that override those of ``config``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and where the detector finds masks mask_ap, mask_ap50, mask_ap75, from 0 to 1
-        (nothing on all processes but the first).
+        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, from 0 to 1 (an empty
+        dictionary on all processes but the first).
 
     Raises:
-        UserError: the data, the weights or an option are not what they should be.
+        UserError: the data, the weights or an option are invalid.
     """
     config = resolve(DetectConfig, config, options, recipes="detect")
     return _evaluate(config) if config.evaluate else _fine_tune(config)
 
 
 def _evaluate(config: DetectConfig) -> dict[str, float]:
-    """Score the detector in the run folder once more."""
+    """Score the detector in the run folder again."""
     out = Path(config.out)
     hardware = choose_hardware(config.devices, config.precision)
     model, notes = load_detector(out / DETECTOR_FILE)
@@ -72,7 +72,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         raise UserError(f"{out} holds another kind of run; name another folder")
     precision = config.precision
     if old is not None and precision == "auto":
-        precision = old["precision"]  # that of the hardware where it was started
+        precision = old["precision"]  # as on the hardware where the run was started
     hardware = choose_hardware(config.devices, precision)
     if config.detector not in DETECTORS:
         raise UserError(f"no detector is called {config.detector!r}; use one of {', '.join(DETECTORS)}")
@@ -109,10 +109,10 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
     line = f"the {config.backbone} of {out}"
     if fresh:
-        lengths = filter_lengths(model.backbone) if config.rescale_filters else {}
+        norms = filter_norms(model.backbone) if config.rescale_filters else {}
         line = load_weights(model.backbone, config.weights)
         if config.rescale_filters:
-            line += f", {len(give_lengths(model.backbone, lengths))} layers rescaled"
+            line += f", {len(set_filter_norms(model.backbone, norms))} layers rescaled"
     record = replace(config, precision=hardware.precision, lr=solver.lr).record()
     record |= {"mean": spec.mean, "std": spec.std} | ({} if spec.window == _WINDOW else {"window": spec.window})
     batches = TrainingBatches(
@@ -158,10 +158,10 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
 
 
 def _check_evaluation(config: DetectConfig, trained: dict[str, Any]) -> None:
-    """Check that a detector is not asked for what only its training could have done.
+    """Refuse options that have no effect without training.
 
     Raises:
-        UserError: an option is neither as it is by default nor as the detector was trained.
+        UserError: an option has neither its default nor the value that the detector was trained with.
     """
     defaults = DetectConfig(data="", out="").record()
     asked = {name: value for name, value in config.record().items() if name not in (*FREE, "precision")}
@@ -176,7 +176,7 @@ def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
     """The names of the labels 1, 2, ...
 
     Raises:
-        UserError: there is nothing to learn, or it is not what the test images hold.
+        UserError: there are no objects, or the test images have other categories.
     """
     truth = train.coco_ground_truth()
     if not truth["annotations"]:
@@ -188,13 +188,13 @@ def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
 
 
 def _recorded(config: dict[str, Any], out: Path) -> PixelSpec:
-    """How the detector of a run sees pixels.
+    """The specification of the pixels of a detector's run.
 
     Raises:
-        UserError: the configuration says something else.
+        UserError: the configuration has none that is valid.
     """
-    said = {"window": list(_WINDOW)} | {name: config[name] for name in ("mean", "std", "window") if name in config}
+    recorded = {"window": list(_WINDOW)} | {name: config[name] for name in ("mean", "std", "window") if name in config}
     try:
-        return PixelSpec.from_record(said | {"channels": len(said["mean"])})
+        return PixelSpec.from_record(recorded | {"channels": len(recorded["mean"])})
     except (UserError, TypeError) as error:
-        raise UserError(f"the run in {out} names no mean and std of its channels; start it again") from error
+        raise UserError(f"the run in {out} has no mean and std of its channels; start it again") from error

@@ -1,4 +1,4 @@
-"""Fine-tuning a detector, as the training loop sees it."""
+"""Fine-tuning a detector as a task of the training loop."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _BETAS = (0.9, 0.999)
 
 
 class DetectionTask(Task):
-    """Shows a detector its samples and minimizes the sum of its losses.
+    """Passes samples to a detector and minimizes the sum of its losses.
 
     Args:
-        model: what is trained.
-        notes: say how the model is shown images.
-        solver: how it is trained.
-        memory_format: in which the images lie.
+        model: the detector to train.
+        notes: have the specification of its pixels.
+        solver: the optimizer and its schedule.
+        memory_format: memory layout of the images.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DetectionTask(Task):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def updates(self) -> Updates:
@@ -69,13 +69,13 @@ class DetectionTask(Task):
         return images, targets
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor | float]:
-        """The sum of the losses, and each."""
+        """The sum of the losses, and each of them."""
         losses = self.model(*inputs)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """All parameters: those that decay, and those of batch norms, which don't."""
+    """All parameters: those with weight decay, and those of batch norms, without it."""
     norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
     return [
         {"params": [p for p in model.parameters() if id(p) not in norms]},

@@ -1,4 +1,4 @@
-"""Training a detector to its end: the steps, then the batch norms' statistics."""
+"""Trains a detector, and then computes the statistics of its batch norms."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def fine_tune(
     seed: int,
     resume: bool,
 ) -> Detector:
-    """Train a detector, or what is left of its training.
+    """Train a detector, or resume its training.
 
     Args:
-        model: is changed.
-        notes: say how it is shown images.
-        solver: how it is trained.
-        batches: this process's.
+        model: the detector to train; it is changed.
+        notes: have the specification of its pixels.
+        solver: the optimizer and its schedule.
+        batches: the batches of this process.
         out, hardware, intervals, config, resume: as for :func:`~densepath.training.loop.train`.
-        seed: of what the detector samples.
+        seed: seed of the samples of the detector.
 
     Returns:
-        The trained detector on this process's device, with batch norms that need no other process.
+        The trained detector on this process's device, with batch norms that do not need other processes.
     """
     if hardware.world_size > 1:
         synchronize_batch_norm(model)
@@ -72,22 +72,22 @@ def fine_tune(
 def settle_batch_norm(
     model: Detector, notes: DetectorNotes, batches: TrainingBatches, hardware: Hardware, seed: int
 ) -> None:
-    """Give the batch norms the mean statistics of training batches; in a head, those of boxes drawn as in training.
+    """Set the statistics of batch norms to the mean over training batches; in a head, over boxes drawn as in training.
 
-    Nothing is done for a detector that has none.
+    Does nothing for a detector without batch norms.
 
     Args:
-        model: on its device.
-        notes: say how it is shown images.
-        batches: of training, whole ones: this runs on one process.
-        hardware: names the precision.
-        seed: of the boxes that are drawn.
+        model: the detector, on its device.
+        notes: have the specification of its pixels.
+        batches: whole training batches, because this runs on one process.
+        hardware: has the device and the precision.
+        seed: seed of the boxes that are drawn.
     """
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
     say(f"densepath: batch-norm statistics from {len(batches)} training batches")
 
-    # The generators stand elsewhere in a run that was cut off after its last step.
+    # In a run that was interrupted after its last step the generators have another state.
     seed_generators(seed, rank=0)
 
     def show(batch: SampleBatch) -> None:

@@ -15,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from densepath.annotations.coco import CocoImages
 from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
-from densepath.sources.loader import outlive_signals, telling_of_death
+from densepath.sources.loader import outlive_signals, report_dead_workers
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.sources.workers import end_workers, into_shared_memory
@@ -71,7 +71,7 @@ def draw(positions: Tensor, images: int, seed: int, sizes: tuple[int, int]) -> l
     shown = []
     for epoch in epochs.unique().tolist():
         index = permute(positions[epochs == epoch] % images, images, seed, epoch)
-        resize, flip, *place = uniform(seed, epoch, index, view=0, slot=0).unbind(1)
+        resize, flip, *place = uniform(seed, epoch, index, view=0, stream=0).unbind(1)
         edges = low + (resize * (high - low + 1)).long()
         columns = (index, edges, flip < 0.5, torch.stack(place, 1))
         shown += [
@@ -148,7 +148,7 @@ class TrainingBatches:
             generator=torch.Generator(),  # otherwise it would use the global generator
         )
         try:
-            with telling_of_death(self.workers, "use fewer workers"):
+            with report_dead_workers(self.workers, "use fewer workers"):
                 loaders.append(iter(loader))
                 try:
                     yield from loaders[-1]

@@ -158,7 +158,7 @@ def _training_features(
         share = F.interpolate(truth[None, None].float(), f.shape[1:], mode="area")[0, 0]
         x, y = f.flatten(1).T, (share > 0.5).float().flatten().to(f.device)
         if len(x) > budget:
-            chance = uniform(seed, 0, torch.arange(len(x)), view=0, slot=index)[:, 0]
+            chance = uniform(seed, 0, torch.arange(len(x)), view=0, stream=index)[:, 0]
             kept = chance.argsort()[:budget].to(x.device)
             x, y = x[kept], y[kept]
         features[filled : filled + len(x)], labels[filled : filled + len(x)] = x, y

@@ -1,6 +1,6 @@
 """Runs in processes of their own, so that they can be killed; forked from one that has imported everything.
 
-Usage: python forks.py SCENARIO FOLDER. Prints how each process ended, as JSON.
+Usage: python process_scenarios.py SCENARIO FOLDER. Prints how each process ended, as JSON.
 """
 
 import json
@@ -73,16 +73,16 @@ def in_step(number, act):
     PretrainTask.forward = disturbed
 
 
-def in_sweep(number, act):
+def in_feature_pass(number, act):
     """Let something happen before the process describes its part ``number`` of the images."""
-    calls, describe = iter(range(10**6)), PCLV2.describe
+    calls, extract_features = iter(range(10**6)), PCLV2.extract_features
 
     def disturbed(self, pixels):
         if next(calls) == number:
             act()
-        return describe(self, pixels)
+        return extract_features(self, pixels)
 
-    PCLV2.describe = disturbed
+    PCLV2.extract_features = disturbed
 
 
 def in_float64():
@@ -222,7 +222,7 @@ def two(action):
 
 
 def processes(folder):
-    """A run of one process, the same in two, and one in two of which the second is told to stop."""
+    """A run of one process, the same in two, and one in two of which the second gets a stop signal."""
     intervals, saving = Intervals(log_every=5), Intervals(log_every=5, save_every_steps=5)
 
     def only(rank, act):
@@ -240,7 +240,7 @@ def processes(folder):
     def method(out, stop=None, kind="concl", **options):
         in_float64()
         if stop and kind == "pcl_v2":
-            in_sweep(1, stop)
+            in_feature_pass(1, stop)
         elif stop:
             in_step(4, stop)
         run_method(folder, kind, out, augment=Augment(blur=0), **options)
@@ -264,10 +264,10 @@ def processes(folder):
         two(lambda: method("method_cut", stop=stop)),
         two(lambda: method("method_cut")),
         ended(fork(lambda: method("method_one", batch_norm_group=4))),
-        two(lambda: method("swept", kind="pcl_v2")),
-        two(lambda: method("swept_cut", stop=stop, kind="pcl_v2")),
-        two(lambda: method("swept_cut", kind="pcl_v2")),
-        ended(fork(lambda: method("swept_one", kind="pcl_v2", batch_norm_group=4))),
+        two(lambda: method("feature_pass", kind="pcl_v2")),
+        two(lambda: method("feature_pass_cut", stop=stop, kind="pcl_v2")),
+        two(lambda: method("feature_pass_cut", kind="pcl_v2")),
+        ended(fork(lambda: method("feature_pass_one", kind="pcl_v2", batch_norm_group=4))),
     ]
 
 

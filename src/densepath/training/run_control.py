@@ -1,4 +1,4 @@
-"""What accompanies a run: agrees with the other processes when to save and to stop, and listens while it waits."""
+"""Decides with the other processes of a run when to save and when to stop, also while this process waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from densepath.core.distributed import rank, world_size
 from densepath.core.streams import say
 from densepath.core.waiting import Stuck, notice_seconds
-from densepath.methods.base import Tick
+from densepath.methods.base import Heartbeat
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.training.intervals import Intervals, due
 from densepath.training.meter import Meter
@@ -23,14 +23,14 @@ from densepath.training.saver import Saver
 from densepath.training.task import Task
 
 
-class Attendant:
-    """Accompanies a run from its first or its resumed step to its last.
+class RunControl:
+    """Saves and stops a run at the right moments, from its first or its resumed step to its last.
 
     Args:
         task: what is trained.
         out: the run folder.
-        saver, meter, recorder, signals, intervals: of the run.
-        device: where it computes.
+        saver, meter, recorder, signals, intervals: those of the run.
+        device: the device of this process.
         total: optimizer steps of the whole run.
     """
 
@@ -49,8 +49,8 @@ class Attendant:
         self._task, self._out = task, out
         self._saver, self._meter, self._recorder = saver, meter, recorder
         self._signals, self._intervals, self._device, self._total = signals, intervals, device, total
-        self._between: int | None = None  # the steps that are done while none is under way
-        self._said = 0.0
+        self._finished: int | None = None  # the number of finished steps, between two steps
+        self._reported = 0.0
 
     def feed(self, batches: Iterable[Any]) -> Generator[Any]:
         """The batches. The run begins with the first: only then has the loader drawn what it draws when it starts."""
@@ -65,18 +65,18 @@ class Attendant:
         finally:
             getattr(iterator, "close", lambda: None)()
 
-    def between(self, step: int) -> None:
-        """So many steps are done, and none is under way: the run can be saved as it stands."""
-        self._between = step
+    def between_steps(self, step: int) -> None:
+        """``step`` steps are done and none is in progress: the run can be saved now."""
+        self._finished = step
 
-    def within(self) -> None:
-        """A step is under way: until it is done the run cannot be saved."""
-        self._between = None
+    def in_step(self) -> None:
+        """A step is in progress: the run cannot be saved until it is done."""
+        self._finished = None
 
     def agree(self, done: int) -> tuple[bool, bool, int]:
-        """Whether measurements are due after so many steps, whether a checkpoint is, and the signal to stop by, or 0.
+        """What is due after ``done`` steps: whether to log, whether to save, and the signal to stop by, or 0.
 
-        Every process learns of a signal or a due checkpoint that any of them knows of.
+        All processes get the same answer: a signal or a checkpoint that is due on one of them counts for all.
         """
         last = done == self._total
         logs = due(done, self._intervals.log_every) or last
@@ -89,57 +89,57 @@ class Attendant:
         return logs, saves, 0 if last else stop
 
     @contextmanager
-    def long_work(self) -> Iterator[Tick]:
-        """For long work of all processes before a step: it is no time of training, and a signal stops it.
+    def long_work(self) -> Iterator[Heartbeat]:
+        """For long work of all processes before a step: it does not count as training time, and a signal stops it.
 
         The run is saved first.
 
         Yields:
-            What all processes call equally often, with words for the user.
+            The heartbeat: all processes call it equally often, with a few words for the user.
 
         Raises:
-            Interrupted: from that call, where a signal asked any of the processes to stop.
+            Interrupted: by the heartbeat, if a signal asked any of the processes to stop.
         """
 
-        def tick(what: str) -> None:
+        def heartbeat(what: str) -> None:
             self._recorder.progress.note(what)
             stop = agree(self._device, self._signals.received or 0)[0]
             if stop:
                 raise Interrupted(stop)
 
         with self._meter.paused():
-            # What is not finite is reported by the step that follows.
-            if self._between is not None and self._saver.saved != self._between and all_finite(self._task):
-                self._saver.save(self._between)
-            yield tick
+            # NaN and Inf are reported by the next step.
+            if self._finished is not None and self._saver.saved != self._finished and all_finite(self._task):
+                self._saver.save(self._finished)
+            yield heartbeat
 
     def while_waiting(self, what: str, waited: float) -> None:
-        """Say what this process waits for, and stop where a signal asks to.
+        """Report what this process waits for, and stop if a signal asked to.
 
-        Between the steps of a single process nothing is lost by that. Else there may be more to save once the data has
-        come: it is given some time.
+        A single process between two steps stops at once, because nothing is lost. Otherwise the data gets some more
+        time to arrive, so that the step can be finished and saved.
 
         Raises:
-            Interrupted: a signal came.
+            Interrupted: a signal was received.
         """
-        if waited < self._said:
-            self._said = 0.0  # another wait
-        if waited - self._said >= notice_seconds():
-            self._said = waited
+        if waited < self._reported:
+            self._reported = 0.0  # another wait
+        if waited - self._reported >= notice_seconds():
+            self._reported = waited
             who = f"rank {rank()} is " if world_size() > 1 else ""
             say(f"densepath: {who}waiting for {what} since {waited:.0f} s")
         signum = self._signals.received
-        if signum and (waited >= notice_seconds() or (world_size() == 1 and self._between is not None)):
+        if signum and (waited >= notice_seconds() or (world_size() == 1 and self._finished is not None)):
             raise Interrupted(signum)
 
     @contextmanager
-    def saved_where_it_stands(self) -> Iterator[None]:
-        """A run that must end while it waits between two steps is saved before, and its user knows how to resume it."""
+    def save_before_stopping(self) -> Iterator[None]:
+        """If a run must end while it waits between two steps, save it first and print how to resume it."""
         try:
             yield
         except (Interrupted, Stuck) as stop:
             if self._may_save():
-                self._saver.save(self._between or 0)
+                self._saver.save(self._finished or 0)
             if isinstance(stop, Interrupted) and rank() == 0:
                 self._recorder.progress.close()
                 saved = self._saver.saved
@@ -148,8 +148,8 @@ class Attendant:
             raise
 
     def _may_save(self) -> bool:
-        """Whether there is anything new to save, between two steps, that a single process can save."""
-        done = self._between
+        """Whether there is anything new that a single process can save between two steps."""
+        done = self._finished
         if done is None or done <= max(self._saver.saved, self._saver.start) or world_size() > 1:
             return False
         return self._meter.not_finite() is None and all_finite(self._task)
