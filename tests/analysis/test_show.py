@@ -173,7 +173,7 @@ def test_a_run_that_predicts_no_pixels_or_has_no_checkpoint_is_refused(run: Path
     refused("does not belong to its config.yaml")
     (run / "config.yaml").write_text(config)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
-    refused("no checkpoint of densepath")
+    refused("is not a checkpoint of densepath")
     (run / "checkpoints" / "last.ckpt").unlink()
     refused("no checkpoint yet")
     assert not (tmp_path / "x.png").exists()

@@ -139,10 +139,11 @@ def test_wrong_numbers_are_named(options, message):
 
 
 @pytest.mark.parametrize("restart_below", [0.0, 0.4])
-def test_batches_of_a_step_move_the_codes_as_one(restart_below):
+@pytest.mark.parametrize("first", [9, 8])  # vectors that the codes start from: of more than a batch, or of half a step
+def test_batches_of_a_step_move_the_codes_as_one(restart_below, first):
     one, parts = (Codebook(6, 3, momentum=0.6, restart_below=restart_below).double() for _ in range(2))
     for book in (one, parts):
-        book.begin(unit(9, 3), torch.arange(9.0))
+        book.begin(unit(first, 3), torch.arange(float(first)))
     for step in range(4):
         vectors, draws = unit(8, 3, seed=step), torch.rand(6, generator=torch.Generator().manual_seed(step))
         before, codes = parts.codes.clone(), one(vectors)
@@ -154,3 +155,19 @@ def test_batches_of_a_step_move_the_codes_as_one(restart_below):
             book.after_step()
         assert not torch.equal(parts.codes, before)
         torch.testing.assert_close(parts.state_dict(), one.state_dict())
+
+
+def test_the_first_step_restarts_no_code_however_many_batches_it_has():
+    """Credits start at the mean of a whole step, not of its first batch."""
+    book = Codebook(4, 3, momentum=0.99, restart_below=0.5).double()
+    parts = unit(32, 3).split(8)
+    book.begin(parts[0], torch.arange(8.0))
+    for vectors in parts:
+        book.follow(vectors, torch.arange(8) % 4, torch.rand(4))
+    moved = Codebook(4, 3, momentum=0.99).double()
+    moved.begin(parts[0], torch.arange(8.0))
+    for vectors in parts:
+        moved.follow(vectors, torch.arange(8) % 4, torch.empty(0))
+    book.after_step()
+    moved.after_step()
+    torch.testing.assert_close(book.codes, moved.codes)

@@ -1,5 +1,6 @@
 """Lines for a stream that may be dead."""
 
+import contextlib
 import io
 import os
 import subprocess
@@ -21,6 +22,19 @@ def test_a_full_stream_gets_nothing_more():
         assert not write_line("one", stream)
         assert write_line("two", stream)  # which now leads into nothing
         assert os.fstat(stream.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+
+
+def test_a_reader_that_does_not_read_makes_nobody_wait():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    with open(reading, "rb") as reader, open(writing, "w") as stream:
+        assert not write_line("dropped", stream)
+        reader.read(2**14)
+        assert write_line("written", stream)
 
 
 def test_what_dead_streams_hold_does_not_change_an_exit_code():

@@ -282,7 +282,7 @@ def test_the_picture_shows_what_the_loss_counts(batch):
     [
         ({"patch": 48}, "do not fit the strides 2, 4, 8, 16, 32 of test_resnet"),
         ({"patch": 1}, "do not fit"),
-        ({"patch": 16, "masking": "sparse"}, "of test_resnet and sparse masking; take e"),
+        ({"patch": 16, "masking": "sparse"}, "of test_resnet and sparse masking; use e"),
         ({"masking": "none"}, "unknown masking 'none'; there are: stem, sparse"),
         ({"stem": "pool"}, "unknown stem 'pool'; there are: before_pool, after_pool"),
         ({"width": 18}, "width must be a multiple of 4"),

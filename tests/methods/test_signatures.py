@@ -59,6 +59,10 @@ def test_they_are_given_by_name_in_python():
         ConCL(build_backbone("test_resnet"), queue_length=48)
 
 
+class Mixin:
+    """What a user may derive a method from as well."""
+
+
 def test_a_method_from_elsewhere_inherits_as_it_likes():
     class Plain(MoCoV2):
         def __init__(self, backbone, extra: int = 1) -> None:
@@ -66,6 +70,10 @@ def test_a_method_from_elsewhere_inherits_as_it_likes():
 
     class Everything(ConCL):
         def __init__(self, backbone, dim: int = 7, **rest: Any) -> None:
+            super().__init__(backbone, dim=dim, **rest)
+
+    class Untyped(Mixin, ConCL):
+        def __init__(self, backbone, dim=7, **rest) -> None:
             super().__init__(backbone, dim=dim, **rest)
 
     class Same(Plain):
@@ -77,6 +85,7 @@ def test_a_method_from_elsewhere_inherits_as_it_likes():
     everything = inspect.signature(Everything).parameters
     assert everything["dim"].default == 7 and everything["queue_size"].default == 16384
     assert everything.keys() == inspect.signature(ConCL).parameters.keys()
+    assert inspect.signature(Untyped).parameters.keys() == everything.keys()
 
 
 def test_an_option_that_the_base_class_lacks_is_a_mistake_of_the_programmer():

@@ -34,7 +34,7 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, views, name, to
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         if method.wants_features(views):
-            method.on_features(method.describe(views["first"].pixels).repeat(3, 1), views)
+            method.on_features(method.extract_features(views["first"].pixels).repeat(3, 1), views)
         method.before_step(views)
         losses = method(views)
     losses.total.backward()

@@ -149,7 +149,7 @@ def test_statistics_that_cannot_be_are_refused():
         set_batch_norm(nn.BatchNorm2d(2), "shuffled")
     with pytest.raises(UserError, match="synchronized batch norms have no groups; give --batch_norm_group 0"):
         set_batch_norm(nn.BatchNorm2d(2), "synchronized", 2)
-    with pytest.raises(UserError, match="two images or more, not -1"):
+    with pytest.raises(UserError, match="at least two images, not -1"):
         set_batch_norm(nn.BatchNorm2d(2), "per_process", -1)
 
 

@@ -6,7 +6,7 @@ import yaml
 from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.runs.folder import read_config
-from densepath.runs.old_options import rename_options
+from densepath.runs.old_options import refuse_moved, rename_options, rename_record
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe
 from densepath.training.resolve import resolve
@@ -70,3 +70,9 @@ def test_an_old_name_is_refused_with_the_new_one(method, old, new):
         resolve(PretrainConfig, None, given)
     with pytest.raises(UserError, match=rf"^--method\.{old} is now --{new}$"):
         VERBS["pretrain"].command("pretrain").parse(["--method", method, f"--method.{old}", "x"])
+
+
+def test_the_options_of_a_users_own_method_stay_its_own():
+    own = {"method": "mine:Own", "method_options": {"teacher": "x", "batch_norm": "mine", "labels": "l"}}
+    assert rename_options(own) == own == refuse_moved(own, "it")
+    assert rename_record(own)["method_options"] == own["method_options"]

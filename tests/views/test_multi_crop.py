@@ -120,7 +120,7 @@ def test_a_view_can_cover_others_in_a_volume():
 @pytest.mark.parametrize(
     ("views", "spec", "size", "message"),
     [
-        ({"a": Augment().random_view()}, GREY, 32, "ColorJitter needs images with 3 channels, and these have 1"),
+        ({"a": Augment().random_view()}, GREY, 32, "1 channels, not 3, cannot have ColorJitter and Grayscale; turn"),
         ({"a": RandomView(Crop(quarter_turns=True))}, GREY, (32, 48), "48 x 32 px cannot be rotated by quarter turns"),
         ({"a": RandomView(), "b": Turned("a")}, VOLUME, (8, 32, 48), "cannot be rotated by quarter turns"),
         ({"a": RandomView(Crop(flip=(0.5, 0.5, 0.5)))}, GREY, 32, "2 dimensions cannot be flipped along z"),
@@ -144,7 +144,7 @@ def test_images_without_colors_keep_what_makes_sense_of_a_methods_own_look():
     ViewMaker(views, 16, 0, GREY)(images(2, GREY))
     assert without_color(own, own, PixelSpec()) == (own, ())
     asked = {"a": Augment(hue=0.3).random_view()}
-    with pytest.raises(UserError, match=r"ColorJitter needs images with 3 channels.*--augment\.hue 0"):
+    with pytest.raises(UserError, match=r"cannot have ColorJitter; turn that off \(.*--augment\.hue 0"):
         ViewMaker(without_color(asked, own, GREY)[0], 16, 0, GREY)
     plain = {"a": Augment(brightness=0.7, saturation=0, hue=0).random_view()}
     assert IntensityJitter(0.8, 0.7, 0.4) in without_color(plain, own, GREY)[0]["a"].appearance

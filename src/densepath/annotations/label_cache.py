@@ -22,9 +22,9 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, writing
 from densepath.core.system import cores
 from densepath.sources.corrupt import CorruptImage, CorruptLog
-from densepath.sources.loader import outlive_signals, report_dead_workers
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.read_all import read_all
+from densepath.sources.workers import outlive_signals, report_dead_workers
 
 _VERSION = 3  # of the files' content
 _SHARD = 1024  # maps that are saved together: the most that a killed run loses

@@ -57,6 +57,7 @@ class Codebook(nn.Module):
         self.restart_below = restart_below
         self.begun = False
         self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # of the current step
+        self._new = False  # whether the codes have just been initialized, in the current step
         self.register_buffer("codes", torch.zeros(size, dim))
         self.register_buffer("usage", torch.zeros(size))
         if restart_below:
@@ -86,8 +87,7 @@ class Codebook(nn.Module):
             centroids, _ = kmeans(vectors, order, len(self.codes), ITERATIONS, unit=True)
             self.codes.copy_(centroids)
         self.codes.copy_(broadcast(self.codes))
-        if self.restart_below:
-            self.credit.fill_(len(vectors) / len(self.codes))
+        self._new = True
         self.begun = True
 
     @torch.no_grad()
@@ -128,6 +128,9 @@ class Codebook(nn.Module):
 
     def _restart(self, vectors: Tensor, counts: Tensor, draws: Tensor) -> None:
         mean = len(vectors) / len(self.codes)
+        if self._new:  # only now is it known how many vectors a step brings: several batches may make it
+            self.credit.fill_(mean)
+            self._new = False
         self.credit.lerp_(counts, 1 - self.momentum)
         idle = self.credit < self.restart_below * mean
         chosen = vectors[(draws * len(vectors)).long()]

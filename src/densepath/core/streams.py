@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from contextlib import suppress
 from typing import TextIO
+
+_PATIENCE = 0.5  # seconds that a line waits for a full pipe
 
 
 def write_line(line: str, stream: TextIO | None) -> bool:
     """Write a line and flush. If that fails, the stream is silenced and no error is raised.
 
+    A line is dropped if the reader of a pipe does not read (a pager, a stopped process): a run must not wait for it.
+
     Returns:
         Whether it was written.
     """
-    if stream is None:  # it was closed before Python started
+    if stream is None or not _takes_a_line(stream):  # None: it was closed before Python started
         return False
     try:
         print(line, file=stream, flush=True)
@@ -22,6 +27,14 @@ def write_line(line: str, stream: TextIO | None) -> bool:
         silence(stream)
         return False
     return True
+
+
+def _takes_a_line(stream: TextIO) -> bool:
+    """Whether a line can be written without blocking, after a short wait."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], _PATIENCE)[1])
+    except (OSError, ValueError):  # not a descriptor that can be asked: writing will show
+        return True
 
 
 def say(line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from inspect import Parameter
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 
 def complete_signature(cls: type) -> None:
@@ -15,7 +15,7 @@ def complete_signature(cls: type) -> None:
     the base class, and their descriptions are in its docstring.
 
     Args:
-        cls: a class; its base class is the next one in the order of method resolution.
+        cls: a class; its base class is the next one with a constructor in the order of method resolution.
 
     Raises:
         TypeError: the base class lacks a key of the typed dictionary.
@@ -27,12 +27,20 @@ def complete_signature(cls: type) -> None:
     rest = next((p.name for p in own.values() if p.kind is Parameter.VAR_KEYWORD), None)
     parameters = [p for p in list(own.values())[1:] if p.name != rest]
     if rest is not None:
-        base = cls.__mro__[1]
+        base = next(c for c in cls.__mro__[1:] if "__init__" in vars(c))
         offered = dict(inspect.signature(base).parameters)
-        unpacked = get_args(get_type_hints(constructor)[rest])
+        unpacked = get_args(_hints(constructor).get(rest))
         wanted = list(unpacked[0].__annotations__) if unpacked else [name for name in offered if name not in own]
         if missing := [name for name in wanted if name not in offered]:
             raise TypeError(f"{cls.__name__} passes {', '.join(missing)} to {base.__name__}, which does not take it")
         parameters += [p.replace(kind=Parameter.KEYWORD_ONLY) for p in offered.values() if p.name in wanted]
     # Also if nothing is inherited: otherwise the class would show the __signature__ of its base class.
     cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+
+def _hints(constructor: Any) -> dict[str, Any]:
+    """The types of a constructor's parameters; none if a name in them exists for type checkers only."""
+    try:
+        return get_type_hints(constructor)
+    except NameError:
+        return {}

@@ -19,8 +19,10 @@ def rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
         options: options of a recipe, in the plain types of YAML; those of other verbs are unchanged.
     """
     method_options = options.get("method_options")
-    if not isinstance(method_options, Mapping) or not method_options.keys() & {"batch_norm", "batch_norm_group"}:
+    old = isinstance(method_options, Mapping) and method_options.keys() & {"batch_norm", "batch_norm_group"}
+    if not old or _is_own(options):
         return dict(options)
+    assert isinstance(method_options, Mapping)
     renamed, method_options = dict(options), dict(method_options)
     over = method_options.pop("batch_norm", None)
     group = method_options.pop("batch_norm_group", None)
@@ -51,7 +53,7 @@ def refuse_moved(options: Mapping[str, Any], whose: str) -> dict[str, Any]:
         UserError: one of them is set; the message gives its new name.
     """
     method_options = options.get("method_options")
-    if not isinstance(method_options, Mapping):
+    if not isinstance(method_options, Mapping) or _is_own(options):
         return dict(options)
     for old, new in MOVED.items():
         if method_options.get(old) not in (None, "", "folders"):
@@ -65,8 +67,13 @@ def rename_record(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run with the current names of its options, and values for new ones."""
     renamed = rename_options(config)
     given = renamed.get("method_options")
-    if "method" not in renamed or not isinstance(given, Mapping):
+    if "method" not in renamed or not isinstance(given, Mapping) or _is_own(renamed):
         return renamed
     moved = {new: given[old] or None for old, new in MOVED.items() if old in given}
     kept = {name: value for name, value in given.items() if name not in MOVED}
     return {"batch_norm": "per_process", "batch_norm_group": 0, **renamed, **moved, "method_options": kept}
+
+
+def _is_own(options: Mapping[str, Any]) -> bool:
+    """Whether the method is a user's own, module:Class, whose options may have any names."""
+    return ":" in str(options.get("method", ""))

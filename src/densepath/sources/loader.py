@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,11 +20,10 @@ from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.pixel_source import Gathered, PerImage, PixelSource
 from densepath.sources.prefetch import ahead
-from densepath.sources.workers import end_workers, into_shared_memory, out_of_shared_memory
+from densepath.sources.workers import end_workers, into_shared_memory, outlive_signals, report_dead_workers
 
 _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: bounds the memory for any batch size
-_GRACE = 10  # seconds until a worker ends after SIGTERM
 _BLOCK = 8192  # positions that are shuffled at a time
 
 _Order = Iterator[tuple[int, Tensor]]  # each step with the positions (B,) of its images
@@ -278,34 +275,3 @@ class _Decoder(Dataset[Gathered]):
 
     def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Gathered:
         return into_shared_memory(self.images.gather(*chunk))
-
-
-@contextmanager
-def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
-    """Turn the loader's errors about a dead worker process into a UserError.
-
-    Args:
-        workers: number of worker processes.
-        remedy: what the user can do.
-
-    Raises:
-        UserError: one of them died.
-    """
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        if workers and (why := out_of_shared_memory(error)):
-            raise UserError(why) from error
-        # Errors that a living worker passes on start with "Caught"
-        if not workers or str(error).startswith("Caught"):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"a process that decodes images died, most likely out of memory ({reason}); {remedy}"
-        ) from error
-
-
-def outlive_signals(worker: int) -> None:
-    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # SIGALRM then ends the process

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from densepath.core.errors import UserError
+
 T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
 _SCARCE = 2**28  # bytes
+_GRACE = 10  # seconds that a worker lives on after SIGTERM
 
 
 def into_shared_memory(work: T) -> T:
@@ -63,3 +68,34 @@ def _tensors(work: Any) -> Iterator[Tensor]:
     elif isinstance(work, list | tuple):
         for part in work:
             yield from _tensors(part)
+
+
+@contextmanager
+def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
+    """Turn the loader's errors about a dead worker process into a UserError.
+
+    Args:
+        workers: number of worker processes.
+        remedy: what the user can do.
+
+    Raises:
+        UserError: one of them died.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if workers and (why := out_of_shared_memory(error)):
+            raise UserError(why) from error
+        # Errors that a living worker passes on start with "Caught"
+        if not workers or str(error).startswith("Caught"):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"a process that decodes images died, most likely out of memory ({reason}); {remedy}"
+        ) from error
+
+
+def outlive_signals(worker: int) -> None:
+    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # SIGALRM then ends the process

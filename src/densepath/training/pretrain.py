@@ -114,7 +114,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     config = replace(config, precision=hardware.precision, method_options=options, batch_norm=norm, backbone=name)
     record = config.record() | {"pixels": images.spec.record()}
     # Runs of earlier versions do not record their pixels, which were 8-bit RGB.
-    free = FREE if old is None or "pixels" in old else (*FREE, "pixels", "mean", "std", "window")
+    free = FREE if old is None or "pixels" in old else (*FREE, "pixels")
     defaults, note = config.defaults(), f"densepath {__version__}"
     first = hardware.rank == 0
     if first:

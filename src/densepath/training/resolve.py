@@ -175,6 +175,8 @@ def _in_full(options: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any
     """
     for form in short.keys() & options.keys():
         part, _, name = short[form].partition(".")
+        if not isinstance(options.get(part), Mapping | None):
+            raise UserError(f"{part} is {options[part]!r}; give its options by name, as a mapping")
         if name in (options.get(part) or {}):
             raise UserError(f"{form} and {short[form]} are the same option; give it once")
         options[part] = {**(options.get(part) or {}), name: options.pop(form)}

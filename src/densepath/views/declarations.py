@@ -38,12 +38,13 @@ class RandomView:
         if not 1 <= self.count <= MAX_COUNT:
             raise UserError(f"a view has 1 to {MAX_COUNT} crops of each image, not {self.count}")
         self.crop.check(size)
-        for operation in self.appearance:
-            if operation.channels not in (None, spec.channels):
-                raise UserError(
-                    f"{type(operation).__name__} needs images with {operation.channels} channels, and these have "
-                    f"{spec.channels}; leave it out ({operation.remedy})"
-                )
+        if wrong := [each for each in self.appearance if each.channels not in (None, spec.channels)]:
+            names = " and ".join(type(each).__name__ for each in wrong)
+            remedies = " ".join(each.remedy for each in wrong)
+            channels = wrong[0].channels
+            raise UserError(
+                f"images with {spec.channels} channels, not {channels}, cannot have {names}; turn that off ({remedies})"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from torchvision.models.detection.image_list import ImageList
 from densepath.annotations.coco import CocoImages
 from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
-from densepath.sources.loader import outlive_signals, report_dead_workers
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
-from densepath.sources.workers import end_workers, into_shared_memory
+from densepath.sources.workers import end_workers, into_shared_memory, outlive_signals, report_dead_workers
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
 _DIVISOR = 32  # the largest stride of the backbone
