@@ -115,5 +115,5 @@ def test_too_little_shared_memory_is_named(played):
     story, _ = played("shared_memory", NAMESPACE)
     code, lines, _ = story["run"]
     assert code == 2
-    assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images that worker processes")
+    assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images from worker processes")
     assert "--shm-size" in lines[-1] and lines[-1].endswith("or use --workers 0")
