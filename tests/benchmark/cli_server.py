@@ -34,6 +34,10 @@ os._exit(code)
 
 
 def serve(folder):
+    import lightning.fabric.strategies  # noqa: F401 (these three are imported when a run needs them)
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
+
     from densepath import cli
     from densepath.benchmark import verb  # noqa: F401 (imported once for all calls)
 

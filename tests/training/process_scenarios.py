@@ -15,7 +15,11 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+# densepath imports these when a run needs them: the forked processes get them from this one.
+import lightning.fabric.strategies  # noqa: F401
+import timm  # noqa: F401
 import torch
+import torchvision  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import Toy, fit_toy
