@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.annotations.coco import open_split, write_coco
-from densepath.command import Command
+from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.filter_norms import filter_norms, set_filter_norms
@@ -140,7 +140,7 @@ def test_the_run_folder_holds_predictions_and_pictures(trained: tuple[Path, dict
 
 def test_the_configuration_of_a_run_is_a_recipe(trained: tuple[Path, dict[str, float]]) -> None:
     config = trained[0] / "config.yaml"
-    values = Command("densepath detect", detect, recipes="detect").parse(["--config", str(config), "--out", "another"])
+    values = VERBS["detect"].command("detect").parse(["--config", str(config), "--out", "another"])
     saved = yaml.safe_load(config.read_text())
     assert values["out"] == "another"
     assert (values["max_steps"], values["lr"], list(values["train_size"])) == (50, 0.03, saved["train_size"])
