@@ -28,8 +28,8 @@ from densepath.methods import (
     SparK,
     Supervised,
 )
+from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
-from densepath.nets.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.views.view import Batch
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.methods import MAE
 from densepath.nets.backbones import build_backbone
-from densepath.nets.transformer_parts import sincos_positions
+from densepath.nets.backbones.transformer_parts import sincos_positions
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from densepath.core.errors import UserError
 from densepath.core.masking import enlarge
 from densepath.methods import SparK
-from densepath.nets.light_decoder import LightDecoder
+from densepath.nets.decoders.light import LightDecoder
 from densepath.nets.norms import plain_batch_norm
 from densepath.nets.sparse import Visible, encode_sparsely
 from densepath.views.augment import Augment

@@ -12,8 +12,8 @@ from targets import prepare, write_tokenizer
 
 from densepath.core.errors import UserError
 from densepath.methods import VQKD
+from densepath.nets.backbones.transformer_parts import sincos_positions
 from densepath.nets.tokenizers import load_tokenizer
-from densepath.nets.transformer_parts import sincos_positions
 from densepath.nets.weights import save_backbone
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSpec

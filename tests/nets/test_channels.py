@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights, pixel_notes, save_backbone
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
 
 NAMES = ["resnet18", "convnext_atto", "efficientnet_lite0", "regnetx_002", "vit_tiny_patch16_224"]
@@ -56,7 +56,7 @@ def test_weights_of_other_channels_are_refused(tmp_path: Path) -> None:
 def test_timm_weights_become_grey(monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = timm.create_model("resnet18", features_only=True)
     backbone = build_backbone("resnet18", 1)
-    monkeypatch.setattr("densepath.nets.weights.make_network", lambda name, pretrained: fetched)
+    monkeypatch.setattr("densepath.nets.weights.backbone_weights.make_network", lambda name, pretrained: fetched)
     load_weights(backbone, "resnet18.a1_in1k")
     assert torch.equal(backbone.net.conv1.weight, fetched.conv1.weight.sum(1, keepdim=True))
     assert torch.equal(backbone.net.layer1[0].conv1.weight, fetched.layer1[0].conv1.weight)

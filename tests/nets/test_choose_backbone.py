@@ -9,12 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets import choose_backbone as module
-from densepath.nets import model_folders
-from densepath.nets.backbone import Backbone
-from densepath.nets.backbones import build_backbone
-from densepath.nets.choose_backbone import choose_backbone
-from densepath.nets.weights import load_weights
+from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.backbones import choose as module
+from densepath.nets.backbones.choose import choose_backbone
+from densepath.nets.weights import load_weights, model_folders
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])

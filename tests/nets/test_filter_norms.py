@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.filter_norms import filter_norms, set_filter_norms
+from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 
 
 def settled(name: str) -> Backbone:

@@ -15,10 +15,10 @@ import torch
 from densepath.concepts.saliency import Saliency
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.choose_backbone import choose_backbone
-from densepath.nets.hub import fetch
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.hub import fetch
 from densepath.transfer.sam.segment_anything import SegmentAnything
 
 _TRANSFORMERS = importlib.util.find_spec("transformers")

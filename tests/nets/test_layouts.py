@@ -10,7 +10,7 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import TimmBackbone, build_backbone
-from densepath.nets.layouts import arrange, match_names, timm_state, to_detectron2
+from densepath.nets.weights.layouts import arrange, match_names, timm_state, to_detectron2
 
 # Written from detectron2's ResNet, not from the mapping.
 NORM = ("weight", "bias", "running_mean", "running_var")

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densepath.core.errors import UserError
-from densepath.nets.pickles import read_pickle
+from densepath.nets.weights.pickles import read_pickle
 
 ARRAYS: dict[str, Any] = {
     "plain": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -9,8 +9,7 @@ from torch import nn
 from torchvision.models.video import r3d_18
 
 from densepath.core.errors import UserError
-from densepath.nets.backbone import Backbone
-from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.norms import GhostBatchNorm3d, group_batch_norm, plain_batch_norm
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 

@@ -8,7 +8,7 @@ from lightly.models.utils import get_2d_sine_cosine_positional_embedding
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.transformer_parts import (
+from densepath.nets.backbones.transformer_parts import (
     add_positions,
     embed_patches,
     encode,

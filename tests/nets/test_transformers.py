@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.layouts import arrange
-from densepath.nets.transformers import resize_positions
+from densepath.nets.backbones.transformers import resize_positions
 from densepath.nets.weights import load_weights, read_weights, save_backbone
+from densepath.nets.weights.layouts import arrange
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 OWN_SIZE = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(2))  # pixels, that of test_vit

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.layouts import LAYOUTS, to_detectron2
 from densepath.nets.weights import load_weights, read_weights, save_backbone
+from densepath.nets.weights.layouts import LAYOUTS, to_detectron2
 
 
 def _trained(name: str = "resnet18") -> Backbone:
@@ -151,7 +151,7 @@ def test_a_failed_write_leaves_the_old_file(
         Path(file).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("densepath.nets.weights.save_file", half)
+    monkeypatch.setattr("densepath.nets.weights.backbone_weights.save_file", half)
     with pytest.raises(OSError, match="no space left"):
         save_backbone(path, resnet18)
     assert path.read_bytes() == before

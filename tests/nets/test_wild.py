@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.layouts import to_detectron2
 from densepath.nets.weights import load_weights, read_weights
+from densepath.nets.weights.layouts import to_detectron2
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 State = dict[str, Tensor]

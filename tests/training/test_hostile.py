@@ -19,8 +19,8 @@ from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights, read_weights, save_backbone
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs import checkpoints
 from densepath.runs.checkpoints import newest_checkpoint, read_checkpoint, write_checkpoint
 from densepath.training import pretrain as pretrain_module

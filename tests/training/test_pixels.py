@@ -17,8 +17,8 @@ from densepath.analysis.show import show_concepts, show_reconstruction, show_vie
 from densepath.analysis.show_similarity import show_similarity
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights, pixel_notes, save_backbone
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbone import Backbone
-from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.runs.metrics import read_metrics

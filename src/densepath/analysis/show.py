@@ -21,8 +21,8 @@ from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs.folder import CONFIG
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches

@@ -17,8 +17,8 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_hardware
 

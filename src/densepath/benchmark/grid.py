@@ -25,7 +25,7 @@ from densepath.benchmark.identity import (
 from densepath.benchmark.verb_options import VERBS, Verb, put
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
-from densepath.nets.transformers import is_transformer
+from densepath.nets.backbones.transformers import is_transformer
 from densepath.options import default_of
 from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.nets.hub import fetch, quiet
-from densepath.nets.model_folders import read_image_processor
+from densepath.nets.weights.hub import fetch, quiet
+from densepath.nets.weights.model_folders import read_image_processor
 from densepath.sources.pixel_source import PixelSpec
 
 Predict = Callable[[Tensor], Any]

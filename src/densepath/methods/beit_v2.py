@@ -16,9 +16,15 @@ from densepath.core.masking import count_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.transformer_parts import (
+    add_positions,
+    embed_patches,
+    pick,
+    require_transformer,
+    run_blocks,
+)
 from densepath.nets.new_blocks import new_blocks
 from densepath.nets.tokenizers import Tokenizer
-from densepath.nets.transformer_parts import add_positions, embed_patches, pick, require_transformer, run_blocks
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch

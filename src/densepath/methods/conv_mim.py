@@ -23,7 +23,7 @@ from densepath.core.masking import (
 from densepath.core.resampling import sample, sample_nearest
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
-from densepath.nets.decoders import MultiScaleDecoder
+from densepath.nets.decoders.multi_scale import MultiScaleDecoder
 from densepath.nets.masked_stem import MaskedStages, MaskedStem
 from densepath.nets.sparse import Visible
 from densepath.views.augment import Augment

@@ -12,9 +12,9 @@ from densepath.core.masking import count_visible, random_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.transformer_parts import encode_visible, fix_positions, pick, require_transformer
+from densepath.nets.decoders.tokens import TokenDecoder
 from densepath.nets.teachers import Teacher
-from densepath.nets.token_decoder import TokenDecoder
-from densepath.nets.transformer_parts import encode_visible, fix_positions, pick, require_transformer
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch

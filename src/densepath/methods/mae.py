@@ -19,8 +19,8 @@ from densepath.core.masking import (
 )
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
-from densepath.nets.token_decoder import TokenDecoder
-from densepath.nets.transformer_parts import encode_visible, fix_positions, require_transformer
+from densepath.nets.backbones.transformer_parts import encode_visible, fix_positions, require_transformer
+from densepath.nets.decoders.tokens import TokenDecoder
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch

@@ -20,7 +20,7 @@ from densepath.core.masking import (
 )
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
-from densepath.nets.light_decoder import LightDecoder
+from densepath.nets.decoders.light import LightDecoder
 from densepath.nets.sparse import Visible, check_sparse, encode_sparsely
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration

@@ -15,10 +15,10 @@ from densepath.core.masking import square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.transformer_parts import require_transformer, sincos_positions
 from densepath.nets.new_blocks import new_blocks
 from densepath.nets.teachers import Teacher
 from densepath.nets.tokenizers import TOKENIZER, Tokenizer, tanh_head
-from densepath.nets.transformer_parts import require_transformer, sincos_positions
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
-from densepath.nets.hub import FETCHED, HUB, fetch, quiet
-from densepath.nets.layouts import match_names
-from densepath.nets.model_folders import WEIGHT_FILES, load_transformers_model, read_config
-from densepath.nets.transformers import is_transformer, resize_positions, wrap_transformer
+from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
+from densepath.nets.weights.hub import FETCHED, HUB, fetch, quiet
+from densepath.nets.weights.layouts import match_names
+from densepath.nets.weights.model_folders import WEIGHT_FILES, load_transformers_model, read_config
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (

@@ -13,8 +13,8 @@ from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.new_blocks import initialize
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import read_weights
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
 
 TOKENIZER = "tokenizer"  # its name among the exports of a run

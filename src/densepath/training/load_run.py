@@ -8,7 +8,7 @@ from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.methods.base import Method
-from densepath.nets.choose_backbone import choose_backbone
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.folder import read_config
 from densepath.sources.pixel_source import PixelSpec

@@ -17,7 +17,7 @@ from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone
-from densepath.nets.choose_backbone import choose_backbone
+from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint

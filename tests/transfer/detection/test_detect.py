@@ -21,8 +21,8 @@ from densepath.annotations.coco import open_split, write_coco
 from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights import save_backbone
+from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.training.hardware import choose_hardware
 from densepath.training.intervals import Intervals
 from densepath.transfer.detection import fine_tuning

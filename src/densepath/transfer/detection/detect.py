@@ -11,9 +11,9 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
-from densepath.nets.filter_norms import filter_norms, set_filter_norms
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say

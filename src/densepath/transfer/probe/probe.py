@@ -27,8 +27,8 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.weight_pixels import pixels_of_weights
 from densepath.nets.weights import load_weights
+from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.probe.logistic import fit_stages

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.nets.hub import fetch, quiet
+from densepath.nets.weights.hub import fetch, quiet
 
 Found = tuple[npt.NDArray[np.bool_], float]  # a mask (H, W), and the IoU that the model predicts for it
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbone import Backbone
+from densepath.nets.backbones.backbone import Backbone
 
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # of f2, f3, f4, f5
 _NAME = re.compile(r"resnet(\d+)_3d(?:_w(\d+))?(?:_s([12])([12])([12]))?")

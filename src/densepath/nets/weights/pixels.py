@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.nets.hub import HUB, fetch
-from densepath.nets.model_folders import read_config
-from densepath.nets.weights import read_weights, weights_file
+from densepath.nets.weights.backbone_weights import read_weights, weights_file
+from densepath.nets.weights.hub import HUB, fetch
+from densepath.nets.weights.model_folders import read_config
 from densepath.sources.pixel_source import PixelSpec
 
 _CONFIG = "config.yaml"  # of a run

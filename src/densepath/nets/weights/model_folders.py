@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.hub import fetch, quiet
+from densepath.nets.weights.hub import fetch, quiet
 from densepath.sources.pixel_source import PixelSpec
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models

@@ -17,11 +17,11 @@ from torch import Tensor
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone, make_network
-from densepath.nets.hub import HUB, quiet
-from densepath.nets.layouts import Match, arrange, feature_name, match_names, timm_state
-from densepath.nets.model_folders import hub_weights
-from densepath.nets.transformers import resize_positions
-from densepath.nets.weight_files import read_tensors
+from densepath.nets.backbones.transformers import resize_positions
+from densepath.nets.weights.files import read_tensors
+from densepath.nets.weights.hub import HUB, quiet
+from densepath.nets.weights.layouts import Match, arrange, feature_name, match_names, timm_state
+from densepath.nets.weights.model_folders import hub_weights
 from densepath.sources.pixel_source import PixelSpec
 from densepath.version import __version__
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.backbone import Backbone
 
 
 def require_transformer(backbone: Backbone, method: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.transformer_parts import initialize_linear, sincos_positions
+from densepath.nets.backbones.transformer_parts import initialize_linear, sincos_positions
 
 
 class MultiScaleDecoder(nn.Module):

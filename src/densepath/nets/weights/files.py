@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.nets.pickles import read_pickle
+from densepath.nets.weights.pickles import read_pickle
 
 _HOLDERS = ("state_dict", "model")  # keys under which checkpoints store their tensors
 _SETTINGS = re.compile(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbone import Backbone
-from densepath.nets.resnet3d import NAMES_3D, build_resnet3d, is_resnet3d
-from densepath.nets.transformers import build_transformer, is_transformer
+from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_resnet3d
+from densepath.nets.backbones.transformers import build_transformer, is_transformer
 
 __all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "make_network"]
 
@@ -126,7 +126,7 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
     Args:
         name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". Its feature
             maps must have the declared strides at any input size; those of windowed transformers do not. For volumes:
-            see :func:`~densepath.nets.resnet3d.build_resnet3d`.
+            see :func:`~densepath.nets.backbones.resnet3d.build_resnet3d`.
         channels: channels of the images.
 
     Raises:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbone import Backbone
-from densepath.nets.backbones import TRIAL_SIZE, TimmBackbone, build_backbone
-from densepath.nets.hub import HUB, fetch
-from densepath.nets.model_folders import read_config
-from densepath.nets.transformers import is_transformer, wrap_transformer
+from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
+from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
+from densepath.nets.weights.hub import HUB, fetch
+from densepath.nets.weights.model_folders import read_config
 
 # Arguments of a hub model that do not change its backbone.
 _OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
@@ -24,8 +24,8 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
     Args:
         backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a timm model on the
             Hugging Face hub (with random weights; give it as the weights, too, to load them); a
-            :class:`~densepath.nets.backbone.Backbone`; a network of ``timm.create_model(name, features_only=True)``; or
-            a vision transformer of timm.
+            :class:`~densepath.nets.backbones.Backbone`; a network of ``timm.create_model(name, features_only=True)``;
+            or a vision transformer of timm.
         channels: channels of the images.
 
     Raises:
@@ -72,6 +72,6 @@ def _around(network: Any, channels: int) -> Backbone:
     except Exception as error:  # each network raises other exceptions
         raise UserError(
             f"the backbone, a {type(network).__name__}, does not return the maps of its stages; build it with "
-            "timm.create_model(name, features_only=True), or derive it from densepath.nets.backbone.Backbone"
+            "timm.create_model(name, features_only=True), or derive it from densepath.nets.backbones.Backbone"
         ) from error
     return made

@@ -1,0 +1,1 @@
+"""Decoders of masked image modelling: from features back to pixels."""

@@ -1,0 +1,23 @@
+"""Weights of backbones: reading, writing, and the layouts of other libraries."""
+
+from densepath.nets.weights.backbone_weights import (
+    FORMAT_VERSION,
+    Weights,
+    load_weights,
+    pixel_notes,
+    read_weights,
+    save_backbone,
+    weights_file,
+    write_tensors,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Weights",
+    "load_weights",
+    "pixel_notes",
+    "read_weights",
+    "save_backbone",
+    "weights_file",
+    "write_tensors",
+]
