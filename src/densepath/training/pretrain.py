@@ -227,6 +227,5 @@ def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[st
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
-    return {
-        f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, int | float)
-    }
+    # Whole numbers are counts, e.g. of images, which do not change.
+    return {f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, float)}

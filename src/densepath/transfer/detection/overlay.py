@@ -55,7 +55,7 @@ def overlay(
     draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
     missed = len(truth) - len({m for m in match if m is not None})
     wrong = sum(m is None for m in match)
-    caption = f"score >= {least_score:g}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
+    caption = f"score >= {least_score:.0%}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
     draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
     return picture
 

@@ -26,6 +26,7 @@ from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
+from densepath.core.scores import SCALE
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -67,7 +68,7 @@ def probe(
         out: a JSON file for the scores.
 
     Returns:
-        The scores of :func:`probe_backbone`, the arguments, and the seconds it took.
+        The scores of :func:`probe_backbone`, their scale, the arguments, and the seconds it took.
 
     Raises:
         UserError: no such data, weights that do not fit, or a missing stage.
@@ -83,7 +84,7 @@ def probe(
     network.to(choose_hardware(devices).device)
     scores = probe_backbone(network, data, spec, size=size, stages=stages, each_stage=each_stage, l2=l2, seed=seed)
     asked = {"weights": str(weights), "backbone": backbone, "data": str(data), "seed": seed, "size": size, "l2": l2}
-    result = asked | scores | {"seconds": round(time.perf_counter() - start, 1)}
+    result = asked | SCALE | scores | {"seconds": round(time.perf_counter() - start, 1)}
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
@@ -108,7 +109,7 @@ def probe_backbone(
 
     Returns:
         "mean_iou" over object and rest, "iou_object", "iou_rest", "dice" of the objects and "accuracy", pooled over
-        all pixels of the test images at their full resolution; with ``each_stage``, "mean_iou_f1" and so on.
+        all pixels of the test images at their full resolution, in percent; with ``each_stage``, "mean_iou_f1" and so on.
     """
     if size < _MULTIPLE or l2 < 0:
         raise UserError(
@@ -201,11 +202,11 @@ def _scores(counts: list[list[int]]) -> dict[str, float]:
     (tn, fp), (fn, tp) = counts
     if not tp + fn or not tn + fp:
         raise UserError("the test masks are all object or all rest; the probe needs both")
-    iou_object, iou_rest = tp / (tp + fp + fn), tn / (tn + fp + fn)
+    iou_object, iou_rest = 100 * tp / (tp + fp + fn), 100 * tn / (tn + fp + fn)
     return {
         "mean_iou": (iou_object + iou_rest) / 2,
         "iou_object": iou_object,
         "iou_rest": iou_rest,
-        "dice": 2 * tp / (2 * tp + fp + fn),
-        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "dice": 100 * 2 * tp / (2 * tp + fp + fn),
+        "accuracy": 100 * (tp + tn) / (tp + fp + fn + tn),
     }
