@@ -14,8 +14,9 @@ from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
+from densepath.core.losses import info_nce
 from densepath.core.random import shuffled
-from densepath.methods import ConCL, MoCoV2
+from densepath.methods import ConCL, DenseCL, MoCoV2
 from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -216,6 +217,28 @@ def test_instance_queue_moves_even_when_instances_do_not_count(make, batch, whol
     method = make(ConCL)
     whole_step(method, batch)
     assert int(method.queue.pointer) == 4
+
+
+def test_chance_is_the_loss_of_embeddings_that_are_all_alike(make):
+    method = make(ConCL)
+    alike = F.normalize(torch.ones(1, method.dim), dim=1)
+    for name, queue in (("instance_loss", method.queue), ("concept_loss", method.concept_queue)):
+        loss = info_nce(alike, alike, alike.expand(queue.size, -1), method.temperature)
+        assert method.chance()[name] == pytest.approx(loss.item(), rel=1e-5)
+    assert method.queue.size != method.concept_queue.size and list(method.chance())[-1] == "concept_loss"
+    assert make(MoCoV2).chance() == {"instance_loss": method.chance()["instance_loss"]}
+    assert list(make(DenseCL).chance()) == ["instance_loss", "dense_loss"]
+
+
+def test_a_run_that_ends_at_chance_or_shares_no_concepts_is_reported(make):
+    method = make(ConCL)
+    row = {"concept_loss": 4.0, "concept_loss_vs_chance": 1.0, "instance_loss_vs_chance": 0.5, "shared_concepts": 1.0}
+    assert method.warnings(row, last=False) == []
+    assert "ends with a concept_loss of 4.000, 1.00 times that of chance" in method.warnings(row, last=True)[0]
+    assert method.warnings({**row, "concept_loss_vs_chance": 0.99, "instance_loss_vs_chance": 2.0}, last=True) == []
+    few = method.warnings({**row, "shared_concepts": 0.99}, last=False)
+    assert len(few) == 1 and few[0].startswith("shared_concepts is below 1: ")
+    assert method.warnings({}, last=True) == []  # only the probe was measured
 
 
 @pytest.mark.parametrize("concepts", ["grid", "superpixels"])

@@ -112,6 +112,9 @@ class Method(nn.Module):
         for part in parts[1:]:  # the first is the method itself
             part.after_step()
 
+    def initialize(self) -> None:
+        """Initialize the backbone as the paper does; called once, for a run from random weights of a timm name."""
+
     @abstractmethod
     def exported_backbone(self) -> Backbone:
         """The backbone that is exported."""
@@ -168,6 +171,29 @@ class Method(nn.Module):
             heartbeat: called by all processes, equally often, during long work, with a few words for the user; it
                 raises an exception if the run must stop.
         """
+
+    def chance(self) -> Mapping[str, float]:
+        """Losses, by name -> their value for a network that cannot tell images apart; the most important loss is last.
+
+        They are also logged divided by it, as NAME_vs_chance.
+        """
+        return {}
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        """Lines on measurements that show that the run fails; each is printed once.
+
+        Args:
+            row: the measurements since the last row.
+            last: whether the run ends.
+        """
+        ratios = [(name, row[f"{name}_vs_chance"]) for name in self.chance() if f"{name}_vs_chance" in row]
+        if not last or not ratios or ratios[-1][1] < 1:
+            return []
+        name, ratio = ratios[-1]
+        return [
+            f"the run ends with a {name} of {row[name]:.3f}, {ratio:.2f} times that of chance: it has learned nothing; "
+            "try more steps, another learning rate, --method.standardize, or a smaller queue"
+        ]
 
     @classmethod
     def predicts_pixels(cls) -> bool:

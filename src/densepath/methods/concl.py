@@ -29,6 +29,7 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Cover, Declaration
 from densepath.views.view import Batch
 
+LEAST_SHARED = 1.0  # concepts that the views of an image share, on average; with fewer most images teach nothing
 _KEY_CHOICE = 2**20  # stream of random numbers, after all that sources of concepts use
 
 
@@ -143,6 +144,17 @@ class ConCL(MoCoV2):
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
                 f"({most} on each of {batch_size} images) that one batch may bring"
             )
+
+    def chance(self) -> Mapping[str, float]:
+        return {**super().chance(), "concept_loss": math.log(self.concept_queue.size + 1)}
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        few = row.get("shared_concepts", LEAST_SHARED) < LEAST_SHARED
+        line = (
+            f"shared_concepts is below {LEAST_SHARED:g}: the two views of an image share less than one concept on "
+            "average; use larger crops (--augment.scale) or views, or fewer concepts"
+        )
+        return [*super().warnings(row, last), *[line] * few]
 
     def needs(self) -> Mapping[str, Need]:
         return {"regions": Need("regions", self.source.labeller)} if isinstance(self.source, ImageLabels) else {}

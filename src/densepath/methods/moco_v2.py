@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypedDict
 
@@ -114,6 +115,10 @@ class MoCoV2(Method):
             raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:
             raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
+
+    def chance(self) -> Mapping[str, float]:
+        # The queue starts with random unit vectors, so it always has all of its negatives.
+        return {"instance_loss": math.log(self.queue.size + 1)}
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last features of the query and key views, each (B, C, h, w)."""

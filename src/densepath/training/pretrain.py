@@ -103,6 +103,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     options = all_options(config.method, config.method_options)
     method = find_method(config.method)(network, **options)
     together = batch * hardware.world_size
+    if fresh and config.weights == "random" and isinstance(config.backbone, str):
+        method.initialize()
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
     check_inputs(method, config)
     declared, without = without_color(method.views(config.augment), method.views(), images.spec)

@@ -252,7 +252,7 @@ def test_a_transformer_is_refused(detector: str) -> None:
 
 @pytest.mark.parametrize("name", ["mask_rcnn_fpn_small", "mask_rcnn_dc5_small", "vitdet_small"])
 def test_the_box_head_starts_as_in_detectron2(name: str) -> None:
-    """Weights are uniform with standard deviation 1 / sqrt(inputs) (c2_xavier_fill); torchvision's have 0.58 of that."""
+    """Weights are uniform with standard deviation 1 / sqrt(inputs): c2_xavier_fill. torchvision's have 0.58 of that."""
     heads = build(name).heads
     layers = [m for m in heads.box_head.modules() if isinstance(m, nn.Linear)]
     assert len(layers) == (1 if name == "vitdet_small" else 2)

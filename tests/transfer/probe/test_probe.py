@@ -140,3 +140,19 @@ def test_a_transformer_is_probed_on_its_one_stage(tmp_path: Path) -> None:
     assert scores["mean_iou"] > 80  # a patch is a block: its token knows the color
     with pytest.raises(UserError, match="test_vit has no stage f5; choose one of f4"):
         probe(data=tmp_path / "data", backbone="test_vit", size=96, stages=[5], devices="cpu")
+
+
+def test_objects_smaller_than_a_position_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Squares of 6 px in images of 96 px: a position is 8 px of the resized image."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((96, 96), np.int32)
+    for number in range(9):
+        row, column = divmod(number, 3)
+        labels[32 * row : 32 * row + 6, 32 * column : 32 * column + 9] = number + 1
+    samples = [("image", rng.integers(0, 255, (96, 96, 3)).astype(np.uint8), labels)]
+    write_coco(tmp_path / "data", {"train": samples, "test": samples})
+    for size in (128, 96, 96):  # at 128 px the squares are exactly 8 px wide
+        probe_backbone(Colors(), tmp_path / "data", size=size)  # type: ignore[arg-type]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "warning: objects are smaller than a position" in said[0]
+    assert "under 6.0 px wide at --size 96, where a position is 8 px" in said[0] and "larger --size" in said[0]

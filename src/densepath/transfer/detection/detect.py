@@ -91,6 +91,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     )
     spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
     train, test = open_split(config.data, "train", spec), open_split(config.data, "test", spec)
+    train.keep_fraction(config.fraction, config.seed)
     names = _category_names(train, test)
 
     torch.manual_seed(config.seed)
@@ -146,6 +147,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
             config=record,
             seed=config.seed,
             resume=resume,
+            limits=config.optimizer,
         )
         if not first:
             return {}

@@ -47,8 +47,8 @@ class MaskRCNN(Detector):
         rpn: maps -> proposals.
         heads: maps and proposals -> objects.
 
-    Losses and initial weights are Detectron2's, with which the papers' results were computed. torchvision's differ: smooth
-    L1 with beta 1/9 for boxes, and weights of the box head's layers that are 0.58 times as large.
+    Losses and initial weights are Detectron2's, with which the papers' results were computed. torchvision's differ:
+    smooth L1 with beta 1/9 for boxes, and weights of the box head's layers that are 0.58 times as large.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, with Detectron2's constants.
     """
