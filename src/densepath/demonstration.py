@@ -24,6 +24,7 @@ from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
+from densepath.core.scores import SCALE
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted
@@ -112,7 +113,8 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     with _part(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(
-        out, {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | results
+        out,
+        {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | SCALE | results,
     )
     _report(console, out, results, started)
 
