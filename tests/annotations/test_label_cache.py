@@ -91,7 +91,7 @@ def test_maps_of_a_store_are_those_of_its_images(tmp_path, tiles, labeller):
     assert labeller.asked() == list("012345")
 
 
-def test_what_has_changed_is_made_anew(tmp_path, tiles, labeller, monkeypatch):
+def test_what_has_changed_is_made_again(tmp_path, tiles, labeller, monkeypatch):
     def made() -> bool:
         label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache")
         return bool(labeller.asked())

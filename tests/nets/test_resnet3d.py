@@ -108,7 +108,7 @@ def test_its_batch_norms_may_be_over_groups():
 
 
 @pytest.mark.parametrize("name", ["resnet50_3d", "resnet10_3d_w0", "resnet18_3d_s322", "convnext_3d", "resnet10_3d_w"])
-def test_unknown_names_are_answered_with_those_that_there_are(name):
+def test_the_error_about_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(UserError, match=f"unknown backbone '{name}'; for volumes there are resnet10_3d, resnet18_3d"):
         build_backbone(name)
 

@@ -39,7 +39,7 @@ def _tokens(network: Any, pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_vit", "test_vit3", "vit_small_patch16_dinov3"])
 @torch.no_grad()
-def test_the_only_map_is_that_of_timms_patch_tokens_behind_the_norm(name: str) -> None:
+def test_the_only_map_is_that_of_timms_patch_tokens_after_the_norm(name: str) -> None:
     backbone = _trained(name)
     network = timm.create_model(name, num_classes=0, dynamic_img_size=True)
     loaded = network.load_state_dict(

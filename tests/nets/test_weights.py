@@ -100,7 +100,7 @@ def test_the_file_says_what_it_is(resnet18: Backbone, tmp_path: Path) -> None:
     assert read_weights(path).metadata == metadata
 
 
-def test_the_callers_normalisation_and_the_untrained_layers_are_written_down(tmp_path: Path) -> None:
+def test_the_callers_normalization_and_the_untrained_layers_are_recorded(tmp_path: Path) -> None:
     path = tmp_path / "b.safetensors"
     save_backbone(path, build_backbone("convnext_atto"), metadata={"mean": "[0.5, 0.5, 0.5]"})
     metadata = read_weights(path).metadata
@@ -195,7 +195,7 @@ def test_a_run_folder_gives_its_export_and_without_one_its_checkpoint(resnet18: 
     assert _same(fresh, exported)
 
 
-def test_random_keeps_the_initialisation() -> None:
+def test_random_keeps_the_initialization() -> None:
     backbone = build_backbone()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     assert load_weights(backbone, "random") == "resnet18 with random weights"

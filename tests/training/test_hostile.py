@@ -362,7 +362,7 @@ def test_safetensors_with_absurd_shapes_are_refused(shape, tmp_path, bounded_mem
 
 
 @pytest.mark.parametrize("mean", ["evil", "[1, 2]", "7", "{}", '["a", "b", "c"]', "[NaN, 0, 0]", "[" * 10**5, "null"])
-def test_colors_that_are_none_are_refused(mean, tmp_path):
+def test_invalid_colors_are_refused(mean, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path, {"mean": mean, "std": "[0.2, 0.2, 0.2]"})
     with pytest.raises(UserError, match=r"w\.safetensors has no valid mean and std of its channels"):

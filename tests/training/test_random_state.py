@@ -19,7 +19,7 @@ def _leave_generators_alone():
         yield
 
 
-def test_generators_go_on_from_a_state_that_was_on_disk(tmp_path):
+def test_generators_continue_from_a_state_that_was_on_disk(tmp_path):
     draw()
     path = write_checkpoint(tmp_path, {"step": 0, "state_dict": {}, "random": random_state()})
     expected = draw()

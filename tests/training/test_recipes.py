@@ -205,7 +205,7 @@ def test_a_users_own_file_is_read(tmp_path):
     assert config.augment == Augment(blur=0)
 
 
-def test_unknown_names_are_met_with_the_closest():
+def test_the_error_about_an_unknown_name_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean concl"):
         load_recipe("conkl")
     with pytest.raises(UserError, match=r"there are: beit_v2, beit_v2_small, byol,.*moco_v2_small"):

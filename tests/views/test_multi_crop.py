@@ -102,7 +102,7 @@ def test_each_flip_and_turn_has_one_indicator(d):
     assert len(seen) == 8 * 2 ** (d - 2)
 
 
-def test_maps_that_are_no_turns_have_no_indicator():
+def test_maps_that_are_not_turns_have_no_indicator():
     for wrong in (0.5 * identity(1), torch.tensor([[[0.8, -0.6, 0], [0.6, 0.8, 0]]]), identity(1) + 0.1):
         with pytest.raises(ValueError, match="not flips and quarter turns"):
             indicator(identity(1), wrong)
