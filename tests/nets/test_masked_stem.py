@@ -59,7 +59,7 @@ def test_the_mode_of_the_backbone_is_not_changed():
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_visible_parts_tell_of_themselves_where_nothing_is_visible():
+def test_visible_patches_reach_masked_positions():
     """Dense convolutions: a change in a visible patch reaches the masked positions of later maps."""
     backbone = build_backbone("test_resnet").eval()
     masked = MaskedStem(backbone)

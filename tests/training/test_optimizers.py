@@ -311,7 +311,7 @@ def test_a_restored_schedule_continues_with_the_same_values():
         {"weight_decay": 0.0, "final_weight_decay": 0.1},
     ],
 )
-def test_wrong_courses_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(reversed(wrong)).replace("_", "[_ ]")):
         Optimizer(**wrong)
 
