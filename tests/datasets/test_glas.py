@@ -135,7 +135,7 @@ def foreign_name(source: Path) -> None:
         (truncate_mask, r"train_1_inst.png: cannot be decoded"),
         (truncate_image, r"train_1.jpg: "),
         (drop_test, "holds no test image"),
-        (foreign_name, "images of no split: slide_1.jpg"),
+        (foreign_name, "images that belong to no split: slide_1.jpg"),
     ],
 )
 def test_mismatches_are_named_and_leave_no_files(

@@ -35,7 +35,7 @@ def tiny(**options):
 
 
 def taps(scale, shift, size, positions):
-    """For each of ``size`` output positions of an axis, the weights of the input's positions; nothing where it lies outside."""
+    """Of each of ``size`` output positions of an axis, the weights of the input's positions; zeros outside of it."""
     rows = np.zeros((size, positions))
     for i in range(size):
         place = scale * ((2 * i + 1) / size - 1) + shift

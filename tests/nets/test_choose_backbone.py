@@ -29,7 +29,7 @@ def test_a_network_of_timm_is_the_backbone_of_its_name(name):
 def test_a_backbone_stays_itself_and_must_take_the_images():
     backbone = build_backbone("test_resnet")
     assert choose_backbone(backbone) is backbone
-    with pytest.raises(UserError, match="test_resnet takes images of 3 channels, and these have 1"):
+    with pytest.raises(UserError, match="test_resnet takes images of 3 channels, but these have 1"):
         choose_backbone(backbone, 1)
 
 

@@ -165,7 +165,7 @@ def test_what_is_of_another_transformer_is_refused(tmp_path: Path) -> None:
     deeper = {key.replace("blocks.5.", "blocks.6."): value for key, value in state.items() if "blocks.5." in key}
     for tensors, message in (
         (state | deeper, r"it has layers that the backbone lacks \(blocks\.6\.norm1\.weight"),
-        (state | {"pos_embed": state["pos_embed"][:, :58]}, r"model\.pos_embed have other shapes"),
+        (state | {"pos_embed": state["pos_embed"][:, :58]}, r"the shapes of model\.pos_embed differ"),
         ({key: value for key, value in state.items() if key != "pos_embed"}, r"\(not model\.pos_embed\)"),
         (timm.create_model("test_vit3", num_classes=0).state_dict(), "it has"),
     ):

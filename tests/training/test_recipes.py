@@ -70,7 +70,7 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     else:
         check_inputs(method, resolve(PretrainConfig, name, RUN))
         for option in ("regions", "teacher", "tokenizer"):
-            with pytest.raises(UserError, match=f"has no use for --{option}; leave that out"):
+            with pytest.raises(UserError, match=f"does not use --{option}; leave that out"):
                 check_inputs(method, resolve(PretrainConfig, name, RUN | {option: "x"}))
 
 
@@ -247,7 +247,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"scale": [0.5, 2.0]}, "at most 1"),
         ({"flip": 1.5}, "augment.flip is a probability"),
         ({"hue": 0.7}, "at most 0.5"),
-        ({"brightness": -1}, "must not be negative"),
+        ({"brightness": -1}, "must be at least 0"),
         ({"scale": 3}, r"augment\.scale takes 2 values, each a number, not 3"),
         ({"flip": "often"}, r"augment\.flip takes a number, not 'often'"),
     ],

@@ -144,7 +144,7 @@ def test_images_without_colors_keep_what_makes_sense_of_a_methods_own_look():
     ViewMaker(views, 16, 0, GREY)(images(2, GREY))
     assert without_color(own, own, PixelSpec()) == (own, ())
     asked = {"a": Augment(hue=0.3).random_view()}
-    with pytest.raises(UserError, match=r"cannot have ColorJitter; turn that off \(.*--augment\.hue 0"):
+    with pytest.raises(UserError, match=r"cannot have ColorJitter; turn it off \(.*--augment\.hue 0"):
         ViewMaker(without_color(asked, own, GREY)[0], 16, 0, GREY)
     plain = {"a": Augment(brightness=0.7, saturation=0, hue=0).random_view()}
     assert IntensityJitter(0.8, 0.7, 0.4) in without_color(plain, own, GREY)[0]["a"].appearance

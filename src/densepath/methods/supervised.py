@@ -99,4 +99,4 @@ def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) 
     if isinstance(method.classifier, nn.Identity):
         method.set_classes(len(weight))
     elif not torch.equal(state[own].cpu(), method.labels_checksum.cpu()):
-        rest[-1].append("the labels are not those that it was trained with")
+        rest[-1].append("the labels differ from those of its training")

@@ -112,7 +112,7 @@ class ImageBatches:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")
         if max_steps is None and epochs is None:
-            raise ValueError("one of max_steps and epochs is needed")
+            raise ValueError("give max_steps or epochs")
         self.images = images
         self.draw = draw
         self.extras = dict(extras or {})

@@ -204,7 +204,7 @@ def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: P
     recorded = pixels_of(old)
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
-            f"the run learns from images of {recorded.channels} channels, but these have {images.spec.channels}; "
+            f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "
             "resume it with the same images, or name another folder"
         )
     return recorded

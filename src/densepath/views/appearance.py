@@ -81,4 +81,4 @@ def check_range(name: str, values: Iterable[float], least: float = 0.0) -> None:
 def check_not_negative(name: str, value: float) -> None:
     """Raise UserError where a value is negative."""
     if value < 0:
-        raise UserError(f"{name} must not be negative, as {value} is")
+        raise UserError(f"{name} must be at least 0, not {value}")

@@ -32,20 +32,21 @@ class Augment:
         depth_flip: probability of a flip along the third axis of volumes.
         rotation: largest rotation in degrees, either way. A crop that would leave the image shrinks about its center.
         rotation_axes: for volumes: "xy" rotates in that plane only, "all" about each of the three axes.
-        quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probability.
+        quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probabilities.
         jitter: probability of color jitter.
-        brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], not below 0.
-        hue: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
+        brightness, contrast, saturation: strength x of color jitter: a factor is drawn from [1 - x, 1 + x], at least 0.
+        hue: strength x of color jitter: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
         grayscale: probability of a grey view.
         gamma: probability of a gamma correction: values to a power.
-        gamma_power: range of that power; its logarithm is uniform.
+        gamma_power: range of the power of the gamma correction; its logarithm is uniform.
         blur: probability of a Gaussian blur.
-        blur_sigma: range of its standard deviation, in pixels of the view.
+        blur_sigma: range of the standard deviation of the blur, in pixels of the view.
         noise: probability of normal noise on each value.
-        noise_std: range of its standard deviation, where values lie in [0, 1].
+        noise_std: range of the standard deviation of the noise, for values in [0, 1].
         solarize: probability of inverting values of at least 0.5.
         stain: probability of H&E stain jitter: amounts of hematoxylin, eosin and residual change in optical density.
-        stain_strength: factors are drawn from [1 - x, 1 + x] and shifts (of optical density) from [-x, x].
+        stain_strength: strength x of stain jitter: factors are drawn from [1 - x, 1 + x], and shifts of the optical
+            density from [-x, x].
         interpolation: the filter of the crop's resampling.
 
     Source: ConCL (ECCV 2022) with MoCo-v2 (arXiv 2003.04297); stain: Tellez et al., IEEE TMI 2018.
@@ -88,7 +89,7 @@ class Augment:
                 raise UserError(f"augment.{name} is a probability, between 0 and 1, not {getattr(self, name)}")
         for name in ("rotation", "brightness", "contrast", "saturation", "hue", "stain_strength"):
             if getattr(self, name) < 0:
-                raise UserError(f"augment.{name} must not be negative, as {getattr(self, name)} is")
+                raise UserError(f"augment.{name} must be at least 0, not {getattr(self, name)}")
         if self.hue > 0.5:
             raise UserError(f"augment.hue is a share of the color circle, at most 0.5, not {self.hue}")
         if not 0 <= self.noise_std[0] <= self.noise_std[1]:

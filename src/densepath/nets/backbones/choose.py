@@ -36,7 +36,7 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
     made = backbone if isinstance(backbone, Backbone) else _around(backbone, channels)
     if made.in_channels != channels:
         raise UserError(
-            f"the backbone {made.name} takes images of {made.in_channels} channels, and these have {channels}; "
+            f"the backbone {made.name} takes images of {made.in_channels} channels, but these have {channels}; "
             f"build it for {channels}"
         )
     return made
@@ -62,7 +62,7 @@ def _around(network: Any, channels: int) -> Backbone:
     info = getattr(network, "feature_info", None)
     try:
         if name is None or not (hasattr(info, "reduction") or is_transformer(name)):
-            raise ValueError("not a network of timm that gives its stages")
+            raise ValueError("not a timm network that returns its stages")
         net = network if hasattr(info, "reduction") else wrap_transformer(network)
         made = TimmBackbone(net, name, channels)
         mode = made.training
