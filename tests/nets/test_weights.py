@@ -273,8 +273,8 @@ def test_weights_of_another_width_name_the_first_keys_and_the_backbone(tmp_path:
     save_backbone(path, build_backbone("resnet50"))
     _untouched_after_error(
         path,
-        r"does not fit resnet18: layer1\.0\.conv1\.weight, layer1\.1\.conv1\.weight, layer2\.0\.conv1\.weight "
-        r"and \d+ more differ; name the backbone that they belong to \(--backbone resnet50\)",
+        r"does not fit resnet18: the shapes of layer1\.0\.conv1\.weight, layer1\.1\.conv1\.weight, "
+        r"layer2\.0\.conv1\.weight and \d+ more differ; name the backbone that they belong to \(--backbone resnet50\)",
     )
 
 

@@ -116,7 +116,7 @@ def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of a module's trainable parameters, in its fused form if there is one."""
-    groups = _apart(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
+    groups = _split_frozen(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
     betas = (momentum, settings.beta2)
     if settings.name == "lars":
@@ -132,7 +132,7 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
-def _apart(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
+def _split_frozen(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
     """Split groups into frozen and other parameters: fused optimizers start the averages of a group together."""
     if not frozen:
         return groups

@@ -33,7 +33,7 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
     """
     if isinstance(backbone, str):
         return _of_hub(backbone, channels) if backbone.startswith(HUB) else build_backbone(backbone, channels)
-    made = backbone if isinstance(backbone, Backbone) else _around(backbone, channels)
+    made = backbone if isinstance(backbone, Backbone) else _wrap(backbone, channels)
     if made.in_channels != channels:
         raise UserError(
             f"the backbone {made.name} takes images of {made.in_channels} channels, but these have {channels}; "
@@ -56,7 +56,7 @@ def _of_hub(name: str, channels: int) -> Backbone:
     return build_backbone(str(config["architecture"]), channels)
 
 
-def _around(network: Any, channels: int) -> Backbone:
+def _wrap(network: Any, channels: int) -> Backbone:
     """A network of timm as a backbone."""
     name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     info = getattr(network, "feature_info", None)
