@@ -245,7 +245,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"blurr": 0.5}, r"unknown option augment\.blurr; did you mean augment\.blur\?"),
         ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
         ({"scale": [0.5, 2.0]}, "at most 1"),
-        ({"flip": 1.5}, "augment.flip is a probability"),
+        ({"flip": 1.5}, "augment.flip must be between 0 and 1"),
         ({"hue": 0.7}, "at most 0.5"),
         ({"brightness": -1}, "must be at least 0"),
         ({"scale": 3}, r"augment\.scale takes 2 values, each a number, not 3"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
-from densepath.views.appearance import Appearance
+from densepath.views.appearance import Appearance, check_not_negative, check_probability, check_range
 from densepath.views.color import ColorJitter, Grayscale, StainJitter
 from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
@@ -79,17 +79,13 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "blur_sigma", "gamma_power"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"augment.{name} must be two positive numbers, the smaller first, not {low}, {high}")
+            check_range(f"augment.{name}", getattr(self, name))
         if self.scale[1] > 1:
             raise UserError(f"augment.scale is a share of the image's area: at most 1, not {self.scale[1]}")
         for name in _PROBABILITIES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is a probability, between 0 and 1, not {getattr(self, name)}")
+            check_probability(f"augment.{name}", getattr(self, name))
         for name in ("rotation", "brightness", "contrast", "saturation", "hue", "stain_strength"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augment.{name} must be at least 0, not {getattr(self, name)}")
+            check_not_negative(f"augment.{name}", getattr(self, name))
         if self.hue > 0.5:
             raise UserError(f"augment.hue is a share of the color circle, at most 0.5, not {self.hue}")
         if not 0 <= self.noise_std[0] <= self.noise_std[1]:
