@@ -34,8 +34,8 @@ class Augment:
         rotation_axes: for volumes: "xy" rotates in that plane only, "all" about each of the three axes.
         quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probabilities.
         jitter: probability of color jitter.
-        brightness, contrast, saturation: strength x of color jitter: a factor is drawn from [1 - x, 1 + x], at least 0.
-        hue: strength x of color jitter: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
+        brightness, contrast, saturation: strength x of color jitter; a factor is drawn from [1 - x, 1 + x], at least 0.
+        hue: strength x of color jitter; a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
         grayscale: probability of a grey view.
         gamma: probability of a gamma correction: values to a power.
         gamma_power: range of the power of the gamma correction; its logarithm is uniform.
@@ -45,7 +45,7 @@ class Augment:
         noise_std: range of the standard deviation of the noise, for values in [0, 1].
         solarize: probability of inverting values of at least 0.5.
         stain: probability of H&E stain jitter: amounts of hematoxylin, eosin and residual change in optical density.
-        stain_strength: strength x of stain jitter: factors are drawn from [1 - x, 1 + x], and shifts of the optical
+        stain_strength: strength x of stain jitter; factors are drawn from [1 - x, 1 + x], and shifts of the optical
             density from [-x, x].
         interpolation: the filter of the crop's resampling.
 
