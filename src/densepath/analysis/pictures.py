@@ -36,13 +36,14 @@ from densepath.runs.metrics import read_metrics
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
-from densepath.transfer.detection.overlay import SHOWN_SCORE, match_masks
+from densepath.transfer.detection.overlay import match_masks
 from densepath.views.view import Batch
 
 _RGB = PixelSpec()
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
+_SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
 _PER_ROW = 4  # panels of curves
 
 
@@ -189,7 +190,7 @@ def draw_detections(
         colors = [OBJECTS[i % len(OBJECTS)] for i in range(len(truth))]
         paint_objects(axes[0], sample["image"], truth, colors)
         for panel, results in zip(axes[1:], found.values(), strict=True):
-            confident = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= SHOWN_SCORE]
+            confident = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
             wanted, masks = objects_of(sample, confident)
             matches = match_masks(wanted, masks)
             paint_objects(panel, sample["image"], masks, [WRONG if m is None else colors[m] for m in matches])

@@ -17,7 +17,6 @@ _MATCH_IOU = 0.5
 _MIN_SIDE = 384  # pixels: a smaller image is enlarged, otherwise outlines would cover it
 _GAP = 8
 _HEADER = 26
-SHOWN_SCORE = 0.5  # detections with a lower score are left out
 _ROOM = 1.5  # a score is written if its object is larger than its text by this factor
 
 
@@ -26,6 +25,7 @@ def overlay(
     truth: Sequence[np.ndarray],
     found: Sequence[np.ndarray],
     scores: Sequence[float],
+    least_score: float = 0.5,
 ) -> Image.Image:
     """Draw true outlines on the left, and detected ones with their scores, where there is space, on the right.
 
@@ -36,9 +36,10 @@ def overlay(
         truth: masks (H, W) bool.
         found: detected masks (H, W) bool, best first.
         scores: scores of the detections, from 0 to 1.
+        least_score: detections with a lower score are left out.
     """
-    found = [mask for mask, score in zip(found, scores, strict=True) if score >= SHOWN_SCORE]
-    scores = [score for score in scores if score >= SHOWN_SCORE]
+    found = [mask for mask, score in zip(found, scores, strict=True) if score >= least_score]
+    scores = [score for score in scores if score >= least_score]
     zoom = max(1, round(_MIN_SIDE / min(image.shape[:2])))
     true_colors = [_PALETTE[i % len(_PALETTE)] for i in range(len(truth))]
     match = match_masks(truth, found)
@@ -54,7 +55,7 @@ def overlay(
     draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
     missed = len(truth) - len({m for m in match if m is not None})
     wrong = sum(m is None for m in match)
-    caption = f"score >= {SHOWN_SCORE:g}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
+    caption = f"score >= {least_score:g}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
     draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
     return picture
 
