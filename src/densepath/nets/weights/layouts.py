@@ -107,7 +107,7 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
         return Match({}, "", list(state), list(state))
     prefix, spelling = max(counts, key=lambda match: (counts[match], not _SLOW.search(match[0])))
     found: dict[str, Tensor] = {}
-    others, under, beside = [], [], []
+    others, inside, outside = [], [], []
     for key, value in state.items():
         tail = key.removeprefix(prefix)
         name = spelling(tail, names) if key.startswith(prefix) else None
@@ -115,10 +115,10 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
             found[name] = value
         elif key.startswith(prefix):
             others.append(name or tail)
-            under.append(key)
+            inside.append(key)
         else:
-            beside.append(key)
-    return Match(_complete_norms(found) if spelling is _from_detectron2 else found, prefix, others, under + beside)
+            outside.append(key)
+    return Match(_complete_norms(found) if spelling is _from_detectron2 else found, prefix, others, inside + outside)
 
 
 def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
