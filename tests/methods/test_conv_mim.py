@@ -149,15 +149,15 @@ def test_the_loss_is_that_of_a_plain_loop(batch, patch):
 
 
 @pytest.mark.parametrize("change", [{}, {"rotation": 40.0}, {"quarter_turns": True, "vertical_flip": 0.5}])
-def test_the_query_carried_to_the_target_is_the_target(images, change):
+def test_the_query_warped_to_the_target_is_the_target(images, change):
     """Where both lie, if colors stay as they are: of crops, flips, turns."""
     views = ConvMIM.views(replace(PLAIN, scale=(0.4, 1.0), **change))
     batch = ViewMaker(views, 96, seed=1)(images)
-    way = between(batch["query"].map, batch["target"].map)
-    carried = sample(batch["query"].pixels, way, (96, 96))
-    valid = inside(way, (96, 96)).unsqueeze(1)
+    target_to_query = between(batch["query"].map, batch["target"].map)
+    warped = sample(batch["query"].pixels, target_to_query, (96, 96))
+    valid = inside(target_to_query, (96, 96)).unsqueeze(1)
     assert 0.2 < valid.float().mean() < 1
-    errors = ((carried - batch["target"].pixels).abs() * valid).flatten(1).sum(1) / (3 * valid.flatten(1).sum(1))
+    errors = ((warped - batch["target"].pixels).abs() * valid).flatten(1).sum(1) / (3 * valid.flatten(1).sum(1))
     assert errors.max() < 0.06  # of deviations of 1; where they don't lie alike:
     assert (batch["query"].pixels - batch["target"].pixels).abs().mean() > 0.3
 

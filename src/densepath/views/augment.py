@@ -30,7 +30,7 @@ class Augment:
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         depth_flip: probability of a flip along the third axis of volumes.
-        rotation: largest rotation in degrees, either way. A crop that would leave the image shrinks about its center.
+        rotation: an angle is drawn from [-x, x] degrees. A crop that would leave the image shrinks about its center.
         rotation_axes: for volumes: "xy" rotates in that plane only, "all" about each of the three axes.
         quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probabilities.
         jitter: probability of color jitter.
