@@ -16,7 +16,7 @@ class UpdateLimits:
         clip_norm: largest norm of the gradient of an optimizer step; larger gradients are scaled down; 0 for no limit.
         clip: whether clip_norm limits the norm over all parameters ("global") or of each one ("tensor").
         freeze: names of parameters, as patterns with *, that are frozen for the first ``freeze_epochs`` epochs.
-        freeze_epochs: number of epochs of ``freeze``.
+        freeze_epochs: number of epochs for which ``freeze`` applies.
     """
 
     clip_norm: float = 0.0
@@ -26,7 +26,7 @@ class UpdateLimits:
 
     def __post_init__(self) -> None:
         if self.clip not in ("global", "tensor"):
-            raise UserError(f"gradients are not clipped by {self.clip!r}; use global or tensor")
+            raise UserError(f"unknown clip {self.clip!r}; use global or tensor")
         require_not_negative(self, "clip_norm", "freeze_epochs")
 
 
@@ -38,7 +38,7 @@ def require_not_negative(options: object, *names: str) -> None:
     """
     for name in names:
         if not (getattr(options, name) or 0.0) >= 0:
-            raise UserError(f"the {name.replace('_', ' ')} must not be negative, as {getattr(options, name)} is")
+            raise UserError(f"the {name.replace('_', ' ')} must be at least 0, not {getattr(options, name)}")
 
 
 NO_LIMITS = UpdateLimits()

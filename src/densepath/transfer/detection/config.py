@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.training.update_limits import UpdateLimits
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
@@ -125,7 +126,7 @@ class DetectConfig:
 
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML, except ``resume`` and ``evaluate``."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("resume", "evaluate")}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("resume", "evaluate")}
 
 
 def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
@@ -137,9 +138,3 @@ def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
     wanted = "one or more sizes" if levels is None else f"{levels} sizes, one for each level of the pyramid"
     if not sizes or min(sizes) < 1 or len(sizes) != (levels or len(sizes)):
         raise UserError(f"anchor_sizes are {list(sizes)}; give {wanted}, in pixels")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, UpdateLimits):
-        return {name: _plain(entry) for name, entry in asdict(value).items()}
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
