@@ -183,7 +183,7 @@ def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
     if not truth["annotations"]:
         raise UserError(f"{train.annotations} outlines no object; there is nothing to learn from it")
     if train.category_ids != test.category_ids:
-        raise UserError(f"{train.annotations} and {test.annotations} have other categories; make them the same")
+        raise UserError(f"{train.annotations} and {test.annotations} have different categories; make them the same")
     names = {category["id"]: category.get("name", str(category["id"])) for category in truth["categories"]}
     return tuple(names[i] for i in train.category_ids)
 
