@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,6 @@ def blobs(seed: int, size: tuple[int, int] = (220, 300)) -> Labels:
     noise = ndimage.gaussian_filter(rng.normal(size=size), rng.choice([3, 6, 14]))
     parts, _ = ndimage.label(noise > np.quantile(noise, 0.55))
     halves = (ndimage.gaussian_filter(rng.normal(size=size), 20) > 0).astype(int)
-    labels, _ = ndimage.label(parts * 2 + halves * (parts > 0) > 1)
     split = np.where(halves == 1, parts * 2, parts * 2 - 1) * (parts > 0)
     out = np.zeros(size, np.int32)
     number = 0
@@ -63,17 +63,14 @@ def blobs(seed: int, size: tuple[int, int] = (220, 300)) -> Labels:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("side", "overlap"), [(64, 0.25), (96, 0.5), (80, 0.1)])
+@pytest.mark.parametrize(("side", "overlap"), [(64, 0.25), (96, 0.5)])
 def test_windows_give_the_objects_of_the_whole_image(seed: int, side: int, overlap: float) -> None:
     labels = blobs(seed)
     whole = {tuple(np.flatnonzero(labels == number)) for number in np.unique(labels[labels > 0])}
     merged = merge(found_by_windows(labels, side, overlap), labels.shape)
     again = [tuple(np.flatnonzero(each.part(0, 0, *labels.shape))) for each in merged]
     assert len(again) == len(set(again))
-    # A perfect detector's finds are joined where two windows see a part of both: at a corner that only one of them
-    # sees, an object may stay in two parts.
-    tiny = sum(len(pixels) < 12 for pixels in whole)
-    assert len(whole - set(again)) <= tiny
+    assert set(again) == whole
     assert [each.score for each in merged] == sorted((each.score for each in merged), reverse=True)
 
 
@@ -106,7 +103,8 @@ def test_neighbors_classes_and_doubles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "overlap"), [((100, 100), 100, 0.25), ((333, 77), 64, 0.25), ((20, 500), 64, 0.0), ((65, 64), 64, 0.9)]
+    ("size", "side", "overlap"),
+    [((100, 100), 100, 0.25), ((333, 77), 64, 0.25), ((20, 500), 64, 0.0), ((65, 64), 64, 0.9)],
 )
 def test_windows_cover_the_image_and_overlap(size: tuple[int, int], side: int, overlap: float) -> None:
     windows = windows_of(size, side, overlap)
@@ -114,10 +112,9 @@ def test_windows_cover_the_image_and_overlap(size: tuple[int, int], side: int, o
     for window in windows:
         assert (window.bottom - window.top, window.right - window.left) == (min(side, size[0]), min(side, size[1]))
         seen[window.top : window.bottom, window.left : window.right] += 1
-    assert seen.min() == 1 or len(windows) == 1 or overlap > 0
     assert seen.min() >= 1
     lefts = sorted({window.left for window in windows})
-    assert all(a + side * (1 - overlap) + 1 >= b for a, b in zip(lefts, lefts[1:], strict=False))
+    assert all(a + side * (1 - overlap) + 1 >= b for a, b in pairwise(lefts))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -49,10 +49,8 @@ def write_label_map(found: Prediction, path: Path) -> Path:
                 file.write(chunk)
         return path.with_name(f"{path.name}.png")
     with atomic_write(path.with_name(f"{path.name}.tif")) as part:
-        bands = (band for band in _bands(found, np.dtype(np.uint32)))
-        tifffile.imwrite(
-            part, bands, shape=found.size, dtype=np.uint32, rowsperstrip=_BAND, compression="zlib", bigtiff=True
-        )
+        stored: dict[str, Any] = {"dtype": np.uint32, "tile": (_BAND, _BAND), "compression": "zlib", "bigtiff": True}
+        tifffile.imwrite(part, _tiles(found), shape=found.size, **stored)
     return path.with_name(f"{path.name}.tif")
 
 
@@ -72,6 +70,14 @@ def _bands(found: Prediction, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]
             band[y1 - top : y2 - top, each.left : each.right][rows] = number
         open_ones = [pair for pair in open_ones if pair[1].bottom > bottom]
         yield band
+
+
+def _tiles(found: Prediction) -> Iterator[npt.NDArray[np.uint32]]:
+    """The label map as square tiles, row by row."""
+    for band in _bands(found, np.dtype(np.uint32)):
+        height, width = band.shape
+        padded = np.pad(band, ((0, _BAND - height), (0, -width % _BAND)))
+        yield from (padded[:, left : left + _BAND] for left in range(0, width, _BAND))
 
 
 def _png(found: Prediction) -> Iterator[bytes]:

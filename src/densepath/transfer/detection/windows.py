@@ -50,7 +50,7 @@ def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, in
         before, joined = index.near(window), []
         for new in objects:
             new.windows, new.whole = [window], not _is_cut(new, window, size)
-            same = [old for old in before if old.label == new.label and old in index and _are_same(old, new, window)]
+            same = [old for old in before if old in index and _are_same(old, new)]
             whole = [old for old in same if old.whole]
             stays = bool(whole) and (not new.whole or max(old.score for old in whole) >= new.score)
             for old in same:
@@ -78,23 +78,24 @@ def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
     )
 
 
-def _are_same(old: FoundObject, new: FoundObject, window: Window) -> bool:
-    """Whether two finds are of one object, as far as both their windows see it."""
+def _are_same(old: FoundObject, new: FoundObject) -> bool:
+    """Whether two finds of one class are of one object, as far as the windows of both see it."""
     top, left = max(old.top, new.top), max(old.left, new.left)
     bottom, right = min(old.bottom, new.bottom), min(old.right, new.right)
-    if top >= bottom or left >= right:
+    if old.label != new.label or top >= bottom or left >= right:
         return False
     both = int((old.part(top, left, bottom, right) & new.part(top, left, bottom, right)).sum())
-    seen_old = int(old.part(*window).sum())
-    area = Window(new.top, new.left, new.bottom, new.right)
-    seen = np.zeros(new.mask.shape, bool)
-    for other in old.windows:
-        y1, x1 = max(other.top - area.top, 0), max(other.left - area.left, 0)
-        seen[y1 : max(other.bottom - area.top, 0), x1 : max(other.right - area.left, 0)] = True
-    seen_new = int((new.mask & seen).sum())
-    if old.whole and new.whole:
-        return both > _SAME * (seen_old + seen_new - both)
-    return both > _SAME * min(seen_old, seen_new)
+    seen_old, seen_new = _seen(old, new.windows), _seen(new, old.windows)
+    return both > _SAME * (seen_old + seen_new - both if old.whole and new.whole else min(seen_old, seen_new))
+
+
+def _seen(found: FoundObject, windows: list[Window]) -> int:
+    """Pixels of an object that lie in windows."""
+    seen = np.zeros(found.mask.shape, bool)
+    for window in windows:
+        y1, x1 = max(window.top - found.top, 0), max(window.left - found.left, 0)
+        seen[y1 : max(window.bottom - found.top, 0), x1 : max(window.right - found.left, 0)] = True
+    return int((found.mask & seen).sum())
 
 
 def _joined(parts: list[FoundObject]) -> FoundObject:
