@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from densepath.annotations.coco_checks import check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.patients import patients_of
+from densepath.annotations.run_lengths import compress, paint
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
@@ -202,10 +203,8 @@ class CocoImages(Dataset[dict[str, Any]]):
     def label_map(self, index: int) -> npt.NDArray[np.int32]:
         """The image's objects as one map (H, W): 0 is background, 1..N the annotations, later ones on top."""
         image = self._images[index]
-        labels = np.zeros((image["height"], image["width"]), np.int32)
-        for number, mask in enumerate(self._masks(image, self._objects[image["id"]]), 1):
-            labels[mask] = number
-        return labels
+        outlines = [annotation["segmentation"] for annotation in self._objects[image["id"]]]
+        return paint(outlines, image["height"], image["width"])
 
     def keep_fraction(self, fraction: float, seed: int) -> None:
         """Keep only a share of the images, as :func:`~densepath.annotations.fraction.choose_fraction` chooses it.
@@ -256,7 +255,7 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def _mask(self, image: dict[str, Any], annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
         """(H, W)"""
-        runs = _run_lengths(annotation["segmentation"], image["height"], image["width"])
+        runs = compress(annotation["segmentation"], image["height"], image["width"])
         mask: npt.NDArray[np.bool_] = rle.decode(runs).astype(bool)
         return mask
 
@@ -275,15 +274,6 @@ def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """The bounding box x1 y1 x2 y2 of a mask (H, W)."""
     rows, columns = np.nonzero(mask)
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-
-
-def _run_lengths(segmentation: Any, height: int, width: int) -> Any:
-    """Any of COCO's three outline formats as compressed run lengths."""
-    if isinstance(segmentation, list):
-        return rle.merge(rle.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return rle.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def open_split(data: str | Path, split: Literal["train", "test"], spec: PixelSpec = _RGB) -> CocoImages:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from densepath.annotations.run_lengths import read_runs
 from densepath.core.errors import UserError, first_few
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
@@ -136,30 +136,5 @@ def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
     if not isinstance(segmentation, dict) or segmentation.get("size") != [image["height"], image["width"]]:
         return False
     # If there are fewer pixels than the image has, the decoder leaves the rest uninitialized.
-    runs = _runs(segmentation.get("counts"))
+    runs = read_runs(segmentation.get("counts"))
     return runs is not None and bool((runs >= 0).all()) and runs.sum() == image["height"] * image["width"]
-
-
-def _runs(counts: Any) -> npt.NDArray[np.int64] | None:
-    """The lengths of the runs, from COCO's list or from its compressed text; None if it is neither.
-
-    The text has 5 bits per character, lowest first; the sixth bit means that more follow. From the fourth number on,
-    each is the difference to the last but one.
-    """
-    if isinstance(counts, list):
-        return np.array(counts, np.int64) if all(isinstance(n, int) and abs(n) < 2**40 for n in counts) else None
-    if not isinstance(counts, str) or not counts.isascii():
-        return None
-    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    last = codes & 32 == 0
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        return None
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    lengths = np.diff(starts, append=len(codes))
-    if lengths.max() > 7:
-        return None
-    digit = np.arange(len(codes)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((codes & 31) << (5 * digit), starts)
-    runs -= np.where(codes[last] & 16, 1 << (5 * lengths), 0)
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-    return runs

@@ -15,6 +15,7 @@ from densepath.benchmark.verb_options import METRICS, VERBS, check_values, free_
 from densepath.core.errors import UserError, suggest
 from densepath.training.resolve import merged
 from densepath.transfer.detection.detectors import BOXES_ONLY, DETECTORS
+from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 
 _TASKS = ("probe", "detect")
 _WORDS = ("name", "verb", "data", "table", "column", "recipe", "weights", "backbone", "curve")
@@ -260,7 +261,7 @@ def _check_options(verb: str, options: Any, whose: str) -> None:
 
 
 def _check_masks(metrics: Sequence[str], options: Mapping[str, Any], whose: str) -> None:
-    masks = [metric for metric in metrics if metric.startswith("mask_")]
+    masks = [metric for metric in metrics if metric.startswith("mask_") or metric in OBJECT_METRICS]
     if masks and options.get("detector") in BOXES_ONLY:
         raise UserError(f"{whose} has no {masks[0]}: {options['detector']} finds boxes only; remove it")
 

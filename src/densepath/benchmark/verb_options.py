@@ -14,6 +14,7 @@ from densepath.training.config import PretrainConfig
 from densepath.training.recipes import all_options, load_recipe
 from densepath.training.resolve import merged, method_of, nested, over_recipe
 from densepath.transfer.detection.config import DetectConfig
+from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 from densepath.transfer.probe.probe import probe
 from densepath.transfer.sam.sam import sam
 
@@ -22,7 +23,7 @@ Verb = Literal["pretrain", "probe", "detect", "sam"]
 # What holds the options of each: a dataclass, or the function itself.
 VERBS: dict[str, Callable[..., Any]] = {"pretrain": PretrainConfig, "probe": probe, "detect": DetectConfig, "sam": sam}
 _AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
-METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": _AP, "sam": _AP}
+METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": (*_AP, *OBJECT_METRICS), "sam": _AP}
 # Options that the grid sets for every run.
 _SET_BY_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers")
 

@@ -25,11 +25,13 @@ from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
-from densepath.transfer.detection.instances import coco_results, objects_of
+from densepath.transfer.detection.instances import coco_results, label_map_of, objects_of
+from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
 from densepath.transfer.detection.overlay import overlay
 from densepath.transfer.detection.samples import into_detector
 
 Found = TypeVar("Found")
+OBJECT_SCORE = 0.5  # detections with a lower score are neither drawn nor compared as objects
 
 
 def evaluate_detector(
@@ -44,7 +46,7 @@ def evaluate_detector(
         bfloat16: compute in mixed precision.
 
     Returns:
-        As :func:`~densepath.transfer.detection.average_precision.average_precision`.
+        As :func:`evaluate`.
     """
     model.eval()
     return evaluate(
@@ -55,6 +57,7 @@ def evaluate_detector(
         masks=model.finds_masks,
         detections_per_image=notes.detections_per_image,
         pictures=pictures,
+        objects=model.finds_masks,
     )
 
 
@@ -68,6 +71,7 @@ def evaluate(
     masks: bool = True,
     detections_per_image: int = DETECTIONS,
     pictures: int = 8,
+    objects: bool = False,
 ) -> dict[str, float]:
     """Find objects in all images, score them, and write the results.
 
@@ -80,19 +84,24 @@ def evaluate(
         boxes, masks, detections_per_image: as for
             :func:`~densepath.transfer.detection.average_precision.average_precision`.
         pictures: number of images to draw, evenly spaced.
+        objects: compare the masks with a score of at least ``OBJECT_SCORE`` with the true ones, too.
 
     Returns:
-        As :func:`~densepath.transfer.detection.average_precision.average_precision`.
+        As :func:`~densepath.transfer.detection.average_precision.average_precision`, and with ``objects`` as
+        :func:`~densepath.transfer.detection.object_metrics.over_images`.
     """
     drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
 
     def finish(i: int, sample: dict[str, Any], found: Found) -> list[dict[str, Any]]:
-        objects = encode(sample, found)
+        encoded = encode(sample, found)
         if i in drawn:
-            _draw(images[i], objects, images.spec, out / "pictures")
-        return objects
+            _draw(images[i], encoded, images.spec, out / "pictures")
+        if objects:
+            compared.append(compare(images.label_map(i), label_map_of(encoded, images.size(i), OBJECT_SCORE)))
+        return encoded
 
     results: list[dict[str, Any]] = []
+    compared: list[ImageScores] = []
     console = Console(stderr=True)
     samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1)
     shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
@@ -110,6 +119,8 @@ def evaluate(
     metrics = average_precision(
         images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
     )
+    if objects:
+        metrics |= over_images(compared)
     _write_json(out / "predictions.json", results)
     _write_json(out / "metrics.json", {**SCALE, **metrics})
     say("densepath: " + describe(metrics, len(images)))
@@ -118,13 +129,15 @@ def evaluate(
 
 def describe(metrics: dict[str, float], images: int) -> str:
     """The metrics in one line."""
-    parts = []
+    parts = [f"{images} test images"]
     for kind, label in (("box", "boxes"), ("mask", "masks")):
-        if f"{kind}_ap" not in metrics:
-            continue
-        ap, ap50, ap75 = (metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
-        parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
-    return f"{images} test images  |  " + "  |  ".join(parts)
+        if f"{kind}_ap" in metrics:
+            ap, ap50, ap75 = (metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
+            parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
+    if "object_f1" in metrics:
+        f1, dice, distance, aji, _, _, _, pq = (metrics[name] for name in OBJECT_METRICS)
+        parts.append(f"objects F1 {f1:.1f}  Dice {dice:.1f}  Hausdorff {distance:.1f} px  AJI {aji:.1f}  PQ {pq:.1f}")
+    return "  |  ".join(parts)
 
 
 def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bfloat16: bool) -> dict[str, Tensor]:

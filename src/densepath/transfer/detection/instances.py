@@ -10,6 +10,8 @@ import numpy.typing as npt
 from pycocotools import mask as rle
 from torch import Tensor
 
+from densepath.annotations.run_lengths import paint
+
 
 def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
     """Paste a box's mask into its image, as COCO's compressed run lengths.
@@ -106,6 +108,18 @@ def coco_results(
         for result, (mask, box) in zip(results, masks, strict=True):
             result["segmentation"] = encode_pasted(mask, box, size)
     return results
+
+
+def label_map_of(results: Sequence[Mapping[str, Any]], size: tuple[int, int], score: float) -> npt.NDArray[np.int32]:
+    """The detections in one image as a label map (H, W): 0 for background, the better one on top.
+
+    Args:
+        results: in COCO's results format, with a ``segmentation``.
+        size: height, width of the image.
+        score: detections with a lower score are left out.
+    """
+    kept = sorted((result for result in results if result["score"] >= score), key=lambda result: -result["score"])
+    return paint([result["segmentation"] for result in reversed(kept)], *size)
 
 
 def objects_of(
