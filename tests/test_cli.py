@@ -23,6 +23,7 @@ from densepath.synthetic.tissue import write_tissue
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import load_recipe, recipe_names
 from densepath.training.resolve import resolve
+from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 from densepath.views.augment import Augment
 
 SIZE = 64
@@ -221,7 +222,8 @@ def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFix
         run("show concepts --data large/train --weights run random --out concepts.png --count 2").strip()
     ).is_file()
     scores = dict(line.split() for line in run(DETECT.replace("--out run", "--weights run --out found")).splitlines())
-    assert set(scores) == {"box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75"}
+    ap = {f"{kind}_{name}" for kind in ("box", "mask") for name in ("ap", "ap50", "ap75")}
+    assert set(scores) == ap | set(OBJECT_METRICS)
 
 
 # What a user may do wrong. Each: what happens to the data first, the command, and what its one line must say.

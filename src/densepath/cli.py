@@ -81,10 +81,15 @@ VERBS = {
         recipes="detect",
     ),
     "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
+    "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(
         "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
+    ),
+    "show detections": Verb(
+        "analysis.show_detections:show_detections",
+        "draw the true objects and those that detectors find",
     ),
     "show reconstruction": Verb("analysis.show:show_reconstruction", "draw a run's predictions of hidden patches"),
     "show similarity": Verb(

@@ -68,7 +68,7 @@ def write_coco(
                 height, width = labels.shape
                 truth["images"].append({"id": image_id, "file_name": file, "width": width, "height": height})
                 for label in np.unique(labels[labels > 0]):
-                    instance = _annotation(labels == label)
+                    instance = annotation_of(labels == label)
                     truth["annotations"].append(
                         {"id": len(truth["annotations"]) + 1, "image_id": image_id, "category_id": 1} | instance
                     )
@@ -95,7 +95,7 @@ def _size(height: int, width: int) -> str:
     return f"{width} x {height} px"
 
 
-def _annotation(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def annotation_of(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """One instance (H, W): compressed run lengths, tight box x y width height, area in pixels."""
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
     refuse((n for n, a in entries if not _is_small(a.get("area", 0))), "areas that are not numbers", remedy)
     refuse((n for n, a in entries if not _has_area(a["bbox"], images[a["image_id"]])), "boxes without area", remedy)
     refuse(
-        (n for n, a in entries if not _can_be_drawn(a["segmentation"], images[a["image_id"]])),
+        (n for n, a in entries if not can_be_drawn(a["segmentation"], images[a["image_id"]])),
         "outlines that are neither polygons nor run lengths of the image's size",
         remedy,
     )
@@ -123,7 +123,8 @@ def _is_small(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e30
 
 
-def _can_be_drawn(segmentation: Any, image: dict[str, Any]) -> bool:
+def can_be_drawn(segmentation: Any, image: Mapping[str, Any]) -> bool:
+    """Whether an outline is made of polygons, or of run lengths for an image of this ``height`` and ``width``."""
     far = 10 * max(image["height"], image["width"])  # a corner farther away is an error, and takes memory to draw
     if isinstance(segmentation, list):
         return bool(segmentation) and all(

@@ -23,7 +23,11 @@ Verb = Literal["pretrain", "probe", "detect", "sam"]
 # What holds the options of each: a dataclass, or the function itself.
 VERBS: dict[str, Callable[..., Any]] = {"pretrain": PretrainConfig, "probe": probe, "detect": DetectConfig, "sam": sam}
 _AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
-METRICS = {"probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"), "detect": (*_AP, *OBJECT_METRICS), "sam": _AP}
+METRICS = {
+    "probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"),
+    "detect": (*_AP, *OBJECT_METRICS),
+    "sam": _AP,
+}
 # Options that the grid sets for every run.
 _SET_BY_GRID = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers")
 

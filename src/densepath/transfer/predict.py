@@ -36,8 +36,9 @@ from densepath.transfer.detection.prediction_files import (
     write_label_map,
 )
 from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, load_detector
+from densepath.transfer.detection.score_inputs import IMAGES, LABELS, PREDICTIONS
 
-PREDICTIONS, IMAGES, TABLE = "predictions.json", "images.json", "objects.csv"
+TABLE = "objects.csv"
 _RECORDS = "records"
 _FREE = ("data", "run", "pictures", "devices")
 _LEAST_WINDOW = 32  # pixels
@@ -111,7 +112,7 @@ def predict(
         stem = stems[position]
         um = reader.spacing if spacing is None else spacing
         if detector.finds_masks:
-            write_label_map(found, out / "labels" / stem)
+            write_label_map(found, out / LABELS / stem)
         write_geojson(found, out / "geojson" / f"{stem}.geojson")
         if position in drawn:
             draw(reader, found, detector.notes.spec, out / "pictures" / f"{stem}.png")

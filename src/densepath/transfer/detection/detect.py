@@ -42,8 +42,8 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
         options: fields of :class:`DetectConfig` that override those of ``config``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75 and the metrics of objects
-        with a score of at least 0.5 (object_f1, object_dice, aji, aji_plus, dq, sq, pq), in percent, and
+        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, in percent, and the
+        metrics of objects with a score of at least 0.5: object_f1, object_dice, aji, aji_plus, dq, sq, pq in percent,
         object_hausdorff_px in pixels (an empty dictionary on all processes but the first).
 
     Raises:

@@ -129,7 +129,7 @@ def evaluate(
 
 def describe(metrics: dict[str, float], images: int) -> str:
     """The metrics in one line."""
-    parts = [f"{images} test images"]
+    parts = [f"{images} images"]
     for kind, label in (("box", "boxes"), ("mask", "masks")):
         if f"{kind}_ap" in metrics:
             ap, ap50, ap75 = (metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from densepath.transfer.detection.object_overlap import Integers, Objects, Overlap
+from densepath.transfer.detection.object_overlap import Objects, Overlap
 
 _STEP = 4  # squares of 16 x 16 pixels are measured first, then those of 4 x 4 in the farthest ones, then pixels
 _FEW = 256  # pixels that are measured without that
@@ -24,7 +24,7 @@ def hausdorff_distances(overlap: Overlap) -> tuple[npt.NDArray[np.float64], npt.
     sides = overlap.truth, overlap.found
     shapes = _Shapes(overlap.truth), _Shapes(overlap.found)
 
-    @lru_cache(maxsize=None)
+    @cache
     def between(true: int, found: int) -> float:
         return max(shapes[0].farthest(true, shapes[1], found), shapes[1].farthest(found, shapes[0], true))
 
@@ -55,7 +55,7 @@ class _Shapes:
     def farthest(self, number: int, others: _Shapes, other: int) -> float:
         """The largest distance of a pixel of an object from another object."""
         top, left, bottom, right = self._objects.boxes[number]
-        window = np.s_[top:bottom, left:right]
+        window, corner = np.s_[top:bottom, left:right], self._objects.boxes[number, :2]
         beyond = self._objects.map[window] == self._objects.labels[number]
         beyond &= others._objects.map[window] != others._objects.labels[other]
         count = int(np.count_nonzero(beyond))
@@ -63,25 +63,25 @@ class _Shapes:
             return 0.0
         border = others.border(other)
         if count <= _FEW:
-            return float(border.query(np.argwhere(beyond) + (top, left))[0].max())
+            return float(border.query(np.argwhere(beyond) + corner)[0].max())
         pixels = np.pad(beyond, [(0, -length % _STEP**2) for length in beyond.shape])
         parts_of = _reduced(pixels)
         places, side = np.argwhere(_reduced(parts_of)), _STEP**2
         for finer in (parts_of, pixels):
             middle = (side - 1) / 2
-            distances = border.query(places * side + middle + (top, left))[0]
+            distances = border.query(places * side + middle + corner)[0]
             # The farthest pixel is at most this far from the middle of its square, as is any pixel of the farthest one.
             near = places[distances >= distances.max() - 2 * middle * 2**0.5 - 1e-6]
             parts = (near[:, None] * _STEP + _SHIFTS).reshape(-1, 2)
             places, side = parts[finer[*parts.T]], side // _STEP
-        return float(border.query(places + (top, left))[0].max())
+        return float(border.query(places + corner)[0].max())
 
     def _border(self, number: int) -> cKDTree:
         """The pixels at an object's edge: the nearest pixel from outside is one of them."""
         top, left, bottom, right = self._objects.boxes[number]
         mask = np.pad(self._objects.map[top:bottom, left:right] == self._objects.labels[number], 1)
         inner = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        return cKDTree(np.argwhere(mask[1:-1, 1:-1] & ~inner) + (top, left))
+        return cKDTree(np.argwhere(mask[1:-1, 1:-1] & ~inner) + self._objects.boxes[number, :2])
 
 
 def _reduced(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -67,26 +67,30 @@ def compare(truth: LabelMap, found: LabelMap) -> ImageScores:
     areas = overlap.truth.areas.astype(float), overlap.found.areas.astype(float)
     true, found_ones = overlap.pairs.T
     dice = np.append(2 * overlap.pixels / (areas[0][true] + areas[1][found_ones]), 0.0)  # -1, for no pair, is the last
-    chosen = overlap.best(1, overlap.pixels)
-    chosen = chosen[chosen >= 0]
-    correct = int((overlap.pixels[chosen] > _SAME * areas[0][overlap.pairs[chosen, 0]]).sum())
     return ImageScores(
         (truth.shape[0], truth.shape[1]),
         areas,
         (dice[overlap.best(0, overlap.pixels)], dice[overlap.best(1, overlap.pixels)]),
         hausdorff_distances(overlap),
-        correct,
+        len(correct_pairs(overlap)),
         {"aji": _aji(overlap), "aji_plus": _aji_plus(overlap), **_panoptic(overlap)},
     )
+
+
+def correct_pairs(overlap: Overlap) -> npt.NDArray[np.int64]:
+    """The pairs of objects that are found correctly, as positions in ``overlap.pairs``; see :func:`compare`."""
+    chosen = overlap.best(1, overlap.pixels)
+    chosen = chosen[chosen >= 0]
+    return chosen[overlap.pixels[chosen] > _SAME * overlap.truth.areas[overlap.pairs[chosen, 0]]]
 
 
 def over_images(images: Sequence[ImageScores]) -> dict[str, float]:
     """``OBJECT_METRICS`` of a data set; shares are in percent.
 
     F1, Dice and Hausdorff distance are over all objects of the data set, weighted by their areas, as the GlaS challenge
-    defines them: F1 from the counts of all images. AJI, DQ, SQ and PQ are means over images, as in MoNuSeg and HoVer-Net.
-    In an image where one side has no object, the other's distances are the image's diagonal: infinite ones, as in
-    the challenge's code, would make the distance of a data set infinite if nothing is found in one image.
+    defines them: F1 from the counts of all images. AJI, DQ, SQ and PQ are means over images, as in MoNuSeg and
+    HoVer-Net. In an image where one side has no object, the other's distances are the image's diagonal: infinite ones,
+    as in the challenge's code, would make the distance of a data set infinite if nothing is found in one image.
     """
     limits = [float(np.hypot(*image.size)) for image in images]
     finite = [
@@ -99,7 +103,7 @@ def over_images(images: Sequence[ImageScores]) -> dict[str, float]:
 def _pooled(images: Sequence[ImageScores], distances: Sequence[tuple[Values, Values]]) -> dict[str, float]:
     areas = [np.concatenate([image.areas[side] for image in images]) for side in (0, 1)]
     if objects := len(areas[0]) + len(areas[1]):
-        # A direction without objects has a Dice of 0; its Hausdorff distance is undefined, and that of the other counts.
+        # A direction without objects has a Dice of 0. Its Hausdorff distance is undefined: that of the other counts.
         dice = np.mean([_mean([image.dice[side] for image in images], areas[side]) for side in (0, 1)])
         known = [side for side in (0, 1) if len(areas[side])]
         distance = np.mean([_mean([each[side] for each in distances], areas[side]) for side in known])
@@ -143,7 +147,7 @@ def _aji_plus(overlap: Overlap) -> float:
 
 def _aggregated(overlap: Overlap, chosen: npt.NDArray[np.int64]) -> float:
     """The intersections of the chosen pairs, divided by their unions and the areas of all objects without pair."""
-    true, found = overlap.pairs[chosen].T
+    found = overlap.pairs[chosen, 1]
     shared = overlap.pixels[chosen]
     # A true object is in one pair at most, a found one perhaps in several.
     union = overlap.truth.areas.sum() - shared.sum() + overlap.found.areas[found].sum()

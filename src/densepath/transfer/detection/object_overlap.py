@@ -86,7 +86,7 @@ def find_overlap(truth: LabelMap, found: LabelMap) -> Overlap:
         objects.append(Objects(of, known, sums[0], sums[1:].T))
     both = (sides[0] > 0) & (sides[1] > 0)
     places = [np.searchsorted(each.labels, side[both]) for each, side in zip(objects, sides, strict=True)]
-    return Overlap(*objects, np.stack(places, axis=1), table[0, both])
+    return Overlap(objects[0], objects[1], np.stack(places, axis=1), table[0, both])
 
 
 def _runs(truth: LabelMap, found: LabelMap, base: int, top: int) -> tuple[Integers, Integers]:

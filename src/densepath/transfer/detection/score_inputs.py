@@ -1,0 +1,179 @@
+"""The true and the predicted objects of images, read from label maps or from COCO's formats."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as rle
+
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_checks import can_be_drawn
+from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
+from densepath.annotations.run_lengths import compress
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.transfer.detection.instances import label_map_of
+
+LABELS, PREDICTIONS, IMAGES = "labels", "predictions.json", "images.json"  # in a folder of ``densepath predict``
+_LEAST_SCORE = 0.5
+
+Results = list[dict[str, Any]]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Images with label maps.
+
+    Args:
+        source: where they come from, for messages.
+        names: paths relative to the source, without suffix.
+        sizes: height and width of each in pixels.
+        label_map: position -> (H, W); None for boxes without outlines.
+        results: the detections of each image in COCO's results format, if they have scores.
+        coco: the content of the COCO JSON with the true objects, if there is one.
+    """
+
+    source: str
+    names: Sequence[str]
+    sizes: Sequence[Size]
+    label_map: Callable[[int], npt.NDArray[np.int32]] | None
+    results: Sequence[Results] | None = None
+    coco: dict[str, Any] | None = None
+
+
+def read_truth(data: str | Path, split: Literal["train", "test"]) -> LabelledImages:
+    """The true objects: a split of a data set in COCO's layout, or a folder of label maps.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if not (Path(data) / "annotations").is_dir():
+        return _label_maps(Path(data))
+    images = open_split(data, split)
+    truth = images.coco_ground_truth()
+    names, sizes = _listed(truth["images"])
+    return LabelledImages(str(images.annotations), names, list(sizes.values()), images.label_map, coco=truth)
+
+
+def read_predictions(path: str | Path, truth: LabelledImages, score: float | None) -> LabelledImages:
+    """The predicted objects: a folder of ``densepath predict``, a folder of label maps, or a JSON of COCO results.
+
+    Args:
+        path: the folder or the JSON. An ``images.json`` next to the JSON names the images of its ids.
+        truth: names them otherwise.
+        score: detections with a lower score are left out of label maps; by default 0.5 in a JSON, 0 in a folder.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / PREDICTIONS).is_file() and (path / IMAGES).is_file():
+        return _detections(path / PREDICTIONS, truth, 0.0 if score is None else score)
+    if path.suffix.lower() == ".json" and not path.is_dir():
+        return _detections(path, truth, _LEAST_SCORE if score is None else score)
+    if score is not None:
+        raise UserError(f"score is {score}, but the label maps of {path} have no scores; leave it out")
+    return _label_maps(path / LABELS if (path / LABELS).is_dir() else path)
+
+
+def _label_maps(folder: Path) -> LabelledImages:
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give a folder of label maps, or data or results in COCO's format")
+    found = ((path, path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
+    files = {
+        str(name): path
+        for path, name in found
+        if name.suffix.lower() in LABEL_SUFFIXES and not any(part.startswith(".") for part in name.parts)
+    }
+    if not files:
+        raise UserError(f"{folder} has no label map ({', '.join(LABEL_SUFFIXES)}); check the path")
+    paths = list(files.values())
+    sizes = [_checked(label_size, path) for path in paths]
+    return LabelledImages(str(folder), _short(files), sizes, lambda position: _checked(read_labels, paths[position]))
+
+
+def _checked(read: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        return read(path)
+    except CorruptImage as error:
+        raise UserError(f"{error}; replace the file") from error
+
+
+def _short(files: Iterable[str]) -> list[str]:
+    """Paths without suffix; with it, where two of them differ only in the suffix."""
+    stems = {file: str(PurePath(file).with_suffix("")) for file in files}
+    times = Counter(stems.values())
+    return [file if times[stem] > 1 else stem for file, stem in stems.items()]
+
+
+def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImages:
+    listing = path.with_name(IMAGES)
+    if not listing.is_file() and truth.coco is None:
+        raise UserError(f"{listing} is missing, which names the images that {path} means; give a folder of label maps")
+    try:
+        names, sizes = _listed((_read_json(listing) if listing.is_file() else truth.coco)["images"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{listing} lists no images with id, file_name, height and width; correct it") from None
+    results = _read_json(path)
+    if not isinstance(results, list):
+        raise UserError(f"{path} is not a list of COCO results; give a folder of label maps, or such a list")
+    masks = all(isinstance(result, dict) and "segmentation" in result for result in results)
+    found: dict[int, Results] = {number: [] for number in sizes}
+    for position, result in enumerate(results):
+        if why := _fault(result, sizes, masks):
+            raise UserError(f"result {position} of {path} {why}; correct it")
+        if masks and "bbox" not in result:
+            result["bbox"] = rle.toBbox(compress(result["segmentation"], *sizes[result["image_id"]])).tolist()
+        found[result["image_id"]].append(result)
+    images, shapes = list(found.values()), list(sizes.values())
+    draw = partial(_drawn, images, shapes, score) if masks else None
+    return LabelledImages(str(path), names, shapes, draw, images)
+
+
+def _drawn(images: Sequence[Results], sizes: Sequence[Size], score: float, position: int) -> npt.NDArray[np.int32]:
+    return label_map_of(images[position], sizes[position], score)
+
+
+def _listed(images: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[int, Size]]:
+    """Names and, by id, sizes of the images of a COCO JSON."""
+    sizes = {int(image["id"]): (int(image["height"]), int(image["width"])) for image in images}
+    names = _short([str(image["file_name"]) for image in images])
+    if not len(names) == len(sizes) == len(images):
+        raise ValueError
+    return names, sizes
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); give COCO results") from None
+
+
+def _fault(result: Any, sizes: Mapping[int, Size], masks: bool) -> str:
+    """What is wrong with a COCO result, or an empty text."""
+    if not isinstance(result, dict):
+        return "is not an object with image_id, category_id, score and segmentation or bbox"
+    numbers = [("image_id", int), ("category_id", int), ("score", (int, float))]
+    if wrong := [name for name, kind in numbers if not isinstance(result.get(name), kind)]:  # type: ignore[arg-type]
+        return f"has no {wrong[0]}"
+    if result["image_id"] not in sizes:
+        return f"has the image_id {result['image_id']}, which no image has"
+    height, width = sizes[result["image_id"]]
+    if masks and not can_be_drawn(result["segmentation"], {"height": height, "width": width}):
+        return f"has an outline that is neither polygons nor run lengths of {width} x {height} px"
+    box = result.get("bbox", [0.0] * 4 if masks else None)
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(n, int | float) for n in box)):
+        return "has no bbox of four numbers" if masks else "has neither a segmentation nor a bbox of four numbers"
+    return ""

@@ -1,0 +1,166 @@
+"""``densepath score``: predicted objects compared with true ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+
+from densepath.annotations.coco import annotation_of
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.scores import SCALE
+from densepath.core.system import with_progress
+from densepath.runs.progress import say
+from densepath.transfer.detection.average_precision import average_precision
+from densepath.transfer.detection.config import DETECTIONS
+from densepath.transfer.detection.evaluation import describe
+from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
+from densepath.transfer.detection.score_inputs import LabelledImages, read_predictions, read_truth
+
+_COLUMNS = ("image", "true", "found", *OBJECT_METRICS)
+
+
+def score(
+    *,
+    data: str | Path,
+    predictions: str | Path,
+    out: str | Path | None = None,
+    split: Literal["train", "test"] = "test",
+    score: float | None = None,
+) -> dict[str, float]:
+    """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation.
+
+    object_f1, object_dice, object_hausdorff_px (pixels): those of the GlaS challenge, over all objects. aji, aji_plus,
+    dq, sq, pq: means over images. Classes are ignored. If the predictions have scores, also COCO's AP of boxes and
+    masks: it is that of the detections that the predictions hold.
+
+    Args:
+        data: the true objects: a data set as ``densepath data`` writes it, or a folder of label maps (PNG, TIFF, BMP,
+            .npy or .mat; 0 for background, a number for each object).
+        predictions: a folder of ``densepath predict``, a folder of label maps with the images' names, or a JSON of COCO
+            results; images.json next to it names its images if their ids are not those of the data.
+        out: a JSON file for the metrics; a CSV file next to it has those of each image.
+        split: the split of a data set.
+        score: the lowest score of an object that is compared; by default 0.5 for a JSON, and for a folder of
+            ``densepath predict`` the score that it was made with.
+
+    Returns:
+        The metrics; shares are in percent.
+
+    Raises:
+        UserError: images are missing, in excess or of another size, or files cannot be read.
+
+    Source: see :func:`densepath.transfer.detection.object_metrics.compare`.
+    """
+    if out is not None and Path(out).suffix.lower() != ".json":
+        raise UserError(f"out is {out}; use a file name that ends in .json")
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f"score is {score}; give a number from 0 to 1")
+    truth = read_truth(data, split)
+    found = read_predictions(predictions, truth, score)
+    places = matching(truth, found)
+    images: list[ImageScores] = []
+    if truth.label_map is not None and found.label_map is not None:
+        for i, k in with_progress(enumerate(places), len(places), "comparing"):
+            images.append(compare(truth.label_map(i), found.label_map(k)))
+    metrics = _average_precision(truth, found, places) | (over_images(images) if images else {})
+    if out is not None:
+        with atomic_write(out) as part:
+            part.write_text(json.dumps({**SCALE, **metrics, "images": len(places)}, indent=2) + "\n")
+        if images:
+            _write_rows(Path(out).with_suffix(".csv"), truth.names, images)
+    say("densepath: " + describe(metrics, len(places)))
+    return metrics
+
+
+def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
+    """The position in ``found`` of each true image: the one with the same name, with or without leading folders.
+
+    Raises:
+        UserError: an image is missing, in excess, ambiguous or of another size.
+    """
+    named: dict[str, list[int]] = defaultdict(list)
+    for position, name in enumerate(found.names):
+        named[PurePath(name).name].append(position)
+    places = []
+    for name in truth.names:
+        near = [k for k in named[PurePath(name).name] if _are_alike(name, found.names[k])]
+        places.append([k for k in near if found.names[k] == name] or near)
+    remedy = "predict and compare the same images"
+    pairs = list(zip(truth.names, places, strict=True))
+    _refuse([name for name, place in pairs if not place], f"{found.source} lacks", remedy)
+    _refuse([name for name, place in pairs if len(place) > 1], f"{found.source} has more than once", remedy)
+    used = {k for place in places for k in place}
+    extra = [name for k, name in enumerate(found.names) if k not in used]
+    _refuse(extra, f"{found.source} has images that {truth.source} lacks", remedy)
+    other = [
+        f"{name} ({_shown(found.sizes[k])}, true {_shown(truth.sizes[i])})"
+        for i, (name, (k,)) in enumerate(pairs)
+        if found.sizes[k] != truth.sizes[i]
+    ]
+    _refuse(other, f"{found.source} has images of another size", remedy)
+    return [k for (k,) in places]
+
+
+def _are_alike(name: str, other: str) -> bool:
+    parts, others = PurePath(name).parts, PurePath(other).parts
+    count = min(len(parts), len(others))
+    return parts[-count:] == others[-count:]
+
+
+def _refuse(names: Sequence[str], what: str, remedy: str) -> None:
+    if names:
+        raise UserError(f"{what}: {first_few(names)}; {remedy}")
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]} px"
+
+
+def _average_precision(truth: LabelledImages, found: LabelledImages, places: Sequence[int]) -> dict[str, float]:
+    """COCO's AP, if the predictions have scores and the categories of the data."""
+    if found.results is None:
+        return {}
+    known = truth.coco or _as_coco(truth)
+    if not known["annotations"]:
+        return {}
+    used = {result["category_id"] for results in found.results for result in results}
+    categories = {category["id"] for category in known["categories"]}
+    one = next(iter(categories)) if len(categories) == 1 and len(used) <= 1 else None  # their ids may differ
+    if one is None and not used <= categories:
+        say(f"densepath: no AP: {found.source} has other categories than {truth.source}")
+        return {}
+    results = [
+        {**result, "image_id": image["id"], "category_id": result["category_id"] if one is None else one}
+        for image, k in zip(known["images"], places, strict=True)
+        for result in found.results[k]
+    ]
+    most = max([DETECTIONS, *(len(each) for each in found.results)])
+    return average_precision(known, results, masks=found.label_map is not None, detections_per_image=most)
+
+
+def _as_coco(truth: LabelledImages) -> dict[str, Any]:
+    """Label maps as the content of a COCO JSON of one category."""
+    assert truth.label_map is not None
+    annotations: list[dict[str, Any]] = []
+    for number in range(len(truth.names)):
+        labels = truth.label_map(number)
+        for label in np.unique(labels[labels > 0]):
+            annotations.append({"image_id": number, "category_id": 1} | annotation_of(labels == label))
+    images = [{"id": k, "height": height, "width": width} for k, (height, width) in enumerate(truth.sizes)]
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+
+def _write_rows(path: Path, names: Sequence[str], images: Sequence[ImageScores]) -> None:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for name, image in zip(names, images, strict=True):
+            counts: Mapping[str, Any] = {"image": name, "true": len(image.areas[0]), "found": len(image.areas[1])}
+            writer.writerow({**counts, **image.metrics})

@@ -1,0 +1,110 @@
+"""The picture of several detectors, and the colors of objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densepath.analysis import show_detections as module
+from densepath.analysis.object_colors import PALETTE, color_numbers, color_of, neighbors
+from densepath.analysis.show_detections import show_detections
+from densepath.annotations.coco import write_coco
+from densepath.core.errors import UserError
+from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
+
+
+def test_neighbors_are_objects_within_a_few_pixels() -> None:
+    labels = np.zeros((30, 60), np.int32)
+    labels[2:10, 2:10] = 7
+    labels[2:10, 10:20] = 3  # touches 7
+    labels[13:20, 4:8] = 9  # three pixels of background below 7
+    labels[12:20, 23:28] = 4  # diagonal to 3
+    labels[2:10, 50:58] = 5
+    labels[26, 6] = 8  # six pixels below 9
+    assert neighbors(labels) == {3: {7, 4}, 4: {3}, 5: set(), 7: {3, 9}, 8: set(), 9: {7}}
+    assert neighbors(labels.T.copy()) == neighbors(labels) == neighbors(labels[::-1, ::-1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_objects_that_touch_never_share_a_color(seed: int) -> None:
+    """A map without background, all of one preferred color."""
+    rng = np.random.default_rng(seed)
+    centers = rng.uniform(0, 96, (60, 2))
+    grid = np.stack(np.meshgrid(np.arange(96), np.arange(96), indexing="ij"), -1)
+    labels = np.square(grid[:, :, None] - centers).sum(-1).argmin(-1) + 1
+    near = neighbors(labels)
+    for preferred in (None, dict.fromkeys(near, 2)):
+        numbers = color_numbers(near, preferred)
+        assert set(numbers) == set(near)
+        for label, others in near.items():
+            assert all(color_of(numbers[label]) != color_of(numbers[other]) for other in others)
+    assert list(numbers.values()).count(2) > 5
+    everyone = {key: set(range(20)) - {key} for key in range(20)}  # more neighbors than colors
+    assert len({color_of(number) for number in color_numbers(everyone).values()}) == 20
+    assert set(color_numbers({key: set() for key in range(7)}).values()) == set(range(len(PALETTE)))
+
+
+def test_matched_objects_keep_their_color_and_missed_ones_are_dashed() -> None:
+    truth = np.zeros((240, 480), np.int32)
+    truth[20:100, 20:100], truth[20:100, 200:300], truth[150:230, 20:100] = 1, 2, 3
+    found = np.zeros_like(truth)
+    found[22:100, 20:100] = 5  # the first one
+    found[150:200, 400:460] = 6  # a false one
+    image = np.full((240, 480, 3), 128, np.uint8)
+    (true, head), (drawn, line) = module._row(image, "a", truth, [found])
+    assert head == "a: 3 objects"
+    assert line.endswith("2 missed, 1 false") and line.startswith("F1 40 ")
+    pixels, of_truth = np.asarray(drawn), np.asarray(true)
+    assert tuple(pixels[60, 20]) == tuple(of_truth[60, 20]) in PALETTE
+    for rows, columns in ((slice(20, 100), slice(200, 203)), (slice(150, 230), slice(20, 23))):
+        edge = {tuple(pixel) for pixel in pixels[rows, columns].reshape(-1, 3).tolist()}
+        assert edge == {(255, 0, 0), (255, 255, 255)}
+    assert not (pixels[:, 20:101] == (255, 0, 0)).all(-1)[:110].any()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    labels = np.zeros((48, 64), np.int32)
+    labels[10:30, 20:40] = 1
+    pictures = [(f"{k}", np.full((48, 64, 3), 90 * k, np.uint8), labels) for k in range(3)]
+    write_coco(tmp_path / "data", {"train": [], "test": pictures})
+    return tmp_path / "data"
+
+
+def run(folder: Path, detector: str = "mask_rcnn_fpn_small") -> str:
+    torch.manual_seed(0)
+    pixels = ((0.5,) * 3, (0.2,) * 3)
+    notes = DetectorNotes(detector, "test_resnet", (1,), ("gland",), 64, *pixels, (8, 16, 32, 48, 64), 6)
+    save_detector(folder / "exported" / "detector.safetensors", notes.build(), notes)
+    return str(folder)
+
+
+def test_a_row_for_each_image_and_a_column_for_each_run(data: Path, tmp_path: Path) -> None:
+    runs = [run(tmp_path / "a"), run(tmp_path / "b")]
+    options = {"data": data, "score": 0.0, "devices": "cpu"}
+    one = Image.open(show_detections(runs=runs[:1], out=tmp_path / "one.png", count=1, **options))
+    more = Image.open(show_detections(runs=runs, out=tmp_path / "more.png", count=3, **options))
+    assert more.width / one.width == pytest.approx(3 / 2, rel=0.02)
+    assert more.height / one.height == pytest.approx(3, rel=0.2)
+    again = Image.open(show_detections(runs=runs, out=tmp_path / "again.png", count=3, **options))
+    assert again.tobytes() == more.tobytes()
+
+
+def test_what_cannot_be_drawn_is_refused(data: Path, tmp_path: Path) -> None:
+    good, boxes = run(tmp_path / "a"), run(tmp_path / "boxes", "retinanet_small")
+    for options, says in (
+        ({"runs": [boxes]}, "boxes only"),
+        ({"runs": [good, good]}, "twice"),
+        ({"runs": ["nothing"]}, "no trained detector"),
+        ({"count": 4}, "from 1 to 3"),
+        ({"score": 2.0}, "from 0 to 1"),
+        ({"out": tmp_path / "p.jpg"}, "png"),
+    ):
+        given = {"data": data, "runs": [good], "out": tmp_path / "p.png", "devices": "cpu"} | options
+        with pytest.raises(UserError, match=says):
+            show_detections(**given)
+    assert not (tmp_path / "p.png").exists()

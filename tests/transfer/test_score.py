@@ -1,0 +1,203 @@
+"""``densepath score``: label maps, data sets in COCO's layout and COCO results; what does not match is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from densepath.annotations.coco import annotation_of, open_split, write_coco
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.transfer.detection.evaluation import evaluate
+from densepath.transfer.detection.object_metrics import OBJECT_METRICS, compare, over_images
+from densepath.transfer.score import score
+
+SIZE = (40, 60)
+
+
+def truth_map(seed: int) -> np.ndarray:
+    labels = np.zeros(SIZE, np.int32)
+    for number in range(3):
+        labels[5 : 30 - 4 * number, 20 * number : 20 * number + 12 + seed] = number + 1
+    return labels
+
+
+TRUTH = [truth_map(seed) for seed in range(3)]
+FOUND = [np.roll(labels, 3, axis=1) * (labels > 0) for labels in TRUTH]
+EXPECTED = over_images([compare(*each) for each in zip(TRUTH, FOUND, strict=True)])
+
+
+def write_maps(folder: Path, maps: list[np.ndarray], names: str = "abc") -> Path:
+    """One of 8, one of 16 and one of 32 bits."""
+    folder.mkdir(parents=True)
+    for name, labels, dtype in zip(names, maps, (np.uint8, np.uint16, np.uint32), strict=True):
+        if dtype == np.uint32:
+            tifffile.imwrite(folder / f"{name}.tif", (labels * 100_000).astype(dtype))
+        else:
+            Image.fromarray(labels.astype(dtype)).save(folder / f"{name}.png")
+    return folder
+
+
+def results_of(maps: list[np.ndarray], scores: tuple[float, ...] = (0.9, 0.8, 0.7)) -> list[dict[str, Any]]:
+    results = []
+    for number, labels in enumerate(maps, 1):
+        for label, each in zip(np.unique(labels[labels > 0]), scores, strict=False):
+            outline = annotation_of(labels == label)
+            kept = {name: outline[name] for name in ("segmentation", "bbox")}
+            results.append({"image_id": number, "category_id": 1, "score": each, **kept})
+    return results
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    pictures = [(name, np.zeros((*SIZE, 3), np.uint8), labels) for name, labels in zip("abc", TRUTH, strict=True)]
+    write_coco(tmp_path / "data", {"train": [], "test": pictures})
+    return tmp_path / "data"
+
+
+def test_label_maps_are_compared_by_name(coco: Path, tmp_path: Path) -> None:
+    found = write_maps(tmp_path / "found", FOUND)
+    maps = write_maps(tmp_path / "truth" / "deep", TRUTH)
+    out = tmp_path / "scores.json"
+    assert score(data=maps, predictions=found, out=out) == EXPECTED
+    assert json.loads(out.read_text()) == {"scale": "percent", **EXPECTED, "images": 3}
+    rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    assert [row["image"] for row in rows] == ["a", "b", "c"]
+    for row, *pair in zip(rows, TRUTH, FOUND, strict=True):
+        assert {name: float(row[name]) for name in OBJECT_METRICS} == compare(*pair).metrics
+        assert (row["true"], row["found"]) == ("3", str(len(np.unique(pair[1])) - 1))
+    assert score(data=coco, predictions=found) == EXPECTED
+    assert score(data=tmp_path / "truth", predictions=found) == EXPECTED  # leading folders do not matter
+
+
+def test_coco_results_have_ap_too(coco: Path, tmp_path: Path) -> None:
+    """As ``detect`` computes it; object metrics are those of detections with a score of at least 0.5."""
+    results = results_of(FOUND) + results_of([np.ones(SIZE, np.int32)], (0.4,))
+    by_image = {i: [r for r in results if r["image_id"] == i] for i in (1, 2, 3)}
+    test = open_split(coco, "test")
+    expected = evaluate(
+        lambda sample: by_image[sample["image_id"]], lambda sample, found: found, test, tmp_path / "run", objects=True
+    )
+    assert {name: expected[name] for name in OBJECT_METRICS} == pytest.approx(EXPECTED)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {"scale": "percent", **expected}
+    assert 0 < expected["mask_ap"] < 100
+    assert score(data=coco, predictions=tmp_path / "run" / "predictions.json") == expected
+    low = score(data=coco, predictions=tmp_path / "run" / "predictions.json", score=0.3)
+    assert low["object_f1"] < expected["object_f1"] and low["mask_ap"] == expected["mask_ap"]
+    # Boxes only; and outlines without boxes.
+    for result in (boxes := json.loads(json.dumps(results))):
+        del result["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    assert score(data=coco, predictions=tmp_path / "boxes.json") == {k: expected[k] for k in expected if "box" in k}
+    for result in results:
+        del result["bbox"]
+    (tmp_path / "outlines.json").write_text(json.dumps(results))
+    assert score(data=coco, predictions=tmp_path / "outlines.json") == expected
+
+
+def test_images_json_names_the_images_of_a_folder_of_predict(coco: Path, tmp_path: Path) -> None:
+    """With ids in another order, another id of the category, and files in other folders."""
+    folder = tmp_path / "predicted"
+    folder.mkdir()
+    results = results_of(FOUND, (0.9, 0.3, 0.7))
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(results))
+    listed = [
+        {"id": 30 - number, "file_name": f"/elsewhere/{name}.jpg", "height": SIZE[0], "width": SIZE[1]}
+        for number, name in reversed(list(enumerate("abc", 1)))
+    ]
+    moved = [{**result, "image_id": 30 - result["image_id"], "category_id": 9} for result in results]
+    (folder / "predictions.json").write_text(json.dumps(moved))
+    (folder / "images.json").write_text(json.dumps({"images": listed}))
+    expected = score(data=coco, predictions=plain, score=0.0)
+    assert expected["object_f1"] == EXPECTED["object_f1"]
+    assert score(data=coco, predictions=folder) == expected
+    maps = write_maps(tmp_path / "maps", TRUTH)
+    assert score(data=maps, predictions=folder) == pytest.approx(expected)
+    cut = score(data=coco, predictions=folder / "predictions.json")  # the second object has a score of 0.3
+    assert cut["object_f1"] < expected["object_f1"] and cut["mask_ap"] == expected["mask_ap"]
+
+
+def test_the_verb_prints_the_metrics(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_maps(tmp_path / "out" / "labels", TRUTH)
+    Image.new("L", (5, 5)).save(tmp_path / "out" / "no_label_map.png")
+    assert main(["score", "--data", str(coco), "--predictions", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert dict(line.split() for line in printed.out.splitlines())["object_dice"] == "100"
+    assert "3 images  |  objects F1 100.0" in printed.err
+
+
+def _without_an_image(folder: Path) -> None:
+    (folder / "found" / "b.png").unlink()
+
+
+def _another_image(folder: Path) -> None:
+    Image.new("L", (5, 5)).save(folder / "found" / "d.png")
+
+
+def _another_size(folder: Path) -> None:
+    Image.new("L", (5, 6)).save(folder / "found" / "a.png")
+
+
+def _twice(folder: Path) -> None:
+    write_maps(folder / "found" / "more", FOUND)
+    write_maps(folder / "found" / "again", FOUND)
+    for name in ("a.png", "b.png", "c.tif"):
+        (folder / "found" / name).unlink()
+
+
+def _color(folder: Path) -> None:
+    Image.new("RGB", SIZE[::-1]).save(folder / "found" / "a.png")
+
+
+def _results(folder: Path, **changed: Any) -> None:
+    results = results_of(FOUND)
+    results[2] = {name: value for name, value in {**results[2], **changed}.items() if value is not None}
+    (folder / "r.json").write_text(json.dumps(results))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "options", "says"),
+    [
+        (_without_an_image, {}, r"found lacks: b; predict"),
+        (_another_image, {}, r"found has images that .*test\.json lacks: d; "),
+        (_another_size, {}, r"another size: a \(5 x 6 px, true 60 x 40 px\); "),
+        (_twice, {}, r"found has more than once: a, b, c; "),
+        (_color, {}, "a.png is a color image"),
+        (None, {"score": 0.3}, "label maps of .*found have no scores"),
+        (None, {"score": 2.0}, "score is 2.0"),
+        (None, {"out": "scores.csv"}, "ends in .json"),
+        (None, {"predictions": "nothing"}, "nothing does not exist"),
+        (None, {"predictions": "r.json"}, "r.json cannot be read"),
+        (lambda f: (f / "r.json").write_text("[1"), {"predictions": "r.json"}, "r.json is not JSON"),
+        (lambda f: (f / "r.json").write_text("{}"), {"predictions": "r.json"}, "not a list of COCO results"),
+        (
+            lambda f: (f / "r.json").write_text("[1]"),
+            {"predictions": "r.json"},
+            "result 0 of .*r.json is not an object",
+        ),
+        (lambda f: _results(f, score=None), {"predictions": "r.json"}, "result 2 of .*r.json has no score"),
+        (lambda f: _results(f, image_id=7), {"predictions": "r.json"}, "the image_id 7, which no image has"),
+        (lambda f: _results(f, bbox=[1]), {"predictions": "r.json"}, "no bbox of four numbers"),
+        (lambda f: _results(f, segmentation=[[1, 2]]), {"predictions": "r.json"}, "run lengths of 60 x 40 px"),
+        (lambda f: _results(f), {"predictions": "r.json", "data": "maps"}, "images.json is missing"),
+    ],
+)
+def test_what_does_not_match_is_named_in_one_line(
+    break_it: Any, options: dict[str, Any], says: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_maps(tmp_path / "found", FOUND)
+    write_maps(tmp_path / "maps", TRUTH)
+    if break_it is not None:
+        break_it(tmp_path)
+    with pytest.raises(UserError, match=says):
+        score(**{"data": coco, "predictions": "found"} | options)
+    assert not (tmp_path / "scores.json").exists()
