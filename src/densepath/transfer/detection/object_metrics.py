@@ -104,13 +104,13 @@ def _pooled(images: Sequence[ImageScores], distances: Sequence[tuple[Values, Val
     areas = [np.concatenate([image.areas[side] for image in images]) for side in (0, 1)]
     if objects := len(areas[0]) + len(areas[1]):
         # A direction without objects has a Dice of 0. Its Hausdorff distance is undefined: that of the other counts.
-        dice = np.mean([_mean([image.dice[side] for image in images], areas[side]) for side in (0, 1)])
+        dice = float(np.mean([_mean([image.dice[side] for image in images], areas[side]) for side in (0, 1)]))
         known = [side for side in (0, 1) if len(areas[side])]
-        distance = np.mean([_mean([each[side] for each in distances], areas[side]) for side in known])
+        distance = float(np.mean([_mean([each[side] for each in distances], areas[side]) for side in known]))
         f1 = 2 * sum(image.correct for image in images) / objects
     else:
         f1, dice, distance = 1.0, 1.0, 0.0
-    metrics = {"object_f1": 100 * f1, "object_dice": 100 * float(dice), "object_hausdorff_px": float(distance)}
+    metrics = {"object_f1": 100 * f1, "object_dice": 100 * dice, "object_hausdorff_px": distance}
     return metrics | {
         name: 100 * float(np.mean([image.shares[name] for image in images])) for name in OBJECT_METRICS[3:]
     }
