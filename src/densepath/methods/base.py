@@ -70,6 +70,7 @@ class Method(nn.Module):
     and may convert them (:func:`densepath.nets.norms.set_batch_norm`).
 
     Attributes:
+        backbone: the backbone to train.
         batch_norm: whether the paper's batch norms compute their statistics over the images of each process, or of all
             processes; used by a run with ``batch_norm="auto"``.
         views_together: number of views of an image that pass through the networks in one batch.
@@ -77,6 +78,7 @@ class Method(nn.Module):
         unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
     """
 
+    backbone: Backbone
     batch_norm: ClassVar[Literal["per_process", "synchronized"]] = "per_process"
     views_together: ClassVar[int] = 1
     extras: Mapping[str, PerImage] = MappingProxyType({})
@@ -115,9 +117,9 @@ class Method(nn.Module):
     def initialize(self) -> None:
         """Initialize the backbone as the paper does; called once, for a run from random weights of a timm name."""
 
-    @abstractmethod
     def exported_backbone(self) -> Backbone:
-        """The backbone that is exported."""
+        """The backbone that is exported; by default ``self.backbone``."""
+        return self.backbone
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
         """Other parts to export at the end of a run, by name: tensors that other methods use."""
@@ -131,6 +133,8 @@ class Method(nn.Module):
             batch_size: images of one forward pass, over all processes.
             processes: number of processes; each has the same number of images.
         """
+        for size in sizes.values():
+            self.exported_backbone().check_size(*size)
 
     def needs(self) -> Mapping[str, Need]:
         """The inputs of :meth:`prepare` besides the images, by names that the method chooses."""

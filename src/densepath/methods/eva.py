@@ -107,9 +107,6 @@ class EVA(FrozenTarget[Teacher]):
     def initialize(self) -> None:
         initialize_transformer(self.backbone.net.model)
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(*sizes["image"])
+        super().check(sizes, batch_size, processes)
         count_visible(square_grid(sizes["image"], self.backbone.patch_size) ** 2, self.mask_ratio)

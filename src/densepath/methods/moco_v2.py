@@ -105,12 +105,8 @@ class MoCoV2(Method):
         loss = self.instance_loss(query, key)
         return Losses(loss, {"instance_loss": loss.detach()})
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        for size in sizes.values():
-            self.backbone.check_size(*size)
+        super().check(sizes, batch_size, processes)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.config import FREE, DetectConfig
-from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
+from densepath.transfer.detection.detector_file import DETECTOR_FILE, DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import BASE_LR, DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.fine_tuning import fine_tune, settle_batch_norm
@@ -30,7 +31,6 @@ from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
 from densepath.version import __version__
 
-DETECTOR_FILE = Path("exported") / "detector.safetensors"
 _WINDOW = PixelSpec().window  # of 8-bit images
 
 
@@ -105,6 +105,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         spec.mean,
         spec.std,
         *found,
+        config.train_crop or int(median(min(train.size(i)) for i in range(len(train)))),
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
