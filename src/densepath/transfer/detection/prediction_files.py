@@ -155,7 +155,8 @@ def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> 
     bands = []
     for top in range(0, height - height % factor or height, 16 * factor):
         rows = min(16 * factor, height - top)
-        bands.append(spec.to_rgb(image.read(top, 0, rows, width)[::factor, ::factor]))
+        pixels = image.read(top, 0, rows, width)[::factor, ::factor]
+        bands.append(spec.to_rgb(np.ascontiguousarray(pixels)))  # not a view, which would keep all pixels
     canvas = np.concatenate(bands)
     objects = sorted(found.objects, key=lambda each: each.score)  # the better one on top
     shapes = [(each.top // factor, each.left // factor, each.mask[::factor, ::factor]) for each in objects]
