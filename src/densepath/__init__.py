@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
+    from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
+    from densepath.transfer.score import score as score
 
 _HOME = {
     "DetectConfig": "densepath.transfer.detection.config",
@@ -51,7 +53,9 @@ _HOME = {
     "pretrain": "densepath.api",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
+    "score": "densepath.transfer.score",
     "show_concepts": "densepath.analysis.show",
+    "show_detections": "densepath.analysis.show_detections",
     "show_reconstruction": "densepath.analysis.show",
     "show_similarity": "densepath.analysis.show_similarity",
     "show_views": "densepath.analysis.show",

@@ -131,7 +131,7 @@ def test_the_run_folder_holds_predictions_and_pictures(trained: tuple[Path, dict
     out, metrics = trained
     results = json.loads((out / "predictions.json").read_text())
     truth = open_split(data, "test").coco_ground_truth()
-    assert average_precision(truth, results) == metrics
+    assert average_precision(truth, results).items() <= metrics.items()
     assert {r["category_id"] for r in results} == {1}
     pictures = sorted((out / "pictures").iterdir())
     assert [p.name for p in pictures] == ["scene0.png", "scene2.png"]
