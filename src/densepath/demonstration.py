@@ -26,7 +26,7 @@ from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
-from densepath.runs.signals import Interrupted
+from densepath.runs.signals import Interrupted, not_resumable
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.pretrain import pretrain
@@ -75,7 +75,8 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
     console = Console()
     started = time.perf_counter()
     try:
-        _run(out, console, seed, scale, started)
+        with not_resumable():
+            _run(out, console, seed, scale, started)
     except Interrupted:
         console.print("The demo cannot be resumed: start it again, it replaces this folder.")
         raise

@@ -65,7 +65,7 @@ def show_views(
     Raises:
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, data)
     given = {} if view_size is None else {"view_size": view_size}
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
     size, method = recipe.view_size, find_method(recipe.method)
@@ -119,7 +119,7 @@ def show_concepts(
     Raises:
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, data)
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
     images = open_images(data, cache="none")
     batch = _draw(images, count, seed)
@@ -172,7 +172,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
         UserError: no such images or run, a run whose method predicts no pixels or that has no checkpoint yet, or a file
             name that does not end in .png.
     """
-    out, run = picture_file(out), Path(run)
+    out, run = picture_file(out, data), Path(run)
     name = read_run(run)["method"]
     if not find_method(name).predicts_pixels():
         predicting = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())

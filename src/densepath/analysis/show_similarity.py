@@ -63,7 +63,7 @@ def show_similarity(
         UserError: no such images, weights or stage, a source that is given twice, more sources than there are colors,
             or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, *data)
     sources = [data] if isinstance(data, str) else list(data)
     networks = [weights] if isinstance(weights, str) else list(weights)
     if not sources or not networks:

@@ -22,6 +22,7 @@ from densepath.benchmark.runner import Runner
 from densepath.benchmark.tables import to_csv, to_html, to_markdown
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.sources.run_folders import refuse_among_images
 
 TABLE, PICTURE = "table", "curves.png"
 _RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
@@ -79,6 +80,8 @@ def benchmark_table(
     table = _chosen(load_table(config), seeds, rows, baseline)
     available = parse_devices(devices)
     out = Path(out)
+    if tiles is not None:
+        refuse_among_images(out, tiles)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
     _check_same_table(out, table.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,6 +17,16 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+@contextmanager
+def not_resumable() -> Iterator[None]:
+    """Runs in this block cannot be resumed by the user, so that a stop does not say how."""
+    StopSignals.resumable = False
+    try:
+        yield
+    finally:
+        StopSignals.resumable = True
 
 
 class StopSignals:
@@ -28,6 +40,7 @@ class StopSignals:
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    resumable = True
 
     def __init__(self) -> None:
         self.received: int | None = None

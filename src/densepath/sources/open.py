@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,9 @@ from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import list_images
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.run_folders import without_runs
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
@@ -40,7 +43,12 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE) -> PixelSource:
     """Find the images of a source without reading pixels. Arguments and errors as for :func:`open_images`."""
     if str(source).lower().endswith(SUFFIX):
         return open_store(source)
-    return ImageFiles(list_images(source), max_side)
+    names = list_images(source)
+    if os.path.isdir(source):  # a list or a glob says what it wants
+        names = PathTable.of(without_runs(names, str(source)))
+        if not len(names):
+            raise UserError(f"{source} holds a run of densepath, and its images are pictures of it; name other images")
+    return ImageFiles(names, max_side)
 
 
 def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:

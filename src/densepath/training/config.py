@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
+from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, name_of
 from densepath.views.augment import Augment
 
 DEFAULT_EPOCHS = 200.0
+_MOST = 10**9  # epochs or steps
 # Options that may change when a run is resumed, because they do not change the result. (The number of processes may
 # not change: it is one of the run's facts.)
 FREE = (
@@ -134,6 +137,14 @@ class PretrainConfig:
             raise UserError(f"view_size is {self.view_size}; give a number of pixels")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        for name in ("probe_every", "picture_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number of epochs, or 0 for never")
+        if self.epochs is not None and not 0 < self.epochs <= _MOST:
+            raise UserError(f"epochs is {self.epochs}; give a positive number, up to {_MOST:,}")
+        if self.max_steps is not None and not 0 < self.max_steps <= _MOST:
+            raise UserError(f"max_steps is {self.max_steps}; give a positive number, up to {_MOST:,}")
+        Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
         check_seed(self.seed)
 
     def record(self) -> dict[str, Any]:

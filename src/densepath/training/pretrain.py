@@ -23,6 +23,7 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
+from densepath.sources.fingerprint import fingerprint
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size, find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -91,6 +92,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
 
     images = find_source(config.data)
     images.spec = _choose_pixels(images, old, config)
+    known = fingerprint(images)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels)
     if network.ndim != images.spec.ndim:
@@ -158,7 +160,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
                 config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
             ),
             config=record,
-            facts={"images": len(images), "steps": steps, "processes": hardware.world_size},
+            facts={"images": len(images), "steps": steps, "processes": hardware.world_size, **known},
+            free=free,
             accumulate=accumulate,
             seed=config.seed,
             resume=resume,

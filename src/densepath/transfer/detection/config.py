@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
+from densepath.training.intervals import Intervals
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
 DETECTIONS = 100  # per image at most; as in COCO
@@ -100,6 +101,7 @@ class DetectConfig:
     def __post_init__(self) -> None:
         from densepath.core.random import check_seed  # needs torch
 
+        Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
         for name in ("precise_bn_batches", "pictures"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number, or 0 for none")

@@ -9,6 +9,7 @@ from pycocotools import mask as rle
 
 from densepath.annotations.coco import open_split
 from densepath.core.errors import UserError
+from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import evaluate
@@ -63,6 +64,7 @@ def sam(
     Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
     """
     out = Path(out)
+    refuse_among_images(out, data)
     if prompt not in _PROMPTS:
         raise UserError(f"no prompt is called {prompt!r}; use one of {', '.join(_PROMPTS)}")
     if points_per_side < 1 or detections_per_image < 1:
