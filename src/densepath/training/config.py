@@ -63,7 +63,7 @@ class PretrainConfig:
             processes ("synchronized"), or as in the method's paper ("auto").
         batch_norm_group: divide the images of a process into groups of this size that share their batch statistics; 0
             for one group. With groups a run is the same on any number of processes, up to rounding.
-        view_size: height and width of the views in pixels.
+        view_size: side of the views in pixels, or their size along each axis: height and width, of volumes depth first.
         augment: augmentation of the views; by default as the method declares it.
         optimizer: the optimizer and its schedule.
         workers: processes that decode images, per device; default: chosen automatically.
@@ -109,7 +109,7 @@ class PretrainConfig:
     accumulate: int = 1
     batch_norm: Literal["auto", "per_process", "synchronized"] = "auto"
     batch_norm_group: int = 0
-    view_size: int = 224
+    view_size: int | tuple[int, ...] = 224
     augment: Augment | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     workers: int | None = None
@@ -133,8 +133,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
             raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
-        if self.view_size < 1:
-            raise UserError(f"view_size is {self.view_size}; give a number of pixels")
+        if not isinstance(self.view_size, int) and len(self.view_size) == 1:
+            object.__setattr__(self, "view_size", self.view_size[0])  # frozen; the command line gives lists
+        if self.shortest_side < 1:
+            raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         for name in ("probe_every", "picture_every"):
@@ -146,6 +148,11 @@ class PretrainConfig:
             raise UserError(f"max_steps is {self.max_steps}; give a positive number, up to {_MOST:,}")
         Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
         check_seed(self.seed)
+
+    @property
+    def shortest_side(self) -> int:
+        """The shortest side of the views, in pixels; 0 for none."""
+        return self.view_size if isinstance(self.view_size, int) else min(self.view_size, default=0)
 
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML, as ``config.yaml`` keeps them; ``resume`` is not among them."""
