@@ -20,7 +20,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.open import open_images
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_device
 
 _STEPS = 80  # bars of a histogram over the visible range
 _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
@@ -73,7 +73,7 @@ def show_similarity(
     images = dict(
         zip(short_names(sources, "data"), (open_images(source, cache="none") for source in sources), strict=True)
     )
-    device = choose_hardware(devices).device
+    device = choose_device(devices)
     panels: dict[str, dict[str, Distribution]] = {}
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         panels[name] = {}

@@ -22,6 +22,7 @@ HANGING_READER = (
 
 _LOOK = 0.2  # seconds between two attempts
 _listeners: list[Callable[[str, float], None]] = []
+_progress = 0
 
 
 class Stuck(UserError):
@@ -36,6 +37,17 @@ def notice_seconds() -> float:
 def limit_seconds() -> float:
     """How long to wait for data or for another process: DENSEPATH_WAIT_LIMIT, or 30 minutes."""
     return _seconds("DENSEPATH_WAIT_LIMIT", 1800.0)
+
+
+def progress(made: int = 0) -> int:
+    """A counter of the work of this process: whoever sees it stand still knows that a thread hangs.
+
+    Args:
+        made: what has been done since the last call. Waits count as work, because they are bounded themselves.
+    """
+    global _progress
+    _progress += made
+    return _progress
 
 
 @contextmanager
@@ -69,6 +81,7 @@ def wait_for(
     start = since = time.monotonic()
     reported, last = 0.0, sign()
     while True:
+        progress(1)
         try:
             return attempt(_LOOK)
         except TimeoutError:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -18,6 +21,7 @@ T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
 _SCARCE = 2**28  # bytes
+_LOOK = 1.0  # seconds between two looks at the main process
 _GRACE = 10  # seconds that a worker lives on after SIGTERM
 
 
@@ -96,6 +100,16 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
 
 
 def outlive_signals(worker: int) -> None:
-    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save."""
+    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save.
+
+    It ends soon after the main process, even while it waits for a file.
+    """
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # SIGALRM then ends the process
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)

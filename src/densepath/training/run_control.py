@@ -11,7 +11,7 @@ import torch
 
 from densepath.core.distributed import rank, world_size
 from densepath.core.streams import say
-from densepath.core.waiting import Stuck, notice_seconds
+from densepath.core.waiting import Stuck, notice_seconds, progress
 from densepath.methods.base import Heartbeat
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.training.intervals import Intervals, due
@@ -67,10 +67,12 @@ class RunControl:
     def between_steps(self, step: int) -> None:
         """``step`` steps are done and none is in progress: the run can be saved now."""
         self._finished = step
+        progress(1)
 
     def in_step(self) -> None:
         """A step is in progress: the run cannot be saved until it is done."""
         self._finished = None
+        progress(1)
 
     def agree(self, done: int) -> tuple[bool, bool, int]:
         """What is due after ``done`` steps: whether to log, whether to save, and the signal to stop by, or 0.
@@ -101,6 +103,7 @@ class RunControl:
         """
 
         def heartbeat(what: str) -> None:
+            progress(1)
             self._recorder.progress.note(what)
             stop = agree(self._device, self._signals.received or 0)[0]
             if stop:

@@ -18,7 +18,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
-from densepath.training.hardware import choose_hardware, choose_workers
+from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.config import FREE, DetectConfig
@@ -55,14 +55,14 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
 def _evaluate(config: DetectConfig) -> dict[str, float]:
     """Score the detector in the run folder again."""
     out = Path(config.out)
-    hardware = choose_hardware(config.devices, config.precision)
+    device = choose_device(config.devices)
     model, notes = load_detector(out / DETECTOR_FILE)
     _check_evaluation(config, read_config(out) or {})
     test = open_split(config.data, "test", notes.spec)
     if tuple(test.category_ids) != notes.category_ids:
         raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
-    half = hardware.precision == "bf16-mixed"
-    return evaluate_detector(model.to(hardware.device), notes, test, out, pictures=config.pictures, bfloat16=half)
+    half = choose_precision(config.precision, device.type) == "bf16-mixed"
+    return evaluate_detector(model.to(device), notes, test, out, pictures=config.pictures, bfloat16=half)
 
 
 def _fine_tune(config: DetectConfig) -> dict[str, float]:

@@ -30,7 +30,7 @@ from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_device
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
@@ -80,7 +80,7 @@ def probe(
     spec = pixels_of_weights(weights)
     network = build_backbone(backbone, spec.channels)
     load_weights(network, weights)
-    network.to(choose_hardware(devices).device)
+    network.to(choose_device(devices))
     scores = probe_backbone(network, data, spec, size=size, stages=stages, each_stage=each_stage, l2=l2, seed=seed)
     asked = {"weights": str(weights), "backbone": backbone, "data": str(data), "seed": seed, "size": size, "l2": l2}
     result = asked | scores | {"seconds": round(time.perf_counter() - start, 1)}

@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 from densepath.annotations.coco import open_split
 from densepath.core.errors import UserError
 from densepath.sources.run_folders import refuse_among_images
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_device
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import evaluate
 from densepath.transfer.detection.instances import encode_mask
@@ -84,7 +84,7 @@ def sam(
             f"{images.annotations} has {len(categories)} categories, but automatic masks have none; use the prompt "
             "point or box"
         )
-    model = SegmentAnything(weights, choose_hardware(devices).device)
+    model = SegmentAnything(weights, choose_device(devices))
     generator: dict[str, Any] = {
         "points_per_side": points_per_side,
         "predicted_iou": predicted_iou,
