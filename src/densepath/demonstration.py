@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
+from densepath.core.streams import open_console
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted, not_resumable
@@ -72,7 +74,7 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
     """
     check_seed(seed)
     out = _prepare_folder(Path(out))
-    console = Console()
+    console = open_console(sys.stdout)
     started = time.perf_counter()
     try:
         with not_resumable():

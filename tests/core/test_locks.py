@@ -102,6 +102,6 @@ def test_shared_work_of_a_process_that_is_stopped_is_not_waited_for(tmp_path, mo
     path = tmp_path / "lock"
     with process_in(lambda: shared_work(path, "label maps")) as holder:
         os.kill(holder, signal.SIGSTOP)
-        with pytest.raises(Stuck, match="no label maps from another process for 1 s; it holds .*/lock, but does not"):
-            with shared_work(path, "label maps"):
-                pass
+        refusal = r"no label maps from another process for 1 s; it holds .*/lock, but does not respond"
+        with pytest.raises(Stuck, match=refusal), shared_work(path, "label maps"):
+            pass

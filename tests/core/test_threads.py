@@ -40,7 +40,7 @@ def test_a_result_that_does_not_come_ends_the_wait(monkeypatch, capsys):
     monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.5")
     monkeypatch.setenv("DENSEPATH_WAIT_NOTICE", "0.2")
     forever = threading.Event()
-    with pytest.raises(Stuck, match="no image data for .* s; a file or a process that reads files does not respond"):
+    with pytest.raises(Stuck, match=r"no image data for .* s; a file or a process that reads files does not respond"):
         list(in_threads(lambda _: forever.wait(), [1], threads=1, what="image data"))
     forever.set()
     assert "densepath: waiting for image data since 0 s" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_the_checkpoint_of_another_run_is_refused(out, tiles, tmp_path):
 def test_the_way_to_a_longer_run_is_given(out, tiles):
     way = f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
     for change in ({"max_steps": 5}, {"max_steps": None, "epochs": 1}):
-        with pytest.raises(UserError, match="started with other values of .*max_steps") as refused:
+        with pytest.raises(UserError, match=r"started with other values of .*max_steps") as refused:
             resume(tiles, out, **change)
         assert str(refused.value).endswith(way)
     longer = pretrain(data=tiles, out=f"{out}_2", weights=out, **{**RUN, "max_steps": 5})
@@ -120,9 +120,7 @@ def test_a_checkpoint_whose_weights_are_no_numbers_is_refused(out, tiles, value)
 
     change_checkpoint(out, spoil)
     for use in (lambda: resume(tiles, out), lambda: export(out)):
-        with pytest.raises(
-            UserError, match=r"checkpoint in .*/run cannot be used: .*conv1\.0\.weight holds NaN or inf"
-        ):
+        with pytest.raises(UserError, match=r"checkpoint in .*/run cannot be used: .*conv1\.0\.weight holds NaN"):
             use()
 
 

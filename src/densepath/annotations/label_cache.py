@@ -176,6 +176,7 @@ def _labelled(
     loader = DataLoader(
         _Labelled(labeller),
         batch_size=None,
+        collate_fn=_unchanged,  # torch would pass each small map through a file of shared memory
         sampler=zip(_pixels(images, start), islice(AllNames(images), start, None), strict=True),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -188,7 +189,7 @@ def _labelled(
             for labels in loaders[-1]:
                 if isinstance(labels, str):
                     raise UserError(labels)
-                yield labels.numpy()
+                yield labels
         finally:
             loaders.clear()
 
@@ -197,6 +198,10 @@ def _pixels(images: PixelSource, start: int) -> Iterator[Image | None]:
     """The images in order, with a progress bar; None for a corrupt one, which the run itself will report."""
     for image in read_all(images, CorruptLog(len(images), quiet=True), "finding concepts", start):
         yield None if image is None else images.spec.to_rgb(image)
+
+
+def _unchanged(labels: Any) -> Any:
+    return labels
 
 
 class _Labelled(Dataset[Any]):

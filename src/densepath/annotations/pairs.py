@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from densepath.annotations.coco import Outlined, write_coco
 from densepath.annotations.labels import label_size, read_labels
 from densepath.core.errors import UserError, first_few
+from densepath.core.streams import write_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image, read_size
 
@@ -49,7 +51,7 @@ def write_pairs(dest: Path, splits: Mapping[str, list[Pair]], category: str, plu
     refuse(unequal, "images and label maps of different size", "they must be equal")
     counts = write_coco(dest, {split: _outlined(pairs) for split, pairs in splits.items()}, category)
     for split, (images, instances) in counts.items():
-        print(f"{split}: {images} images, {instances} {plural}")
+        write_line(f"{split}: {images} images, {instances} {plural}", sys.stdout)
     return dest
 
 

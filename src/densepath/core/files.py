@@ -120,6 +120,37 @@ def remove_remains(folder: str | Path) -> None:
             _remove(path)
 
 
+class Unchanged:
+    """A file that is mapped into memory: to read it after it was truncated would kill the process without a word.
+
+    A file that replaces it is no change: the mapping keeps the old one.
+
+    Args:
+        path: the file, as the user named it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._then = os.stat(path)
+
+    def check(self) -> None:
+        """Call it before the mapping is read.
+
+        Raises:
+            UserError: the file was written to meanwhile.
+        """
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return
+        written = (now.st_size, now.st_mtime_ns) != (self._then.st_size, self._then.st_mtime_ns)
+        if written and os.path.samestat(now, self._then):
+            raise UserError(
+                f"{self._path} was truncated or overwritten while it was read ({self._then.st_size:,} bytes then, "
+                f"{now.st_size:,} now); make it again under another name, then start again"
+            )
+
+
 def remove_abandoned(path: str | Path) -> None:
     """Remove the temporary files that killed writers of this file or folder have left."""
     path = Path(path)

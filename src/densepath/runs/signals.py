@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from densepath.core.signals import unwind
+
 
 class Interrupted(SystemExit):
     """The run was asked to stop, has saved its state and stopped; the exit code says by which signal (130, 143)."""
@@ -92,4 +94,5 @@ class StopSignals:
 
     def _restore(self) -> None:
         for signum, handler in self._former.items():
-            signal.signal(signum, handler)
+            # A process that waits for others runs no handler: the next signal must end it nevertheless.
+            signal.signal(signum, signal.SIG_DFL if handler is unwind and self.received else handler)

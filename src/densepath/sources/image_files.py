@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,15 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of_files
 from densepath.core.errors import UserError
+from densepath.core.system import usable_cores
+from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
 from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import Gathered, PixelSpec
+
+T = TypeVar("T")
 
 MAX_SIDE = 1024
 SAMPLE = 256
@@ -112,12 +116,23 @@ class ImageFiles:
         """The headers, by position, of images spread over the source; and the last error, if any."""
         headers: dict[int, Header] = {}
         last: CorruptImage | None = None
-        for position in self._spread(most):
-            try:
-                headers[position] = read_header(self.names(position), self.max_side)
-            except CorruptImage as error:
-                last = error
+        positions = self._spread(most)
+        for position, header in zip(positions, self._in_threads(self._header, positions), strict=True):
+            if isinstance(header, CorruptImage):
+                last = header
+            else:
+                headers[position] = header
         return headers, last
+
+    def _header(self, position: int) -> Header | CorruptImage:
+        try:
+            return read_header(self.names(position), self.max_side)
+        except CorruptImage as error:
+            return error
+
+    def _in_threads(self, read: Callable[[int], T], positions: Iterable[int]) -> Iterator[T]:
+        """Results for some images: a disk that hangs is reported."""
+        return in_threads(read, positions, usable_cores(), "image data")
 
     def _spread(self, most: int) -> list[int]:
         count = min(most, len(self))
@@ -125,12 +140,14 @@ class ImageFiles:
 
     def _highest(self) -> int:
         """The largest value with as many bits as a sample of the images uses: 4095 for 12 bits."""
-        highest = 255
-        for position in self._spread(_DECODED_SAMPLE):
+
+        def brightest(position: int) -> int:
             try:
-                highest = max(highest, int(self.read(position).max()))
+                return int(self.read(position).max())
             except CorruptImage:
-                continue
+                return 0
+
+        highest = max(255, *self._in_threads(brightest, self._spread(_DECODED_SAMPLE)))
         return 2 ** highest.bit_length() - 1
 
     def smallest(self) -> tuple[int, int]:

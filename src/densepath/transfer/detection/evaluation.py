@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -11,12 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
+from densepath.core.streams import open_console
+from densepath.core.waiting import HANGING_READER
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
@@ -92,8 +94,8 @@ def evaluate(
         return objects
 
     results: list[dict[str, Any]] = []
-    console = Console(stderr=True)
-    samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1)
+    console = open_console(sys.stderr)
+    samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1, remedy=HANGING_READER)
     shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
     # The network runs in this thread, so that Ctrl-C ends it at once. Futures are popped: a variable in an exception's
     # frame would keep the other thread alive.

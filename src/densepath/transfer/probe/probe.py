@@ -26,10 +26,12 @@ from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
+from densepath.core.waiting import HANGING_READER
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device
 from densepath.transfer.probe.logistic import fit_stages
 
@@ -171,8 +173,7 @@ def _frozen(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image's features (C, h, w) at stride 8 of the resized image, and its objects (H, W) bool at full size."""
     device = next(backbone.parameters()).device
-    for index in range(len(images)):
-        sample = images[index]
+    for sample in ahead((images[index] for index in range(len(images))), depth=1, remedy=HANGING_READER):
         pixels = torch.from_numpy(sample["image"]).to(device).permute(2, 0, 1).unsqueeze(0).float()
         truth = torch.from_numpy(sample["masks"].any(axis=0))
         scale = size / min(truth.shape)
