@@ -109,9 +109,9 @@ def test_an_interrupted_folder_leaves_an_empty_one_empty(tmp_path):
 @pytest.fixture(scope="module")
 def dead():
     """The number of a process that has ended."""
-    return subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    ).stdout.strip()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return str(process.pid)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -148,9 +148,7 @@ def test_a_mapped_file_that_changes_is_named(tmp_path):
     mapped.check()  # the mapping keeps the old file
     mapped = Unchanged(path)
     os.truncate(path, 1)
-    with pytest.raises(
-        UserError, match=r"store was truncated or overwritten while it was read \(3 bytes then, 1 now\)"
-    ):
+    with pytest.raises(UserError, match=r"store was truncated or overwritten while .* \(3 bytes then, 1 now\)"):
         mapped.check()
     path.unlink()
     mapped.check()

@@ -185,7 +185,7 @@ def streams(folder):
 
 
 def shared_memory(folder):
-    """Little room for what worker processes hand over, less than for one image, and enough; in our own namespace."""
+    """Little room for what worker processes hand over, none, and enough; in our own namespace."""
     story = {}
     for name, size in (("little", "600k"), ("none", "12k"), ("enough", "64m")):
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)

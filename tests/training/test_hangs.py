@@ -113,7 +113,11 @@ def test_with_little_shared_memory_a_run_is_the_same(played):
     if not can_mount():
         pytest.skip("no file system can be mounted here")
     story, folder = played("shared_memory", NAMESPACE)
-    for name in ("little", "none", "enough"):
+    code, lines, _ = story["none"]
+    assert code == 2
+    assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images from worker processes")
+    assert "--shm-size" in lines[-1] and lines[-1].endswith("or use --workers 0")
+    for name in ("little", "enough"):
         code, lines, _ = story[name]
         assert code == 0, lines
         assert sum("so images are copied from worker processes" in line for line in lines) == (name != "enough")

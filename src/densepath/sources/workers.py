@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -86,7 +87,7 @@ def out_of_shared_memory(error: BaseException) -> str:
         room = shutil.disk_usage(SHARED_MEMORY)
     except OSError:
         return ""
-    certain = "allocate shared memory" in str(error)
+    certain = "allocate shared memory" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
     if not certain and ("Bus error" not in str(error) or room.free > _SCARCE):
         return ""
     return (
