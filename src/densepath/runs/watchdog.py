@@ -74,6 +74,7 @@ class Watchdog:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(max(0.0, end - time.monotonic()))
                 child.kill()
+                child.wait()
 
     def started(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
         """Set the processes that this one has started; they are killed when it exits."""

@@ -71,7 +71,9 @@ class ImageFiles:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """1 or 3: as in the specification of the pixels, if there is one."""
+        if self._spec is not None:
+            return self._spec.channels
         return 1 if self._sampled and all(header.grey for header in self._sampled.values()) else 3
 
     @property

@@ -24,6 +24,7 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.fingerprint import fingerprint
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size, find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
@@ -84,6 +85,11 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
+    if old is not None and "pixels" not in old and accumulate > 1:
+        say(
+            f"densepath: the run in {out} was started by a version that updated momentum encoders and queues once per "
+            f"batch; from now on they are updated once per optimizer step of {accumulate} batches"
+        )
     precision = config.precision
     if old is not None and precision == "auto":
         precision = old.get("precision", precision)  # as on the hardware where the run was started
@@ -205,6 +211,14 @@ def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: P
     if old is None:
         return images.spec.override(config.mean, config.std, config.window)
     recorded = pixels_of(old)
+    early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
+    if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:
+        return recorded
+    if early and recorded != images.spec:
+        raise UserError(
+            f"the run in {config.out} is of a version that read all images as 8-bit RGB, which these are not; start "
+            f"another run from its weights: --weights {config.out} --out {config.out}_2"
+        )
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
             f"the run learns from images of {recorded.channels} channels, but these have {images.spec.channels}; "

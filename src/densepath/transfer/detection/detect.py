@@ -11,6 +11,7 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.core.errors import UserError
+from densepath.core.locks import sole_writer
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -62,7 +63,8 @@ def _evaluate(config: DetectConfig) -> dict[str, float]:
     if tuple(test.category_ids) != notes.category_ids:
         raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
     half = choose_precision(config.precision, device.type) == "bf16-mixed"
-    return evaluate_detector(model.to(device), notes, test, out, pictures=config.pictures, bfloat16=half)
+    with sole_writer(out):
+        return evaluate_detector(model.to(device), notes, test, out, pictures=config.pictures, bfloat16=half)
 
 
 def _fine_tune(config: DetectConfig) -> dict[str, float]:
