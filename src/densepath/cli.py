@@ -15,7 +15,7 @@ from typing import Any
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.signals import unwinding_on_sigterm
-from densepath.core.streams import occupy, settle, write_line
+from densepath.core.streams import flush_streams, open_streams, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -81,6 +81,7 @@ VERBS = {
         schema="transfer.detection.config:DetectConfig",
         recipes="detect",
     ),
+    "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(
@@ -105,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for errors that the user can fix; 130 when interrupted; 1 for a bug.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    occupy()
+    open_streams()
     try:
         with unwinding_on_sigterm():
             return _checked(argv)
     finally:
-        settle()
+        flush_streams()
 
 
 def _checked(argv: list[str]) -> int:

@@ -1,10 +1,11 @@
 import pytest
+import torch
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.training.config import PretrainConfig
 from densepath.training.inputs import check_inputs
-from densepath.training.optimizers import Optimizer
+from densepath.training.optimizers import Optimizer, build_schedule
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names
 from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
@@ -70,7 +71,7 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     else:
         check_inputs(method, resolve(PretrainConfig, name, RUN))
         for option in ("regions", "teacher", "tokenizer"):
-            with pytest.raises(UserError, match=f"has no use for --{option}; leave that out"):
+            with pytest.raises(UserError, match=f"does not use --{option}; leave that out"):
                 check_inputs(method, resolve(PretrainConfig, name, RUN | {option: "x"}))
 
 
@@ -121,7 +122,7 @@ def test_the_papers_recipes_of_the_baselines_hold_their_constants():
         assert (options["epochs"], options["view_size"], options["backbone"]) == (200, 224, "resnet18")
         assert options["augment"] is None  # the method's own
     assert (simclr["batch_size"], byol["batch_size"], moco["batch_size"]) == (1024, 1024, 256)
-    lars = {"name": "lars", "momentum": 0.9, "schedule": "cosine"}
+    lars = {"name": "lars", "momentum": 0.9, "schedule": "cosine", "decay_in_warmup": True}  # as mmcv
     assert simclr["optimizer"] == Optimizer(lr=0.6, weight_decay=1e-6, warmup_epochs=10, **lars)
     assert byol["optimizer"] == Optimizer(lr=0.2, weight_decay=1.5e-6, warmup_epochs=2, **lars)
     step = {"schedule": "step", "milestones": (120, 160)}
@@ -131,6 +132,16 @@ def test_the_papers_recipes_of_the_baselines_hold_their_constants():
     assert byol["method_options"] == {"dim": 256, "momentum": 0.996, "hidden_dim": 512}
     queue = {"queue_size": 16384, "momentum": 0.999, "standardize": False, "shuffle": True}
     assert moco["method_options"] == {"dim": 128, "temperature": 0.07, **queue}
+
+
+def test_simclr_and_byol_decay_from_the_start_as_the_released_code():
+    """mmcv's cosine begins at epoch 0: half of the learning rate is left at epoch 100 of 200, not 0.541 of it."""
+    for name in ("simclr", "byol"):
+        settings = Optimizer(**load_recipe(name)["optimizer"])
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+        schedule = build_schedule(optimizer, settings, total_steps=200 * 78, steps_per_epoch=78)
+        assert schedule.lr_lambdas[0](100 * 78) == pytest.approx(0.5)
+        assert not Optimizer(**load_recipe(f"{name}_small")["optimizer"]).decay_in_warmup
 
 
 def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():
@@ -205,7 +216,7 @@ def test_a_users_own_file_is_read(tmp_path):
     assert config.augment == Augment(blur=0)
 
 
-def test_unknown_names_are_met_with_the_closest():
+def test_the_error_about_an_unknown_name_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean concl"):
         load_recipe("conkl")
     with pytest.raises(UserError, match=r"there are: beit_v2, beit_v2_small, byol,.*moco_v2_small"):
@@ -245,9 +256,9 @@ def test_a_missing_file_is_named(tmp_path):
         ({"blurr": 0.5}, r"unknown option augment\.blurr; did you mean augment\.blur\?"),
         ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
         ({"scale": [0.5, 2.0]}, "at most 1"),
-        ({"flip": 1.5}, "augment.flip is a probability"),
+        ({"flip": 1.5}, "augment.flip must be between 0 and 1"),
         ({"hue": 0.7}, "at most 0.5"),
-        ({"brightness": -1}, "must not be negative"),
+        ({"brightness": -1}, "must be at least 0"),
         ({"scale": 3}, r"augment\.scale takes 2 values, each a number, not 3"),
         ({"flip": "often"}, r"augment\.flip takes a number, not 'often'"),
     ],

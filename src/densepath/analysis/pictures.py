@@ -46,6 +46,7 @@ _POINTS = _CORNERS / 2
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
 _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
+_PER_ROW = 4  # panels of curves
 
 
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
@@ -226,16 +227,13 @@ def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], co
     axes.set_ylim(height, 0)
 
 
-def draw_curves(
-    runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None, per_row: int = 4
-) -> Path:
+def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None) -> Path:
     """Draw the metrics of runs: one panel per column of the file, one line per run.
 
     Args:
         runs: name -> metrics file.
         path: a PNG file.
         columns: columns to draw; None draws all but step and epoch.
-        per_row: maximum number of panels in a row.
 
     Raises:
         UserError: the files hold no numbers.
@@ -246,7 +244,7 @@ def draw_curves(
         columns = sorted(found, key=lambda c: "loss" not in c)
     if not columns or not any(measured.values()):
         raise UserError(f"there is nothing to draw in {', '.join(map(str, runs.values()))}; train for some steps first")
-    across = min(per_row, len(columns))
+    across = min(_PER_ROW, len(columns))
     down = -(-len(columns) // across)
     figure = new_figure(2.7 * across, 1.95 * down)
     grid = figure.subplots(down, across, squeeze=False)

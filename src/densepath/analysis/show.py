@@ -57,7 +57,7 @@ def show_views(
         view_size: side of the views in pixels, or their size along each axis, instead of the recipe's.
         count: number of images.
         seed: seed of the choice of images and of their views.
-        epoch: epoch of the views; each epoch has other views of the same images.
+        epoch: epoch of the views; each epoch has different views of the same images.
 
     Returns:
         ``out``.
@@ -185,7 +185,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     spec = pixels_of(record)
     if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
         raise UserError(
-            f"the run in {run} learned from images of {spec.channels} channels, and those of {data} have "
+            f"the run in {run} was trained on images with {spec.channels} channels, but those of {data} have "
             f"{images.spec.channels}; give such images"
         )
     views, _ = without_color(method.views(config.augment), method.views(), spec)

@@ -15,6 +15,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from densepath.annotations.coco_checks import check_coco
+from densepath.annotations.fraction import check_fraction, choose_fraction
+from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
@@ -130,7 +132,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         self.folder, self.annotations = Path(folder), Path(annotations)
         if spec.ndim != 2 or spec.channels not in (1, 3):
             raise UserError(
-                f"outlined images are grey or RGB, and the weights want {spec.channels} channels; use others"
+                f"outlined images are grey or RGB, but the weights need {spec.channels} channels; use other weights"
             )
         self.spec = spec
         self._truth = check_coco(self.folder, self.annotations)
@@ -204,6 +206,30 @@ class CocoImages(Dataset[dict[str, Any]]):
         for number, mask in enumerate(self._masks(image, self._objects[image["id"]]), 1):
             labels[mask] = number
         return labels
+
+    def keep_fraction(self, fraction: float, seed: int) -> None:
+        """Keep only a share of the images, as :func:`~densepath.annotations.fraction.choose_fraction` chooses it.
+
+        Patients are those of the JSON's images (``patient`` or ``patient_id``), or of a ``manifest.csv``.
+
+        Raises:
+            UserError: the share is invalid.
+        """
+        check_fraction(fraction)
+        if fraction == 1:
+            return
+        paths = [str(self.folder / image["file_name"]) for image in self._images]
+        listed = patients_of(self.folder, paths)
+        named = [image.get("patient", image.get("patient_id")) for image in self._images]
+        # A patient and an image may have the same name.
+        known = [listed.get(path) if name is None else name for name, path in zip(named, paths, strict=True)]
+        owners = [
+            f"image {path}" if name is None else f"patient {name}" for name, path in zip(known, paths, strict=True)
+        ]
+        self._images = [self._images[i] for i in choose_fraction(owners, fraction, seed)]
+        kept = {image["id"] for image in self._images}
+        some = [annotation for annotation in self._truth["annotations"] if annotation["image_id"] in kept]
+        self._truth = {**self._truth, "images": self._images, "annotations": some}
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """The JSON's content, crowds included, for an evaluator."""

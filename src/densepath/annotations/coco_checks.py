@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
                 raise UserError(f"{path} is not a COCO instances JSON: {part}[{number}] has no {missing[0]!r}; add it")
-            wrong = [key for key, kind in keys.items() if kind and not _is(kind, entry[key])]
+            wrong = [key for key, kind in keys.items() if kind and not _has_type(kind, entry[key])]
             if wrong:
                 kind = _KINDS[keys[wrong[0]]]
                 raise UserError(
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
     return truth
 
 
-def _is(kind: type, value: Any) -> bool:
+def _has_type(kind: type, value: Any) -> bool:
     """Whether a value has a type and, if it is a number, is small enough to be an index."""
     if kind is int:
         return type(value) is int and abs(value) < 2**63

@@ -32,11 +32,11 @@ def pair_up(images: Iterable[Path], maps: Iterable[Path], suffix: str = "", labe
     """
     image_of = _by_name(images, "images")
     map_of = _by_name(maps, "label maps", suffix)
-    remedy = "every image needs one label map of its name"
+    remedy = "give each image one label map with the same name"
     if not labelled_only:
-        refuse(sorted(image_of.keys() - map_of.keys(), key=_natural), f"images without a label map *{suffix}", remedy)
-    refuse(sorted(map_of.keys() - image_of.keys(), key=_natural), "label maps without an image", remedy)
-    return [(image_of[name], map_of[name]) for name in sorted(map_of, key=_natural)]
+        refuse(sorted(image_of.keys() - map_of.keys(), key=_by_number), f"images without a label map *{suffix}", remedy)
+    refuse(sorted(map_of.keys() - image_of.keys(), key=_by_number), "label maps without an image", remedy)
+    return [(image_of[name], map_of[name]) for name in sorted(map_of, key=_by_number)]
 
 
 def write_pairs(dest: Path, splits: Mapping[str, list[Pair]], category: str, plural: str) -> Path:
@@ -47,8 +47,8 @@ def write_pairs(dest: Path, splits: Mapping[str, list[Pair]], category: str, plu
     Raises:
         UserError: an image and its label map differ in size, or a file cannot be read.
     """
-    unequal = [fault for pairs in splits.values() for pair in pairs if (fault := _unequal(*pair))]
-    refuse(unequal, "images and label maps of different size", "they must be equal")
+    unequal = [fault for pairs in splits.values() for pair in pairs if (fault := _size_mismatch(*pair))]
+    refuse(unequal, "images and label maps of different sizes", "they must be equal")
     counts = write_coco(dest, {split: _outlined(pairs) for split, pairs in splits.items()}, category)
     for split, (images, instances) in counts.items():
         write_line(f"{split}: {images} images, {instances} {plural}", sys.stdout)
@@ -64,17 +64,17 @@ def refuse(cases: list[str], what: str, remedy: str) -> None:
 def _by_name(paths: Iterable[Path], what: str, suffix: str = "") -> dict[str, Path]:
     named = [(path.stem.removesuffix(suffix), path) for path in paths if not path.name.startswith(".")]
     counts = Counter(name for name, _ in named)
-    refuse([name for name, count in counts.items() if count > 1], f"several {what} of one name", "keep one of each")
+    refuse([name for name, count in counts.items() if count > 1], f"several {what} with one name", "keep one of each")
     return dict(named)
 
 
-def _natural(name: str) -> tuple[str, int]:
+def _by_number(name: str) -> tuple[str, int]:
     """train_2 before train_10."""
     prefix, digits = re.fullmatch(r"(.*?)([0-9]*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
     return prefix, int(digits or 0)
 
 
-def _unequal(image: Path, labels: Path) -> str:
+def _size_mismatch(image: Path, labels: Path) -> str:
     """The sizes, if they differ; else an empty text."""
     try:
         (h, w), (map_h, map_w) = read_size(image), label_size(labels)

@@ -34,7 +34,7 @@ def convert_glas(source: str | Path, dest: str | Path) -> Path:
     pairs = _find_pairs(Path(source))
     splits = {split: [pair for pair in pairs if pair[0].name.startswith(split)] for split in _SPLITS}
     strange = [image.name for image, _ in pairs if not image.name.startswith(_SPLITS)]
-    refuse(strange, "images of no split", "name them train_1, testA_1, testB_1 and so on")
+    refuse(strange, "images that belong to no split", "name them train_1, testA_1, testB_1 and so on")
     for split, found in splits.items():
         if not found:
             raise UserError(f"{source} holds no {split} image; add images whose names start with {split}")

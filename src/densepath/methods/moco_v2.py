@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypedDict
 
@@ -57,7 +58,7 @@ class MoCoV2(Method):
             not. Without it the embeddings of all images are nearly parallel at the start, and a run of a few thousand
             steps mostly learns to turn their common direction away from that of older keys.
         shuffle: whether keys are shuffled in the global batch before they are encoded, so that the batch statistics of
-            a key do not reveal its query. Without effect if all images share their statistics.
+            a key do not reveal its query. This has no effect if all images share their statistics.
 
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297.
     """
@@ -104,16 +105,18 @@ class MoCoV2(Method):
         loss = self.instance_loss(query, key)
         return Losses(loss, {"instance_loss": loss.detach()})
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        for size in sizes.values():
-            self.backbone.check_size(*size)
+        super().check(sizes, batch_size, processes)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:
-            raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
+            raise UserError(
+                f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images; use more"
+            )
+
+    def chance(self) -> Mapping[str, float]:
+        # The queue starts with random unit vectors, so it always has all of its negatives.
+        return {"instance_loss": math.log(self.queue.size + 1)}
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last features of the query and key views, each (B, C, h, w)."""

@@ -14,6 +14,7 @@ import yaml
 from densepath.core.errors import UserError
 from densepath.core.files import LOCK, atomic_write, remove_remains, require_new_folder
 from densepath.core.locks import refuse_held, sole_writer
+from densepath.core.plain import plain
 from densepath.runs.old_options import rename_record
 
 CONFIG = "config.yaml"
@@ -94,7 +95,7 @@ def changed_options(
     old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], defaults: Mapping[str, Any]
 ) -> list[str]:
     """The dotted names of options that two configurations set to other values. Arguments as for :func:`open_run`."""
-    return differences(_completed(old, _plain(defaults)), _plain(new), free)
+    return differences(_completed(old, plain(defaults)), plain(new), free)
 
 
 def train_longer(out: Path) -> str:
@@ -137,7 +138,7 @@ def open_run(
         if old is None:
             with atomic_write(out / CONFIG) as part:
                 head = f"# {note}\n" if note else ""
-                part.write_text(head + yaml.safe_dump(_plain(config), sort_keys=False))
+                part.write_text(head + yaml.safe_dump(plain(config), sort_keys=False))
         remove_remains(out)
         try:
             yield out
@@ -156,10 +157,3 @@ def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
         if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
             completed[name] = _completed(value, defaults[name])
     return completed
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as YAML returns them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

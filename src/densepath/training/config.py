@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.core.random import check_seed
 from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
@@ -156,21 +157,11 @@ class PretrainConfig:
 
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML, as ``config.yaml`` keeps them; ``resume`` is not among them."""
-        record = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "resume"}
+        record = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "resume"}
         return record | {"method": name_of(self.method)}
 
     def defaults(self) -> dict[str, Any]:
         """The record of a run of the same method with all options at their defaults, as earlier versions had them."""
         options = all_options(self.method, {})
-        plain = PretrainConfig(data="", out="", method=self.method, method_options=options).record()
-        return plain | {"augment": asdict(Augment())}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+        record = PretrainConfig(data="", out="", method=self.method, method_options=options).record()
+        return record | {"augment": asdict(Augment())}

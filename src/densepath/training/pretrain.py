@@ -111,6 +111,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     options = all_options(config.method, config.method_options)
     method = find_method(config.method)(network, **options)
     together = batch * hardware.world_size
+    if fresh and config.weights == "random" and isinstance(config.backbone, str):
+        method.initialize()
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
     check_inputs(method, config)
     declared, without = without_color(method.views(config.augment), method.views(), images.spec)
@@ -156,7 +158,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            _report_start((loaded, _colorless(without), found), config.optimizer, steps, steps_per_epoch)
+            _report_start((loaded, _color_note(without), found), config.optimizer, steps, steps_per_epoch)
         done = train(
             task,
             batches,
@@ -193,7 +195,7 @@ def _report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int,
             say(f"densepath: {line}")
 
 
-def _colorless(without: Sequence[str]) -> str | None:
+def _color_note(without: Sequence[str]) -> str | None:
     """A line on the operations that need colors, if the images have none."""
     return (
         f"the images have no colors; color operations are reduced or left out: {', '.join(without)}"
@@ -221,7 +223,7 @@ def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: P
         )
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
-            f"the run learns from images of {recorded.channels} channels, but these have {images.spec.channels}; "
+            f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "
             "resume it with the same images, or name another folder"
         )
     return recorded
@@ -244,6 +246,5 @@ def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[st
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
-    return {
-        f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, int | float)
-    }
+    # Whole numbers are counts, e.g. of images, which do not change.
+    return {f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, float)}

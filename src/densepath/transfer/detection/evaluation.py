@@ -17,6 +17,7 @@ from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
+from densepath.core.scores import SCALE
 from densepath.core.streams import open_console
 from densepath.core.waiting import HANGING_READER
 from densepath.runs.progress import say
@@ -112,18 +113,18 @@ def evaluate(
         images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
     )
     _write_json(out / "predictions.json", results)
-    _write_json(out / "metrics.json", metrics)
+    _write_json(out / "metrics.json", {**SCALE, **metrics})
     say("densepath: " + describe(metrics, len(images)))
     return metrics
 
 
 def describe(metrics: dict[str, float], images: int) -> str:
-    """The metrics in one line, in percent."""
+    """The metrics in one line."""
     parts = []
     for kind, label in (("box", "boxes"), ("mask", "masks")):
         if f"{kind}_ap" not in metrics:
             continue
-        ap, ap50, ap75 = (100 * metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
+        ap, ap50, ap75 = (metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
         parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
     return f"{images} test images  |  " + "  |  ".join(parts)
 
