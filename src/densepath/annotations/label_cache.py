@@ -31,7 +31,7 @@ from densepath.sources.read_all import read_all
 from densepath.sources.workers import end_workers, outlive_signals, report_dead_workers
 
 _VERSION = 3  # of the files' content
-_AHEAD = 8  # maps
+_AHEAD = 1  # map: shards are written as soon as their maps are computed
 _SHARD = 1024  # maps that are saved together: the most that a killed run loses
 
 Image = npt.NDArray[np.uint8]
