@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_size
-from densepath.sources.tiff import refuse_bomb
+from densepath.sources.decode import read_header, read_size
+from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
+
+_T = TypeVar("_T")
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
 _USUAL = "inst_map"  # the name of the variable in MATLAB files with several
@@ -28,17 +31,33 @@ def label_size(path: Path) -> tuple[int, int]:
         UserError: it does not contain exactly one map.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".npy", ".mat"):
+    if suffix == ".mat":
+        shape = _variable(path)[1]
+    elif suffix == ".npy":
+        shape = _load(path).shape
+    elif _is_tiff(path):
+        shape = _read_tiff(stored_shape, path)
+    else:
         return read_size(path)
-    shape = _variable(path)[1] if suffix == ".mat" else _load(path).shape
     if len(shape) != 2:
         raise UserError(f"{path} holds an array of {len(shape)} axes, not a label map; give arrays of height x width")
     refuse_bomb(path, shape[1], shape[0])
     return shape[0], shape[1]
 
 
+def label_orientation(path: Path) -> int:
+    """The orientation tag of a label map, 1 to 8, which :func:`read_labels` ignores; 1 where there is none.
+
+    Raises:
+        CorruptImage: the file cannot be read.
+    """
+    if path.suffix.lower() in (".npy", ".mat"):
+        return 1
+    return _read_tiff(stored_orientation, path) if _is_tiff(path) else read_header(path).orientation
+
+
 def read_labels(path: Path) -> npt.NDArray[np.int32]:
-    """An instance label map (H, W) with the numbers of its file; for a palette image, its indices.
+    """An instance label map (H, W) with the numbers of its file, as stored; for a palette image, its indices.
 
     Raises:
         CorruptImage: the file cannot be read.
@@ -57,7 +76,27 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
     return whole
 
 
+def _is_tiff(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in TIFF_STARTS
+    except OSError:
+        return False
+
+
+def _read_tiff(read: Callable[[Path], _T], path: Path) -> _T:
+    """Stored numbers: Pillow would invert and turn some, and reads the first page only."""
+    try:
+        return read(path)
+    except (UserError, CorruptImage, MemoryError):
+        raise
+    except Exception as error:  # corrupt bytes fail anywhere in the reader
+        raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
+
+
 def _decode(path: Path) -> npt.NDArray[Any]:
+    if _is_tiff(path):
+        return _read_tiff(read_stored, path)
     try:
         with Image.open(path) as image:
             return np.asarray(image)

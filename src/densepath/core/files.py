@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,6 +95,13 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
             raise
         known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a temporary name becomes the final one
         raise UserError(f"{known} cannot be written ({error.strerror}); free disk space or use another path") from error
+
+
+def existing(folder: str | Path, name: str) -> str:
+    """A file's name as it is on disk, where it may differ by Unicode normalization (macOS writes other forms than
+    Linux); the name itself if there is no such file."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)
 
 
 def remove_remains(folder: str | Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.splits import check_objects
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.methods import Method
@@ -79,7 +80,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         if probe is None:
             raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            open_split(Path(config.probe_data), split)  # now, not after the first epochs
+            check_objects(open_split(Path(config.probe_data), split))  # now, not after the first epochs
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.splits import check_objects
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
@@ -42,6 +43,7 @@ _FEATURE_VALUES = 2**27  # the training features take at most half a GiB in floa
 def probe(
     *,
     data: str | Path,
+    orientation: Literal["stored", "viewed"] | None = None,
     weights: str | Path = "random",
     backbone: str = "resnet18",
     seed: int = 0,
@@ -56,6 +58,8 @@ def probe(
 
     Args:
         data: a folder as ``densepath data`` writes it: images, and outlined objects as COCO JSON, for train and test.
+        orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
+            in the file, or as "viewed", turned by the tag. Without it such images are refused.
         weights: a file, a run folder, "random", or a timm name.
         backbone: a timm name.
         seed: seed of random weights, and of the choice of positions if there are too many.
@@ -81,7 +85,8 @@ def probe(
     network = build_backbone(backbone, spec.channels)
     load_weights(network, weights)
     network.to(choose_hardware(devices).device)
-    scores = probe_backbone(network, data, spec, size=size, stages=stages, each_stage=each_stage, l2=l2, seed=seed)
+    chosen: dict[str, Any] = {"size": size, "stages": stages, "each_stage": each_stage, "l2": l2, "seed": seed}
+    scores = probe_backbone(network, data, spec, orientation=orientation, **chosen)
     asked = {"weights": str(weights), "backbone": backbone, "data": str(data), "seed": seed, "size": size, "l2": l2}
     result = asked | scores | {"seconds": round(time.perf_counter() - start, 1)}
     if out is not None:
@@ -96,6 +101,7 @@ def probe_backbone(
     data: str | Path,
     spec: PixelSpec = _RGB,
     *,
+    orientation: Literal["stored", "viewed"] | None = None,
     size: int = 256,
     stages: Sequence[int] | None = None,
     each_stage: bool = False,
@@ -121,7 +127,9 @@ def probe_backbone(
     backbone.eval()
     try:
         with torch.autocast(device.type, enabled=False):
-            train, test = open_split(data, "train", spec), open_split(data, "test", spec)
+            train, test = (open_split(data, split, spec, orientation=orientation) for split in ("train", "test"))
+            check_objects(train)
+            check_objects(test)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
                 raise UserError(f"the training masks of {data} are all object or all rest; the probe needs both")
@@ -172,9 +180,9 @@ def _frozen(
     """Each image's features (C, h, w) at stride 8 of the resized image, and its objects (H, W) bool at full size."""
     device = next(backbone.parameters()).device
     for index in range(len(images)):
-        sample = images[index]
-        pixels = torch.from_numpy(sample["image"]).to(device).permute(2, 0, 1).unsqueeze(0).float()
-        truth = torch.from_numpy(sample["masks"].any(axis=0))
+        image = images.sample(index, masks=False)["image"]
+        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0).float()
+        truth = torch.from_numpy(images.foreground(index).copy())
         scale = size / min(truth.shape)
         working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in truth.shape]
         resized = F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)

@@ -1,0 +1,82 @@
+"""Checks of training and test images together: objects, categories, identical images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.annotations.coco import CocoImages
+from densepath.core.digests import digest_of_file
+from densepath.core.errors import UserError, first_few
+from densepath.core.streams import say
+
+
+def check_splits(train: CocoImages, test: CocoImages) -> None:
+    """Check that both splits have objects, match the categories of the test images by name, and print a warning for
+    test images that are also training images.
+
+    Raises:
+        UserError: a split has no objects, or the categories differ.
+    """
+    check_objects(train)
+    match_categories(test, train.category_names, str(train.annotations))
+    check_objects(test)
+    if same := identical_images(train, test):
+        say(
+            f"densepath: warning: {len(same)} of {len(test)} test images are also training images, so scores are too "
+            f"high: {first_few(same)}"
+        )
+
+
+def check_objects(images: CocoImages) -> None:
+    """Check that there are objects.
+
+    Raises:
+        UserError: there are none; it says how many annotations were passed over as crowds.
+    """
+    if images.objects:
+        return
+    if not images.crowds:
+        raise UserError(f"{images.annotations} outlines no object; outline some objects in its images")
+    raise UserError(
+        f"{images.annotations} has no object: all of its {images.crowds} annotations are passed over as crowds; set "
+        "iscrowd to 0 if they are single objects (CVAT exports masks with iscrowd 1)"
+    )
+
+
+def match_categories(images: CocoImages, names: Sequence[str], whose: str) -> None:
+    """Order the categories of images by their names, so that the labels 1, 2, ... mean the same as in training.
+
+    Args:
+        images: the images; their ``category_ids`` are changed.
+        names: the names of the labels in training.
+        whose: where these names come from, for messages.
+
+    Raises:
+        UserError: the images have other categories.
+    """
+    lacking = [name for name in names if name not in images.category_names]
+    unknown = [name for name in images.category_names if name not in names]
+    if lacking or unknown:
+        parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it adds {', '.join(unknown)}"] * bool(unknown)
+        raise UserError(
+            f"{images.annotations} has other categories than {whose}: {' and '.join(parts)}; give both the same names"
+        )
+    images.order_categories(names)
+    absent = images.absent_categories()
+    if absent and images.objects:
+        say(f"densepath: {images.annotations} has no object of {', '.join(absent)}; AP is the mean over the others")
+
+
+def identical_images(train: CocoImages, test: CocoImages) -> list[str]:
+    """The test images whose files equal those of training images, by name: only files of equal size are read."""
+    splits = [[(path.stat().st_size, path) for path in images.paths()] for images in (train, test)]
+    shared = set.intersection(*({size for size, _ in split} for split in splits))
+    first, second = ([(digest_of_file(path), path.name) for size, path in s if size in shared] for s in splits)
+    known = dict(first)
+    return [f"{name} is {known[digest]}" for digest, name in second if digest in known]
+
+
+def describe(images: CocoImages, what: str) -> str:
+    """The numbers of images and objects, and of crowds, which are passed over."""
+    crowds = f" ({images.crowds} crowds passed over)" if images.crowds else ""
+    return f"{images.objects} objects in {len(images)} {what} images{crowds}"
