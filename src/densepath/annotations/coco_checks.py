@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval import mask as rle
 
-from densepath.annotations.outlines import draw
+from densepath.annotations.outlines import are_numbers, draw, is_empty
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import existing
 from densepath.sources.corrupt import CorruptImage
@@ -26,6 +25,7 @@ _NEEDED: dict[str, dict[str, type | None]] = {  # with the types of keys that ar
     "annotations": {"image_id": int, "category_id": int, "bbox": None, "segmentation": None},
     "categories": {"id": int},
 }
+_MOST = 1e30  # within the range of float32
 _KINDS: dict[type | None, str] = {int: "a whole number", str: "text"}
 _LEAST_OVERLAP = 0.7  # IoU of a box and the bounds of its outline; boxes drawn by hand have 0.8 and more
 _LEAST_DISTANCE = 2.0  # pixels between their sides that always pass: conventions differ by 1, small objects are small
@@ -82,8 +82,15 @@ def check_coco(
     refuse((n for n, a in entries if a["image_id"] not in images), "annotations of unlisted images", remedy)
     refuse((n for n, a in entries if a["category_id"] not in categories), "annotations of unknown categories", remedy)
     refuse((n for n, a in entries if a["iscrowd"] not in (0, 1)), "iscrowd neither 0 nor 1", remedy)
-    refuse((n for n, a in entries if not _is_small(a.get("area", 0))), "areas that are not numbers", remedy)
-    refuse((n for n, a in entries if not _has_area(a["bbox"], images[a["image_id"]])), "boxes without area", remedy)
+    refuse((n for n, a in entries if not are_numbers([a.get("area", 0)], _MOST)), "areas that are not numbers", remedy)
+    wrong = (n for n, a in entries if not are_numbers(a["bbox"], _MOST) or len(a["bbox"]) != 4)
+    refuse(wrong, "boxes that are not x y width height", remedy)
+    boxes = np.array([a["bbox"] for _, a in entries], np.float64).reshape(-1, 4)
+    sizes = [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for _, a in entries]
+    limits = np.tile(np.array(sizes, np.float64).reshape(-1, 2), 2)
+    corners = _corners(boxes.astype(np.float32)).clip(0, limits)  # as in the detector
+    empty = (corners[:, :2] >= corners[:, 2:]).any(axis=1)
+    refuse((n for (n, _), one in zip(entries, empty, strict=True) if one), "boxes without area", remedy)
 
     faults: dict[str, list[str]] = {}
     bounds = np.array([_draw(n, a, images[a["image_id"]], outlines, faults) for n, a in entries], np.float64).reshape(
@@ -91,9 +98,6 @@ def check_coco(
     )
     for what, found in faults.items():
         refuse(found, what, remedy)
-    sizes = [[images[a["image_id"]][key] for key in ("width", "height")] * 2 for _, a in entries]
-    limits = np.array(sizes, np.float64).reshape(-1, 4)
-    boxes = np.array([a["bbox"] for _, a in entries], np.float64).reshape(-1, 4)
     objects = np.array([not a["iscrowd"] for _, a in entries], bool)
     apart = _disagree(_corners(boxes), bounds, limits) & objects
     if _are_corners(boxes[objects], bounds[objects], limits[objects], outlines):
@@ -175,20 +179,6 @@ def _compare(
     return unlike, turned
 
 
-def _has_area(box: Any, image: dict[str, Any]) -> bool:
-    """Whether a box x y width height covers some of its image."""
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_small(n) for n in box):
-        return False
-    # In float32, as in the detector.
-    x, y, width, height = (np.float32(n) for n in box)
-    return bool(max(x, 0) < min(x + width, image["width"]) and max(y, 0) < min(y + height, image["height"]))
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a value is a number within the range of float32."""
-    return isinstance(value, int | float) and abs(value) < 1e30
-
-
 def _draw(
     name: str, annotation: dict[str, Any], image: dict[str, Any], outlines: bool, faults: dict[str, list[str]]
 ) -> list[float]:
@@ -204,7 +194,7 @@ def _draw(
     except ValueError as error:
         faults.setdefault(str(error), []).append(name)
         return corners
-    if not rle.area(annotation["segmentation"]):
+    if is_empty(annotation["segmentation"]):
         faults.setdefault("outlines that cover no pixel", []).append(name)
     return bounds
 

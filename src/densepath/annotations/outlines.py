@@ -12,6 +12,7 @@ from faster_coco_eval import mask as rle
 # Drawing takes 5 points of 20 bytes per pixel of length: 200 MiB at most.
 LONGEST = 2**21  # pixels of an object's outlines together
 _FAR = 10  # larger sides of the image from its corner: a point farther away is an error
+_NEITHER = "outlines that are neither polygons nor run lengths of the image's size"
 _MOST_DIGITS = 7  # of a run in compressed text
 
 Outline = dict[str, Any]  # size [height, width]; counts, the compressed run lengths as text
@@ -33,16 +34,16 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
         ValueError: what is wrong, as a phrase for several outlines.
     """
     if isinstance(segmentation, list):
-        polygons = [_corners(polygon, height, width) for polygon in segmentation]
-        if not polygons:
+        far = _FAR * max(height, width)
+        if not segmentation:
             raise ValueError("no outlines")
-        if sum(map(_length, polygons)) > LONGEST:
-            polygons = [_clip(polygon, height, width) for polygon in polygons]
-        if sum(map(_length, polygons)) > LONGEST:
-            raise ValueError(f"outlines longer than {LONGEST:,} px")
-        points = np.concatenate(polygons)
-        bounds = [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
-        drawn = rle.frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
+        if not all(_is_polygon(polygon, far) for polygon in segmentation):
+            raise ValueError(_NEITHER)
+        bounds = [f(f(polygon[i::2]) for polygon in segmentation) for f in (min, max) for i in (0, 1)]
+        # No side is longer than the bounds: for most outlines this is enough.
+        if sum(map(len, segmentation)) * max(bounds[2] - bounds[0], bounds[3] - bounds[1]) > LONGEST:
+            segmentation = _bounded(segmentation, height, width)
+        drawn = rle.frPyObjects(segmentation, height, width)
         runs = rle.merge(drawn) if len(drawn) > 1 else drawn[0]
     else:
         runs = _checked_runs(segmentation, height, width)
@@ -50,6 +51,11 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
         bounds = [x, y, x + wide, y + high]
     counts = runs["counts"]
     return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}, bounds
+
+
+def is_empty(outline: Outline) -> bool:
+    """Whether an outline covers no pixel: its only run is the background."""
+    return len(outline["counts"]) <= _MOST_DIGITS and not rle.area(outline)
 
 
 def union(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -86,20 +92,30 @@ def decode_runs(texts: Sequence[bytes]) -> tuple[Integers, Integers]:
     return runs, ranks
 
 
-def _corners(polygon: Any, height: int, width: int) -> Floats:
-    """A polygon of COCO, x y x y ..., as (N, 2)."""
-    wrong = ValueError("outlines that are neither polygons nor run lengths of the image's size")
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise wrong
-    if not all(isinstance(number, int | float) for number in polygon):
-        raise wrong
-    try:
-        corners = np.array(polygon, np.float64).reshape(-1, 2)
-    except OverflowError:
-        raise wrong from None
-    if not (np.abs(corners) <= _FAR * max(height, width)).all():  # in this form for NaN
-        raise wrong
-    return corners
+def are_numbers(values: Any, most: float) -> bool:
+    """Whether something is a list of numbers, none larger than ``most`` or smaller than ``-most``."""
+    if not isinstance(values, list) or not values or not set(map(type, values)) <= {int, float, bool}:
+        return False
+    return -most <= min(values) and max(values) <= most and sum(values) == sum(values)  # NaN differs from itself
+
+
+def _is_polygon(polygon: Any, far: float) -> bool:
+    """Whether something is a polygon of COCO, x y x y ..., with no corner beyond ``far``."""
+    return are_numbers(polygon, far) and len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def _bounded(segmentation: list[list[float]], height: int, width: int) -> list[list[float]]:
+    """Polygons, clipped to their image if they are too long.
+
+    Raises:
+        ValueError: they are too long even so.
+    """
+    polygons = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+    if sum(map(_length, polygons)) > LONGEST:
+        polygons = [_clip(polygon, height, width) for polygon in polygons]
+        if sum(map(_length, polygons)) > LONGEST:
+            raise ValueError(f"outlines longer than {LONGEST:,} px")
+    return [polygon.ravel().tolist() for polygon in polygons]
 
 
 def _length(polygon: Floats) -> float:
@@ -122,7 +138,7 @@ def _clip(polygon: Floats, height: int, width: int) -> Floats:
 
 def _checked_runs(segmentation: Any, height: int, width: int) -> Any:
     """Run lengths of an image's size, as numbers or as compressed text, in a form that the library takes."""
-    wrong = ValueError("outlines that are neither polygons nor run lengths of the image's size")
+    wrong = ValueError(_NEITHER)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         raise wrong
     counts = segmentation.get("counts")
@@ -137,7 +153,7 @@ def _checked_runs(segmentation: Any, height: int, width: int) -> Any:
 def _run_lengths(counts: Any) -> Integers | None:
     """The lengths of the runs, from COCO's list or from its compressed text; None if it is neither."""
     if isinstance(counts, list):
-        whole = all(isinstance(n, int | float) and abs(n) < 2**40 and n == int(n) for n in counts)
+        whole = are_numbers(counts, 2**40) and all(n == int(n) for n in counts)
         return np.array(counts, np.int64) if whole else None
     if not isinstance(counts, str) or not counts.isascii():
         return None
