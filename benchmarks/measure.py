@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -205,6 +206,12 @@ def report(title: str, rows: list[dict[str, Any]], out: str | None = None) -> No
     Console(width=max(100, Console().width)).print(table)
     if out:
         write_json(out, {title: rows})
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row, printed on stderr as soon as it is measured: a benchmark that is cut off has said something."""
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
 
 
 def write_json(path: str, tables: Mapping[str, Any]) -> None:

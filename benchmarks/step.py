@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from benchmarks.bare import bare_step, encode_all
-from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report
+from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report, shown
 from benchmarks.peers import PEERS, loader
 from benchmarks.tiles import batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
@@ -280,11 +280,11 @@ def main() -> None:
     asked = options(__doc__.splitlines()[0]).parse_args()
     kind = choose_hardware(asked.device, asked.precision)
     with packed_store(asked.data, 4 * asked.batch_size, asked.image_size) as store:
-        rows = [isolated(measure_recipe, name, store, asked) for name in asked.method]
+        rows = [shown(isolated(measure_recipe, name, store, asked)) for name in asked.method]
     if asked.peer:
         enough = (asked.repeats + 4) * _calls(kind) * asked.batch_size  # for one epoch, so that none starts in between
         with jpeg_folder(asked.data, enough, asked.image_size) as folder:
-            rows += [isolated(measure_peer, name, folder, asked) for name in asked.peer]
+            rows += [shown(isolated(measure_peer, name, folder, asked)) for name in asked.peer]
     title = f"{asked.backbone}, {asked.batch_size} views of {asked.size} px, {kind.kind}, {kind.precision}"
     report(title, rows, asked.json)
 

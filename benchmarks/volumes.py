@@ -1,8 +1,8 @@
-"""What cubes of 64 x 64 x 32 voxels cost, cut out of a volume: as the views do it, and straightforwardly.
+"""The cost of cropping cubes of 64 x 64 x 32 voxels from volumes: in the views, and in a plain implementation.
 
-The straightforward way works on the canvas of the whole batch, sums along its axes in a fixed order, and samples maps
-that turn as finely along every axis as the one that shrinks most asks for. Both give the same crops; where maps turn,
-they smooth differently.
+The plain implementation works on the canvas of the whole batch, sums along its axes in a fixed order, and samples maps
+that rotate as finely along every axis as the one that shrinks most needs. Both give the same crops; rotated ones they
+smooth differently.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LOOKS = {
 
 
 def plain_sample(x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor) -> Tensor:
-    """What ``densepath.core.resampling.sample`` gives, bilinearly, in the straightforward way.
+    """What ``densepath.core.resampling.sample`` gives, bilinearly, in the plain implementation.
 
     Args:
         x: (B, 1, D, H, W) floats.
@@ -71,7 +71,7 @@ def plain_sample(x: Tensor, maps: Tensor, size: Sequence[int], extent: Tensor) -
 
 
 def crop_cases(crop: Crop, count: int) -> dict[str, Callable[[], Any]]:
-    """Cubes cut out of the boxes that a source reads for them, and the plain way on the same boxes."""
+    """Cubes cropped from the boxes that a source reads for them, and the plain implementation on the same boxes."""
     sizes = torch.tensor([[160, 192, 192]] * count)
     maker = ViewMaker({"cube": RandomView(crop)}, SIZE, 0, SPEC)
     plan = maker.draw(torch.arange(count), sizes)

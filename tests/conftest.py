@@ -72,7 +72,7 @@ def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bounded_memory() -> Callable[..., AbstractContextManager[None]]:
-    """A context that fails if what is done in it takes more memory than some MiB; it knows Linux alone.
+    """A context that fails if what is done in it takes more memory than some MiB; it works only on Linux.
 
     Asking for more than ``most`` MiB of addresses raises MemoryError there.
     """
@@ -82,7 +82,7 @@ def bounded_memory() -> Callable[..., AbstractContextManager[None]]:
         if not (_PROC / "clear_refs").exists():
             yield
             return
-        (_PROC / "clear_refs").write_text("5")  # the peak begins anew
+        (_PROC / "clear_refs").write_text("5")  # resets the peak
         before, limits = _status("VmRSS"), resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + most * 2**20, limits[1]))
         try:

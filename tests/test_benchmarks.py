@@ -240,7 +240,7 @@ def test_targets_are_checked_and_failures_named() -> None:
     }
 
 
-def test_cubes_of_volumes_are_those_of_the_plain_way() -> None:
+def test_cubes_of_volumes_are_those_of_the_plain_implementation() -> None:
     cases = volumes.crop_cases(volumes.CROPS["crop"], 2)
     torch.testing.assert_close(cases["ours"](), cases["plain"](), atol=1e-2, rtol=1e-5)  # of values up to 1000
     assert cases["view"]()["cube"].pixels.shape == (2, 1, *volumes.SIZE)

@@ -158,7 +158,7 @@ def test_printed_config_of_a_recipe_is_a_recipe(name: str, tmp_path: Path, capsy
         ("--optimizer.lr 1e-3 --probe_data 7", {"optimizer.lr": 0.001, "probe_data": "7"}),
     ],
 )
-def test_options_take_the_place_of_the_recipes(
+def test_options_override_the_recipes(
     words: str, expected: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for line in (f"--config concl_small {words}", f"{words} --config=concl_small"):

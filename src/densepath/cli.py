@@ -14,7 +14,7 @@ from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
-from densepath.core.streams import occupy, settle, write_line
+from densepath.core.streams import flush_streams, open_streams, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -104,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for errors that the user can fix; 130 when interrupted; 1 for a bug.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    occupy()
+    open_streams()
     try:
         return _checked(argv)
     finally:
-        settle()
+        flush_streams()
 
 
 def _checked(argv: list[str]) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.options import build, is_required
 from densepath.parser import Parser
 from densepath.training.recipes import load_recipe, recipe_names
@@ -64,7 +64,7 @@ class Command:
         """The resolved options, as YAML for ``--config``."""
         values = self.parse([word for word in words if word != _PRINT], complete=False)
         missing = [name for name, value in values.items() if value is None and is_required(self.schema, name)]
-        return yaml.safe_dump(_plain({n: v for n, v in values.items() if n not in missing}), sort_keys=False)
+        return yaml.safe_dump(plain({n: v for n, v in values.items() if n not in missing}), sort_keys=False)
 
     def parse(self, words: Sequence[str], complete: bool = True) -> dict[str, Any]:
         """The arguments of the call; dataclasses are still dictionaries of their fields.
@@ -127,12 +127,3 @@ def _take(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
         elif word.startswith(f"{name}="):
             value, rest = value or word.partition("=")[2], rest[:position] + rest[position + 1 :]
     return value, rest
-
-
-def _plain(value: Any) -> Any:
-    """A value in the types of YAML."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value

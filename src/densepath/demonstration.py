@@ -77,7 +77,7 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
     try:
         _run(out, console, seed, scale, started)
     except Interrupted:
-        console.print("The demo cannot be resumed: start it again, it replaces this folder.")
+        console.print("The demo cannot be resumed. Start it again: it replaces this folder.")
         raise
 
 

@@ -58,6 +58,24 @@ def test_views_are_outlined_at_their_position(tmp_path: Path) -> None:
     assert (bottom - top) / panel == pytest.approx(0.25, abs=0.05)
 
 
+def test_numbers_mark_the_same_points_in_all_views_that_show_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key shows the right half of the query, mirrored: points 2 and 3 of four."""
+    images = ImageBatch(torch.zeros(1, 80, 80, 3, dtype=torch.uint8), torch.tensor([[80, 80]]), torch.tensor([0]))
+    mirrored = torch.tensor([[[-0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]])
+    whole = from_box(-torch.ones(1, 2), torch.ones(1, 2))
+    views = {"query": View(torch.zeros(1, 3, 32, 32), whole), "key": View(torch.zeros(1, 3, 32, 64), mirrored)}
+    figures = []
+    monkeypatch.setattr("densepath.analysis.pictures.save", lambda figure, path: figures.append(figure))
+    draw_views(images, Batch(views, images.index, 0, 0, 0.0, 0.0), tmp_path / "views.png")
+    _, query, key = figures[0].axes
+    assert {text.get_text(): text.get_position() for text in query.texts} == {
+        **{"1": (8, 8), "2": (24, 8), "3": (24, 24), "4": (8, 24)}
+    }
+    assert {text.get_text(): text.get_position() for text in key.texts} == {"2": (32, 8), "3": (32, 24)}
+
+
 def test_colors_of_views_are_restored() -> None:
     pixels = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     images = ImageBatch(pixels, torch.tensor([[64, 64]]), torch.tensor([0]))

@@ -132,7 +132,7 @@ def test_polygons_and_plain_run_lengths(edit: Callable[..., CocoImages]) -> None
     np.testing.assert_array_equal(masks[1], plain)
 
 
-def test_crowds_are_no_objects_but_belong_to_the_truth(edit: Callable[..., CocoImages]) -> None:
+def test_crowds_are_not_objects_but_belong_to_the_truth(edit: Callable[..., CocoImages]) -> None:
     images = edit(lambda truth: truth["annotations"][1].update(iscrowd=1))
     assert len(images[0]["masks"]) == 2
     np.testing.assert_array_equal(images.label_map(0) > 0, np.isin(blobs(0), [2, 300]))
@@ -253,7 +253,7 @@ def test_an_unreadable_image_is_refused(dataset: Path) -> None:
         open_split(dataset, "train")
 
 
-def test_a_json_that_is_none(dataset: Path) -> None:
+def test_a_file_that_is_not_json(dataset: Path) -> None:
     path = dataset / "annotations" / "train.json"
     for content, message in [("{", "is not JSON"), ("[]", "not a COCO instances JSON")]:
         path.write_text(content)
@@ -263,7 +263,7 @@ def test_a_json_that_is_none(dataset: Path) -> None:
         CocoImages(dataset / "train", dataset / "nowhere.json")
 
 
-def test_another_layout_is_told_what_is_expected(tmp_path: Path) -> None:
+def test_an_error_about_another_layout_names_the_expected_one(tmp_path: Path) -> None:
     expected = re.escape("it needs test/ with the images and annotations/test.json")
     with pytest.raises(UserError, match=expected):
         open_split(tmp_path, "test")

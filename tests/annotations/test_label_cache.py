@@ -91,7 +91,7 @@ def test_maps_of_a_store_are_those_of_its_images(tmp_path, tiles, labeller):
     assert labeller.asked() == list("012345")
 
 
-def test_what_has_changed_is_made_anew(tmp_path, tiles, labeller, monkeypatch):
+def test_what_has_changed_is_made_again(tmp_path, tiles, labeller, monkeypatch):
     def made() -> bool:
         label_images(open_images(tiles, cache="none"), labeller, tmp_path / "cache")
         return bool(labeller.asked())
@@ -201,8 +201,8 @@ def test_a_killed_computation_leaves_nothing_that_is_taken_for_whole(tmp_path, t
     assert files(tmp_path / "cache") == ["labels.npy"]
 
 
-@pytest.mark.parametrize("way", ["killed", "interrupted"])
-def test_what_was_cut_off_continues_after_its_last_whole_shard(tmp_path, tiles, labeller, monkeypatch, way):
+@pytest.mark.parametrize("stop", ["killed", "interrupted"])
+def test_what_was_cut_off_continues_after_its_last_whole_shard(tmp_path, tiles, labeller, monkeypatch, stop):
     """Shards of two maps: two are whole, of which the second is damaged afterwards."""
     images, label = open_images(tiles), Brightness.label
     expected = label_images(images, labeller, tmp_path / "whole").maps
@@ -211,14 +211,14 @@ def test_what_was_cut_off_continues_after_its_last_whole_shard(tmp_path, tiles, 
 
     def dying(self, image, name):
         if name.endswith("5.png"):
-            if way == "interrupted":
+            if stop == "interrupted":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGKILL)
         return label(self, image, name)
 
     with monkeypatch.context() as patch:
         patch.setattr(Brightness, "label", dying)
-        if way == "interrupted":
+        if stop == "interrupted":
             with pytest.raises(KeyboardInterrupt):
                 label_images(images, labeller, tmp_path / "cache")
         else:

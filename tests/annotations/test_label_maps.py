@@ -11,7 +11,7 @@ from densepath.sources.open import open_images
 
 
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (224, 224), (50, 333), (7, 7), (1000, 1024)])
-def test_a_map_holds_the_labels_at_the_centers_of_its_cells(size):
+def test_a_map_holds_the_labels_at_the_centers_of_its_positions(size):
     labels = np.random.default_rng(0).integers(0, 10**6, size)
     small = shrink(labels)
     expected = np.empty((SIDE, SIDE), np.int64)

@@ -53,10 +53,10 @@ def results(table):
 def test_markdown_holds_the_numbers(results):
     text = to_markdown(results, ["a note"], "curves.png")
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == HEAD
-    assert set("".join(cells[1])) <= set("-:")
-    assert cells[2:] == BODY
+    entries = [[entry.strip() for entry in line.strip("|").split("|")] for line in lines]
+    assert entries[0] == HEAD
+    assert set("".join(entries[1])) <= set("-:")
+    assert entries[2:] == BODY
     assert "# A table" in text and "## Tissue" in text and "- a note" in text and "](curves.png)" in text
     assert "7 of 9 runs are done" in text and "share one pre-training" in text
 

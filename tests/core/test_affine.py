@@ -257,7 +257,7 @@ def test_places_are_as_exact_in_a_large_map_of_narrow_numbers(maps):
 
 
 @pytest.mark.parametrize("d", [2, 3])
-def test_nearest_samples_are_the_cells_under_the_centers(d):
+def test_nearest_samples_are_the_positions_under_the_centers(d):
     size = (4, 3, 5)[:d]
     maps, x = random_maps(3, d), torch.rand(3, 2, *size)
     out = sample_nearest(x, maps, (6,) * d)

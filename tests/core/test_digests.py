@@ -3,7 +3,7 @@
 import torch
 
 from densepath.core import digests
-from densepath.core.digests import digest_of, digest_of_file, digest_of_files, digest_of_tensors, kept
+from densepath.core.digests import cached_text, digest_of, digest_of_file, digest_of_files, digest_of_tensors
 
 
 def test_a_digest_separates_its_parts():
@@ -28,11 +28,11 @@ def test_a_text_is_kept_until_a_file_changes(tmp_path):
         return made[-1], True
 
     file.write_text("one")
-    assert kept("digest", [file], tmp_path, read) == kept("digest", [file], tmp_path, read) == made[0]
+    assert cached_text("digest", [file], tmp_path, read) == cached_text("digest", [file], tmp_path, read) == made[0]
     assert len(made) == 1
-    assert kept("another kind", [file], tmp_path, read) == made[0] and len(made) == 2
+    assert cached_text("another kind", [file], tmp_path, read) == made[0] and len(made) == 2
     file.write_text("two, longer")
-    assert kept("digest", [file], tmp_path, read) == made[-1] != made[0] and len(made) == 3
+    assert cached_text("digest", [file], tmp_path, read) == made[-1] != made[0] and len(made) == 3
 
 
 def test_the_digest_of_many_files_takes_little_memory(tmp_path, bounded_memory):

@@ -44,7 +44,7 @@ def loop_main_labels(labels: np.ndarray, view: np.ndarray, size: tuple[int, int]
 
 
 @pytest.mark.parametrize("most", [60, 30000])
-def test_each_cell_takes_the_label_with_the_largest_area(most):
+def test_each_position_takes_the_label_with_the_largest_area(most):
     """By the table of a few labels, and by the sorting of many."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, most, (6, 12, 15)).repeat(2, axis=1)
@@ -101,7 +101,7 @@ def test_equal_shares_go_to_the_smallest_label(few, monkeypatch):
 
 
 @pytest.mark.parametrize("few", [0, 1024])
-def test_outside_and_unlabelled_cells_have_no_label(few, monkeypatch):
+def test_outside_and_unlabelled_positions_have_no_label(few, monkeypatch):
     monkeypatch.setattr(core_labels, "_FEW", few)
     labels = torch.full((1, 4, 4), 3)
     labels[:, 2:] = -1

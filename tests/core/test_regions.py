@@ -25,7 +25,7 @@ def test_one_region_is_global_average_pooling():
     torch.testing.assert_close(pooled[:, 0], features.mean((2, 3)))
 
 
-def test_soft_regions_weigh_cells_by_their_shares():
+def test_soft_regions_weight_positions_by_their_shares():
     shares = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     shares[0, 1] = 0
     shares[1, 2] = 1e-7  # what rounding leaves of nothing

@@ -38,7 +38,7 @@ def test_a_reader_that_does_not_read_makes_nobody_wait():
 
 
 def test_what_dead_streams_hold_does_not_change_an_exit_code():
-    code = "import sys; from densepath.core.streams import settle; print('held', end=''); settle(); sys.exit(3)"
+    code = "import sys; from densepath.core import streams; print('held', end=''); streams.flush_streams(); sys.exit(3)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     for redirection in (">/dev/full 2>&1", ">&- 2>&-", "| true"):
         script = f'set -o pipefail; "$0" -c "$1" {redirection}'
@@ -49,7 +49,7 @@ def test_what_dead_streams_hold_does_not_change_an_exit_code():
 
 def test_files_do_not_get_what_is_written_to_streams_that_were_closed(tmp_path):
     code = (
-        "import os; from densepath.core.streams import occupy; occupy();"
+        "import os; from densepath.core.streams import open_streams; open_streams();"
         f"file = open({str(tmp_path / 'file')!r}, 'w'); assert file.fileno() > 2; os.write(2, b'noise')"
     )
     subprocess.run(["bash", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, code], check=True)

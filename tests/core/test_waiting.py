@@ -14,7 +14,7 @@ def never(seconds):
     raise TimeoutError
 
 
-def test_what_comes_in_time_is_given_and_nobody_is_told(monkeypatch):
+def test_what_comes_in_time_is_returned_without_a_report(monkeypatch):
     heard = []
     with listening(lambda what, waited: heard.append(what)):
         assert wait_for(lambda seconds: 7, "a number", "") == 7

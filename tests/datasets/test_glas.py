@@ -143,12 +143,12 @@ def foreign_name(source: Path) -> None:
         (spoil_name, r"images without a label map \*_inst: train_5;"),
         (drop_mask, r"images without a label map \*_inst: train_2, train_10;"),
         (drop_image, "label maps without an image: testB_3;"),
-        (resize_mask, r"different size: train_1.jpg \(25 x 18 px\) and train_1_inst.png \(24 x 18 px\)"),
+        (resize_mask, r"different sizes: train_1.jpg \(25 x 18 px\) and train_1_inst.png \(24 x 18 px\)"),
         (color_mask, "train_1_inst.png is a color image, not a label map"),
         (truncate_mask, r"train_1_inst.png: cannot be decoded"),
         (truncate_image, r"train_1.jpg: "),
         (drop_test, "holds no test image"),
-        (foreign_name, "images of no split: slide_1.jpg"),
+        (foreign_name, "images that belong to no split: slide_1.jpg"),
     ],
 )
 def test_mismatches_are_named_and_leave_no_files(

@@ -313,12 +313,12 @@ def other_split(source: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (drop_map, r"images without a label map \*: test_2; every image needs one"),
+        (drop_map, r"images without a label map \*: test_2; give each image one label map"),
         (drop_image, "label maps without an image: train_9;"),
-        (resize_map, r"different size: train_10.png \(25 x 18 px\) and train_10.png \(24 x 18 px\)"),
+        (resize_map, r"different sizes: train_10.png \(25 x 18 px\) and train_10.png \(24 x 18 px\)"),
         (truncate_map, "train_10.png: cannot be decoded"),
         (color_map, "train_10.png is a color image, not a label map"),
-        (twice, "several images of one name: train_8; keep one of each"),
+        (twice, "several images with one name: train_8; keep one of each"),
         (other_split, "does not hold train/Images with train/Annotation and valid/Images"),
     ],
 )

@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"restoration": "soft"}, "unknown restoration 'soft'; choose argmax or shares"),
         (
             {"concepts": "nuclei", "restoration": "shares"},
-            "an image may have any number of concepts of nuclei; restore them by argmax",
+            "images have different numbers of concepts with nuclei; use restoration argmax",
         ),
     ],
 )

@@ -34,14 +34,14 @@ def tiny(**options):
     return ConvMIM(build_backbone("test_resnet"), **{"width": 16, "heads": 2, "patch": 16, **options})
 
 
-def taps(scale, shift, size, cells):
-    """For each of ``size`` output cells of an axis, the weights of the input's cells; nothing where it lies outside."""
-    rows = np.zeros((size, cells))
+def taps(scale, shift, size, positions):
+    """Of each of ``size`` output positions of an axis, the weights of the input's positions; zeros outside of it."""
+    rows = np.zeros((size, positions))
     for i in range(size):
         place = scale * ((2 * i + 1) / size - 1) + shift
         if abs(place) <= 1:
-            wide = max(1, abs(scale) * cells / size)
-            row = [1 - abs((2 * j + 1) / cells - 1 - place) * cells / 2 / wide for j in range(cells)]
+            wide = max(1, abs(scale) * positions / size)
+            row = [1 - abs((2 * j + 1) / positions - 1 - place) * positions / 2 / wide for j in range(positions)]
             rows[i] = np.clip(row, 0, None) / np.clip(row, 0, None).sum()
     return rows
 
@@ -97,9 +97,9 @@ def by_the_book(method, batch):
             visible[image, place // along, place % along] = True
 
     def insert(x, value):
-        x, cell = x.clone(), size // x.shape[-1]
+        x, stride = x.clone(), size // x.shape[-1]
         for image, row, column in np.ndindex(len(x), *x.shape[2:]):
-            if not visible[image, row * cell // patch, column * cell // patch]:
+            if not visible[image, row * stride // patch, column * stride // patch]:
                 x[image, :, row, column] = value
         return x
 
@@ -118,9 +118,9 @@ def by_the_book(method, batch):
         axes = [(of_target[i, i] / of_query[i, i], (of_target[i, 2] - of_query[i, 2]) / of_query[i, i]) for i in (0, 1)]
         tokens = np.zeros((along**2, method.decoder.width))
         for z, convolution in zip(maps, method.decoder.unify, strict=True):
-            cells = z.shape[-1]
-            n = max(1, cells // along)
-            across, down = (taps(*axis, along * n, cells) for axis in axes)
+            positions = z.shape[-1]
+            n = max(1, positions // along)
+            across, down = (taps(*axis, along * n, positions) for axis in axes)
             aligned = np.einsum("ij,cjk,lk->cil", down, z[image], across)
             for row, column in np.ndindex(along, along):
                 part = aligned[:, row * n : (row + 1) * n, column * n : (column + 1) * n]
@@ -149,15 +149,15 @@ def test_the_loss_is_that_of_a_plain_loop(batch, patch):
 
 
 @pytest.mark.parametrize("change", [{}, {"rotation": 40.0}, {"quarter_turns": True, "vertical_flip": 0.5}])
-def test_the_query_carried_to_the_target_is_the_target(images, change):
+def test_the_query_warped_to_the_target_is_the_target(images, change):
     """Where both lie, if colors stay as they are: of crops, flips, turns."""
     views = ConvMIM.views(replace(PLAIN, scale=(0.4, 1.0), **change))
     batch = ViewMaker(views, 96, seed=1)(images)
-    way = between(batch["query"].map, batch["target"].map)
-    carried = sample(batch["query"].pixels, way, (96, 96))
-    valid = inside(way, (96, 96)).unsqueeze(1)
+    target_to_query = between(batch["query"].map, batch["target"].map)
+    warped = sample(batch["query"].pixels, target_to_query, (96, 96))
+    valid = inside(target_to_query, (96, 96)).unsqueeze(1)
     assert 0.2 < valid.float().mean() < 1
-    errors = ((carried - batch["target"].pixels).abs() * valid).flatten(1).sum(1) / (3 * valid.flatten(1).sum(1))
+    errors = ((warped - batch["target"].pixels).abs() * valid).flatten(1).sum(1) / (3 * valid.flatten(1).sum(1))
     assert errors.max() < 0.06  # of deviations of 1; where they don't lie alike:
     assert (batch["query"].pixels - batch["target"].pixels).abs().mean() > 0.3
 

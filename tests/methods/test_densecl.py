@@ -112,7 +112,7 @@ def test_features_find_their_own_copy_wherever_it_was_moved_and_however_it_was_s
     assert torch.equal(most_similar(features.view(5, 8, 3, 3), moved.view(5, 8, 3, 3)), places.argsort(1))
 
 
-def test_views_without_a_common_cell_give_no_dense_loss(make, batch):
+def test_views_without_a_common_position_give_no_dense_loss(make, batch):
     apart = {
         "query": replace(batch["query"], map=from_box(-torch.ones(4, 2), torch.zeros(4, 2))),
         "key": replace(batch["key"], map=from_box(torch.zeros(4, 2), torch.ones(4, 2))),

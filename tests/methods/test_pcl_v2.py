@@ -153,7 +153,7 @@ def test_the_warm_up_is_moco_and_clusters_are_asked_for_once_an_epoch(make, batc
     assert set(method(batch).terms) == {"instance_loss", "prototype_loss"}
 
 
-def test_describe_is_the_momentum_encoder(clustered, batch):
+def test_extracted_features_are_those_of_the_momentum_encoder(clustered, batch):
     method = clustered()
     with torch.no_grad():
         for parameter in method.key_head.parameters():

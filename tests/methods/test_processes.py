@@ -51,7 +51,7 @@ def test_two_processes_are_one(seen, case, method):
 
 
 @pytest.mark.parametrize("method", ["MoCoV2", "ConCL"])
-def test_each_way_of_batch_norm_is_another(seen, method):
+def test_each_batch_norm_mode_gives_other_statistics(seen, method):
     first = [seen(case, method)[0]["losses"][0]["instance_loss"].item() for case in CASES]
     assert len(set(first)) == len(CASES)
 

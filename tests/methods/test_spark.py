@@ -40,9 +40,9 @@ def test_the_loss_is_the_error_of_only_masked_patches(method, batch):
         for row, column in [(0, 0), (0, 1), (1, 0), (1, 1)]:
             if visible.patches[image, row, column]:
                 continue
-            cell = (slice(None), slice(32 * row, 32 * row + 32), slice(32 * column, 32 * column + 32))
-            target = (pixels[cell] - pixels[cell].mean()) / (pixels[cell].var() + 1e-6).sqrt()
-            errors.append(((prediction[image][cell] - target) ** 2).mean().item())
+            patch = (slice(None), slice(32 * row, 32 * row + 32), slice(32 * column, 32 * column + 32))
+            target = (pixels[patch] - pixels[patch].mean()) / (pixels[patch].var() + 1e-6).sqrt()
+            errors.append(((prediction[image][patch] - target) ** 2).mean().item())
     assert len(errors) == 8
     assert losses.total.item() == pytest.approx(sum(errors) / 8, rel=1e-5)
     assert losses.terms["reconstruction_loss"] == losses.total
@@ -90,11 +90,11 @@ def test_masked_pixels_are_not_seen(method, batch):
 
 def test_masks_belong_to_image_and_epoch(make, images):
     method, batch = make(SparK, "test_resnet", **SMALL), ViewMaker(SparK.views(), 96, seed=0)(images)
-    cells = method.visible(batch).patches
-    assert (cells.flatten(1).sum(1) == 4).all()  # of nine: 3.6
-    assert torch.equal(method.visible(replace(batch, index=batch.index.flip(0))).patches, cells.flip(0))
-    assert torch.equal(method.visible(replace(batch, step=7)).patches, cells)
-    assert not torch.equal(method.visible(replace(batch, epoch=1.0)).patches, cells)
+    patches = method.visible(batch).patches
+    assert (patches.flatten(1).sum(1) == 4).all()  # of nine: 3.6
+    assert torch.equal(method.visible(replace(batch, index=batch.index.flip(0))).patches, patches.flip(0))
+    assert torch.equal(method.visible(replace(batch, step=7)).patches, patches)
+    assert not torch.equal(method.visible(replace(batch, epoch=1.0)).patches, patches)
 
 
 def test_everything_gets_a_gradient_and_mask_tokens_no_decay(method, batch):

@@ -186,7 +186,7 @@ def test_the_views_are_those_of_the_released_code():
 def test_wrong_hyper_parameters_are_named(make):
     with pytest.raises(UserError, match="vq_kd needs a vision transformer"):
         make(VQKD, "resnet18")
-    with pytest.raises(UserError, match="the commitment must not be negative"):
+    with pytest.raises(UserError, match="the commitment must be at least 0"):
         make(VQKD, "test_vit", commitment=-1.0)
     with pytest.raises(UserError, match=r"restart_below is a share of the mean usage, .*, not 1\.0"):
         make(VQKD, "test_vit", restart_below=1.0)

@@ -87,7 +87,7 @@ def _layers_run(backbone: TimmBackbone, last: int) -> set[str]:
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 4])
-def test_nothing_behind_the_last_stage_is_computed(last: int) -> None:
+def test_nothing_after_the_last_stage_is_computed(last: int) -> None:
     backbone = build_backbone()
     everything, early = _layers_run(backbone, 5), _layers_run(backbone, last)
     later = tuple(f"layer{stage}" for stage in range(last, 5))  # layer1 is f2
@@ -108,7 +108,7 @@ def test_other_networks_and_wrappers_of_timm_stop_early_too(name: str, wrapper: 
     assert not any(layer.startswith(deepest) for layer in _layers_run(backbone, 4))
 
 
-def test_early_stop_leaves_batch_statistics_behind_it_alone() -> None:
+def test_early_stop_does_not_change_later_batch_statistics() -> None:
     backbone = build_backbone()
     backbone(_images(), last=4)
     counts = {key: int(v) for key, v in backbone.state_dict().items() if key.endswith("num_batches_tracked")}
@@ -116,7 +116,7 @@ def test_early_stop_leaves_batch_statistics_behind_it_alone() -> None:
     assert counts["net.layer4.1.bn2.num_batches_tracked"] == 0
 
 
-def test_resnet_is_initialised_as_in_the_paper() -> None:
+def test_resnet_is_initialized_as_in_the_paper() -> None:
     backbone = build_backbone("resnet18")
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -176,7 +176,7 @@ def test_an_unknown_name_gets_suggestions() -> None:
         build_backbone("hf-hub:somebody/something")
 
 
-def test_a_name_of_weights_is_told_from_a_name_of_a_network() -> None:
+def test_a_name_of_weights_is_distinguished_from_a_name_of_a_network() -> None:
     with pytest.raises(UserError, match=r"use the backbone 'resnet18' and give 'resnet18.a1_in1k' as the weights"):
         build_backbone("resnet18.a1_in1k")
 

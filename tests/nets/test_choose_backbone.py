@@ -29,7 +29,7 @@ def test_a_network_of_timm_is_the_backbone_of_its_name(name):
 def test_a_backbone_stays_itself_and_must_take_the_images():
     backbone = build_backbone("test_resnet")
     assert choose_backbone(backbone) is backbone
-    with pytest.raises(UserError, match="test_resnet takes images of 3 channels, and these have 1"):
+    with pytest.raises(UserError, match="test_resnet takes images of 3 channels, but these have 1"):
         choose_backbone(backbone, 1)
 
 
@@ -77,10 +77,10 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_model_of_the_hub_names_an_architecture_and_weights(hub):
     state = timm.create_model("test_resnet", num_classes=7).state_dict()
-    hub("me/cells", {"architecture": "test_resnet", "num_classes": 7, "model_args": {"num_classes": 7}}, state)
-    backbone = choose_backbone("hf-hub:me/cells")
+    hub("me/model", {"architecture": "test_resnet", "num_classes": 7, "model_args": {"num_classes": 7}}, state)
+    backbone = choose_backbone("hf-hub:me/model")
     assert backbone.name == "test_resnet"
-    assert "from hf-hub:me/cells" in load_weights(backbone, "hf-hub:me/cells")
+    assert "from hf-hub:me/model" in load_weights(backbone, "hf-hub:me/model")
     loaded = backbone.net.state_dict()
     shared = loaded.keys() & state.keys()
     assert len(shared) > 10 and all(torch.equal(loaded[name], state[name]) for name in shared)

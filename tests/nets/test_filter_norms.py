@@ -61,7 +61,7 @@ def test_filters_whose_output_is_a_feature_stay() -> None:
         torch.testing.assert_close(feature, expected[stage], rtol=1e-2, atol=1e-2)
 
 
-def test_long_filters_turn_less_in_a_step() -> None:
+def test_filters_with_large_norms_turn_less_in_a_step() -> None:
     # The reason for all this: with five times the norm the same step turns filters 25 times less.
     turned = []
     for factor in (1, 5):

@@ -55,7 +55,7 @@ def test_a_state_is_loaded_beside_the_same_network_or_none(network):
     with torch.no_grad():
         other = copy.deepcopy(network)
         other[0].weight[0, 0] += 1e-6
-    with pytest.raises(RuntimeError, match="the teacher is not the one that it was trained with"):
+    with pytest.raises(RuntimeError, match="the teacher differs from that of its training"):
         Learner(other).load_state_dict(state)
     with pytest.raises(ValueError, match="there is no teacher yet"):
         Learner().teacher(torch.zeros(1, 3))

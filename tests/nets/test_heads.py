@@ -14,7 +14,7 @@ def test_head_is_two_linear_layers_with_a_relu_between() -> None:
     torch.testing.assert_close(head(x), hidden @ head.fc2.weight.T + head.fc2.bias)
 
 
-def test_head_is_initialised_kaiming_normal_over_the_fan_in_with_zero_bias() -> None:
+def test_head_is_initialized_kaiming_normal_over_the_fan_in_with_zero_bias() -> None:
     head = MLPHead(512, 1024, 128)
     for layer, fan_in in ((head.fc1, 512), (head.fc2, 1024)):
         assert abs(layer.weight.std().item() / (2 / fan_in) ** 0.5 - 1) < 0.02
@@ -23,7 +23,7 @@ def test_head_is_initialised_kaiming_normal_over_the_fan_in_with_zero_bias() -> 
         assert not layer.bias.any()
 
 
-def test_a_dense_head_projects_every_cell_alike_and_keeps_the_initialisation_of_torch() -> None:
+def test_a_dense_head_projects_every_position_alike_and_keeps_the_initialization_of_torch() -> None:
     head = DenseHead(8, 16, 4)
     x = torch.randn(2, 8, 3, 3)
     first, second = (layer.weight.flatten(1) for layer in (head.conv1, head.conv2))

@@ -35,7 +35,7 @@ PLACES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_cannot_be_fetched_is_told_once(
+def test_what_cannot_be_fetched_is_reported_once(
     place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if place == "Segment Anything" and not _TRANSFORMERS:

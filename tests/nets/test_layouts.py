@@ -70,7 +70,7 @@ def test_detectron2_there_and_back_is_the_identity(name: str, prefix: str) -> No
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "model.net."])
-def test_a_sequence_of_a_resnets_children_is_told_by_their_numbers(prefix: str) -> None:
+def test_a_sequence_of_a_resnets_children_is_recognized_by_their_numbers(prefix: str) -> None:
     network = torchvision.models.resnet50(num_classes=3)
     state = nn.Sequential(*list(network.children())[:-1]).state_dict(prefix=prefix)
     match = match_names(state | {f"{prefix}8.weight": torch.zeros(1)}, timm_state("resnet50"))
@@ -79,7 +79,7 @@ def test_a_sequence_of_a_resnets_children_is_told_by_their_numbers(prefix: str) 
     assert (match.prefix, match.others) == (prefix, ["8.weight"])
 
 
-def test_frozen_norms_of_scale_and_bias_alone_get_statistics_that_change_nothing() -> None:
+def test_frozen_norms_with_only_scale_and_bias_get_statistics_that_change_nothing() -> None:
     state = {key: value for key, value in to_detectron2(timm_state("resnet18")).items() if "running" not in key}
     names = timm_state("resnet18")
     found = match_names(state, names).found

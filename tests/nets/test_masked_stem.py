@@ -43,7 +43,7 @@ def test_the_token_stands_where_the_image_is_hidden_and_nowhere_else(name, end, 
     ]
 
 
-def test_stages_behind_the_stem_are_those_of_the_backbone():
+def test_stages_after_the_stem_are_those_of_the_backbone():
     """With everything visible the maps are the plain ones."""
     backbone = build_backbone("test_resnet").eval()
     pixels = torch.randn(2, 3, 64, 64)
@@ -51,7 +51,7 @@ def test_stages_behind_the_stem_are_those_of_the_backbone():
     assert all(torch.equal(one, other) for one, other in zip(maps, backbone(pixels).values(), strict=True))
 
 
-def test_the_mode_of_the_backbone_is_left_alone():
+def test_the_mode_of_the_backbone_is_not_changed():
     backbone = build_backbone("test_resnet")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     MaskedStem(backbone)
@@ -59,7 +59,7 @@ def test_the_mode_of_the_backbone_is_left_alone():
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_visible_parts_tell_of_themselves_where_nothing_is_visible():
+def test_visible_patches_reach_masked_positions():
     """Dense convolutions: a change in a visible patch reaches the masked positions of later maps."""
     backbone = build_backbone("test_resnet").eval()
     masked = MaskedStem(backbone)
@@ -71,7 +71,7 @@ def test_visible_parts_tell_of_themselves_where_nothing_is_visible():
         assert bool((one[:1][hidden] != two[:1][hidden]).any()) == (depth > 0)
 
 
-def test_a_sparse_encoder_is_told_nothing_across_what_is_hidden_and_has_a_token_in_each_map():
+def test_a_sparse_encoder_passes_nothing_across_masked_patches_and_has_a_token_in_each_map():
     backbone = build_backbone("test_resnet").eval()
     masked = MaskedStages(backbone)
     pixels = torch.randn(2, 3, 64, 64)

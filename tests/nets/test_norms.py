@@ -67,7 +67,7 @@ def test_running_statistics_follow_the_mean_of_the_groups(momentum):
     assert norm.num_batches_tracked == 2
 
 
-def test_a_batch_that_groups_do_not_divide_is_refused_in_training_alone():
+def test_a_batch_that_groups_do_not_divide_is_refused_only_in_training():
     norm, x = grouped(layer(), 4), torch.randn(6, 5, 4, 4).double()
     with pytest.raises(UserError, match="6 images cannot be divided into batch-norm groups of 4"):
         norm(x)

@@ -108,15 +108,15 @@ def test_its_batch_norms_may_be_over_groups():
 
 
 @pytest.mark.parametrize("name", ["resnet50_3d", "resnet10_3d_w0", "resnet18_3d_s322", "convnext_3d", "resnet10_3d_w"])
-def test_unknown_names_are_answered_with_those_that_there_are(name):
+def test_the_error_about_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(UserError, match=f"unknown backbone '{name}'; for volumes there are resnet10_3d, resnet18_3d"):
         build_backbone(name)
 
 
 def test_images_and_volumes_are_not_mistaken_for_each_other():
-    with pytest.raises(UserError, match="resnet10_3d_w4 takes images of 3 dimensions, and these have 2"):
+    with pytest.raises(UserError, match="resnet10_3d_w4 takes images of 3 dimensions, but these have 2"):
         build_backbone(SMALL)(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(UserError, match="test_resnet takes images of 2 dimensions, and these have 3"):
+    with pytest.raises(UserError, match="test_resnet takes images of 2 dimensions, but these have 3"):
         build_backbone("test_resnet").check_size(32, 32, 16)
     with pytest.raises(UserError, match="has no stage f0; choose one of f1, f2"):
         build_backbone(SMALL)(torch.zeros(1, 3, 16, 16, 16), last=0)

@@ -61,7 +61,7 @@ def masked_everywhere(backbone: Backbone, pixels: Tensor, patches: Tensor) -> di
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18d", "test_convnext"])
-def test_maps_and_gradients_are_those_of_a_mask_behind_every_layer(name: str) -> None:
+def test_maps_and_gradients_are_those_of_a_mask_after_every_layer(name: str) -> None:
     ours, theirs = moved(name), build_backbone(name).double()
     theirs.load_state_dict(ours.state_dict())
     visible, pixels = some_visible(), torch.randn(2, 3, 64, 64).double()
@@ -91,7 +91,7 @@ def test_with_everything_visible_it_is_the_dense_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_pixels_of_hidden_cells_change_not_a_bit(name: str, memory_format: torch.memory_format) -> None:
+def test_pixels_of_masked_positions_change_no_bit(name: str, memory_format: torch.memory_format) -> None:
     backbone, visible = build_backbone(name).to(memory_format=memory_format), some_visible()
     pixels = torch.randn(2, 3, 64, 64).to(memory_format=memory_format)
     other = torch.where(visible.mask(64), pixels, 100 * torch.randn_like(pixels))
@@ -126,7 +126,7 @@ def test_visible_positions_are_gathered_and_put_back() -> None:
     assert torch.autograd.gradcheck(lambda x: visible.scatter(visible.gather(x).square()), x)
 
 
-def test_the_network_is_as_it_was_behind_a_pass() -> None:
+def test_the_network_is_as_it_was_after_a_pass() -> None:
     backbone = build_backbone("test_resnet")
     keys, pixels = list(backbone.state_dict()), torch.randn(2, 3, 64, 64)
     before = backbone.eval()(pixels)

@@ -157,7 +157,7 @@ def test_a_patch_of_the_teacher_lies_where_the_students_does(tmp_path):
         assert (distance.argmax(1) == 4 * row + column).all()
 
 
-def test_what_is_no_teacher_is_named(tmp_path):
+def test_what_is_not_a_teacher_is_named(tmp_path):
     def refused(message, name, weights=""):
         with pytest.raises(UserError, match=message) as caught:
             build_teacher(str(name), str(weights))
@@ -184,7 +184,7 @@ def test_what_is_no_teacher_is_named(tmp_path):
     refused("there are no weights to read at", "test_vit", tmp_path / "nowhere.pth")
 
 
-def test_what_is_no_model_of_transformers_is_named(tmp_path, monkeypatch):
+def test_what_is_not_a_model_of_transformers_is_named(tmp_path, monkeypatch):
     def refused(message, folder):
         with pytest.raises(UserError, match=message) as caught:
             build_teacher(str(folder))

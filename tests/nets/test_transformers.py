@@ -39,7 +39,7 @@ def _tokens(network: Any, pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_vit", "test_vit3", "vit_small_patch16_dinov3"])
 @torch.no_grad()
-def test_the_only_map_is_that_of_timms_patch_tokens_behind_the_norm(name: str) -> None:
+def test_the_only_map_is_that_of_timms_patch_tokens_after_the_norm(name: str) -> None:
     backbone = _trained(name)
     network = timm.create_model(name, num_classes=0, dynamic_img_size=True)
     loaded = network.load_state_dict(
@@ -165,7 +165,7 @@ def test_what_is_of_another_transformer_is_refused(tmp_path: Path) -> None:
     deeper = {key.replace("blocks.5.", "blocks.6."): value for key, value in state.items() if "blocks.5." in key}
     for tensors, message in (
         (state | deeper, r"it has layers that the backbone lacks \(blocks\.6\.norm1\.weight"),
-        (state | {"pos_embed": state["pos_embed"][:, :58]}, r"model\.pos_embed have other shapes"),
+        (state | {"pos_embed": state["pos_embed"][:, :58]}, r"the shapes of model\.pos_embed differ"),
         ({key: value for key, value in state.items() if key != "pos_embed"}, r"\(not model\.pos_embed\)"),
         (timm.create_model("test_vit3", num_classes=0).state_dict(), "it has"),
     ):

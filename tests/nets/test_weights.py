@@ -100,7 +100,7 @@ def test_the_file_says_what_it_is(resnet18: Backbone, tmp_path: Path) -> None:
     assert read_weights(path).metadata == metadata
 
 
-def test_the_callers_normalisation_and_the_untrained_layers_are_written_down(tmp_path: Path) -> None:
+def test_the_callers_normalization_and_the_untrained_layers_are_recorded(tmp_path: Path) -> None:
     path = tmp_path / "b.safetensors"
     save_backbone(path, build_backbone("convnext_atto"), metadata={"mean": "[0.5, 0.5, 0.5]"})
     metadata = read_weights(path).metadata
@@ -195,7 +195,7 @@ def test_a_run_folder_gives_its_export_and_without_one_its_checkpoint(resnet18: 
     assert _same(fresh, exported)
 
 
-def test_random_keeps_the_initialisation() -> None:
+def test_random_keeps_the_initialization() -> None:
     backbone = build_backbone()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     assert load_weights(backbone, "random") == "resnet18 with random weights"
@@ -273,8 +273,8 @@ def test_weights_of_another_width_name_the_first_keys_and_the_backbone(tmp_path:
     save_backbone(path, build_backbone("resnet50"))
     _untouched_after_error(
         path,
-        r"does not fit resnet18: layer1\.0\.conv1\.weight, layer1\.1\.conv1\.weight, layer2\.0\.conv1\.weight "
-        r"and \d+ more have other shapes; name the backbone that they belong to \(--backbone resnet50\)",
+        r"does not fit resnet18: the shapes of layer1\.0\.conv1\.weight, layer1\.1\.conv1\.weight, "
+        r"layer2\.0\.conv1\.weight and \d+ more differ; name the backbone that they belong to \(--backbone resnet50\)",
     )
 
 
@@ -346,7 +346,7 @@ def test_sources_that_are_nothing_say_what_is_accepted(tmp_path: Path) -> None:
 def test_a_later_format_asks_for_a_later_densepath(tmp_path: Path) -> None:
     path = tmp_path / "b.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path, {"format_version": "2", "densepath_version": "9.0"})
-    _untouched_after_error(path, r"written by densepath 9\.0; update this version")
+    _untouched_after_error(path, r"written by densepath 9\.0; update densepath")
 
 
 def test_timm_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_a_cut_checkpoint_is_refused_by_name(tmp_path, share):
         newest_checkpoint(tmp_path)
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_never_replaces_the_one_before(tmp_path, monkeypatch):
     for step in (1, 2):
         write_checkpoint(tmp_path, state(step))
     last = tmp_path / "last.ckpt"

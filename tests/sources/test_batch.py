@@ -8,7 +8,7 @@ import torch
 from densepath.sources.batch import ImageBatch, fill_canvas, new_canvas
 
 
-def test_lay_puts_images_in_the_corner_and_zeros_around_them() -> None:
+def test_fill_canvas_puts_images_in_the_corner_and_zeros_around_them() -> None:
     images = [np.full((2, 3, 3), 7, np.uint8), np.full((4, 1, 3), 9, np.uint8)]
     canvas = np.full((2, 5, 4, 3), 255, np.uint8)
     fill_canvas(canvas, images)
@@ -18,7 +18,7 @@ def test_lay_puts_images_in_the_corner_and_zeros_around_them() -> None:
         assert place.sum() == image.sum()
 
 
-def test_lay_fills_tensors_as_it_fills_arrays() -> None:
+def test_fill_canvas_fills_tensors_as_it_fills_arrays() -> None:
     images = [torch.randint(0, 256, (height, width, 3), dtype=torch.uint8) for height, width in ((3, 2), (1, 4))]
     canvas = new_canvas(2, (3, 4))
     fill_canvas(canvas, images)

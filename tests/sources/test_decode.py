@@ -227,7 +227,7 @@ def test_files_cut_off_anywhere_say_so(tmp_path: Path, kind: str, share: float) 
 
 
 @pytest.mark.parametrize("read", [read_image, read_size])
-def test_what_is_no_image_says_why(tmp_path: Path, read) -> None:
+def test_what_is_not_an_image_says_why(tmp_path: Path, read) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "page.png").write_text("<html>not found</html>")
     (tmp_path / "folder.png").mkdir()

@@ -151,7 +151,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_what_swells_takes_no_memory(kind: str, tmp_path: Path, bounded_memory: Any) -> None:
+def test_images_that_expand_take_no_memory(kind: str, tmp_path: Path, bounded_memory: Any) -> None:
     path = tmp_path / "bomb"
     path.write_bytes(BOMBS[kind])
     tracemalloc.start()

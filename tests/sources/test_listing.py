@@ -32,7 +32,7 @@ def test_folder_is_searched_in_depth_in_the_order_of_its_names(tmp_path: Path) -
     assert found(tmp_path, tmp_path) == ["B.jpg", "a.tif", "b/10.jpeg", "b/2.PNG", "c/a.bmp", "c/d/e.webp"]
 
 
-def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_not_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "._a.png", ".cache/b.png")
     assert found(tmp_path, tmp_path) == ["a.png"]
 
@@ -156,7 +156,7 @@ def test_list_keeps_its_order_and_repeats_and_is_relative_to_its_own_folder(tmp_
     assert all(path.exists() for path in find_images(listing))
 
 
-def test_pattern_is_sorted_and_keeps_images_alone(tmp_path: Path) -> None:
+def test_pattern_is_sorted_and_keeps_only_images(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.png", "a/1.png", "a/1.txt", "a/z/3.jpg")
     assert found(f"{tmp_path}/**/*", tmp_path) == ["a/1.png", "a/z/3.jpg", "b/2.png"]
     assert found(f"{tmp_path}/?/*.png", tmp_path) == ["a/1.png", "b/2.png"]
@@ -167,7 +167,7 @@ def test_one_image_is_a_source_too(tmp_path: Path) -> None:
     assert found(tmp_path / "[1].png", tmp_path) == ["[1].png"]
 
 
-def test_names_that_are_no_unicode_survive(tmp_path: Path) -> None:
+def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"tile-\xff\xe9.png")
     touch(tmp_path, name)
     assert found(tmp_path, tmp_path) == [name]

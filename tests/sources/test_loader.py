@@ -174,7 +174,7 @@ def test_max_steps_counts_if_both_lengths_are_given(tiles: Path) -> None:
     source = open_images(tiles)
     assert ImageBatches(source, batch_size=5, seed=0, epochs=10, max_steps=3).total_steps == 3
     assert ImageBatches(source, batch_size=5, seed=0, epochs=0.5).total_steps == 2
-    with pytest.raises(ValueError, match="one of max_steps and epochs"):
+    with pytest.raises(ValueError, match="give max_steps or epochs"):
         ImageBatches(source, batch_size=5, seed=0)
 
 
@@ -235,7 +235,7 @@ def damaged_folder(folder: Path, count: int, broken: list[int], missing: list[in
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_corruptd_image_is_named_once_and_replaced(
+def test_corrupt_image_is_named_once_and_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     files = damaged_folder(tmp_path, 200, broken=[11], missing=[12])
@@ -255,7 +255,7 @@ def test_corruptd_image_is_named_once_and_replaced(
     assert "the file is missing" in log
 
 
-def test_cache_and_files_make_the_same_run_of_corruptd_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_and_files_make_the_same_run_of_corrupt_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = damaged_folder(tmp_path, 100, broken=[99], missing=[])
     with caplog.at_level(logging.WARNING):
         cached = open_images(tmp_path, cache="ram")
@@ -266,7 +266,7 @@ def test_cache_and_files_make_the_same_run_of_corruptd_images(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_one_in_a_hundred_corruptd_ends_the_run_with_the_list(tmp_path: Path, workers: int) -> None:
+def test_more_than_one_in_a_hundred_corrupt_ends_the_run_with_the_list(tmp_path: Path, workers: int) -> None:
     files = damaged_folder(tmp_path, 100, broken=[3], missing=[40])
     with pytest.raises(UserError, match="2 of 100 images were found damaged, more than 1%") as error:
         list(ImageBatches(files, batch_size=20, seed=0, epochs=1, workers=workers))
@@ -274,7 +274,7 @@ def test_more_than_one_in_a_hundred_corruptd_ends_the_run_with_the_list(tmp_path
     assert "\n" not in str(error.value)
 
 
-def test_list_of_corruptd_images_is_cut_after_twenty(tmp_path: Path) -> None:
+def test_list_of_corrupt_images_is_cut_after_twenty(tmp_path: Path) -> None:
     files = ImageFiles(tmp_path / f"{position}.png" for position in range(3000))
     with pytest.raises(UserError, match=r"31 of 3000 images .*; and 11 more") as error:
         next(iter(ImageBatches(files, batch_size=20, seed=0, epochs=1)))
@@ -327,7 +327,7 @@ def test_error_in_the_background_arrives_in_the_foreground(tiles: Path, workers:
     assert not running(), error  # although the error and its frames are still alive
 
 
-def test_death_of_a_worker_is_told_and_does_not_hang(tiles: Path) -> None:
+def test_death_of_a_worker_is_reported_and_does_not_hang(tiles: Path) -> None:
     loader = ImageBatches(Deadly(sorted(tiles.iterdir())), batch_size=2, seed=0, epochs=1, workers=2)
     with pytest.raises(UserError, match=r"a process that decodes images died.*use fewer workers") as error:
         list(loader)
@@ -344,7 +344,7 @@ class Interrupted(ImageFiles):
         return super().read(position)
 
 
-def test_workers_go_on_while_the_main_process_handles_signals(tiles: Path) -> None:
+def test_workers_continue_while_the_main_process_handles_signals(tiles: Path) -> None:
     batches = list(ImageBatches(Interrupted(sorted(tiles.iterdir())), batch_size=5, seed=0, max_steps=2, workers=1))
     assert [batch.step for batch in batches] == [0, 1]
 

@@ -38,7 +38,7 @@ def test_a_network_sees_the_window_normalized() -> None:
     np.testing.assert_allclose(CT.restore(seen).flatten(), shares, atol=1e-6)
 
 
-def test_8_bit_rgb_is_normalized_as_ever() -> None:
+def test_8_bit_rgb_is_normalized_as_before() -> None:
     pixels = torch.arange(256, dtype=torch.float32).view(1, 1, 16, 16).expand(2, 3, -1, -1)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     expected = pixels.clone().div_(255).clamp_(0, 1).sub_(mean).div_(std)

@@ -69,10 +69,10 @@ def test_each_image_meets_its_own_map(tmp_path, tiles, run, monkeypatch):
     seen = []
     restore = ConCL.restore
 
-    def watched(self, batch, concepts, cells):
+    def watched(self, batch, concepts, positions):
         assert set(batch.views) == {"query", "key"}  # the reference view is not asked for
         seen.append((batch.index, concepts.labels))
-        return restore(self, batch, concepts, cells)
+        return restore(self, batch, concepts, positions)
 
     monkeypatch.setattr(ConCL, "restore", watched)
     run("files", concepts="files", regions=tmp_path / "maps")

@@ -185,7 +185,7 @@ class Exploding(Toy):
         return outputs
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+def test_weights_with_nan_or_inf_are_not_saved(tmp_path):
     """The loss shows what a step did only at the next one: the checkpoint between them would be the last."""
     broken = Exploding()
     with pytest.raises(UserError, match="weights are not finite at step 7"):
@@ -210,7 +210,7 @@ class Clocks:
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_clock_that_jumps_changes_no_weights_and_no_rhythm(tmp_path, monkeypatch, jump, capsys):
+def test_a_clock_that_jumps_changes_no_weights_and_no_intervals(tmp_path, monkeypatch, jump, capsys):
     plain = fit_toy(tmp_path / "plain", 40)
     clocks, saved = Clocks(monkeypatch), []
 
@@ -256,7 +256,7 @@ def test_progress_continues_after_the_clock_was_set_back(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("text", ["step,loss\nfirst,1\n", "loss\n1\n", "step\n\0\n"])
-def test_measurements_that_are_none_are_refused_by_name(tmp_path, text):
+def test_files_without_measurements_are_refused_by_name(tmp_path, text):
     fit_toy(tmp_path, 10)
     (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(UserError, match=r"metrics\.csv is damaged or holds no measurements"):

@@ -64,7 +64,7 @@ def test_a_run_is_resumed_only_with_the_same_target(tmp_path, tiles, method):
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "max_steps": 2, **RUN}
     pretrain(**options, **named, **{key: first})
     what = "tokenizer" if key == "tokenizer" else "teacher"
-    with pytest.raises(UserError, match=f"the {what} is not the one that it was trained with"):
+    with pytest.raises(UserError, match=f"the {what} differs from that of its training"):
         pretrain(**options, **named, **{key: other}, resume=True)
     moved = shutil.copy(first, tmp_path / "moved")
     pretrain(**options, **named, **{key: moved}, resume=True)
@@ -73,9 +73,9 @@ def test_a_run_is_resumed_only_with_the_same_target(tmp_path, tiles, method):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", "eva_small"], "eva needs a teacher; name one by --teacher"),
-        (["--config", "vq_kd_small"], "vq_kd needs a teacher; name one by --teacher"),
-        (["--config", "beit_v2_small"], "beit_v2 needs a tokenizer; train one by --config vq_kd"),
+        (["--config", "eva_small"], "eva needs a teacher; name one with --teacher"),
+        (["--config", "vq_kd_small"], "vq_kd needs a teacher; name one with --teacher"),
+        (["--config", "beit_v2_small"], "beit_v2 needs a tokenizer; train one with --config vq_kd"),
         (["--config", "eva_small", "--teacher", "nobody"], "there is no teacher 'nobody'"),
         (["--config", "beit_v2_small", "--tokenizer", "nowhere"], "there are no weights to read at nowhere"),
     ],

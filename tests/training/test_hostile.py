@@ -209,34 +209,34 @@ def dress(writer, path):
 
 @pytest.mark.parametrize("writer", ["torch", "old torch", "pickle"])
 @pytest.mark.parametrize(
-    "way",
+    "use",
     [
         "weights.pth", "weights.pt", "weights.ckpt", "weights.pkl", "weights.safetensors", "run", "export", "resume",
         "detect", "evaluate", "store",
     ],
 )  # fmt: skip
 def test_a_pickle_is_never_run_whatever_it_is_called_and_whoever_reads_it(
-    way, writer, run, tmp_path, monkeypatch, capsys
+    use, writer, run, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, "run")
     data = ["--data", str(run.parent / "tiles"), "--devices", "cpu"]
     small = ["--method", "moco_v2", "--method.queue_size", "16", "--batch_size", "8", "--view_size", "48"]
     small += ["--max_steps", "2", "--backbone", "test_resnet", "--precision", "32", *data]
-    path = tmp_path / way
-    words = ["pretrain", *small, "--weights", way, "--out", "new"]
-    if way in ("run", "export", "resume"):
+    path = tmp_path / use
+    words = ["pretrain", *small, "--weights", use, "--out", "new"]
+    if use in ("run", "export", "resume"):
         path = tmp_path / "run" / "checkpoints" / "last.ckpt"
         shutil.rmtree("run/exported")
-        words = words if way == "run" else ["export", "run"] if way == "export" else [*words[:-4], "--resume"]
-        words += ["--out", "run"] if way == "resume" else []
-    elif way == "detect":
+        words = words if use == "run" else ["export", "run"] if use == "export" else [*words[:-4], "--resume"]
+        words += ["--out", "run"] if use == "resume" else []
+    elif use == "detect":
         write_coco("data", {split: [("a", *picture())] for split in ("train", "test")})
         words = ["detect", "--data", "data", "--weights", "detect", "--out", "new", "--devices", "cpu"]
-    elif way == "evaluate":
+    elif use == "evaluate":
         path = tmp_path / "run" / DETECTOR_FILE
         words = ["detect", "--data", "data", "--out", "run", "--evaluate", "--devices", "cpu"]
-    elif way == "store":
+    elif use == "store":
         path = tmp_path / "tiles.safetensors"
         words = ["pretrain", *small[:-4], "--data", "tiles.safetensors", "--devices", "cpu", "--out", "new"]
     path.parent.mkdir(exist_ok=True)
@@ -362,7 +362,7 @@ def test_safetensors_with_absurd_shapes_are_refused(shape, tmp_path, bounded_mem
 
 
 @pytest.mark.parametrize("mean", ["evil", "[1, 2]", "7", "{}", '["a", "b", "c"]', "[NaN, 0, 0]", "[" * 10**5, "null"])
-def test_colors_that_are_none_are_refused(mean, tmp_path):
+def test_invalid_colors_are_refused(mean, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path, {"mean": mean, "std": "[0.2, 0.2, 0.2]"})
     with pytest.raises(UserError, match=r"w\.safetensors has no valid mean and std of its channels"):

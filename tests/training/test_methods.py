@@ -38,7 +38,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, backbone
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "method_options": options, "max_steps": 4}
     options |= GIVEN.get(method, {})
     options |= {"backbone": backbone, "batch_size": 8, "devices": "cpu", "precision": "32"}
-    options["view_size"] = 64 if method == "spark" else 48  # multiples of its cells
+    options["view_size"] = 64 if method == "spark" else 48  # multiples of its patches
     folder = pretrain(**options, save_every_steps=2) / "checkpoints"
     whole = read_checkpoint(folder / "last.ckpt")
     (folder / "last.ckpt").unlink()

@@ -208,7 +208,7 @@ def test_the_augmentation_can_be_changed(tmp_path, tiles):
     still = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0, jitter=0, grayscale=0, blur=0)
     same = pretrain(out=tmp_path / "same", **options, augment=still)
     losses = [read_metrics(out / "metrics.csv")[0]["loss"] for out in (plain, same)]
-    assert losses[1] < losses[0]  # two equal views are told apart from the queue at once
+    assert losses[1] < losses[0]  # two equal views are distinguished from the queue at once
     assert yaml.safe_load((same / "config.yaml").read_text())["augment"]["blur"] == 0
 
 
@@ -222,10 +222,10 @@ def test_too_many_damaged_images_end_the_run_with_their_names(tmp_path, tiles):
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("epochs", "told"), [(0.3, True), (0.2, False)])  # of 0.4
-def test_a_shortened_warm_up_is_reported(tmp_path, tiles, capsys, epochs, told):
+@pytest.mark.parametrize(("epochs", "reported"), [(0.3, True), (0.2, False)])  # of 0.4
+def test_a_shortened_warm_up_is_reported(tmp_path, tiles, capsys, epochs, reported):
     pretrain(data=tiles, out=tmp_path / "run", **SMALL, **MOCO, max_steps=2, optimizer=Optimizer(warmup_epochs=epochs))
-    assert (f"the warm-up of {epochs} epochs is longer than half" in capsys.readouterr().err) == told
+    assert (f"the warm-up of {epochs} epochs is longer than half" in capsys.readouterr().err) == reported
 
 
 class Own(Backbone):

@@ -19,7 +19,7 @@ def _leave_generators_alone():
         yield
 
 
-def test_generators_go_on_from_a_state_that_was_on_disk(tmp_path):
+def test_generators_continue_from_a_state_that_was_on_disk(tmp_path):
     draw()
     path = write_checkpoint(tmp_path, {"step": 0, "state_dict": {}, "random": random_state()})
     expected = draw()
@@ -38,7 +38,7 @@ def test_seeds_and_ranks_give_streams_of_their_own():
     assert draw() == drawn[0]
 
 
-def test_what_is_drawn_aside_goes_unnoticed():
+def test_numbers_drawn_in_the_context_change_no_later_ones():
     seed_generators(5, 0)
     expected = draw()
     seed_generators(5, 0)

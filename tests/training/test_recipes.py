@@ -70,7 +70,7 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     else:
         check_inputs(method, resolve(PretrainConfig, name, RUN))
         for option in ("regions", "teacher", "tokenizer"):
-            with pytest.raises(UserError, match=f"has no use for --{option}; leave that out"):
+            with pytest.raises(UserError, match=f"does not use --{option}; leave that out"):
                 check_inputs(method, resolve(PretrainConfig, name, RUN | {option: "x"}))
 
 
@@ -205,7 +205,7 @@ def test_a_users_own_file_is_read(tmp_path):
     assert config.augment == Augment(blur=0)
 
 
-def test_unknown_names_are_met_with_the_closest():
+def test_the_error_about_an_unknown_name_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean concl"):
         load_recipe("conkl")
     with pytest.raises(UserError, match=r"there are: beit_v2, beit_v2_small, byol,.*moco_v2_small"):
@@ -245,9 +245,9 @@ def test_a_missing_file_is_named(tmp_path):
         ({"blurr": 0.5}, r"unknown option augment\.blurr; did you mean augment\.blur\?"),
         ({"scale": [0.5, 0.2]}, "augment.scale must be two positive numbers"),
         ({"scale": [0.5, 2.0]}, "at most 1"),
-        ({"flip": 1.5}, "augment.flip is a probability"),
+        ({"flip": 1.5}, "augment.flip must be between 0 and 1"),
         ({"hue": 0.7}, "at most 0.5"),
-        ({"brightness": -1}, "must not be negative"),
+        ({"brightness": -1}, "must be at least 0"),
         ({"scale": 3}, r"augment\.scale takes 2 values, each a number, not 3"),
         ({"flip": "often"}, r"augment\.flip takes a number, not 'often'"),
     ],

@@ -6,7 +6,7 @@ from benchmarks.soak import growth, soak
 def test_memory_stays_flat_over_a_run():
     samples = soak(160, method="moco_v2", view_size=32)
     assert len(samples) == 40 and all(size > 50 for _, size in samples)
-    assert growth(samples) < 40  # MiB per 1,000 steps; batches that are kept would make 187 of their pixels alone
+    assert growth(samples) < 40  # MiB per 1,000 steps; batches that are kept would take 187 for their pixels
 
 
 def test_growth_is_the_slope_of_the_settled_part():

@@ -13,7 +13,13 @@ from densepath.sources.packing import write_store
 from densepath.synthetic.volumes import SyntheticVolumes
 from densepath.training.pretrain import pretrain
 
-OPTIONS = {"backbone": "resnet10_3d_w4_s122", "view_size": 24, "max_steps": 4, "batch_size": 8, "devices": "cpu"}
+OPTIONS = {
+    "backbone": "resnet10_3d_w4_s122",
+    "view_size": (16, 24, 24),
+    "max_steps": 4,
+    "batch_size": 8,
+    "devices": "cpu",
+}
 OPTIONS |= {"precision": "32", "workers": 0, "save_every_steps": 2}
 SMALL = {"queue_size": 16, "dim": 8, "hidden_dim": 16}
 
@@ -60,7 +66,7 @@ def test_a_resumed_run_ends_with_the_same_bits(store, tmp_path, method, options)
     weights = {name: value for name, value in backbone.state_dict().items() if "num_b" not in name}
     assert all(torch.equal(value, trained[name]) for name, value in weights.items())
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["pixels"]["ndim"] == 3
+    assert (config["pixels"]["ndim"], config["view_size"]) == (3, [16, 24, 24])
 
 
 def test_a_network_for_images_is_refused(store, tmp_path):

@@ -77,7 +77,7 @@ def test_views_are_aligned_by_their_maps():
 
 
 @pytest.mark.parametrize("rotation", [0.0, 180.0])
-def test_views_depend_on_seed_epoch_and_image_alone(rotation: float):
+def test_views_depend_only_on_seed_epoch_and_image(rotation: float):
     query = replace(VIEWS["query"], crop=Crop(rotation=rotation))
     turned = {**VIEWS, "query": query}
     maker = ViewMaker(turned, 16, seed=5)

@@ -102,7 +102,7 @@ def test_each_flip_and_turn_has_one_indicator(d):
     assert len(seen) == 8 * 2 ** (d - 2)
 
 
-def test_maps_that_are_no_turns_have_no_indicator():
+def test_maps_that_are_not_turns_have_no_indicator():
     for wrong in (0.5 * identity(1), torch.tensor([[[0.8, -0.6, 0], [0.6, 0.8, 0]]]), identity(1) + 0.1):
         with pytest.raises(ValueError, match="not flips and quarter turns"):
             indicator(identity(1), wrong)
@@ -144,7 +144,7 @@ def test_images_without_colors_keep_what_makes_sense_of_a_methods_own_look():
     ViewMaker(views, 16, 0, GREY)(images(2, GREY))
     assert without_color(own, own, PixelSpec()) == (own, ())
     asked = {"a": Augment(hue=0.3).random_view()}
-    with pytest.raises(UserError, match=r"cannot have ColorJitter; turn that off \(.*--augment\.hue 0"):
+    with pytest.raises(UserError, match=r"cannot have ColorJitter; turn it off \(.*--augment\.hue 0"):
         ViewMaker(without_color(asked, own, GREY)[0], 16, 0, GREY)
     plain = {"a": Augment(brightness=0.7, saturation=0, hue=0).random_view()}
     assert IntensityJitter(0.8, 0.7, 0.4) in without_color(plain, own, GREY)[0]["a"].appearance

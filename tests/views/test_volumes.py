@@ -14,7 +14,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.crops import Crop
 from densepath.views.declarations import Center, RandomView
-from densepath.views.geometry import crop_maps, posed, quarter_turns
+from densepath.views.geometry import crop_maps, pose_maps, quarter_turns
 from densepath.views.maker import ViewMaker
 from densepath.views.random_streams import Draw, Stream
 
@@ -148,4 +148,4 @@ def test_channels_last_of_volumes_changes_nothing_but_the_layout():
 
 def test_a_pose_without_chance_changes_nothing():
     maps = torch.rand(4, 3, 4)
-    assert torch.equal(posed(Crop(flip=()), maps, torch.full((4, 3), 9), draw_of(4)), maps)
+    assert torch.equal(pose_maps(Crop(flip=()), maps, torch.full((4, 3), 9), draw_of(4)), maps)

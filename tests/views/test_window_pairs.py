@@ -83,7 +83,7 @@ def test_the_measure_of_displacements_is_that_of_counting(d):
         assert measure.item() == pytest.approx(counted.item(), rel=0.01)
 
 
-def test_pairs_are_a_function_of_the_image_alone_and_become_two_views():
+def test_pairs_are_a_function_of_only_the_image_and_become_two_views():
     """Windows keep off the border, have a size of the list, and overlap enough, before each is flipped on its own."""
     spec = PixelSpec(3, 1, mean=(0.0,), std=(1.0,))
     pair = WindowPair(windows=((16, 24, 24), (12, 30, 30)), iou=0.3, border=(2, 4, 4), flip=(0.5, 0.5, 0.5))

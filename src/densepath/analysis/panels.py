@@ -29,7 +29,6 @@ WRONG = "#ff1f3d"
 DPI = 120
 _GAP = 0.06  # inches between panels
 _TITLE = 0.30  # inches above the columns
-_LABEL = 0.28  # inches left of the rows
 _FONT: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.edgecolor": FAINT}
 
 
@@ -40,7 +39,6 @@ class PanelGrid:
         rows, columns: number of panels.
         panel: side of a panel in inches.
         titles: text above the columns.
-        labels: text left of the rows, rotated by 90 degrees.
         breaks: columns with a wider gap on their left.
     """
 
@@ -51,12 +49,10 @@ class PanelGrid:
         *,
         panel: float = 1.8,
         titles: Sequence[str] = (),
-        labels: Sequence[str] = (),
         breaks: Sequence[int] = (),
     ) -> None:
-        left = _LABEL if labels else _GAP
         top = _TITLE if titles else _GAP
-        lefts = [left + c * (panel + _GAP) + 3 * _GAP * sum(b <= c for b in breaks) for c in range(columns)]
+        lefts = [_GAP + c * (panel + _GAP) + 3 * _GAP * sum(b <= c for b in breaks) for c in range(columns)]
         width = lefts[-1] + panel + _GAP
         height = top + rows * (panel + _GAP)
         self.figure = new_figure(width, height)
@@ -67,9 +63,6 @@ class PanelGrid:
         for x, title in zip(lefts, titles, strict=False):
             y = 1 - (top - 0.07) / height
             self.figure.text((x + panel / 2) / width, y, title, ha="center", va="bottom")
-        for r, label in enumerate(labels):
-            y = 1 - (top + r * (panel + _GAP) + panel / 2) / height
-            self.figure.text((left - 0.07) / width, y, label, ha="right", va="center", rotation=90)
 
     def _panel(self, x: float, y: float, side: float) -> Axes:
         width, height = self.figure.get_size_inches()
@@ -92,12 +85,12 @@ def show(axes: Axes, image: np.ndarray) -> None:
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased", aspect="equal")
 
 
-def frame(axes: Axes, color: str, width: float = 2.0) -> None:
+def frame(axes: Axes, color: str) -> None:
     """Draw a frame around the image of a panel."""
     box = axes.images[0].get_extent()
     axes.add_patch(
         matplotlib.patches.Rectangle(
-            (box[0], box[3]), box[1] - box[0], box[2] - box[3], fill=False, color=color, lw=width, clip_on=False
+            (box[0], box[3]), box[1] - box[0], box[2] - box[3], fill=False, color=color, lw=2.0, clip_on=False
         )
     )
 

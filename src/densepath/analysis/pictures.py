@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Polygon
+from matplotlib.patheffects import withStroke
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from densepath.analysis.panels import (
     show,
 )
 from densepath.annotations.coco import CocoImages
-from densepath.core.affine import apply
+from densepath.core.affine import apply, warp_points
 from densepath.core.errors import UserError
 from densepath.runs.metrics import read_metrics
 from densepath.sources.batch import ImageBatch
@@ -41,16 +42,19 @@ from densepath.views.view import Batch
 
 _RGB = PixelSpec()
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+_POINTS = _CORNERS / 2
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
 _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
+_PER_ROW = 4  # panels of curves
 
 
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
     """Draw each image with the outlines of its views, and the views next to it.
 
-    A dot marks the upper left corner of each view, so that flips and rotations are visible. Several crops of one view
-    share a panel. Of volumes, the middle slices are drawn, and the outlines are those of the views' middle slices.
+    A dot marks the upper left corner of each view, so that flips and rotations are visible. Numbers mark four points of
+    the first view in all views that show them. Several crops of one view share a panel, without numbers. Of volumes,
+    the middle slices are drawn, without numbers, and the outlines are those of the views' middle slices.
 
     Args:
         images: the images that the views were made from.
@@ -63,6 +67,7 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
         *depth, height, width = images.sizes[row].tolist()
         image = images.pixels[row, depth[0] // 2] if depth else images.pixels[row]
         show(axes[0], _image_colors(image[:height, :width], spec))
+        first = next(iter(batch.views.values()))
         # The first view is drawn last: it lies on top.
         for view, color, panel in reversed(list(zip(batch.views.values(), LINES, axes[1:], strict=False))):
             crops = range(row, len(view.pixels), len(batch))
@@ -74,7 +79,18 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
                 corners = F.pad(_CORNERS, (0, len(depth))).unsqueeze(0)
                 corners = (apply(view.map[crop : crop + 1], corners)[0, :, :2] + 1) / 2 * torch.tensor([width, height])
                 _outline(axes[0], corners.numpy(), color)
+            if not depth and len(batch.views) > 1 and len(view.pixels) == len(first.pixels) == len(batch):
+                moved, inside = warp_points(_POINTS[None], first.map[row : row + 1], view.map[row : row + 1])
+                _number(panel, moved[0], inside[0], view.pixels.shape[2:])
     return save(grid.figure, path)
+
+
+def _number(panel: Axes, points: Tensor, inside: Tensor, size: Sequence[int]) -> None:
+    """Write the number of each point (N, 2), x y in normalized coordinates, onto a view of ``size`` (H, W)."""
+    for number, (x, y) in enumerate(((points + 1) / 2 * torch.tensor(size[::-1])).tolist(), 1):
+        if inside[number - 1]:
+            text = panel.text(x, y, str(number), color="white", size=8, weight="bold", ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2, foreground=INK)])
 
 
 def _mosaic(tiles: Sequence[np.ndarray]) -> np.ndarray:
@@ -211,16 +227,13 @@ def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], co
     axes.set_ylim(height, 0)
 
 
-def draw_curves(
-    runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None, per_row: int = 4
-) -> Path:
+def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None) -> Path:
     """Draw the metrics of runs: one panel per column of the file, one line per run.
 
     Args:
         runs: name -> metrics file.
         path: a PNG file.
         columns: columns to draw; None draws all but step and epoch.
-        per_row: maximum number of panels in a row.
 
     Raises:
         UserError: the files hold no numbers.
@@ -231,7 +244,7 @@ def draw_curves(
         columns = sorted(found, key=lambda c: "loss" not in c)
     if not columns or not any(measured.values()):
         raise UserError(f"there is nothing to draw in {', '.join(map(str, runs.values()))}; train for some steps first")
-    across = min(per_row, len(columns))
+    across = min(_PER_ROW, len(columns))
     down = -(-len(columns) // across)
     figure = new_figure(2.7 * across, 1.95 * down)
     grid = figure.subplots(down, across, squeeze=False)

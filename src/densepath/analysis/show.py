@@ -43,7 +43,7 @@ def show_views(
     data: str | Path,
     out: str | Path,
     config: str | Path = "concl",
-    view_size: int | None = None,
+    view_size: int | tuple[int, ...] | None = None,
     count: int = 6,
     seed: int = 0,
     epoch: int = 0,
@@ -54,10 +54,10 @@ def show_views(
         data: a folder of images, a text list of files, a glob, or a packed store.
         out: a PNG file.
         config: a recipe, or a run's config.yaml: the method and the augmentation of its views.
-        view_size: height and width of the views in pixels, instead of the recipe's.
+        view_size: side of the views in pixels, or their size along each axis, instead of the recipe's.
         count: number of images.
         seed: seed of the choice of images and of their views.
-        epoch: epoch of the views; each epoch has other views of the same images.
+        epoch: epoch of the views; each epoch has different views of the same images.
 
     Returns:
         ``out``.
@@ -70,7 +70,7 @@ def show_views(
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
     size, method = recipe.view_size, find_method(recipe.method)
     images = open_images(data, cache="none")
-    check_size(images, size // 2)
+    check_size(images, recipe.shortest_side // 2)
     spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
     views, _ = without_color(method.views(recipe.augment), method.views(), spec)
     batch = replace(_draw(images, count, seed), epoch=float(epoch))
@@ -181,11 +181,11 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     config = resolve(PretrainConfig, run / CONFIG, {})
     size = config.view_size
     images = open_images(data, cache="none")
-    check_size(images, size // 2)
+    check_size(images, config.shortest_side // 2)
     spec = pixels_of(record)
     if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
         raise UserError(
-            f"the run in {run} learned from images of {spec.channels} channels, and those of {data} have "
+            f"the run in {run} was trained on images with {spec.channels} channels, but those of {data} have "
             f"{images.spec.channels}; give such images"
         )
     views, _ = without_color(method.views(config.augment), method.views(), spec)

@@ -149,7 +149,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         self.folder, self.annotations = Path(folder), Path(annotations)
         if spec.ndim != 2 or spec.channels not in (1, 3):
             raise UserError(
-                f"outlined images are grey or RGB, and the weights want {spec.channels} channels; use others"
+                f"outlined images are grey or RGB, but the weights need {spec.channels} channels; use other weights"
             )
         self.spec = spec
         self._truth = check_coco(self.folder, self.annotations, outlines, orientation)

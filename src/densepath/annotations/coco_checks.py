@@ -89,7 +89,7 @@ def check_coco(
     sizes = [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for _, a in entries]
     limits = np.tile(np.array(sizes, np.float64).reshape(-1, 2), 2)
     corners = _corners(boxes.astype(np.float32)).clip(0, limits)  # as in the detector
-    empty = (corners[:, :2] >= corners[:, 2:]).any(axis=1)
+    empty: npt.NDArray[np.bool_] = (corners[:, :2] >= corners[:, 2:]).any(axis=1)
     refuse((n for (n, _), one in zip(entries, empty, strict=True) if one), "boxes without area", remedy)
 
     faults: dict[str, list[str]] = {}
@@ -131,7 +131,7 @@ def _read(path: Path, outlines: bool) -> dict[str, Any]:
             for key, kind in keys.items():
                 if kind is int:
                     entry[key] = _whole(entry[key])
-                if kind and not _is(kind, entry[key]):
+                if kind and not _has_type(kind, entry[key]):
                     raise UserError(
                         f"{path} is not a COCO instances JSON: {key!r} of {part}[{number}] is not {_KINDS[kind]}; "
                         "correct it"
@@ -152,7 +152,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _is(kind: type, value: Any) -> bool:
+def _has_type(kind: type, value: Any) -> bool:
     """Whether a value has a type and, if it is a number, is small enough to be an index."""
     if kind is int:
         return type(value) is int and abs(value) < 2**63

@@ -54,11 +54,11 @@ def pair_up(
     image_root, map_root = folders or (None, None)
     image_of = _by_name(images, "images", root=image_root)
     map_of = _by_name(maps, "label maps", suffix, map_root)
-    remedy = "every image needs one label map of its name"
+    remedy = "give each image one label map with the same name"
     if not labelled_only:
-        refuse(sorted(image_of.keys() - map_of.keys(), key=_natural), f"images without a label map *{suffix}", remedy)
-    refuse(sorted(map_of.keys() - image_of.keys(), key=_natural), "label maps without an image", remedy)
-    return [Pair(name, image_of[name], map_of[name]) for name in sorted(map_of, key=_natural)]
+        refuse(sorted(image_of.keys() - map_of.keys(), key=_by_number), f"images without a label map *{suffix}", remedy)
+    refuse(sorted(map_of.keys() - image_of.keys(), key=_by_number), "label maps without an image", remedy)
+    return [Pair(name, image_of[name], map_of[name]) for name in sorted(map_of, key=_by_number)]
 
 
 def write_pairs(
@@ -90,7 +90,7 @@ def write_pairs(
         "images and label maps with different orientation tags",
         "save both without the tag, or say with --orientation whether they belong together as stored or as viewed",
     )
-    refuse([fault for _, fault in compared if fault], "images and label maps of different size", "they must be equal")
+    refuse([fault for _, fault in compared if fault], "images and label maps of different sizes", "they must be equal")
     counts = write_coco(dest, {split: _outlined(pairs, orientation) for split, pairs in splits.items()}, category)
     for split, (images, instances) in counts.items():
         of = f" of {patients[split]} patients" if patients else ""
@@ -113,11 +113,11 @@ def _by_name(paths: Iterable[Path], what: str, suffix: str = "", root: Path | No
             name = unicodedata.normalize("NFC", str(place.with_suffix("")))
             named.append((name[: len(name) - len(suffix)] if name.lower().endswith(suffix.lower()) else name, path))
     counts = Counter(name for name, _ in named)
-    refuse([name for name, count in counts.items() if count > 1], f"several {what} of one name", "keep one of each")
+    refuse([name for name, count in counts.items() if count > 1], f"several {what} with one name", "keep one of each")
     return dict(named)
 
 
-def _natural(name: str) -> tuple[str, int]:
+def _by_number(name: str) -> tuple[str, int]:
     """train_2 before train_10."""
     prefix, digits = re.fullmatch(r"(.*?)([0-9]*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
     return prefix, int(digits or 0)

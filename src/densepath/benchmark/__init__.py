@@ -1,1 +1,1 @@
-"""A paper's table as a runnable thing: methods x tasks x seeds, with the paper's numbers beside the measured ones."""
+"""A paper's table as a grid of runs (methods x tasks x seeds), with the paper's numbers next to the measured ones."""

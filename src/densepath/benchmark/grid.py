@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from densepath.benchmark.identity import (
 from densepath.benchmark.verb_options import VERBS, Verb, put
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
 from densepath.options import default_of
 from densepath.training.config import DEFAULT_EPOCHS
@@ -214,7 +215,7 @@ def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
 
 def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
     """What a result depends on. An option that is set to its default does not make a different run."""
-    changed = {name: value for name, value in _plain(options).items() if value != _plain(_default(verb, name))}
+    changed = {name: value for name, value in plain(options).items() if value != plain(_default(verb, name))}
     return {"verb": verb, "options": changed, "seed": seed, "data": data, "code": code_digest(verb)}
 
 
@@ -243,9 +244,3 @@ def _absolute(value: Any) -> str:
     text = str(value)
     is_path = Path(text).exists() or any(sign in text for sign in "*?[")
     return str(Path(text).absolute()) if is_path else text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.coco import open_split
-from densepath.core.digests import digest_of, digest_of_files, in_threads, kept
+from densepath.core.digests import cached_text, digest_of, digest_of_files, in_threads
 from densepath.core.errors import UserError
 from densepath.core.system import with_progress
 from densepath.nets.weights import weights_file
@@ -99,7 +99,7 @@ def read_tiles(source: str | Path, cache: Path) -> ImageSet:
         def read() -> tuple[str, bool]:
             return "\n".join(_pixels_of_tile(store.read(position)) for position in range(len(store))), True
 
-        pixels = kept("pixels", [source], cache, read)
+        pixels = cached_text("pixels", [source], cache, read)
         return ImageSet(str(source), _content([source], cache), names, tuple(pixels.split("\n")))
     return _image_set(str(source), list(list_images(source)), cache)
 
@@ -186,7 +186,7 @@ def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
 
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     digest = _named(base, paths, cache)
-    return ImageSet(source, digest, tuple(paths), tuple(kept("pixels", paths, cache, read).split("\n")))
+    return ImageSet(source, digest, tuple(paths), tuple(cached_text("pixels", paths, cache, read).split("\n")))
 
 
 def _named(base: str | Path, paths: Sequence[str | Path], cache: Path) -> str:

@@ -155,7 +155,7 @@ class Runner:
 
     def _stop(self, signum: int) -> None:
         """Forward a signal, and wait until all runs have saved their state."""
-        say(f"densepath: stopping {len(self._jobs)} runs, which save their state; send it again to stop immediately")
+        say(f"densepath: stopping {len(self._jobs)} runs, which save their state; signal again to stop immediately")
         for job in self._jobs:
             job.stop(signal.SIGTERM)
         while self._jobs:

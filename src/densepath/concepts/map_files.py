@@ -37,7 +37,7 @@ class MapFiles:
         return {"maps": "files"}
 
     def files(self) -> Iterable[Path]:
-        assert self._matches is not None, "begin comes first"
+        assert self._matches is not None, "call begin first"
         return map(self._matches.path, self._names)
 
     def begin(self, names: Iterable[str]) -> None:
@@ -46,7 +46,7 @@ class MapFiles:
         self._matches, self._names = match_names(names, self.folder, LABEL_SUFFIXES), names
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:
-        assert self._matches is not None, "begin comes first"
+        assert self._matches is not None, "call begin first"
         path = self._matches.path(name)
         try:
             check_shape(path, label_size(path), image, "a label map")

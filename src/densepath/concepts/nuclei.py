@@ -19,9 +19,9 @@ _NEAR = 3 / 4  # nuclei whose borders are less than twice this apart form a grou
 
 
 class Nuclei:
-    """Groups of neighbouring nuclei, and the connected regions between the groups.
+    """Groups of neighboring nuclei, and the connected regions between the groups.
 
-    Color deconvolution gives haematoxylin; then Otsu's threshold, opening, and dilation. A single nucleus is smaller
+    Color deconvolution gives hematoxylin; then Otsu's threshold, opening, and dilation. A single nucleus is smaller
     than a position of the pooled features (32 px of a view), so its surroundings would cover most of the position.
     Groups follow epithelium and infiltrates; single nuclei of the stroma mostly merge with it. Touching nuclei are not
     separated by a watershed: they would form one group in any case.

@@ -71,7 +71,7 @@ class Saliency:
 
     def label(self, image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[Any]:
         if self._has_masks:
-            assert self._matches is not None, "begin comes first"
+            assert self._matches is not None, "call begin first"
             path = self._matches.path(name)
             try:
                 mask = read_image(path)

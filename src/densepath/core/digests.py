@@ -52,7 +52,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache: Path) -> str:
     """The digest of the contents of files, in their order; their names and folders do not matter.
 
-    The files are read once, see :func:`kept`. That a file cannot be read enters the digest.
+    The files are read once, see :func:`cached_text`. That a file cannot be read enters the digest.
 
     Args:
         files: returns the files each time it is called. There may be millions.
@@ -67,10 +67,10 @@ def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache
             all_read &= readable
         return digest.hexdigest(), all_read
 
-    return kept("digest", files(), cache, read)
+    return cached_text("digest", files(), cache, read)
 
 
-def kept(what: str, files: Iterable[str | Path], cache: Path, read: Callable[[], tuple[str, bool]]) -> str:
+def cached_text(what: str, files: Iterable[str | Path], cache: Path, read: Callable[[], tuple[str, bool]]) -> str:
     """A text made from files: the cached one, or a new one if a file has changed.
 
     A file counts as unchanged while its path, size and modification time are the same. Of several processes, one makes

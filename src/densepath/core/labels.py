@@ -1,4 +1,4 @@
-"""Label maps with any number of labels, carried to the positions of views without a mask for each label."""
+"""Label maps with any number of labels, warped to the positions of views without a mask for each label."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def say(line: str) -> None:
     write_line(line, sys.stderr)
 
 
-def settle() -> None:
+def flush_streams() -> None:
     """Flush stdout and stderr and ignore errors: otherwise Python's own flush at exit would fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -52,7 +52,7 @@ def settle() -> None:
             silence(stream)
 
 
-def occupy() -> None:
+def open_streams() -> None:
     """Open closed standard streams on the null device. Otherwise the next file that is opened would get their number,
     and with it what is written to them."""
     for descriptor in range(3):

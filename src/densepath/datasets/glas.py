@@ -35,7 +35,7 @@ def convert_glas(source: str | Path, dest: str | Path) -> Path:
     pairs = _find_pairs(Path(source))
     splits = {split: [pair for pair in pairs if pair.name.lower().startswith(split)] for split in _SPLITS}
     strange = [pair.image.name for pair in pairs if not pair.name.lower().startswith(_SPLITS)]
-    refuse(strange, "images of no split", "name them train_1, testA_1, testB_1 and so on")
+    refuse(strange, "images that belong to no split", "name them train_1, testA_1, testB_1 and so on")
     for split, found in splits.items():
         if not found:
             raise UserError(f"{source} holds no {split} image; add images whose names start with {split}")

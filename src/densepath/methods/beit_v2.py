@@ -99,7 +99,7 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         if own != theirs:
             raise UserError(
                 f"the tokenizer has patches of {theirs} px, but {self.backbone.name} of {own} px; "
-                "choose networks with the same patches"
+                "choose networks with the same patch size"
             )
         super().set_target(target)
 
@@ -166,7 +166,7 @@ def _check_layers(backbone: Backbone, depth: int, early_layer: int, head_layers:
     if not 0 <= head_layers <= depth:
         raise UserError(f"the early head has 0 to {depth} blocks on {backbone.name}, not {head_layers}")
     if head_layers and not 0 < early_layer < depth:
-        raise UserError(f"the early layer must be among the {depth} of {backbone.name} before its last: {early_layer}")
+        raise UserError(f"early_layer must be from 1 to {depth - 1} on {backbone.name}, not {early_layer}")
     if head_layers and model.cls_token is None:
         raise UserError(
             f"{backbone.name} has no class token for the early head; choose another backbone, or --method.head_layers 0"
@@ -177,7 +177,7 @@ def _set_layer_scale(backbone: Backbone, blocks: list[nn.Module], value: float) 
     scales = [p for block in blocks for name, p in block.named_parameters() if name.rpartition(".")[2] == "gamma"]
     if not scales:
         raise UserError(
-            f"{backbone.name} has no layer scales; leave out --method.layer_scale, or choose a backbone that has, "
+            f"{backbone.name} has no layer scales; leave out --method.layer_scale, or choose a backbone that has them, "
             "e.g. deit3_small_patch16_224"
         )
     with torch.no_grad():

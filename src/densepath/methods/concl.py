@@ -96,7 +96,7 @@ class ConCL(MoCoV2):
             ndim=backbone.ndim,
         )
         if restoration == "shares" and self.source.num_concepts is None:
-            raise UserError(f"an image may have any number of concepts of {concepts}; restore them by argmax")
+            raise UserError(f"images have different numbers of concepts with {concepts}; use restoration argmax")
         if isinstance(self.source, ImageLabels):
             self.unused_views = ("reference",)
         self.concept_queue = Queue(concept_queue_size, self.dim)
@@ -131,7 +131,8 @@ class ConCL(MoCoV2):
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
-                f"({most} on each of {batch_size} images) that one batch may bring"
+                f"({most} on each of {batch_size} images) that one "
+                "batch may add; make the queue larger or the batch smaller"
             )
 
     def needs(self) -> Mapping[str, Need]:

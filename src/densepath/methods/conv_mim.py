@@ -41,7 +41,7 @@ class ConvMIM(Method):
     z_i^k = t2(t1^-1(z_i)),    x_hat = d(sum over i of Conv_i(z_i^k)),
 
     and L is the mean of (x_k - x_hat)^2 over the pixels of x_k that t2(t1^-1(1 - m)) selects (Equation 7): those that
-    are in a hidden patch of the query (nearest neighbour), where the views overlap.
+    are in a hidden patch of the query (nearest neighbor), where the views overlap.
 
     No code was released. Choices that the paper leaves open: L is divided by the number of selected pixels, of all
     processes (an image whose views share no hidden pixels does not count). Features are resampled like the pixels of

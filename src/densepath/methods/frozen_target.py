@@ -35,7 +35,7 @@ class FrozenTarget(Method, Generic[Network]):
         self._kind = what
         self.target: Frozen[Network] = Frozen(what)
         self.head: nn.Module = nn.Identity()  # until the target is known
-        self.register_load_state_dict_pre_hook(_meet_state)
+        self.register_load_state_dict_pre_hook(_before_load)
 
     @abstractmethod
     def make_head(self, width: int) -> nn.Module:
@@ -56,7 +56,7 @@ class FrozenTarget(Method, Generic[Network]):
         self.head = self.make_head(target.width)
 
 
-def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+def _before_load(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Make the head before a state is loaded: an export has no target, which would determine its width."""
     biases = [key for key in state if key.startswith(f"{prefix}head.") and key.endswith("bias")]
     if biases and isinstance(method.head, nn.Identity):

@@ -57,7 +57,7 @@ class MoCoV2(Method):
             not. Without it the embeddings of all images are nearly parallel at the start, and a run of a few thousand
             steps mostly learns to turn their common direction away from that of older keys.
         shuffle: whether keys are shuffled in the global batch before they are encoded, so that the batch statistics of
-            a key do not reveal its query. Without effect if all images share their statistics.
+            a key do not reveal its query. This has no effect if all images share their statistics.
 
     Source: He et al., CVPR 2020; Chen et al., arXiv 2003.04297.
     """
@@ -113,7 +113,9 @@ class MoCoV2(Method):
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:
-            raise UserError(f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images")
+            raise UserError(
+                f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images; use more"
+            )
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last features of the query and key views, each (B, C, h, w)."""

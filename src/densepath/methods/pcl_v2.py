@@ -86,7 +86,7 @@ class PCLV2(MoCoV2):
         self.register_buffer("prototypes", torch.zeros(0, self.dim))
         self.register_buffer("concentrations", torch.zeros(0))
         self.register_buffer("assignments", torch.zeros(0, 0, dtype=torch.int32))
-        self.register_load_state_dict_pre_hook(_take_shapes)
+        self.register_load_state_dict_pre_hook(_before_load)
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
@@ -184,7 +184,7 @@ class PCLV2(MoCoV2):
             )
 
 
-def _take_shapes(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+def _before_load(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Allocate buffers before a state is loaded: an export has no images, which determine the number of clusters."""
     for name in ("prototypes", "concentrations", "assignments"):
         if not len(getattr(method, name)) and prefix + name in state:

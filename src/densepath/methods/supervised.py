@@ -44,7 +44,7 @@ class Supervised(Method):
         self.classifier: nn.Module = nn.Identity()  # until the number of classes is known
         # Part of the state, so that a run cannot be resumed with other labels.
         self.register_buffer("labels_checksum", torch.zeros(32, dtype=torch.uint8))
-        self.register_load_state_dict_pre_hook(_meet_state)
+        self.register_load_state_dict_pre_hook(_before_load)
 
     @staticmethod
     def views(augment: Augment | None = None) -> dict[str, Declaration]:
@@ -89,7 +89,7 @@ def _checksum(labels: Tensor) -> Tensor:
     return checksum({"labels": labels})
 
 
-def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+def _before_load(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Before a state is loaded, make the classifier (an export has no images), or check that the labels match."""
     own, weight = f"{prefix}labels_checksum", state.get(f"{prefix}classifier.weight")
     if f"{prefix}targets" in state:  # the labels themselves, as runs of version 0.1 kept them
@@ -99,4 +99,4 @@ def _meet_state(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) 
     if isinstance(method.classifier, nn.Identity):
         method.set_classes(len(weight))
     elif not torch.equal(state[own].cpu(), method.labels_checksum.cpu()):
-        rest[-1].append("the labels are not those that it was trained with")
+        rest[-1].append("the labels differ from those of its training")

@@ -67,7 +67,7 @@ class VQKD(FrozenTarget[Teacher]):
         super().__init__("teacher")
         model = require_transformer(backbone, "vq_kd")
         if not commitment >= 0:
-            raise UserError(f"the commitment must not be negative, as {commitment} is")
+            raise UserError(f"the commitment must be at least 0, not {commitment}")
         if not 0 < decoder_depth <= len(model.blocks):
             raise UserError(f"the decoder has 1 to {len(model.blocks)} blocks on {backbone.name}, not {decoder_depth}")
         self.commitment = commitment

@@ -44,7 +44,7 @@ class Frozen(nn.Module, Generic[Network]):
             ValueError: there is none yet.
         """
         if not self._held:
-            raise ValueError(f"there is no {self.what} yet: see Method.prepare")
+            raise ValueError(f"there is no {self.what} yet; call Method.prepare first")
         return self._held[0]
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class Frozen(nn.Module, Generic[Network]):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         saved = state_dict.get(f"{prefix}digest")
         if self._held and saved is not None and not torch.equal(saved.cpu(), self.digest.cpu()):
-            rest[-1].append(f"the {self.what} is not the one that it was trained with")
+            rest[-1].append(f"the {self.what} differs from that of its training")
         else:
             super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -41,7 +41,7 @@ class MLPHead(nn.Module):
         _initialize(self.fc1, self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (..., in_features) to (..., out_features); the result is not normalised."""
+        """Project (..., in_features) to (..., out_features); the result is not normalized."""
         return self.fc2(self.fc1(x).relu())
 
 
@@ -65,7 +65,7 @@ class DenseHead(nn.Module):
         self.conv2 = convolution(hidden_features, out_features, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_features, *spatial) to (B, out_features, *spatial); the result is not normalised."""
+        """Project (B, in_features, *spatial) to (B, out_features, *spatial); the result is not normalized."""
         return self.conv2(self.conv1(x).relu())
 
 
@@ -91,7 +91,7 @@ class NormedHead(nn.Module):
         _initialize(self.fc1, self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_features) to (B, out_features); the result is not normalised to unit length."""
+        """Project (B, in_features) to (B, out_features); the result is not normalized to unit length."""
         return self.norm2(self.fc2(self.norm1(self.fc1(x)).relu()))
 
 

@@ -67,7 +67,7 @@ class Teacher(nn.Module):
         self.network = network
         self.name, self.stride, self.width = name, stride, channels
         self.mean, self.std = tuple(mean), tuple(std)
-        for name_of, value in zip(("scale", "shift"), self._from(_RGB), strict=True):
+        for name_of, value in zip(("scale", "shift"), self._conversion_from(_RGB), strict=True):
             self.register_buffer(name_of, value)
         _check_map(network.eval(), name, stride, channels)
 
@@ -79,9 +79,9 @@ class Teacher(nn.Module):
         """
         if spec.ndim != 2 or spec.channels not in (1, 3):
             raise UserError(f"the teacher {self.name} sees grey or RGB images, not {spec.channels} channels")
-        self.scale, self.shift = (value.to(self.scale) for value in self._from(spec))
+        self.scale, self.shift = (value.to(self.scale) for value in self._conversion_from(spec))
 
-    def _from(self, spec: PixelSpec) -> tuple[Tensor, Tensor]:
+    def _conversion_from(self, spec: PixelSpec) -> tuple[Tensor, Tensor]:
         """The factor and the offset (3, 1, 1) that convert a normalization to the network's."""
         ours = torch.tensor((spec.mean, spec.std)).view(2, -1, 1, 1)
         theirs = torch.tensor((self.mean, self.std)).view(2, 3, 1, 1)

@@ -13,6 +13,7 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, require_new_folder
+from densepath.core.plain import plain
 from densepath.runs.old_options import rename_record
 
 CONFIG = "config.yaml"
@@ -72,7 +73,7 @@ def check_run(
         return None
     if not resume:
         raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
-    changed = differences(_completed(old, _plain(defaults)), _plain(config), free)
+    changed = differences(_completed(old, plain(defaults)), plain(config), free)
     if changed:
         raise UserError(
             f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
@@ -111,7 +112,7 @@ def open_run(
     if old is None:
         with atomic_write(out / CONFIG) as part:
             head = f"# {note}\n" if note else ""
-            part.write_text(head + yaml.safe_dump(_plain(config), sort_keys=False))
+            part.write_text(head + yaml.safe_dump(plain(config), sort_keys=False))
     remove_remains(out)
     try:
         yield out
@@ -130,10 +131,3 @@ def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
         if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
             completed[name] = _completed(value, defaults[name])
     return completed
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as YAML returns them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

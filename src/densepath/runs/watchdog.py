@@ -19,7 +19,7 @@ from types import TracebackType
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from densepath.core.streams import settle, write_line
+from densepath.core.streams import flush_streams, write_line
 from densepath.core.waiting import limit_seconds, notice_seconds
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.signals import StopSignals
@@ -133,5 +133,5 @@ class Watchdog:
         for child in self._children:
             child.kill()
         write_line(f"densepath: {why}", sys.stderr)
-        settle()
+        flush_streams()
         os._exit(code)

@@ -42,7 +42,7 @@ DrawViews = Callable[[Tensor, Tensor, Tensor | None, float], Plan]
 
 
 @dataclass(frozen=True, eq=False)
-class _Wanted:
+class _Planned:
     """A batch before it is read.
 
     Args:
@@ -112,7 +112,7 @@ class ImageBatches:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")
         if max_steps is None and epochs is None:
-            raise ValueError("one of max_steps and epochs is needed")
+            raise ValueError("give max_steps or epochs")
         self.images = images
         self.draw = draw
         self.extras = dict(extras or {})
@@ -166,25 +166,27 @@ class ImageBatches:
         )
 
     def _batches(self, order: _Order, draw: DrawViews | None, loaders: list[Any]) -> Generator[ImageBatch, None, None]:
-        pin = self._pins()
-        batches = (self._want(step, index, draw) for step, index in order)
+        pin = self._pinned()
+        batches = (self._plan_batch(step, index, draw) for step, index in order)
         read = self._decoded(batches, pin, loaders) if self.images.decodes else self._gathered(batches, pin)
         for wanted, gathered in read:
-            new = self._note(gathered)
+            new = self._record_corrupt(gathered)
             while draw is not None and not torch.equal(gathered.index, wanted.index):
-                wanted = self._want(wanted.step, gathered.index, draw)
+                wanted = self._plan_batch(wanted.step, gathered.index, draw)
                 gathered = self.images.gather(wanted.index, wanted.boxes, pin)
-                new += self._note(gathered)
+                new += self._record_corrupt(gathered)
             yield self._batch(wanted, gathered, tuple(new))
 
-    def _gathered(self, batches: Iterator[_Wanted], pin: bool) -> Iterator[tuple[_Wanted, Gathered]]:
+    def _gathered(self, batches: Iterator[_Planned], pin: bool) -> Iterator[tuple[_Planned, Gathered]]:
         """Each batch, read in this thread."""
         for wanted in batches:
             yield wanted, self.images.gather(wanted.index, wanted.boxes, pin)
 
-    def _decoded(self, batches: Iterator[_Wanted], pin: bool, loaders: list[Any]) -> Iterator[tuple[_Wanted, Gathered]]:
+    def _decoded(
+        self, batches: Iterator[_Planned], pin: bool, loaders: list[Any]
+    ) -> Iterator[tuple[_Planned, Gathered]]:
         """Each batch, read in chunks, by other processes if there are any; their iterator is added to ``loaders``."""
-        ordered: deque[_Wanted] = deque()
+        ordered: deque[_Planned] = deque()
 
         def chunks() -> Iterator[tuple[Tensor, Tensor | None]]:
             for wanted in batches:
@@ -211,30 +213,30 @@ class ImageBatches:
             finally:
                 loaders.clear()
 
-    def _want(self, step: int, index: Tensor, draw: DrawViews | None) -> _Wanted:
+    def _plan_batch(self, step: int, index: Tensor, draw: DrawViews | None) -> _Planned:
         """A batch of a step; if its views are drawn first, then for images that are not known to be corrupt."""
         if draw is None:
-            return _Wanted(step, index)
+            return _Planned(step, index)
         if self._corrupt.found:
             index = torch.tensor([self._next_readable(position) for position in index.tolist()], dtype=torch.int64)
         sizes = self.images.sizes(index)
         plan = draw(index, sizes, self.images.spacing(index), step / self.steps_per_epoch)
-        return _Wanted(step, index, plan, plan.boxes(sizes))
+        return _Planned(step, index, plan, plan.boxes(sizes))
 
     def _next_readable(self, position: int) -> int:
         while position in self._corrupt.found:
             position = (position + 1) % len(self.images)
         return position
 
-    def _note(self, gathered: Gathered) -> list[str]:
+    def _record_corrupt(self, gathered: Gathered) -> list[str]:
         """The names of newly found corrupt images. Raises UserError if there are too many."""
         new = [position for position, what in gathered.corrupt.items() if self._corrupt.add(position, what)]
         self._corrupt.check()
         return [self.images.names(position) for position in new]
 
-    def _batch(self, wanted: _Wanted, gathered: Gathered, corrupt: tuple[str, ...]) -> ImageBatch:
+    def _batch(self, wanted: _Planned, gathered: Gathered, corrupt: tuple[str, ...]) -> ImageBatch:
         # By the index of the images that were read: some may replace corrupt ones.
-        pin = self._pins()
+        pin = self._pinned()
         return ImageBatch(
             gathered.pixels,
             gathered.sizes,
@@ -261,7 +263,7 @@ class ImageBatches:
                 yield step, index
                 step += 1
 
-    def _pins(self) -> bool:
+    def _pinned(self) -> bool:
         """Whether batches use page-locked memory; if so, select the GPU that this thread allocates it for."""
         if self.device.type != "cuda":
             return False

@@ -9,7 +9,6 @@ written before their number is known. Version 1, of 8-bit RGB only, is read too.
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densepath.core.errors import UserError
@@ -33,14 +33,9 @@ from densepath.sources.read_all import read_all
 SUFFIX = ".safetensors"
 FORMAT, VERSION, READABLE = "densepath-tiles", "2", ("1", "2")
 HEADER = 4096  # bytes before the pixels: the header's length in 8 bytes, then JSON, then spaces
-_LONGEST_HEADER = 2**20
 _MOST_CHANNELS = 2**16
 _RGB = PixelSpec()
-_TABLES = {"offsets": "I64", "name_starts": "I64", "sizes": "I32", "names": "U8"}
-_DTYPES: dict[str, np.dtype[Any]] = {
-    **{"U8": np.dtype("<u1"), "I8": np.dtype("<i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2")},
-    **{"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")},
-}
+_TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
 
 
 def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> Path:
@@ -115,11 +110,13 @@ def open_store(path: str | Path) -> PackedTiles:
 
 
 def _consistent(tensors: dict[str, Tensor], spec: PixelSpec) -> bool:
+    if "pixels" not in tensors or any(key not in tensors or tensors[key].dtype != _TABLES[key] for key in _TABLES):
+        return False
     sizes, offsets, starts = tensors["sizes"], tensors["offsets"], tensors["name_starts"]
     count = len(sizes) if sizes.ndim else 0
     if not count or sizes.shape != (count, spec.ndim) or offsets.shape != (count,) or starts.shape != (count + 1,):
         return False
-    if "spacing" in tensors and tensors["spacing"].shape != sizes.shape:
+    if "spacing" in tensors and (tensors["spacing"].shape, tensors["spacing"].dtype) != (sizes.shape, torch.float32):
         return False
     total, end = tensors["pixels"].numel(), 0
     for first in range(0, count, BLOCK):
@@ -203,43 +200,27 @@ def write_tables(
 
 
 def _code(dtype: np.dtype[Any]) -> str:
-    return next(code for code, known in _DTYPES.items() if known == dtype)
+    return f"{dtype.kind.upper()}{8 * dtype.itemsize}"
 
 
 def _map(path: Path) -> tuple[dict[str, Tensor], PixelSpec]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, _LONGEST_HEADER))
-    start = 8 + length
+    """The tensors of a store, mapped into private pages of memory: writing to them changes no file."""
     try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__")
-        foreign = metadata["format"] != FORMAT
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        foreign = True
-    if foreign:
-        raise UserError(f"{path} is not a packed store of images; make one with `densepath data pack`")
-    version = metadata.get("version")
-    if version not in READABLE:
-        raise UserError(
-            f"the packed store {path} has version {version}, not {VERSION}; pack the images again, or update densepath"
-        )
-    try:
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        if start + max(ends) != size:
-            raise _broken(path, f"{size:,} bytes instead of {start + max(ends):,}")
-        mapped = np.memmap(path, np.uint8, mode="c")  # private pages: tensors need writable memory
-        wanted = _TABLES | {"pixels": header["pixels"]["dtype"] if version != "1" else "U8"}
-        wanted |= {"spacing": "F32"} if "spacing" in header else {}
-        if any(header[key]["dtype"] != kind for key, kind in wanted.items()):
-            raise ValueError
-        return {key: _view(mapped[start:], header[key]) for key in wanted}, _spec_of(metadata)
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise _broken(path, "its header is broken") from error
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} is not a packed store of images; make one with `densepath data pack`")
+            if metadata.get("version") not in READABLE:
+                raise UserError(
+                    f"the packed store {path} has version {metadata.get('version')}, not {VERSION}; pack the images "
+                    "again, or update densepath"
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}, _spec_of(metadata)  # noqa: SIM118
+    except (SafetensorError, ValueError, LookupError, RecursionError) as error:
+        raise _broken(path, "its header is broken, or the file is incomplete") from error
 
 
-def _spec_of(metadata: dict[str, Any]) -> PixelSpec:
+def _spec_of(metadata: dict[str, str]) -> PixelSpec:
     if metadata["version"] == "1":
         return PixelSpec()
     try:
@@ -249,13 +230,3 @@ def _spec_of(metadata: dict[str, Any]) -> PixelSpec:
     if type(spec.ndim) is not int or type(spec.channels) is not int or spec.channels > _MOST_CHANNELS:
         raise ValueError
     return spec
-
-
-def _view(data: npt.NDArray[np.uint8], entry: dict[str, Any]) -> Tensor:
-    begin, end = entry["data_offsets"]
-    dtype = _DTYPES[entry["dtype"]]
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *entry["shape"])):
-        raise ValueError
-    if end - begin != math.prod(entry["shape"]) * dtype.itemsize:
-        raise ValueError
-    return torch.from_numpy(data[begin:end].view(dtype).reshape(entry["shape"]))

@@ -21,8 +21,8 @@ class Style:
     grade: float  # 0 healthy crypts, 0.5 crowded adenomatous glands, 1 irregular carcinoma
     radius: float  # of a gland's cross-section
     length: float  # additional length of a gland, in radii
-    crowding: float  # distance of neighbours in gland diameters
-    gap: float  # minimum stroma between neighbours
+    crowding: float  # distance of neighbors in gland diameters
+    gap: float  # minimum stroma between neighbors
     bend: float  # displacement of contours
     branching: float  # share of the glands with a second branch
     bare: float  # share of the field without glands

@@ -87,8 +87,8 @@ def _under_ellipses(shape: Shape, points: Array, long: Array, short: Array, angl
     """
     reach = int(np.ceil(np.max(long, initial=1.0))) + 1
     offset = np.arange(-reach, reach + 1)
-    centre = np.rint(points).astype(np.int64)
-    y, x = centre[:, 0, None] + offset, centre[:, 1, None] + offset  # (N, w)
+    center = np.rint(points).astype(np.int64)
+    y, x = center[:, 0, None] + offset, center[:, 1, None] + offset  # (N, w)
     dy, dx = (y - points[:, 0, None])[:, :, None], (x - points[:, 1, None])[:, None, :]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
     u, v = (dx * cos + dy * sin) / long[:, None, None], (dy * cos - dx * sin) / short[:, None, None]

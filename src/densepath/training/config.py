@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 from densepath.core.random import check_seed
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, name_of
@@ -60,7 +61,7 @@ class PretrainConfig:
             processes ("synchronized"), or as in the method's paper ("auto").
         batch_norm_group: divide the images of a process into groups of this size that share their batch statistics; 0
             for one group. With groups a run is the same on any number of processes, up to rounding.
-        view_size: height and width of the views in pixels.
+        view_size: side of the views in pixels, or their size along each axis: height and width, of volumes depth first.
         augment: augmentation of the views; by default as the method declares it.
         optimizer: the optimizer and its schedule.
         workers: processes that decode images, per device; default: chosen automatically.
@@ -106,7 +107,7 @@ class PretrainConfig:
     accumulate: int = 1
     batch_norm: Literal["auto", "per_process", "synchronized"] = "auto"
     batch_norm_group: int = 0
-    view_size: int = 224
+    view_size: int | tuple[int, ...] = 224
     augment: Augment | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
     workers: int | None = None
@@ -130,29 +131,26 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
             raise UserError("both epochs and max_steps are given (a recipe may have set one of them); set one to null")
-        if self.view_size < 1:
-            raise UserError(f"view_size is {self.view_size}; give a number of pixels")
+        if not isinstance(self.view_size, int) and len(self.view_size) == 1:
+            object.__setattr__(self, "view_size", self.view_size[0])  # frozen; the command line gives lists
+        if self.shortest_side < 1:
+            raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         check_seed(self.seed)
 
+    @property
+    def shortest_side(self) -> int:
+        """The shortest side of the views, in pixels; 0 for none."""
+        return self.view_size if isinstance(self.view_size, int) else min(self.view_size, default=0)
+
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML, as ``config.yaml`` keeps them; ``resume`` is not among them."""
-        record = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "resume"}
+        record = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "resume"}
         return record | {"method": name_of(self.method)}
 
     def defaults(self) -> dict[str, Any]:
         """The record of a run of the same method with all options at their defaults, as earlier versions had them."""
         options = all_options(self.method, {})
-        plain = PretrainConfig(data="", out="", method=self.method, method_options=options).record()
-        return plain | {"augment": asdict(Augment())}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+        record = PretrainConfig(data="", out="", method=self.method, method_options=options).record()
+        return record | {"augment": asdict(Augment())}

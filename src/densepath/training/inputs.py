@@ -30,12 +30,12 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
     name, needs = name_of(config.method), list(method.needs().values())
     kinds = {need.kind for need in needs}
     if "teacher" in kinds and not config.teacher:
-        raise UserError(f"{name} needs a teacher; name one by --teacher: {ACCEPTED}")
+        raise UserError(f"{name} needs a teacher; name one with --teacher: {ACCEPTED}")
     if "tokenizer" in kinds and not config.tokenizer:
-        raise UserError(f"{name} needs a tokenizer; train one by --config vq_kd, and give its run by --tokenizer RUN")
+        raise UserError(f"{name} needs a tokenizer; train one with --config vq_kd and give its run: --tokenizer RUN")
     wanting = [need.labeller for need in needs if isinstance(need.labeller, FromPath)]
     if wanting and config.regions is None:
-        raise UserError(f"{name} needs {wanting[0].what} for its concepts; give it by --regions")
+        raise UserError(f"{name} needs {wanting[0].what} for its concepts; give it with --regions")
     given = {
         "labels": config.labels != FOLDERS and "classes" not in kinds,
         "regions": config.regions is not None and not wanting,
@@ -43,7 +43,7 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
         "tokenizer": bool(config.tokenizer) and "tokenizer" not in kinds,
     }
     if idle := [f"--{option}" for option, has_no_effect in given.items() if has_no_effect]:
-        raise UserError(f"{name} as it is configured has no use for {' and '.join(idle)}; leave that out")
+        raise UserError(f"{name} with these options does not use {' and '.join(idle)}; leave that out")
 
 
 def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
     if need.kind == "regions":
         labeller = need.labeller
         if isinstance(labeller, FromPath):
-            assert config.regions is not None, "check_inputs comes first"
+            assert config.regions is not None, "call check_inputs first"
             labeller = labeller.make(config.regions)
         assert labeller is not None
         return label_images(images, labeller, config.cache_dir)

@@ -76,7 +76,7 @@ def end_run(out: Path, what: str, place: Place) -> NoReturn:
     if rank() == 0:
         with atomic_write(note) as part:
             part.write_text(json.dumps({"step": step, "images": images}))
-    remedy = "lower the learning rate, take larger batches, or try precision 32"
+    remedy = "lower the learning rate, use larger batches, or try precision 32"
     if not has_checkpoint(out / CHECKPOINTS):
         raise UserError(
             f"{what} not finite at step {step}, before the first checkpoint ({note} lists its images); "

@@ -38,7 +38,7 @@ class Optimizer:
         clip_norm: largest norm of the gradient of an optimizer step; larger gradients are scaled down; 0 for no limit.
         clip: whether clip_norm limits the norm over all parameters ("global") or of each one ("tensor").
         freeze: names of parameters, as patterns with *, that are frozen for the first ``freeze_epochs`` epochs.
-        freeze_epochs: number of epochs of ``freeze``.
+        freeze_epochs: number of epochs for which ``freeze`` applies.
         final_lr: learning rate at the end of "cosine", as a share of ``lr``.
         final_weight_decay: weight decay at the end of the run; it changes along half a cosine wave from
             ``weight_decay``; null to keep it constant.
@@ -71,7 +71,7 @@ class Optimizer:
         if self.schedule not in ("cosine", "step", "constant"):
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
         if self.clip not in ("global", "tensor"):
-            raise UserError(f"gradients are not clipped by {self.clip!r}; use global or tensor")
+            raise UserError(f"unknown clip {self.clip!r}; use global or tensor")
         if not self.lr > 0:
             raise UserError(f"the learning rate must be positive, not {self.lr}")
         for name in ("momentum", "beta2"):
@@ -79,7 +79,7 @@ class Optimizer:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
         for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs", "freeze_epochs"):
             if not (getattr(self, name) or 0.0) >= 0:
-                raise UserError(f"the {name.replace('_', ' ')} must not be negative, as {getattr(self, name)} is")
+                raise UserError(f"the {name.replace('_', ' ')} must be at least 0, not {getattr(self, name)}")
         if self.final_weight_decay and not self.weight_decay:
             raise UserError("a weight decay of 0 cannot rise to final_weight_decay; start it above 0")
         for name in ("final_lr", "warmup_start"):
@@ -116,7 +116,7 @@ def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of a module's trainable parameters, in its fused form if there is one."""
-    groups = _apart(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
+    groups = _split_frozen(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
     betas = (momentum, settings.beta2)
     if settings.name == "lars":
@@ -132,7 +132,7 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
-def _apart(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
+def _split_frozen(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
     """Split groups into frozen and other parameters: fused optimizers start the averages of a group together."""
     if not frozen:
         return groups

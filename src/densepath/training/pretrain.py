@@ -149,7 +149,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            _report_start((loaded, _colorless(without), found), config.optimizer, steps, steps_per_epoch)
+            _report_start((loaded, _color_note(without), found), config.optimizer, steps, steps_per_epoch)
         done = train(
             task,
             batches,
@@ -185,7 +185,7 @@ def _report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int,
             say(f"densepath: {line}")
 
 
-def _colorless(without: Sequence[str]) -> str | None:
+def _color_note(without: Sequence[str]) -> str | None:
     """A line on the operations that need colors, if the images have none."""
     return (
         f"the images have no colors; color operations are reduced or left out: {', '.join(without)}"
@@ -205,7 +205,7 @@ def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: P
     recorded = pixels_of(old)
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
-            f"the run learns from images of {recorded.channels} channels, but these have {images.spec.channels}; "
+            f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "
             "resume it with the same images, or name another folder"
         )
     return recorded

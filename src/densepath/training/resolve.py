@@ -79,7 +79,7 @@ def make_parser(
     options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
     help_of = describe_parameters(schema)
     for part, members in groupby(sorted(options, key=_part), key=_part):
-        parser.add_options(members, f"{part}: {help_of.get(part, '')}" if part else None)
+        parser.add_options(members, f"{part}: {help_of.get(part, '').rstrip('.')}" if part else None)
     if method:
         constructor = find_method(method)
         backbone = next(iter(inspect.signature(constructor).parameters))

@@ -19,7 +19,7 @@ class Task(nn.Module):
     """A network with its losses, its optimizer, and its hooks before and after a step.
 
     A step consists of one or more batches. Updates that must happen once per step, of momentum encoders, queues and
-    centres, belong in :meth:`before_step` or :meth:`after_step`.
+    centers, belong in :meth:`before_step` or :meth:`after_step`.
     """
 
     @abstractmethod

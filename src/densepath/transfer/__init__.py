@@ -1,1 +1,1 @@
-"""Downstream tasks that use pre-trained weights: one file per task, with its parts beside it."""
+"""Downstream tasks that use pre-trained weights: one folder per task."""

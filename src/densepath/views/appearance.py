@@ -71,14 +71,14 @@ def check_probability(name: str, value: float) -> None:
         raise UserError(f"{name} must be between 0 and 1, not {value}")
 
 
-def check_range(name: str, values: Iterable[float], least: float = 0.0) -> None:
-    """Raise UserError where values are not a range above ``least``."""
+def check_range(name: str, values: Iterable[float]) -> None:
+    """Raise UserError where values are not a range above 0."""
     low, high = values
-    if not least < low <= high:
+    if not 0 < low <= high:
         raise UserError(f"{name} must be two positive numbers, the smaller first, not {low}, {high}")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Raise UserError where a value is negative."""
     if value < 0:
-        raise UserError(f"{name} must not be negative, as {value} is")
+        raise UserError(f"{name} must be at least 0, not {value}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
-from densepath.views.appearance import Appearance
+from densepath.views.appearance import Appearance, check_not_negative, check_probability, check_range
 from densepath.views.color import ColorJitter, Grayscale, StainJitter
 from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
@@ -30,22 +30,23 @@ class Augment:
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         depth_flip: probability of a flip along the third axis of volumes.
-        rotation: largest rotation in degrees, either way. A crop that would leave the image shrinks about its center.
+        rotation: an angle is drawn from [-x, x] degrees. A crop that would leave the image shrinks about its center.
         rotation_axes: for volumes: "xy" rotates in that plane only, "all" about each of the three axes.
-        quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probability.
+        quarter_turns: whether to also rotate by 0, 90, 180 or 270 degrees in the xy-plane, with equal probabilities.
         jitter: probability of color jitter.
-        brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], not below 0.
-        hue: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
+        brightness, contrast, saturation: strength x of color jitter; a factor is drawn from [1 - x, 1 + x], at least 0.
+        hue: strength x of color jitter; a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
         grayscale: probability of a grey view.
         gamma: probability of a gamma correction: values to a power.
-        gamma_power: range of that power; its logarithm is uniform.
+        gamma_power: range of the power of the gamma correction; its logarithm is uniform.
         blur: probability of a Gaussian blur.
-        blur_sigma: range of its standard deviation, in pixels of the view.
+        blur_sigma: range of the standard deviation of the blur, in pixels of the view.
         noise: probability of normal noise on each value.
-        noise_std: range of its standard deviation, where values lie in [0, 1].
+        noise_std: range of the standard deviation of the noise, for values in [0, 1].
         solarize: probability of inverting values of at least 0.5.
         stain: probability of H&E stain jitter: amounts of hematoxylin, eosin and residual change in optical density.
-        stain_strength: factors are drawn from [1 - x, 1 + x] and shifts (of optical density) from [-x, x].
+        stain_strength: strength x of stain jitter; factors are drawn from [1 - x, 1 + x], and shifts of the optical
+            density from [-x, x].
         interpolation: the filter of the crop's resampling.
 
     Source: ConCL (ECCV 2022) with MoCo-v2 (arXiv 2003.04297); stain: Tellez et al., IEEE TMI 2018.
@@ -78,17 +79,13 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "blur_sigma", "gamma_power"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"augment.{name} must be two positive numbers, the smaller first, not {low}, {high}")
+            check_range(f"augment.{name}", getattr(self, name))
         if self.scale[1] > 1:
             raise UserError(f"augment.scale is a share of the image's area: at most 1, not {self.scale[1]}")
         for name in _PROBABILITIES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is a probability, between 0 and 1, not {getattr(self, name)}")
+            check_probability(f"augment.{name}", getattr(self, name))
         for name in ("rotation", "brightness", "contrast", "saturation", "hue", "stain_strength"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augment.{name} must not be negative, as {getattr(self, name)} is")
+            check_not_negative(f"augment.{name}", getattr(self, name))
         if self.hue > 0.5:
             raise UserError(f"augment.hue is a share of the color circle, at most 0.5, not {self.hue}")
         if not 0 <= self.noise_std[0] <= self.noise_std[1]:

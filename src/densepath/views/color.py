@@ -54,7 +54,7 @@ class ColorJitter(Appearance):
 
     Args:
         probability: of the color jitter.
-        brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], not below 0.
+        brightness, contrast, saturation: a factor is drawn from [1 - x, 1 + x], at least 0.
         hue: a shift is drawn from [-x, x], as a share of the color circle; at most 0.5.
     """
 

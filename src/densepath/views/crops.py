@@ -37,7 +37,7 @@ class Pose:
         if len(self.flip) > len(_AXES):
             raise UserError(f"flips have a probability along x, y and z, not {len(self.flip)}")
         if self.rotation < 0:
-            raise UserError(f"the rotation must not be negative, as {self.rotation} is")
+            raise UserError(f"the rotation must be at least 0, not {self.rotation}")
         if self.rotation_axes not in ("xy", "all"):
             raise UserError(f"unknown rotation axes {self.rotation_axes!r}; choose xy or all")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -97,7 +97,7 @@ class WindowPair(Pose):
         if not 0 <= self.iou < 1:
             raise UserError(f"the minimum IoU of two windows is at least 0 and less than 1, not {self.iou}")
         if any(width < 0 for width in self.border):
-            raise UserError(f"the border must not be negative, as {self.border} is")
+            raise UserError(f"the border must be at least 0, not {self.border}")
 
     def check(self, size: Sequence[int]) -> None:
         super().check(size)

@@ -43,7 +43,7 @@ class RandomView:
             remedies = " ".join(each.remedy for each in wrong)
             channels = wrong[0].channels
             raise UserError(
-                f"images with {spec.channels} channels, not {channels}, cannot have {names}; turn that off ({remedies})"
+                f"images with {spec.channels} channels, not {channels}, cannot have {names}; turn it off ({remedies})"
             )
 
 

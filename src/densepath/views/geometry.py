@@ -32,7 +32,7 @@ def crop_maps(crop: Crop, sizes: Tensor, size: Sequence[int], draw: Draw, spacin
     shape = torch.tensor([float(n) for n in reversed(size)])
     sides, low = (_random_rectangle if len(size) == 2 else _random_cuboid)(crop, across, shape, draw)
     maps = torch.cat((torch.diag_embed(sides / across), ((2 * low + sides) / across - 1).unsqueeze(-1)), dim=-1)
-    return posed(crop, maps, sizes, draw, spacing)
+    return pose_maps(crop, maps, sizes, draw, spacing)
 
 
 def center_maps(share: float, sizes: Tensor, size: Sequence[int]) -> Tensor:
@@ -49,7 +49,7 @@ def center_maps(share: float, sizes: Tensor, size: Sequence[int]) -> Tensor:
     return torch.cat((torch.diag_embed(spread), torch.zeros(*spread.shape, 1)), dim=-1)
 
 
-def posed(pose: Pose, maps: Tensor, sizes: Tensor, draw: Draw, spacing: Tensor | None = None) -> Tensor:
+def pose_maps(pose: Pose, maps: Tensor, sizes: Tensor, draw: Draw, spacing: Tensor | None = None) -> Tensor:
     """The maps of boxes, randomly flipped and rotated. Arguments as for :func:`crop_maps`."""
     d = maps.shape[1]
     first, second, turn, angle = draw(Stream.FLIP).unbind(1)
@@ -57,7 +57,7 @@ def posed(pose: Pose, maps: Tensor, sizes: Tensor, draw: Draw, spacing: Tensor |
     if d == 3:
         third, about_x, about_y, _ = draw(Stream.TURN_3D).unbind(1)
         numbers, angles = [first, second, third], [angle, about_x, about_y]
-    maps = flipped(maps, pose.flip, torch.stack(numbers, dim=-1))
+    maps = flip_maps(maps, pose.flip, torch.stack(numbers, dim=-1))
     if pose.rotation:
         half = sizes.flip(-1).to(torch.float32)
         if spacing is not None:
@@ -70,7 +70,7 @@ def posed(pose: Pose, maps: Tensor, sizes: Tensor, draw: Draw, spacing: Tensor |
     return maps
 
 
-def flipped(maps: Tensor, probabilities: Sequence[float], numbers: Tensor) -> Tensor:
+def flip_maps(maps: Tensor, probabilities: Sequence[float], numbers: Tensor) -> Tensor:
     """Flip the views of maps (N, d, d + 1) along axes, x first, whose numbers (N, d) are below the probabilities."""
     d = maps.shape[1]
     limits = torch.tensor([*probabilities, *[0.0] * d][:d])

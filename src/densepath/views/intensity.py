@@ -30,7 +30,7 @@ class IntensityJitter(Appearance):
 
     Args:
         probability: of the intensity jitter.
-        brightness: a factor of all values is drawn from [1 - x, 1 + x], not below 0.
+        brightness: a factor of all values is drawn from [1 - x, 1 + x], at least 0.
         contrast: likewise a factor of the distance to the mean of each channel.
     """
 
@@ -120,7 +120,7 @@ class GaussianNoise(Appearance):
 
     Args:
         probability: of noise.
-        std: range of its standard deviation, where values lie in [0, 1].
+        std: range of the standard deviation, for values in [0, 1].
     """
 
     probability: float = 0.5

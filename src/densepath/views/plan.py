@@ -13,7 +13,7 @@ from densepath.core.filters import Mode
 from densepath.core.volume_sampling import needed_boxes
 from densepath.views.crops import Crop, SecondWindow, WindowPair
 from densepath.views.declarations import Center, Cover, Declaration, Turned, crop_counts, view_sizes
-from densepath.views.geometry import center_maps, crop_maps, posed
+from densepath.views.geometry import center_maps, crop_maps, pose_maps
 from densepath.views.random_streams import Draw
 from densepath.views.turns import turn_maps
 from densepath.views.window_pairs import window_pairs
@@ -114,6 +114,6 @@ def plan_views(
                     maps, pairs[name] = window_pairs(crop, all_sizes, draw)
                 elif isinstance(crop, SecondWindow):
                     maps = pairs[crop.of]
-                maps = posed(crop, maps, all_sizes, draw, all_spacing)
+                maps = pose_maps(crop, maps, all_sizes, draw, all_spacing)
         planned[name] = PlannedView(maps, draw, own_size, filter_)
     return Plan(planned, index)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.affine import between, compose, identity
-from densepath.views.geometry import flipped, quarter_turns
+from densepath.views.geometry import flip_maps, quarter_turns
 from densepath.views.random_streams import Draw, Stream
 
 _TOLERANCE = 1e-3  # for rounding errors of exact maps
@@ -25,7 +25,7 @@ def turn_maps(flip: Sequence[float], turn: bool, draw: Draw, d: int) -> Tensor:
     """
     numbers = draw(Stream.FLIP)
     flips = torch.cat((numbers[:, :2], draw(Stream.TURN_3D)[:, : d - 2]), dim=1)
-    maps = flipped(identity(len(draw), d), flip, flips)
+    maps = flip_maps(identity(len(draw), d), flip, flips)
     return compose(maps, quarter_turns((numbers[:, 2] * 4).long(), d)) if turn else maps
 
 

@@ -318,7 +318,7 @@ def test_several_processes_synchronize_norms_and_keep_their_activations(
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-def test_long_filters_are_rescaled_on_request(data: Path, tmp_path: Path, rescale: bool) -> None:
+def test_filters_with_large_norms_are_rescaled_on_request(data: Path, tmp_path: Path, rescale: bool) -> None:
     backbone = build_backbone("resnet18")
     fresh = filter_norms(backbone)["net.conv1"]
     set_filter_norms(backbone, filter_norms(backbone) | {"net.conv1": 5 * fresh})

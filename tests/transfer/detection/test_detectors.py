@@ -15,8 +15,8 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, save_backbone
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import DETECTORS, TRANSFORMER_DETECTORS
+from densepath.transfer.detection.feature_maps import dilate_last_stage
 from densepath.transfer.detection.precise_norm import precise_batch_norm
-from densepath.transfer.probe.feature_maps import dilate_last_stage
 
 SMALL = [name for name in DETECTORS if name.endswith("_small")]
 WITH_MASKS = [name for name in SMALL if not name.startswith("retinanet")]

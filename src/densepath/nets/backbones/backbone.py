@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         """
         if len(size) != self.ndim:
             raise UserError(
-                f"{self.name} takes images of {self.ndim} dimensions, and these have {len(size)}; "
+                f"{self.name} takes images of {self.ndim} dimensions, but these have {len(size)}; "
                 "choose another backbone"
             )
         if any(side % self.patch_size for side in size):

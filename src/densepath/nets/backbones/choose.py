@@ -33,10 +33,10 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
     """
     if isinstance(backbone, str):
         return _of_hub(backbone, channels) if backbone.startswith(HUB) else build_backbone(backbone, channels)
-    made = backbone if isinstance(backbone, Backbone) else _around(backbone, channels)
+    made = backbone if isinstance(backbone, Backbone) else _wrap(backbone, channels)
     if made.in_channels != channels:
         raise UserError(
-            f"the backbone {made.name} takes images of {made.in_channels} channels, and these have {channels}; "
+            f"the backbone {made.name} takes images of {made.in_channels} channels, but these have {channels}; "
             f"build it for {channels}"
         )
     return made
@@ -56,13 +56,13 @@ def _of_hub(name: str, channels: int) -> Backbone:
     return build_backbone(str(config["architecture"]), channels)
 
 
-def _around(network: Any, channels: int) -> Backbone:
+def _wrap(network: Any, channels: int) -> Backbone:
     """A network of timm as a backbone."""
     name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     info = getattr(network, "feature_info", None)
     try:
         if name is None or not (hasattr(info, "reduction") or is_transformer(name)):
-            raise ValueError("not a network of timm that gives its stages")
+            raise ValueError("not a timm network that returns its stages")
         net = network if hasattr(info, "reduction") else wrap_transformer(network)
         made = TimmBackbone(net, name, channels)
         mode = made.training

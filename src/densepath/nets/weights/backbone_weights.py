@@ -121,7 +121,7 @@ def read_weights(source: str | Path) -> Weights:
         raise UserError(f"there are no weights to read at {path}; give {ACCEPTED}")
     state, metadata = read_tensors(path)
     if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update this version")
+        raise UserError(f"{path} was written by densepath {metadata.get('densepath_version')}; update densepath")
     if not state:
         raise UserError(f"{path} holds no tensors; give {ACCEPTED}")
     return Weights(state, metadata)
@@ -225,7 +225,7 @@ def _misfit(backbone: Backbone, match: Match) -> str:
     if not blocks and len(wanted) - len(absent) >= _LEAST_SHARE * len(wanted):
         own = backbone.net.state_dict()
         if other := [key for key, value in match.found.items() if value.shape != own[key].shape]:
-            return f"{first_few(other)} have other shapes"
+            return f"the shapes of {first_few(other)} differ"
         return _other_layers(backbone, match.others)
     there = f"; instead {first_few(match.unused)}" if match.unused else ""
     return f"it has {len(wanted) - len(missing)} of the {len(wanted)} tensors (not {first_few(missing)}{there})"

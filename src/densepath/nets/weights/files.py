@@ -81,7 +81,7 @@ def _refuse_compressed(path: Path) -> None:
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript program, not weights; save its state_dict() with torch.save")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise UserError(f"{path} is compressed, which torch.save never does; save it with that")
+        raise UserError(f"{path} is compressed, which torch.save never does; save it again with torch.save")
 
 
 class _Setting:

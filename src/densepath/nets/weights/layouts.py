@@ -107,7 +107,7 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
         return Match({}, "", list(state), list(state))
     prefix, spelling = max(counts, key=lambda match: (counts[match], not _SLOW.search(match[0])))
     found: dict[str, Tensor] = {}
-    others, under, beside = [], [], []
+    others, inside, outside = [], [], []
     for key, value in state.items():
         tail = key.removeprefix(prefix)
         name = spelling(tail, names) if key.startswith(prefix) else None
@@ -115,10 +115,10 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
             found[name] = value
         elif key.startswith(prefix):
             others.append(name or tail)
-            under.append(key)
+            inside.append(key)
         else:
-            beside.append(key)
-    return Match(_thawed(found) if spelling is _from_detectron2 else found, prefix, others, under + beside)
+            outside.append(key)
+    return Match(_complete_norms(found) if spelling is _from_detectron2 else found, prefix, others, inside + outside)
 
 
 def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ def _from_sequence(key: str, names: Container[str]) -> str | None:
 _SPELLINGS: tuple[Spelling, ...] = (_from_timm, _from_detectron2, _from_sequence)
 
 
-def _thawed(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def _complete_norms(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add neutral statistics to frozen batch norms: old detectron2 files have only scale and bias."""
     if any(name.endswith("running_var") for name in found):
         return found

@@ -33,7 +33,7 @@ def read_pickle(path: Path) -> Any:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             _check(content)
             return _finished(_ArrayUnpickler(content).load(), set())
-    except _Foreign as error:
+    except _Unsupported as error:
         raise UserError(
             f"{path} holds more than arrays ({error}) and could run code if it were loaded; save only its state_dict()"
         ) from error
@@ -41,7 +41,7 @@ def read_pickle(path: Path) -> Any:
         raise UserError(f"{path} is damaged or contains no weights; copy or export it again") from error
 
 
-class _Foreign(Exception):
+class _Unsupported(Exception):
     """A pickle contains more than arrays and plain containers."""
 
 
@@ -59,7 +59,7 @@ class _Dtype:
 
     def __init__(self, kind: str, *_: Any) -> None:
         if not _NUMBERS.fullmatch(kind):
-            raise _Foreign(f"an array of type {kind[:20]}")
+            raise _Unsupported(f"an array of type {kind[:20]}")
         self.numpy = np.dtype(kind)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -99,30 +99,30 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = re.sub(r"^numpy\._core\.", "numpy.core.", f"{module}.{name}")
         if known not in self._known:
-            raise _Foreign(repr(f"{module}.{name}"[:80])[1:-1])
+            raise _Unsupported(repr(f"{module}.{name}"[:80])[1:-1])
         return self._known[known]
 
     def tensor(self, data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any) -> Tensor:
         """An array from the bytes of the file, in this machine's byte order."""
         data = self._encode(data) if isinstance(data, str) else data
-        self._charge(len(data))
+        self._count_bytes(len(data))
         if not all(type(side) is int and side >= 0 for side in shape):
             raise ValueError("not a shape")
         array = np.frombuffer(data, dtype.numpy).reshape(shape, order=order)
         return torch.from_numpy(array.astype(dtype.numpy.newbyteorder("="), order="C"))
 
-    def _charge(self, count: int) -> None:
+    def _count_bytes(self, count: int) -> None:
         """Refuse to create more bytes than the file has, as by naming the same part of it many times."""
         self._left -= count
         if self._left < 0:
             raise ValueError("more bytes than the file has")
 
     def _encode(self, text: str, _: str = "latin1") -> bytes:
-        self._charge(len(text))
+        self._count_bytes(len(text))
         return text.encode("latin1")
 
     def _dictionary(self, pairs: Any = ()) -> OrderedDict[Any, Any]:
-        self._charge(len(pairs))
+        self._count_bytes(len(pairs))
         return OrderedDict(pairs)
 
 

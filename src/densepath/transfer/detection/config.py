@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
+from densepath.core.plain import plain
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
 DETECTIONS = 100  # per image at most; as in COCO
@@ -120,7 +121,7 @@ class DetectConfig:
 
     def record(self) -> dict[str, Any]:
         """The options in the plain types of YAML, except ``resume`` and ``evaluate``."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("resume", "evaluate")}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("resume", "evaluate")}
 
 
 def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
@@ -132,7 +133,3 @@ def check_anchor_sizes(sizes: Sequence[int], levels: int | None = None) -> None:
     wanted = "one or more sizes" if levels is None else f"{levels} sizes, one for each level of the pyramid"
     if not sizes or min(sizes) < 1 or len(sizes) != (levels or len(sizes)):
         raise UserError(f"anchor_sizes are {list(sizes)}; give {wanted}, in pixels")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

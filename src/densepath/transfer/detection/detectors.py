@@ -18,12 +18,12 @@ from densepath.nets.backbones import Backbone
 from densepath.transfer.detection.anchors import Anchors
 from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS, check_anchor_sizes
 from densepath.transfer.detection.detector import Detector
+from densepath.transfer.detection.feature_maps import DilatedStage, FeaturePyramid, FourthStage
 from densepath.transfer.detection.mask_rcnn import HeadSize, MaskRCNN, make_heads, make_rpn
 from densepath.transfer.detection.retinanet import RetinaNet
 from densepath.transfer.detection.roi_pool import RoIPool, StagePool
 from densepath.transfer.detection.simple_pyramid import SimpleFeaturePyramid
 from densepath.transfer.detection.windowed_transformer import check_transformer
-from densepath.transfer.probe.feature_maps import DilatedStage, FeaturePyramid, FourthStage
 
 _BOX_SIZE, _MASK_SIZE = 7, 14  # side of the pooled features of a box in the heads
 _PYRAMID_STAGES = (2, 3, 4, 5)

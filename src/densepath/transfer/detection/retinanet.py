@@ -16,7 +16,7 @@ from densepath.nets.backbones import Backbone
 from densepath.transfer.detection.anchors import ASPECT_RATIOS, Anchors
 from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS, check_anchor_sizes
 from densepath.transfer.detection.detector import Detector, to_float32
-from densepath.transfer.probe.feature_maps import FeaturePyramid
+from densepath.transfer.detection.feature_maps import FeaturePyramid
 
 _STAGES = (3, 4, 5)
 _STRIDES = (8, 16, 32, 64, 128)  # pixels, of P3-P7

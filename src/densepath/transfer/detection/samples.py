@@ -175,9 +175,9 @@ def _collate(samples: list[dict[str, Any]]) -> SampleBatch:
     return into_shared_memory(SampleBatch(samples, torch.tensor([sample["position"] for sample in samples])))
 
 
-def resized_shape(height: int, width: int, short_edge: int, longest: int = LONGEST) -> tuple[int, int]:
-    """Height and width of an image resized to ``short_edge``, or less if its long edge would exceed ``longest``."""
-    scale = min(short_edge / min(height, width), longest / max(height, width))
+def resized_shape(height: int, width: int, short_edge: int) -> tuple[int, int]:
+    """Height and width of an image resized to ``short_edge``, or less if its long edge would exceed ``LONGEST``."""
+    scale = min(short_edge / min(height, width), LONGEST / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
