@@ -1,6 +1,7 @@
 """Which class each image is of: by folders and by tables."""
 
 import os
+import unicodedata
 
 import pytest
 import torch
@@ -71,6 +72,13 @@ def test_a_table_gives_each_image_its_label(tmp_path, text):
     classes = by(tmp_path, text)
     assert classes.names == ("a", "t")
     assert classes.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_across_unicode_normalizations(tmp_path, on_disk, in_table):
+    names = [unicodedata.normalize(on_disk, name) for name in ("drüse.png", "gewölbe.png")]
+    table = "".join(f"{unicodedata.normalize(in_table, name)},{name[0]}\n" for name in names)
+    assert by(tmp_path, table, ImageFiles(names)).labels.tolist() == [0, 1]
 
 
 def test_a_table_of_absolute_paths_fits_images_that_are_named_from_here(tmp_path, monkeypatch):

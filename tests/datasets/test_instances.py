@@ -437,23 +437,39 @@ def test_a_matlab_file_of_another_size_is_refused_by_its_header(
         convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
 
 
-def huge_matlab_file() -> bytes:
-    """A compressed map of 16,000 x 16,000 numbers by its head, and of four by what follows."""
+def matlab_file(side: int, numbers: bytes, claims: int | None = None) -> bytes:
+    """A compressed map of side x side numbers by its head, and of the bytes that follow."""
 
-    def element(kind: int, data: bytes) -> bytes:
-        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+    def element(kind: int, data: bytes, length: int | None = None) -> bytes:
+        return struct.pack("<II", kind, len(data) if length is None else length) + data + bytes(-len(data) % 8)
 
-    head = element(6, struct.pack("<II", 6, 0)) + element(5, struct.pack("<ii", 16_000, 16_000))
-    whole = element(14, head + element(1, b"inst_map") + element(9, bytes(32)))
+    head = element(6, struct.pack("<II", 6, 0)) + element(5, struct.pack("<ii", side, side))
+    whole = element(14, head + element(1, b"inst_map") + element(9, numbers, claims))
     return b"MATLAB".ljust(124) + b"\0\1IM" + element(15, zlib.compress(whole)).rstrip(b"\0")
 
 
 def test_a_map_of_absurd_size_is_refused_by_its_header(tmp_path: Path, bounded_memory: Callable[..., Any]) -> None:
     path = tmp_path / "huge.mat"
-    path.write_bytes(huge_matlab_file())
+    path.write_bytes(matlab_file(16_000, bytes(32)))
     for read in (label_size, read_labels):
         with bounded_memory(20), pytest.raises(CorruptImage, match="16000 x 16000 px are more than"):
             read(path)
+
+
+def test_a_map_with_more_numbers_than_its_shape_takes_no_memory(
+    tmp_path: Path, bounded_memory: Callable[..., Any]
+) -> None:
+    path = tmp_path / "long.mat"
+    path.write_bytes(matlab_file(4, np.arange(16.0).tobytes()))
+    np.testing.assert_array_equal(read_labels(path), np.arange(16).reshape(4, 4).T)
+    contents = {"bytes": matlab_file(4, bytes(2**28)), "claim": matlab_file(4, bytes(128), 2**31)}
+    for content in contents.values():
+        path.write_bytes(content)
+        with (
+            bounded_memory(40),
+            pytest.raises(CorruptImage, match=r"holds more numbers than its shape|cannot be decoded"),
+        ):
+            read_labels(path)
 
 
 def test_uncompressed_and_old_matlab_files_are_read(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
         paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
-        tails = (os.fsencode(path).split(b"/")[-depth:] for path in paths)
+        tails = (_parts(path)[-depth:] for path in paths)
         keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
         candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
         row = np.where((row < 0) & (table.keys[candidate] == keys), candidate, row)
@@ -144,7 +145,7 @@ def _read_table(path: str) -> _Table:
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for line, name, label in _rows(file, path):
-                parts = os.fsencode(os.path.normpath(name)).split(b"/")
+                parts = _parts(os.path.normpath(name))
                 depths.add(len(parts))
                 keys.append(_key(parts))
                 labels.append(numbers.setdefault(label, len(numbers)))
@@ -185,6 +186,11 @@ def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
                     "header that names these columns"
                 )
             yield reader.line_num, name, label
+
+
+def _parts(path: str) -> list[bytes]:
+    """The parts of a path, in one Unicode normalization: macOS writes another one than Linux."""
+    return os.fsencode(unicodedata.normalize("NFC", path)).split(b"/")
 
 
 def _key(parts: list[bytes]) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.io
 from PIL import Image
+from scipy.io.matlab import matfile_version
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
@@ -19,6 +23,7 @@ from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored
 _T = TypeVar("_T")
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
+_MATLAB_COMPRESSED, _MATLAB_HEAD = 15, 2**16  # a kind of element; bytes of an element besides its numbers
 _USUAL = "inst_map"  # the name of the variable in MATLAB files with several
 _MATLAB_KINDS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
@@ -117,9 +122,37 @@ def _load_matlab(path: Path) -> npt.NDArray[Any]:
     name, shape = _variable(path)
     refuse_bomb(path, *reversed(shape))
     try:
-        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
+        content = _matlab_element(path, name, 8 * shape[0] * shape[1] + _MATLAB_HEAD)
+        return np.asarray(scipy.io.loadmat(content, variable_names=[name])[name])
+    except CorruptImage:
+        raise
     except Exception as error:  # corrupt bytes fail anywhere in the reader
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
+
+
+def _matlab_element(path: Path, name: str, most: int) -> io.BytesIO:
+    """A MATLAB file with one variable of another one, without compression: scipy inflates as much as a file claims.
+
+    Raises:
+        CorruptImage: the variable has more bytes than its shape, ``most``.
+    """
+    data = path.read_bytes()
+    if matfile_version(io.BytesIO(data))[0] == 0:  # format 4 has no compression
+        return io.BytesIO(data)
+    order, place = "<" if data[126:128] == b"IM" else ">", 128
+    while place + 8 <= len(data):
+        kind, length = struct.unpack(f"{order}II", data[place : place + 8])
+        element = data[place : place + 8 + length]
+        if kind == _MATLAB_COMPRESSED:
+            element = zlib.decompressobj().decompress(element[8:], most + 1)
+        file = io.BytesIO(data[:128] + element)
+        if [variable for variable, *_ in scipy.io.whosmat(file)] == [name]:
+            if len(element) > most:
+                raise CorruptImage(str(path), "it holds more numbers than its shape says; save it again")
+            file.seek(0)
+            return file
+        place += 8 + length
+    raise CorruptImage(str(path), f"cannot be decoded ({name} is missing)")
 
 
 def _variable(path: Path) -> tuple[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.expansion import check_scans, still_webp
 from densepath.sources.tiff import TIFF_STARTS, read_tiff, refuse_bomb, refuse_channels, tiff_header
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB")
@@ -37,6 +38,8 @@ class Header:
         grey: whether it has one channel, perhaps with alpha.
         bits: bits of a channel, 8 or 16; palettes and single bits count as 8.
         orientation: the orientation tag (EXIF, TIFF), 1 to 8; 1 is as stored.
+        indexed: whether its values are indices of a palette.
+        factor: by which it is reduced.
     """
 
     height: int
@@ -44,6 +47,8 @@ class Header:
     grey: bool
     bits: int
     orientation: int = 1
+    indexed: bool = False
+    factor: int = 1
 
     @property
     def viewed(self) -> tuple[int, int]:
@@ -82,6 +87,8 @@ def read_image(
             if np.dtype(dtype) == np.uint16 and _bits(image) == 16:
                 return _reduce(_with_channels(_read_16_bits(path, image), channels), factor)
             if isinstance(image, JpegImagePlugin.JpegImageFile):
+                if "progressive" in image.info:
+                    check_scans(path, image.width * image.height)
                 shrink = next(power for power in (8, 4, 2, 1) if factor % power == 0 and min(image.size) >= power)
                 image.draft(None, (image.width // shrink, image.height // shrink))
                 factor //= shrink
@@ -105,7 +112,8 @@ def read_header(path: str | Path, max_side: int | None = None) -> Header:
         with _open(path) as image:
             factor = _factor(image.size, max_side)
             height, width = -(-image.height // factor), -(-image.width // factor)
-            return Header(height, width, _is_grey(image), _bits(image), _orientation(image))
+            indexed = image.mode == "P"
+            return Header(height, width, _is_grey(image), _bits(image), _orientation(image), indexed, factor)
     except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # as above
@@ -137,7 +145,7 @@ class _Tiff(Image.Image):
 def _open(path: str | Path) -> Image.Image:
     """Open with Pillow, or with tifffile for TIFFs that Pillow does not read or would change."""
     try:
-        image: Image.Image = Image.open(path, formats=FORMATS)
+        image: Image.Image = Image.open(still_webp(path) or path, formats=FORMATS)
     except UnidentifiedImageError:
         with open(path, "rb") as file:
             start = file.read(4)

@@ -33,6 +33,7 @@ class PretrainConfig:
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         out: the run folder.
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: the method's hyper-parameters that differ from its defaults.
@@ -90,6 +91,7 @@ class PretrainConfig:
 
     data: str | Path
     out: str | Path
+    exclude: tuple[str, ...] = ()
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"

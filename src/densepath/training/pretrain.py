@@ -24,9 +24,11 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size, find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
@@ -90,7 +92,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    images = find_source(config.data)
+    images = find_source(config.data, exclude=config.exclude)
     images.spec = _choose_pixels(images, old, config)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels)
@@ -121,7 +123,11 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     if first:
         check_run(out, record, resume=resume, free=free, defaults=defaults)  # now, not after hours of labelling images
 
+    files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
+    if first:
+        for text in summarize(images, files):
+            say(f"densepath: {text}")
     check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = method.prepare(images, make_inputs(method, config, images))
     batches = ImageBatches(
