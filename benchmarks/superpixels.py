@@ -78,7 +78,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 optimizer={"lr": arguments.lr},
             )
             score = probe(data=arguments.data, weights=run, backbone=arguments.backbone, seed=seed)
-            scores.append(100 * score["mean_iou"])
+            scores.append(score["mean_iou"])
             print(f"{variant}, seed {seed}: mean IoU {scores[-1]:.1f}", flush=True)
         rows.append({"case": variant, "mean IoU": mean(scores), "runs": len(scores)})
     return rows

@@ -212,7 +212,7 @@ def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFix
     assert Path("run/exported/backbone.safetensors").is_file()
     run("export run --layout torchvision --out weights.safetensors")
     scores = dict(line.split(maxsplit=1) for line in run("probe --data tissue --weights run --size 64").splitlines())
-    assert 0 <= float(scores["mean_iou"]) <= 1
+    assert 5 < float(scores["mean_iou"]) <= 100 and scores["scale"] == "percent"
     assert (
         Path(run("show views --data tissue/tiles --out views.png --count 2 --view_size 64").strip()).stat().st_size > 0
     )

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.training.export import export as export
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
+    from densepath.transfer.detection.predictor import load_detector as load_detector
+    from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
 
@@ -43,7 +45,9 @@ _HOME = {
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
     "export": "densepath.training.export",
+    "load_detector": "densepath.transfer.detection.predictor",
     "pack": "densepath.sources.packing",
+    "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",

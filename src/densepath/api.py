@@ -48,7 +48,7 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
             ``config``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, from 0 to 1 (an empty
+        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, in percent (an empty
         dictionary on all processes but the first).
 
     Raises:

@@ -80,6 +80,7 @@ VERBS = {
         schema="transfer.detection.config:DetectConfig",
         recipes="detect",
     ),
+    "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(

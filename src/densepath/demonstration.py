@@ -24,6 +24,7 @@ from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
+from densepath.core.scores import SCALE
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted
@@ -105,14 +106,15 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     with _part(console, "3/6  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
             results[name]["probe"] = probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
-            console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.3f}")
+            console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _part(console, f"{number}/6  detector from {name} weights"):
             results[name]["detect"] = _detect(out, name, source, seed, _share(260, of_steps, 3))
     with _part(console, "6/6  pictures"):
         _draw(out, real, seed)
     _write_marker(
-        out, {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | results
+        out,
+        {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | SCALE | results,
     )
     _report(console, out, results, started)
 
@@ -248,7 +250,7 @@ def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]
     for name in results:
         table.add_column(_TITLES[name], justify="right")
     for label, (task, score) in _SCORES.items():
-        table.add_row(label, *(f"{100 * result[task][score]:.1f}" for result in results.values()))
+        table.add_row(label, *(f"{result[task][score]:.1f}" for result in results.values()))
     console.print()
     console.print(table)
     minutes = (time.perf_counter() - started) / 60

@@ -84,9 +84,9 @@ def test_categories_are_matched_by_name(data: Path, capsys: pytest.CaptureFixtur
 def test_other_categories_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(data, "test", lambda truth: truth["categories"][1].update(name="crypt"))
     train, test = both(data)
-    with pytest.raises(UserError, match=r"test\.json has different categories than .*train\.json: it lacks lumen and"):
+    with pytest.raises(UserError, match=r"test\.json has other categories than .*train\.json: it lacks lumen and"):
         check_splits(train, test)
-    with pytest.raises(UserError, match="different categories than the detector in run: it lacks stroma"):
+    with pytest.raises(UserError, match="other categories than the detector in run: it lacks stroma"):
         match_categories(test, ("gland", "crypt", "stroma"), "the detector in run")
     edit(data, "test", lambda truth: truth["categories"][1].update(name="lumen"))
     edit(data, "test", each(lambda annotation: annotation.update(category_id=1)))

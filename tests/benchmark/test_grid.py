@@ -176,8 +176,8 @@ def test_segment_anything_replaces_the_detector_and_one_run_serves_all_seeds(lay
     folder = RunFolder(tmp_path, run)
     (folder.path / "run").mkdir(parents=True)
     folder.begin([], "a machine")
-    (folder.path / "run" / "metrics.json").write_text('{"mask_ap": 0.5}')
-    assert folder.finish(1.0) == {"mask_ap": 0.5}
+    (folder.path / "run" / "metrics.json").write_text('{"scale": "percent", "mask_ap": 50.0}')
+    assert folder.finish(1.0) == {"mask_ap": 50.0}
 
 
 def test_a_row_is_left_out_until_its_needs_are_given(lay_out, tmp_path):

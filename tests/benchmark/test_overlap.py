@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densepath.annotations.patients import patients_of
 from densepath.benchmark.identity import pixel_digest, read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
-from densepath.benchmark.patients import patients_of
 from densepath.core.errors import UserError
 from densepath.sources.packing import pack
 

@@ -1,5 +1,6 @@
 """Order, parallel execution, failures and interruption of runs, with commands that take no time."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
 from densepath.core.errors import UserError
 
-SCORES = '{"mean_iou": 0.5}'
+SCORES = '{"scale": "percent", "mean_iou": 50.0}'
 
 
 def probe(name, parent=None):
@@ -52,7 +53,7 @@ def test_runs_on_two_devices_are_parallel(play, tmp_path):
     scripts = {"a": f"open('{tmp_path}/fifo', 'w').close()", "b": f"open('{tmp_path}/fifo').read()"}
     runs = [probe("a"), probe("b")]
     assert play(scripts, runs, devices=2).failed == {}
-    assert [RunFolder(tmp_path, run).result() for run in runs] == [{"mean_iou": 0.5}] * 2
+    assert [RunFolder(tmp_path, run).result() for run in runs] == [{"mean_iou": 50.0}] * 2
 
 
 def test_a_run_waits_for_its_parent_and_fails_with_it(play, tmp_path):
@@ -81,7 +82,7 @@ def test_a_killed_run_does_not_affect_others(play, tmp_path):
     scripts = {"a": "import os; os.kill(os.getpid(), 9)", "b": "import sys; sys.exit(3)"}
     runner = play(scripts, [probe("a"), probe("b"), probe("c")])
     assert [why.split(" (log")[0] for why in runner.failed.values()] == ["killed by signal 9", "exit code 3"]
-    assert RunFolder(tmp_path, probe("c")).result() == {"mean_iou": 0.5}
+    assert RunFolder(tmp_path, probe("c")).result() == {"mean_iou": 50.0}
 
 
 def test_a_run_without_a_result_has_failed(play, tmp_path):
@@ -154,7 +155,7 @@ def test_a_run_that_outlives_its_runner_keeps_its_folder(play, tmp_path):
     os.close(lock)
     assert folder.result() is None  # no runner collected it
     assert play({}, [probe("a")]).failed == {}
-    assert folder.result() == {"mean_iou": 0.5}
+    assert folder.result() == {"mean_iou": 50.0}
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -167,7 +168,7 @@ def test_a_run_of_another_process_is_waited_for(play, tmp_path, monkeypatch, fin
     def let_go(line):
         if "another process" in line:
             if finished:
-                (folder.path / "scores.json").write_text('{"mean_iou": 0.25}')
+                (folder.path / "scores.json").write_text('{"scale": "percent", "mean_iou": 25.0}')
                 folder.finish(1.0)
             os.close(lock)
 
@@ -175,7 +176,7 @@ def test_a_run_of_another_process_is_waited_for(play, tmp_path, monkeypatch, fin
     monkeypatch.setattr(runner_module, "_POLL_ELSEWHERE", 0.0)
     runner = play({}, [run])
     assert runner.failed == {} and runner.changes == 1
-    assert folder.result() == {"mean_iou": 0.25 if finished else 0.5}
+    assert folder.result() == {"mean_iou": 25.0 if finished else 50.0}
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path):
@@ -205,3 +206,28 @@ def test_devices_are_parsed(devices, names, environments, monkeypatch):
     made = parse_devices(devices)
     assert [device.name for device in made] == names
     assert [dict(device.environment) for device in made] == environments
+
+
+@pytest.mark.parametrize(("scale", "shown"), [(None, 50.25), ("percent", 0.5025)])
+def test_scores_without_a_scale_are_shares_of_an_earlier_version(tmp_path, scale, shown):
+    """Both the scores of a run that ends now and those of a table that was done before."""
+    folder = RunFolder(tmp_path, probe("a"))
+    written = {"mean_iou": 0.5025} | ({"scale": scale} if scale else {})
+    folder.path.mkdir()
+    folder.begin([], "a machine")
+    (folder.path / "scores.json").write_text(json.dumps(written))
+    assert folder.finish(1.0) == folder.result() == {"mean_iou": pytest.approx(shown)}
+    assert folder.notes()["scale"] == "percent"
+    notes = {**folder.notes(), "result": {"mean_iou": 0.5025}}
+    del notes["scale"]
+    (folder.path / "run.json").write_text(json.dumps(notes | ({"scale": scale} if scale else {})))
+    assert folder.result() == {"mean_iou": pytest.approx(shown)}
+
+
+def test_scores_of_an_unknown_scale_are_refused(tmp_path):
+    folder = RunFolder(tmp_path, probe("a"))
+    folder.path.mkdir()
+    folder.begin([], "a machine")
+    (folder.path / "scores.json").write_text('{"scale": "permille", "mean_iou": 502.5}')
+    with pytest.raises(UserError, match="scale 'permille'; evaluate again"):
+        folder.finish(1.0)

@@ -30,6 +30,21 @@ def test_warmup_rises_linearly_and_ends():
     assert lr_factor("cosine", 60, 110, warmup=10) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("step", [0.0, 3.0, 10.0, 50.0, 100.0, 150.0, 200.0])
+def test_a_cosine_from_the_start_is_mmcvs(step):
+    """mmcv's CosineAnnealing with linear warm-up: the warm-up scales the cosine, which began at epoch 0."""
+    regular = 0.5 * (1 + math.cos(math.pi * step / 200))
+    k = (1 - step / 10) * (1 - 1e-4)
+    expected = regular * (1 - k) if step < 10 else regular
+    assert lr_factor("cosine", step, 200, warmup=10, decay_in_warmup=True) == pytest.approx(expected, abs=1e-12)
+
+
+def test_halfway_a_cosine_from_the_start_is_one_half():
+    assert lr_factor("cosine", 100, 200, warmup=10, decay_in_warmup=True) == pytest.approx(0.5)
+    assert lr_factor("cosine", 100, 200, warmup=10) == pytest.approx(0.541, abs=5e-4)
+    assert lr_factor("step", 5, 200, warmup=10, warmup_start=0, milestones=(2,), decay_in_warmup=True) == 0.05
+
+
 def test_byol_momentum_reaches_one():
     assert cosine(0.996, 1.0, 0.0) == pytest.approx(0.996)
     assert cosine(0.996, 1.0, 1.0) == pytest.approx(1.0)

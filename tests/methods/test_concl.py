@@ -14,8 +14,9 @@ from densepath.concepts.source import Concepts
 from densepath.core.affine import between, from_box, identity
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
+from densepath.core.losses import info_nce
 from densepath.core.random import shuffled
-from densepath.methods import ConCL, MoCoV2
+from densepath.methods import ConCL, DenseCL, MoCoV2
 from densepath.sources.image_files import ImageFiles
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -218,6 +219,49 @@ def test_instance_queue_moves_even_when_instances_do_not_count(make, batch, whol
     assert int(method.queue.pointer) == 4
 
 
+def test_chance_is_the_loss_of_embeddings_that_are_all_alike(make):
+    method = make(ConCL)
+    alike = F.normalize(torch.ones(1, method.dim), dim=1)
+    for name, queue in (("instance_loss", method.queue), ("concept_loss", method.concept_queue)):
+        loss = info_nce(alike, alike, alike.expand(queue.size, -1), method.temperature)
+        assert method.chance()[name] == pytest.approx(loss.item(), rel=1e-5)
+    assert method.queue.size != method.concept_queue.size and list(method.chance())[-1] == "concept_loss"
+    assert make(MoCoV2).chance() == {"instance_loss": method.chance()["instance_loss"]}
+    assert list(make(DenseCL).chance()) == ["instance_loss", "dense_loss"]
+
+
+def test_a_run_that_ends_at_chance_or_shares_no_concepts_is_reported(make):
+    method = make(ConCL)
+    row = {"concept_loss": 4.0, "concept_loss_vs_chance": 1.0, "instance_loss_vs_chance": 0.5, "shared_concepts": 1.0}
+    assert method.warnings(row, last=False) == []
+    assert "ends with a concept_loss of 4.000, 1.00 times that of chance" in method.warnings(row, last=True)[0]
+    assert method.warnings({**row, "concept_loss_vs_chance": 0.99, "instance_loss_vs_chance": 2.0}, last=True) == []
+    few = method.warnings({**row, "shared_concepts": 0.99}, last=False)
+    assert len(few) == 1 and few[0].startswith("shared_concepts is below 1: ")
+    assert method.warnings({}, last=True) == []  # only the probe was measured
+
+
+@pytest.mark.parametrize("concepts", ["grid", "superpixels"])
+def test_keys_per_image_limits_the_keys_and_changes_no_loss(make, batch, concepts, whole_step):
+    """At most two shared concepts of each image are stored, each with the key that it has without a limit."""
+    labels = torch.randperm(36, generator=torch.Generator().manual_seed(1)).view(6, 6).repeat_interleave(4, 0)
+    batch = replace(batch, extras={"regions": labels.repeat_interleave(4, 1).to(torch.int16).expand(4, -1, -1)})
+    every, some, again = (make(ConCL, concepts=concepts, keys_per_image=n) for n in (None, 2, 2))
+    losses, fewer = whole_step(every, batch), whole_step(some, batch)
+    assert torch.equal(losses.total, fewer.total)
+    stored = every.concept_queue.keys()[: int(every.concept_queue.pointer)]
+    kept = some.concept_queue.keys()[: int(some.concept_queue.pointer)]
+    per_image = losses.statistics["shared_concepts"].item()
+    assert per_image > 2 and len(stored) == round(4 * per_image) and 4 < len(kept) <= 8
+    assert (kept[:, None] == stored).all(2).any(1).all()
+    assert len(kept.unique(dim=0)) == len(kept)
+    whole_step(again, replace(batch, step=batch.step + 1))  # chosen by image and epoch, not by step
+    assert torch.equal(again.concept_queue.keys(), some.concept_queue.keys())
+    other = make(ConCL, concepts=concepts, keys_per_image=2)
+    whole_step(other, replace(batch, epoch=batch.epoch + 1))
+    assert not torch.equal(other.concept_queue.keys(), some.concept_queue.keys())
+
+
 @pytest.mark.parametrize(("stage", "unused"), [(2, "layer2"), (3, "layer3"), (4, "layer4")])
 def test_reference_pass_stops_at_the_stage_that_is_clustered(make, batch, stage, unused):
     method = make(ConCL, stage=stage)
@@ -234,7 +278,7 @@ def test_step_never_waits_for_the_device(make, images, monkeypatch):
     batch = ViewMaker(ConCL.views(), 96, seed=0)(there)
     batch = replace(batch, extras={"regions": torch.empty(4, 24, 24, dtype=torch.int16, device="meta")})
     grid, superpixels = {"concepts": "grid", "group": 2, "standardize": True}, {"concepts": "superpixels"}
-    for options in ({}, grid, superpixels):
+    for options in ({}, grid, superpixels, {"keys_per_image": 2}):
         method = make(ConCL, **options).to("meta")
         method.before_step(batch)
         losses = method(batch)
@@ -265,6 +309,7 @@ def test_overfits_one_batch(make, batch, losses_on):
         ({"stage": 5, "num_concepts": 10}, "10 concepts cannot be found at the 9 positions of stage f5"),
         ({"concept_queue_size": 8}, "a concept queue of 8 keys is smaller than the 16 concepts"),
         ({"concepts": "superpixels", "concept_queue_size": 35}, r"the 36 concepts \(9 on each of 4 images\)"),
+        ({"concept_queue_size": 8, "keys_per_image": 3}, r"the 12 concepts \(3 on each of 4 images\)"),
         ({"queue_size": 3}, "a queue of 3 keys is smaller than a batch of 4 images"),
     ],
 )
@@ -279,6 +324,7 @@ def test_what_does_not_fit_is_named(make, options, message):
         ({"concepts": "stars"}, "unknown concepts 'stars'"),
         ({"concept_weight": 2}, "concept weight must be between 0 and 1"),
         ({"warmup": 20}, "the warm-up is a share of the run"),
+        ({"keys_per_image": 0}, "keys_per_image is 0; give at least 1, or null"),
         ({"num_concepts": 0}, "at least one concept"),
         ({"concepts": "grid", "grid_size": 0}, "at least one square per side"),
         ({"concepts": "superpixels", "superpixel_scale": 0}, "superpixel_scale is 0; give a number of pixels"),

@@ -11,7 +11,7 @@ from method_checks import check
 from torch import nn
 
 from densepath.core.errors import UserError
-from densepath.methods import MAE
+from densepath.methods import EVA, MAE
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.transformer_parts import sincos_positions
 from densepath.nets.weights import load_weights, save_backbone
@@ -182,3 +182,22 @@ def test_what_does_not_fit_is_refused(make, method):
     with pytest.raises(UserError, match="patches of 16 px, and 72 x 72 px"):
         check(method, 72, 4)
     check(method, 64, 4)
+
+
+@pytest.mark.parametrize("kind", ["mae", "eva"])
+def test_a_run_from_random_weights_starts_as_the_released_code(make, kind):
+    """All linear layers and the patch projection within Xavier's limits, up to them; biases 0; tokens of std 0.02."""
+    torch.manual_seed(0)
+    method = make({"mae": MAE, "eva": EVA}[kind], "test_vit", **SMALL)
+    before = [p.clone() for p in method.parameters()]
+    method.initialize()
+    model = method.backbone.net.model
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    matrices = [layer.weight for layer in layers] + [model.patch_embed.proj.weight.flatten(1)]
+    for weight in matrices:
+        limit = (6 / sum(weight.shape)) ** 0.5
+        assert 0.95 * limit < weight.abs().max() <= limit
+        assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.1)
+    assert not any(layer.bias.any() for layer in layers if layer.bias is not None)
+    assert 0.01 < model.cls_token.std() < 0.03
+    assert not all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))

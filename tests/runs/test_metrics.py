@@ -33,3 +33,16 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path):
 def test_no_file_is_made_before_the_first_row(tmp_path):
     MetricsFile(tmp_path / "metrics.csv")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_probe_scores_of_an_earlier_version_become_percent_once(tmp_path):
+    """Version 0.1 wrote shares, together with the numbers of images; a resumed run has one scale in its file."""
+    path = tmp_path / "metrics.csv"
+    head = "step,loss,probe_mean_iou,probe_dice,probe_train_images,probe_test_images,probe_train_positions"
+    path.write_text(f"{head}\n10,1.5,,,,,\n20,1.25,0.5625,0.5,85,60,1000\n")
+    rows = [{"step": 10, "loss": 1.5}, {"step": 20, "loss": 1.25, "probe_mean_iou": 56.25, "probe_dice": 50.0}]
+    assert read_metrics(path) == rows
+    for _ in range(2):
+        MetricsFile(path, resume_at=20)
+        assert read_metrics(path) == rows
+    assert path.read_text().splitlines()[0] == "step,loss,probe_mean_iou,probe_dice"

@@ -19,6 +19,12 @@ def test_plain_lines_come_at_intervals_and_at_the_end(capsys, monkeypatch):
     assert lines[1] == "step 40/100  loss 1.2346  200.0 images/s  data wait 25%  ETA 0:01:00"
 
 
+def test_the_most_important_loss_is_shown_relative_to_chance(capsys):
+    progress = Progress(start=0, total=1)
+    progress.step(1, {**ROW, "instance_loss_vs_chance": 0.5, "concept_loss_vs_chance": 0.987})
+    assert "loss 1.2346  concept loss 0.99 of chance  200.0 images/s" in capsys.readouterr().err
+
+
 def test_a_resumed_run_estimates_from_its_own_steps(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(stopwatch_module.time, "perf_counter", lambda: now[0])

@@ -160,6 +160,21 @@ def test_an_evaluation_is_measured_and_changes_nothing(tmp_path):
     assert [(row["step"], row["probe"]) for row in rows if "probe" in row] == [(7, 7.0), (14, 14.0)]
 
 
+def test_a_warning_of_the_task_is_printed_once(tmp_path, capsys):
+    module, rows = Toy(), []
+
+    def warnings(row, last):
+        rows.append((row["loss"], last))
+        return ["it is small"] * (len(rows) > 1) + ["it is over"] * last
+
+    module.warnings = warnings
+    fit_toy(tmp_path, 20, module, intervals=Intervals(5))
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [loss for loss, _ in rows]
+    assert [last for _, last in rows] == [False, False, False, True]
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert said == ["densepath: warning: it is small", "densepath: warning: it is over"]
+
+
 def test_tensorboard_gets_what_the_csv_gets(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import fields
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.methods import MAE
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import read_checkpoint
@@ -93,6 +95,19 @@ def test_weights_of_a_run_start_the_next(run, tmp_path, tiles):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-5)
 
 
+def test_only_random_weights_are_initialized_as_the_method_asks(tmp_path, tiles, monkeypatch):
+    calls = []
+    monkeypatch.setattr(MAE, "initialize", lambda method: calls.append(method))
+    options = {**SMALL, "backbone": "test_vit", "method": "mae", "view_size": 64, "max_steps": 1, "precision": "32"}
+    options |= {"data": tiles, "method_options": {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 4}}
+    first = pretrain(out=tmp_path / "first", **options)
+    assert len(calls) == 1
+    pretrain(out=tmp_path / "next", **options, weights=first)
+    pretrain(out=first, **options, resume=True)
+    pretrain(out=tmp_path / "own", **options | {"backbone": build_backbone("test_vit")})
+    assert len(calls) == 1
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_from_its_weights(run, tmp_path, tiles):
     options = {"data": tiles, "weights": run, **SMALL, **MOCO, "max_steps": 2, "precision": "32"}
     whole, cut = (pretrain(out=tmp_path / name, **options) for name in ("whole", "cut"))
@@ -146,6 +161,18 @@ def test_bfloat16_leaves_weights_and_geometry_in_float32(tmp_path, tiles, monkey
     assert torch.equal(one_map, other_map) and torch.equal(one, other)
     state = read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
     assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_losses_are_logged_relative_to_chance(tmp_path, tiles, capsys):
+    """At an infinite temperature no key can be told from another: the losses are those of chance, ln(queue + 1)."""
+    options = {"num_concepts": 4, "warmup": 0.0, "temperature": 1e6, "queue_size": 64, "concept_queue_size": 128}
+    out = tmp_path / "run"
+    pretrain(data=tiles, out=out, **SMALL, method="concl", method_options=options, max_steps=4, precision="32")
+    rows = read_metrics(out / "metrics.csv")
+    assert len(rows) == 2 and "concept loss 1.00 of chance" in capsys.readouterr().err
+    for name, size in (("instance_loss", 64), ("concept_loss", 128)):
+        assert all(row[f"{name}_vs_chance"] == pytest.approx(row[name] / math.log(size + 1)) for row in rows)
+        assert rows[-1][f"{name}_vs_chance"] == pytest.approx(1, abs=1e-4)
 
 
 def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):

@@ -1,10 +1,11 @@
 import pytest
+import torch
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.training.config import PretrainConfig
 from densepath.training.inputs import check_inputs
-from densepath.training.optimizers import Optimizer
+from densepath.training.optimizers import Optimizer, build_schedule
 from densepath.training.recipes import all_options, find_method, load_recipe, recipe_names
 from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
@@ -121,7 +122,7 @@ def test_the_papers_recipes_of_the_baselines_hold_their_constants():
         assert (options["epochs"], options["view_size"], options["backbone"]) == (200, 224, "resnet18")
         assert options["augment"] is None  # the method's own
     assert (simclr["batch_size"], byol["batch_size"], moco["batch_size"]) == (1024, 1024, 256)
-    lars = {"name": "lars", "momentum": 0.9, "schedule": "cosine"}
+    lars = {"name": "lars", "momentum": 0.9, "schedule": "cosine", "decay_in_warmup": True}  # as mmcv
     assert simclr["optimizer"] == Optimizer(lr=0.6, weight_decay=1e-6, warmup_epochs=10, **lars)
     assert byol["optimizer"] == Optimizer(lr=0.2, weight_decay=1.5e-6, warmup_epochs=2, **lars)
     step = {"schedule": "step", "milestones": (120, 160)}
@@ -131,6 +132,16 @@ def test_the_papers_recipes_of_the_baselines_hold_their_constants():
     assert byol["method_options"] == {"dim": 256, "momentum": 0.996, "hidden_dim": 512}
     queue = {"queue_size": 16384, "momentum": 0.999, "standardize": False, "shuffle": True}
     assert moco["method_options"] == {"dim": 128, "temperature": 0.07, **queue}
+
+
+def test_simclr_and_byol_decay_from_the_start_as_the_released_code():
+    """mmcv's cosine begins at epoch 0: half of the learning rate is left at epoch 100 of 200, not 0.541 of it."""
+    for name in ("simclr", "byol"):
+        settings = Optimizer(**load_recipe(name)["optimizer"])
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+        schedule = build_schedule(optimizer, settings, total_steps=200 * 78, steps_per_epoch=78)
+        assert schedule.lr_lambdas[0](100 * 78) == pytest.approx(0.5)
+        assert not Optimizer(**load_recipe(f"{name}_small")["optimizer"]).decay_in_warmup
 
 
 def test_the_papers_recipe_of_supervised_pre_training_holds_its_constants():

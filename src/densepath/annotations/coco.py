@@ -15,7 +15,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from densepath.annotations.coco_checks import Orientation, check_coco
+from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.annotations.outlines import union
+from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
@@ -131,8 +133,6 @@ class CocoImages(Dataset[dict[str, Any]]):
         spec: the argument.
         category_ids: the JSON's id of label 1, 2, ...
         category_names: the names of the labels.
-        objects: number of objects.
-        crowds: number of annotations marked ``iscrowd``.
 
     Raises:
         UserError: the JSON and the images do not match; the message names the first cases.
@@ -162,8 +162,6 @@ class CocoImages(Dataset[dict[str, Any]]):
         for annotation in self._truth["annotations"]:
             if not annotation.get("iscrowd", 0):
                 self._objects[annotation["image_id"]].append(annotation)
-        self.objects = sum(map(len, self._objects.values()))
-        self.crowds = len(self._truth["annotations"]) - self.objects
         pixels = sum(image["height"] * image["width"] for image in self._images)
         self._cache: dict[str, npt.NDArray[Any]] | None = {} if 3 * pixels <= CACHED_BYTES else None
 
@@ -172,6 +170,16 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.sample(index)
+
+    @property
+    def objects(self) -> int:
+        """The number of objects of all images."""
+        return sum(len(self._objects[image["id"]]) for image in self._images)
+
+    @property
+    def crowds(self) -> int:
+        """The number of annotations marked ``iscrowd``."""
+        return len(self._truth["annotations"]) - self.objects
 
     def sample(self, index: int, masks: bool = True) -> dict[str, Any]:
         """A sample; with ``masks=False`` its masks are (0, H, W): they take longer to decode than the image."""
@@ -234,6 +242,30 @@ class CocoImages(Dataset[dict[str, Any]]):
         for number, mask in enumerate(self._masks(image, self._objects[image["id"]]), 1):
             labels[mask] = number
         return labels
+
+    def keep_fraction(self, fraction: float, seed: int) -> None:
+        """Keep only a share of the images, as :func:`~densepath.annotations.fraction.choose_fraction` chooses it.
+
+        Patients are those of the JSON's images (``patient`` or ``patient_id``), or of a ``manifest.csv``.
+
+        Raises:
+            UserError: the share is invalid.
+        """
+        check_fraction(fraction)
+        if fraction == 1:
+            return
+        paths = [str(self.folder / image["file_name"]) for image in self._images]
+        listed = patients_of(self.folder, paths)
+        named = [image.get("patient", image.get("patient_id")) for image in self._images]
+        # A patient and an image may have the same name.
+        known = [listed.get(path) if name is None else name for name, path in zip(named, paths, strict=True)]
+        owners = [
+            f"image {path}" if name is None else f"patient {name}" for name, path in zip(known, paths, strict=True)
+        ]
+        self._images = [self._images[i] for i in choose_fraction(owners, fraction, seed)]
+        kept = {image["id"] for image in self._images}
+        some = [annotation for annotation in self._truth["annotations"] if annotation["image_id"] in kept]
+        self._truth = {**self._truth, "images": self._images, "annotations": some}
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """The JSON's content, crowds included, for an evaluator; outlines are compressed run lengths."""

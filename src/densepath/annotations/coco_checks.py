@@ -89,7 +89,7 @@ def check_coco(
     sizes = [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for _, a in entries]
     limits = np.tile(np.array(sizes, np.float64).reshape(-1, 2), 2)
     corners = _corners(boxes.astype(np.float32)).clip(0, limits)  # as in the detector
-    empty: npt.NDArray[np.bool_] = (corners[:, :2] >= corners[:, 2:]).any(axis=1)
+    empty = np.any(corners[:, :2] >= corners[:, 2:], axis=1).tolist()
     refuse((n for (n, _), one in zip(entries, empty, strict=True) if one), "boxes without area", remedy)
 
     faults: dict[str, list[str]] = {}

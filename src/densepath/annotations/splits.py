@@ -59,7 +59,7 @@ def match_categories(images: CocoImages, names: Sequence[str], whose: str) -> No
     if lacking or unknown:
         parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it adds {', '.join(unknown)}"] * bool(unknown)
         raise UserError(
-            f"{images.annotations} has different categories than {whose}: {' and '.join(parts)}; give both the same "
+            f"{images.annotations} has other categories than {whose}: {' and '.join(parts)}; give both the same "
             "names"
         )
     images.order_categories(names)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from densepath.annotations.patients import patients_of
 from densepath.benchmark.identity import ImageSet, LabelledSet
-from densepath.benchmark.patients import patients_of
 from densepath.core.errors import UserError
 
 _MAX_SHOWN = 3

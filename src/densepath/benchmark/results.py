@@ -96,7 +96,7 @@ def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
             values = scores.setdefault((row, task, metric), {})
             result = found[run.name]
             if result is not None and metric in result:
-                values[seed] = 100 * result[metric]
+                values[seed] = result[metric]
     entries = {}
     rows, tasks = {row.name: row for row in config.rows}, {task.name: task for task in config.tasks}
     for (row, task, metric), values in scores.items():

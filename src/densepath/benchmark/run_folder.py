@@ -20,6 +20,7 @@ from densepath.benchmark.grid import Run
 from densepath.benchmark.verb_options import METRICS
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.scores import SCALE, in_percent
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.runs.metrics import read_metrics
 from densepath.training.export import EXPORTED
@@ -60,7 +61,10 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """The scores of a finished run (for a pre-training: its last step and loss), None before that."""
-        result = self.notes().get("result")
+        notes = self.notes()
+        result = notes.get("result")
+        if result is not None and self.run.verb != "pretrain":
+            result = in_percent(result, notes)
         whole = self.run.verb != "pretrain" or (self.path / _RUN / EXPORTED).is_file()
         return result if result is not None and whole else None
 
@@ -141,7 +145,7 @@ class RunFolder:
         """
         result = self._scores()
         notes = self.notes()
-        notes |= {"seconds": notes.get("seconds", 0.0) + seconds, "finished": _now(), "result": result}
+        notes |= {"seconds": notes.get("seconds", 0.0) + seconds, "finished": _now(), "result": result, **SCALE}
         self._write(notes)
         if self.run.verb == "detect":
             shutil.rmtree(self.path / _RUN / CHECKPOINTS, ignore_errors=True)  # half a gigabyte per detector
@@ -166,7 +170,8 @@ class RunFolder:
                 return {name: last[name] for name in ("step", "loss") if name in last}
             written = self.path / _SCORES if self.run.verb == "probe" else folder / "metrics.json"
             scores = json.loads(written.read_text())
-            return {name: float(scores[name]) for name in METRICS[self.run.verb] if scores.get(name) is not None}
+            found = {name: scores[name] for name in METRICS[self.run.verb] if scores.get(name) is not None}
+            return in_percent(found, scores)
         except (OSError, ValueError, IndexError, TypeError) as error:
             raise UserError(f"{self.path} holds no result ({error}); see {self.path / LOG}") from error
 

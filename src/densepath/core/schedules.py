@@ -19,6 +19,7 @@ def lr_factor(
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
     final: float = 0.0,
+    decay_in_warmup: bool = False,
 ) -> float:
     """The factor of the base learning rate at a step.
 
@@ -31,14 +32,18 @@ def lr_factor(
         milestones: steps at which "step" drops.
         gamma: factor of each drop of "step".
         final: final factor of "cosine".
+        decay_in_warmup: the schedule begins at step 0, and the warm-up is a factor of it, as in mmcv. Otherwise it
+            begins after the warm-up.
     """
-    if step < warmup:
-        return warmup_start + (1 - warmup_start) * step / warmup
+    rising = warmup_start + (1 - warmup_start) * step / warmup if step < warmup else 1.0
+    if step < warmup and not decay_in_warmup:
+        return rising
     if kind == "cosine":
-        return cosine(1.0, final, (step - warmup) / max(total - warmup, 1e-12))
+        start = 0.0 if decay_in_warmup else warmup
+        return rising * cosine(1.0, final, (step - start) / max(total - start, 1e-12))
     if kind == "step":
-        return gamma ** sum(step >= milestone for milestone in milestones)
-    return 1.0
+        return rising * gamma ** sum(step >= milestone for milestone in milestones)
+    return rising
 
 
 def cosine(start: float, end: float, progress: float) -> float:

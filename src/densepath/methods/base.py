@@ -70,6 +70,7 @@ class Method(nn.Module):
     and may convert them (:func:`densepath.nets.norms.set_batch_norm`).
 
     Attributes:
+        backbone: the backbone to train.
         batch_norm: whether the paper's batch norms compute their statistics over the images of each process, or of all
             processes; used by a run with ``batch_norm="auto"``.
         views_together: number of views of an image that pass through the networks in one batch.
@@ -77,6 +78,7 @@ class Method(nn.Module):
         unused_views: views of :meth:`views` that are not needed with these hyper-parameters.
     """
 
+    backbone: Backbone
     batch_norm: ClassVar[Literal["per_process", "synchronized"]] = "per_process"
     views_together: ClassVar[int] = 1
     extras: Mapping[str, PerImage] = MappingProxyType({})
@@ -112,9 +114,12 @@ class Method(nn.Module):
         for part in parts[1:]:  # the first is the method itself
             part.after_step()
 
-    @abstractmethod
+    def initialize(self) -> None:
+        """Initialize the backbone as the paper does; called once, for a run from random weights of a timm name."""
+
     def exported_backbone(self) -> Backbone:
-        """The backbone that is exported."""
+        """The backbone that is exported; by default ``self.backbone``."""
+        return self.backbone
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
         """Other parts to export at the end of a run, by name: tensors that other methods use."""
@@ -128,6 +133,8 @@ class Method(nn.Module):
             batch_size: images of one forward pass, over all processes.
             processes: number of processes; each has the same number of images.
         """
+        for size in sizes.values():
+            self.exported_backbone().check_size(*size)
 
     def needs(self) -> Mapping[str, Need]:
         """The inputs of :meth:`prepare` besides the images, by names that the method chooses."""
@@ -168,6 +175,29 @@ class Method(nn.Module):
             heartbeat: called by all processes, equally often, during long work, with a few words for the user; it
                 raises an exception if the run must stop.
         """
+
+    def chance(self) -> Mapping[str, float]:
+        """Losses, by name -> their value for a network that cannot tell images apart; the most important loss is last.
+
+        They are also logged divided by it, as NAME_vs_chance.
+        """
+        return {}
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        """Lines on measurements that show that the run fails; each is printed once.
+
+        Args:
+            row: the measurements since the last row.
+            last: whether the run ends.
+        """
+        ratios = [(name, row[f"{name}_vs_chance"]) for name in self.chance() if f"{name}_vs_chance" in row]
+        if not last or not ratios or ratios[-1][1] < 1:
+            return []
+        name, ratio = ratios[-1]
+        return [
+            f"the run ends with a {name} of {row[name]:.3f}, {ratio:.2f} times that of chance: it has learned nothing; "
+            "try more steps, another learning rate, --method.standardize, or a smaller queue"
+        ]
 
     @classmethod
     def predicts_pixels(cls) -> bool:

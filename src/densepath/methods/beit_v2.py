@@ -151,11 +151,8 @@ class BEiTv2(FrozenTarget[Tokenizer]):
         logits: Tensor = self.head(model.norm(pick(tokens[:, model.num_prefix_tokens :], chosen)))
         return logits
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(*sizes["image"])
+        super().check(sizes, batch_size, processes)
         count_visible(square_grid(sizes["image"], self.backbone.patch_size) ** 2, self.mask_ratio)
 
 

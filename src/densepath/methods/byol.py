@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -89,10 +88,3 @@ class BYOL(Method):
         with torch.no_grad():
             target = self.target_projector(global_pool(self.target_backbone(others)[deepest]))
         return 2 - 2 * F.cosine_similarity(full_precision(prediction), full_precision(target)).mean()
-
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
-    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        for size in sizes.values():
-            self.backbone.check_size(*size)

@@ -29,6 +29,9 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Cover, Declaration
 from densepath.views.view import Batch
 
+LEAST_SHARED = 1.0  # concepts that the views of an image share, on average; with fewer most images teach nothing
+_KEY_CHOICE = 2**20  # stream of random numbers, after all that sources of concepts use
+
 
 class ConCL(MoCoV2):
     """Concept contrastive learning.
@@ -40,9 +43,10 @@ class ConCL(MoCoV2):
        both views show, against a queue of concepts. Instances and concepts share one head.
 
     Where the released code differs, this follows the paper: the key's feature map is unshuffled before pooling (there
-    it stays shuffled, so concepts are contrasted with those of other images); all shared concepts join the queue (there
-    at most four per image when K > 8, and random repeats fill up a fixed number); masks are restored by exact shares of
-    area (there by rounded slices). The mean of L_c is over the concepts of all processes.
+    it stays shuffled, so concepts are contrasted with those of other images); all shared concepts join the queue unless
+    ``keys_per_image`` limits them (there four per image on average when K > 8, and random repeats fill up a fixed
+    number); masks are restored by exact shares of area (there by rounded slices). The mean of L_c is over the concepts
+    of all processes.
 
     Args:
         backbone: the query encoder.
@@ -59,6 +63,8 @@ class ConCL(MoCoV2):
         concept_weight: weight lambda of the concept loss.
         warmup: share of the run at its start with only the instance loss; 20 of 200 epochs in the paper.
         concept_queue_size: number of concepts kept as negatives.
+        keys_per_image: largest number of concepts of an image that join the queue in a step, chosen at random; null for
+            all. The fewer, the more images the queue holds, and the older its keys.
         **moco: as in :class:`MoCoV2`. The reference views are never shuffled.
 
     Source: Yang et al., ECCV 2022, arXiv 2207.06733.
@@ -77,9 +83,12 @@ class ConCL(MoCoV2):
         concept_weight: float = 1.0,
         warmup: float = 0.1,
         concept_queue_size: int = 16384,
+        keys_per_image: int | None = None,
         **moco: Unpack[MoCoOptions],
     ) -> None:
         super().__init__(backbone, **moco)
+        if keys_per_image is not None and keys_per_image < 1:
+            raise UserError(f"keys_per_image is {keys_per_image}; give at least 1, or null for all concepts")
         if not 0 <= concept_weight <= 1:
             raise UserError(f"the concept weight must be between 0 and 1, not {concept_weight}")
         if not 0 <= warmup <= 1:
@@ -100,6 +109,7 @@ class ConCL(MoCoV2):
         if isinstance(self.source, ImageLabels):
             self.unused_views = ("reference",)
         self.concept_queue = Queue(concept_queue_size, self.dim)
+        self.keys_per_image = keys_per_image
         self.concept_weight = concept_weight
         self.warmup = warmup
         self.restoration = restoration
@@ -128,12 +138,24 @@ class ConCL(MoCoV2):
         super().check(sizes, batch_size, processes)
         self.source.check(self.backbone, sizes["reference"])
         most = self.source.num_concepts or math.prod(self.backbone.grid(self.backbone.deepest, *sizes["query"]))
+        most = min(most, self.keys_per_image or most)
         if self.concept_queue.size < batch_size * most:
             raise UserError(
                 f"a concept queue of {self.concept_queue.size} keys is smaller than the {batch_size * most} concepts "
                 f"({most} on each of {batch_size} images) that one "
                 "batch may add; make the queue larger or the batch smaller"
             )
+
+    def chance(self) -> Mapping[str, float]:
+        return {**super().chance(), "concept_loss": math.log(self.concept_queue.size + 1)}
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        few = row.get("shared_concepts", LEAST_SHARED) < LEAST_SHARED
+        line = (
+            f"shared_concepts is below {LEAST_SHARED:g}: the two views of an image share less than one concept on "
+            "average; use larger crops (--augment.scale) or views, or fewer concepts"
+        )
+        return [*super().warnings(row, last), *[line] * few]
 
     def needs(self) -> Mapping[str, Need]:
         return {"regions": Need("regions", self.source.labeller)} if isinstance(self.source, ImageLabels) else {}
@@ -150,9 +172,17 @@ class ConCL(MoCoV2):
         # Concepts that are not shared are masked, not removed: no device synchronization, and fixed shapes.
         q, k = self.project(in_query.pool(query).flatten(0, 1), in_key.pool(key).flatten(0, 1), rows)
         losses = info_nce(q, k, self.concept_queue.keys(), self.temperature, rows)
-        self.concept_queue.enqueue(k, rows)
+        self._enqueue(batch, k.unflatten(0, shared.shape), shared)
         statistics = {"shared_concepts": shared.sum(1).float().mean(), **concepts.statistics}
         return masked_mean(losses, rows), statistics
+
+    def _enqueue(self, batch: Batch, k: Tensor, shared: Tensor) -> None:
+        """Add keys (B, K, dim) to the concept queue: those of shared concepts (B, K), or a random choice of them."""
+        if self.keys_per_image is not None and self.keys_per_image < shared.shape[1]:
+            draws = batch.uniform(shared.shape[1], first=_KEY_CHOICE).to(shared.device, non_blocking=True)
+            chosen = torch.where(shared, draws, 1.0).argsort(dim=1, stable=True)[:, : self.keys_per_image]
+            k, shared = k.gather(1, chosen.unsqueeze(2).expand(-1, -1, k.shape[2])), shared.gather(1, chosen)
+        self.concept_queue.enqueue(k.flatten(0, 1), shared.flatten())
 
     def restore(self, batch: Batch, concepts: Concepts, grid: torch.Size) -> tuple[Regions, Regions]:
         """The concepts at the positions of the query's and the key's features; ``grid`` is (h, w)."""

@@ -160,8 +160,6 @@ class ConvMIM(Method):
         prediction = from_patches(patches, self.patch, visible.patches.shape[-1])
         return Reconstruction(view, visible.clean(view), target, prediction, self.counted(batch, visible))
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        super().check(sizes, batch_size, processes)
         count_visible(square_grid(sizes["query"], self.patch) ** 2, self.mask_ratio)

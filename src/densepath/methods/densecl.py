@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, Unpack
 
 import torch
@@ -75,6 +76,9 @@ class DenseCL(MoCoV2):
         total = (1 - self.dense_weight) * instance_loss + self.dense_weight * dense_loss
         terms = {"instance_loss": instance_loss.detach(), "dense_loss": dense_loss.detach()}
         return Losses(total, terms, statistics)
+
+    def chance(self) -> Mapping[str, float]:
+        return {**super().chance(), "dense_loss": math.log(self.dense_queue.size + 1)}
 
     def dense_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_r of two feature maps (B, C, h, w); the means of the keys' positions join their queue after the step."""

@@ -12,7 +12,13 @@ from densepath.core.masking import count_visible, random_visible, square_grid
 from densepath.methods.base import Losses
 from densepath.methods.frozen_target import FrozenTarget
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.transformer_parts import encode_visible, fix_positions, pick, require_transformer
+from densepath.nets.backbones.transformer_parts import (
+    encode_visible,
+    fix_positions,
+    initialize_transformer,
+    pick,
+    require_transformer,
+)
 from densepath.nets.decoders.tokens import TokenDecoder
 from densepath.nets.teachers import Teacher
 from densepath.views.augment import Augment
@@ -31,7 +37,8 @@ class EVA(FrozenTarget[Teacher]):
     This is the form of EVA that Conv-MIM compares with, from mmselfsup. EVA itself has no decoder: its encoder sees
     mask tokens, in blocks that cover 40% of the patches, and the loss is -cos. The teacher is CLIP's ViT-B/16 with its
     projection to 512 dimensions (EVA has a larger one), here ``hf-hub:openai/clip-vit-base-patch16``. For tissue use a
-    teacher that was trained on tissue.
+    teacher that was trained on tissue. Initial weights (:meth:`initialize`), and tensors without weight decay in the
+    recipe, are mmselfsup's: biases, norms, class and mask tokens.
 
     Args:
         backbone: the encoder, a vision transformer.
@@ -97,9 +104,9 @@ class EVA(FrozenTarget[Teacher]):
         """
         return full_precision(self.head(*encode_visible(self.backbone.net.model, pixels, visible)))
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
+    def initialize(self) -> None:
+        initialize_transformer(self.backbone.net.model)
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(*sizes["image"])
+        super().check(sizes, batch_size, processes)
         count_visible(square_grid(sizes["image"], self.backbone.patch_size) ** 2, self.mask_ratio)

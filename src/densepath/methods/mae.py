@@ -19,7 +19,12 @@ from densepath.core.masking import (
 )
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.transformer_parts import encode_visible, fix_positions, require_transformer
+from densepath.nets.backbones.transformer_parts import (
+    encode_visible,
+    fix_positions,
+    initialize_transformer,
+    require_transformer,
+)
 from densepath.nets.decoders.tokens import TokenDecoder
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
@@ -35,8 +40,9 @@ class MAE(Method):
     L = mean over p in M of |y_p - d(f(x_V))_p|^2 / (pixels and channels of a patch).
 
     The encoder runs only on the class token and the visible patches: a step costs about as much as the decoder and a
-    quarter of the encoder. Masks are a function of image and epoch. The paper initializes all blocks by Xavier's rule;
-    here only the decoder is, and the encoder keeps the initialization of the backbone.
+    quarter of the encoder. Masks are a function of image and epoch. Initial weights are those of the released code
+    (:meth:`initialize`). As in mmselfsup, with which Conv-MIM compares, the recipe has no weight decay on biases, norms
+    and class and mask tokens; the released code has it on the tokens.
 
     Args:
         backbone: the encoder, a vision transformer.
@@ -115,9 +121,9 @@ class MAE(Method):
         seen = enlarge(visible.view(-1, along, along), pixels.shape[-1]).to(pixels.device)
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
+    def initialize(self) -> None:
+        initialize_transformer(self.backbone.net.model)
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        self.backbone.check_size(*sizes["image"])
+        super().check(sizes, batch_size, processes)
         count_visible(square_grid(sizes["image"], self.patch) ** 2, self.mask_ratio)

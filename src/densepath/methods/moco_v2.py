@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypedDict
 
@@ -104,18 +105,18 @@ class MoCoV2(Method):
         loss = self.instance_loss(query, key)
         return Losses(loss, {"instance_loss": loss.detach()})
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        for size in sizes.values():
-            self.backbone.check_size(*size)
+        super().check(sizes, batch_size, processes)
         if self.standardize and batch_size < 2:
             raise UserError("a batch of one image cannot be standardized; use two or more")
         if self.queue.size < batch_size:
             raise UserError(
                 f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images; use more"
             )
+
+    def chance(self) -> Mapping[str, float]:
+        # The queue starts with random unit vectors, so it always has all of its negatives.
+        return {"instance_loss": math.log(self.queue.size + 1)}
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The last features of the query and key views, each (B, C, h, w)."""

@@ -78,11 +78,7 @@ class SimCLR(Method):
         of_first, of_second = z.view(-1, 2, group, z.shape[1]).unbind(1)
         return of_first.flatten(0, 1), of_second.flatten(0, 1)
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        for size in sizes.values():
-            self.backbone.check_size(*size)
+        super().check(sizes, batch_size, processes)
         if batch_size < 2:
             raise UserError("a batch of one image has no negatives; use two or more")

@@ -120,10 +120,8 @@ class SparK(Method):
         seen = visible.mask(pixels.shape[-1])
         return Reconstruction(pixels, pixels * seen, pixels, prediction, ~seen)
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        super().check(sizes, batch_size, processes)
         count_visible(square_grid(sizes["image"], self.patch) ** 2, self.mask_ratio)
 
 

@@ -76,13 +76,6 @@ class Supervised(Method):
         accuracy = (logits.argmax(1) == target).float().mean()
         return Losses(loss, {"classification_loss": loss.detach()}, {"accuracy": accuracy})
 
-    def exported_backbone(self) -> Backbone:
-        return self.backbone
-
-    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
-        for size in sizes.values():
-            self.backbone.check_size(*size)
-
 
 def _checksum(labels: Tensor) -> Tensor:
     """A checksum of the labels (N,) int32 of all images."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
 
+_COUNTS = ("probe_train_images", "probe_test_images", "probe_train_positions")  # written by version 0.1
+
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics file, each with the columns in which it has a value."""
@@ -59,4 +61,14 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     text = path.read_text()
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    return [_current(row) for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))]
+
+
+def _current(row: dict[str, str]) -> dict[str, str]:
+    """A row with the probe's scores in percent: version 0.1 wrote shares of 1, together with its numbers of images."""
+    shares = any(row.get(name) for name in _COUNTS)
+    return {
+        name: repr(100 * float(text)) if shares and text and name.startswith("probe_") else text
+        for name, text in row.items()
+        if name not in _COUNTS
+    }

@@ -93,4 +93,7 @@ class Progress:
 
 def _describe(row: Mapping[str, float]) -> str:
     waiting = f"data wait {row['waiting']:.0%}"
-    return f"loss {row['loss']:.4f}  {row['images_per_second']:.1f} images/s  {waiting}"
+    # Of several losses the last one is the most important.
+    relative = [name for name in row if name.endswith("_vs_chance")][-1:]
+    chance = "".join(f"  {n.removesuffix('_vs_chance').replace('_', ' ')} {row[n]:.2f} of chance" for n in relative)
+    return f"loss {row['loss']:.4f}{chance}  {row['images_per_second']:.1f} images/s  {waiting}"

@@ -30,8 +30,8 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
     folders = len({os.path.dirname(name) for name in AllNames(images)})
     parts = [f"{len(images)} images in {folders} folder{'s' * (folders != 1)}"]
     if files is None and isinstance(images, PackedTiles):
-        sides = images.table[:, :].flatten()
-        return [", ".join([*parts, _range(int(sides.min()), int(sides.max())), f"packed in {images.file}"])]
+        low, high = int(images.table.min()), int(images.table.max())
+        return [", ".join([*parts, _range(low, high), f"packed in {images.file}"])]
     if files is None or not files.headers:
         return [", ".join(parts)]
     sides = [side for header in files.headers.values() for side in (header.height, header.width)]

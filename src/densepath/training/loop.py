@@ -164,6 +164,8 @@ def train(
                 with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
             recorder.write(done, row)
+            if logs:
+                recorder.warn(task.warnings(row, done == total))
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
                 with meter.paused(), untouched_generators():
                     recorder.picture(done, draw(done))

@@ -14,13 +14,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from densepath.core.errors import UserError
 from densepath.core.schedules import cosine, lr_factor
 from densepath.training.lars import LARS
+from densepath.training.update_limits import UpdateLimits, require_not_negative
 from densepath.training.updates import Updates
 
 _NAMES = ("sgd", "lars", "adamw", "lamb")
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(UpdateLimits):
     """The optimizer and its schedule. The defaults are the paper's for MoCo-v2 and ConCL.
 
     Args:
@@ -35,14 +36,13 @@ class Optimizer:
         warmup_epochs: epochs of linear warm-up, limited to half of the run.
         milestones: epochs at which "step" reduces the learning rate.
         beta2: second beta of AdamW and LAMB.
-        clip_norm: largest norm of the gradient of an optimizer step; larger gradients are scaled down; 0 for no limit.
-        clip: whether clip_norm limits the norm over all parameters ("global") or of each one ("tensor").
-        freeze: names of parameters, as patterns with *, that are frozen for the first ``freeze_epochs`` epochs.
-        freeze_epochs: number of epochs for which ``freeze`` applies.
+        clip_norm, clip, freeze, freeze_epochs: as in :class:`~densepath.training.update_limits.UpdateLimits`.
         final_lr: learning rate at the end of "cosine", as a share of ``lr``.
         final_weight_decay: weight decay at the end of the run; it changes along half a cosine wave from
             ``weight_decay``; null to keep it constant.
         warmup_start: learning rate at the start of the warm-up, as a share of ``lr``.
+        decay_in_warmup: whether the schedule begins with the run, and the warm-up is a factor of it, as in mmcv;
+            otherwise it begins after the warm-up.
 
     Source: ConCL, ECCV 2022, the configurations of the released code; LAMB: You et al., ICLR 2020, in the form of timm,
     which is that of SparK (ICLR 2023).
@@ -57,29 +57,23 @@ class Optimizer:
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
     beta2: float = 0.999
-    clip_norm: float = 0.0
-    clip: Literal["global", "tensor"] = "global"
-    freeze: tuple[str, ...] = ()
-    freeze_epochs: float = 1.0
     final_lr: float = 0.0
     final_weight_decay: float | None = None
     warmup_start: float = 1e-4
+    decay_in_warmup: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.name not in _NAMES:
             raise UserError(f"no optimizer is called {self.name!r}; use one of {', '.join(_NAMES)}")
         if self.schedule not in ("cosine", "step", "constant"):
             raise UserError(f"no schedule is called {self.schedule!r}; use cosine, step or constant")
-        if self.clip not in ("global", "tensor"):
-            raise UserError(f"unknown clip {self.clip!r}; use global or tensor")
         if not self.lr > 0:
             raise UserError(f"the learning rate must be positive, not {self.lr}")
         for name in ("momentum", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"the {name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        for name in ("weight_decay", "final_weight_decay", "clip_norm", "warmup_epochs", "freeze_epochs"):
-            if not (getattr(self, name) or 0.0) >= 0:
-                raise UserError(f"the {name.replace('_', ' ')} must be at least 0, not {getattr(self, name)}")
+        require_not_negative(self, "weight_decay", "final_weight_decay", "warmup_epochs")
         if self.final_weight_decay and not self.weight_decay:
             raise UserError("a weight decay of 0 cannot rise to final_weight_decay; start it above 0")
         for name in ("final_lr", "warmup_start"):
@@ -116,7 +110,7 @@ def _excluded_by_name(module: nn.Module) -> set[nn.Parameter]:
 
 def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of a module's trainable parameters, in its fused form if there is one."""
-    groups = _split_frozen(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
+    groups = split_frozen(parameter_groups(module, settings), set(frozen_parameters(module, settings.freeze)))
     lr, momentum, decay = settings.lr, settings.momentum, settings.weight_decay
     betas = (momentum, settings.beta2)
     if settings.name == "lars":
@@ -132,7 +126,7 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.Optim
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
-def _split_frozen(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
+def split_frozen(groups: list[dict[str, Any]], frozen: set[nn.Parameter]) -> list[dict[str, Any]]:
     """Split groups into frozen and other parameters: fused optimizers start the averages of a group together."""
     if not frozen:
         return groups
@@ -167,13 +161,25 @@ def build_updates(module: nn.Module, settings: Optimizer, total_steps: int, step
         steps_per_epoch: number of optimizer steps in an epoch.
     """
     optimizer = build_optimizer(module, settings)
+    schedule = build_schedule(optimizer, settings, total_steps, steps_per_epoch)
+    return limit_updates(module, optimizer, schedule, settings, steps_per_epoch)
+
+
+def limit_updates(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: LambdaLR,
+    limits: UpdateLimits,
+    steps_per_epoch: float,
+) -> Updates:
+    """An optimizer and its schedule, with the clipping and the frozen parameters of a module."""
     return Updates(
         optimizer,
-        build_schedule(optimizer, settings, total_steps, steps_per_epoch),
-        clip_norm=settings.clip_norm,
-        clip=settings.clip,
-        frozen=frozen_parameters(module, settings.freeze),
-        frozen_steps=settings.freeze_epochs * steps_per_epoch,
+        schedule,
+        clip_norm=limits.clip_norm,
+        clip=limits.clip,
+        frozen=frozen_parameters(module, limits.freeze),
+        frozen_steps=limits.freeze_epochs * steps_per_epoch,
     )
 
 
@@ -231,6 +237,7 @@ def build_schedule(
             warmup_start=settings.warmup_start,
             milestones=milestones,
             final=settings.final_lr,
+            decay_in_warmup=settings.decay_in_warmup,
         )
 
     def weight_decay(step: int) -> float:

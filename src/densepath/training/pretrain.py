@@ -106,6 +106,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     options = all_options(config.method, config.method_options)
     method = find_method(config.method)(network, **options)
     together = batch * hardware.world_size
+    if fresh and config.weights == "random" and isinstance(config.backbone, str):
+        method.initialize()
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
     check_inputs(method, config)
     declared, without = without_color(method.views(config.augment), method.views(), images.spec)
@@ -234,6 +236,5 @@ def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[st
     set_statistics(network, gather_statistics(network).mean(0))
     if rank() > 0:
         return {}
-    return {
-        f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, int | float)
-    }
+    # Whole numbers are counts, e.g. of images, which do not change.
+    return {f"probe_{name}": value for name, value in probe(network, data, spec).items() if isinstance(value, float)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,12 @@ class PretrainTask(Task):
     def forward(self, inputs: Batch) -> dict[str, Tensor | float]:
         """The loss, its terms and the method's statistics, and the number of epochs done before this batch."""
         losses = self.method(inputs)
-        return {"loss": losses.total, **losses.terms, **losses.statistics, "epoch": inputs.epoch}
+        chance = {name: value for name, value in self.method.chance().items() if name in losses.terms}
+        relative = {f"{name}_vs_chance": losses.terms[name] / value for name, value in chance.items()}
+        return {"loss": losses.total, **losses.terms, **relative, **losses.statistics, "epoch": inputs.epoch}
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        return self.method.warnings(row, last)
 
     def after_step(self) -> None:
         self.method.after_step()

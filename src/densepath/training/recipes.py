@@ -101,7 +101,7 @@ def find_method(method: Any) -> type[Method]:
     if not (isinstance(found, type) and issubclass(found, Method)):
         own = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Method) and c is not Method]
         raise UserError(f"{place} has no method {name!r}; {suggest(name, own) if own else 'derive one from Method'}")
-    missing = [n for n in ("views", "forward", "exported_backbone") if getattr(found, n) is getattr(Method, n)]
+    missing = [n for n in ("views", "forward") if getattr(found, n) is getattr(Method, n)]
     if missing:
         raise UserError(f"the method {method} does not define {' and '.join(missing)}; add that (see Method)")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from densepath.core.streams import say
 from densepath.runs.metrics import MetricsFile
 from densepath.runs.progress import Progress
 from densepath.training.loggers import Logger, make_loggers
@@ -24,6 +25,7 @@ class Recorder:
     def __init__(self, out: Path, start: int, total: int, *, first: bool, loggers: Sequence[str], name: str) -> None:
         self._loggers: list[Logger] = make_loggers(loggers, out, name) if first else []
         self._metrics = MetricsFile(out / "metrics.csv", start) if first else None
+        self._warned: set[str] = set()
         self.progress = Progress(start, total, shown=first)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -33,6 +35,13 @@ class Recorder:
         self._metrics.write({"step": step, **row})
         for logger in self._loggers:
             logger.log(row, step)
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """Print warnings that were not printed before."""
+        new = [line for line in lines if line not in self._warned] if self._metrics is not None else []
+        self._warned.update(new)
+        for line in new:
+            say(f"densepath: warning: {line}")
 
     def picture(self, step: int, path: Path) -> None:
         """Pass a picture to the loggers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,6 +41,10 @@ class Task(nn.Module):
     @abstractmethod
     def forward(self, inputs: Any) -> dict[str, Tensor | float]:
         """The "loss", a scalar to minimize, and other scalars to log, which may stay on their device."""
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        """Lines on measurements that show that the run fails; ``last`` if it ends. Each is printed once."""
+        return []
 
     def after_step(self) -> None:
         """Called once for each step, after the weights have been updated."""

@@ -57,9 +57,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
-    def uniform(self, count: int) -> Tensor:
-        """(B, count) numbers in [0, 1) for the method's own use, on the CPU: a function of image and epoch."""
-        streams = torch.arange(-(-count // 4))
+    def uniform(self, count: int, first: int = 0) -> Tensor:
+        """(B, count) numbers in [0, 1) for the method's own use, on the CPU: a function of image and epoch.
+
+        ``first`` is the stream of the first four; numbers for another purpose are of other streams.
+        """
+        streams = torch.arange(first, first - (-count // 4))
         return uniform(self.seed, int(self.epoch), self.index[:, None], _METHOD, streams).flatten(1)[:, :count]
 
     def common_uniform(self, count: int) -> Tensor:

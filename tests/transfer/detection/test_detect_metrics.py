@@ -92,8 +92,8 @@ def test_ap_equals_pycocotools(tmp_path: Path) -> None:
         oracle.accumulate()
         oracle.summarize()
         found = [metrics[f"{name}_{suffix}"] for suffix in ("ap", "ap50", "ap75")]
-        assert found == pytest.approx(oracle.stats[:3].tolist(), abs=1e-9)
-        assert 0.05 < found[0] < 0.95
+        assert found == pytest.approx([100 * score for score in oracle.stats[:3]], abs=1e-7)
+        assert 5 < found[0] < 95
 
 
 @pytest.mark.parametrize("limit", [3, 150])
@@ -105,9 +105,9 @@ def test_ap_counts_at_most_the_given_number_of_detections(tmp_path: Path, limit:
     oracle.params.maxDets = [limit]
     oracle.evaluate()
     oracle.accumulate()
-    expected = float(oracle.eval["precision"][:, :, :, 0, -1].mean())  # of objects of any size
-    assert average_precision(truth, results, detections_per_image=limit)["box_ap"] == pytest.approx(expected, abs=1e-9)
-    assert average_precision(truth, results)["box_ap"] != pytest.approx(expected, abs=1e-3)
+    expected = 100 * float(oracle.eval["precision"][:, :, :, 0, -1].mean())  # of objects of any size
+    assert average_precision(truth, results, detections_per_image=limit)["box_ap"] == pytest.approx(expected, abs=1e-7)
+    assert average_precision(truth, results)["box_ap"] != pytest.approx(expected, abs=0.1)
 
 
 def test_boxes_without_masks_are_scored_as_boxes(tmp_path: Path) -> None:
@@ -117,17 +117,18 @@ def test_boxes_without_masks_are_scored_as_boxes(tmp_path: Path) -> None:
     metrics = average_precision(truth, boxes, masks=False)
     assert set(metrics) == {"box_ap", "box_ap50", "box_ap75"}
     assert metrics == {key: value for key, value in average_precision(truth, results).items() if key in metrics}
+    assert f"AP {metrics['box_ap']:.1f} " in describe(metrics, 6)  # the same scale on the screen and in files
     assert describe(metrics, 6).count("AP50") == 1 and "masks" not in describe(metrics, 6)
 
 
 @pytest.mark.filterwarnings("error")
-def test_perfect_results_have_an_ap_of_one_and_none_have_zero(tmp_path: Path) -> None:
+def test_perfect_results_have_an_ap_of_100_and_none_have_zero(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json", first_id=0)
     results = [
         {k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.9}
         for a in truth["annotations"]
     ]
-    assert set(average_precision(truth, results).values()) == {1.0}
+    assert set(average_precision(truth, results).values()) == {100.0}
     assert set(average_precision(truth, []).values()) == {0.0}
 
 

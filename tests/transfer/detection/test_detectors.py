@@ -16,6 +16,7 @@ from densepath.nets.weights import load_weights, save_backbone
 from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.detection.feature_maps import dilate_last_stage
+from densepath.transfer.detection.mask_heads import box_losses
 from densepath.transfer.detection.precise_norm import precise_batch_norm
 
 SMALL = [name for name in DETECTORS if name.endswith("_small")]
@@ -247,3 +248,41 @@ def test_a_transformer_is_refused(detector: str) -> None:
     message = f"{detector} needs the stages f2 to f5, but test_vit has only f4; use the detector vitdet"
     with pytest.raises(UserError, match=message):
         notes.build()
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_fpn_small", "mask_rcnn_dc5_small", "vitdet_small"])
+def test_the_box_head_starts_as_in_detectron2(name: str) -> None:
+    """Weights are uniform with standard deviation 1 / sqrt(inputs): c2_xavier_fill. torchvision's have 0.58 of that."""
+    heads = build(name).heads
+    layers = [m for m in heads.box_head.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) == (1 if name == "vitdet_small" else 2)
+    for layer in layers:
+        assert layer.weight.std().item() * layer.in_features**0.5 == pytest.approx(1, abs=0.02)
+        assert layer.weight.abs().max().item() * layer.in_features**0.5 == pytest.approx(3**0.5, abs=0.01)
+        assert not layer.bias.any()
+    assert not heads.mask_predictor.conv5_mask.bias.any()
+    assert heads.box_predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_boxes_have_an_l1_loss_in_proposals_and_heads() -> None:
+    """Detectron2's, by a loop: absolute errors, however small, over the number of all sampled boxes."""
+    generator = torch.Generator().manual_seed(0)
+    deltas, wanted = torch.randn(40, 4, generator=generator) / 9, torch.randn(40, 4, generator=generator) / 9
+    labels = torch.arange(40) % 4 - 1  # of anchors: -1 is not sampled
+    rpn = build("mask_rcnn_fpn_small").rpn
+    objectness = torch.randn(40, 1, generator=generator)
+    parts = [labels[:25].float(), labels[25:].float()], [wanted[:25], wanted[25:]]
+    found = rpn.compute_loss(objectness, deltas, [part.clamp(max=1) for part in parts[0]], parts[1])[1]
+    errors = [sum(abs(float(a) - float(b)) for a, b in zip(deltas[i], wanted[i], strict=True)) for i in range(40)]
+    positive = [i for i in range(40) if labels[i] > 0]
+    assert found.item() == pytest.approx(sum(errors[i] for i in positive) / 30, rel=1e-5)
+
+    classes = labels + 1  # 0 is the background
+    own = torch.randn(40, 16, generator=generator)
+    for i in range(40):
+        own[i, 4 * classes[i] : 4 * classes[i] + 4] = deltas[i]
+    logits = torch.randn(40, 4, generator=generator)
+    loss_class, loss_box = box_losses(logits, own, classes, wanted)
+    assert loss_box.item() == pytest.approx(sum(errors[i] for i in range(40) if classes[i]) / 40, rel=1e-5)
+    picked = logits.log_softmax(1)[torch.arange(40), classes]
+    assert loss_class.item() == pytest.approx(-picked.mean().item(), rel=1e-5)

@@ -44,7 +44,8 @@ def encode(sample: dict[str, Any], found: list[Any]) -> list[dict[str, Any]]:
 
 def test_results_and_pictures_belong_to_their_images(images: CocoImages, tmp_path: Path) -> None:
     metrics = evaluate(find, encode, images, tmp_path / "out", masks=False, pictures=2)
-    assert metrics == {"box_ap": 1.0, "box_ap50": 1.0, "box_ap75": 1.0}
+    assert metrics == {"box_ap": 100.0, "box_ap50": 100.0, "box_ap75": 100.0}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"scale": "percent", **metrics}
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [result["bbox"] for result in found] == [[10 * i, 10, 20, 20] for i in range(IMAGES)]
     drawn = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
@@ -70,7 +71,7 @@ def test_detections_are_encoded_while_the_network_processes_the_next_image(image
         assert looks[i + 1].wait(10)
         return encode(sample, found)
 
-    assert evaluate(slow_find, slow_encode, images, tmp_path / "out", masks=False)["box_ap"] == 1
+    assert evaluate(slow_find, slow_encode, images, tmp_path / "out", masks=False)["box_ap"] == 100
     # Ctrl-C reaches only the main thread: another one would finish its image, which takes Segment Anything minutes.
     assert threads == {threading.current_thread()}
 

@@ -55,22 +55,22 @@ def probe_colors(data: Path, **options: object) -> dict[str, float]:
 def test_labels_linear_in_the_features_are_predicted(tmp_path: Path) -> None:
     scores = probe_colors(write_data(tmp_path / "data", informative=True))
     # Cells of 8 pixels are interpolated to full resolution: only pixels at the blocks' borders can be wrong.
-    assert scores["mean_iou"] > 0.9
-    assert scores["dice"] > 0.95
+    assert scores["mean_iou"] > 90
+    assert scores["dice"] > 95
     assert scores["mean_iou"] == pytest.approx((scores["iou_object"] + scores["iou_rest"]) / 2)
-    assert scores["dice"] == pytest.approx(2 * scores["iou_object"] / (1 + scores["iou_object"]))
+    assert scores["dice"] == pytest.approx(200 * scores["iou_object"] / (100 + scores["iou_object"]))
 
 
 def test_labels_independent_of_the_features_stay_at_chance(tmp_path: Path) -> None:
     scores = probe_colors(write_data(tmp_path / "data", informative=False))
-    assert 0.4 < scores["accuracy"] < 0.6
+    assert 40 < scores["accuracy"] < 60
 
 
 def test_resolution_and_aspect_of_the_images_are_kept(tmp_path: Path) -> None:
     """Objects of one position are found at full resolution in images twice as large, in portrait format."""
     data = write_data(tmp_path / "data", informative=True, size=(256, 192))
     scores = probe_colors(data)
-    assert scores["mean_iou"] > 0.8
+    assert scores["mean_iou"] > 80
     assert scores["train_positions"] == 6 * (128 // 8) * (96 // 8)
 
 
@@ -79,7 +79,7 @@ def test_positions_are_subsampled_to_limit_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("densepath.transfer.probe.probe._FEATURE_VALUES", 6 * 3 * 50)
     scores = probe_colors(data)
     assert scores["train_positions"] == 6 * 50
-    assert scores["mean_iou"] > 0.9
+    assert scores["mean_iou"] > 90
     assert scores == probe_colors(data)
 
 
@@ -101,7 +101,8 @@ def test_a_file_of_weights_is_loaded(tmp_path: Path) -> None:
     fresh = probe(weights="random", seed=3, **options)
     assert loaded["mean_iou"] == fresh["mean_iou"]
     assert {"mean_iou_f1", "mean_iou_f2"} <= loaded.keys()
-    assert json.loads(out.read_text())["mean_iou"] == loaded["mean_iou"]
+    assert json.loads(out.read_text())["mean_iou"] == loaded["mean_iou"] > 1
+    assert json.loads(out.read_text())["scale"] == loaded["scale"] == "percent"
 
 
 def test_each_stage_is_scored_as_a_single_stage(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_each_stage_is_scored_as_a_single_stage(tmp_path: Path) -> None:
     backbone: Backbone = build_backbone("resnet18")
     together = probe_backbone(backbone, data, size=64, stages=(1, 3), each_stage=True)
     single = probe_backbone(backbone, data, size=64, stages=(3,))
-    assert together["mean_iou_f3"] == pytest.approx(single["mean_iou"], abs=1e-3)
+    assert together["mean_iou_f3"] == pytest.approx(single["mean_iou"], abs=0.1)
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
@@ -136,6 +137,22 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_a_transformer_is_probed_on_its_one_stage(tmp_path: Path) -> None:
     scores = probe(data=write_data(tmp_path / "data", informative=True), backbone="test_vit", size=96, devices="cpu")
-    assert scores["mean_iou"] > 0.8  # a patch is a block: its token knows the color
+    assert scores["mean_iou"] > 80  # a patch is a block: its token knows the color
     with pytest.raises(UserError, match="test_vit has no stage f5; choose one of f4"):
         probe(data=tmp_path / "data", backbone="test_vit", size=96, stages=[5], devices="cpu")
+
+
+def test_objects_smaller_than_a_position_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Squares of 6 px in images of 96 px: a position is 8 px of the resized image."""
+    rng = np.random.default_rng(0)
+    labels = np.zeros((96, 96), np.int32)
+    for number in range(9):
+        row, column = divmod(number, 3)
+        labels[32 * row : 32 * row + 6, 32 * column : 32 * column + 9] = number + 1
+    samples = [("image", rng.integers(0, 255, (96, 96, 3)).astype(np.uint8), labels)]
+    write_coco(tmp_path / "data", {"train": samples, "test": samples})
+    for size in (128, 96, 96):  # at 128 px the squares are exactly 8 px wide
+        probe_backbone(Colors(), tmp_path / "data", size=size)  # type: ignore[arg-type]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "warning: objects are smaller than a position" in said[0]
+    assert "under 6.0 px wide at --size 96, where a position is 8 px" in said[0] and "larger --size" in said[0]

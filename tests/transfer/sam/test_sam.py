@@ -173,7 +173,7 @@ def test_masks_are_scored_as_those_of_a_detector(prompt: Any, tiny_sam: Path, da
     assert sam(out=tmp_path / "out", **options) == metrics  # once more, in its place
 
 
-def test_perfect_masks_have_a_mask_ap_of_one(
+def test_perfect_masks_have_a_mask_ap_of_100(
     tiny_sam: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def truth(self: SegmentAnything, image: np.ndarray, boxes: np.ndarray, prompt: str) -> Any:
@@ -184,7 +184,7 @@ def test_perfect_masks_have_a_mask_ap_of_one(
 
     monkeypatch.setattr(SegmentAnything, "prompted", truth)
     metrics = sam(data=data, out=tmp_path / "out", weights=tiny_sam, prompt="box", devices="cpu", pictures=0)
-    assert metrics == {"mask_ap": 1.0, "mask_ap50": 1.0, "mask_ap75": 1.0}
+    assert metrics == {"mask_ap": 100.0, "mask_ap50": 100.0, "mask_ap75": 100.0}
 
 
 @pytest.mark.parametrize("prompt", ["automatic", "box"])

@@ -122,6 +122,19 @@ def initialize_linear(module: nn.Module) -> None:
 
 
 @torch.no_grad()
+def initialize_transformer(model: Any) -> None:
+    """Initialize a transformer as MAE does: linear layers and the patch projection by Xavier's rule, without biases.
+
+    Source: MAE (CVPR 2022), its released code; mmselfsup's MAE and EVA do the same.
+    """
+    model.apply(initialize_linear)
+    weight = model.patch_embed.proj.weight
+    weight.copy_(nn.init.xavier_uniform_(torch.empty_like(weight).flatten(1)).view_as(weight))
+    if model.cls_token is not None:
+        nn.init.normal_(model.cls_token, std=0.02)
+
+
+@torch.no_grad()
 def fix_positions(model: Any) -> None:
     """Replace the learned positions of a transformer by fixed ones: sines and cosines, and zero for the prefix.
 

@@ -31,7 +31,7 @@ def average_precision(
         detections_per_image: maximum number of detections per image and category; 100 is COCO's number.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, from 0 to 1, for what is scored.
+        box_ap, box_ap50, box_ap75, and mask_ap, mask_ap50, mask_ap75, in percent, for what is scored.
 
     Raises:
         UserError: the ground truth has no instance, so that precision is undefined.
@@ -54,5 +54,5 @@ def average_precision(
         evaluator.accumulate()
         evaluator.summarize()
         for suffix, value in zip(("ap", "ap50", "ap75"), evaluator.stats[:3], strict=True):
-            metrics[f"{name}_{suffix}"] = float(value)
+            metrics[f"{name}_{suffix}"] = 100 * float(value)
     return metrics

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
+from densepath.training.update_limits import UpdateLimits
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
 DETECTIONS = 100  # per image at most; as in COCO
@@ -54,7 +55,10 @@ class DetectConfig:
         precise_bn_batches: number of training batches over which the batch-norm statistics are averaged before the
             evaluation (at most the number trained on; 0 keeps the running statistics).
         pictures: number of test images to draw with their true and their detected outlines.
-        seed: seed of new weights, order, sizes, flips, and of the samples of the detector.
+        fraction: share of the training images to use, by patient where patients are known (``patient`` in the JSON, or
+            a ``manifest.csv``). With the same seed a smaller share is a part of a larger one.
+        optimizer: clipping of gradients, and parameters that are frozen at first.
+        seed: seed of new weights, the choice of images, order, sizes, flips, and of the samples of the detector.
         workers: processes that decode images, per device; default: chosen automatically.
         devices: "auto", a number, "cpu" or "cpu:N".
         precision: "auto", "32" or "bf16-mixed".
@@ -91,6 +95,8 @@ class DetectConfig:
     test_size: int = 522
     precise_bn_batches: int = 200
     pictures: int = 8
+    fraction: float = 1.0
+    optimizer: UpdateLimits = field(default_factory=UpdateLimits)
     seed: int = 0
     workers: int | None = None
     devices: int | str = "auto"
@@ -102,7 +108,8 @@ class DetectConfig:
     evaluate: bool = False
 
     def __post_init__(self) -> None:
-        from densepath.core.random import check_seed  # needs torch
+        from densepath.annotations.fraction import check_fraction  # these need torch
+        from densepath.core.random import check_seed
 
         for name in ("precise_bn_batches", "pictures"):
             if getattr(self, name) < 0:
@@ -116,6 +123,7 @@ class DetectConfig:
             raise UserError(f"train_crop is {self.train_crop}; give {_LEAST_SIZE} pixels or more")
         if self.detections_per_image < 1:
             raise UserError(f"detections_per_image is {self.detections_per_image}; give at least 1")
+        check_fraction(self.fraction)
         check_anchor_sizes(self.anchor_sizes)
         check_seed(self.seed)
 

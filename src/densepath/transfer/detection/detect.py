@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.config import FREE, DetectConfig
-from densepath.transfer.detection.detector_file import DetectorNotes, load_detector, save_detector
+from densepath.transfer.detection.detector_file import DETECTOR_FILE, DetectorNotes, load_detector, save_detector
 from densepath.transfer.detection.detectors import BASE_LR, BOXES_ONLY, DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.fine_tuning import fine_tune, settle_batch_norm
@@ -31,7 +32,6 @@ from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
 from densepath.version import __version__
 
-DETECTOR_FILE = Path("exported") / "detector.safetensors"
 _WINDOW = PixelSpec().window  # of 8-bit images
 
 
@@ -43,7 +43,7 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
         options: fields of :class:`DetectConfig` that override those of ``config``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, from 0 to 1 (an empty
+        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, in percent (an empty
         dictionary on all processes but the first).
 
     Raises:
@@ -93,6 +93,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
     outlines = config.detector not in BOXES_ONLY
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
+    train.keep_fraction(config.fraction, config.seed)
     check_splits(train, test)
 
     torch.manual_seed(config.seed)
@@ -106,6 +107,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         spec.mean,
         spec.std,
         *found,
+        config.train_crop or int(median(min(train.size(i)) for i in range(len(train)))),
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -149,6 +151,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
             config=record,
             seed=config.seed,
             resume=resume,
+            limits=config.optimizer,
         )
         if not first:
             return {}

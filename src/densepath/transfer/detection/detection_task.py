@@ -10,7 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 from torchvision.models.detection.image_list import ImageList
 
+from densepath.training.optimizers import frozen_parameters, limit_updates, split_frozen
 from densepath.training.task import Task
+from densepath.training.update_limits import NO_LIMITS, UpdateLimits
 from densepath.training.updates import Updates
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
@@ -32,6 +34,8 @@ class DetectionTask(Task):
         model: the detector to train.
         notes: have the specification of its pixels.
         solver: the optimizer and its schedule.
+        limits: clipping of gradients, and frozen parameters.
+        steps_per_epoch: number of steps in which all images are shown.
         memory_format: memory layout of the images.
     """
 
@@ -40,11 +44,14 @@ class DetectionTask(Task):
         model: Detector,
         notes: DetectorNotes,
         solver: Solver,
+        limits: UpdateLimits = NO_LIMITS,
+        steps_per_epoch: float = 1.0,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
         self.model = model
         self.notes, self.solver, self.memory_format = notes, solver, memory_format
+        self.limits, self.steps_per_epoch = limits, steps_per_epoch
 
     @property
     def device(self) -> torch.device:
@@ -54,14 +61,16 @@ class DetectionTask(Task):
     def updates(self) -> Updates:
         """SGD or AdamW, with a learning rate that changes at each step."""
         optimizer: torch.optim.Optimizer
+        frozen = set(frozen_parameters(self.model, self.limits.freeze))
         if self.solver.optimizer == "adamw":
             features: Any = self.model.features
-            groups = layer_groups(self.model, features.transformer, self.solver.lr)
+            groups = split_frozen(layer_groups(self.model, features.transformer, self.solver.lr), frozen)
             optimizer = torch.optim.AdamW(groups, betas=_BETAS, fused=True)
         else:
-            groups = parameter_groups(self.model)
+            groups = split_frozen(parameter_groups(self.model), frozen)
             optimizer = torch.optim.SGD(groups, self.solver.lr, _MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=True)
-        return Updates(optimizer, LambdaLR(optimizer, self.solver.factor))
+        schedule = LambdaLR(optimizer, self.solver.factor)
+        return limit_updates(self.model, optimizer, schedule, self.limits, self.steps_per_epoch)
 
     def inputs(self, batch: SampleBatch) -> Inputs:
         images, targets = into_detector(batch.samples, self.notes.spec, self.device)

@@ -65,3 +65,13 @@ def start_predictor(layer: nn.Linear | nn.Conv2d, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
+
+
+def fill_linear(module: nn.Module) -> None:
+    """Initialize a fully connected layer as Detectron2: weights of standard deviation 1 / sqrt(inputs), no bias.
+
+    Source: Detectron2's box head, which calls fvcore's ``c2_xavier_fill``.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, a=1)
+        nn.init.zeros_(module.bias)

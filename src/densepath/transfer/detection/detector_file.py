@@ -18,6 +18,7 @@ from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
 
+DETECTOR_FILE = Path("exported") / "detector.safetensors"  # in a run folder
 _KEY = "densepath_detector"
 
 
@@ -34,6 +35,7 @@ class DetectorNotes:
         anchor_sizes: in pixels of its input images.
         detections_per_image: maximum number of detections.
         window: the pixel values that are mapped to 0 and 1.
+        image_size: the median short side of the training images, or the side of their crops, in pixels; 0 if unknown.
     """
 
     detector: str
@@ -46,6 +48,7 @@ class DetectorNotes:
     anchor_sizes: tuple[int, ...] = ANCHOR_SIZES
     detections_per_image: int = DETECTIONS
     window: tuple[float, float] = (0.0, 255.0)
+    image_size: int = 0
 
     @property
     def spec(self) -> PixelSpec:
@@ -104,6 +107,8 @@ def _notes_from(values: Any) -> DetectorNotes:
         raise ValueError("categories")
     if any(type(number) is not int for number in (*notes.category_ids, *sizes)) or min(sizes) < 1:
         raise ValueError("whole numbers")
+    if type(notes.image_size) is not int or notes.image_size < 0:
+        raise ValueError("a size")
     if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
         raise ValueError("names")
     _ = notes.spec  # refuses what is not a mean, a standard deviation and a window

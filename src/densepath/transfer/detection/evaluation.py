@@ -18,6 +18,7 @@ from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
+from densepath.core.scores import SCALE
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
@@ -47,9 +48,12 @@ def evaluate_detector(
         As :func:`~densepath.transfer.detection.average_precision.average_precision`.
     """
     model.eval()
+    # The same categories may have other ids than in training.
+    same = tuple(images.category_names) == notes.category_names
+    ids = images.category_ids if same else list(notes.category_ids)
     return evaluate(
         partial(_detect, model, notes, bfloat16=bfloat16),
-        partial(_results, images.category_ids),
+        partial(_results, ids),
         images,
         out,
         masks=model.finds_masks,
@@ -112,7 +116,7 @@ def evaluate(
         images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
     )
     _write_json(out / "predictions.json", results)
-    _write_json(out / "metrics.json", metrics)
+    _write_json(out / "metrics.json", {**SCALE, **metrics})
     say("densepath: " + describe(metrics, len(images)))
     return metrics
 
@@ -129,12 +133,12 @@ def picture_files(images: Sequence[Path]) -> list[str]:
 
 
 def describe(metrics: dict[str, float], images: int) -> str:
-    """The metrics in one line, in percent."""
+    """The metrics in one line."""
     parts = []
     for kind, label in (("box", "boxes"), ("mask", "masks")):
         if f"{kind}_ap" not in metrics:
             continue
-        ap, ap50, ap75 = (100 * metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
+        ap, ap50, ap75 = (metrics[f"{kind}_{suffix}"] for suffix in ("ap", "ap50", "ap75"))
         parts.append(f"{label} AP {ap:.1f}  AP50 {ap50:.1f}  AP75 {ap75:.1f}")
     return f"{images} test images  |  " + "  |  ".join(parts)
 

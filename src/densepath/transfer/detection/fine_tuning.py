@@ -15,6 +15,7 @@ from densepath.training.hardware import Hardware
 from densepath.training.intervals import Intervals
 from densepath.training.loop import train
 from densepath.training.random_state import seed_generators
+from densepath.training.update_limits import NO_LIMITS, UpdateLimits
 from densepath.transfer.detection.detection_task import DetectionTask
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
@@ -35,6 +36,7 @@ def fine_tune(
     config: Mapping[str, Any],
     seed: int,
     resume: bool,
+    limits: UpdateLimits = NO_LIMITS,
 ) -> Detector:
     """Train a detector, or resume its training.
 
@@ -45,14 +47,16 @@ def fine_tune(
         batches: the batches of this process.
         out, hardware, intervals, config, resume: as for :func:`~densepath.training.loop.train`.
         seed: seed of the samples of the detector.
+        limits: clipping of gradients, and frozen parameters.
 
     Returns:
         The trained detector on this process's device, with batch norms that do not need other processes.
     """
     if hardware.world_size > 1:
         synchronize_batch_norm(model)
+    steps_per_epoch = len(batches.images) / batches.batch_size
     train(
-        DetectionTask(model, notes, solver, hardware.memory_format),
+        DetectionTask(model, notes, solver, limits, steps_per_epoch, hardware.memory_format),
         batches,
         out,
         hardware=hardware,

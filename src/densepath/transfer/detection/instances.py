@@ -23,14 +23,37 @@ def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tup
     Returns:
         The run lengths, as :func:`encode_mask`, of the pixels whose probability at the center is at least 0.5.
     """
+    top, left, pasted = paste(mask, box, size)
+    return encode_part(pasted, top, left, size)
+
+
+def paste(
+    mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]
+) -> tuple[int, int, npt.NDArray[np.bool_]]:
+    """The pixels of a box's mask: top, left, and (h, w) bool. Arguments as for :func:`encode_pasted`."""
     (x1, y1, x2, y2), (height, width) = box, size
-    pasted = np.zeros((height, width), np.uint8, order="F")
     # Only the pixels whose centers lie in the box.
     left, right, across = _sample_points(x1, x2, width, len(mask))
     top, bottom, down = _sample_points(y1, y2, height, len(mask))
-    if left < right and top < bottom:
-        pasted[top:bottom, left:right] = _interpolate(_interpolate(mask, down).T, across).T >= 0.5
-    return encode_mask(pasted)
+    if left >= right or top >= bottom:
+        return 0, 0, np.zeros((0, 0), bool)
+    return top, left, _interpolate(_interpolate(mask, down).T, across).T >= 0.5
+
+
+def encode_part(mask: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed run lengths of an image (height, width) that is empty outside ``mask``, ready for JSON."""
+    height, width = size
+    # Runs go down the columns. Zeros above and below the mask end each run in its own column.
+    columns = np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8)
+    edges = np.diff(columns, axis=1)
+    place = (left + np.arange(mask.shape[1]))[:, None] * height + top + np.arange(mask.shape[0] + 1)
+    starts, ends = place[edges == 1], place[edges == -1]
+    joined = starts[1:] == ends[:-1]  # a column that is full to the bottom, and the next one from the top
+    bounds = np.stack((starts[np.append(True, ~joined)[: len(starts)]], ends[np.append(~joined, True)[: len(ends)]]), 1)
+    counts = np.diff(bounds.reshape(-1), prepend=0, append=height * width)
+    counts = counts[: len(counts) - (counts[-1] == 0)]  # as COCO's encoder
+    runs = rle.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
+    return {"size": [height, width], "counts": runs["counts"].decode()}
 
 
 def _sample_points(

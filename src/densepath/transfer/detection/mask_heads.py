@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_align
 
 
@@ -29,7 +29,7 @@ class MaskHeads(RoIHeads):
         proposals, matched, labels, regression = self.select_training_samples(proposals, targets)
         inside = self.box_roi_pool(features, proposals, image_shapes)
         logits, deltas = self.box_predictor(self.box_head(inside))
-        loss_class, loss_box = fastrcnn_loss(logits, deltas, labels, regression)
+        loss_class, loss_box = box_losses(logits, deltas, torch.cat(labels), torch.cat(regression))
         positive = [torch.where(label > 0)[0] for label in labels]
         boxes = [proposal[here] for proposal, here in zip(proposals, positive, strict=True)]
         label = torch.cat([label[here] for label, here in zip(labels, positive, strict=True)])
@@ -63,6 +63,25 @@ class MaskHeads(RoIHeads):
         """The masks (N, 2 M, 2 M) of the boxes' own classes (N,), from their pooled features (N, C, M, M)."""
         logits = self.mask_predictor(self.mask_head(inside))
         return logits[torch.arange(len(label), device=label.device), label]
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of the classes and of the boxes of proposals, as in Detectron2.
+
+    Args:
+        logits: (N, classes), of which 0 is the background.
+        deltas: (N, 4 * classes) a box for each class.
+        labels: (N,)
+        wanted: (N, 4)
+    """
+    positive = (labels > 0).nonzero()[:, 0]
+    own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
+    return F.cross_entropy(logits, labels), l1_loss(own, wanted[positive], len(labels))
+
+
+def l1_loss(deltas: Tensor, wanted: Tensor, count: int) -> Tensor:
+    """The sum of the absolute errors of the positive boxes (P, 4), divided by the number of all sampled boxes."""
+    return F.l1_loss(deltas, wanted, reduction="sum") / count
 
 
 def mask_targets(masks: Tensor, match: Tensor, boxes: Tensor, size: int) -> Tensor:

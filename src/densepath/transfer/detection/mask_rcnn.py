@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
@@ -13,8 +14,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from densepath.transfer.detection.anchors import Anchors
 from densepath.transfer.detection.config import DETECTIONS
-from densepath.transfer.detection.detector import Detector, start_predictor, to_float32
-from densepath.transfer.detection.mask_heads import MaskHeads
+from densepath.transfer.detection.detector import Detector, fill_linear, start_predictor, to_float32
+from densepath.transfer.detection.mask_heads import MaskHeads, l1_loss
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class MaskRCNN(Detector):
         rpn: maps -> proposals.
         heads: maps and proposals -> objects.
 
-    The losses are torchvision's: smooth L1 with beta 1/9, where Detectron2 has L1; they differ for errors under 1/9.
+    Losses and initial weights are Detectron2's, with which the papers' results were computed. torchvision's differ:
+    smooth L1 with beta 1/9 for boxes, and weights of the box head's layers that are 0.58 times as large.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, with Detectron2's constants.
     """
@@ -74,6 +76,23 @@ class MaskRCNN(Detector):
         return found
 
 
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's region proposal network, with the L1 loss of boxes that Detectron2 has."""
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        positive, negative = (torch.cat(each).nonzero()[:, 0] for each in self.fg_bg_sampler(labels))
+        sampled = torch.cat((positive, negative))
+        loss_box = l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], len(sampled))
+        wanted = torch.cat(labels)[sampled]
+        return F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted), loss_box
+
+
 def make_rpn(
     channels: int, anchors: Anchors, size: HeadSize, detections: int, convolutions: int = 1
 ) -> RegionProposalNetwork:
@@ -91,7 +110,7 @@ def make_rpn(
     before, after = (
         {"training": kept[0], "testing": round(more * kept[1])} for kept in (size.before_nms, size.after_nms)
     )
-    return RegionProposalNetwork(
+    return ProposalNetwork(
         anchors,
         RPNHead(channels, anchors.num_anchors_per_location()[0], convolutions),
         fg_iou_thresh=0.7,
@@ -131,6 +150,8 @@ def make_heads(
     """
     predictor = FastRCNNPredictor(box_width, classes + 1)
     mask_predictor = MaskRCNNPredictor(mask_width, size.channels, classes + 1)
+    box_head.apply(fill_linear)
+    nn.init.zeros_(mask_predictor.conv5_mask.bias)
     # torchvision initializes these layers with large weights: its first mask loss is 3 instead of log 2.
     start_predictor(predictor.cls_score, 0.01)
     start_predictor(predictor.bbox_pred, 0.001)

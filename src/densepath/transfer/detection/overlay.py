@@ -55,7 +55,7 @@ def overlay(
     draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
     missed = len(truth) - len({m for m in match if m is not None})
     wrong = sum(m is None for m in match)
-    caption = f"score >= {least_score:g}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
+    caption = f"score >= {least_score:.0%}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
     draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
     return picture
 
@@ -79,16 +79,36 @@ def match_masks(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> lis
 def _outlined(
     image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]], zoom: int
 ) -> Image.Image:
-    """The image ``zoom`` times larger, with lines of two pixels inside the masks and a thin dark border."""
-    canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom))).copy()
-    for mask, color in zip(masks, colors, strict=True):
-        for rows, columns in ndimage.find_objects(mask.astype(np.uint8)):  # one bounding box; none if the mask is empty
-            large = np.pad(mask[rows, columns].repeat(zoom, 0).repeat(zoom, 1), 1)
-            inner = ndimage.binary_erosion(large, iterations=2)
-            rim = (inner & ~ndimage.binary_erosion(inner))[1:-1, 1:-1]
-            part = canvas[rows.start * zoom : rows.stop * zoom, columns.start * zoom : columns.stop * zoom]
-            part[(large & ~inner)[1:-1, 1:-1]] = color
-            part[rim] = (part[rim] * 0.4).astype(np.uint8)
+    """The image ``zoom`` times larger, with the outlines of masks (H, W) bool."""
+    canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom)))
+    placed = []
+    for mask in masks:
+        (place,) = ndimage.find_objects(mask.astype(np.uint8)) or [None]  # its bounding box; none if it is empty
+        rows, columns = place or (slice(0, 0), slice(0, 0))
+        placed.append((rows.start * zoom, columns.start * zoom, mask[rows, columns].repeat(zoom, 0).repeat(zoom, 1)))
+    return outlined(canvas, placed, colors)
+
+
+def outlined(
+    image: np.ndarray, masks: Sequence[tuple[int, int, np.ndarray]], colors: Sequence[tuple[int, int, int]]
+) -> Image.Image:
+    """The image with lines of two pixels inside the masks, and a thin dark border.
+
+    Args:
+        image: (H, W, 3) uint8.
+        masks: (top, left, mask (h, w) bool) of each object.
+        colors: of each object.
+    """
+    canvas = image.copy()
+    for (top, left, mask), color in zip(masks, colors, strict=True):
+        large = np.pad(mask, 1)
+        inner = ndimage.binary_erosion(large, iterations=2)
+        rim = (inner & ~ndimage.binary_erosion(inner))[1:-1, 1:-1]
+        part = canvas[top : top + mask.shape[0], left : left + mask.shape[1]]
+        rows, columns = part.shape[:2]  # a mask may exceed a reduced image by a pixel
+        part[(large & ~inner)[1:-1, 1:-1][:rows, :columns]] = color
+        rim = rim[:rows, :columns]
+        part[rim] = (part[rim] * 0.4).astype(np.uint8)
     return Image.fromarray(canvas)
 
 

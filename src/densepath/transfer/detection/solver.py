@@ -36,8 +36,9 @@ class Solver:
 
     def factor(self, step: int) -> float:
         """The factor of ``lr`` at a step."""
-        warmup = {"warmup": self.warmup, "warmup_start": _WARMUP_START}
-        return lr_factor("step", step, self.steps, milestones=self.drops, **warmup)
+        return lr_factor(
+            "step", step, self.steps, warmup=self.warmup, warmup_start=_WARMUP_START, milestones=self.drops
+        )
 
 
 def make_solver(

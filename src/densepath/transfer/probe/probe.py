@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ from densepath.annotations.splits import check_objects
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
+from densepath.core.scores import SCALE
+from densepath.core.streams import say
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -35,6 +38,7 @@ from densepath.training.hardware import choose_hardware
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
+_POSITION = 8  # pixels of the resized image, the side of a position of the features
 _MULTIPLE = 32  # the stride of the last stage, so that no stage has partial positions at the border
 _L2 = 5e-5  # about the best value from 5e-7 to 1.5e-4 on held-out training images of GlaS
 _FEATURE_VALUES = 2**27  # the training features take at most half a GiB in float32
@@ -48,6 +52,7 @@ def probe(
     backbone: str = "resnet18",
     seed: int = 0,
     size: int = 256,
+    fraction: float = 1.0,
     stages: Sequence[int] | None = None,
     each_stage: bool = False,
     l2: float = _L2,
@@ -62,8 +67,10 @@ def probe(
             in the file, or as "viewed", turned by the tag. Without it such images are refused.
         weights: a file, a run folder, "random", or a timm name.
         backbone: a timm name.
-        seed: seed of random weights, and of the choice of positions if there are too many.
+        seed: seed of random weights, of the choice of images, and of positions if there are too many.
         size: short side in pixels to which images are resized.
+        fraction: share of the training images to use, by patient where patients are known (``patient`` in the JSON, or
+            a ``manifest.csv``). With the same seed a smaller share is a part of a larger one.
         stages: stages whose features the classifier uses; default: all stages of the backbone.
         each_stage: also score every single stage.
         l2: strength of the penalty: mean cross-entropy + l2 / 2 * squared norm of the weights.
@@ -71,7 +78,7 @@ def probe(
         out: a JSON file for the scores.
 
     Returns:
-        The scores of :func:`probe_backbone`, the arguments, and the seconds it took.
+        The scores of :func:`probe_backbone`, their scale, the arguments, and the seconds it took.
 
     Raises:
         UserError: no such data, weights that do not fit, or a missing stage.
@@ -85,10 +92,11 @@ def probe(
     network = build_backbone(backbone, spec.channels)
     load_weights(network, weights)
     network.to(choose_hardware(devices).device)
-    chosen: dict[str, Any] = {"size": size, "stages": stages, "each_stage": each_stage, "l2": l2, "seed": seed}
-    scores = probe_backbone(network, data, spec, orientation=orientation, **chosen)
-    asked = {"weights": str(weights), "backbone": backbone, "data": str(data), "seed": seed, "size": size, "l2": l2}
-    result = asked | scores | {"seconds": round(time.perf_counter() - start, 1)}
+    options: dict[str, Any] = {"seed": seed, "size": size, "fraction": fraction, "l2": l2}
+    chosen: dict[str, Any] = {"stages": stages, "each_stage": each_stage, "orientation": orientation}
+    scores = probe_backbone(network, data, spec, **chosen, **options)
+    asked = {"weights": str(weights), "backbone": backbone, "data": str(data), **options}
+    result = asked | SCALE | scores | {"seconds": round(time.perf_counter() - start, 1)}
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
@@ -103,6 +111,7 @@ def probe_backbone(
     *,
     orientation: Literal["stored", "viewed"] | None = None,
     size: int = 256,
+    fraction: float = 1.0,
     stages: Sequence[int] | None = None,
     each_stage: bool = False,
     l2: float = _L2,
@@ -112,9 +121,11 @@ def probe_backbone(
 
     Arguments are as for :func:`probe`; ``spec`` says how the backbone's pixels are normalized.
 
+    Prints a warning if most objects are smaller than a position of the features, 8 x 8 pixels of the resized image.
+
     Returns:
-        "mean_iou" over object and rest, "iou_object", "iou_rest", "dice" of the objects and "accuracy", pooled over
-        all pixels of the test images at their full resolution; with ``each_stage``, "mean_iou_f1" and so on.
+        "mean_iou" over object and rest, "iou_object", "iou_rest", "dice" of the objects and "accuracy", in percent,
+        pooled over all pixels of the test images at their full size; with ``each_stage``, "mean_iou_f1" and so on.
     """
     if size < _MULTIPLE or l2 < 0:
         raise UserError(
@@ -128,8 +139,10 @@ def probe_backbone(
     try:
         with torch.autocast(device.type, enabled=False):
             train, test = (open_split(data, split, spec, orientation=orientation) for split in ("train", "test"))
+            train.keep_fraction(fraction, seed)
             check_objects(train)
             check_objects(test)
+            _warn_of_small_objects(test, size)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
                 raise UserError(f"the training masks of {data} are all object or all rest; the probe needs both")
@@ -145,6 +158,25 @@ def probe_backbone(
     if each_stage:
         scores |= {f"mean_iou_f{s}": _scores(c.tolist())["mean_iou"] for s, c in zip(stages, counts[1:], strict=True)}
     return scores | {"train_images": len(train), "test_images": len(test), "train_positions": len(x)}
+
+
+def _warn_of_small_objects(images: CocoImages, size: int) -> None:
+    """Warn if the features are too coarse for the median object: its box is narrower than a position."""
+    truth = images.coco_ground_truth()
+    scales = {image["id"]: size / min(image["height"], image["width"]) for image in truth["images"]}
+    widths = [min(o["bbox"][2:]) * scales[o["image_id"]] for o in truth["annotations"] if not o.get("iscrowd", 0)]
+    if widths and (width := float(np.median(widths))) < _POSITION:
+        _warn(
+            f"objects are smaller than a position of the probe's features: half of them are under {width:.1f} px wide "
+            f"at --size {size}, where a position is {_POSITION} px; their scores say little about the features, so use "
+            "a larger --size"
+        )
+
+
+@cache
+def _warn(line: str) -> None:
+    """Print a warning once, however often the same data is probed."""
+    say(f"densepath: warning: {line}")
 
 
 def _columns(backbone: Backbone, stages: Sequence[int]) -> list[slice]:
@@ -186,7 +218,7 @@ def _frozen(
         scale = size / min(truth.shape)
         working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in truth.shape]
         resized = F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)
-        grid = [n // 8 for n in working]
+        grid = [n // _POSITION for n in working]
         maps = backbone(resized, last=stages[-1])
         yield torch.cat([_to_grid(maps[s], grid) for s in stages], dim=1)[0], truth
 
@@ -209,11 +241,11 @@ def _scores(counts: list[list[int]]) -> dict[str, float]:
     (tn, fp), (fn, tp) = counts
     if not tp + fn or not tn + fp:
         raise UserError("the test masks are all object or all rest; the probe needs both")
-    iou_object, iou_rest = tp / (tp + fp + fn), tn / (tn + fp + fn)
+    iou_object, iou_rest = 100 * tp / (tp + fp + fn), 100 * tn / (tn + fp + fn)
     return {
         "mean_iou": (iou_object + iou_rest) / 2,
         "iou_object": iou_object,
         "iou_rest": iou_rest,
-        "dice": 2 * tp / (2 * tp + fp + fn),
-        "accuracy": (tp + tn) / (tp + fp + fn + tn),
+        "dice": 100 * 2 * tp / (2 * tp + fp + fn),
+        "accuracy": 100 * (tp + tn) / (tp + fp + fn + tn),
     }

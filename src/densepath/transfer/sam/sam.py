@@ -58,7 +58,7 @@ def sam(
         devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
 
     Returns:
-        mask_ap, mask_ap50, mask_ap75, and for "automatic" box_ap, box_ap50, box_ap75, from 0 to 1.
+        mask_ap, mask_ap50, mask_ap75, and for "automatic" box_ap, box_ap50, box_ap75, in percent.
 
     Raises:
         UserError: the data, the weights or an option are invalid.

@@ -1,0 +1,26 @@
+"""Scores in percent, in memory and in files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from densepath.core.errors import UserError
+
+SCALE = {"scale": "percent"}  # stands next to the scores in a file
+
+
+def in_percent(scores: Mapping[str, float], written: Mapping[str, Any]) -> dict[str, float]:
+    """Scores that were read from a file, in percent.
+
+    Args:
+        scores: the scores as they were written.
+        written: what stands next to them; version 0.1 named no scale and wrote shares of 1.
+
+    Raises:
+        UserError: they have another scale.
+    """
+    scale = written.get("scale")
+    if scale not in (None, SCALE["scale"]):
+        raise UserError(f"the scores have the scale {scale!r}; evaluate again with this version of densepath")
+    return {name: float(value) * (100 if scale is None else 1) for name, value in scores.items()}

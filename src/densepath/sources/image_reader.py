@@ -1,0 +1,263 @@
+"""Images of any size, read in parts: what predictions on large images work on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from densepath.core.errors import one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_header, read_image
+from densepath.sources.pixel_source import PixelSource
+
+_IN_PARTS = 2**24  # pixels from which a TIFF is decoded in parts
+_KEPT = 2**28  # bytes of decoded parts that are kept: neighboring windows share them
+_LONGEST_PART = 2**30  # bytes
+_CONTIGUOUS = 1
+_SIMPLE = (0, 1, 2, 6)  # photometric interpretations: grey, RGB, YCbCr
+_CENTIMETER = 3
+_PLAUSIBLE = (0.05, 20.0)  # µm per pixel; other resolutions are those of screens and printers
+
+
+class ImageReader(Protocol):
+    """An image whose parts can be read: a file, an image of a packed store, a level of a slide.
+
+    Attributes:
+        name: the file's name.
+        size: height and width in pixels.
+        spacing: µm per pixel; None where unknown.
+    """
+
+    name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+    @property
+    def spacing(self) -> float | None:
+        """µm per pixel; None where unknown."""
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C) that lies in the image.
+
+        Raises:
+            CorruptImage: it cannot be decoded.
+        """
+
+
+class DecodedImage:
+    """An image in memory.
+
+    Args:
+        pixels: (H, W, C).
+        name: its name.
+        spacing: µm per pixel.
+    """
+
+    def __init__(self, pixels: npt.NDArray[Any], name: str = "image", spacing: float | None = None) -> None:
+        self.name, self.spacing = name, spacing
+        self._pixels = pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self._pixels.shape[0], self._pixels.shape[1]
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C)."""
+        return self._pixels[top : top + height, left : left + width]
+
+
+class StoredImage:
+    """An image of a packed store.
+
+    Args:
+        images: the store.
+        position: the image's position in it.
+    """
+
+    def __init__(self, images: PixelSource, position: int) -> None:
+        self.name = images.names(position)
+        self._images, self._position = images, position
+
+    @cached_property
+    def _index(self) -> Any:
+        import torch
+
+        return torch.tensor([self._position])
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self._images.sizes(self._index)[0].tolist()
+        return height, width
+
+    @property
+    def spacing(self) -> float | None:
+        """µm per pixel."""
+        spacing = self._images.spacing(self._index)
+        return None if spacing is None else float(spacing[0].mean())
+
+    @cached_property
+    def _pixels(self) -> npt.NDArray[Any]:
+        return self._images.read(self._position)
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C)."""
+        return self._pixels[top : top + height, left : left + width]
+
+
+class ImageFile:
+    """An image file, decoded as a whole when it is first read.
+
+    Args:
+        path: the file.
+        channels: 1 or 3.
+        dtype: uint8 or uint16.
+    """
+
+    def __init__(self, path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> None:
+        self.name = str(path)
+        self._channels, self._dtype = channels, dtype
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels. Raises CorruptImage."""
+        header = read_header(self.name)
+        return header.height, header.width
+
+    @cached_property
+    def spacing(self) -> float | None:
+        """µm per pixel, from the resolution tags of a TIFF."""
+        try:
+            with tifffile.TiffFile(self.name) as tiff:
+                return _spacing_of(tiff.pages.first)
+        except Exception:  # not a TIFF
+            return None
+
+    @cached_property
+    def _pixels(self) -> npt.NDArray[Any]:
+        return read_image(self.name, None, self._channels, self._dtype)
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C)."""
+        return self._pixels[top : top + height, left : left + width]
+
+
+class TiffParts:
+    """A large TIFF of 8- or 16-bit grey or RGB, of which only the tiles or strips that a part needs are decoded.
+
+    Args:
+        path: the file.
+        channels: 1 or 3.
+        dtype: uint8 or uint16.
+
+    Raises:
+        CorruptImage: it is stored in a way that cannot be read in parts.
+    """
+
+    def __init__(self, path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> None:
+        self.name = str(path)
+        self._channels, self._dtype = channels, np.dtype(dtype)
+        self._file = tifffile.TiffFile(path)
+        self._page: Any = self._file.pages.first
+        self._parts: OrderedDict[int, npt.NDArray[Any]] = OrderedDict()
+        self._kept = 0
+        page = self._page
+        self.size = (int(page.imagelength), int(page.imagewidth))
+        self.spacing = _spacing_of(page)
+        self._rows, self._columns = (
+            (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (int(page.rowsperstrip), self.size[1])
+        )
+        self._rows = min(self._rows, self.size[0]) if not page.is_tiled else self._rows
+        across = -(-self.size[1] // self._columns)
+        self._across = across
+        bytes_each = self._rows * self._columns * page.samplesperpixel * np.dtype(page.dtype).itemsize
+        plain = page.photometric in _SIMPLE and page.dtype in (np.uint8, np.uint16)
+        contiguous = page.samplesperpixel == 1 or page.planarconfig == _CONTIGUOUS
+        if not plain or not contiguous or page.samplesperpixel not in (1, 3) or page.imagedepth != 1:
+            raise CorruptImage(self.name, "it is too large to be decoded whole; save it as a tiled TIFF, grey or RGB")
+        if bytes_each > _LONGEST_PART:
+            raise CorruptImage(self.name, "its strips are too large to be decoded one by one; save it with tiles")
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C). Raises CorruptImage."""
+        out = np.zeros((height, width, self._channels), self._dtype)
+        for row in range(top // self._rows, -(-(top + height) // self._rows)):
+            for column in range(left // self._columns, -(-(left + width) // self._columns)):
+                part = self._part(row * self._across + column)
+                y, x = row * self._rows, column * self._columns
+                y1, x1 = max(y, top), max(x, left)
+                y2, x2 = min(y + part.shape[0], top + height), min(x + part.shape[1], left + width)
+                if y1 < y2 and x1 < x2:
+                    out[y1 - top : y2 - top, x1 - left : x2 - left] = part[y1 - y : y2 - y, x1 - x : x2 - x]
+        return out
+
+    def _part(self, index: int) -> npt.NDArray[Any]:
+        """A decoded tile or strip (h, w, C)."""
+        if index in self._parts:
+            self._parts.move_to_end(index)
+            return self._parts[index]
+        page = self._page
+        try:
+            self._file.filehandle.seek(page.dataoffsets[index])
+            data = self._file.filehandle.read(page.databytecounts[index])
+            segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+        except Exception as error:  # codecs raise nearly any type on corrupt bytes
+            raise CorruptImage(self.name, f"a part cannot be decoded ({one_line(str(error))})") from error
+        if segment is None:  # a tile that was left out
+            segment = np.zeros(shape, page.dtype)
+        part = self._converted(segment.reshape(segment.shape[-3:]))
+        self._parts[index] = part
+        self._kept += part.nbytes
+        while self._kept > _KEPT and len(self._parts) > 1:
+            self._kept -= self._parts.popitem(last=False)[1].nbytes
+        return part
+
+    def _converted(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The stored samples (h, w, S) as grey or RGB of the wanted dtype, as ``read_image`` gives them."""
+        if self._page.photometric == 0:
+            part = np.invert(part)
+        if part.dtype != self._dtype:
+            part = (part >> 8).astype(np.uint8) if self._dtype == np.uint8 else part.astype(np.uint16) * 257
+        if part.shape[2] == 1:
+            return np.repeat(part, self._channels, axis=2)
+        if self._channels == 1:
+            return np.asarray(Image.fromarray(part).convert("L"))[..., None] if part.dtype == np.uint8 else _luma(part)
+        return part
+
+
+def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> ImageReader:
+    """The reader of an image file: a large TIFF is decoded in parts.
+
+    Raises:
+        CorruptImage: it cannot be read.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page: Any = tiff.pages.first
+            large = page.imagewidth * page.imagelength > _IN_PARTS
+    except Exception:  # not a TIFF, or one that only Pillow reads
+        large = False
+    return TiffParts(path, channels, dtype) if large else ImageFile(path, channels, dtype)
+
+
+def _luma(color: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.rint(color @ np.array([0.299, 0.587, 0.114])).astype(color.dtype)[..., None]
+
+
+def _spacing_of(page: Any) -> float | None:
+    """µm per pixel of a TIFF's page, if its resolution is that of a microscope."""
+    tag, unit = page.tags.get("XResolution"), page.tags.get("ResolutionUnit")
+    if tag is None or unit is None or int(unit.value) != _CENTIMETER or not tag.value[0]:
+        return None
+    spacing = 1e4 * tag.value[1] / tag.value[0]
+    return spacing if _PLAUSIBLE[0] <= spacing <= _PLAUSIBLE[1] else None

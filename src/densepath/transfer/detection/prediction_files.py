@@ -1,0 +1,180 @@
+"""What is written for the predictions on an image: label map, outlines for QuPath, picture, measurements."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from scipy import ndimage
+from skimage.measure import find_contours
+
+from densepath.core.files import atomic_write
+from densepath.sources.image_reader import ImageReader
+from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.overlay import outlined
+from densepath.transfer.detection.predictor import Prediction
+
+COLUMNS = ("image", "object", "class", "score", "x", "y", "width", "height", "area", "centroid_x", "centroid_y")
+MICRONS = ("area_um2", "centroid_x_um", "centroid_y_um")
+_BAND = 512  # rows that are painted at a time
+_MOST_IN_16_BITS = 2**16 - 1
+_LONGEST_PICTURE = 2048  # pixels
+_COLORS = ((0, 255, 64), (0, 255, 255), (255, 255, 0), (40, 90, 255), (255, 150, 0), (255, 0, 255), (255, 255, 255))
+
+
+def write_label_map(found: Prediction, path: Path) -> Path:
+    """Write the objects as a PNG of 16 bits: 0 for background, k for the k-th object, the better one on top.
+
+    Rows are painted in bands, so that the whole map is never in memory. More than 65,535 objects become a TIFF of 32
+    bits.
+
+    Args:
+        found: the objects.
+        path: the file; its suffix is replaced.
+
+    Returns:
+        The file.
+    """
+    if len(found) <= _MOST_IN_16_BITS:
+        with atomic_write(path.with_name(f"{path.name}.png")) as part, part.open("wb") as file:
+            for chunk in _png(found):
+                file.write(chunk)
+        return path.with_name(f"{path.name}.png")
+    with atomic_write(path.with_name(f"{path.name}.tif")) as part:
+        stored: dict[str, Any] = {"dtype": np.uint32, "tile": (_BAND, _BAND), "compression": "zlib", "bigtiff": True}
+        tifffile.imwrite(part, _tiles(found), shape=found.size, **stored)
+    return path.with_name(f"{path.name}.tif")
+
+
+def _bands(found: Prediction, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The label map from top to bottom, some rows at a time."""
+    height, width = found.size
+    numbered = sorted(enumerate(found.objects, 1), key=lambda pair: pair[1].top)
+    open_ones: list[tuple[int, FoundObject]] = []
+    for top in range(0, height, _BAND):
+        bottom = min(top + _BAND, height)
+        while numbered and numbered[0][1].top < bottom:
+            open_ones.append(numbered.pop(0))
+        band = np.zeros((bottom - top, width), dtype)
+        for number, each in sorted(open_ones, key=lambda pair: -pair[0]):
+            y1, y2 = max(top, each.top), min(bottom, each.bottom)
+            rows = each.mask[y1 - each.top : y2 - each.top]
+            band[y1 - top : y2 - top, each.left : each.right][rows] = number
+        open_ones = [pair for pair in open_ones if pair[1].bottom > bottom]
+        yield band
+
+
+def _tiles(found: Prediction) -> Iterator[npt.NDArray[np.uint32]]:
+    """The label map as square tiles, row by row."""
+    for band in _bands(found, np.dtype(np.uint32)):
+        height, width = band.shape
+        padded = np.pad(band, ((0, _BAND - height), (0, -width % _BAND)))
+        yield from (padded[:, left : left + _BAND] for left in range(0, width, _BAND))
+
+
+def _png(found: Prediction) -> Iterator[bytes]:
+    """A PNG of 16-bit grey, band by band."""
+    height, width = found.size
+    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+    packer = zlib.compressobj(6)
+    for band in _bands(found, np.dtype(">u2")):
+        rows = np.zeros((len(band), 1 + 2 * width), np.uint8)  # each row begins with its filter: none
+        rows[:, 1:] = band.view(np.uint8).reshape(len(band), -1)
+        if data := packer.compress(rows.tobytes()):
+            yield _chunk(b"IDAT", data)
+    yield _chunk(b"IDAT", packer.flush()) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def write_geojson(found: Prediction, path: Path) -> Path:
+    """Write the outlines as GeoJSON that QuPath imports: annotations with class and score, in pixels of the image.
+
+    Outlines run between the centers of neighboring pixels, so that exactly the object's pixels have their centers
+    inside.
+    """
+    colors = {name: list(_COLORS[number % len(_COLORS)]) for number, name in enumerate(found.classes)}
+    features = [
+        {
+            "type": "Feature",
+            "geometry": outline(each),
+            "properties": {
+                "objectType": "annotation",
+                "name": str(number),
+                "classification": {"name": name, "color": colors[name]},
+                "measurements": {"score": each.score, "area px^2": each.area},
+            },
+        }
+        for number, (each, name) in enumerate(zip(found.objects, found.names, strict=True), 1)
+    ]
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def outline(found: FoundObject) -> dict[str, Any]:
+    """An object as a GeoJSON Polygon, or as a MultiPolygon if its pixels are not connected, with holes."""
+    parts, count = ndimage.label(found.mask)
+    polygons = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
+        padded = np.pad(parts[rows, columns] == number, 1)
+        shift = np.array([found.top + rows.start - 0.5, found.left + columns.start - 0.5])  # the pad, and pixel centers
+        rings = [(ring + shift)[:, ::-1] for ring in find_contours(padded, 0.5, fully_connected="low")]
+        rings.sort(key=lambda ring: -np.ptp(ring[:, 0]) * np.ptp(ring[:, 1]))  # the outer one, then its holes
+        polygons.append([ring.tolist() for ring in rings])
+    if count == 1:
+        return {"type": "Polygon", "coordinates": polygons[0]}
+    return {"type": "MultiPolygon", "coordinates": polygons}
+
+
+def rows_of(found: Prediction, name: str, spacing: float | None) -> list[dict[str, Any]]:
+    """A row of measurements for each object: pixels, and µm where µm per pixel are known."""
+    rows = []
+    for number, (each, kind) in enumerate(zip(found.objects, found.names, strict=True), 1):
+        x1, y1, x2, y2 = each.box
+        x, y = each.centroid
+        values = (name, number, kind, each.score, x1, y1, x2 - x1, y2 - y1, each.area, x, y)
+        row = dict(zip(COLUMNS, values, strict=True))
+        if spacing is not None:
+            row |= zip(MICRONS, (each.area * spacing**2, x * spacing, y * spacing), strict=True)
+        rows.append(row)
+    return rows
+
+
+def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> Path:
+    """Draw the outlines on the image, reduced to at most 2048 px; objects that touch have different colors."""
+    height, width = found.size
+    factor = -(-max(height, width) // _LONGEST_PICTURE)
+    bands = []
+    for top in range(0, height - height % factor or height, 16 * factor):
+        rows = min(16 * factor, height - top)
+        bands.append(spec.to_rgb(image.read(top, 0, rows, width)[::factor, ::factor]))
+    canvas = np.concatenate(bands)
+    objects = sorted(found.objects, key=lambda each: each.score)  # the better one on top
+    shapes = [(each.top // factor, each.left // factor, each.mask[::factor, ::factor]) for each in objects]
+    colors = [_COLORS[number % len(_COLORS)] for number in _different(objects)]
+    with atomic_write(path) as part:
+        outlined(canvas, shapes, colors).save(part, format="PNG")
+    return path
+
+
+def _different(objects: Sequence[FoundObject]) -> list[int]:
+    """A small number for each object; objects whose boxes are less than three pixels apart have different ones."""
+    numbers: list[int] = []
+    edges = np.array([(o.top - 3, o.left - 3, o.bottom + 3, o.right + 3) for o in objects]).reshape(-1, 4)
+    for position, (top, left, bottom, right) in enumerate(edges):
+        before = edges[:position]
+        near = (before[:, 0] < bottom) & (before[:, 2] > top) & (before[:, 1] < right) & (before[:, 3] > left)
+        used = {numbers[other] for other in np.flatnonzero(near)}
+        numbers.append(next(number for number in range(len(used) + 1) if number not in used))
+    return numbers

@@ -1,0 +1,243 @@
+"""A trained detector for new images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
+from densepath.transfer.detection.detector import Detector
+from densepath.transfer.detection.detector_file import DETECTOR_FILE, DetectorNotes
+from densepath.transfer.detection.detector_file import load_detector as read_detector
+from densepath.transfer.detection.found import FoundObject, Window, found_objects
+from densepath.transfer.detection.samples import into_detector
+from densepath.transfer.detection.windows import merge, windows_of
+
+OVERLAP = 0.25
+_LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
+_EIGHT_BITS = 255
+_AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
+
+Picture = npt.NDArray[Any] | Image.Image | str | Path
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The objects in one image, best first.
+
+    Args:
+        objects: the objects.
+        size: height and width of the image in pixels.
+        classes: names of the labels 1, 2, ...
+    """
+
+    objects: tuple[FoundObject, ...]
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @property
+    def boxes(self) -> npt.NDArray[np.float32]:
+        """(N, 4) x1 y1 x2 y2 in pixels."""
+        return np.array([each.box for each in self.objects], np.float32).reshape(-1, 4)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """(N,) from 0 to 1."""
+        return np.array([each.score for each in self.objects], np.float32)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) numbers of the classes, from 1."""
+        return np.array([each.label for each in self.objects], np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each object's class."""
+        return [self.classes[each.label - 1] for each in self.objects]
+
+    @property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """(N, H, W)"""
+        height, width = self.size
+        masks = [each.part(0, 0, height, width) for each in self.objects]
+        return np.array(masks, bool).reshape(-1, height, width)
+
+    def label_map(self) -> npt.NDArray[np.int32]:
+        """(H, W): 0 for background, k for the k-th object; where objects overlap, the better one."""
+        labels = np.zeros(self.size, np.int32)
+        for number, each in reversed(list(enumerate(self.objects, 1))):
+            labels[each.top : each.bottom, each.left : each.right][each.mask] = number
+        return labels
+
+
+class TrainedDetector(nn.Module):
+    """A trained detector.
+
+    Args:
+        detector: the network.
+        notes: its metadata.
+
+    Attributes:
+        classes: names of its classes.
+    """
+
+    def __init__(self, detector: Detector, notes: DetectorNotes) -> None:
+        super().__init__()
+        self.detector, self.notes = detector, notes
+        self.classes = notes.category_names
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether objects have outlines; otherwise they are boxes."""
+        return self.detector.finds_masks
+
+    @property
+    def window(self) -> int:
+        """The default side of windows in pixels: the short side of the training images."""
+        return self.notes.image_size or self.notes.test_size
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The dtype of its images."""
+        return np.uint8 if self.notes.window[1] <= _EIGHT_BITS else np.uint16
+
+    def forward(self, images: Any) -> Any:
+        """As :meth:`predict`."""
+        return self.predict(images)
+
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        score: float = 0.5,
+        window: int | None = None,
+        overlap: float = OVERLAP,
+        precision: str = "32",
+    ) -> Any:
+        """Find the objects in images.
+
+        Args:
+            images: one or several arrays (H, W) or (H, W, C), images of Pillow, or files.
+            score: the lowest score of an object, from 0 to 1.
+            window: side in pixels of the windows that large images are cut into; 0 for none. By default the short side
+                of the training images, for images with more than twice the pixels of a window.
+            overlap: share of a window that the next one covers.
+            precision: "32" or "bf16-mixed".
+
+        Returns:
+            A :class:`Prediction` for an image, a list of them for a list of images.
+
+        Raises:
+            UserError: an image cannot be read, or does not have the channels that the detector was trained on.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return [self.predict(image, score, window, overlap, precision) for image in images]
+        try:
+            reader = self._reader(images)
+            return self.predict_reader(reader, score, window, overlap, precision)
+        except CorruptImage as error:
+            raise UserError(f"{error}; replace the file") from error
+
+    @torch.no_grad()
+    def predict_reader(
+        self,
+        image: ImageReader,
+        score: float = 0.5,
+        window: int | None = None,
+        overlap: float = OVERLAP,
+        precision: str = "32",
+    ) -> Prediction:
+        """Find the objects of an image that is read in parts. Arguments as for :meth:`predict`.
+
+        Raises:
+            CorruptImage: the image cannot be read.
+        """
+        if self.training:
+            self.eval()
+        side = self.window if window is None else window
+        height, width = image.size
+        if not side or (window is None and height * width <= _LARGE * side**2):
+            side, windows = min(height, width), [Window(0, 0, height, width)]  # as in the evaluation
+        else:
+            windows = windows_of(image.size, side, overlap)
+        found = self._found(image, windows, side, score, precision == "bf16-mixed")
+        return Prediction(tuple(merge(found, image.size)), image.size, self.classes)
+
+    def _found(
+        self, image: ImageReader, windows: Sequence[Window], side: int, score: float, bfloat16: bool
+    ) -> Iterator[tuple[Window, list[FoundObject]]]:
+        """The objects of each window, which is resized by the scale that makes ``side`` the detector's short edge."""
+        device = next(self.parameters()).device
+        count = _AT_ONCE.get(device.type, 1)
+        for first in range(0, len(windows), count):
+            part = windows[first : first + count]
+            samples = [self._sample(image, window, side) for window in part]
+            inputs, targets = into_detector(samples, self.notes.spec, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                outputs = self.detector.detect(inputs)
+            for window, output, target in zip(part, outputs, targets, strict=True):
+                output["boxes"] = output["boxes"] * target["scale"]
+                found = {name: value.float().cpu() for name, value in output.items()}
+                size = (window.bottom - window.top, window.right - window.left)
+                yield window, found_objects(found, size, score, window.top, window.left)
+
+    def _sample(self, image: ImageReader, window: Window, side: int) -> dict[str, Any]:
+        height, width = window.bottom - window.top, window.right - window.left
+        pixels = image.read(window.top, window.left, height, width)
+        if pixels.shape[2] != len(self.notes.mean):
+            raise UserError(
+                f"{image.name} has {pixels.shape[2]} channels, and the detector was trained on {len(self.notes.mean)}"
+            )
+        return {
+            "image": np.ascontiguousarray(pixels),
+            "short_edge": max(1, round(self.notes.test_size * min(height, width) / side)),
+            "flip": False,
+            "boxes": np.zeros((0, 4), np.float32),
+            "masks": np.zeros((0, 1, 1), bool),
+            "labels": np.zeros(0, np.int64),
+        }
+
+    def _reader(self, image: Any) -> ImageReader:
+        channels = len(self.notes.mean)
+        if isinstance(image, str | Path):
+            return open_file(image, channels, self.dtype)
+        if isinstance(image, Image.Image):
+            image = image.convert("RGB" if channels == 3 else "L") if self.dtype == np.uint8 else image
+        pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.dtype != self.dtype:
+            raise UserError(
+                f"an image is {pixels.dtype} {list(pixels.shape)}; give {np.dtype(self.dtype)} of height x width x "
+                f"{channels}"
+            )
+        if pixels.shape[2] == 1 and channels == 3:
+            pixels = pixels.repeat(3, axis=2)
+        return DecodedImage(pixels)
+
+
+def load_detector(path: str | Path) -> TrainedDetector:
+    """Load a trained detector for new images: ``densepath.load_detector(path).predict(image)``.
+
+    Args:
+        path: the folder of a run of ``detect``, or its exported/detector.safetensors.
+
+    Returns:
+        The detector, on the CPU and in evaluation mode; ``.to("cuda")`` moves it.
+
+    Raises:
+        UserError: there is no detector.
+    """
+    path = Path(path)
+    return TrainedDetector(*read_detector(path / DETECTOR_FILE if path.is_dir() else path)).eval()

@@ -1,0 +1,147 @@
+"""Objects of large images, found in overlapping windows and merged without seams."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from densepath.transfer.detection.found import FoundObject, Window
+
+_SAME = 0.5  # least overlap of two finds of one object, where both windows see it
+_AT_BORDER = 2  # pixels: an object that ends so close to a window's border may be cut by it
+
+
+def windows_of(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
+    """The windows of an image, row by row, evenly spread and at most ``side`` wide and high.
+
+    Args:
+        size: height and width of the image in pixels.
+        side: side of a window in pixels.
+        overlap: least share of a window that the next one covers, from 0 up to, but not including, 1.
+    """
+    rows, columns = (_starts(length, side, overlap) for length in size)
+    height, width = (min(side, length) for length in size)
+    return [Window(top, left, top + height, left + width) for top in rows for left in columns]
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    if length <= side:
+        return [0]
+    step = max(1, int(side * (1 - overlap)))
+    count = -(-(length - side) // step) + 1
+    return [round(k * (length - side) / (count - 1)) for k in range(count)]
+
+
+def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, int]) -> list[FoundObject]:
+    """The objects of an image, best first, from those of its windows.
+
+    Finds of two windows belong to one object if they are of one class and overlap in the area that both windows see:
+    by half of the smaller one if a border cuts one of them, else by half of their union. A whole find replaces those
+    that are cut; of two whole finds the better one stays; finds that are all cut are joined.
+
+    Args:
+        found: the windows, and the objects in each, in the image's coordinates.
+        size: height and width of the image.
+    """
+    index = _Index()
+    for window, objects in found:
+        before, joined = index.near(window), []
+        for new in objects:
+            new.windows, new.whole = [window], not _is_cut(new, window, size)
+            same = [old for old in before if old in index and _are_same(old, new)]
+            whole = [old for old in same if old.whole]
+            stays = bool(whole) and (not new.whole or max(old.score for old in whole) >= new.score)
+            for old in same:
+                if not (stays and old.whole):
+                    index.remove(old)
+            if stays:
+                continue
+            if same and not new.whole:
+                new = _joined([new, *same])
+                joined.append(new)
+                before.append(new)  # further parts in this window may belong to it
+            index.add(new)
+        for each in joined:
+            each.windows.append(window)
+    return sorted(index, key=lambda each: -each.score)
+
+
+def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
+    """Whether a border of the window that is not one of the image may cut the object."""
+    return bool(
+        (window.top > 0 and found.top - window.top < _AT_BORDER)
+        or (window.left > 0 and found.left - window.left < _AT_BORDER)
+        or (window.bottom < size[0] and window.bottom - found.bottom < _AT_BORDER)
+        or (window.right < size[1] and window.right - found.right < _AT_BORDER)
+    )
+
+
+def _are_same(old: FoundObject, new: FoundObject) -> bool:
+    """Whether two finds of one class are of one object, as far as the windows of both see it."""
+    top, left = max(old.top, new.top), max(old.left, new.left)
+    bottom, right = min(old.bottom, new.bottom), min(old.right, new.right)
+    if old.label != new.label or top >= bottom or left >= right:
+        return False
+    both = int((old.part(top, left, bottom, right) & new.part(top, left, bottom, right)).sum())
+    seen_old, seen_new = _seen(old, new.windows), _seen(new, old.windows)
+    return both > _SAME * (seen_old + seen_new - both if old.whole and new.whole else min(seen_old, seen_new))
+
+
+def _seen(found: FoundObject, windows: list[Window]) -> int:
+    """Pixels of an object that lie in windows."""
+    seen = np.zeros(found.mask.shape, bool)
+    for window in windows:
+        y1, x1 = max(window.top - found.top, 0), max(window.left - found.left, 0)
+        seen[y1 : max(window.bottom - found.top, 0), x1 : max(window.right - found.left, 0)] = True
+    return int((found.mask & seen).sum())
+
+
+def _joined(parts: list[FoundObject]) -> FoundObject:
+    """One object from parts that are all cut. The window of the first is left out of its windows."""
+    top, left = min(part.top for part in parts), min(part.left for part in parts)
+    bottom, right = max(part.bottom for part in parts), max(part.right for part in parts)
+    mask = np.zeros((bottom - top, right - left), bool)
+    for part in parts:
+        mask |= part.part(top, left, bottom, right)
+    lefts, tops, rights, bottoms = zip(*(part.box for part in parts), strict=True)
+    box = (min(lefts), min(tops), max(rights), max(bottoms))
+    best = max(parts, key=lambda part: part.score)
+    seen = [window for part in parts[1:] for window in part.windows]
+    return FoundObject(best.label, best.score, top, left, mask, box, False, seen)
+
+
+class _Index:
+    """Objects by the squares of the image that they touch."""
+
+    _SIDE = 512  # pixels
+
+    def __init__(self) -> None:
+        self._objects: dict[int, FoundObject] = {}
+        self._squares: dict[tuple[int, int], dict[int, FoundObject]] = defaultdict(dict)
+
+    def __iter__(self) -> Iterator[FoundObject]:
+        return iter(self._objects.values())
+
+    def __contains__(self, found: FoundObject) -> bool:
+        return id(found) in self._objects
+
+    def add(self, found: FoundObject) -> None:
+        self._objects[id(found)] = found
+        for square in self._touched(found.top, found.left, found.bottom, found.right):
+            self._squares[square][id(found)] = found
+
+    def remove(self, found: FoundObject) -> None:
+        del self._objects[id(found)]
+        for square in self._touched(found.top, found.left, found.bottom, found.right):
+            del self._squares[square][id(found)]
+
+    def near(self, window: Window) -> list[FoundObject]:
+        """The objects that may overlap a window."""
+        return list({k: v for square in self._touched(*window) for k, v in self._squares[square].items()}.values())
+
+    def _touched(self, top: int, left: int, bottom: int, right: int) -> Iterator[tuple[int, int]]:
+        for row in range(top // self._SIDE, (bottom - 1) // self._SIDE + 1):
+            for column in range(left // self._SIDE, (right - 1) // self._SIDE + 1):
+                yield row, column

@@ -1,0 +1,170 @@
+"""Windows of large images: objects that a border cuts appear once, as in the whole image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pycocotools import mask as coco
+from scipy import ndimage
+from skimage.draw import polygon2mask
+
+from densepath.transfer.detection.found import FoundObject, Window
+from densepath.transfer.detection.instances import encode_mask, encode_part
+from densepath.transfer.detection.prediction_files import outline, write_label_map
+from densepath.transfer.detection.predictor import Prediction
+from densepath.transfer.detection.windows import merge, windows_of
+
+Labels = npt.NDArray[np.int32]
+
+
+def objects_in(labels: Labels, window: Window, flaw: int = 0) -> list[FoundObject]:
+    """What a perfect detector finds in a window of a label map; ``flaw`` pixels are missing at the window's edges."""
+    part = np.zeros_like(labels)
+    inner = (slice(window.top + flaw * (window.top > 0), window.bottom - flaw * (window.bottom < len(labels))),)
+    part[inner[0], window.left : window.right] = labels[inner[0], window.left : window.right]
+    found = []
+    for number, place in enumerate(ndimage.find_objects(part), 1):
+        if place is None:
+            continue
+        rows, columns = place
+        pieces, _ = ndimage.label(part[place] == number)
+        for piece, (r, c) in enumerate(ndimage.find_objects(pieces), 1):  # a cut horseshoe is two objects
+            mask = pieces[r, c] == piece
+            top, left = rows.start + r.start, columns.start + c.start
+            box = (float(left), float(top), float(left + mask.shape[1]), float(top + mask.shape[0]))
+            found.append(FoundObject(1, 1 - number / 1000, top, left, mask, box))
+    return found
+
+
+def found_by_windows(labels: Labels, side: int, overlap: float, flaw: int = 0) -> Iterator[tuple[Window, list]]:
+    for window in windows_of(labels.shape, side, overlap):
+        yield window, objects_in(labels, window, flaw)
+
+
+def blobs(seed: int, size: tuple[int, int] = (220, 300)) -> Labels:
+    """Touching objects of all sizes, some larger than a window."""
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=size), rng.choice([3, 6, 14]))
+    parts, _ = ndimage.label(noise > np.quantile(noise, 0.55))
+    halves = (ndimage.gaussian_filter(rng.normal(size=size), 20) > 0).astype(int)
+    split = np.where(halves == 1, parts * 2, parts * 2 - 1) * (parts > 0)
+    out = np.zeros(size, np.int32)
+    number = 0
+    for value in np.unique(split[split > 0]):
+        pieces, count = ndimage.label(split == value)
+        for piece in range(1, count + 1):
+            number += 1
+            out[pieces == piece] = number
+    return out
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("side", "overlap"), [(64, 0.25), (96, 0.5)])
+def test_windows_give_the_objects_of_the_whole_image(seed: int, side: int, overlap: float) -> None:
+    labels = blobs(seed)
+    whole = {tuple(np.flatnonzero(labels == number)) for number in np.unique(labels[labels > 0])}
+    merged = merge(found_by_windows(labels, side, overlap), labels.shape)
+    again = [tuple(np.flatnonzero(each.part(0, 0, *labels.shape))) for each in merged]
+    assert len(again) == len(set(again))
+    assert set(again) == whole
+    assert [each.score for each in merged] == sorted((each.score for each in merged), reverse=True)
+
+
+def test_a_horseshoe_that_two_borders_cut_is_one_object() -> None:
+    labels = np.zeros((100, 100), np.int32)
+    labels[10:90, 10:30] = labels[10:90, 70:90] = labels[10:30, 10:90] = 1  # its legs end in the lower windows
+    (merged,) = merge(found_by_windows(labels, 60, 0.3), labels.shape)
+    np.testing.assert_array_equal(merged.part(0, 0, 100, 100), labels == 1)
+
+
+def test_finds_that_differ_at_borders_are_joined_too() -> None:
+    """A detector that misses three rows at the borders of windows."""
+    labels = np.zeros((200, 60), np.int32)
+    labels[5:195, 10:50] = 1
+    merged = merge(found_by_windows(labels, 60, 0.4, flaw=1), labels.shape)
+    assert len(merged) == 1 and merged[0].area == 190 * 40
+
+
+def test_neighbors_classes_and_doubles() -> None:
+    """Objects that only touch stay apart; so do two classes; of two whole finds of one object the better one stays."""
+    square = np.ones((20, 20), bool)
+
+    def at(top: int, left: int, label: int, score: float) -> FoundObject:
+        return FoundObject(label, score, top, left, square, (left, top, left + 20, top + 20))
+
+    first, second = Window(0, 0, 100, 80), Window(0, 40, 100, 120)
+    found = [(first, [at(10, 45, 1, 0.8), at(10, 65 - 20, 2, 0.7)]), (second, [at(11, 46, 1, 0.9), at(31, 46, 1, 0.5)])]
+    merged = merge(found, (100, 120))
+    assert [(each.label, each.score, each.top) for each in merged] == [(1, 0.9, 11), (2, 0.7, 10), (1, 0.5, 31)]
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "overlap"),
+    [((100, 100), 100, 0.25), ((333, 77), 64, 0.25), ((20, 500), 64, 0.0), ((65, 64), 64, 0.9)],
+)
+def test_windows_cover_the_image_and_overlap(size: tuple[int, int], side: int, overlap: float) -> None:
+    windows = windows_of(size, side, overlap)
+    seen = np.zeros(size, int)
+    for window in windows:
+        assert (window.bottom - window.top, window.right - window.left) == (min(side, size[0]), min(side, size[1]))
+        seen[window.top : window.bottom, window.left : window.right] += 1
+    assert seen.min() >= 1
+    lefts = sorted({window.left for window in windows})
+    assert all(a + side * (1 - overlap) + 1 >= b for a, b in pairwise(lefts))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_run_lengths_of_a_part_are_those_of_the_whole_mask(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = tuple(int(n) for n in rng.integers(1, 40, 2))
+    whole = np.zeros(size, bool)
+    top, left = (int(rng.integers(0, n)) for n in size)
+    height, width = (int(rng.integers(1, n - start + 1)) for n, start in zip(size, (top, left), strict=True))
+    part = rng.random((height, width)) < rng.choice([0.1, 0.5, 0.95, 1.0])
+    whole[top : top + height, left : left + width] = part
+    assert encode_part(part, top, left, size) == encode_mask(whole)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(coco.decode(encode_part(part, top, left, size)), whole)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_outlines_enclose_exactly_the_pixels_of_an_object(seed: int) -> None:
+    """Connected or not, with holes: the centers inside the polygons are the mask."""
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(40, 50)), 2.5) > 0.02
+    shape = outline(FoundObject(1, 1.0, 7, 3, mask, (3, 7, 53, 47)))
+    polygons = [shape["coordinates"]] if shape["type"] == "Polygon" else shape["coordinates"]
+    assert (shape["type"] == "MultiPolygon") == (ndimage.label(mask)[1] > 1)
+    inside = np.zeros((60, 60), bool)
+    for outer, *holes in polygons:
+        assert all(ring[0] == ring[-1] for ring in (outer, *holes))
+        part = polygon2mask(inside.shape, np.array(outer)[:, ::-1] - 0.5)
+        for hole in holes:
+            part &= ~polygon2mask(inside.shape, np.array(hole)[:, ::-1] - 0.5)
+        inside |= part
+    expected = np.zeros_like(inside)
+    expected[7:47, 3:53] = mask
+    np.testing.assert_array_equal(inside, expected)
+
+
+def test_label_maps_are_painted_in_bands(tmp_path, monkeypatch) -> None:
+    """As the whole map at once; the better object lies on top. More objects than 16 bits hold become a TIFF."""
+    from PIL import Image
+
+    labels = blobs(3)
+    objects = objects_in(labels, Window(0, 0, *labels.shape))
+    objects.insert(0, FoundObject(1, 1.0, 20, 30, np.ones((70, 9), bool), (30, 20, 39, 90)))
+    found = Prediction(tuple(objects), labels.shape, ("gland",))
+    monkeypatch.setattr("densepath.transfer.detection.prediction_files._BAND", 32)
+    path = write_label_map(found, tmp_path / "a")
+    with Image.open(path) as image:
+        assert image.mode.startswith("I") and path.name == "a.png"
+        np.testing.assert_array_equal(np.asarray(image), found.label_map())
+    assert found.label_map()[20:90, 30:39].min() == found.label_map()[20:90, 30:39].max() == 1
+    monkeypatch.setattr("densepath.transfer.detection.prediction_files._MOST_IN_16_BITS", 3)
+    import tifffile
+
+    np.testing.assert_array_equal(tifffile.imread(write_label_map(found, tmp_path / "a")), found.label_map())

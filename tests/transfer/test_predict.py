@@ -1,0 +1,232 @@
+"""Predictions on new images: the files, resuming, sizes and sources of images."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import densepath
+from densepath.annotations.coco import open_split, write_coco
+from densepath.core.errors import UserError
+from densepath.sources.decode import read_image
+from densepath.sources.image_reader import ImageFile, TiffParts, open_file
+from densepath.sources.packing import write_store
+from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
+from densepath.transfer.detection.evaluation import evaluate_detector
+from densepath.transfer.detection.instances import decode_mask
+from densepath.transfer.predict import output_names, predict
+
+ALL: dict[str, Any] = {"score": 0.0, "devices": "cpu", "precision": "32"}
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector with random weights and many finds."""
+    torch.manual_seed(0)
+    pixels = ((0.5,) * 3, (0.2,) * 3)
+    classes = ((3, 8), ("gland", "vessel"))
+    notes = DetectorNotes("mask_rcnn_fpn_small", "test_resnet", *classes, 64, *pixels, (8, 16, 32, 48, 64), 6)
+    path = tmp_path_factory.mktemp("run") / "exported" / "detector.safetensors"
+    save_detector(path, notes.build(), notes)
+    return path.parent.parent
+
+
+def images(folder: Path, count: int = 3, size: tuple[int, int] = (50, 64)) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    return pixels
+
+
+def results_of(out: Path) -> list[dict[str, Any]]:
+    return json.loads((out / "predictions.json").read_text())
+
+
+def test_predictions_are_those_of_the_evaluation(detector: Path, tmp_path: Path) -> None:
+    pixels = images(tmp_path / "unused")
+    labels = np.zeros((50, 64), np.int32)
+    labels[10:30, 20:40] = 1
+    write_coco(tmp_path / "data", {"train": [], "test": [(f"{k}", p, labels) for k, p in enumerate(pixels)]})
+    loaded = densepath.load_detector(detector)
+    test = open_split(tmp_path / "data", "test")
+    notes = loaded.notes
+    evaluate_detector(loaded.detector, notes, test, tmp_path / "scores", pictures=0)
+    out = predict(detector, data=tmp_path / "data" / "test", out=tmp_path / "out", **ALL)
+    expected = [each for each in results_of(tmp_path / "scores") if decode_mask(each["segmentation"]).any()]
+    assert len(expected) > 3
+    assert results_of(out) == expected
+
+
+def test_every_image_has_its_files(detector: Path, tmp_path: Path) -> None:
+    """Two images of one name, a damaged one, and one that differs only in its suffix."""
+    first, second = images(tmp_path / "data" / "a", 1)[0], images(tmp_path / "data" / "b", 1)[0]
+    Image.fromarray(first).save(tmp_path / "data" / "b" / "0.bmp")
+    (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", pictures="all", **ALL)
+    assert second.shape == first.shape
+    stems = ["a/0", "b/0.bmp", "b/0.png"]
+    rows = list(csv.DictReader((out / "objects.csv").open()))
+    listing = json.loads((out / "images.json").read_text())
+    assert [Path(image["file_name"]).name for image in listing["images"]] == ["0.png", "0.bmp", "0.png"]
+    assert listing["categories"] == [{"id": 3, "name": "gland"}, {"id": 8, "name": "vessel"}]
+    for stem, image in zip(stems, listing["images"], strict=True):
+        results = [each for each in results_of(out) if each["image_id"] == image["id"]]
+        own = [row for row in rows if row["image"] == stem]
+        outlines = json.loads((out / "geojson" / f"{stem}.geojson").read_text())["features"]
+        assert 0 < len(results) == len(own) == len(outlines)
+        with Image.open(out / "labels" / f"{stem}.png") as labels:
+            painted = np.asarray(labels).astype(int)
+        expected = np.zeros((50, 64), int)
+        for number, result in reversed(list(enumerate(results, 1))):
+            expected[decode_mask(result["segmentation"])] = number
+        np.testing.assert_array_equal(painted, expected)
+        for result, row, feature in zip(results, own, outlines, strict=True):
+            mask = decode_mask(result["segmentation"])
+            y, x = (float(axis.mean()) + 0.5 for axis in np.nonzero(mask))
+            assert (int(row["area"]), float(row["score"])) == (mask.sum(), result["score"])
+            assert (float(row["centroid_x"]), float(row["centroid_y"])) == pytest.approx((x, y))
+            assert row["area_um2"] == ""
+            kind = {3: "gland", 8: "vessel"}[result["category_id"]]
+            assert row["class"] == feature["properties"]["classification"]["name"] == kind
+        with Image.open(out / "pictures" / f"{stem}.png") as picture:
+            assert picture.size == (64, 50)
+    assert not list(out.rglob("*.part")) and not list(out.rglob("*broken*"))
+
+
+def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images(tmp_path / "data")
+    out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    (out / "records" / "1.json").unlink()
+    done = []
+    real = densepath.transfer.detection.predictor.TrainedDetector.predict_reader
+    monkeypatch.setattr(
+        "densepath.transfer.detection.predictor.TrainedDetector.predict_reader",
+        lambda self, image, *rest: done.append(Path(image.name).name) or real(self, image, *rest),
+    )
+    predict(detector, data=tmp_path / "data", out=out, **ALL)
+    assert done == ["1.png"]
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    with pytest.raises(UserError, match="other values of score"):
+        predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
+
+
+def test_measurements_are_in_microns_where_they_are_known(detector: Path, tmp_path: Path) -> None:
+    pixels = images(tmp_path / "data", 2)
+    spacing = np.full((2, 2), 0.25, np.float32)
+    store = write_store(tmp_path / "s.safetensors", pixels, ["x.png", "y.png"], PixelSpec(), spacing)
+    out = predict(detector, data=store, out=tmp_path / "out", **ALL)
+    rows = list(csv.DictReader((out / "objects.csv").open()))
+    assert {row["image"] for row in rows} == {"x", "y"}
+    for row in rows:
+        assert float(row["area_um2"]) == pytest.approx(float(row["area"]) / 16)
+        assert float(row["centroid_x_um"]) == pytest.approx(float(row["centroid_x"]) / 4)
+    tifffile.imwrite(tmp_path / "a.tif", pixels[0], resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    assert open_file(tmp_path / "a.tif").spacing == pytest.approx(0.5)
+    tifffile.imwrite(tmp_path / "b.tif", pixels[0], resolution=(72, 72), resolutionunit="INCH")
+    assert open_file(tmp_path / "b.tif").spacing is None
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "tiles": {"tile": (32, 48), "compression": "zlib"},
+    "strips": {"rowsperstrip": 7},
+    "one strip": {},
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "grey", "white is zero", "16 bits"])
+def test_parts_of_a_large_tiff_are_those_of_the_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    dtype = np.uint16 if kind == "16 bits" else np.uint8
+    shape = (90, 130) if kind in ("grey", "white is zero") else (90, 130, 3)
+    pixels = rng.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+    path = tmp_path / "a.tif"
+    given = KINDS.get(kind, {"tile": (32, 48)} | ({"photometric": "miniswhite"} if kind == "white is zero" else {}))
+    tifffile.imwrite(path, pixels, **({"photometric": "rgb"} if pixels.ndim == 3 else {}) | given)
+    whole = read_image(path)
+    assert isinstance(open_file(path), ImageFile)
+    monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
+    monkeypatch.setattr("densepath.sources.image_reader._KEPT", 4000)
+    reader = open_file(path)
+    assert isinstance(reader, TiffParts) and reader.size == (90, 130)
+    for _ in range(10):
+        top, left = int(rng.integers(0, 89)), int(rng.integers(0, 129))
+        height, width = int(rng.integers(1, 91 - top)), int(rng.integers(1, 131 - left))
+        part = reader.read(top, left, height, width)
+        np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
+    if kind == "16 bits":
+        deep = TiffParts(path, 3, np.uint16).read(3, 5, 40, 60)
+        np.testing.assert_array_equal(deep, pixels[3:43, 5:65])
+
+
+def test_windows_have_the_scale_of_training(detector: Path) -> None:
+    """A mosaic of four equal images, cut into them without overlap, gives their objects four times."""
+    loaded = densepath.load_detector(detector)
+    tile = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    alone = loaded.predict(tile, score=0.0)
+    mosaic = loaded.predict(np.tile(tile, (2, 2, 1)), score=0.0, window=64, overlap=0.0)
+    uncut = [each for each in alone.objects if min(each.top, each.left, 64 - each.bottom, 64 - each.right) >= 2]
+    for dy in (0, 64):
+        for dx in (0, 64):
+            for each in uncut:
+                place = (each.top + dy, each.left + dx, each.score)
+                assert place in [(other.top, other.left, other.score) for other in mosaic.objects]
+    assert len(alone) > 0
+
+
+def test_a_detector_takes_arrays_pictures_and_files(detector: Path, tmp_path: Path) -> None:
+    (pixels,) = images(tmp_path, 1)
+    loaded = densepath.load_detector(detector / "exported" / "detector.safetensors")
+    found = loaded.predict(pixels, score=0.0)
+    assert found.masks.shape == (len(found), 50, 64) and found.boxes.shape == (len(found), 4)
+    assert set(found.names) <= {"gland", "vessel"} and found.scores.tolist() == sorted(found.scores, reverse=True)
+    for other in (Image.fromarray(pixels), tmp_path / "0.png", str(tmp_path / "0.png"), torch.from_numpy(pixels)):
+        np.testing.assert_array_equal(loaded.predict(other, score=0.0).boxes, found.boxes)
+    several = loaded.predict([pixels, pixels[:40]], score=0.0)
+    np.testing.assert_array_equal(several[0].label_map(), found.label_map())
+    for wrong in (pixels.astype(np.float32), pixels[..., :2], tmp_path / "no.png"):
+        with pytest.raises(UserError):
+            loaded.predict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"score": 2}, "score is 2"),
+        ({"window": 3}, "window is 3"),
+        ({"overlap": 1.0}, "overlap is 1.0"),
+        ({"spacing": 0.0}, "spacing is 0.0"),
+        ({"pictures": -1}, "pictures is -1"),
+        ({"run": "nothing"}, "no trained detector"),
+        ({"data": "nothing"}, "does not exist"),
+        ({"data": "broken"}, "none of 1 images can be read"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], says: str, detector: Path, tmp_path: Path) -> None:
+    images(tmp_path / "data", 1)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    given = {"run": detector, "data": tmp_path / "data", "out": tmp_path / "out", "devices": "cpu"} | options
+    if options.get("data") == "broken":
+        given["data"] = tmp_path / "broken"
+    with pytest.raises(UserError, match=says):
+        predict(given.pop("run"), **given)
+
+
+def test_output_names_are_distinct() -> None:
+    names = ["/d/a/t.png", "/d/b/t.png", "/d/b/t.jpg", "/d/c.png"]
+    assert output_names(names, "/nowhere/*.png") == ["a/t", "b/t.png", "b/t.jpg", "c"]
+    assert output_names(["t.png"], "t.png") == ["t"]
