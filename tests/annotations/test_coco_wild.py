@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects, check_splits, match_categories
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
 from densepath.core.errors import UserError
 
 SIZE = (60, 90)
@@ -211,6 +211,31 @@ def test_images_with_an_orientation_tag_need_to_be_explained(kind: str, tag: int
     plain = Image.fromarray(stored)
     plain.getexif()[274] = tag
     np.testing.assert_array_equal(viewed, np.asarray(ImageOps.exif_transpose(plain)))
+
+
+def write_16_bits(data: Path, split: str, highest: int) -> None:
+    for number, path in enumerate(sorted((data / split).iterdir())):
+        pixels = np.random.default_rng(number).integers(0, highest + 1, SIZE).astype(np.uint16)
+        pixels[0, 0] = highest
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(("highest", "window"), [(4095, 4095), (2000, 2047), (65535, 255)])
+def test_16_bit_files_of_fewer_bits_get_their_window(
+    highest: int, window: int, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_16_bits(data, "train", highest)
+    write_16_bits(data, "test", 300)
+    train, test = both(data)
+    spec = fit_window(train, test)
+    assert spec.window == train.spec.window == test.spec.window == (0, window)
+    assert (f"values up to {highest} only; the window is 0 to {window}" in capsys.readouterr().err) == (window > 255)
+    stored = np.asarray(Image.open(data / "train" / "train_1.png"))
+    expected = stored if window > 255 else stored >> 8
+    np.testing.assert_array_equal(train[0]["image"][..., 0], expected)
+    assert fit_window(train, test) == spec
+    picture(1).save(data / "train" / "train_1.png")
+    assert fit_window(*both(data)).window == (0, 255)
 
 
 def test_names_that_differ_by_unicode_normalization_are_found(data: Path) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from densepath.annotations.coco import CocoImages
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, first_few
 from densepath.core.streams import say
+from densepath.sources.decode import read_header, read_image
+from densepath.sources.pixel_source import PixelSpec
+
+_SAMPLE = 32  # images that are decoded
 
 
 def check_splits(train: CocoImages, test: CocoImages) -> None:
@@ -25,6 +31,28 @@ def check_splits(train: CocoImages, test: CocoImages) -> None:
             f"densepath: warning: {len(same)} of {len(test)} test images are also training images, so scores are too "
             f"high: {first_few(same)}"
         )
+
+
+def fit_window(train: CocoImages, test: CocoImages) -> PixelSpec:
+    """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
+
+    Does nothing if the specification of the pixels has a window of its own, or if images of 8 bits are among a sample
+    of the training images.
+
+    Returns:
+        The specification with which both splits are read.
+    """
+    spec, paths = train.spec, train.paths()
+    sample = paths[:: max(1, len(paths) // _SAMPLE)][:_SAMPLE]
+    if spec.window != PixelSpec().window or any(read_header(path).bits < 16 for path in sample):
+        return spec
+    highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
+    high = 2 ** highest.bit_length() - 1
+    if high < 2**16 - 1:
+        spec = spec.override(window=(0, max(high, 255)))
+        train.spec = test.spec = spec
+        say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {max(high, 255)}")
+    return spec
 
 
 def check_objects(images: CocoImages) -> None:
@@ -59,8 +87,7 @@ def match_categories(images: CocoImages, names: Sequence[str], whose: str) -> No
     if lacking or unknown:
         parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it adds {', '.join(unknown)}"] * bool(unknown)
         raise UserError(
-            f"{images.annotations} has other categories than {whose}: {' and '.join(parts)}; give both the same "
-            "names"
+            f"{images.annotations} has other categories than {whose}: {' and '.join(parts)}; give both the same names"
         )
     images.order_categories(names)
     absent = images.absent_categories()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import open_split
-from densepath.annotations.splits import check_objects, check_splits, describe, match_categories
+from densepath.annotations.splits import check_objects, check_splits, describe, fit_window, match_categories
 from densepath.core.errors import UserError
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
@@ -95,6 +95,8 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
     check_splits(train, test)
+    if old is None:
+        spec = fit_window(train, test)
 
     torch.manual_seed(config.seed)
     found = (tuple(config.anchor_sizes), config.detections_per_image, spec.window)

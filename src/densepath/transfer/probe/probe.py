@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects
+from densepath.annotations.splits import check_objects, fit_window
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
@@ -142,6 +142,7 @@ def probe_backbone(
             train.keep_fraction(fraction, seed)
             check_objects(train)
             check_objects(test)
+            spec = fit_window(train, test)
             _warn_of_small_objects(test, size)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
