@@ -15,7 +15,7 @@ from densepath.analysis.panels import picture_file
 from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.short_names import short_names
-from densepath.analysis.source import open_source
+from densepath.analysis.source import report_source
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError
@@ -27,7 +27,7 @@ from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.runs.folder import CONFIG
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import check_size
+from densepath.sources.open import check_size, open_images
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.training.config import PretrainConfig
 from densepath.training.load_run import load_run, pixels_of, read_run
@@ -72,7 +72,7 @@ def show_views(
     given = {} if view_size is None else {"view_size": view_size}
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
     size, method = recipe.view_size, find_method(recipe.method)
-    images = open_source(data, exclude)
+    images = open_images(data, cache="none", exclude=exclude)
     check_size(images, recipe.shortest_side // 2)
     spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
     views, _ = without_color(method.views(recipe.augment), method.views(), spec)
@@ -126,7 +126,7 @@ def show_concepts(
     """
     out = picture_file(out)
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
-    images = open_source(data, exclude)
+    images = open_images(data, cache="none", exclude=exclude)
     batch = _draw(images, count, seed)
     stored = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
     tiles = [images.spec.to_rgb(pixels) for pixels in stored]
@@ -194,7 +194,7 @@ def show_reconstruction(
     method, record, _ = load_run(run)
     config = resolve(PretrainConfig, run / CONFIG, {})
     size = config.view_size
-    images = open_source(data, exclude)
+    images = open_images(data, cache="none", exclude=exclude)
     check_size(images, config.shortest_side // 2)
     spec = pixels_of(record)
     if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
@@ -235,4 +235,5 @@ def _draw(images: PixelSource, count: int, seed: int) -> ImageBatch:
     check_seed(seed)
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; give a number from 1 to {len(images)}, the number of images")
+    report_source(images)
     return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))

@@ -15,11 +15,12 @@ from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
 from densepath.analysis.pictures import style_curve
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
-from densepath.analysis.source import open_source
+from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.sources.open import open_images
 from densepath.training.hardware import choose_hardware
 
 _STEPS = 80  # bars of a histogram over the visible range
@@ -72,8 +73,16 @@ def show_similarity(
         raise UserError("data or weights is empty; give at least one source of images and one of weights")
     if len(sources) > len(LINES):
         raise UserError(f"{len(sources)} sources are too many for one picture; give at most {len(LINES)}")
-    images = dict(zip(short_names(sources, "data"), (open_source(source, exclude) for source in sources), strict=True))
+    images = dict(
+        zip(
+            short_names(sources, "data"),
+            (open_images(source, cache="none", exclude=exclude) for source in sources),
+            strict=True,
+        )
+    )
     device = choose_hardware(devices).device
+    for each in images.values():
+        report_source(each)
     panels: dict[str, dict[str, Distribution]] = {}
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         panels[name] = {}

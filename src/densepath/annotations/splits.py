@@ -16,9 +16,11 @@ from densepath.sources.pixel_source import PixelSpec
 _SAMPLE = 32  # images that are decoded
 
 
-def check_splits(train: CocoImages, test: CocoImages) -> None:
-    """Check that both splits have objects, match the categories of the test images by name, and print a warning for
-    test images that are also training images.
+def check_splits(train: CocoImages, test: CocoImages) -> list[str]:
+    """Check that both splits have objects, and match the categories of the test images by name.
+
+    Returns:
+        Their numbers of images and objects, and a warning for test images that are also training images.
 
     Raises:
         UserError: a split has no objects, or the categories differ.
@@ -26,11 +28,13 @@ def check_splits(train: CocoImages, test: CocoImages) -> None:
     check_objects(train)
     match_categories(test, train.category_names, str(train.annotations))
     check_objects(test)
+    lines = [f"{describe(train, 'training')}, {describe(test, 'test')}"]
     if same := identical_images(train, test):
-        say(
-            f"densepath: warning: {len(same)} of {len(test)} test images are also training images, so scores are too "
-            f"high: {first_few(same)}"
+        lines.append(
+            f"warning: {len(same)} of {len(test)} test images are also training images, so scores are too high: "
+            f"{first_few(same)}"
         )
+    return lines
 
 
 def fit_window(train: CocoImages, test: CocoImages) -> PixelSpec:

@@ -127,9 +127,6 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
 
     files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
-    if first:
-        for text in summarize(images, files):
-            say(f"densepath: {text}")
     check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = method.prepare(images, make_inputs(method, config, images))
     batches = ImageBatches(
@@ -157,7 +154,9 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            _report_start((loaded, _color_note(without), found), config.optimizer, steps, steps_per_epoch)
+            read = summarize(images, files) if fresh else []
+            notes = (*read, loaded, _color_note(without), found)
+            _report_start(notes, config.optimizer, steps, steps_per_epoch)
         done = train(
             task,
             batches,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import open_split
-from densepath.annotations.splits import check_objects, check_splits, describe, fit_window, match_categories
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
 from densepath.core.errors import UserError
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
@@ -94,7 +94,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     outlines = config.detector not in BOXES_ONLY
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
-    check_splits(train, test)
+    facts = check_splits(train, test)
     if old is None:
         spec = fit_window(train, test)
 
@@ -141,7 +141,8 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     with open_run(out, record, resume=resume, **kept) if first else nullcontext():
         if first:
             say(f"densepath: {config.detector} on {line}; {solver.steps} steps")
-            say(f"densepath: {describe(train, 'training')}, {describe(test, 'test')}")
+            for fact in facts:
+                say(f"densepath: {fact}")
         model = fine_tune(
             model,
             notes,

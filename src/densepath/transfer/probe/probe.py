@@ -140,8 +140,9 @@ def probe_backbone(
         with torch.autocast(device.type, enabled=False):
             train, test = (open_split(data, split, spec, orientation=orientation) for split in ("train", "test"))
             train.keep_fraction(fraction, seed)
-            check_objects(train)
-            check_objects(test)
+            for images in (train, test):
+                if images.crowds:
+                    check_objects(images)
             spec = fit_window(train, test)
             _warn_of_small_objects(test, size)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
