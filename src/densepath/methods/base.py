@@ -195,8 +195,8 @@ class Method(nn.Module):
             return []
         name, ratio = ratios[-1]
         return [
-            f"the run ends with a {name} of {row[name]:.3f}, {ratio:.2f} times that of chance: it has learned nothing; "
-            "try more steps, another learning rate, --method.standardize, or a smaller queue"
+            f"the run ends with a {name} of {row[name]:.3f}, {ratio:.2f} times that of chance: "
+            "it cannot tell keys apart; try another learning rate, more steps, --method.standardize, or a smaller queue"
         ]
 
     @classmethod

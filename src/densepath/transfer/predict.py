@@ -7,8 +7,9 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_hardware
 from densepath.transfer.detection.detector_file import DETECTOR_FILE
 from densepath.transfer.detection.prediction_files import (
@@ -41,6 +43,7 @@ PREDICTIONS, IMAGES, TABLE = "predictions.json", "images.json", "objects.csv"
 _RECORDS = "records"
 _FREE = ("data", "run", "pictures", "devices")
 _LEAST_WINDOW = 32  # pixels
+_AHEAD = 2  # images
 
 _log = logging.getLogger(__name__)
 
@@ -131,12 +134,13 @@ def predict(
         with atomic_write(_record(out, stem)) as part:
             part.write_text(json.dumps({"size": found.size, "results": results, "rows": rows_of(found, stem, um)}))
 
-    # The network runs in this thread, so that Ctrl-C ends it at once.
+    # The network runs in this thread, so that Ctrl-C ends it at once; images are decoded and results written in others.
     waiting: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as other:
-        for position in with_progress(left, len(left), "predicting"):
+    with ThreadPoolExecutor(1) as other, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
+        for position, reader in with_progress(opened, len(left), "predicting"):
             try:
-                reader = readers.open(position)
+                if isinstance(reader, CorruptImage):
+                    raise reader
                 found = detector.predict_reader(reader, score, window, overlap, hardware.precision)
             except CorruptImage as error:
                 damaged.append(str(error))
@@ -188,6 +192,19 @@ class _Readers:
         if self._store is not None:
             return StoredImage(self._store, position)
         return open_file(self.names[position], *self._kind)
+
+
+def _opened(
+    readers: _Readers, positions: Sequence[int]
+) -> Generator[tuple[int, ImageReader | CorruptImage], None, None]:
+    """The readers of images, with the pixels of those that are decoded as a whole; an error for a damaged one."""
+    for position in positions:
+        try:
+            reader = readers.open(position)
+            reader.read(0, 0, 1, 1)
+            yield position, reader
+        except CorruptImage as error:
+            yield position, error
 
 
 def output_names(names: Sequence[str], data: str | Path) -> list[str]:

@@ -157,7 +157,7 @@ def test_masks_are_scored_as_those_of_a_detector(prompt: Any, tiny_sam: Path, da
     metrics = sam(out=tmp_path / "out", **options)
     kinds = ("box", "mask") if prompt == "automatic" else ("mask",)
     assert list(metrics) == [f"{kind}_{suffix}" for kind in kinds for suffix in ("ap", "ap50", "ap75")]
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"scale": "percent", **metrics}
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     truth = open_split(data, "test").coco_ground_truth()
     assert average_precision(truth, results, boxes=prompt == "automatic") == metrics

@@ -104,21 +104,18 @@ def write_geojson(found: Prediction, path: Path) -> Path:
     inside.
     """
     colors = {name: list(_COLORS[number % len(_COLORS)]) for number, name in enumerate(found.classes)}
-    features = [
-        {
-            "type": "Feature",
-            "geometry": outline(each),
-            "properties": {
+    with atomic_write(path) as part, part.open("w") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        for number, (each, name) in enumerate(zip(found.objects, found.names, strict=True), 1):
+            properties = {
                 "objectType": "annotation",
                 "name": str(number),
                 "classification": {"name": name, "color": colors[name]},
                 "measurements": {"score": each.score, "area px^2": each.area},
-            },
-        }
-        for number, (each, name) in enumerate(zip(found.objects, found.names, strict=True), 1)
-    ]
-    with atomic_write(path) as part:
-        part.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+            }
+            feature = {"type": "Feature", "geometry": outline(each), "properties": properties}
+            file.write((",\n" if number > 1 else "\n") + json.dumps(feature))
+        file.write("\n]}\n")
     return path
 
 
@@ -158,7 +155,8 @@ def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> 
     bands = []
     for top in range(0, height - height % factor or height, 16 * factor):
         rows = min(16 * factor, height - top)
-        bands.append(spec.to_rgb(image.read(top, 0, rows, width)[::factor, ::factor]))
+        pixels = image.read(top, 0, rows, width)[::factor, ::factor]
+        bands.append(spec.to_rgb(np.ascontiguousarray(pixels)))  # not a view, which would keep all pixels
     canvas = np.concatenate(bands)
     objects = sorted(found.objects, key=lambda each: each.score)  # the better one on top
     shapes = [(each.top // factor, each.left // factor, each.mask[::factor, ::factor]) for each in objects]

@@ -10,7 +10,7 @@ import numpy as np
 from densepath.transfer.detection.found import FoundObject, Window
 
 _SAME = 0.5  # least overlap of two finds of one object, where both windows see it
-_AT_BORDER = 2  # pixels: an object that ends so close to a window's border may be cut by it
+_AT_BORDER = 0.02  # share of a window: an object that ends so close to its border may be cut by it
 
 
 def windows_of(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
@@ -37,9 +37,9 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, int]) -> list[FoundObject]:
     """The objects of an image, best first, from those of its windows.
 
-    Finds of two windows belong to one object if they are of one class and overlap in the area that both windows see:
-    by half of the smaller one if a border cuts one of them, else by half of their union. A whole find replaces those
-    that are cut; of two whole finds the better one stays; finds that are all cut are joined.
+    Finds of two windows belong to one object if they are of one class and overlap by half of the smaller one, in the
+    area that both windows see. A whole find replaces those that are cut; of two whole finds the better one stays; finds
+    that are all cut are joined.
 
     Args:
         found: the windows, and the objects in each, in the image's coordinates.
@@ -70,11 +70,12 @@ def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, in
 
 def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
     """Whether a border of the window that is not one of the image may cut the object."""
+    near = max(2.0, _AT_BORDER * (window.right - window.left))  # pixels: boxes of a detector are not exact
     return bool(
-        (window.top > 0 and found.top - window.top < _AT_BORDER)
-        or (window.left > 0 and found.left - window.left < _AT_BORDER)
-        or (window.bottom < size[0] and window.bottom - found.bottom < _AT_BORDER)
-        or (window.right < size[1] and window.right - found.right < _AT_BORDER)
+        (window.top > 0 and found.top - window.top < near)
+        or (window.left > 0 and found.left - window.left < near)
+        or (window.bottom < size[0] and window.bottom - found.bottom < near)
+        or (window.right < size[1] and window.right - found.right < near)
     )
 
 
@@ -85,8 +86,7 @@ def _are_same(old: FoundObject, new: FoundObject) -> bool:
     if old.label != new.label or top >= bottom or left >= right:
         return False
     both = int((old.part(top, left, bottom, right) & new.part(top, left, bottom, right)).sum())
-    seen_old, seen_new = _seen(old, new.windows), _seen(new, old.windows)
-    return both > _SAME * (seen_old + seen_new - both if old.whole and new.whole else min(seen_old, seen_new))
+    return both > _SAME * min(_seen(old, new.windows), _seen(new, old.windows))
 
 
 def _seen(found: FoundObject, windows: list[Window]) -> int:
