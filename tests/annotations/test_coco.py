@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from densepath.annotations import coco
 from densepath.annotations.coco import CocoImages, open_split, write_coco
-from densepath.annotations.coco_checks import _runs
+from densepath.annotations.outlines import _run_lengths
 from densepath.core.errors import UserError
 
 # pycocotools' way to make arrays is older than NumPy 2.
@@ -102,13 +102,13 @@ def test_run_lengths_are_those_of_coco(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(oracle.decode(encoded), mask)
     assert annotation["area"] == mask.sum()
     assert annotation["bbox"] == oracle.toBbox(encoded).tolist()
-    np.testing.assert_array_equal(_runs(encoded["counts"]), column_runs(mask))
+    np.testing.assert_array_equal(_run_lengths(encoded["counts"]), column_runs(mask))
 
 
 def test_runs_longer_than_a_character() -> None:
     mask = np.zeros((300, 200), bool)
     mask[70:, 50:90] = mask[3, 3] = True
-    np.testing.assert_array_equal(_runs(coco._annotation(mask)["segmentation"]["counts"]), column_runs(mask))
+    np.testing.assert_array_equal(_run_lengths(coco._annotation(mask)["segmentation"]["counts"]), column_runs(mask))
 
 
 def test_an_image_without_objects(dataset: Path) -> None:
@@ -151,7 +151,8 @@ def test_labels_count_the_categories_in_the_order_of_their_ids(edit: Callable[..
 
 
 def test_boxes_end_at_the_image(edit: Callable[..., CocoImages]) -> None:
-    images = edit(lambda truth: truth["annotations"][0].update(bbox=[-0.5, 1.5, 100, 4.25]))
+    outline = [[-0.5, 1.5, 99.5, 1.5, 99.5, 5.75, -0.5, 5.75]]
+    images = edit(lambda truth: truth["annotations"][0].update(bbox=[-0.5, 1.5, 100, 4.25], segmentation=outline))
     np.testing.assert_array_equal(images[0]["boxes"][0], [0, 1.5, SIZE[1], 5.75])
 
 
@@ -227,7 +228,8 @@ def of(truth: dict, number: int) -> dict:
             "boxes without area: annotation 1, annotation 2, annotation 3 and 6 more;",
         ),
         (lambda t: of(t, 0).update(bbox=[40, 1, 5, 5]), "boxes without area"),
-        (lambda t: of(t, 0).update(bbox=[1, 1, float("nan"), 5]), "boxes without area"),
+        (lambda t: of(t, 0).update(bbox=[1, 1, float("nan"), 5]), "boxes that are not x y width height"),
+        (lambda t: of(t, 0).update(bbox=[1, 1, 5]), "boxes that are not x y width height"),
         (lambda t: of(t, 0).update(segmentation=[[1, 2, 3, 4]]), "outlines"),
         (lambda t: of(t, 0).update(segmentation=[]), "outlines"),
         (lambda t: of(t, 0)["segmentation"].update(size=[31, 20]), "outlines"),

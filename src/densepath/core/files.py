@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,6 +112,13 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
             raise
         known = Path(path).with_name(_REMAINS.sub(r"\1", Path(path).name))  # a temporary name becomes the final one
         raise UserError(f"{known} cannot be written ({error.strerror}); free disk space or use another path") from error
+
+
+def existing(folder: str | Path, name: str) -> str:
+    """A file's name as it is on disk, where it may differ by Unicode normalization (macOS writes other forms than
+    Linux); the name itself if there is no such file."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)
 
 
 def remove_remains(folder: str | Path) -> None:

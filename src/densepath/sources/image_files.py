@@ -20,6 +20,7 @@ from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
+from densepath.sources.listing import Passed
 from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import Gathered, PixelSpec
 
@@ -42,6 +43,7 @@ class ImageFiles:
         paths: the files.
         max_side: the longest side of an image in a batch, in pixels; larger images are reduced by an integer
             factor (see :func:`densepath.sources.decode.read_image`).
+        passed: what was passed over when the files were listed.
     """
 
     decodes = True
@@ -49,9 +51,12 @@ class ImageFiles:
     device = torch.device("cpu")
     corrupt: Mapping[int, str] = MappingProxyType({})  # unknown before a file is decoded
 
-    def __init__(self, paths: Iterable[str | Path] | PathTable, max_side: int = MAX_SIDE) -> None:
+    def __init__(
+        self, paths: Iterable[str | Path] | PathTable, max_side: int = MAX_SIDE, passed: Passed | None = None
+    ) -> None:
         self.paths = paths if isinstance(paths, PathTable) else PathTable.of(str(path) for path in paths)
         self.max_side = max_side
+        self.passed = passed or Passed()
         self._spec: PixelSpec | None = None
 
     def __len__(self) -> int:
@@ -74,15 +79,16 @@ class ImageFiles:
         """1 or 3: as in the specification of the pixels, if there is one."""
         if self._spec is not None:
             return self._spec.channels
-        return 1 if self._sampled and all(header.grey for header in self._sampled.values()) else 3
+        return 1 if self.headers and all(header.grey for header in self.headers.values()) else 3
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all images: uint8 or uint16."""
-        return torch.uint16 if any(header.bits == 16 for header in self._sampled.values()) else torch.uint8
+        return torch.uint16 if any(header.bits == 16 for header in self.headers.values()) else torch.uint8
 
     @cached_property
-    def _sampled(self) -> dict[int, Header]:
+    def headers(self) -> dict[int, Header]:
+        """The headers of up to ``SAMPLE`` readable images, evenly spread over the source, by position."""
         return self._headers(SAMPLE)[0]
 
     def names(self, position: int) -> str:
@@ -109,7 +115,7 @@ class ImageFiles:
         Raises:
             UserError: none of them can be read.
         """
-        headers, last = (self._sampled, None) if most == SAMPLE and self._sampled else self._headers(most)
+        headers, last = (self.headers, None) if most == SAMPLE and self.headers else self._headers(most)
         if not headers:
             raise UserError(f"none of {min(most, len(self))} images can be read; check the files ({last})")
         return {position: (header.height, header.width) for position, header in headers.items()}

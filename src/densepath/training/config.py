@@ -36,13 +36,14 @@ class PretrainConfig:
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         out: the run folder.
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: the method's hyper-parameters that differ from its defaults.
         backbone: the backbone to train: a timm ConvNet or plain vision transformer, whichever the method supports.
-        labels: classes of the images, for a method that needs them: "folders" (the class of an image is the name of its
-            folder), or a CSV or TSV file with lines of file,label, where file is a path relative to the images' folder
-            or a file name.
+        labels: classes of the images, for a method that needs them: "folders" (the class of an image is its topmost
+            folder in ``data``), or a CSV or TSV file with lines of file,label, where file is a path relative to the
+            images' folder or a file name.
         regions: regions of the images, for a method that needs them: a folder with a label map for each image, or for
             saliency a model file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models from people you
             trust.
@@ -93,6 +94,7 @@ class PretrainConfig:
 
     data: str | Path
     out: str | Path
+    exclude: tuple[str, ...] = ()
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"

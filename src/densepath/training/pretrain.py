@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.splits import check_objects
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.methods import Method
@@ -28,6 +29,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size, find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
@@ -81,7 +83,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         if probe is None:
             raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            open_split(Path(config.probe_data), split)  # now, not after the first epochs
+            check_objects(open_split(Path(config.probe_data), split))  # now, not after the first epochs
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
@@ -96,7 +98,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    images = find_source(config.data)
+    images = find_source(config.data, exclude=config.exclude)
     images.spec = _choose_pixels(images, old, config)
     known = fingerprint(images)
     torch.manual_seed(config.seed)
@@ -130,6 +132,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     if first:
         check_run(out, record, resume=resume, free=free, defaults=defaults)  # now, not after hours of labelling images
 
+    files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = method.prepare(images, make_inputs(method, config, images))
@@ -158,7 +161,9 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            _report_start((loaded, _color_note(without), found), config.optimizer, steps, steps_per_epoch)
+            read = summarize(images, files) if fresh else []
+            notes = (*read, loaded, _color_note(without), found)
+            _report_start(notes, config.optimizer, steps, steps_per_epoch)
         done = train(
             task,
             batches,

@@ -26,6 +26,8 @@ class DetectConfig:
 
     Args:
         data: a folder as written by ``densepath data``: images and COCO instances, train and test.
+        orientation: for images with an orientation tag (of cameras), the pixels that the annotations describe: as
+            "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         out: the run folder: ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
             ``exported/detector.safetensors``, and the files of every run.
         weights: initial weights of the backbone: a file, a run folder, "random", or a timm name.
@@ -75,6 +77,7 @@ class DetectConfig:
 
     data: str | Path
     out: str | Path
+    orientation: Literal["stored", "viewed"] | None = None
     weights: str | Path = "random"
     backbone: str = "resnet18"
     detector: str = "mask_rcnn_fpn"

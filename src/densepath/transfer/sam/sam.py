@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pycocotools import mask as rle
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.splits import check_objects
 from densepath.core.errors import UserError
 from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device
@@ -24,6 +25,7 @@ def sam(
     *,
     data: str | Path,
     out: str | Path,
+    orientation: Literal["stored", "viewed"] | None = None,
     weights: str | Path = "facebook/sam-vit-huge",
     prompt: Prompt = "automatic",
     points_per_side: int = 32,
@@ -44,6 +46,8 @@ def sam(
         data: a folder as ``densepath data`` writes it: images and COCO instances.
         out: a folder for ``metrics.json``, ``predictions.json`` (COCO results) and ``pictures/``; those of an earlier
             call are replaced.
+        orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
+            in the file, or as "viewed", turned by the tag. Without it such images are refused.
         weights: a folder with a model in the layout of ``transformers``, or its name on the Hugging Face hub.
         prompt: "automatic" for a grid of points; "point" for the center of each true box; "box" for the true boxes.
         points_per_side: points per side of the grid; this and the next three options are for "automatic" only.
@@ -77,7 +81,8 @@ def sam(
         )
     if (out / "config.yaml").exists():
         raise UserError(f"{out} holds another run; use another folder")
-    images = open_split(data, "test")
+    images = open_split(data, "test", orientation=orientation)
+    check_objects(images)
     categories = images.category_ids
     if prompt == "automatic" and len(categories) > 1:
         raise UserError(
