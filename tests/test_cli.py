@@ -173,6 +173,13 @@ def test_options_override_the_recipes(
 
 
 @pytest.mark.parametrize(
+    "words", [["--exclude", "*a", "b"], ["--exclude", "*a", "--exclude", "b"], ["--exclude=*a", "--exclude=b"]]
+)
+def test_a_repeated_option_of_several_texts_adds_to_them(words: list[str]) -> None:
+    assert VERBS["pretrain"].command("pretrain").parse(["--data", "d", "--out", "o", *words])["exclude"] == ("*a", "b")
+
+
+@pytest.mark.parametrize(
     "names", [["0", "1"], ["runs, old", "random"], ["run #2"], ["a: b", "[c]", "null", "1e3"], ["\U0001f600", "ü"]]
 )
 def test_several_names_may_be_any_text(names: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
+from densepath.core.signals import unwinding_on_sigterm
 from densepath.core.streams import flush_streams, open_streams, write_line
 from densepath.options import close_match
 from densepath.version import __version__
@@ -112,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     open_streams()
     try:
-        return _checked(argv)
+        with unwinding_on_sigterm():
+            return _checked(argv)
     finally:
         flush_streams()
 
@@ -128,6 +130,8 @@ def _checked(argv: list[str]) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
+    except RecursionError:
+        return _fail("folders, or values in a file, are nested too deeply; flatten them")
     except BrokenPipeError:
         # Otherwise Python reports on exit that it cannot flush to a closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

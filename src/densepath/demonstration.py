@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
 from densepath.core.scores import SCALE
+from densepath.core.streams import open_console
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
-from densepath.runs.signals import Interrupted
+from densepath.runs.signals import Interrupted, not_resumable
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.pretrain import pretrain
@@ -73,10 +75,11 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
     """
     check_seed(seed)
     out = _prepare_folder(Path(out))
-    console = Console()
+    console = open_console(sys.stdout)
     started = time.perf_counter()
     try:
-        _run(out, console, seed, scale, started)
+        with not_resumable():
+            _run(out, console, seed, scale, started)
     except Interrupted:
         console.print("The demo cannot be resumed. Start it again: it replaces this folder.")
         raise

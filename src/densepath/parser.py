@@ -94,11 +94,15 @@ class Parser(ArgumentParser):
                 count = count if named[name].is_list else min(count, 1)
                 if not (equals or count):
                     raise UserError(f"{name} needs a value; {self.see_help}")
+                words_of = [value] if equals else rest[:count]
+                whole = len(words_of) == 1 and re.match(r"\[|null$", words_of[0])  # a list as YAML
                 # Text is quoted: the name of a run folder may be 0, or contain a comma.
-                words_of = [*map(as_yaml, rest[:count])] if named[name].is_text_list else rest[:count]
-                text = value if equals else ", ".join(words_of)
-                as_list = named[name].is_list and not text.startswith("[") and text != "null"
-                given[named[name].key] = f"[{text}]" if as_list else text
+                if named[name].is_text_list and not (equals and whole):
+                    words_of, whole = [*map(as_yaml, words_of)], None
+                    before = given.get(named[name].key, "")  # texts of a repeated option are added
+                    words_of = [before[1:-1], *words_of] if before.startswith("[") and before != "[]" else words_of
+                text = ", ".join(words_of)
+                given[named[name].key] = f"[{text}]" if named[name].is_list and not whole else text
                 rest = rest[count:]
         if len(places) > len(self._positional):
             raise UserError(f"unexpected argument {places[len(self._positional)]!r}; {self.see_help}")

@@ -1,6 +1,7 @@
 """Which class each image is of: by folders and by tables."""
 
 import os
+import unicodedata
 
 import pytest
 import torch
@@ -22,11 +23,20 @@ def by(tmp_path, text, files=FILES, name="labels.csv"):
     return read_classes(files, str(tmp_path / name))
 
 
-def test_a_folder_is_a_class():
+def test_a_top_folder_is_a_class():
     classes = read_classes(FILES, "folders")
-    assert classes.names == ("ADI", "TUM", "deep")
-    assert classes.labels.tolist() == [1, 0, 1, 2] and classes.labels.dtype == torch.int32
-    assert classes.describe() == "3 classes: ADI (1), TUM (2), deep (1)"
+    assert classes.names == ("ADI", "TUM")
+    assert classes.labels.tolist() == [1, 0, 1, 0] and classes.labels.dtype == torch.int32
+    assert classes.describe() == "2 classes: ADI (2), TUM (2)"
+
+
+def test_the_folder_that_was_given_counts_and_not_the_one_that_the_images_share():
+    patients = ImageFiles(["data/tumor/P1/1.png", "data/tumor/P2/1.png"])
+    assert read_classes(patients, "folders").names == ("P1", "P2")
+    with pytest.raises(UserError, match="one class, tumor; give the folder that contains a folder for each class"):
+        read_classes(patients, "folders", "data")
+    packed = ImageFiles(["normal/P1/1.png", "tumor/P1/1.png", "2.png"])
+    assert read_classes(packed, "folders", "").names == (".", "normal", "tumor")
 
 
 def test_a_packed_store_keeps_the_folders(tmp_path):
@@ -62,6 +72,13 @@ def test_a_table_gives_each_image_its_label(tmp_path, text):
     classes = by(tmp_path, text)
     assert classes.names == ("a", "t")
     assert classes.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_across_unicode_normalizations(tmp_path, on_disk, in_table):
+    names = [unicodedata.normalize(on_disk, name) for name in ("drüse.png", "gewölbe.png")]
+    table = "".join(f"{unicodedata.normalize(in_table, name)},{name[0]}\n" for name in names)
+    assert by(tmp_path, table, ImageFiles(names)).labels.tolist() == [0, 1]
 
 
 def test_a_table_of_absolute_paths_fits_images_that_are_named_from_here(tmp_path, monkeypatch):

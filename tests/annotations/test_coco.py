@@ -18,8 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from skimage.measure import regionprops
 from torch.utils.data import DataLoader
 
-from densepath.annotations.coco import CocoImages, annotation_of, open_split, write_coco
-from densepath.annotations.run_lengths import paint, read_runs
+from densepath.annotations import coco
+from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.annotations.outlines import _run_lengths, paint
 from densepath.core.errors import UserError
 
 # pycocotools' way to make arrays is older than NumPy 2.
@@ -96,32 +97,29 @@ def test_samples_hold_the_images_and_each_label(dataset: Path) -> None:
 @given(arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 40))))
 def test_run_lengths_are_those_of_coco(mask: np.ndarray) -> None:
     mask[0, 0] = True
-    annotation = annotation_of(mask)
+    annotation = coco.annotation_of(mask)
     encoded = annotation["segmentation"]
     np.testing.assert_array_equal(oracle.decode(encoded), mask)
     assert annotation["area"] == mask.sum()
     assert annotation["bbox"] == oracle.toBbox(encoded).tolist()
-    np.testing.assert_array_equal(read_runs(encoded["counts"]), column_runs(mask))
+    np.testing.assert_array_equal(_run_lengths(encoded["counts"]), column_runs(mask))
 
 
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.bool_, st.tuples(st.integers(0, 4), st.integers(1, 12), st.integers(1, 20))))
 def test_objects_are_painted_in_their_order(masks: np.ndarray) -> None:
-    """Later ones on top; outlines as compressed or plain run lengths; masks may be empty."""
+    """Later ones on top; masks may be empty."""
     expected = np.zeros(masks.shape[1:], np.int32)
-    outlines: list[Any] = []
     for number, mask in enumerate(masks, 1):
         expected[mask] = number
-        outlines.append(annotation_of(mask)["segmentation"])
-        if number % 2:
-            outlines[-1] = {**outlines[-1], "counts": column_runs(mask)}
+    outlines = [coco.annotation_of(mask)["segmentation"] for mask in masks]
     np.testing.assert_array_equal(paint(outlines, *expected.shape), expected)
 
 
 def test_runs_longer_than_a_character() -> None:
     mask = np.zeros((300, 200), bool)
     mask[70:, 50:90] = mask[3, 3] = True
-    np.testing.assert_array_equal(read_runs(annotation_of(mask)["segmentation"]["counts"]), column_runs(mask))
+    np.testing.assert_array_equal(_run_lengths(coco.annotation_of(mask)["segmentation"]["counts"]), column_runs(mask))
 
 
 def test_an_image_without_objects(dataset: Path) -> None:
@@ -164,7 +162,8 @@ def test_labels_count_the_categories_in_the_order_of_their_ids(edit: Callable[..
 
 
 def test_boxes_end_at_the_image(edit: Callable[..., CocoImages]) -> None:
-    images = edit(lambda truth: truth["annotations"][0].update(bbox=[-0.5, 1.5, 100, 4.25]))
+    outline = [[-0.5, 1.5, 99.5, 1.5, 99.5, 5.75, -0.5, 5.75]]
+    images = edit(lambda truth: truth["annotations"][0].update(bbox=[-0.5, 1.5, 100, 4.25], segmentation=outline))
     np.testing.assert_array_equal(images[0]["boxes"][0], [0, 1.5, SIZE[1], 5.75])
 
 
@@ -187,7 +186,7 @@ def test_samples_do_not_share_their_pixels(dataset: Path, monkeypatch: pytest.Mo
     images[0]["image"][:] = 0
     (dataset / "train" / "im_0.png").unlink()
     np.testing.assert_array_equal(images[0]["image"], picture(0))  # small data sets stay in RAM
-    monkeypatch.setattr("densepath.annotations.coco.CACHED_BYTES", 10)
+    monkeypatch.setattr(coco, "CACHED_BYTES", 10)
     large = CocoImages(dataset / "test", dataset / "annotations" / "test.json")
     assert len(large[0]["image"]) == SIZE[0]
     (dataset / "test" / "only.png").unlink()
@@ -240,7 +239,8 @@ def of(truth: dict, number: int) -> dict:
             "boxes without area: annotation 1, annotation 2, annotation 3 and 6 more;",
         ),
         (lambda t: of(t, 0).update(bbox=[40, 1, 5, 5]), "boxes without area"),
-        (lambda t: of(t, 0).update(bbox=[1, 1, float("nan"), 5]), "boxes without area"),
+        (lambda t: of(t, 0).update(bbox=[1, 1, float("nan"), 5]), "boxes that are not x y width height"),
+        (lambda t: of(t, 0).update(bbox=[1, 1, 5]), "boxes that are not x y width height"),
         (lambda t: of(t, 0).update(segmentation=[[1, 2, 3, 4]]), "outlines"),
         (lambda t: of(t, 0).update(segmentation=[]), "outlines"),
         (lambda t: of(t, 0)["segmentation"].update(size=[31, 20]), "outlines"),

@@ -1,9 +1,35 @@
 """A failure leaves no partial files."""
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
 import pytest
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.files import Unchanged, atomic_write, require_new_folder
+
+NAMESPACE = ("unshare", "--map-root-user", "--mount")
+
+
+def can_mount():
+    """Whether a disk of one's own can be mounted here."""
+    trial = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+def write_folder(target):
+    with atomic_write(require_new_folder(target, "the data")) as temporary:
+        (temporary / "deep").mkdir(parents=True)
+        (temporary / "deep" / "file").write_text("text")
+        (temporary / "file").write_text("text")
+
+
+def content(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def test_a_finished_file_replaces_the_old_one(tmp_path):
@@ -45,3 +71,84 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         require_new_folder(tmp_path / "file", "a run")
     assert require_new_folder(tmp_path / "new", "a run") == tmp_path / "new"
+
+
+def test_a_folder_may_be_a_link_or_empty_below_a_parent_that_is_not_writable(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write_folder(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "real") == ["deep", "deep/file", "file"]
+
+
+def test_a_folder_may_be_a_mount_point(tmp_path):
+    if not can_mount():
+        pytest.skip("no file system can be mounted here")
+    (tmp_path / "disk").mkdir()
+    program = (
+        "import os, sys; from pathlib import Path; from densepath.core.files import atomic_write, require_new_folder\n"
+        f"with atomic_write(require_new_folder({str(tmp_path / 'disk')!r}, 'data')) as part:\n"
+        "    part.mkdir(); (part / 'file').write_text('text')\n"
+        f"print(os.listdir({str(tmp_path / 'disk')!r}))"
+    )
+    script = f'mount -t tmpfs tmpfs {tmp_path}/disk && exec "$0" -c "$1"'
+    done = subprocess.run(
+        [*NAMESPACE, "sh", "-c", script, sys.executable, program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "['file']\n", done.stderr
+
+
+def test_an_interrupted_folder_leaves_an_empty_one_empty(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert content(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def dead():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return str(process.pid)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_killed_writers_have_left_is_removed_by_the_next(tmp_path, dead, inside):
+    target, here = tmp_path / "data", socket.gethostname()
+    target.mkdir()
+    folder = target if inside else tmp_path
+    gone = [f".data.{dead}.part", f".data.{dead}@{here}.part", ".data.1@another-machine.part"]
+    kept = [f".data.{os.getpid()}@{here}.part", ".other.1.part", ".mine.part"]
+    for name in (*gone, *kept) if not inside else gone:
+        (folder / name).mkdir()
+        (folder / name / "half").write_text("half")
+    long_ago = time.time() - 2 * 24 * 3600
+    os.utime(folder / gone[-1], (long_ago, long_ago))
+    write_folder(target)
+    assert content(target) == ["deep", "deep/file", "file"]
+    if not inside:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept[1:], "data", kept[0]])
+
+
+def test_what_another_machine_writes_now_stays(tmp_path):
+    (tmp_path / ".data.1@another-machine.part").mkdir()
+    write_folder(tmp_path / "data")
+    assert (tmp_path / ".data.1@another-machine.part").exists()
+
+
+def test_a_mapped_file_that_changes_is_named(tmp_path):
+    path = tmp_path / "store"
+    path.write_text("0123456789")
+    mapped = Unchanged(path)
+    mapped.check()
+    (tmp_path / "other").write_text("new")
+    os.replace(tmp_path / "other", path)
+    mapped.check()  # the mapping keeps the old file
+    mapped = Unchanged(path)
+    os.truncate(path, 1)
+    with pytest.raises(UserError, match=r"store was truncated or overwritten while .* \(3 bytes then, 1 now\)"):
+        mapped.check()
+    path.unlink()
+    mapped.check()

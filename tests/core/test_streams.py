@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from densepath.core.streams import write_line
+from densepath.core.streams import open_console, write_line
 
 
 def test_a_line_is_written_at_once_and_a_closed_or_missing_stream_stops_nobody(tmp_path):
@@ -54,3 +54,14 @@ def test_files_do_not_get_what_is_written_to_streams_that_were_closed(tmp_path):
     )
     subprocess.run(["bash", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, code], check=True)
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_console_survives_its_stream():
+    with open("/dev/full", "w") as stream:
+        console = open_console(stream)
+        console.print("lost")
+        console.print("lost")
+    open_console(None).print("nothing")
+    told = io.StringIO()
+    open_console(told).print("told")
+    assert told.getvalue() == "told\n"

@@ -77,6 +77,19 @@ def test_the_authors_layout(authors: Path, tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == "train: 3 images, 9 glands\ntest: 2 images, 6 glands\n"
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "PNG"])
+def test_the_authors_layout_in_another_format(authors: Path, tmp_path: Path, suffix: str) -> None:
+    for path in [*authors.rglob("*.bmp")]:
+        name = path.name.upper() if suffix == "PNG" else path.name
+        Image.open(path).save(path.with_name(name).with_suffix(f".{suffix}"))
+        path.unlink()
+    dest = convert_glas(authors, tmp_path / "out")
+    counts = [len(open_split(dest, split).coco_ground_truth()["annotations"]) for split in ("train", "test")]
+    assert counts == [9, 6]
+    if suffix != "PNG":
+        check_instances(dest)
+
+
 def test_instance_maps_next_to_images(instances: Path, tmp_path: Path) -> None:
     dest = convert_glas(instances, tmp_path / "out")
     check_instances(dest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from densepath.annotations.coco import open_split
 from densepath.annotations.labels import label_size, read_labels
@@ -126,6 +127,114 @@ def test_all_images_of_a_patient_are_in_the_same_split(tmp_path: Path) -> None:
     assert len({stem.split("_")[0] for stem in stems(single, "test")}) > 3
 
 
+def test_the_first_group_of_the_expression_is_the_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for patient in range(4):
+        write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(3), name=f"p{patient}_{{}}")
+    found = []
+    for place, regex in enumerate((r"^(p\d+)_\d", r"^(?:x|(p\d+))_\d", r"^p\d+")):
+        dest = convert_instances(tmp_path / "in", tmp_path / str(place), test_share=0.5, patient_regex=regex)
+        found.append(stems(dest, "train"))
+        text = "train: 6 images of 2 patients, 18 objects\ntest: 6 images of 2 patients, 18 objects\n"
+        assert capsys.readouterr() == (text, "")
+    assert found[0] == found[1] == found[2]
+    convert_instances(tmp_path / "in", tmp_path / "own", test_share=0.5, patient_regex=r"^p\d+_\d")
+    assert "finds another patient in each image" in capsys.readouterr().err
+    with pytest.raises(UserError, match="does not match the name p1_0"):
+        convert_instances(tmp_path / "in", tmp_path / "no", test_share=0.5, patient_regex=r"p1|(p\d+)")
+
+
+def test_nested_folders_keep_images_of_one_name_apart(tmp_path: Path) -> None:
+    for number, folder in enumerate(("A", "B", "B/c")):
+        write(tmp_path / "in/images" / folder, tmp_path / "in/labels" / folder, range(number, number + 1))
+        (tmp_path / "in/images" / folder / f"{number}.png").rename(tmp_path / "in/images" / folder / "tile.png")
+        (tmp_path / "in/labels" / folder / f"{number}.png").rename(tmp_path / "in/labels" / folder / "tile.png")
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.3)
+    samples = {sample["name"]: sample for split in ("train", "test") for sample in open_split(dest, split)}  # type: ignore[arg-type]
+    assert sorted(samples) == ["A/tile.png", "B/c/tile.png", "B/tile.png"]
+    for number, name in enumerate(("A/tile.png", "B/tile.png", "B/c/tile.png")):
+        np.testing.assert_array_equal(samples[name]["image"], pixels(number))
+        np.testing.assert_array_equal(samples[name]["masks"], labels(number) == np.array([1, 2, 7])[:, None, None])
+    (tmp_path / "in/labels/B/c/tile.png").unlink()
+    with pytest.raises(UserError, match=r"images without a label map \*: B/c/tile;"):
+        convert_instances(tmp_path / "in", tmp_path / "other", test_share=0.3)
+
+
+def test_names_are_paired_across_unicode_normalizations(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "drüse_{}") for form in ("NFC", "NFD"))
+    write(tmp_path / "in/images", tmp_path / "in/other", range(2), name=composed)
+    write(tmp_path / "in/different", tmp_path / "in/labels", range(2), name=decomposed)
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    assert len(open_split(dest, "train")) == len(open_split(dest, "test")) == 1
+
+
+STORED: dict[str, dict[str, Any]] = {
+    "white is zero": {"photometric": "miniswhite"},
+    "white is zero, deflated": {"photometric": "miniswhite", "compression": "zlib"},
+    "turned": {"extratags": [(274, 3, 1, 3, True)]},
+    "turned by a quarter": {"extratags": [(274, 3, 1, 6, True)], "compression": "zlib"},
+    "white is zero and turned": {"photometric": "miniswhite", "extratags": [(274, 3, 1, 8, True)]},
+    "big-endian": {"byteorder": ">"},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("kind", STORED)
+def test_stored_numbers_of_a_tiff_count(kind: str, dtype: Any, tmp_path: Path) -> None:
+    options = {"photometric": "minisblack"} | STORED[kind]
+    tifffile.imwrite(tmp_path / "a.tif", labels(0).astype(dtype), **options)
+    assert label_size(tmp_path / "a.tif") == SIZE
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels(0))
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("tag", [1, 3, 6, 8])
+def test_stored_numbers_of_an_lzw_tiff_count(tag: int, inverted: bool, tmp_path: Path) -> None:
+    """tifffile does not read these without another package, and Pillow turns and inverts them."""
+    Image.fromarray(labels(0)).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={274: tag})
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = data.index(struct.pack("<HHI", 262, 3, 1))
+    data[entry + 8] = 0 if inverted else 1
+    (tmp_path / "a.tif").write_bytes(data)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels(0))
+
+
+def test_a_label_map_has_one_page(tmp_path: Path) -> None:
+    pages = np.stack([labels(0) == number for number in (1, 2, 7)]).astype(np.uint8)
+    for name, options in (("pages", {}), ("imagej", {"imagej": True})):
+        write(tmp_path / name / "images", tmp_path / name / "labels", range(2))
+        tifffile.imwrite(tmp_path / name / "labels" / "1.tif", pages, photometric="minisblack", **options)
+        (tmp_path / name / "labels" / "1.png").unlink()
+        with pytest.raises(UserError, match=r"1\.tif has 3 pages, not one label map"):
+            convert_instances(tmp_path / name, tmp_path / "out", test_share=0.5)
+
+
+def save_turned(path: Path, array: Array, tag: int) -> None:
+    exif = Image.Exif()
+    exif[274] = tag
+    Image.fromarray(array).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("tag", [3, 6])
+def test_orientation_tags_turn_images_and_label_maps_alike(tag: int, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(2))
+    save_turned(tmp_path / "in/images/1.png", pixels(1), tag)
+    with pytest.raises(UserError, match=rf"different orientation tags: 1\.png \({tag}\) and 1\.png \(1\); save both"):
+        convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    stored = convert_instances(tmp_path / "in", tmp_path / "stored", test_share=0.5, orientation="stored")
+    check(stored, {split: stems(stored, split) for split in ("train", "test")}, "object")
+    save_turned(tmp_path / "in/labels/1.png", labels(1), tag)
+    alike = convert_instances(tmp_path / "in", tmp_path / "alike", test_share=0.5)
+    check(alike, {split: stems(alike, split) for split in ("train", "test")}, "object")
+    seen = ImageOps.exif_transpose(Image.open(tmp_path / "in/labels/1.png"))
+    Image.fromarray(np.asarray(seen)).save(tmp_path / "in/labels/1.png")
+    viewed = convert_instances(tmp_path / "in", tmp_path / "viewed", test_share=0.5, orientation="viewed")
+    samples = [sample for split in ("train", "test") for sample in open_split(viewed, split)]  # type: ignore[arg-type]
+    (sample,) = [sample for sample in samples if sample["name"] == "1.png"]
+    image = ImageOps.exif_transpose(Image.open(tmp_path / "in/images/1.png"))
+    np.testing.assert_array_equal(sample["image"], np.asarray(image))
+    np.testing.assert_array_equal(sample["masks"], np.asarray(seen) == np.array([1, 2, 7])[:, None, None])
+
+
 def test_images_without_label_maps_are_left_out_on_request(tmp_path: Path) -> None:
     write(tmp_path / "in" / "images", tmp_path / "in" / "labels", range(4))
     (tmp_path / "in" / "labels" / "2.png").unlink()
@@ -154,6 +263,15 @@ def test_crag_as_published(
     crag(tmp_path / "in" / above, save, test, annotation)
     check(convert_crag(tmp_path / "in", tmp_path / "out"), CRAG, "gland")
     assert capsys.readouterr().out == "train: 3 images, 9 glands\ntest: 2 images, 6 glands\n"
+
+
+def test_crag_in_small_letters(tmp_path: Path) -> None:
+    crag(tmp_path / "in")
+    for split in ("train", "valid"):
+        for name in ("Images", "Annotation"):
+            (tmp_path / "in" / split / name).rename(tmp_path / "in" / split / name.lower())
+    (tmp_path / "in" / "valid").rename(tmp_path / "in" / "Test")
+    check(convert_crag(tmp_path / "in", tmp_path / "out"), CRAG, "gland")
 
 
 def test_crag_with_annotations_in_both_formats_counts_them_once(tmp_path: Path) -> None:
@@ -319,23 +437,39 @@ def test_a_matlab_file_of_another_size_is_refused_by_its_header(
         convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5)
 
 
-def huge_matlab_file() -> bytes:
-    """A compressed map of 16,000 x 16,000 numbers by its head, and of four by what follows."""
+def matlab_file(side: int, numbers: bytes, claims: int | None = None) -> bytes:
+    """A compressed map of side x side numbers by its head, and of the bytes that follow."""
 
-    def element(kind: int, data: bytes) -> bytes:
-        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+    def element(kind: int, data: bytes, length: int | None = None) -> bytes:
+        return struct.pack("<II", kind, len(data) if length is None else length) + data + bytes(-len(data) % 8)
 
-    head = element(6, struct.pack("<II", 6, 0)) + element(5, struct.pack("<ii", 16_000, 16_000))
-    whole = element(14, head + element(1, b"inst_map") + element(9, bytes(32)))
+    head = element(6, struct.pack("<II", 6, 0)) + element(5, struct.pack("<ii", side, side))
+    whole = element(14, head + element(1, b"inst_map") + element(9, numbers, claims))
     return b"MATLAB".ljust(124) + b"\0\1IM" + element(15, zlib.compress(whole)).rstrip(b"\0")
 
 
 def test_a_map_of_absurd_size_is_refused_by_its_header(tmp_path: Path, bounded_memory: Callable[..., Any]) -> None:
     path = tmp_path / "huge.mat"
-    path.write_bytes(huge_matlab_file())
+    path.write_bytes(matlab_file(16_000, bytes(32)))
     for read in (label_size, read_labels):
         with bounded_memory(20), pytest.raises(CorruptImage, match="16000 x 16000 px are more than"):
             read(path)
+
+
+def test_a_map_with_more_numbers_than_its_shape_takes_no_memory(
+    tmp_path: Path, bounded_memory: Callable[..., Any]
+) -> None:
+    path = tmp_path / "long.mat"
+    path.write_bytes(matlab_file(4, np.arange(16.0).tobytes()))
+    np.testing.assert_array_equal(read_labels(path), np.arange(16).reshape(4, 4).T)
+    contents = {"bytes": matlab_file(4, bytes(2**28)), "claim": matlab_file(4, bytes(128), 2**31)}
+    for content in contents.values():
+        path.write_bytes(content)
+        with (
+            bounded_memory(40),
+            pytest.raises(CorruptImage, match=r"holds more numbers than its shape|cannot be decoded"),
+        ):
+            read_labels(path)
 
 
 def test_uncompressed_and_old_matlab_files_are_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image, read_size
@@ -111,6 +111,37 @@ def test_inverted_tiff_is_turned_right(tmp_path: Path, dtype: type[np.unsignedin
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
     expected = 255 - (pixels >> (8 * pixels.itemsize - 8))
     assert (read_image(tmp_path / "a.tif")[..., 0] == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channels", "turned"), [(2, False), (4, False), (2, True)])
+def test_channels_that_are_not_transparency_are_refused(
+    tmp_path: Path, channels: int, turned: bool, dtype: type[np.unsignedinteger]
+) -> None:
+    pixels = (smooth(channels) >> (16 - 8 * np.dtype(dtype).itemsize)).astype(dtype)
+    photometric = "rgb" if channels == 4 else "minisblack"
+    tags = [(274, 3, 1, 3, True)] if turned else []
+    options = {"photometric": photometric, "planarconfig": "contig", "extratags": tags}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extrasamples=["unspecified"], **options)
+    for read in (read_image, read_size):
+        with pytest.raises(CorruptImage, match=f"of its {channels} channels the last is not marked as transparency"):
+            read(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", pixels, extrasamples=["unassalpha"], **options)
+    assert read_image(tmp_path / "b.tif").shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_png_with_a_large_profile_or_text_is_read(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(np.arange(96, dtype=np.uint16).reshape(8, 12) * 600)
+    image = image if mode == "I;16" else Image.fromarray(np.asarray(image).astype(np.uint8)).convert(mode)
+    image.save(tmp_path / "plain.png")
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("note", "x" * 2_000_000, zip=True)
+    for name, options in {"profile": {"icc_profile": bytes(2_000_000)}, "text": {"pnginfo": notes}}.items():
+        image.save(tmp_path / f"{name}.png", **options)
+        for channels in (1, 3):
+            expected = read_image(tmp_path / "plain.png", channels=channels)
+            np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png", channels=channels), expected)
 
 
 def test_palette_with_a_transparent_color_lies_on_white(tmp_path: Path) -> None:

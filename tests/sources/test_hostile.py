@@ -166,6 +166,59 @@ def test_images_that_expand_take_no_memory(kind: str, tmp_path: Path, bounded_me
         tracemalloc.stop()
 
 
+def webp(side: int, frame: int, content: int = 16, padding: int = 0) -> bytes:
+    """An animation of one frame: the sides of its canvas, of its frame by its head and in fact."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    def number(value: int) -> bytes:
+        return struct.pack("<I", value)[:3]
+
+    picture = _pillow("webp", np.full((content, content, 3), 99, np.uint8), lossless=True)[12:]
+    head = chunk(b"VP8X", bytes([2, 0, 0, 0]) + number(side - 1) * 2) + chunk(b"ANIM", bytes(6))
+    frames = chunk(b"ANMF", number(0) * 2 + number(frame - 1) * 2 + number(100) + b"\0" + picture)
+    return chunk(b"RIFF", b"WEBP" + head + frames + chunk(b"XXXX", bytes(padding)))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (webp(9000, 16), "an animation whose first frame is a part"),
+        (webp(9000, 9000), r"9000 x 9000 px in \d+ bytes"),
+        (webp(9000, 9000, padding=10**6), r"9000 x 9000 px in [\d,]+ bytes"),
+        (_pillow("webp", np.zeros((5000, 5000, 3), np.uint8), lossless=True), r"5000 x 5000 px in [\d,]+ bytes"),
+    ],
+    ids=["part", "animation", "padded", "still"],
+)
+def test_a_webp_of_few_bytes_takes_no_memory(content: bytes, why: str, tmp_path: Path, bounded_memory: Any) -> None:
+    (tmp_path / "a.webp").write_bytes(content)
+    for read in (read_size, read_image):
+        with bounded_memory(30), pytest.raises(CorruptImage, match=why):
+            read(tmp_path / "a.webp")
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.fromarray(pixels(4, size=(20, 30)) // (1 + number)) for number in range(3)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(tmp_path / "b.webp", lossless=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.webp"), read_image(tmp_path / "b.webp"))
+    rgb = [frame.convert("RGB") for frame in frames]
+    rgb[0].save(tmp_path / "a.webp", save_all=True, append_images=rgb[1:], quality=90)
+    first = Image.open(tmp_path / "a.webp")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.webp"), np.asarray(first.convert("RGB")))
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
+    data = _pillow("jpeg", np.zeros((1000, 1000, 3), np.uint8), progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    (tmp_path / "few.jpg").write_bytes(data)
+    (tmp_path / "many.jpg").write_bytes(data[:-2] + scan * 1100 + b"\xff\xd9")
+    assert read_image(tmp_path / "few.jpg").shape == (1000, 1000, 3)
+    with pytest.raises(CorruptImage, match=r"11\d\d progressive scans of 1,000,000 px; save it as a baseline JPEG"):
+        read_image(tmp_path / "many.jpg")
+
+
 @pytest.mark.parametrize("tiled", [False, True])
 def test_parts_are_read_however_well_they_compress(tiled: bool, tmp_path: Path) -> None:
     image = np.zeros((400, 300, 3), np.uint16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +13,7 @@ import pytest
 
 from densepath.core.errors import UserError
 from densepath.sources import path_table as names
-from densepath.sources.listing import find_images
+from densepath.sources.listing import Passed, find_images, list_images
 from densepath.sources.path_table import PathTable
 
 
@@ -41,6 +42,110 @@ def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
     os.symlink(tmp_path / "store", tmp_path / "data" / "linked")
     os.symlink(tmp_path / "data", tmp_path / "data" / "circle")
     assert found(tmp_path / "data", tmp_path / "data") == ["a.png", "linked/b.png"]
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
+    for number in range(8):
+        touch(tmp_path, f"data/{number}/{number}.png")
+        for other in range(8):
+            os.symlink(tmp_path / "data" / str(other), tmp_path / "data" / str(number) / f"to{other}")
+    touch(tmp_path, "store/.hidden/x.png", "store/y.png", "data/.own/z.png")
+    for name, target in {"0first": "store", "linked": "store", "again": "store", "own": "data/.own"}.items():
+        os.symlink(tmp_path / target, tmp_path / "data" / name)
+    passed = Passed()
+    names = [os.path.relpath(name, tmp_path / "data") for name in list_images(tmp_path / "data", passed=passed)]
+    assert names == ["0/0.png", "0first/y.png", *(f"{k}/{k}.png" for k in range(1, 8)), "own/z.png"]
+    assert passed.describe() == "66 links to folders that are read already"
+
+
+def test_links_that_lead_nowhere_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.csv", "c.CSV", "noted")
+    for name in ("loop.png", "loop"):
+        os.symlink(name, tmp_path / name)
+    os.symlink("gone.png", tmp_path / "broken.png")
+    passed = Passed()
+    assert [os.path.basename(name) for name in list_images(tmp_path, passed=passed)] == ["a.png"]
+    assert passed.describe() == "2 .csv files, 2 broken links, 2 other files"
+
+
+def test_a_folder_of_any_depth_is_searched(tmp_path: Path) -> None:
+    folders = [tmp_path / "/".join("d" * depth) for depth in range(1, 1201)]
+    for folder in folders:
+        os.mkdir(folder)
+    image = f"{folders[-1]}/a.png"
+    with open(image, "wb"):
+        pass
+    try:
+        assert list(list_images(tmp_path)) == [image]
+    finally:  # too deep for what pytest removes folders with
+        os.unlink(image)
+        for folder in reversed(folders):
+            os.rmdir(folder)
+
+
+EXCLUDED = {
+    "*_anno.png": ["a/1.png", "b/sub/4.png"],
+    "a/*": ["b/2_anno.png", "b/sub/4.png"],
+    "b": ["a/1.png", "a/3_anno.png"],
+    "sub/": ["a/1.png", "a/3_anno.png", "b/2_anno.png", "b/sub/4.png"],
+    "*/sub": ["a/1.png", "a/3_anno.png", "b/2_anno.png"],
+    "?.png": ["a/3_anno.png", "b/2_anno.png"],
+}
+
+
+@pytest.mark.parametrize("pattern", EXCLUDED)
+def test_patterns_exclude_images_by_path_folder_and_name(tmp_path: Path, pattern: str) -> None:
+    touch(tmp_path, "x/a/1.png", "x/b/2_anno.png", "x/a/3_anno.png", "x/b/sub/4.png")
+    (tmp_path / "x" / "list.txt").write_text("a/1.png\na/3_anno.png\nb/2_anno.png\nb/sub/4.png\n")
+    for source in (tmp_path / "x", tmp_path / "x" / "list.txt", f"{tmp_path}/x/**/*.png"):
+        names = [str(path.relative_to(tmp_path / "x")) for path in find_images(source, [pattern])]
+        assert names == EXCLUDED[pattern]
+    with pytest.raises(UserError, match="--exclude leaves out all images"):
+        find_images(tmp_path / "x", [pattern, "*"])
+
+
+LISTS = {
+    "header": "file\na.png\nc d.png\n",
+    "columns": "path,label\na.png,1\nc d.png,2\n",
+    "another column first": "label;Image\n1;a.png\n2;c d.png\n",
+    "columns without header": "1\ta.png\n2\tc d.png\n",
+    "the column of the header": "mask,image\nb.png,a.png\nb.png,c d.png\n",
+    "double quotes": '"a.png"\n"c d.png",x\n',
+    "single quotes": "'a.png'\n'c d.png'\n",
+    "backslashes": ".\\a.png\n..\\x\\c d.png\n",
+    "UTF-16": "a.png\nc d.png\n",
+    "old line ends": "a.png\rc d.png\r",
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_other_tools_are_read(tmp_path: Path, kind: str) -> None:
+    touch(tmp_path, "x/a.png", "x/b.png", "x/c d.png")
+    encoding = "utf-16" if kind == "UTF-16" else "utf-8"
+    (tmp_path / "x" / "list.csv").write_bytes(LISTS[kind].encode(encoding))
+    assert [path.name for path in find_images(tmp_path / "x" / "list.csv")] == ["a.png", "c d.png"]
+
+
+def test_names_in_lists_may_look_like_tables(tmp_path: Path) -> None:
+    names = ["a,b.png", "c;d.png", "'e'.png", "f\\g.png", "file"]
+    touch(tmp_path, *names)
+    (tmp_path / "list.txt").write_text("\n".join(reversed(names)))
+    assert [path.name for path in find_images(tmp_path / "list.txt")] == names[::-1]
+
+
+def test_a_list_with_two_images_in_a_line_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text("x,y\na.png,b.png\n")
+    with pytest.raises(UserError, match=r"line 2 of .*list\.csv names 2 images; give one path per line, or a header"):
+        find_images(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(("on_disk", "in_list"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_lists_are_found_across_unicode_normalizations(tmp_path: Path, on_disk: str, in_list: str) -> None:
+    names = {form: unicodedata.normalize(form, "drüse.png") for form in ("NFC", "NFD")}
+    touch(tmp_path, names[on_disk])
+    (tmp_path / "list.txt").write_text(names[in_list])
+    assert [path.name for path in find_images(tmp_path / "list.txt")] == [names[on_disk]]
 
 
 def test_list_keeps_its_order_and_repeats_and_is_relative_to_its_own_folder(tmp_path: Path) -> None:

@@ -137,11 +137,11 @@ def test_pack_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_nothing_is_printed_where_nobody_watches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_progress_is_printed_where_nobody_watches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_tiles(tmp_path / "tiles", [(8, 6)] * 3)
     pack(tmp_path / "tiles", tmp_path / "s.safetensors")
     open_images(tmp_path / "tiles")
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "densepath: 3 images in 1 folder, 6-8 px, read each time\n")
 
 
 def test_pack_refuses_other_suffixes_and_files_that_exist(tmp_path: Path) -> None:

@@ -185,10 +185,13 @@ def streams(folder):
 
 
 def shared_memory(folder):
-    """Little room for what worker processes hand over; in a mount namespace of our own."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", "/dev/shm"], check=True)
-    words = f"{RUN} --workers 1 --batch_size 32 --out {folder}/run"
-    return {"run": Said(folder, "run", command(words), **PATIENCE).ends()}
+    """Little room for what worker processes hand over, none, and enough; in our own namespace."""
+    story = {}
+    for name, size in (("little", "600k"), ("none", "12k"), ("enough", "64m")):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+        words = f"{RUN} --workers 1 --batch_size 32 --out {folder}/{name}"
+        story[name] = Said(folder, name, command(words), **PATIENCE).ends()
+    return story
 
 
 if __name__ == "__main__":

@@ -109,11 +109,16 @@ def test_the_command_line_ends_well_whatever_becomes_of_its_streams(tmp_path, st
     assert saved(tmp_path / "run") == 3
 
 
-def test_too_little_shared_memory_is_named(played):
+def test_with_little_shared_memory_a_run_is_the_same(played):
     if not can_mount():
         pytest.skip("no file system can be mounted here")
-    story, _ = played("shared_memory", NAMESPACE)
-    code, lines, _ = story["run"]
+    story, folder = played("shared_memory", NAMESPACE)
+    code, lines, _ = story["none"]
     assert code == 2
     assert lines[-1].startswith("densepath: error: /dev/shm is too small for the images from worker processes")
     assert "--shm-size" in lines[-1] and lines[-1].endswith("or use --workers 0")
+    for name in ("little", "enough"):
+        code, lines, _ = story[name]
+        assert code == 0, lines
+        assert sum("so images are copied from worker processes" in line for line in lines) == (name != "enough")
+        assert_same_run(folder / "enough", folder / name)

@@ -6,7 +6,7 @@ import torch
 from densepath.core.errors import UserError
 from densepath.core.system import processes_on_node
 from densepath.training import hardware
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_device, choose_hardware
 
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -61,6 +61,34 @@ def test_slurm_says_how_many_and_which(monkeypatch):
     found = choose_hardware("cpu", "32")
     assert (found.devices, found.nodes, found.rank, found.local_rank) == (2, 2, 3, 1)
     assert processes_on_node() == 2
+
+
+def test_srun_may_start_any_step(monkeypatch):
+    """Without --ntasks-per-node, and on fewer machines than the job has: Lightning's own environment refuses these."""
+    settings = {"NTASKS": "2", "NNODES": "3", "PROCID": "1", "LOCALID": "1", "NODEID": "0", "JOB_NAME": "train"}
+    settings |= {"STEP_ID": "0", "STEP_NUM_TASKS": "2", "STEP_NUM_NODES": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    found = choose_hardware("cpu", "32")
+    assert (found.devices, found.nodes, found.rank, found.environment.world_size()) == (2, 1, 1, 2)
+    found.environment.validate_settings(found.devices, found.nodes)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    with pytest.raises(UserError, match="srun started 3 processes on 2 machines; give each the same number"):
+        choose_hardware("cpu", "32")
+
+
+def test_a_task_of_one_process_needs_no_launcher(monkeypatch):
+    for name, value in {"NTASKS": "2", "STEP_ID": "0", "PROCID": "1", "LOCALID": "1", "STEP_NUM_TASKS": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("SLURM_LOCALID", "2")
+    assert choose_device() == torch.device("cuda", 0)
+    with pytest.raises(UserError, match="this machine has 2 GPUs"):
+        choose_device(3)
 
 
 # What the script of a job has, an interactive shell in a job, and a shell that was given variables.

@@ -19,7 +19,8 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, pixel_notes, save_backbone
 from densepath.nets.weights.pixels import pixels_of_weights
-from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.checkpoints import read_checkpoint, write_checkpoint
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.export import export
 from densepath.training.pretrain import pretrain
@@ -138,7 +139,9 @@ def test_every_kind_of_method_takes_grey_images(tmp_path: Path, xrays: Path, met
             show_reconstruction(data=str(color), run=run, out=tmp_path / "r2.png", count=1)
 
 
-def test_single_values_are_chosen_by_hand_and_kept_when_a_run_is_resumed(tmp_path: Path, xrays: Path) -> None:
+def test_single_values_are_chosen_by_hand_and_kept_when_a_run_is_resumed(
+    tmp_path: Path, xrays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = {"window": (100, 3000), "mean": (0.4,), "std": (0.3,)}
     spec = PixelSpec(2, 1, (100.0, 3000.0), (0.4,), (0.3,))
     run = run_of(xrays, tmp_path / "run", **chosen)
@@ -146,9 +149,8 @@ def test_single_values_are_chosen_by_hand_and_kept_when_a_run_is_resumed(tmp_pat
     other = run_of(xrays, tmp_path / "other")
     weights = [read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"] for out in (run, other)]
     assert not torch.equal(*(state["method.backbone.net.conv1.0.weight"] for state in weights))
-    # The images use fewer bits now, so that the window would be another
-    for path in xrays.iterdir():
-        tifffile.imwrite(path, tifffile.imread(path) // 8, photometric="minisblack")
+    # The sample of the images uses fewer bits now, so that the window would be another
+    monkeypatch.setattr(ImageFiles, "_highest", lambda self: 511)
     again = run_of(xrays, tmp_path / "other", resume=True)
     assert pixels_of_weights(again) == GREY
     with pytest.raises(UserError, match="started with other values of mean"):
@@ -192,3 +194,33 @@ def test_old_weights_without_a_window_are_rgb(tmp_path: Path) -> None:
     notes = {k: v for k, v in pixel_notes(PixelSpec()).items() if k in ("mean", "std")}
     save_backbone(tmp_path / "w.safetensors", build_backbone("test_resnet"), metadata=notes)
     assert pixels_of_weights(tmp_path / "w.safetensors") == PixelSpec()
+
+
+def test_a_run_of_the_first_version_reads_grey_images_as_it_did(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """All images were 8-bit RGB; records did not say so, and momentum encoders followed batches."""
+    for kind in ("grey", "color"):
+        (tmp_path / kind).mkdir()
+        for number in range(16):
+            noise = np.random.default_rng(number).integers(0, 256, (64, 64), np.uint8)
+            Image.fromarray(noise).convert("L" if kind == "grey" else "RGB").save(tmp_path / kind / f"{number:02}.png")
+    options = {"backbone": "test_resnet", "method": "byol", "batch_size": 8, "accumulate": 2, "view_size": 48}
+    options |= {"devices": "cpu", "precision": "32", "log_every": 1, "workers": 0, "max_steps": 4}
+    whole = pretrain(data=tmp_path / "color", out=tmp_path / "whole", **options)
+    old = pretrain(data=tmp_path / "color", out=tmp_path / "old", save_every_steps=2, **options)
+    (old / "checkpoints" / "last.ckpt").unlink()
+    state = read_checkpoint(old / "checkpoints" / "previous.ckpt")
+    state["facts"] = {name: value for name, value in state["facts"].items() if isinstance(value, int)}
+    write_checkpoint(old / "checkpoints", state)
+    record = yaml.safe_load((old / "config.yaml").read_text())
+    del record["pixels"]
+    (old / "config.yaml").write_text(yaml.safe_dump(record))
+    pretrain(data=tmp_path / "grey", out=old, resume=True, **options)
+    assert "updated momentum encoders and queues once per batch; from now on" in capsys.readouterr().err
+    first, second = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, old))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for path in (tmp_path / "grey").iterdir():
+        pixels = np.asarray(Image.open(path)).astype(np.uint16) * 16
+        tifffile.imwrite(path.with_suffix(".tif"), pixels, photometric="minisblack")
+        path.unlink()
+    with pytest.raises(UserError, match=rf"read all images as 8-bit RGB.*--weights {old} --out {old}_2"):
+        pretrain(data=tmp_path / "grey", out=old, resume=True, **options)

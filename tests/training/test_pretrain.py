@@ -209,6 +209,18 @@ WRONG = {
     "log_every": {"log_every": 0},
     "no logger": {"loggers": ["excel"]},
     "accumulate": {"accumulate": 0},
+    "epochs is 1e\\+308; give a positive number": {"epochs": 1e308, "max_steps": None},
+    "epochs is -1.0; give a positive number": {"epochs": -1, "max_steps": None},
+    "epochs is 0.0; give a positive number": {"epochs": 0, "max_steps": None},
+    "epochs takes a number or null, not nan": {"epochs": float("nan"), "max_steps": None},
+    "max_steps is 1000000000000; give a positive number": {"max_steps": 10**12},
+    "save_every_steps is -1; give a positive number, or 0 for never": {"save_every_steps": -1},
+    "save_every_minutes is -1.0; give a positive number, or 0": {"save_every_minutes": -1},
+    "probe_every is -1.0; give a number of epochs, or 0": {"probe_every": -1},
+    "augment is 3; give its options by name, as a mapping": {"augment": 3},
+    "method_options is 3; give its options by name, as a mapping": {"method_options": 3},
+    "optimizer is 'sgd'; give its options by name, as a mapping": {"optimizer": "sgd"},
+    "a batch norm got one value of each channel": {"accumulate": 8, "view_size": 32},
 }
 
 

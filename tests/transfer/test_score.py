@@ -185,8 +185,12 @@ def _results(folder: Path, **changed: Any) -> None:
         ),
         (lambda f: _results(f, score=None), {"predictions": "r.json"}, "result 2 of .*r.json has no score"),
         (lambda f: _results(f, image_id=7), {"predictions": "r.json"}, "the image_id 7, which no image has"),
-        (lambda f: _results(f, bbox=[1]), {"predictions": "r.json"}, "no bbox of four numbers"),
-        (lambda f: _results(f, segmentation=[[1, 2]]), {"predictions": "r.json"}, "run lengths of 60 x 40 px"),
+        (lambda f: _results(f, bbox=[1]), {"predictions": "r.json"}, "a bbox that is not four numbers"),
+        (
+            lambda f: _results(f, segmentation=[[1, 2]]),
+            {"predictions": "r.json"},
+            "has outlines that are neither polygons nor run lengths",
+        ),
         (lambda f: _results(f), {"predictions": "r.json", "data": "maps"}, "images.json is missing"),
     ],
 )

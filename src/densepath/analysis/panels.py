@@ -15,6 +15,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.sources.run_folders import refuse_among_images
 
 INK = "#2b2b33"
 FAINT = "#8a8a96"
@@ -125,14 +126,19 @@ def compose(columns: Sequence[Sequence[tuple[str, Path]]], path: str | Path, *, 
     return save(figure, path)
 
 
-def picture_file(out: str | Path) -> Path:
+def picture_file(out: str | Path, *data: str | Path) -> Path:
     """Check the path of a picture to be written.
 
+    Args:
+        out: the path.
+        data: the images that are drawn.
+
     Raises:
-        UserError: it does not end in .png.
+        UserError: it does not end in .png, or lies among these images.
     """
     if Path(out).suffix.lower() != ".png":
         raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
+    refuse_among_images(out, *data)
     return Path(out)
 
 

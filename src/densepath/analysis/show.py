@@ -15,6 +15,7 @@ from densepath.analysis.panels import picture_file
 from densepath.analysis.pictures import draw_concepts, draw_views
 from densepath.analysis.reconstruction import draw_reconstruction
 from densepath.analysis.short_names import short_names
+from densepath.analysis.source import report_source
 from densepath.concepts.build import build_source
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError
@@ -46,6 +47,7 @@ def show_views(
     view_size: int | tuple[int, ...] | None = None,
     count: int = 6,
     seed: int = 0,
+    exclude: Sequence[str] = (),
     epoch: int = 0,
 ) -> Path:
     """Draw images with the outlines of their views, and the views as in training.
@@ -58,6 +60,7 @@ def show_views(
         count: number of images.
         seed: seed of the choice of images and of their views.
         epoch: epoch of the views; each epoch has different views of the same images.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
 
     Returns:
         ``out``.
@@ -65,11 +68,11 @@ def show_views(
     Raises:
         UserError: no such images or recipe, or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, data)
     given = {} if view_size is None else {"view_size": view_size}
     recipe = resolve(PretrainConfig, config, {"data": data, "out": out, **given})
     size, method = recipe.view_size, find_method(recipe.method)
-    images = open_images(data, cache="none")
+    images = open_images(data, cache="none", exclude=exclude)
     check_size(images, recipe.shortest_side // 2)
     spec = images.spec.override(recipe.mean, recipe.std, recipe.window)
     views, _ = without_color(method.views(recipe.augment), method.views(), spec)
@@ -93,6 +96,7 @@ def show_concepts(
     regions: str | None = None,
     count: int = 6,
     seed: int = 0,
+    exclude: Sequence[str] = (),
 ) -> Path:
     """Draw tiles and, next to each, the concepts of one or several sources.
 
@@ -112,6 +116,7 @@ def show_concepts(
         regions: for files: a folder of label maps.
         count: number of tiles.
         seed: seed of the choice of tiles, of random weights, and of the initial clusters.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
 
     Returns:
         ``out``.
@@ -119,9 +124,9 @@ def show_concepts(
     Raises:
         UserError: no such images, concepts, weights or stage, or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, data)
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
-    images = open_images(data, cache="none")
+    images = open_images(data, cache="none", exclude=exclude)
     batch = _draw(images, count, seed)
     stored = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
     tiles = [images.spec.to_rgb(pixels) for pixels in stored]
@@ -155,7 +160,15 @@ def show_concepts(
     return draw_concepts(tiles, columns, out, breaks=list(accumulate(map(len, groups), initial=1))[:-1])
 
 
-def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, count: int = 6, seed: int = 0) -> Path:
+def show_reconstruction(
+    *,
+    data: str | Path,
+    run: str | Path,
+    out: str | Path,
+    count: int = 6,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+) -> Path:
     """Draw the reconstructions of a run that predicts pixels: visible patches, target and prediction of views.
 
     Args:
@@ -164,6 +177,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
         out: a PNG file.
         count: number of images.
         seed: seed of the choice of images, of their views, and of the masks.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
 
     Returns:
         ``out``.
@@ -172,7 +186,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
         UserError: no such images or run, a run whose method predicts no pixels or that has no checkpoint yet, or a file
             name that does not end in .png.
     """
-    out, run = picture_file(out), Path(run)
+    out, run = picture_file(out, data), Path(run)
     name = read_run(run)["method"]
     if not find_method(name).predicts_pixels():
         predicting = ", ".join(known for known, method in METHODS.items() if method.predicts_pixels())
@@ -180,7 +194,7 @@ def show_reconstruction(*, data: str | Path, run: str | Path, out: str | Path, c
     method, record, _ = load_run(run)
     config = resolve(PretrainConfig, run / CONFIG, {})
     size = config.view_size
-    images = open_images(data, cache="none")
+    images = open_images(data, cache="none", exclude=exclude)
     check_size(images, config.shortest_side // 2)
     spec = pixels_of(record)
     if (spec.channels, spec.ndim) != (images.spec.channels, images.spec.ndim):
@@ -221,4 +235,5 @@ def _draw(images: PixelSource, count: int, seed: int) -> ImageBatch:
     check_seed(seed)
     if not 1 <= count <= len(images):
         raise UserError(f"count is {count}; give a number from 1 to {len(images)}, the number of images")
+    report_source(images)
     return next(iter(ImageBatches(images, batch_size=count, seed=seed, max_steps=1)))

@@ -15,12 +15,13 @@ from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
 from densepath.analysis.pictures import style_curve
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
+from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.open import open_images
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_device
 
 _STEPS = 80  # bars of a histogram over the visible range
 _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
@@ -37,6 +38,7 @@ def show_similarity(
     count: int = 500,
     seed: int = 0,
     devices: str = "auto",
+    exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Draw how similar the regions within an image are, for one or several sources of images and weights.
 
@@ -55,6 +57,7 @@ def show_similarity(
         count: number of images per source, chosen at random; all if there are fewer.
         seed: seed of the choice of images, and of random weights.
         devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
 
     Returns:
         Median and mean of each distribution and the overlap (shared area) of each pair; ``out`` as "picture".
@@ -63,7 +66,7 @@ def show_similarity(
         UserError: no such images, weights or stage, a source that is given twice, more sources than there are colors,
             or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, *data)
     sources = [data] if isinstance(data, str) else list(data)
     networks = [weights] if isinstance(weights, str) else list(weights)
     if not sources or not networks:
@@ -71,9 +74,15 @@ def show_similarity(
     if len(sources) > len(LINES):
         raise UserError(f"{len(sources)} sources are too many for one picture; give at most {len(LINES)}")
     images = dict(
-        zip(short_names(sources, "data"), (open_images(source, cache="none") for source in sources), strict=True)
+        zip(
+            short_names(sources, "data"),
+            (open_images(source, cache="none", exclude=exclude) for source in sources),
+            strict=True,
+        )
     )
-    device = choose_hardware(devices).device
+    device = choose_device(devices)
+    for each in images.values():
+        report_source(each)
     panels: dict[str, dict[str, Distribution]] = {}
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         panels[name] = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError, first_few
-from densepath.sources.pixel_source import PixelSource
+from densepath.sources.pixel_source import AllNames, PixelSource
 
 FOLDERS = "folders"
 _COLUMNS = ("file", "label")
@@ -51,7 +52,7 @@ class Classes:
         return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
 
 
-def read_classes(images: PixelSource, labels: str) -> Classes:
+def read_classes(images: PixelSource, labels: str, root: str | Path | None = None) -> Classes:
     """Look up the class of each image.
 
     A table is a CSV or TSV file with two columns, the file and its label; with a header that names them ``file`` and
@@ -61,19 +62,22 @@ def read_classes(images: PixelSource, labels: str) -> Classes:
 
     Args:
         images: the source.
-        labels: "folders", or the path of a table.
+        labels: "folders", or the path of a table. With "folders" the class of an image is its topmost folder below
+            ``root``, as in torchvision's ImageFolder.
+        root: the folder of the images; by default the one that contains all of them.
 
     Raises:
         UserError: there are fewer than two classes; the table is missing, cannot be read, is not a table of labels or
             contradicts itself; or it has no label for an image.
     """
-    names, found = _by_folder(images) if labels == FOLDERS else _by_table(images, labels)
+    names, found = _by_folder(images, root) if labels == FOLDERS else _by_table(images, labels)
     used, inverse = np.unique(found, return_inverse=True)
     present = [names[number] for number in used]
     if len(present) < 2:
+        name = os.path.basename(os.path.dirname(os.path.abspath(images.names(0)))) if present == ["."] else present[0]
         raise UserError(
-            f"all images are of one class, {present[0]}; put the images of each class into a separate folder, or "
-            "give a table of labels with --labels"
+            f"all images are of one class, {name}; give the folder that contains a folder for each class, or a table "
+            "of labels with --labels"
         )
     order = sorted(range(len(present)), key=present.__getitem__)
     rank = np.empty(len(order), np.int32)
@@ -81,14 +85,15 @@ def read_classes(images: PixelSource, labels: str) -> Classes:
     return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
 
 
-def _by_folder(images: PixelSource) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """The folders of the images, and (N,) the index of each image's folder."""
+def _by_folder(images: PixelSource, root: str | Path | None) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """The topmost folders of the images, and (N,) the index of each image's folder."""
+    folders = {os.path.dirname(name) for name in AllNames(images)}
+    base = os.path.commonpath(folders) if root is None else str(root)
+    top = {folder: os.path.relpath(folder or ".", base or ".").split(os.sep)[0] for folder in folders}
     numbers: dict[str, int] = {}
-    found = array("i")
-    for position in range(len(images)):
-        folder = PurePath(images.names(position)).parent.name or "."
-        found.append(numbers.setdefault(folder, len(numbers)))
-    return list(numbers), np.frombuffer(found, np.int32)
+    found = (numbers.setdefault(top[os.path.dirname(name)], len(numbers)) for name in AllNames(images))
+    index = np.fromiter(found, np.int32, len(images))
+    return list(numbers), index
 
 
 def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -97,7 +102,7 @@ def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
         paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
-        tails = (os.fsencode(path).split(b"/")[-depth:] for path in paths)
+        tails = (_parts(path)[-depth:] for path in paths)
         keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
         candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
         row = np.where((row < 0) & (table.keys[candidate] == keys), candidate, row)
@@ -140,7 +145,7 @@ def _read_table(path: str) -> _Table:
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for line, name, label in _rows(file, path):
-                parts = os.fsencode(os.path.normpath(name)).split(b"/")
+                parts = _parts(os.path.normpath(name))
                 depths.add(len(parts))
                 keys.append(_key(parts))
                 labels.append(numbers.setdefault(label, len(numbers)))
@@ -181,6 +186,11 @@ def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
                     "header that names these columns"
                 )
             yield reader.line_num, name, label
+
+
+def _parts(path: str) -> list[bytes]:
+    """The parts of a path, in one Unicode normalization: macOS writes another one than Linux."""
+    return os.fsencode(unicodedata.normalize("NFC", path)).split(b"/")
 
 
 def _key(parts: list[bytes]) -> int:

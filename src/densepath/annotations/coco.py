@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +14,20 @@ from faster_coco_eval import mask as rle
 from PIL import Image
 from torch.utils.data import Dataset
 
-from densepath.annotations.coco_checks import check_coco
+from densepath.annotations.coco_checks import Orientation, check_coco
 from densepath.annotations.fraction import check_fraction, choose_fraction
+from densepath.annotations.outlines import paint, union
 from densepath.annotations.patients import patients_of
-from densepath.annotations.run_lengths import compress, paint
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_image, read_size
+from densepath.sources.decode import read_header, read_image, read_size
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.tiff import turn
 
 LabelMap = npt.NDArray[np.integer[Any]]
-Outlined = tuple[str, npt.NDArray[np.uint8] | Path, LabelMap]  # name without suffix; image or its file; labels (H, W)
+# Name without suffix, perhaps in subfolders; image or its file; labels (H, W).
+Outlined = tuple[str, npt.NDArray[np.uint8] | Path, LabelMap]
 _RGB = PixelSpec()
 _MOST_OF_8_BITS = 255
 CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this stay in RAM
@@ -85,10 +87,13 @@ def _place_image(folder: Path, name: str, image: npt.NDArray[np.uint8] | Path, s
         raise UserError(f"{error}; replace the file") from error
     if actual != size:
         raise UserError(f"{name}: the labels are {_size(*size)} but the image is {_size(*actual)}; they must be equal")
+    file = f"{name}{image.suffix.lower() if isinstance(image, Path) else '.png'}"
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, Path):
-        return shutil.copyfile(image, folder / f"{name}{image.suffix.lower()}").name
-    Image.fromarray(image).save(folder / f"{name}.png", compress_level=1)
-    return f"{name}.png"
+        shutil.copyfile(image, folder / file)
+    else:
+        Image.fromarray(image).save(folder / file, compress_level=1)
+    return file
 
 
 def _size(height: int, width: int) -> str:
@@ -119,25 +124,39 @@ class CocoImages(Dataset[dict[str, Any]]):
         folder: folder of the images.
         annotations: COCO instances JSON; outlines may be polygons or run lengths, compressed or not.
         spec: the pixels for a network: grey or RGB, read as 16 bits if its window needs them.
+        outlines: whether every object needs an outline; otherwise its box is enough.
+        orientation: which pixels of images with an orientation tag the annotations describe: as stored in the file, or
+            as shown by a viewer. None refuses such images.
 
     Attributes:
         annotations: the JSON's path.
         spec: the argument.
         category_ids: the JSON's id of label 1, 2, ...
+        category_names: the names of the labels.
 
     Raises:
         UserError: the JSON and the images do not match; the message names the first cases.
     """
 
-    def __init__(self, folder: str | Path, annotations: str | Path, spec: PixelSpec = _RGB) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        annotations: str | Path,
+        spec: PixelSpec = _RGB,
+        outlines: bool = True,
+        orientation: Orientation | None = None,
+    ) -> None:
         self.folder, self.annotations = Path(folder), Path(annotations)
         if spec.ndim != 2 or spec.channels not in (1, 3):
             raise UserError(
                 f"outlined images are grey or RGB, but the weights need {spec.channels} channels; use other weights"
             )
         self.spec = spec
-        self._truth = check_coco(self.folder, self.annotations)
-        self.category_ids = sorted(category["id"] for category in self._truth["categories"])
+        self._truth = check_coco(self.folder, self.annotations, outlines, orientation)
+        self._viewed = orientation == "viewed"
+        names = {category["id"]: category["name"] for category in self._truth["categories"]}
+        self.category_ids = sorted(names)
+        self.category_names = [names[number] for number in self.category_ids]
         self._images: list[dict[str, Any]] = self._truth["images"]
         self._objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self._images}
         for annotation in self._truth["annotations"]:
@@ -151,6 +170,16 @@ class CocoImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.sample(index)
+
+    @property
+    def objects(self) -> int:
+        """The number of objects of all images."""
+        return sum(len(self._objects[image["id"]]) for image in self._images)
+
+    @property
+    def crowds(self) -> int:
+        """The number of annotations marked ``iscrowd``."""
+        return len(self._truth["annotations"]) - self.objects
 
     def sample(self, index: int, masks: bool = True) -> dict[str, Any]:
         """A sample; with ``masks=False`` its masks are (0, H, W): they take longer to decode than the image."""
@@ -187,7 +216,7 @@ class CocoImages(Dataset[dict[str, Any]]):
         near = np.all(boxes[:, :2] < (left + side + 1, top + side + 1), axis=1)
         near &= np.all(boxes[:, 2:] > (left - 1, top - 1), axis=1)
         window = np.s_[top : top + side, left : left + side]
-        parts = [(o, self._mask(image, o)[window].copy()) for o, here in zip(objects, near, strict=True) if here]
+        parts = [(o, self._mask(o)[window].copy()) for o, here in zip(objects, near, strict=True) if here]
         seen = [(o, part) for o, part in parts if part.any()]
         pixels = self._read(image["file_name"])[window]
         masks = np.array([part for _, part in seen], bool).reshape(-1, *pixels.shape[:2])
@@ -199,6 +228,12 @@ class CocoImages(Dataset[dict[str, Any]]):
             "image_id": image["id"],
             "name": image["file_name"],
         }
+
+    def foreground(self, index: int) -> npt.NDArray[np.bool_]:
+        """The pixels (H, W) of the image's objects, in less time and memory than their masks take."""
+        image = self._images[index]
+        outlines = [annotation["segmentation"] for annotation in self._objects[image["id"]]]
+        return union(outlines, image["height"], image["width"])
 
     def label_map(self, index: int) -> npt.NDArray[np.int32]:
         """The image's objects as one map (H, W): 0 is background, 1..N the annotations, later ones on top."""
@@ -231,8 +266,23 @@ class CocoImages(Dataset[dict[str, Any]]):
         self._truth = {**self._truth, "images": self._images, "annotations": some}
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """The JSON's content, crowds included, for an evaluator."""
+        """The JSON's content, crowds included, for an evaluator; outlines are compressed run lengths."""
         return self._truth
+
+    def order_categories(self, names: Sequence[str]) -> None:
+        """Let the labels 1, 2, ... be the categories of these names, which are all names of this JSON."""
+        id_of = dict(zip(self.category_names, self.category_ids, strict=True))
+        self.category_ids, self.category_names = [id_of[name] for name in names], list(names)
+
+    def absent_categories(self) -> list[str]:
+        """The names of the categories without an object."""
+        present = {annotation["category_id"] for objects in self._objects.values() for annotation in objects}
+        pairs = zip(self.category_ids, self.category_names, strict=True)
+        return [name for number, name in pairs if number not in present]
+
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [self.folder / image["file_name"] for image in self._images]
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         if self._cache is not None and name in self._cache:
@@ -240,6 +290,8 @@ class CocoImages(Dataset[dict[str, Any]]):
         dtype = np.uint8 if self.spec.window[1] <= _MOST_OF_8_BITS else np.uint16
         try:
             pixels = read_image(self.folder / name, channels=self.spec.channels, dtype=dtype)
+            if self._viewed:
+                pixels = turn(pixels, read_header(self.folder / name).orientation)
         except CorruptImage as error:
             raise UserError(f"{error}; replace the file or take it out of {self.annotations}") from error
         if self._cache is not None:
@@ -250,13 +302,12 @@ class CocoImages(Dataset[dict[str, Any]]):
         """(N, H, W)"""
         masks = np.zeros((len(objects), image["height"], image["width"]), bool)
         for mask, annotation in zip(masks, objects, strict=True):
-            mask[:] = self._mask(image, annotation)
+            mask[:] = self._mask(annotation)
         return masks
 
-    def _mask(self, image: dict[str, Any], annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
+    def _mask(self, annotation: dict[str, Any]) -> npt.NDArray[np.bool_]:
         """(H, W)"""
-        runs = compress(annotation["segmentation"], image["height"], image["width"])
-        mask: npt.NDArray[np.bool_] = rle.decode(runs).astype(bool)
+        mask: npt.NDArray[np.bool_] = rle.decode(annotation["segmentation"]).astype(bool)
         return mask
 
     def _boxes(self, objects: list[dict[str, Any]]) -> npt.NDArray[np.float32]:
@@ -276,8 +327,19 @@ def _bounds(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def open_split(data: str | Path, split: Literal["train", "test"], spec: PixelSpec = _RGB) -> CocoImages:
+def open_split(
+    data: str | Path,
+    split: Literal["train", "test"],
+    spec: PixelSpec = _RGB,
+    outlines: bool = True,
+    orientation: Orientation | None = None,
+) -> CocoImages:
     """The images and instances of one split of a data set in the layout of :func:`write_coco`.
+
+    Args:
+        data: the data set.
+        split: the split.
+        spec, outlines, orientation: as for :class:`CocoImages`.
 
     Raises:
         UserError: there is no such split, or as for :class:`CocoImages`.
@@ -288,4 +350,4 @@ def open_split(data: str | Path, split: Literal["train", "test"], spec: PixelSpe
             f"{data} is not a data set of outlined images: it needs {split}/ with the images and "
             f"annotations/{split}.json with their instances in COCO's format, as `densepath data glas` writes them"
         )
-    return CocoImages(folder, annotations, spec)
+    return CocoImages(folder, annotations, spec, outlines, orientation)

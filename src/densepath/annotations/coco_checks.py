@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from densepath.annotations.run_lengths import read_runs
+from densepath.annotations.outlines import are_numbers, draw, is_empty
 from densepath.core.errors import UserError, first_few
+from densepath.core.files import existing
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_size
+from densepath.sources.decode import read_header
+
+Orientation = Literal["stored", "viewed"]
 
 _NEEDED: dict[str, dict[str, type | None]] = {  # with the types of keys that are looked up
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"image_id": int, "category_id": int, "bbox": None, "segmentation": None},
     "categories": {"id": int},
 }
+_MOST = 1e30  # within the range of float32
 _KINDS: dict[type | None, str] = {int: "a whole number", str: "text"}
+_LEAST_OVERLAP = 0.7  # IoU of a box and the bounds of its outline; boxes drawn by hand have 0.8 and more
+_LEAST_DISTANCE = 2.0  # pixels between their sides that always pass: conventions differ by 1, small objects are small
 
 
-def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
-    """Read a COCO instances JSON and compare it with its images' headers.
+def check_coco(
+    folder: Path, annotations: Path, outlines: bool = True, orientation: Orientation | None = None
+) -> dict[str, Any]:
+    """Read a COCO instances JSON and compare it with its images' headers. Each outline is drawn.
 
     Args:
         folder: folder of the images.
         annotations: the JSON.
+        outlines: whether every object needs an outline; otherwise an object without one gets that of its box.
+        orientation: which pixels of images with an orientation tag the annotations describe: as stored in the file, or
+            as shown by a viewer. None refuses such images.
+
+    Returns:
+        Its content, with all outlines as compressed run lengths.
 
     Raises:
         UserError: it is not a COCO instances JSON, names images that are missing, unreadable or of another size, or has
-            annotations of unknown images or categories, with empty boxes or with outlines that cannot be drawn.
+            annotations of unknown images or categories, with empty boxes, with outlines that cannot be drawn, are empty
+            or do not agree with their boxes.
     """
-    truth = _read(annotations)
+    truth = _read(annotations, outlines)
     images = {image["id"]: image for image in truth["images"]}
     if len(images) < len(truth["images"]):
         raise UserError(f"{annotations} gives several images the same id; renumber them")
@@ -44,26 +62,52 @@ def check_coco(folder: Path, annotations: Path) -> dict[str, Any]:
         if found := list(faults):
             raise UserError(f"{annotations}: {what}: {first_few(found)}; {remedy}")
 
+    for image in images.values():
+        image["file_name"] = existing(folder, image["file_name"])
     names = [image["file_name"] for image in images.values()]
     refuse((n for n in names if not (folder / n).is_file()), "images missing", f"put them into {folder}")
-    refuse(_unlike(folder, images.values()), "images that differ from its entries", "annotate the images in the folder")
+    unlike, turned = _compare(folder, images.values(), orientation)
+    refuse(
+        turned if orientation is None else (),
+        "images with an orientation tag",
+        "say with --orientation whether the annotations describe the pixels as stored or as viewed, or save the images "
+        "without the tag",
+    )
+    refuse(unlike, "images that differ from its entries", "annotate the images in the folder")
     categories = {category["id"] for category in truth["categories"]}
+    named = Counter(category["name"] for category in truth["categories"])
+    refuse((name for name, count in named.items() if count > 1), "several categories of one name", "rename them")
     entries = [(f"annotation {a.get('id', number)}", a) for number, a in enumerate(truth["annotations"])]
     remedy = "correct or remove them"
     refuse((n for n, a in entries if a["image_id"] not in images), "annotations of unlisted images", remedy)
     refuse((n for n, a in entries if a["category_id"] not in categories), "annotations of unknown categories", remedy)
-    refuse((n for n, a in entries if a.get("iscrowd", 0) not in (0, 1)), "iscrowd neither 0 nor 1", remedy)
-    refuse((n for n, a in entries if not _is_small(a.get("area", 0))), "areas that are not numbers", remedy)
-    refuse((n for n, a in entries if not _has_area(a["bbox"], images[a["image_id"]])), "boxes without area", remedy)
-    refuse(
-        (n for n, a in entries if not can_be_drawn(a["segmentation"], images[a["image_id"]])),
-        "outlines that are neither polygons nor run lengths of the image's size",
-        remedy,
+    refuse((n for n, a in entries if a["iscrowd"] not in (0, 1)), "iscrowd neither 0 nor 1", remedy)
+    refuse((n for n, a in entries if not are_numbers([a.get("area", 0)], _MOST)), "areas that are not numbers", remedy)
+    wrong = (n for n, a in entries if not are_numbers(a["bbox"], _MOST) or len(a["bbox"]) != 4)
+    refuse(wrong, "boxes that are not x y width height", remedy)
+    boxes = np.array([a["bbox"] for _, a in entries], np.float64).reshape(-1, 4)
+    sizes = [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for _, a in entries]
+    limits = np.tile(np.array(sizes, np.float64).reshape(-1, 2), 2)
+    corners = _corners(boxes.astype(np.float32)).clip(0, limits)  # as in the detector
+    empty = np.any(corners[:, :2] >= corners[:, 2:], axis=1).tolist()
+    refuse((n for (n, _), one in zip(entries, empty, strict=True) if one), "boxes without area", remedy)
+
+    faults: dict[str, list[str]] = {}
+    bounds = np.array([_draw(n, a, images[a["image_id"]], outlines, faults) for n, a in entries], np.float64).reshape(
+        -1, 4
     )
+    for what, found in faults.items():
+        refuse(found, what, remedy)
+    objects = np.array([not a["iscrowd"] for _, a in entries], bool)
+    apart = _disagree(_corners(boxes), bounds, limits) & objects
+    if _are_corners(boxes[objects], bounds[objects], limits[objects], outlines):
+        apart, remedy = objects, "they are x1 y1 x2 y2; write x y width height, as COCO has it"
+    far = [name for (name, _), one in zip(entries, apart, strict=True) if one]
+    refuse(far, f"boxes that disagree with their {'outlines' if outlines else 'images'}", remedy)
     return truth
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, outlines: bool) -> dict[str, Any]:
     try:
         truth = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -77,16 +121,35 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(entries, list):
             raise UserError(f"{path} is not a COCO instances JSON: it has no list {part!r}; see cocodataset.org")
         for number, entry in enumerate(entries):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+            missing = [
+                key
+                for key in keys
+                if (not isinstance(entry, dict) or key not in entry) and (outlines or key != "segmentation")
+            ]
             if missing:
                 raise UserError(f"{path} is not a COCO instances JSON: {part}[{number}] has no {missing[0]!r}; add it")
-            wrong = [key for key, kind in keys.items() if kind and not _has_type(kind, entry[key])]
-            if wrong:
-                kind = _KINDS[keys[wrong[0]]]
-                raise UserError(
-                    f"{path} is not a COCO instances JSON: {wrong[0]!r} of {part}[{number}] is not {kind}; correct it"
-                )
+            for key, kind in keys.items():
+                if kind is int:
+                    entry[key] = _whole(entry[key])
+                if kind and not _has_type(kind, entry[key]):
+                    raise UserError(
+                        f"{path} is not a COCO instances JSON: {key!r} of {part}[{number}] is not {_KINDS[kind]}; "
+                        "correct it"
+                    )
+    for entry in truth["annotations"]:
+        entry["iscrowd"] = _whole(entry.get("iscrowd", 0))
+    for entry in truth["categories"]:
+        entry["name"] = unicodedata.normalize("NFC", str(entry.get("name", entry["id"])))
     return truth
+
+
+def _whole(value: Any) -> Any:
+    """A whole number in another spelling, 1.0 or "1", as an integer; anything else unchanged."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
+        return int(value)
+    return value
 
 
 def _has_type(kind: type, value: Any) -> bool:
@@ -96,46 +159,69 @@ def _has_type(kind: type, value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _unlike(folder: Path, images: Iterable[dict[str, Any]]) -> Iterable[str]:
+def _compare(
+    folder: Path, images: Iterable[dict[str, Any]], orientation: Orientation | None
+) -> tuple[list[str], list[str]]:
+    """The images that differ from their entries, and those with an orientation tag."""
+    unlike, turned = [], []
     for image in images:
-        stated = image["height"], image["width"]
+        name, stated = image["file_name"], (image["height"], image["width"])
         try:
-            actual = read_size(folder / image["file_name"])
+            header = read_header(folder / name)
         except CorruptImage as error:
-            yield f"{image['file_name']} ({error.why})"
+            unlike.append(f"{name} ({error.why})")
             continue
+        if header.orientation != 1:
+            turned.append(f"{name} (orientation {header.orientation})")
+        actual = header.viewed if orientation == "viewed" else (header.height, header.width)
         if actual != stated:
-            yield f"{image['file_name']} ({actual[1]} x {actual[0]} px, not {stated[1]} x {stated[0]})"
+            unlike.append(f"{name} ({actual[1]} x {actual[0]} px, not {stated[1]} x {stated[0]})")
+    return unlike, turned
 
 
-def _has_area(box: Any, image: dict[str, Any]) -> bool:
-    """Whether a box x y width height covers some of its image."""
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_small(n) for n in box):
+def _draw(
+    name: str, annotation: dict[str, Any], image: dict[str, Any], outlines: bool, faults: dict[str, list[str]]
+) -> list[float]:
+    """Replace an annotation's outline by its run lengths, and return its bounds x1 y1 x2 y2."""
+    x, y, width, height = annotation["bbox"]
+    corners = [x, y, x + width, y + height]
+    if not outlines and not annotation.get("segmentation"):
+        x1, y1, x2, y2 = np.clip(corners, 0, [image["width"], image["height"]] * 2).tolist()
+        annotation["segmentation"], _ = draw([[x1, y1, x2, y1, x2, y2, x1, y2]], image["height"], image["width"])
+        return corners
+    try:
+        annotation["segmentation"], bounds = draw(annotation["segmentation"], image["height"], image["width"])
+    except ValueError as error:
+        faults.setdefault(str(error), []).append(name)
+        return corners
+    if is_empty(annotation["segmentation"]):
+        faults.setdefault("outlines that cover no pixel", []).append(name)
+    return bounds
+
+
+def _disagree(
+    boxes: npt.NDArray[np.float64], bounds: npt.NDArray[np.float64], limits: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Whether boxes (N, 4) and bounds (N, 4), both x1 y1 x2 y2, clearly differ within their images' limits (N, 4)."""
+    first, second = boxes.clip(0, limits), bounds.clip(0, limits)
+    low, high = np.maximum(first, second)[:, :2], np.minimum(first, second)[:, 2:]
+    common = (high - low).clip(0).prod(axis=1)
+    whole = sum((part[:, 2:] - part[:, :2]).clip(0).prod(axis=1) for part in (first, second)) - common
+    return (common < _LEAST_OVERLAP * whole) & (np.abs(first - second).max(axis=1) > _LEAST_DISTANCE)
+
+
+def _are_corners(
+    written: npt.NDArray[np.float64], bounds: npt.NDArray[np.float64], limits: npt.NDArray[np.float64], outlined: bool
+) -> bool:
+    """Whether boxes (N, 4) were written as x1 y1 x2 y2: it fits all of them, and x y width height does not."""
+    if (written[:, 2:] <= written[:, :2]).any() or (written[:, 2:] > limits[:, 2:] + 1).any():
         return False
-    x, y, width, height = box
-    corners = np.array([[x, x + width], [y, y + height]], np.float32)  # as in the detector
-    inside = corners.clip(0, np.array([[image["width"]], [image["height"]]]))
-    return bool((inside[:, 0] < inside[:, 1]).all())
+    if outlined:
+        apart = _disagree(_corners(written), bounds, limits)
+        return bool(apart.any()) and not _disagree(written, bounds, limits).any()
+    return bool((_corners(written) > limits + _LEAST_DISTANCE).any())
 
 
-def _is_small(value: Any) -> bool:
-    """Whether a value is a number within the range of float32."""
-    return isinstance(value, int | float) and abs(value) < 1e30
-
-
-def can_be_drawn(segmentation: Any, image: Mapping[str, Any]) -> bool:
-    """Whether an outline is made of polygons, or of run lengths for an image of this ``height`` and ``width``."""
-    far = 10 * max(image["height"], image["width"])  # a corner farther away is an error, and takes memory to draw
-    if isinstance(segmentation, list):
-        return bool(segmentation) and all(
-            isinstance(polygon, list)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and all(isinstance(n, int | float) and abs(n) <= far for n in polygon)
-            for polygon in segmentation
-        )
-    if not isinstance(segmentation, dict) or segmentation.get("size") != [image["height"], image["width"]]:
-        return False
-    # If there are fewer pixels than the image has, the decoder leaves the rest uninitialized.
-    runs = read_runs(segmentation.get("counts"))
-    return runs is not None and bool((runs >= 0).all()) and runs.sum() == image["height"] * image["width"]
+def _corners(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """x y width height (N, 4) as x1 y1 x2 y2."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +15,23 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.annotations.label_maps import SIDE, LabelMaps, shrink
 from densepath.core.digests import digest_of, digest_of_files
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, writing
+from densepath.core.locks import shared_work
 from densepath.core.system import cores
+from densepath.core.waiting import HANGING_READER
 from densepath.sources.corrupt import CorruptImage, CorruptLog
 from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.prefetch import ahead
 from densepath.sources.read_all import read_all
-from densepath.sources.workers import outlive_signals, report_dead_workers
+from densepath.sources.workers import end_workers, outlive_signals, report_dead_workers
 
 _VERSION = 3  # of the files' content
+_AHEAD = 1  # map: shards are written as soon as their maps are computed
 _SHARD = 1024  # maps that are saved together: the most that a killed run loses
 
 Image = npt.NDArray[np.uint8]
@@ -103,7 +108,7 @@ def label_images(images: PixelSource, labeller: Labeller, folder: str | Path | N
                 f"the folder {subfolder} for label maps cannot be created ({error.strerror}); "
                 "give another with --cache_dir"
             ) from error
-        with writing(path, subfolder / "lock"), FileLock(subfolder / "lock"):
+        with writing(path, subfolder / "lock"), shared_work(subfolder / "lock", "label maps"):
             maps = _open(path, len(images))  # another process may have computed them meanwhile
             if maps is None:
                 remove_remains(subfolder)
@@ -138,9 +143,11 @@ def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
     counts = {shards / f"{start:012}.npy": min(_SHARD, len(images) - start) for start in starts}
     whole = list(takewhile(lambda shard: _open(shard, counts[shard]) is not None, counts))
     try:
-        labels = _labelled(images, labeller, len(whole) * _SHARD)
-        for shard in list(counts)[len(whole) :]:
-            _save(shard, (counts[shard], SIDE, SIDE), islice(labels, counts[shard]))
+        loaders: list[Any] = []
+        made = _labelled(images, labeller, len(whole) * _SHARD, loaders)
+        with closing(ahead(made, _AHEAD, "label maps", partial(end_workers, loaders), HANGING_READER)) as labels:
+            for shard in list(counts)[len(whole) :]:
+                _save(shard, (counts[shard], SIDE, SIDE), islice(labels, counts[shard]))
     except UserError as error:
         if error.__cause__ is None:  # wrong files will be replaced, and these maps with them
             shutil.rmtree(shards, ignore_errors=True)
@@ -158,12 +165,18 @@ def _save(path: Path, shape: tuple[int, ...], parts: Iterable[npt.NDArray[np.int
             file.write(labels.tobytes())
 
 
-def _labelled(images: PixelSource, labeller: Labeller, start: int) -> Iterator[npt.NDArray[np.int16]]:
-    """The maps of the images from the position ``start`` on, in order, computed on all cores."""
+def _labelled(
+    images: PixelSource, labeller: Labeller, start: int, loaders: list[Any]
+) -> Generator[npt.NDArray[np.int16], None, None]:
+    """The maps of the images from the position ``start`` on, in order, computed on all cores.
+
+    The iterator over the worker processes is added to ``loaders``.
+    """
     workers = min(cores(), len(images)) if labeller.parallel and cores() > 1 else 0
     loader = DataLoader(
         _Labelled(labeller),
         batch_size=None,
+        collate_fn=_unchanged,  # torch would pass each small map through a file of shared memory
         sampler=zip(_pixels(images, start), islice(AllNames(images), start, None), strict=True),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -171,16 +184,24 @@ def _labelled(images: PixelSource, labeller: Labeller, start: int) -> Iterator[n
         generator=torch.Generator(),  # otherwise it would draw from the global one
     )
     with report_dead_workers(workers, "start again where more memory is free"):
-        for labels in loader:
-            if isinstance(labels, str):
-                raise UserError(labels)
-            yield labels.numpy()
+        loaders.append(iter(loader))
+        try:
+            for labels in loaders[-1]:
+                if isinstance(labels, str):
+                    raise UserError(labels)
+                yield labels
+        finally:
+            loaders.clear()
 
 
 def _pixels(images: PixelSource, start: int) -> Iterator[Image | None]:
     """The images in order, with a progress bar; None for a corrupt one, which the run itself will report."""
     for image in read_all(images, CorruptLog(len(images), quiet=True), "finding concepts", start):
         yield None if image is None else images.spec.to_rgb(image)
+
+
+def _unchanged(labels: Any) -> Any:
+    return labels
 
 
 class _Labelled(Dataset[Any]):

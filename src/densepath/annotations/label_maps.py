@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densepath.core.files import Unchanged
+
 # Rows and columns of a map. A view of a fifth of its image covers 36 of them with its 7 positions. On tiles of 224 px,
 # 2% of the positions of views get another label than from maps of 224, and 6% where regions are smaller than positions,
 # as with superpixels of scale 50.
@@ -24,6 +26,7 @@ class LabelMaps:
 
     def __init__(self, maps: npt.NDArray[np.int16]) -> None:
         self.maps = maps
+        self._mapped = Unchanged(maps.filename) if isinstance(maps, np.memmap) and maps.filename else None
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -35,6 +38,8 @@ class LabelMaps:
             index: positions in the source, on the CPU.
             pin: into page-locked memory, from where a GPU fetches them while other work runs.
         """
+        if self._mapped is not None:
+            self._mapped.check()
         out = torch.empty((len(index), *self.maps.shape[1:]), dtype=torch.int16, pin_memory=pin)
         np.take(self.maps, index.numpy(), axis=0, out=out.numpy(), mode="clip")  # "raise" would copy everything twice
         return out

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy.io
 from PIL import Image
+from scipy.io.matlab import matfile_version
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_size
-from densepath.sources.tiff import refuse_bomb
+from densepath.sources.decode import read_header, read_size
+from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
+
+_T = TypeVar("_T")
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy", ".mat")
+_MATLAB_COMPRESSED, _MATLAB_HEAD = 15, 2**16  # a kind of element; bytes of an element besides its numbers
 _USUAL = "inst_map"  # the name of the variable in MATLAB files with several
 _MATLAB_KINDS = ("double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 
@@ -28,17 +36,33 @@ def label_size(path: Path) -> tuple[int, int]:
         UserError: it does not contain exactly one map.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".npy", ".mat"):
+    if suffix == ".mat":
+        shape = _variable(path)[1]
+    elif suffix == ".npy":
+        shape = _load(path).shape
+    elif _is_tiff(path):
+        shape = _read_tiff(stored_shape, path)
+    else:
         return read_size(path)
-    shape = _variable(path)[1] if suffix == ".mat" else _load(path).shape
     if len(shape) != 2:
         raise UserError(f"{path} holds an array of {len(shape)} axes, not a label map; give arrays of height x width")
     refuse_bomb(path, shape[1], shape[0])
     return shape[0], shape[1]
 
 
+def label_orientation(path: Path) -> int:
+    """The orientation tag of a label map, 1 to 8, which :func:`read_labels` ignores; 1 where there is none.
+
+    Raises:
+        CorruptImage: the file cannot be read.
+    """
+    if path.suffix.lower() in (".npy", ".mat"):
+        return 1
+    return _read_tiff(stored_orientation, path) if _is_tiff(path) else read_header(path).orientation
+
+
 def read_labels(path: Path) -> npt.NDArray[np.int32]:
-    """An instance label map (H, W) with the numbers of its file; for a palette image, its indices.
+    """An instance label map (H, W) with the numbers of its file, as stored; for a palette image, its indices.
 
     Raises:
         CorruptImage: the file cannot be read.
@@ -57,7 +81,27 @@ def read_labels(path: Path) -> npt.NDArray[np.int32]:
     return whole
 
 
+def _is_tiff(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in TIFF_STARTS
+    except OSError:
+        return False
+
+
+def _read_tiff(read: Callable[[Path], _T], path: Path) -> _T:
+    """Stored numbers: Pillow would invert and turn some, and reads the first page only."""
+    try:
+        return read(path)
+    except (UserError, CorruptImage, MemoryError):
+        raise
+    except Exception as error:  # corrupt bytes fail anywhere in the reader
+        raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
+
+
 def _decode(path: Path) -> npt.NDArray[Any]:
+    if _is_tiff(path):
+        return _read_tiff(read_stored, path)
     try:
         with Image.open(path) as image:
             return np.asarray(image)
@@ -78,9 +122,37 @@ def _load_matlab(path: Path) -> npt.NDArray[Any]:
     name, shape = _variable(path)
     refuse_bomb(path, *reversed(shape))
     try:
-        return np.asarray(scipy.io.loadmat(path, variable_names=[name])[name])
+        content = _matlab_element(path, name, 8 * shape[0] * shape[1] + _MATLAB_HEAD)
+        return np.asarray(scipy.io.loadmat(content, variable_names=[name])[name])
+    except CorruptImage:
+        raise
     except Exception as error:  # corrupt bytes fail anywhere in the reader
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error
+
+
+def _matlab_element(path: Path, name: str, most: int) -> io.BytesIO:
+    """A MATLAB file with one variable of another one, without compression: scipy inflates as much as a file claims.
+
+    Raises:
+        CorruptImage: the variable has more bytes than its shape, ``most``.
+    """
+    data = path.read_bytes()
+    if matfile_version(io.BytesIO(data))[0] == 0:  # format 4 has no compression
+        return io.BytesIO(data)
+    order, place = "<" if data[126:128] == b"IM" else ">", 128
+    while place + 8 <= len(data):
+        kind, length = struct.unpack(f"{order}II", data[place : place + 8])
+        element = data[place : place + 8 + length]
+        if kind == _MATLAB_COMPRESSED:
+            element = zlib.decompressobj().decompress(element[8:], most + 1)
+        file = io.BytesIO(data[:128] + element)
+        if [variable for variable, *_ in scipy.io.whosmat(file)] == [name]:
+            if len(element) > most:
+                raise CorruptImage(str(path), "it holds more numbers than its shape says; save it again")
+            file.seek(0)
+            return file
+        place += 8 + length
+    raise CorruptImage(str(path), f"cannot be decoded ({name} is missing)")
 
 
 def _variable(path: Path) -> tuple[str, tuple[int, ...]]:

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.coco import open_split
-from densepath.core.digests import cached_text, digest_of, digest_of_files, in_threads
+from densepath.core.digests import cached_text, digest_of, digest_of_files
 from densepath.core.errors import UserError
-from densepath.core.system import with_progress
+from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
@@ -182,7 +183,8 @@ def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
         raise UserError(f"{source} holds no images; check the path")
 
     def read() -> tuple[str, bool]:
-        return "\n".join(with_progress(in_threads(_pixels, paths), len(paths), "reading images")), True
+        pixels = in_threads(_pixels, paths, usable_cores(), "image data")
+        return "\n".join(with_progress(pixels, len(paths), "reading images")), True
 
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     digest = _named(base, paths, cache)

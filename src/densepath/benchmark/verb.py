@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
@@ -22,6 +21,8 @@ from densepath.benchmark.runner import Runner
 from densepath.benchmark.tables import to_csv, to_html, to_markdown
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.streams import open_console
+from densepath.sources.run_folders import refuse_among_images
 
 TABLE, PICTURE = "table", "curves.png"
 _RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
@@ -79,6 +80,8 @@ def benchmark_table(
     table = _chosen(load_table(config), seeds, rows, baseline)
     available = parse_devices(devices)
     out = Path(out)
+    if tiles is not None:
+        refuse_among_images(out, tiles)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
     _check_same_table(out, table.name)
@@ -92,7 +95,7 @@ def benchmark_table(
     grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = open_console(sys.stderr, highlight=False, soft_wrap=True)
     console.print(f"{table.title}: {len(table.seeds)} seeds", markup=False)
     for line in [*notes, *describe(estimate(list(grid.runs.values()), root), table, len(available))]:
         console.print(line, markup=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from densepath.annotations.pairs import refuse
 from densepath.core.errors import UserError
+from densepath.core.files import existing
 
 
 class Matches:
@@ -27,7 +29,7 @@ class Matches:
     def path(self, name: str) -> Path:
         """The file of an image, given the image's path."""
         key = _key(name, self.above)
-        return self.folder / (key + self.suffix_of[key])
+        return self.folder / existing(self.folder, key + self.suffix_of[key])
 
 
 def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -> Matches:
@@ -91,6 +93,7 @@ def _check_single(names: Iterable[str], matches: Matches) -> None:
 
 
 def _key(name: str, above: int = 0) -> str:
-    """A path without its suffix and its first ``above`` parts."""
-    parts = [part for part in os.path.splitext(name)[0].split("/") if part not in ("", ".")]
+    """A path without its suffix and its first ``above`` parts, in one Unicode normalization."""
+    path = unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     return "/".join(parts[above:])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import fetch, quiet
 from densepath.nets.weights.model_folders import read_image_processor
 from densepath.sources.pixel_source import PixelSpec
@@ -113,6 +114,7 @@ def _load_transformers(path: Path, device: str) -> Predict:
         raise UserError(f"the saliency model {path} lacks weights ({lacking[0]}); save the complete model")
     if model.config.num_labels > 2:
         raise UserError(f"the model {path} has {model.config.num_labels} labels; use a model with one or two labels")
+    require_numbers_in(model, path)
     model.to(device).eval()
 
     def predict(images: Tensor) -> Tensor:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.locks import shared_work
 from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
 
-_T = TypeVar("_T")
-_AT_ONCE = 1024  # files whose digests are in memory
 _MISSING = bytes(hashlib.sha256().digest_size)
 
 
@@ -62,7 +58,9 @@ def digest_of_files(files: Callable[[], Iterable[str | Path]], count: int, cache
 
     def read() -> tuple[str, bool]:
         digest, all_read = hashlib.sha256(), True
-        for content, readable in with_progress(in_threads(_content, files()), count, "reading files"):
+        for content, readable in with_progress(
+            in_threads(_content, files(), usable_cores(), "file contents"), count, "reading files"
+        ):
             digest.update(content)
             all_read &= readable
         return digest.hexdigest(), all_read
@@ -98,20 +96,12 @@ def cached_text(what: str, files: Iterable[str | Path], cache: Path, read: Calla
     return text
 
 
-def in_threads(function: Callable[[str | Path], _T], files: Iterable[str | Path]) -> Iterator[_T]:
-    """A function's results for files, in their order, computed by several threads: disks serve parallel reads."""
-    left = iter(files)
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        while block := list(islice(left, _AT_ONCE)):
-            yield from pool.map(function, block)
-
-
 @contextmanager
 def _locked(lock: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(lock))
+            stack.enter_context(shared_work(lock, "digests of files"))
         yield
 
 

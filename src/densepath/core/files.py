@@ -6,6 +6,9 @@ import errno
 import os
 import re
 import shutil
+import socket
+import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +18,9 @@ from densepath.core.errors import UserError
 # The umask can only be read by setting it, for all threads: so once, before there are other threads.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
-_REMAINS = re.compile(r"\.(.+)\.\d+\.part")  # temporary names of atomic_write
+LOCK = ".lock"  # in a folder that a process writes to
+_REMAINS = re.compile(r"\.(.+)\.(\d+)(?:@(.*))?\.part")  # temporary names of atomic_write: name, process, machine
+_ABANDONED = 24 * 3600  # seconds without a change, after which another machine's temporary files are abandoned
 _CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
@@ -48,8 +53,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         path: the final path of the file or folder. Missing parents are created.
 
     Yields:
-        A sibling of ``path`` that does not exist yet: create the file or the folder there.
-        A finished file replaces an older one; a finished folder replaces only an empty folder.
+        A path on the same disk that does not exist yet: create the file or the folder there. A finished file replaces
+        an older one. The content of a finished folder moves into an empty folder, which may be a link or a mount point.
 
     Raises:
         UserError: the parent folder cannot be created, the disk is full, or the path is not writable.
@@ -59,7 +64,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {path.parent} cannot be created ({error.strerror}); use another path") from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    parent = path if path.is_dir() else path.parent
+    temporary = parent / f".{path.name}.{os.getpid()}@{socket.gethostname()}.part"
     try:
         with writing(path, temporary):
             _remove(temporary)
@@ -67,11 +73,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             if temporary.is_file():
                 _open_to_readers(temporary)
                 _sync(temporary)
-            os.replace(temporary, path)
+            if temporary.is_dir() and path.is_dir():
+                _move_content(temporary, path)
+            else:
+                os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             _remove(temporary)
         raise
+
+
+def _move_content(folder: Path, dest: Path) -> None:
+    """Move what is in a folder into another one that is empty except for the first."""
+    if any(path != folder for path in dest.iterdir()):
+        raise UserError(f"{dest} is not empty any more; use another folder")
+    for path in sorted(folder.iterdir()):
+        os.replace(path, dest / path.name)
+    folder.rmdir()
 
 
 @contextmanager
@@ -96,6 +114,13 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         raise UserError(f"{known} cannot be written ({error.strerror}); free disk space or use another path") from error
 
 
+def existing(folder: str | Path, name: str) -> str:
+    """A file's name as it is on disk, where it may differ by Unicode normalization (macOS writes other forms than
+    Linux); the name itself if there is no such file."""
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)
+
+
 def remove_remains(folder: str | Path) -> None:
     """Remove the temporary files of killed writers in a folder and its subfolders; no other process may write there."""
     for path in Path(folder).rglob(".*.part"):
@@ -103,15 +128,71 @@ def remove_remains(folder: str | Path) -> None:
             _remove(path)
 
 
+class Unchanged:
+    """A file that is mapped into memory: to read it after it was truncated would kill the process without a word.
+
+    A file that replaces it is no change: the mapping keeps the old one.
+
+    Args:
+        path: the file, as the user named it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._then = os.stat(path)
+
+    def check(self) -> None:
+        """Call it before the mapping is read.
+
+        Raises:
+            UserError: the file was written to meanwhile.
+        """
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return
+        written = (now.st_size, now.st_mtime_ns) != (self._then.st_size, self._then.st_mtime_ns)
+        if written and os.path.samestat(now, self._then):
+            raise UserError(
+                f"{self._path} was truncated or overwritten while it was read ({self._then.st_size:,} bytes then, "
+                f"{now.st_size:,} now); make it again under another name, then start again"
+            )
+
+
+def remove_abandoned(path: str | Path) -> None:
+    """Remove the temporary files that killed writers of this file or folder have left."""
+    path = Path(path)
+    for folder in {path.parent, path}:
+        with suppress(OSError):
+            for part in folder.glob(".*.part"):
+                match = _REMAINS.fullmatch(part.name)
+                if match and match[1] == path.name and _is_abandoned(part, int(match[2]), match[3]):
+                    _remove(part)
+
+
+def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
+    if machine not in (None, socket.gethostname()):
+        folders = [part, *(Path(place) for place, _, _ in os.walk(part))]
+        return time.time() - max(folder.stat().st_mtime for folder in folders) > _ABANDONED
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OverflowError, PermissionError):
+        pass
+    return False
+
+
 def require_new_folder(path: str | Path, what: str) -> Path:
-    """Check that ``path`` can become a new folder for ``what``.
+    """Check that ``path`` can become a new folder for ``what``; remove what a killed writer has left.
 
     Raises:
         UserError: it is a folder that is not empty, or not a folder.
     """
     path = Path(path)
+    remove_abandoned(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is not a folder; use another path for {what}")
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
         raise UserError(f"{path} already exists and is not empty; use another folder for {what} or remove it first")
     return path

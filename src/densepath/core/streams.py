@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO, cast
+
+from rich.console import Console
 
 _PATIENCE = 0.5  # seconds that a line waits for a full pipe
 
@@ -35,6 +38,39 @@ def _takes_a_line(stream: TextIO) -> bool:
         return bool(select.select([], [stream.fileno()], [], _PATIENCE)[1])
     except (OSError, ValueError):  # not a descriptor that can be asked: writing will show
         return True
+
+
+class _Patient:
+    """A stream whose errors are ignored: work must not end because nobody reads how far it is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            silence(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            silence(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_console(stream: TextIO | None, **options: Any) -> Console:
+    """A console on stdout or stderr that survives a full, closed or lost stream.
+
+    Args:
+        stream: the stream; None if it was closed before Python started.
+        options: those of ``rich.console.Console``.
+    """
+    return Console(file=cast(TextIO, _Patient(stream)) if stream is not None else io.StringIO(), **options)
 
 
 def say(line: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import track
+
+from densepath.core.streams import open_console
 
 T = TypeVar("T")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -70,6 +72,6 @@ def first_on_node() -> bool:
 
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items, with a progress bar if stderr is a terminal and this is the node's first process."""
-    console = Console(stderr=True)
+    console = open_console(sys.stderr)
     quiet = not (console.is_terminal and first_on_node())
     yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)

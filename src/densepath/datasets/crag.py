@@ -10,7 +10,7 @@ from densepath.core.files import require_new_folder
 from densepath.sources.listing import find_images
 
 _SPLITS = {"train": ("train",), "test": ("valid", "test")}  # our split: its names in versions of the data set
-_ANNOTATIONS = ("Annotation", "Annotations")
+_IMAGES, _ANNOTATIONS = ("images",), ("annotation", "annotations")
 
 
 def convert_crag(source: str | Path, dest: str | Path) -> Path:
@@ -36,7 +36,7 @@ def convert_crag(source: str | Path, dest: str | Path) -> Path:
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; give the one that holds CRAG")
     for root in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
-        folders = {split: [root / name for name in names if _is_split(root / name)] for split, names in _SPLITS.items()}
+        folders = {split: [path for path in _named(root, names) if _is_split(path)] for split, names in _SPLITS.items()}
         if all(folders.values()):
             splits = {split: _pairs(found[0]) for split, found in folders.items()}
             return write_pairs(dest, splits, "gland", "glands")
@@ -46,12 +46,18 @@ def convert_crag(source: str | Path, dest: str | Path) -> Path:
     )
 
 
+def _named(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """The folders in a folder that have one of some names, in capital or small letters, in the order of the names."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for name in names for path in inside if path.name.lower() == name]
+
+
 def _is_split(folder: Path) -> bool:
-    return (folder / "Images").is_dir() and any((folder / name).is_dir() for name in _ANNOTATIONS)
+    return bool(_named(folder, _IMAGES) and _named(folder, _ANNOTATIONS))
 
 
 def _pairs(folder: Path) -> list[Pair]:
     """The pairs of one split; if label maps exist in both formats, the PNG files are used."""
-    annotations = next(folder / name for name in _ANNOTATIONS if (folder / name).is_dir())
-    maps = [*annotations.glob("*.png")] or [*annotations.glob("*.mat")]
-    return pair_up(find_images(folder / "Images"), maps)
+    annotations = [path for path in _named(folder, _ANNOTATIONS)[0].iterdir() if not path.name.startswith(".")]
+    kinds = ([path for path in annotations if path.suffix.lower() == kind] for kind in (".png", ".mat"))
+    return pair_up(find_images(_named(folder, _IMAGES)[0]), next(filter(None, kinds), []))

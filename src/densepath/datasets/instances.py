@@ -6,11 +6,13 @@ import hashlib
 import re
 from pathlib import Path
 
+from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES
 from densepath.annotations.pairs import Pair, pair_up, write_pairs
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
-from densepath.sources.listing import SUFFIXES
+from densepath.core.streams import say
+from densepath.sources.listing import SUFFIXES, walk
 
 _SPLITS = ("train", "test")
 
@@ -26,13 +28,15 @@ def convert_instances(
     patient_regex: str | None = None,
     seed: int = 0,
     category: str = "object",
+    orientation: Orientation | None = None,
 ) -> Path:
     """Convert images with instance label maps to a data set for ``detect`` and ``probe``.
 
-    A label map has its image's name and size: 0 is background, each other number one object. It is a PNG, TIFF or BMP
-    with one channel of 8 or 16 bit, a NumPy array (.npy) or a MATLAB file (.mat, up to version 7) with one matrix or
-    one called inst_map. The source holds either both splits, as train/images, train/labels, test/images, test/labels or
-    images/train, labels/train and so on; or, with --test_share, one set of images to be split.
+    A label map has its image's name, in the same subfolder, and its size: 0 is background, each other number one
+    object, as stored in the file. It is a PNG, BMP or TIFF with one channel and one page, a NumPy array (.npy) or a
+    MATLAB file (.mat, up to version 7) with one matrix or one called inst_map. The source holds either both splits, as
+    train/images, train/labels, test/images, test/labels or images/train, labels/train and so on; or, with --test_share,
+    one set of images to be split.
 
     Args:
         source: the folder that holds images and label maps.
@@ -43,9 +47,12 @@ def convert_instances(
         labelled_only: leave out images without a label map; otherwise they are an error.
         test_share: share of the images, from 0 to 1, that become the test images.
         patient_regex: with --test_share, a regular expression that finds the patient in an image's name, for example
-            ^TCGA-..-....; all images of a patient go to the same split. Without it, each image is its own patient.
+            ^TCGA-..-....; if it has a group, the patient is what the first group matches. All images of a patient go to
+            the same split. Without it, each image is its own patient.
         seed: seed of the split.
         category: category name of the objects.
+        orientation: for an image and a label map with different orientation tags: whether they belong together as
+            "stored", or as "viewed", turned by their tags. Without it they are refused.
 
     Returns:
         ``dest``.
@@ -58,19 +65,22 @@ def convert_instances(
         raise UserError(f"{source} is not a folder; give the one that holds images and label maps")
 
     def pairs(image_folder: Path, label_folder: Path) -> list[Pair]:
-        maps = [path for path in _files(label_folder, LABEL_SUFFIXES) if path.stem.endswith(label_suffix)]
-        others = {path for path in maps if image_folder == label_folder}
-        found = [path for path in _files(image_folder, SUFFIXES) if path not in others]
-        return pair_up(found, maps, label_suffix, labelled_only)
+        maps = _files(label_folder, LABEL_SUFFIXES, image_folder)
+        maps = [path for path in maps if path.stem.endswith(label_suffix)]
+        found = _files(image_folder, SUFFIXES, label_folder)
+        if image_folder == label_folder:
+            found = [path for path in found if path not in set(maps)]
+        return pair_up(found, maps, label_suffix, labelled_only, (image_folder, label_folder))
 
+    patients = None
     if test_share is None:
         splits = {split: pairs(*_folders(source, split, images, labels)) for split in _SPLITS}
     else:
-        splits = _split(pairs(source / images, source / labels), test_share, patient_regex, seed)
+        splits, patients = _split(pairs(source / images, source / labels), test_share, patient_regex, seed)
     for split, found in splits.items():
         if not found:
             raise UserError(f"{source} has no {split} image; add at least one")
-    return write_pairs(dest, splits, category, "objects")
+    return write_pairs(dest, splits, category, "objects", orientation, patients)
 
 
 def _folders(source: Path, split: str, images: str, labels: str) -> tuple[Path, Path]:
@@ -85,32 +95,46 @@ def _folders(source: Path, split: str, images: str, labels: str) -> tuple[Path, 
     )
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def _files(folder: Path, suffixes: tuple[str, ...], other: Path) -> list[Path]:
+    """The files below a folder, except those in another folder within it."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name it with --images and --labels")
-    visible = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
-    return [path for path in visible if path.suffix.lower() in suffixes]
+    within = other != folder and other.is_relative_to(folder)
+    files = map(Path, walk(folder, suffixes))
+    return [path for path in files if not (within and path.is_relative_to(other))]
 
 
-def _split(pairs: list[Pair], share: float, patient: str | None, seed: int) -> dict[str, list[Pair]]:
-    """Split pairs by patient; the split of a patient does not depend on the order of the files."""
+def _split(
+    pairs: list[Pair], share: float, patient: str | None, seed: int
+) -> tuple[dict[str, list[Pair]], dict[str, int] | None]:
+    """Split pairs by patient; the split of a patient does not depend on the order of the files.
+
+    Returns:
+        The splits, and their numbers of patients if ``patient`` is given.
+    """
     if not 0 < share < 1:
         raise UserError(f"--test_share is {share}; give a number between 0 and 1")
-    owners = {image: _owner(image.stem, patient) for image, _ in pairs}
+    owners = {pair.name: _owner(pair.name, patient) for pair in pairs}
     ranked = sorted(set(owners.values()), key=lambda owner: hashlib.sha256(f"{seed} {owner}".encode()).digest())
     test = set(ranked[: max(1, round(share * len(ranked)))])
-    return {split: [pair for pair in pairs if (owners[pair[0]] in test) == (split == "test")] for split in _SPLITS}
+    splits = {split: [pair for pair in pairs if (owners[pair.name] in test) == (split == "test")] for split in _SPLITS}
+    if patient is None:
+        return splits, None
+    if len(ranked) == len(pairs) > 1:
+        say(f"densepath: warning: --patient_regex {patient!r} finds another patient in each image, first {ranked[0]}")
+    return splits, {"train": len(ranked) - len(test), "test": len(test)}
 
 
 def _owner(name: str, patient: str | None) -> str:
     if patient is None:
         return name
     try:
-        match = re.search(patient, name)
+        match = re.search(patient, Path(name).name) or re.search(patient, name)
     except re.error as error:
         raise UserError(f"--patient_regex {patient!r} is not a regular expression ({error}); correct it") from error
-    if match is None:
+    owner = match and match[1 if match.re.groups else 0]
+    if match is None or owner is None:
         raise UserError(
             f"--patient_regex {patient!r} does not match the name {name}; it must match the name of every image"
         )
-    return match[0]
+    return owner

@@ -16,6 +16,7 @@ from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
+from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.hub import FETCHED, HUB, fetch, quiet
 from densepath.nets.weights.layouts import match_names
 from densepath.nets.weights.model_folders import WEIGHT_FILES, load_transformers_model, read_config
@@ -199,6 +200,7 @@ def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
     """Load all tensors of a teacher, or fail. Returns the file's metadata."""
     weights = read_weights(source)
     match = match_names(weights.state_dict, net.state_dict())
+    require_numbers(match.found, source)
     found = resize_positions(net, match.found)
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]

@@ -14,6 +14,7 @@ from densepath.core.losses import full_precision
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.new_blocks import initialize
 from densepath.nets.weights import read_weights
+from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
 
@@ -115,6 +116,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         raise UserError(
             f"{path} is not a tokenizer on {name}: {(missing + unexpected)[0]} does not fit; export it again"
         )
+    require_numbers(weights.state_dict, path)
     tokenizer.load_state_dict(weights.state_dict)
     if 0 < tokenizer.codebook.perplexity() < _LEAST_PERPLEXITY:
         raise UserError(

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from densepath.core.errors import UserError
-from densepath.core.files import atomic_write, remove_remains, require_new_folder
+from densepath.core.files import LOCK, atomic_write, remove_remains, require_new_folder
+from densepath.core.locks import refuse_held, sole_writer
 from densepath.core.plain import plain
 from densepath.runs.old_options import rename_record
 
@@ -65,6 +66,13 @@ def check_run(
 
     Arguments and errors as for :func:`open_run`. Nothing is written.
     """
+    refuse_held(out)
+    return _checked(out, config, resume=resume, free=free, defaults=defaults)
+
+
+def _checked(
+    out: Path, config: Mapping[str, Any], *, resume: bool, free: Collection[str], defaults: Mapping[str, Any]
+) -> dict[str, Any] | None:
     for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed right after its start
         stale.unlink(missing_ok=True)
     old = read_config(out)
@@ -73,13 +81,26 @@ def check_run(
         return None
     if not resume:
         raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
-    changed = differences(_completed(old, plain(defaults)), plain(config), free)
+    changed = changed_options(old, config, free, defaults)
     if changed:
+        length = "method" in old and {"epochs", "max_steps"} & set(changed)
         raise UserError(
             f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
-            "resume it with those, or name another folder"
+            f"resume it with those, or {train_longer(out) if length else 'name another folder'}"
         )
     return old
+
+
+def changed_options(
+    old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str], defaults: Mapping[str, Any]
+) -> list[str]:
+    """The dotted names of options that two configurations set to other values. Arguments as for :func:`open_run`."""
+    return differences(_completed(old, plain(defaults)), plain(new), free)
+
+
+def train_longer(out: Path) -> str:
+    """How to train longer than a run was planned for: its schedule cannot change."""
+    return f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
 
 
 @contextmanager
@@ -94,6 +115,8 @@ def open_run(
 ) -> Iterator[Path]:
     """Create the folder of a new run, or open that of a run to resume. Only one process of a run calls this.
 
+    The folder is locked: a second run is refused.
+
     The folder of a new run is removed if the run fails before it has written anything, or, by an error that the user
     can fix, before its first checkpoint.
 
@@ -106,22 +129,25 @@ def open_run(
         note: a comment at the top of ``config.yaml``.
 
     Raises:
-        UserError: the folder holds another run, or something else.
+        UserError: the folder holds another run, or something else, or another process writes to it.
     """
-    old = check_run(out, config, resume=resume, free=free, defaults=defaults)
-    if old is None:
-        with atomic_write(out / CONFIG) as part:
-            head = f"# {note}\n" if note else ""
-            part.write_text(head + yaml.safe_dump(plain(config), sort_keys=False))
-    remove_remains(out)
-    try:
-        yield out
-    except BaseException as error:
-        files = {path.name for path in out.rglob("*") if path.is_file()}
-        saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
-        if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+    if not out.is_dir():
+        require_new_folder(out, "the run")
+    with sole_writer(out):
+        old = _checked(out, config, resume=resume, free=free, defaults=defaults)
+        if old is None:
+            with atomic_write(out / CONFIG) as part:
+                head = f"# {note}\n" if note else ""
+                part.write_text(head + yaml.safe_dump(plain(config), sort_keys=False))
+        remove_remains(out)
+        try:
+            yield out
+        except BaseException as error:
+            files = {path.name for path in out.rglob("*") if path.is_file()} - {LOCK}
+            saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
+            if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

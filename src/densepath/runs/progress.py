@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import open_console
 from densepath.core.streams import say as say
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -36,7 +37,7 @@ class Progress:
         self._began = self._line_at = self._watch.read()
         self._text = ""
         self._bar: RichProgress | None = None
-        console = Console(stderr=True)
+        console = open_console(sys.stderr)
         if shown and console.is_terminal:
             self._bar = RichProgress(
                 TextColumn("step"),

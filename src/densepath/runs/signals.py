@@ -5,8 +5,12 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+from densepath.core.signals import unwind
 
 
 class Interrupted(SystemExit):
@@ -15,6 +19,16 @@ class Interrupted(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+@contextmanager
+def not_resumable() -> Iterator[None]:
+    """Runs in this block cannot be resumed by the user, so that a stop does not say how."""
+    StopSignals.resumable = False
+    try:
+        yield
+    finally:
+        StopSignals.resumable = True
 
 
 class StopSignals:
@@ -28,6 +42,7 @@ class StopSignals:
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    resumable = True
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -79,4 +94,5 @@ class StopSignals:
 
     def _restore(self) -> None:
         for signum, handler in self._former.items():
-            signal.signal(signum, handler)
+            # A process that waits for others runs no handler: the next signal must end it nevertheless.
+            signal.signal(signum, signal.SIG_DFL if handler is unwind and self.received else handler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.tiff import read_tiff, refuse_bomb, tiff_header
+from densepath.sources.expansion import check_scans, still_webp
+from densepath.sources.tiff import TIFF_STARTS, read_tiff, refuse_bomb, refuse_channels, tiff_header
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "DIB")
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _PLANES_TAG = 259, 262, 274, 284
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_NOTES = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+_COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG = 259, 262, 274, 277, 284
+_EXTRA_TAG = 338
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _WHITE_IS_ZERO = 0
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts color to grey
@@ -32,12 +37,23 @@ class Header:
         height, width: in pixels, as :func:`read_image` returns them.
         grey: whether it has one channel, perhaps with alpha.
         bits: bits of a channel, 8 or 16; palettes and single bits count as 8.
+        orientation: the orientation tag (EXIF, TIFF), 1 to 8; 1 is as stored.
+        indexed: whether its values are indices of a palette.
+        factor: by which it is reduced.
     """
 
     height: int
     width: int
     grey: bool
     bits: int
+    orientation: int = 1
+    indexed: bool = False
+    factor: int = 1
+
+    @property
+    def viewed(self) -> tuple[int, int]:
+        """Height and width as a viewer shows the image, see :func:`densepath.sources.tiff.turn`."""
+        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
 def read_image(
@@ -71,6 +87,8 @@ def read_image(
             if np.dtype(dtype) == np.uint16 and _bits(image) == 16:
                 return _reduce(_with_channels(_read_16_bits(path, image), channels), factor)
             if isinstance(image, JpegImagePlugin.JpegImageFile):
+                if "progressive" in image.info:
+                    check_scans(path, image.width * image.height)
                 shrink = next(power for power in (8, 4, 2, 1) if factor % power == 0 and min(image.size) >= power)
                 image.draft(None, (image.width // shrink, image.height // shrink))
                 factor //= shrink
@@ -93,7 +111,9 @@ def read_header(path: str | Path, max_side: int | None = None) -> Header:
     try:
         with _open(path) as image:
             factor = _factor(image.size, max_side)
-            return Header(-(-image.height // factor), -(-image.width // factor), _is_grey(image), _bits(image))
+            height, width = -(-image.height // factor), -(-image.width // factor)
+            indexed = image.mode == "P"
+            return Header(height, width, _is_grey(image), _bits(image), _orientation(image), indexed, factor)
     except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # as above
@@ -115,7 +135,7 @@ class _Tiff(Image.Image):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        height, width, self.channels, self.bits = tiff_header(path)
+        height, width, self.channels, self.bits, self.orientation = tiff_header(path)
         self._size, self._path = (width, height), path
 
     def pixels(self) -> npt.NDArray[Any]:
@@ -125,25 +145,41 @@ class _Tiff(Image.Image):
 def _open(path: str | Path) -> Image.Image:
     """Open with Pillow, or with tifffile for TIFFs that Pillow does not read or would change."""
     try:
-        image: Image.Image = Image.open(path, formats=FORMATS)
+        image: Image.Image = Image.open(still_webp(path) or path, formats=FORMATS)
     except UnidentifiedImageError:
         with open(path, "rb") as file:
             start = file.read(4)
         if not start:
             raise CorruptImage(str(path), "the file is empty") from None
-        if start not in _TIFF_STARTS:
+        if start not in TIFF_STARTS:
             raise CorruptImage(str(path), "not an image, or truncated in its first bytes") from None
         return _Tiff(path)
+    except ValueError:  # Pillow refuses PNG files with notes of over 1 MiB
+        image = Image.open(_without_notes(path), formats=("PNG",))
     refuse_bomb(path, *image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow applies the orientation itself, and corrupts uncompressed files; it corrupts 16-bit planes, too
         refuse_bomb(path, image.tag_v2.get(_TILE_WIDTH_TAG, 0), image.tag_v2.get(_TILE_HEIGHT_TAG, 0))
+        tags = image.tag_v2
+        refuse_channels(path, tags.get(_PHOTOMETRIC_TAG, 0), tags.get(_CHANNELS_TAG, 1), tags.get(_EXTRA_TAG, ()))
         turned = image.tag_v2.get(_ORIENTATION_TAG, 1) != 1
         planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
         if turned or planes:
             image.close()
             return _Tiff(path)
     return image
+
+
+def _without_notes(path: str | Path) -> io.BytesIO:
+    """A PNG file without its color profile and its texts, which the pixels do not need."""
+    data = Path(path).read_bytes()
+    kept, place = [data[:8]], 8
+    while data.startswith(_PNG_START) and place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in _PNG_NOTES:
+            kept.append(data[place:end])
+        place = end
+    return io.BytesIO(b"".join(kept))
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -158,6 +194,19 @@ def _bits(image: Image.Image) -> int:
     if isinstance(image, _Tiff):
         return image.bits
     return 16 if image.mode.startswith("I;16") or ";16" in _raw_mode(image) else 8
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation tag, 1 to 8; 1 where there is none that is valid."""
+    if isinstance(image, _Tiff):
+        tag = image.orientation
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        tag = image.tag_v2.get(_ORIENTATION_TAG)
+    else:
+        tag = None
+        with suppress(Exception):  # corrupt EXIF data do not matter to the pixels
+            tag = image.getexif().get(_ORIENTATION_TAG)
+    return tag if tag in range(1, 9) else 1
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,16 @@ from torch import Tensor
 
 from densepath.core.digests import digest_of_files
 from densepath.core.errors import UserError
+from densepath.core.system import usable_cores
+from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.decode import Header, read_header, read_image, read_size
+from densepath.sources.listing import Passed
 from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import Gathered, PixelSpec
+
+T = TypeVar("T")
 
 MAX_SIDE = 1024
 SAMPLE = 256
@@ -38,6 +43,7 @@ class ImageFiles:
         paths: the files.
         max_side: the longest side of an image in a batch, in pixels; larger images are reduced by an integer
             factor (see :func:`densepath.sources.decode.read_image`).
+        passed: what was passed over when the files were listed.
     """
 
     decodes = True
@@ -45,9 +51,12 @@ class ImageFiles:
     device = torch.device("cpu")
     corrupt: Mapping[int, str] = MappingProxyType({})  # unknown before a file is decoded
 
-    def __init__(self, paths: Iterable[str | Path] | PathTable, max_side: int = MAX_SIDE) -> None:
+    def __init__(
+        self, paths: Iterable[str | Path] | PathTable, max_side: int = MAX_SIDE, passed: Passed | None = None
+    ) -> None:
         self.paths = paths if isinstance(paths, PathTable) else PathTable.of(str(path) for path in paths)
         self.max_side = max_side
+        self.passed = passed or Passed()
         self._spec: PixelSpec | None = None
 
     def __len__(self) -> int:
@@ -67,16 +76,19 @@ class ImageFiles:
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
-        return 1 if self._sampled and all(header.grey for header in self._sampled.values()) else 3
+        """1 or 3: as in the specification of the pixels, if there is one."""
+        if self._spec is not None:
+            return self._spec.channels
+        return 1 if self.headers and all(header.grey for header in self.headers.values()) else 3
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all images: uint8 or uint16."""
-        return torch.uint16 if any(header.bits == 16 for header in self._sampled.values()) else torch.uint8
+        return torch.uint16 if any(header.bits == 16 for header in self.headers.values()) else torch.uint8
 
     @cached_property
-    def _sampled(self) -> dict[int, Header]:
+    def headers(self) -> dict[int, Header]:
+        """The headers of up to ``SAMPLE`` readable images, evenly spread over the source, by position."""
         return self._headers(SAMPLE)[0]
 
     def names(self, position: int) -> str:
@@ -103,7 +115,7 @@ class ImageFiles:
         Raises:
             UserError: none of them can be read.
         """
-        headers, last = (self._sampled, None) if most == SAMPLE and self._sampled else self._headers(most)
+        headers, last = (self.headers, None) if most == SAMPLE and self.headers else self._headers(most)
         if not headers:
             raise UserError(f"none of {min(most, len(self))} images can be read; check the files ({last})")
         return {position: (header.height, header.width) for position, header in headers.items()}
@@ -112,12 +124,23 @@ class ImageFiles:
         """The headers, by position, of images spread over the source; and the last error, if any."""
         headers: dict[int, Header] = {}
         last: CorruptImage | None = None
-        for position in self._spread(most):
-            try:
-                headers[position] = read_header(self.names(position), self.max_side)
-            except CorruptImage as error:
-                last = error
+        positions = self._spread(most)
+        for position, header in zip(positions, self._in_threads(self._header, positions), strict=True):
+            if isinstance(header, CorruptImage):
+                last = header
+            else:
+                headers[position] = header
         return headers, last
+
+    def _header(self, position: int) -> Header | CorruptImage:
+        try:
+            return read_header(self.names(position), self.max_side)
+        except CorruptImage as error:
+            return error
+
+    def _in_threads(self, read: Callable[[int], T], positions: Iterable[int]) -> Iterator[T]:
+        """Results for some images: a disk that hangs is reported."""
+        return in_threads(read, positions, usable_cores(), "image data")
 
     def _spread(self, most: int) -> list[int]:
         count = min(most, len(self))
@@ -125,12 +148,14 @@ class ImageFiles:
 
     def _highest(self) -> int:
         """The largest value with as many bits as a sample of the images uses: 4095 for 12 bits."""
-        highest = 255
-        for position in self._spread(_DECODED_SAMPLE):
+
+        def brightest(position: int) -> int:
             try:
-                highest = max(highest, int(self.read(position).max()))
+                return int(self.read(position).max())
             except CorruptImage:
-                continue
+                return 0
+
+        highest = max(255, *self._in_threads(brightest, self._spread(_DECODED_SAMPLE)))
         return 2 ** highest.bit_length() - 1
 
     def smallest(self) -> tuple[int, int]:

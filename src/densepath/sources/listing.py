@@ -4,101 +4,152 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 
 from densepath.core.errors import UserError, first_few
+from densepath.sources.lists import read_list
 from densepath.sources.path_table import PathTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-LIST_SUFFIXES = (".txt", ".csv")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _KINDS = "PNG, JPEG, TIFF, WebP or BMP"
+_SHOWN = 4  # kinds of files
 
 
-def find_images(source: str | Path) -> list[Path]:
+@dataclass
+class Passed:
+    """What was passed over while images were listed.
+
+    Args:
+        kinds: number of other files by suffix, of broken links, and of links to folders that are read already.
+        excluded: number of images that match an excluded pattern.
+    """
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    excluded: int = 0
+
+    def describe(self) -> str:
+        """One phrase, empty if nothing was passed over."""
+        parts = [f"{count} {kind}" for kind, count in self.kinds.most_common()]
+        parts = [f"{self.excluded} excluded images"] * bool(self.excluded) + parts
+        return first_few(parts, _SHOWN)
+
+
+def find_images(source: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
     """The image files of a source. Arguments and errors as for :func:`list_images`."""
-    return [Path(name) for name in list_images(source)]
+    return [Path(name) for name in list_images(source, exclude)]
 
 
-def list_images(source: str | Path) -> PathTable:
+def list_images(source: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> PathTable:
     """The image files of a source, in a compact table.
 
     Args:
         source: one of
             a folder: the images in it and its subfolders, recognized by their suffix; sorted by the characters of their
-            names, without hidden files and folders, following links;
-            a text list (.txt, .csv): one path per line, absolute or relative to the list's folder, in the list's order;
-            blank lines and lines that start with # are skipped;
+            names, without hidden files and folders, following links to each folder once;
+            a text list (.txt, .csv, .tsv): see :func:`densepath.sources.lists.read_list`;
             a glob pattern (``**`` crosses folders): the images that match, sorted;
             one image.
+        exclude: patterns with ``*`` and ``?``; an image is left out if one matches its path relative to the source's
+            folder, a folder above it, or its name.
+        passed: what was passed over is added to it.
 
     Raises:
         UserError: the source is missing or cannot be read, contains no image, or lists missing files.
     """
-    text = str(source)
+    text, passed = str(source), passed or Passed()
     if os.path.isdir(text):
-        names = PathTable.of(_walk(text, ()))
+        found, root = walk(text, SUFFIXES, passed), text
         empty = f"{text} and its subfolders contain no {_KINDS} image; check the path"
     elif text.lower().endswith(LIST_SUFFIXES):
-        names = _listed(text)
+        found, root = read_list(text, SUFFIXES), os.path.dirname(text)
         empty = f"the list {text} names no image; give one path per line"
     else:
-        found = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
-        if not found:
+        matches = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
+        if not matches:
             raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
-        names = PathTable.of(name for name in found if _is_image(name) and os.path.isfile(name))
+        found = (name for name in matches if name.lower().endswith(SUFFIXES) and os.path.isfile(name))
+        root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
         empty = f"{text} is not a {_KINDS} image, a folder or a text list (.txt, .csv) of images; check the path"
+    names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
-        raise UserError(empty)
+        raise UserError(f"--exclude leaves out all images of {text}; narrow it" if passed.excluded else empty)
     return names
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
+def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = None) -> Iterator[str]:
+    """The files of some suffixes below a folder, depth first, sorted by the characters of their names.
+
+    Hidden files and folders are left out. Each folder is read once: a link to one that is read anyway is not followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    passed = passed or Passed()
+    root = os.path.realpath(folder)
+    read = {_identity(root)}
+    stack = [_entries(os.fspath(folder))]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+        elif not _is(entry, os.DirEntry.is_dir):
+            if not entry.name.lower().endswith(tuple(suffixes)):
+                passed.kinds[f"{os.path.splitext(entry.name)[1].lower() or 'other'} files"] += 1
+            elif _is(entry, os.DirEntry.is_file):
+                yield entry.path
+            else:
+                passed.kinds["broken links"] += 1
+        elif (entry.is_symlink() and _is_read(entry.path, root)) or (identity := _identity(entry.path)) in read:
+            passed.kinds["links to folders that are read already"] += 1
+        else:
+            read.add(identity)
+            stack.append(_entries(entry.path))
 
 
-def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Images depth first; ``above`` identifies the parent folders, to which links must not lead back."""
+def _is(entry: os.DirEntry[str], what: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Whether an entry is a folder or a file; a link that leads to itself is neither."""
     try:
-        status = os.stat(folder)
+        return what(entry)
+    except OSError:
+        return False
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _is_read(link: str, root: str) -> bool:
+    """Whether a link leads to a folder that is read without it: below the root, and not hidden."""
+    place = os.path.relpath(os.path.realpath(link), root)
+    return not any(part.startswith(".") and part != "." for part in place.split(os.sep))
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """The visible entries of a folder, sorted by their names."""
+    try:
         with os.scandir(folder) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+            return iter(sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name))
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be read ({error.strerror}); check its permissions") from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for entry in visible:
-        if entry.is_dir():
-            yield from _walk(entry.path, (*above, identity))
-        elif _is_image(entry.name) and entry.is_file():
-            yield entry.path
 
 
-def _listed(path: str) -> PathTable:
-    missing: list[str] = []
-    try:
-        names = PathTable.of(_entries(path, missing))
-    except OSError as error:
-        raise UserError(f"the list {path} cannot be read ({error.strerror}); check the path") from error
-    if missing:
-        raise UserError(
-            f"the list {path} names files that do not exist ({first_few(missing, separator='; ')}); "
-            "correct them (paths are relative to the list's folder)"
-        )
-    return names
+def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Passed) -> Iterator[str]:
+    """The names that no pattern matches."""
+    for name in names:
+        if exclude and _matches(os.path.relpath(name, root or "."), exclude):
+            passed.excluded += 1
+        else:
+            yield name
 
 
-def _entries(path: str, missing: list[str]) -> Iterator[str]:
-    """The files that a list names; missing ones are added to ``missing`` instead."""
-    folder = os.path.dirname(path)
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            entry = line.strip()
-            if not entry or entry.startswith("#"):
-                continue
-            name = os.path.join(folder, entry)
-            if os.path.isfile(name):
-                yield name
-            else:
-                missing.append(f"line {number}: {entry}")
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches a path, a folder above it, or its last part."""
+    path = PurePath(name)
+    parts = [name, path.name, *map(str, path.parents)]
+    return any(fnmatchcase(part, pattern.rstrip("/")) for pattern in patterns for part in parts if part != ".")

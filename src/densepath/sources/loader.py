@@ -20,7 +20,7 @@ from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.pixel_source import Gathered, PerImage, PixelSource
 from densepath.sources.prefetch import ahead
-from densepath.sources.workers import end_workers, into_shared_memory, outlive_signals, report_dead_workers
+from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, report_dead_workers
 
 _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: bounds the memory for any batch size
@@ -204,7 +204,7 @@ class ImageBatches:
         )
         with report_dead_workers(self.workers, "use fewer workers, or pack the images first"):
             loaders.append(iter(loader))
-            parts: Iterator[Gathered] = loaders[-1]
+            parts: Iterator[Gathered] = map(from_worker, loaders[-1])
             try:
                 while first := next(parts, None):
                     wanted = ordered.popleft()
@@ -271,9 +271,9 @@ class ImageBatches:
         return True
 
 
-class _Decoder(Dataset[Gathered]):
+class _Decoder(Dataset[Any]):
     def __init__(self, images: PixelSource) -> None:
         self.images = images
 
-    def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Gathered:
-        return into_shared_memory(self.images.gather(*chunk))
+    def __getitem__(self, chunk: tuple[Tensor, Tensor | None]) -> Any:
+        return out_of_worker(self.images.gather(*chunk))

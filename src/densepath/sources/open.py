@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,17 +12,24 @@ import torch
 from densepath.core.errors import UserError
 from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import list_images
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.run_folders import without_runs
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
 
 
 def open_images(
-    source: str | Path, *, cache: Cache = "auto", device: torch.device | str | None = None, max_side: int = MAX_SIDE
+    source: str | Path,
+    *,
+    cache: Cache = "auto",
+    device: torch.device | str | None = None,
+    max_side: int = MAX_SIDE,
+    exclude: Sequence[str] = (),
 ) -> PixelSource:
     """Open a source of images for training: :func:`find_source` and :func:`cache_images`.
 
@@ -29,18 +38,27 @@ def open_images(
             store.
         cache, device: as for :func:`cache_images`.
         max_side: images in files whose longer side is larger (pixels) are reduced, which bounds the memory of a batch.
+        exclude: patterns of files to leave out, see :func:`densepath.sources.listing.list_images`.
 
     Raises:
         UserError: the source is missing, empty or cannot be read, or too many of its images are corrupt.
     """
-    return cache_images(find_source(source, max_side), cache, device)
+    return cache_images(find_source(source, max_side, exclude), cache, device)
 
 
-def find_source(source: str | Path, max_side: int = MAX_SIDE) -> PixelSource:
+def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> PixelSource:
     """Find the images of a source without reading pixels. Arguments and errors as for :func:`open_images`."""
     if str(source).lower().endswith(SUFFIX):
+        if exclude:
+            raise UserError("--exclude has no effect on a packed store; pack the images again without those")
         return open_store(source)
-    return ImageFiles(list_images(source), max_side)
+    passed = Passed()
+    names = list_images(source, exclude, passed)
+    if os.path.isdir(source):  # a list or a glob says what it wants
+        names = PathTable.of(without_runs(names, str(source)))
+        if not len(names):
+            raise UserError(f"{source} holds a run of densepath, and its images are pictures of it; name other images")
+    return ImageFiles(names, max_side, passed)
 
 
 def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:

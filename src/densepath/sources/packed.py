@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.digests import digest_of_files, digest_of_tensors
+from densepath.core.files import Unchanged
 from densepath.sources.batch import box_of, fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.path_table import PathTable
@@ -64,6 +65,7 @@ class PackedTiles:
         self.paths = names
         self.corrupt: Mapping[int, str] = dict(corrupt or {})
         self.file = file
+        self._mapped = Unchanged(file) if file is not None else None
         self.spec = spec
         self._spacing = spacing
         self._corrupt_positions = torch.tensor(sorted(self.corrupt), dtype=torch.int64)
@@ -101,10 +103,15 @@ class PackedTiles:
 
     def to(self, device: torch.device | str) -> PackedTiles:
         """The store with its pixels copied to the memory of a device (from a mapped file, also to the CPU's)."""
+        self._check()
         pixels = self.pixels.to(device, copy=True)
         return PackedTiles(
             pixels, self.table, self.offsets, self.paths, self.corrupt, self.file, self.spec, self._spacing
         )
+
+    def _check(self) -> None:
+        if self._mapped is not None:
+            self._mapped.check()
 
     def smallest(self) -> tuple[int, int]:
         """The position of the image with the shortest side, and that side in pixels."""
@@ -117,6 +124,7 @@ class PackedTiles:
 
     def read(self, position: int) -> npt.NDArray[Any]:
         """One image (*size, C), or :class:`CorruptImage`."""
+        self._check()
         if position in self.corrupt:
             name = self.names(position)
             raise CorruptImage(name, self.corrupt[position].removeprefix(f"{name}: "))
@@ -131,6 +139,7 @@ class PackedTiles:
             boxes: (B, 2, d) the boxes to read; None for whole images.
             pin: into page-locked memory, from where a GPU fetches them while other work runs.
         """
+        self._check()
         index = self._readable(index)
         sizes = self.sizes(index)
         if boxes is not None:

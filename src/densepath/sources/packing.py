@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import list_images
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import BLOCK, PackedTiles
 from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.read_all import read_all
+from densepath.sources.summary import summarize
 
 SUFFIX = ".safetensors"
 FORMAT, VERSION, READABLE = "densepath-tiles", "2", ("1", "2")
@@ -38,13 +40,14 @@ _RGB = PixelSpec()
 _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
 
 
-def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> Path:
+def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> Path:
     """Decode all images of a source into one file, which is read by mapping it into memory.
 
     Args:
         source: folder, text list or glob pattern, see :func:`densepath.sources.listing.list_images`.
         dest: the file to write, ``*.safetensors``.
         max_side: larger images (pixels) are reduced, as in training from files.
+        exclude: patterns of files to leave out: ``*`` and ``?`` in a path below ``source``, a folder or a name.
 
     Returns:
         The path of the store. Corrupt images are logged and left out.
@@ -57,7 +60,10 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE) -> P
         raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
     if dest.exists():
         raise UserError(f"{dest} already exists; name another file or remove it first")
-    files = ImageFiles(list_images(source), max_side)
+    passed = Passed()
+    files = ImageFiles(list_images(source, exclude, passed), max_side, passed)
+    for line in summarize(files, files):
+        say(f"densepath: {line}")
     corrupt = CorruptLog(len(files))
     images = read_all(files, corrupt, "packing")
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:

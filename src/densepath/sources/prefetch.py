@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from densepath.core.waiting import wait_for
+from densepath.core.waiting import HANGING_READER, wait_for
 
 T = TypeVar("T")
 
 _PATIENCE = 5.0  # seconds that the thread has to end
-_REMEDY = (
-    "a file or a process that reads files does not respond (a hanging network disk, a pipe among the images); "
-    "check them, then continue with --resume (DENSEPATH_WAIT_LIMIT sets how many seconds to wait)"
-)
+_REMEDY = HANGING_READER.replace("start again", "continue with --resume")
 
 
 def ahead(
@@ -24,7 +21,8 @@ def ahead(
     depth: int,
     what: str = "image data",
     abandon: Callable[[], None] = lambda: None,
-) -> Iterator[T]:
+    remedy: str = _REMEDY,
+) -> Generator[T, None, None]:
     """Iterate over ``items`` in another thread, at most ``depth`` items ahead of the consumer.
 
     An exception there is raised here, at its position in the sequence. Closing or deleting this generator ends the
@@ -35,6 +33,7 @@ def ahead(
         depth: maximum number of items that are ready.
         what: name of the items, for messages about waiting.
         abandon: frees the resources of a thread that does not end.
+        remedy: what to do if no item comes; by default, for a run.
 
     Raises:
         Stuck: no item came within the limit of :func:`~densepath.core.waiting.wait_for`.
@@ -68,7 +67,7 @@ def ahead(
     try:
         while True:
             waiting = True
-            item = wait_for(take, what, _REMEDY)
+            item = wait_for(take, what, remedy)
             waiting = False
             if item is None:
                 return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy.typing as npt
 
 from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
 from densepath.sources.corrupt import SHOWN, CorruptImage, CorruptLog
 from densepath.sources.pixel_source import PixelSource
 
@@ -22,22 +21,23 @@ def read_all(images: PixelSource, corrupt: CorruptLog, what: str, start: int = 0
     A progress bar is labelled ``what``.
 
     Raises:
-        UserError: too many images are corrupt.
+        UserError: too many images are corrupt, or one cannot be read in time.
     """
-    threads = min(_MOST_THREADS, usable_cores())
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pending: deque[Future[npt.NDArray[Any]]] = deque()
-    try:
-        for position in with_progress(range(start, len(images)), len(images) - start, what):
-            while len(pending) <= 2 * threads and position + len(pending) < len(images):
-                pending.append(pool.submit(images.read, position + len(pending)))
-            try:
-                yield pending.popleft().result()
-            except CorruptImage as error:
-                corrupt.add(position, str(error))
-                if len(corrupt.found) >= SHOWN:  # with fewer, read on to complete the list
-                    corrupt.check()
-                yield None
-        corrupt.check()
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def read(position: int) -> npt.NDArray[Any] | CorruptImage:
+        try:
+            return images.read(position)
+        except CorruptImage as error:
+            return error
+
+    positions = range(start, len(images))
+    read_ones = in_threads(read, positions, min(_MOST_THREADS, usable_cores()), "image data")
+    for position, image in zip(positions, with_progress(read_ones, len(positions), what), strict=True):
+        if isinstance(image, CorruptImage):
+            corrupt.add(position, str(image))
+            if len(corrupt.found) >= SHOWN:  # with fewer, read on to complete the list
+                corrupt.check()
+            yield None
+        else:
+            yield image
+    corrupt.check()

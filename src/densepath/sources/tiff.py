@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
+from PIL import Image
 
+from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 
 MAX_PIXELS = 2**28 // 3  # 256 MiB of RGB, above which Pillow warns of decompression bombs
-_WHITE_IS_ZERO = 0
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WHITE_IS_ZERO, _GREY, _RGB = 0, (0, 1), 2  # PhotometricInterpretation
+_TRANSPARENCY = {1, 2, 999}  # ExtraSamples; 999 is Corel's
+_ORIENTATION_TAG = 274
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # CorruptImage reports what is wrong with a file
 
@@ -28,15 +35,82 @@ def refuse_bomb(path: str | Path, width: int, height: int) -> None:
         raise CorruptImage(str(path), f"{width} x {height} px are more than {MAX_PIXELS:,}; cut it into tiles first")
 
 
-def tiff_header(path: str | Path) -> tuple[int, int, int, int]:
-    """Height and width in pixels, channels and bits of a TIFF's first page.
+def refuse_channels(path: str | Path, photometric: int, channels: int, extra: Sequence[int]) -> None:
+    """Refuse channels besides grey or color that are not marked as transparency.
+
+    Args:
+        path: the file.
+        photometric, channels, extra: the tags PhotometricInterpretation, SamplesPerPixel and ExtraSamples.
+
+    Raises:
+        CorruptImage: there are some.
+    """
+    known = 1 if photometric in _GREY else channels if photometric != _RGB else 3
+    unmarked = channels > known and (photometric in _GREY or bool(extra))
+    if unmarked and not set(extra) & _TRANSPARENCY:
+        raise CorruptImage(
+            str(path), f"of its {channels} channels the last is not marked as transparency; give grey or RGB images"
+        )
+
+
+def turn(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Pixels (H, W, ...) as stored, as a viewer shows them: turned and mirrored by an orientation tag (1 to 8)."""
+    if orientation > 4:
+        pixels = np.swapaxes(pixels, 0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def read_stored(path: str | Path) -> npt.NDArray[Any]:
+    """Decode a TIFF of one page as stored: numbers of any type, whatever white is and whatever way it is turned.
+
+    Raises:
+        CorruptImage: as for :func:`stored_shape`, or its parts claim to be longer than the file.
+        UserError: as for :func:`stored_shape`.
+    """
+    with tifffile.TiffFile(path) as tiff:
+        page = _single(path, tiff)
+        try:
+            return _pixels(path, tiff, page)
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+        orientation = page.tags.valueof(_ORIENTATION_TAG, 1)
+    with Image.open(path, formats=("TIFF",)) as image:  # LZW, which Pillow reads; it turns and inverts pixels
+        inverted = str(image.tile[0].args).find(";I") >= 0
+        pixels = turn(np.asarray(image), {6: 8, 8: 6}.get(orientation, orientation))
+        return np.invert(pixels) if inverted else pixels
+
+
+def stored_shape(path: str | Path) -> tuple[int, ...]:
+    """The shape of what :func:`read_stored` returns, from the file's header.
+
+    Raises:
+        CorruptImage: the file is not a TIFF, or has too many pixels.
+        UserError: it has several pages.
+    """
+    with tifffile.TiffFile(path) as tiff:
+        shape: tuple[int, ...] = _single(path, tiff).shape
+        return shape
+
+
+def stored_orientation(path: str | Path) -> int:
+    """The orientation tag of a TIFF's first page, 1 to 8; 1 where there is none that is valid."""
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags.valueof(_ORIENTATION_TAG, 1)
+    return tag if tag in range(1, 9) else 1
+
+
+def tiff_header(path: str | Path) -> tuple[int, int, int, int, Any]:
+    """Height and width in pixels, channels, bits and orientation tag of a TIFF's first page.
 
     Raises:
         CorruptImage: the pixels are not 8- or 16-bit grey or RGB, or too many.
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
-        return page.imagelength, page.imagewidth, page.samplesperpixel, 8 * np.dtype(page.dtype).itemsize
+        bits, orientation = 8 * np.dtype(page.dtype).itemsize, page.tags.valueof(_ORIENTATION_TAG, 1)
+        return page.imagelength, page.imagewidth, page.samplesperpixel, bits, orientation
 
 
 def read_tiff(path: str | Path) -> npt.NDArray[Any]:
@@ -50,9 +124,7 @@ def read_tiff(path: str | Path) -> npt.NDArray[Any]:
     """
     with tifffile.TiffFile(path) as tiff:
         page = _checked(path, tiff)
-        if max(page.databytecounts, default=0) > tiff.filehandle.size:
-            raise CorruptImage(str(path), "it claims more bytes than it has; copy it again")
-        pixels: npt.NDArray[Any] = page.asarray()
+        pixels = _pixels(path, tiff, page)
         if page.axes.startswith("S"):
             pixels = np.moveaxis(pixels, 0, -1)
         if page.photometric == _WHITE_IS_ZERO:
@@ -61,10 +133,33 @@ def read_tiff(path: str | Path) -> npt.NDArray[Any]:
 
 
 def _checked(path: str | Path, tiff: tifffile.TiffFile) -> Any:
-    """The first page of a file, if it may be read."""
+    """The first page of a file, if it may be read as an image."""
+    page = _bounded(path, tiff)
+    if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
+        raise CorruptImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
+    refuse_channels(path, page.photometric, page.samplesperpixel, page.extrasamples)
+    return page
+
+
+def _single(path: str | Path, tiff: tifffile.TiffFile) -> Any:
+    """The only page of a file."""
+    page = _bounded(path, tiff)
+    # An ImageJ stack may have one header for all of its pages.
+    pages = max(len(tiff.pages), math.prod(tiff.series[0].shape) // max(math.prod(page.shape), 1))
+    if pages > 1:
+        raise UserError(f"{path} has {pages} pages, not one label map; give one page with a number for each object")
+    return page
+
+
+def _bounded(path: str | Path, tiff: tifffile.TiffFile) -> Any:
     page: Any = tiff.pages.first
     refuse_bomb(path, page.imagewidth, page.imagelength * page.imagedepth)
     refuse_bomb(path, page.tilewidth, page.tilelength * page.tiledepth)
-    if page.dtype not in (np.uint8, np.uint16) or page.samplesperpixel > 4:
-        raise CorruptImage(str(path), f"{page.samplesperpixel} channels of {page.dtype} are not 8- or 16-bit RGB")
     return page
+
+
+def _pixels(path: str | Path, tiff: tifffile.TiffFile, page: Any) -> npt.NDArray[Any]:
+    if max(page.databytecounts, default=0) > tiff.filehandle.size:
+        raise CorruptImage(str(path), "it claims more bytes than it has; copy it again")
+    pixels: npt.NDArray[Any] = page.asarray()
+    return pixels

@@ -2,34 +2,83 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from densepath.core.errors import UserError
+from densepath.core.streams import say
 
 T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
 _SCARCE = 2**28  # bytes
+_LEFT = 0.25  # share of it that is left to others
+_LOOK = 1.0  # seconds between two looks at the main process
 _GRACE = 10  # seconds that a worker lives on after SIGTERM
 
 
-def into_shared_memory(work: T) -> T:
-    """Move the tensors of a result to shared memory, if this is a worker process.
+@dataclass(frozen=True)
+class _Copied:
+    """A result whose tensors are sent as bytes through a pipe; or, inside, one of its tensors."""
+
+    content: Any
+
+
+def out_of_worker(work: T) -> T | _Copied:
+    """Move the tensors of a result to shared memory, if this is a worker process; if that is short, copy them instead.
 
     PyTorch would do so in a background thread whose errors are lost: the main process would wait forever.
+    The main process gets the result by :func:`from_worker`.
     """
-    if get_worker_info() is not None:
-        for tensor in _tensors(work):
+    if get_worker_info() is None:
+        return work
+    tensors = list(_tensors(work))
+    try:
+        if _is_short(sum(tensor.nbytes for tensor in tensors)):
+            raise RuntimeError
+        for tensor in tensors:
             tensor.share_memory_()
+    except RuntimeError:  # it is full
+        return _Copied(_map(work, Tensor, lambda tensor: _Copied(tensor.numpy().copy())))
     return work
+
+
+def from_worker(work: Any) -> Any:
+    """The result of :func:`out_of_worker`, in the main process."""
+    if not isinstance(work, _Copied):
+        return work
+    _explain_copies()
+    return _map(work.content, _Copied, lambda copied: torch.from_numpy(copied.content))
+
+
+def _is_short(size: int) -> bool:
+    """Whether shared memory has no room for this many bytes; some of it is left to other users, such as NCCL."""
+    try:
+        room = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return False
+    return room.free - size < room.total * _LEFT
+
+
+@cache  # once
+def _explain_copies() -> None:
+    say(
+        f"densepath: {SHARED_MEMORY} is small ({shutil.disk_usage(SHARED_MEMORY).total / 2**20:.0f} MB), so images are "
+        "copied from worker processes, which is slower; make it larger (docker run --shm-size 8g)"
+    )
 
 
 def out_of_shared_memory(error: BaseException) -> str:
@@ -38,7 +87,7 @@ def out_of_shared_memory(error: BaseException) -> str:
         room = shutil.disk_usage(SHARED_MEMORY)
     except OSError:
         return ""
-    certain = "allocate shared memory" in str(error)
+    certain = "allocate shared memory" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
     if not certain and ("Bus error" not in str(error) or room.free > _SCARCE):
         return ""
     return (
@@ -56,18 +105,24 @@ def end_workers(loaders: list[Any]) -> None:
             worker.kill()
 
 
-def _tensors(work: Any) -> Iterator[Tensor]:
-    if isinstance(work, Tensor):
-        yield work
-    elif is_dataclass(work):
-        for field in fields(work):
-            yield from _tensors(getattr(work, field.name))
-    elif isinstance(work, Mapping):
-        for part in work.values():
-            yield from _tensors(part)
-    elif isinstance(work, list | tuple):
-        for part in work:
-            yield from _tensors(part)
+def _tensors(work: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _map(work, Tensor, found.append)
+    return found
+
+
+def _map(work: Any, kind: type[T], function: Callable[[T], Any]) -> Any:
+    """A copy of a result, with a function applied to its parts of a type."""
+    if isinstance(work, kind):
+        return function(work)
+    if is_dataclass(work) and not isinstance(work, type):
+        return replace(work, **{field.name: _map(getattr(work, field.name), kind, function) for field in fields(work)})
+    if isinstance(work, Mapping):
+        return {name: _map(part, kind, function) for name, part in work.items()}
+    if isinstance(work, list | tuple):
+        parts = [_map(part, kind, function) for part in work]
+        return type(work)(*parts) if hasattr(work, "_fields") else type(work)(parts)
+    return work
 
 
 @contextmanager
@@ -96,6 +151,16 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
 
 
 def outlive_signals(worker: int) -> None:
-    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save."""
+    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save.
+
+    It ends soon after the main process, even while it waits for a file.
+    """
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # SIGALRM then ends the process
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)

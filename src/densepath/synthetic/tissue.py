@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from densepath.annotations.coco import Outlined, write_coco
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed
+from densepath.core.streams import write_line
 from densepath.synthetic.tissue_layout import Style, gland_field, number_glands
 from densepath.synthetic.tissue_paint import Painter, develop
 
@@ -95,7 +97,7 @@ def write_tissue(
         if tiles:
             write_tiles(folder / "tiles", tiles, size, seed, microns_per_pixel=microns_per_pixel)
     for split, (images, instances) in counts.items():
-        print(f"{split}: {images} images, {instances} glands")
+        write_line(f"{split}: {images} images, {instances} glands", sys.stdout)
     return dest
 
 

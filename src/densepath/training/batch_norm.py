@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from torch import nn
@@ -11,6 +13,24 @@ from densepath.methods.base import Method
 from densepath.nets.norms import set_batch_norm
 
 BatchNorm = Literal["auto", "per_process", "synchronized"]
+
+
+@contextmanager
+def reporting_lonely_values() -> Iterator[None]:
+    """Turn the error of a batch norm that gets one value per channel into one that the user can understand.
+
+    Raises:
+        UserError: a batch norm got one value per channel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch norm got one value of each channel, which has no variance: a process holds a batch of one image, "
+            "and its features are 1 x 1; use a larger batch_size, a smaller accumulate, or larger views"
+        ) from error
 
 
 def share_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
+from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, name_of
 from densepath.views.augment import Augment
 
 DEFAULT_EPOCHS = 200.0
+_MOST = 10**9  # epochs or steps
 # Options that may change when a run is resumed, because they do not change the result. (The number of processes may
 # not change: it is one of the run's facts.)
 FREE = (
@@ -33,13 +36,14 @@ class PretrainConfig:
 
     Args:
         data: a folder of images, a text list of files, a glob, or a packed store.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         out: the run folder.
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: the method's hyper-parameters that differ from its defaults.
         backbone: the backbone to train: a timm ConvNet or plain vision transformer, whichever the method supports.
-        labels: classes of the images, for a method that needs them: "folders" (the class of an image is the name of its
-            folder), or a CSV or TSV file with lines of file,label, where file is a path relative to the images' folder
-            or a file name.
+        labels: classes of the images, for a method that needs them: "folders" (the class of an image is its topmost
+            folder in ``data``), or a CSV or TSV file with lines of file,label, where file is a path relative to the
+            images' folder or a file name.
         regions: regions of the images, for a method that needs them: a folder with a label map for each image, or for
             saliency a model file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models from people you
             trust.
@@ -90,6 +94,7 @@ class PretrainConfig:
 
     data: str | Path
     out: str | Path
+    exclude: tuple[str, ...] = ()
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"
@@ -137,6 +142,14 @@ class PretrainConfig:
             raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
+        for name in ("probe_every", "picture_every"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number of epochs, or 0 for never")
+        if self.epochs is not None and not 0 < self.epochs <= _MOST:
+            raise UserError(f"epochs is {self.epochs}; give a positive number, up to {_MOST:,}")
+        if self.max_steps is not None and not 0 < self.max_steps <= _MOST:
+            raise UserError(f"max_steps is {self.max_steps}; give a positive number, up to {_MOST:,}")
+        Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
         check_seed(self.seed)
 
     @property

@@ -94,8 +94,7 @@ def choose_hardware(
                 f"the launcher started {started} processes on this machine but devices is {count}; leave devices out"
             )
         count = started
-    if kind == "cuda" and count > torch.cuda.device_count():
-        raise UserError(f"devices is {count}, but this machine has {torch.cuda.device_count()} GPUs; ask for fewer")
+    _check_gpus(kind, count)
     local_rank = environment.local_rank() if count > 1 or nodes > 1 else 0
     return Hardware(
         kind=kind,
@@ -103,11 +102,24 @@ def choose_hardware(
         nodes=nodes,
         rank=environment.global_rank() if started else local_rank,
         local_rank=local_rank,
-        precision=_choose_precision(precision, kind),
+        precision=choose_precision(precision, kind),
         channels_last=channels_last,
         deterministic=deterministic,
         environment=environment,
     )
+
+
+def choose_device(devices: int | str = "auto") -> torch.device:
+    """The device of a task of one process, whatever has started it. Arguments and errors as for the hardware of a run.
+
+    Processes that a launcher has started side by side take different GPUs.
+    """
+    kind, count = _parse_devices(devices)
+    _check_gpus(kind, count)
+    if kind == "cpu":
+        return torch.device("cpu")
+    text = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return torch.device("cuda", int(text) % torch.cuda.device_count() if text.isdecimal() else 0)
 
 
 def choose_workers(hardware: Hardware) -> int:
@@ -145,9 +157,16 @@ def _parse_devices(devices: int | str) -> tuple[Literal["cuda", "cpu"], int]:
     return kind, int(text)
 
 
+def _check_gpus(kind: str, count: int) -> None:
+    if kind == "cuda" and count > torch.cuda.device_count():
+        raise UserError(f"devices is {count}, but this machine has {torch.cuda.device_count()} GPUs; ask for fewer")
+
+
 def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
     """The launcher, the number of machines, and the processes that it started on each (0: this package starts them)."""
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    from densepath.training.slurm import Slurm
 
     if TorchElasticEnvironment.detect():
         here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -156,8 +175,11 @@ def _find_launcher() -> tuple[ClusterEnvironment, int, int]:
         world = slurm_tasks()
         if world > 1:
             nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", os.environ.get("SLURM_NNODES", "1")))
-            # Without Lightning's own re-queueing: the run saves itself on SIGTERM and continues with --resume.
-            return SLURMEnvironment(auto_requeue=False), nodes, world // nodes
+            if world % nodes:
+                raise UserError(
+                    f"srun started {world} processes on {nodes} machines; give each the same number (--ntasks-per-node)"
+                )
+            return Slurm(), nodes, world // nodes
         _explain_slurm(os.environ["SLURM_NTASKS"])
     return LightningEnvironment(), 1, 0
 
@@ -172,7 +194,8 @@ def _explain_slurm(tasks: str) -> None:
         )
 
 
-def _choose_precision(precision: Precision, kind: str) -> Literal["32", "bf16-mixed"]:
+def choose_precision(precision: Precision, kind: str) -> Literal["32", "bf16-mixed"]:
+    """The precision of a device of this kind; "auto" is resolved. Raises UserError for another value."""
     if precision not in ("auto", "32", "bf16-mixed"):
         raise UserError(f"precision is {precision!r}; use auto, 32 or bf16-mixed")
     if precision != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from densepath.methods.base import Method
 from densepath.methods.needs import Need
 from densepath.nets.teachers import ACCEPTED, build_teacher
 from densepath.nets.tokenizers import load_tokenizer
+from densepath.sources.packing import SUFFIX
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import name_of
@@ -60,7 +62,9 @@ def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> 
 
 def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
     if need.kind == "classes":
-        return read_classes(images, str(config.labels))
+        packed = str(config.data).lower().endswith(SUFFIX)  # its names are relative to the folder of the images
+        root = "" if packed else config.data if Path(config.data).is_dir() else None
+        return read_classes(images, str(config.labels), root)
     if need.kind == "regions":
         labeller = need.labeller
         if isinstance(labeller, FromPath):

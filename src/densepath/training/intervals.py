@@ -27,6 +27,9 @@ class Intervals:
     def __post_init__(self) -> None:
         if self.log_every < 1:
             raise UserError(f"log_every is {self.log_every}; it must be at least 1")
+        for name in ("save_every_steps", "save_every_minutes", "evaluate_every", "draw_every"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give a positive number, or 0 for never")
 
 
 def due(step: int, every: int) -> bool:

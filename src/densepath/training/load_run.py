@@ -9,6 +9,7 @@ from typing import Any
 from densepath.core.errors import UserError
 from densepath.methods.base import Method
 from densepath.nets.backbones.choose import choose_backbone
+from densepath.nets.weights.checks import require_numbers_in
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.folder import read_config
 from densepath.sources.pixel_source import PixelSpec
@@ -63,4 +64,5 @@ def load_run(run: Path) -> tuple[Method, dict[str, Any], int]:
         raise UserError(
             f"the checkpoint in {run} does not belong to its config.yaml; restore one of the two"
         ) from error
+    require_numbers_in(method, f"the checkpoint in {run}")
     return method, config, state["step"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from densepath.nets.preserve_mode import preserve_mode
 from densepath.runs.lost_peers import reporting_lost_peers
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
+from densepath.training.batch_norm import reporting_lonely_values
 from densepath.training.hardware import Hardware, keep_freed_memory
 from densepath.training.intervals import Intervals, due
 from densepath.training.meter import Meter
@@ -54,7 +55,8 @@ def train(
     hardware: Hardware,
     intervals: Intervals,
     config: Mapping[str, Any] | None = None,
-    facts: Mapping[str, int] | None = None,
+    facts: Mapping[str, int | str] | None = None,
+    free: Collection[str] = (),
     accumulate: int = 1,
     seed: int = 0,
     resume: bool = False,
@@ -76,7 +78,8 @@ def train(
         hardware: the hardware to compute on.
         intervals: intervals of logging, saving and evaluation.
         config: the options of the run, kept in the checkpoints as JSON.
-        facts: numbers that must be the same when the run is resumed, e.g. the number of images.
+        facts: numbers and digests that must be the same when the run is resumed, e.g. the number of images.
+        free: dotted names of options in ``config`` that may change when the run is resumed.
         accumulate: batches per optimizer step.
         seed: seed of the stateful random generators (the task has its own random numbers besides).
         resume: continue from the newest checkpoint in ``out``, if there is one.
@@ -101,7 +104,7 @@ def train(
         raise UserError(
             f"the run has {batches.total_steps} batches, fewer than the {accumulate} of one step; make it longer"
         )
-    saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume)
+    saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
     if first and saver.start:
         line = f"resuming {out} at step {saver.start} of {total}"
         say(f"densepath: {line if saver.start < total else f'the run in {out} is complete ({saver.start} steps)'}")
@@ -117,6 +120,7 @@ def train(
         recorder = Recorder(out, saver.start, total, first=first, loggers=loggers, name=name)
         stack.callback(recorder.close)
         watchdog = stack.enter_context(Watchdog(out, hardware.rank, hardware.world_size, signals))
+        stack.enter_context(reporting_lonely_values())
         stack.enter_context(reporting_lost_peers(hardware.world_size, out, signals))
         watchdog.started(start_processes(hardware))
         fabric = join_processes(hardware, equal_shapes)

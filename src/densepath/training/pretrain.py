@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.splits import check_objects
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.methods import Method
@@ -23,9 +24,12 @@ from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import check_run, open_run, read_config
 from densepath.runs.progress import say
+from densepath.sources.fingerprint import fingerprint
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.open import cache_images, check_size, find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
 from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
@@ -79,18 +83,24 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         if probe is None:
             raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            open_split(Path(config.probe_data), split)  # now, not after the first epochs
+            check_objects(open_split(Path(config.probe_data), split))  # now, not after the first epochs
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
+    if old is not None and "pixels" not in old and accumulate > 1:
+        say(
+            f"densepath: the run in {out} was started by a version that updated momentum encoders and queues once per "
+            f"batch; from now on they are updated once per optimizer step of {accumulate} batches"
+        )
     precision = config.precision
     if old is not None and precision == "auto":
         precision = old.get("precision", precision)  # as on the hardware where the run was started
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    images = find_source(config.data)
+    images = find_source(config.data, exclude=config.exclude)
     images.spec = _choose_pixels(images, old, config)
+    known = fingerprint(images)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels)
     if network.ndim != images.spec.ndim:
@@ -122,6 +132,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     if first:
         check_run(out, record, resume=resume, free=free, defaults=defaults)  # now, not after hours of labelling images
 
+    files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
     found = method.prepare(images, make_inputs(method, config, images))
@@ -150,7 +161,9 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
         pictures = ReconstructionImages(method, images, views, draw, out)
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
-            _report_start((loaded, _color_note(without), found), config.optimizer, steps, steps_per_epoch)
+            read = summarize(images, files) if fresh else []
+            notes = (*read, loaded, _color_note(without), found)
+            _report_start(notes, config.optimizer, steps, steps_per_epoch)
         done = train(
             task,
             batches,
@@ -160,7 +173,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
                 config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
             ),
             config=record,
-            facts={"images": len(images), "steps": steps, "processes": hardware.world_size},
+            facts={"images": len(images), "steps": steps, "processes": hardware.world_size, **known},
+            free=free,
             accumulate=accumulate,
             seed=config.seed,
             resume=resume,
@@ -204,6 +218,14 @@ def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: P
     if old is None:
         return images.spec.override(config.mean, config.std, config.window)
     recorded = pixels_of(old)
+    early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
+    if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:
+        return recorded
+    if early and recorded != images.spec:
+        raise UserError(
+            f"the run in {config.out} is of a version that read all images as 8-bit RGB, which these are not; start "
+            f"another run from its weights: --weights {config.out} --out {config.out}_2"
+        )
     if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
         raise UserError(
             f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from densepath.core.distributed import world_size
+from densepath.runs.watchdog import PARENT
 from densepath.training.hardware import Hardware
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def start_processes(hardware: Hardware) -> list[subprocess.Popen[bytes]]:
     program = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
     command = [sys.executable, *program, *sys.argv[1:]]
     return [
-        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(number)})
+        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(number), PARENT: str(os.getpid())})
         for number in range(1, hardware.world_size)
     ]
 

@@ -129,7 +129,11 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
     Raises:
         UserError: an option is unknown.
     """
-    for key, _ in _flat(options, parser):
+    for key, value in _flat(options, parser):
+        if key not in parser.options and any(option.startswith(f"{key}.") for option in parser.options):
+            part = _OPTIONS if key == METHOD.rstrip(".") else key
+            message = f"{part} is {value!r}; give its options by name, as a mapping"
+            raise UserError(f"{whose}: {message}" if whose else message)
         if key not in parser.options:
             message = parser.unknown(key, list(parser.options))
             raise UserError(f"{whose}: {message}" if whose else message)

@@ -11,7 +11,7 @@ import torch
 
 from densepath.core.distributed import rank, world_size
 from densepath.core.streams import say
-from densepath.core.waiting import Stuck, notice_seconds
+from densepath.core.waiting import Stuck, notice_seconds, progress
 from densepath.methods.base import Heartbeat
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.training.intervals import Intervals, due
@@ -50,7 +50,6 @@ class RunControl:
         self._saver, self._meter, self._recorder = saver, meter, recorder
         self._signals, self._intervals, self._device, self._total = signals, intervals, device, total
         self._finished: int | None = None  # the number of finished steps, between two steps
-        self._reported = 0.0
 
     def feed(self, batches: Iterable[Any]) -> Generator[Any]:
         """The batches. The run begins with the first: only then has the loader drawn what it draws when it starts."""
@@ -68,10 +67,12 @@ class RunControl:
     def between_steps(self, step: int) -> None:
         """``step`` steps are done and none is in progress: the run can be saved now."""
         self._finished = step
+        progress(1)
 
     def in_step(self) -> None:
         """A step is in progress: the run cannot be saved until it is done."""
         self._finished = None
+        progress(1)
 
     def agree(self, done: int) -> tuple[bool, bool, int]:
         """What is due after ``done`` steps: whether to log, whether to save, and the signal to stop by, or 0.
@@ -102,6 +103,7 @@ class RunControl:
         """
 
         def heartbeat(what: str) -> None:
+            progress(1)
             self._recorder.progress.note(what)
             stop = agree(self._device, self._signals.received or 0)[0]
             if stop:
@@ -114,7 +116,7 @@ class RunControl:
             yield heartbeat
 
     def while_waiting(self, what: str, waited: float) -> None:
-        """Report what this process waits for, and stop if a signal asked to.
+        """Stop if a signal asked to, while this process waits for something.
 
         A single process between two steps stops at once, because nothing is lost. Otherwise the data gets some more
         time to arrive, so that the step can be finished and saved.
@@ -122,12 +124,6 @@ class RunControl:
         Raises:
             Interrupted: a signal was received.
         """
-        if waited < self._reported:
-            self._reported = 0.0  # another wait
-        if waited - self._reported >= notice_seconds():
-            self._reported = waited
-            who = f"rank {rank()} is " if world_size() > 1 else ""
-            say(f"densepath: {who}waiting for {what} since {waited:.0f} s")
         signum = self._signals.received
         if signum and (waited >= notice_seconds() or (world_size() == 1 and self._finished is not None)):
             raise Interrupted(signum)
@@ -144,7 +140,8 @@ class RunControl:
                 self._recorder.progress.close()
                 saved = self._saver.saved
                 done = f"stopped and saved at step {saved}" if saved >= 0 else "stopped before the first step"
-                say(f"densepath: {done}; the same command with --resume continues {self._out}")
+                how = f"; the same command with --resume continues {self._out}" if self._signals.resumable else ""
+                say(f"densepath: {done}{how}")
             raise
 
     def _may_save(self) -> bool:

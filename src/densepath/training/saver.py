@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,22 @@ from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
+from densepath.nets.weights.checks import only_weights, require_numbers
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint, write_checkpoint
+from densepath.runs.folder import changed_options, train_longer
+from densepath.runs.old_options import rename_record
 from densepath.training.random_state import random_state, seed_generators, set_random_state
 from densepath.training.task import Task
 from densepath.training.updates import Updates
 
 _SET_BY = {"images": "data", "steps": "length", "processes": "number of processes (--devices, or the launcher's)"}
+# Digests, which runs of earlier versions lack, and what a change means.
+_DIGESTS = {
+    "names": "the names of the images, or their order, are not those that the run in {out} was started with",
+    "sizes": "files of images have been replaced since the run in {out} was started: their sizes differ",
+    "samples": "files of images have been replaced since the run in {out} was started: their contents differ",
+    "annotations": "the annotations are not those that the run in {out} was started with",
+}
 
 
 class Saver:
@@ -32,10 +42,11 @@ class Saver:
         task: the task to save.
         out: the run folder.
         config: the options of the run, kept in the checkpoints as JSON.
-        facts: numbers that must be the same when the run is resumed.
+        facts: numbers and digests that must be the same when the run is resumed.
         total: number of optimizer steps of the whole run.
         seed: seed of the stateful random generators.
         resume: restore the newest checkpoint in ``out``, if there is one.
+        free: dotted names of options in ``config`` that may change when a run is resumed.
 
     Attributes:
         start: number of optimizer steps done at the restored checkpoint; 0 without one.
@@ -51,10 +62,11 @@ class Saver:
         out: Path,
         *,
         config: Mapping[str, Any],
-        facts: Mapping[str, int],
+        facts: Mapping[str, int | str],
         total: int,
         seed: int,
         resume: bool,
+        free: Collection[str] = (),
     ) -> None:
         self._task, self._out, self._total, self._seed = task, out, total, seed
         self._notes = {"config": json.dumps(config), "facts": dict(facts)}
@@ -62,6 +74,7 @@ class Saver:
         self.start = 0
         self.saved = -1
         if self._state:
+            _check_config(config, self._state.get("config"), free, out)
             _check_facts(facts, self._state["facts"], out)
             load_task(task, self._state, out)
             self.start = self.saved = self._state["step"]
@@ -124,6 +137,7 @@ def load_task(task: Task, state: dict[str, Any], out: Path) -> None:
     Raises:
         UserError: the checkpoint belongs to another task.
     """
+    require_numbers(only_weights(task, state["state_dict"]), f"the checkpoint in {out}")
     try:
         task.load_state_dict(state["state_dict"])
     except RuntimeError as error:
@@ -133,10 +147,28 @@ def load_task(task: Task, state: dict[str, Any], out: Path) -> None:
         ) from None
 
 
-def _check_facts(now: Mapping[str, int], then: Mapping[str, int], out: Path) -> None:
-    for name, number in now.items():
-        if then.get(name) != number:
+def _check_config(now: Mapping[str, Any], text: Any, free: Collection[str], out: Path) -> None:
+    """Check that a checkpoint belongs to a run with these options: it may be copied from another folder."""
+    then = json.loads(text) if isinstance(text, str) else {}
+    changed = changed_options(rename_record(then), now, free, defaults=now) if then and now else []
+    if changed:
+        raise UserError(
+            f"the checkpoint in {out} belongs to a run with other values of {', '.join(changed)}; put the folder's own "
+            "checkpoint back, or name another folder"
+        )
+
+
+def _check_facts(now: Mapping[str, int | str], then: Mapping[str, int | str], out: Path) -> None:
+    for name, fact in now.items():
+        if name in _DIGESTS:
+            kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
+            if name in then and then[name] != fact and len(kinds) < 2:  # files cannot be compared with packed images
+                raise UserError(
+                    f"{_DIGESTS[name].format(out=out)}; restore them, or start another run: --weights {out} --out OTHER"
+                )
+        elif then.get(name) != fact:
+            longer = train_longer(out) if name == "steps" else "name another folder"
             raise UserError(
-                f"the run in {out} was started with {then.get(name)} {name}, but there are {number} now; "
-                f"resume it with the same {_SET_BY.get(name, 'options')}, or name another folder"
+                f"the run in {out} was started with {then.get(name)} {name}, but there are {fact} now; "
+                f"resume it with the same {_SET_BY.get(name, 'options')}, or {longer}"
             )

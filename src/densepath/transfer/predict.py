@@ -24,7 +24,7 @@ from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
-from densepath.sources.listing import list_images
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_hardware
@@ -58,6 +58,7 @@ def predict(
     window: int | None = None,
     overlap: float = OVERLAP,
     spacing: float | None = None,
+    exclude: Sequence[str] = (),
     pictures: int | Literal["all"] = 8,
     devices: int | str = "auto",
     precision: Literal["auto", "32", "bf16-mixed"] = "auto",
@@ -79,6 +80,7 @@ def predict(
             short side of the training images, for images with more than twice the pixels of a window.
         overlap: share of a window that the next one covers.
         spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         pictures: number of images to draw with the outlines of their objects, or "all".
         devices: "auto" (one GPU, or the CPU), or "cpu".
         precision: "auto", "32" or "bf16-mixed".
@@ -93,11 +95,18 @@ def predict(
     detector = load_detector(run)
     file = Path(run) / DETECTOR_FILE if Path(run).is_dir() else Path(run)
     hardware = choose_hardware(devices, precision)
-    readers = _Readers(data, detector)
+    passed = Passed()
+    readers = _Readers(data, detector, exclude, passed)
     stems = output_names(readers.names, data)
     out = Path(out)
     record = {"run": str(run), "data": str(data), "detector": digest_of_file(file), "score": score, "window": window}
-    record |= {"overlap": overlap, "spacing": spacing, "pictures": pictures, "devices": devices}
+    record |= {
+        "overlap": overlap,
+        "spacing": spacing,
+        "exclude": list(exclude),
+        "pictures": pictures,
+        "devices": devices,
+    }
     record |= {"precision": hardware.precision}
     if check_run(out, record, resume=True, free=_FREE) is None:
         with atomic_write(out / CONFIG) as part:
@@ -107,7 +116,9 @@ def predict(
     detector = detector.to(hardware.device)
     left = [position for position, stem in enumerate(stems) if not _record(out, stem).exists()]
     drawn = _drawn(len(readers), pictures)
-    say(f"densepath: {detector.notes.detector} of {run}; {len(readers)} images, {len(readers) - len(left)} done before")
+    also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+    done = len(readers) - len(left)
+    say(f"densepath: {detector.notes.detector} of {run}; {len(readers)} images, {done} done before{also}")
     damaged: list[str] = []
 
     def finish(position: int, reader: ImageReader, found: Prediction) -> None:
@@ -144,8 +155,8 @@ def predict(
     if len(damaged) == len(readers):
         raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
     count = _gather(out, stems, readers.names, detector)
-    passed = f", {len(damaged)} damaged images passed over" if damaged else ""
-    say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{passed}")
+    without = f", {len(damaged)} damaged images passed over" if damaged else ""
+    say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
     return out
 
 
@@ -167,12 +178,12 @@ def _check(
 class _Readers:
     """The images of a source; each is opened when it is used: thousands of TIFFs would be too many open files."""
 
-    def __init__(self, data: str | Path, detector: TrainedDetector) -> None:
+    def __init__(self, data: str | Path, detector: TrainedDetector, exclude: Sequence[str], passed: Passed) -> None:
         packed = str(data).lower().endswith(SUFFIX)
         self._store = open_store(data) if packed else None
         self._kind = (len(detector.notes.mean), detector.dtype)
         store = self._store
-        self.names = list(list_images(data) if store is None else map(store.names, range(len(store))))
+        self.names = list(list_images(data, exclude, passed) if store is None else map(store.names, range(len(store))))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -12,7 +12,7 @@ import pytest
 
 from densepath.annotations.coco import CocoImages, open_split, write_coco
 from densepath.core.errors import UserError
-from densepath.transfer.detection.evaluation import evaluate
+from densepath.transfer.detection.evaluation import evaluate, picture_files
 
 IMAGES = 4
 
@@ -112,3 +112,10 @@ def test_any_failure_is_raised_and_leaves_no_thread_and_no_file(where: str, imag
         )
     assert set(threading.enumerate()) <= before
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_no_picture_overwrites_another_one() -> None:
+    names = ["A/tile.png", "B/tile.png", "tile.png", "tile.jpg", "../other/x.png", "other/x.png", "/data/y.png"]
+    files = picture_files([Path(name) for name in names])
+    assert files[:4] == ["A/tile.png", "B/tile.png", "tile.png.png", "tile.jpg.png"]
+    assert files[4:] == ["other/x.png.4.png", "other/x.png.5.png", "data/y.png"]

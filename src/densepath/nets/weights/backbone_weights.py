@@ -18,6 +18,7 @@ from densepath.core.errors import UserError, first_few
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.backbones.transformers import resize_positions
+from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import HUB, quiet
 from densepath.nets.weights.layouts import Match, arrange, feature_name, match_names, timm_state
@@ -174,6 +175,7 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     weights = read_weights(source)
     match = match_names(weights.state_dict, backbone.net.state_dict())
+    require_numbers(match.found, name)
     match = match._replace(found=resize_positions(backbone.net, match.found))
     match = match._replace(found=adapt_channels(match.found, backbone.net.state_dict(), backbone.in_channels))
     if problem := _misfit(backbone, match):
@@ -260,6 +262,7 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
             f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"
         ) from error
     found = resize_positions(backbone.net, network.state_dict())
+    require_numbers(found, name)
     backbone.net.load_state_dict(adapt_channels(found, backbone.net.state_dict(), backbone.in_channels))
     line = f"{backbone.name} with timm's {name}"
     statistics = tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import fetch, quiet
 from densepath.sources.pixel_source import PixelSpec
 
@@ -141,6 +142,7 @@ def load_transformers_model(folder: Path, config: dict[str, Any]) -> Transformer
     missing = [key for key in found["missing_keys"] if "pooler" not in key]  # the pooler is not used
     if missing:
         raise UserError(f"the weights in {folder} lack {sorted(missing)[0]}; fetch the model again")
+    require_numbers_in(model, folder)
     return TransformersModel(model.eval(), folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
+from densepath.training.intervals import Intervals
 from densepath.training.update_limits import UpdateLimits
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
@@ -25,6 +26,8 @@ class DetectConfig:
 
     Args:
         data: a folder as written by ``densepath data``: images and COCO instances, train and test.
+        orientation: for images with an orientation tag (of cameras), the pixels that the annotations describe: as
+            "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         out: the run folder: ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
             ``exported/detector.safetensors``, and the files of every run.
         weights: initial weights of the backbone: a file, a run folder, "random", or a timm name.
@@ -74,6 +77,7 @@ class DetectConfig:
 
     data: str | Path
     out: str | Path
+    orientation: Literal["stored", "viewed"] | None = None
     weights: str | Path = "random"
     backbone: str = "resnet18"
     detector: str = "mask_rcnn_fpn"
@@ -108,6 +112,7 @@ class DetectConfig:
         from densepath.annotations.fraction import check_fraction  # these need torch
         from densepath.core.random import check_seed
 
+        Intervals(self.log_every, self.save_every_steps, self.save_every_minutes)
         for name in ("precise_bn_batches", "pictures"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number, or 0 for none")

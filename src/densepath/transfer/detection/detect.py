@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco import open_split
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
 from densepath.core.errors import UserError
+from densepath.core.locks import sole_writer
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights.pixels import pixels_of_weights
@@ -19,12 +21,12 @@ from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
-from densepath.training.hardware import choose_hardware, choose_workers
+from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers
 from densepath.training.intervals import Intervals
 from densepath.training.resolve import resolve
 from densepath.transfer.detection.config import FREE, DetectConfig
 from densepath.transfer.detection.detector_file import DETECTOR_FILE, DetectorNotes, load_detector, save_detector
-from densepath.transfer.detection.detectors import BASE_LR, DETECTORS, TRANSFORMER_DETECTORS
+from densepath.transfer.detection.detectors import BASE_LR, BOXES_ONLY, DETECTORS, TRANSFORMER_DETECTORS
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.fine_tuning import fine_tune, settle_batch_norm
 from densepath.transfer.detection.samples import TrainingBatches
@@ -56,14 +58,15 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
 def _evaluate(config: DetectConfig) -> dict[str, float]:
     """Score the detector in the run folder again."""
     out = Path(config.out)
-    hardware = choose_hardware(config.devices, config.precision)
+    device = choose_device(config.devices)
     model, notes = load_detector(out / DETECTOR_FILE)
     _check_evaluation(config, read_config(out) or {})
-    test = open_split(config.data, "test", notes.spec)
-    if tuple(test.category_ids) != notes.category_ids:
-        raise UserError(f"{test.annotations} has other categories than the detector in {out} was trained on")
-    half = hardware.precision == "bf16-mixed"
-    return evaluate_detector(model.to(hardware.device), notes, test, out, pictures=config.pictures, bfloat16=half)
+    test = open_split(config.data, "test", notes.spec, model.finds_masks, config.orientation)
+    match_categories(test, notes.category_names, f"the detector in {out}")
+    check_objects(test)
+    half = choose_precision(config.precision, device.type) == "bf16-mixed"
+    with sole_writer(out):
+        return evaluate_detector(model.to(device), notes, test, out, pictures=config.pictures, bfloat16=half)
 
 
 def _fine_tune(config: DetectConfig) -> dict[str, float]:
@@ -91,9 +94,12 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         optimizer="adamw" if config.detector in TRANSFORMER_DETECTORS else "sgd",
     )
     spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
-    train, test = open_split(config.data, "train", spec), open_split(config.data, "test", spec)
+    outlines = config.detector not in BOXES_ONLY
+    train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
-    names = _category_names(train, test)
+    facts = check_splits(train, test)
+    if old is None:
+        spec = fit_window(train, test)
 
     torch.manual_seed(config.seed)
     found = (tuple(config.anchor_sizes), config.detections_per_image, spec.window)
@@ -101,7 +107,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         config.detector,
         config.backbone,
         tuple(train.category_ids),
-        names,
+        tuple(train.category_names),
         config.test_size,
         spec.mean,
         spec.std,
@@ -137,7 +143,9 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     }
     with open_run(out, record, resume=resume, **kept) if first else nullcontext():
         if first:
-            say(f"densepath: {config.detector} on {line}; {len(train)} training images, {solver.steps} steps")
+            say(f"densepath: {config.detector} on {line}; {solver.steps} steps")
+            for fact in facts:
+                say(f"densepath: {fact}")
         model = fine_tune(
             model,
             notes,
@@ -174,21 +182,6 @@ def _check_evaluation(config: DetectConfig, trained: dict[str, Any]) -> None:
         raise UserError(
             f"evaluate scores a detector as it was trained, so {', '.join(idle)} would have no effect; leave that out"
         )
-
-
-def _category_names(train: CocoImages, test: CocoImages) -> tuple[str, ...]:
-    """The names of the labels 1, 2, ...
-
-    Raises:
-        UserError: there are no objects, or the test images have other categories.
-    """
-    truth = train.coco_ground_truth()
-    if not truth["annotations"]:
-        raise UserError(f"{train.annotations} outlines no object; there is nothing to learn from it")
-    if train.category_ids != test.category_ids:
-        raise UserError(f"{train.annotations} and {test.annotations} have different categories; make them the same")
-    names = {category["id"]: category.get("name", str(category["id"])) for category in truth["categories"]}
-    return tuple(names[i] for i in train.category_ids)
 
 
 def _recorded(config: dict[str, Any], out: Path) -> PixelSpec:

@@ -13,6 +13,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
+from densepath.nets.weights.checks import require_numbers_in
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS
 from densepath.transfer.detection.detector import Detector
@@ -95,6 +96,7 @@ def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
         model.load_state_dict(state)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{path} is not a detector of this version of densepath; train it again") from error
+    require_numbers_in(model, path)
     return model.eval(), notes
 
 

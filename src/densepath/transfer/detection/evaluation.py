@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,13 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE
+from densepath.core.streams import open_console
+from densepath.core.waiting import HANGING_READER
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
@@ -49,9 +52,12 @@ def evaluate_detector(
         As :func:`evaluate`.
     """
     model.eval()
+    # The same categories may have other ids than in training.
+    same = tuple(images.category_names) == notes.category_names
+    ids = images.category_ids if same else list(notes.category_ids)
     return evaluate(
         partial(_detect, model, notes, bfloat16=bfloat16),
-        partial(_results, notes),
+        partial(_results, ids),
         images,
         out,
         masks=model.finds_masks,
@@ -95,15 +101,16 @@ def evaluate(
     def finish(i: int, sample: dict[str, Any], found: Found) -> list[dict[str, Any]]:
         encoded = encode(sample, found)
         if i in drawn:
-            _draw(images[i], encoded, images.spec, out / "pictures")
+            _draw(images[i], encoded, images.spec, out / "pictures" / files[i])
         if objects:
             compared.append(compare(images.label_map(i), label_map_of(encoded, images.size(i), OBJECT_SCORE)))
         return encoded
 
+    files = picture_files([path.relative_to(images.folder) for path in images.paths()])
     results: list[dict[str, Any]] = []
     compared: list[ImageScores] = []
-    console = Console(stderr=True)
-    samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1)
+    console = open_console(sys.stderr)
+    samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1, remedy=HANGING_READER)
     shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
     # The network runs in this thread, so that Ctrl-C ends it at once. Futures are popped: a variable in an exception's
     # frame would keep the other thread alive.
@@ -125,6 +132,17 @@ def evaluate(
     _write_json(out / "metrics.json", {**SCALE, **metrics})
     say("densepath: " + describe(metrics, len(images)))
     return metrics
+
+
+def picture_files(images: Sequence[Path]) -> list[str]:
+    """The PNG file of each image, in the same subfolder; with its suffix and its number where names are not enough."""
+    inside = [Path(*(part for part in path.parts if part not in ("..", path.anchor))) for path in images]
+    names, stems = Counter(inside), Counter(path.with_suffix("") for path in inside)
+    files = []
+    for number, path in enumerate(inside):
+        stem = path.with_suffix("")
+        files.append(f"{stem if stems[stem] == 1 else path if names[path] == 1 else f'{path}.{number}'}.png")
+    return files
 
 
 def describe(metrics: dict[str, float], images: int) -> str:
@@ -151,15 +169,15 @@ def _detect(model: Detector, notes: DetectorNotes, sample: dict[str, Any], *, bf
     return {key: value.float().cpu() for key, value in found.items()}
 
 
-def _results(notes: DetectorNotes, sample: dict[str, Any], found: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _results(category_ids: list[int], sample: dict[str, Any], found: dict[str, Tensor]) -> list[dict[str, Any]]:
     """The detections in one image in COCO's results format."""
-    return coco_results(found, sample["image_id"], sample["image"].shape[:2], list(notes.category_ids))
+    return coco_results(found, sample["image_id"], sample["image"].shape[:2], category_ids)
 
 
-def _draw(sample: dict[str, Any], found: list[dict[str, Any]], spec: PixelSpec, folder: Path) -> None:
+def _draw(sample: dict[str, Any], found: list[dict[str, Any]], spec: PixelSpec, file: Path) -> None:
     truth, masks = objects_of(sample, found)
     picture = overlay(spec.to_rgb(np.asarray(sample["image"])), truth, masks, [result["score"] for result in found])
-    with atomic_write(folder / f"{Path(sample['name']).stem}.png") as part:
+    with atomic_write(file) as part:
         picture.save(part, format="PNG")
 
 

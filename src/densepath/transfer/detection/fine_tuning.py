@@ -9,19 +9,25 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from densepath.annotations.coco import CocoImages
+from densepath.core.digests import digest_of, digest_of_file
 from densepath.nets.norms import synchronize_batch_norm
 from densepath.runs.progress import say
+from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
 from densepath.training.hardware import Hardware
 from densepath.training.intervals import Intervals
 from densepath.training.loop import train
 from densepath.training.random_state import seed_generators
 from densepath.training.update_limits import NO_LIMITS, UpdateLimits
+from densepath.transfer.detection.config import FREE
 from densepath.transfer.detection.detection_task import DetectionTask
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.precise_norm import precise_batch_norm
 from densepath.transfer.detection.samples import SampleBatch, TrainingBatches, into_detector
 from densepath.transfer.detection.solver import Solver
+
+_SAMPLED = 1024  # files whose contents are sampled
 
 
 def fine_tune(
@@ -62,7 +68,13 @@ def fine_tune(
         hardware=hardware,
         intervals=intervals,
         config=config,
-        facts={"images": len(batches.images), "steps": solver.steps, "processes": hardware.world_size},
+        facts={
+            "images": len(batches.images),
+            "steps": solver.steps,
+            "processes": hardware.world_size,
+            **_digests(batches.images),
+        },
+        free=FREE,
         seed=seed,
         resume=resume,
         equal_shapes=False,
@@ -71,6 +83,14 @@ def fine_tune(
     trained = notes.build()
     trained.load_state_dict(model.state_dict())
     return trained.to(hardware.device)
+
+
+def _digests(images: CocoImages) -> dict[str, str]:
+    """Digests by which a resumed run knows its images and their annotations."""
+    names = [image["file_name"] for image in images.coco_ground_truth()["images"]]
+    files = [images.folder / name for name in names]
+    found = {"names": digest_of(names), "annotations": digest_of_file(images.annotations)}
+    return found | {"sizes": digest_of_sizes(files), "samples": digest_of_samples(files[:_SAMPLED])}
 
 
 def settle_batch_norm(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle
 from torch import Tensor
 
-from densepath.annotations.run_lengths import paint
+from densepath.annotations.outlines import paint
 
 
 def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from densepath.core.errors import UserError
 from densepath.core.random import permute, uniform
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
-from densepath.sources.workers import end_workers, into_shared_memory, outlive_signals, report_dead_workers
+from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, report_dead_workers
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
 _DIVISOR = 32  # the largest stride of the backbone
@@ -150,7 +150,7 @@ class TrainingBatches:
             with report_dead_workers(self.workers, "use fewer workers"):
                 loaders.append(iter(loader))
                 try:
-                    yield from loaders[-1]
+                    yield from map(from_worker, loaders[-1])
                 finally:
                     loaders.clear()
         except UserError as error:
@@ -171,8 +171,8 @@ class TrainingBatches:
         return replace(self, start_step=end, total_steps=end + steps, rank=0, world_size=1)
 
 
-def _collate(samples: list[dict[str, Any]]) -> SampleBatch:
-    return into_shared_memory(SampleBatch(samples, torch.tensor([sample["position"] for sample in samples])))
+def _collate(samples: list[dict[str, Any]]) -> Any:
+    return out_of_worker(SampleBatch(samples, torch.tensor([sample["position"] for sample in samples])))
 
 
 def resized_shape(height: int, width: int, short_edge: int) -> tuple[int, int]:

@@ -12,18 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as rle
 
 from densepath.annotations.coco import open_split
-from densepath.annotations.coco_checks import can_be_drawn
 from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
-from densepath.annotations.run_lengths import compress
+from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.transfer.detection.instances import label_map_of
 
 LABELS, PREDICTIONS, IMAGES = "labels", "predictions.json", "images.json"  # in a folder of ``densepath predict``
 _LEAST_SCORE = 0.5
+_MOST = 1e30  # within the range of float32
 
 Results = list[dict[str, Any]]
 Size = tuple[int, int]
@@ -131,8 +130,6 @@ def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImag
     for position, result in enumerate(results):
         if why := _fault(result, sizes, masks):
             raise UserError(f"result {position} of {path} {why}; correct it")
-        if masks and "bbox" not in result:
-            result["bbox"] = rle.toBbox(compress(result["segmentation"], *sizes[result["image_id"]])).tolist()
         found[result["image_id"]].append(result)
     images, shapes = list(found.values()), list(sizes.values())
     draw = partial(_drawn, images, shapes, score) if masks else None
@@ -162,7 +159,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _fault(result: Any, sizes: Mapping[int, Size], masks: bool) -> str:
-    """What is wrong with a COCO result, or an empty text."""
+    """What is wrong with a COCO result, or an empty text; its outline is drawn, and its box completed."""
     if not isinstance(result, dict):
         return "is not an object with image_id, category_id, score and segmentation or bbox"
     numbers = [("image_id", int), ("category_id", int), ("score", (int, float))]
@@ -170,10 +167,14 @@ def _fault(result: Any, sizes: Mapping[int, Size], masks: bool) -> str:
         return f"has no {wrong[0]}"
     if result["image_id"] not in sizes:
         return f"has the image_id {result['image_id']}, which no image has"
+    if "bbox" in result and not (are_numbers(result["bbox"], _MOST) and len(result["bbox"]) == 4):
+        return "has a bbox that is not four numbers"
+    if not masks:
+        return "" if "bbox" in result else "has neither a segmentation nor a bbox"
     height, width = sizes[result["image_id"]]
-    if masks and not can_be_drawn(result["segmentation"], {"height": height, "width": width}):
-        return f"has an outline that is neither polygons nor run lengths of {width} x {height} px"
-    box = result.get("bbox", [0.0] * 4 if masks else None)
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(n, int | float) for n in box)):
-        return "has no bbox of four numbers" if masks else "has neither a segmentation nor a bbox of four numbers"
+    try:
+        result["segmentation"], (x1, y1, x2, y2) = draw(result["segmentation"], height, width)
+    except ValueError as error:
+        return f"has {error}"
+    result.setdefault("bbox", [x1, y1, x2 - x1, y2 - y1])
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,7 @@ from densepath.transfer.detection.config import STEPS
 SCHEDULES = {"0.5x": 0.5, "1x": 1, "2x": 2, "3x": 3, "5x": 5}
 _WARMUP, _WARMUP_START = 1000, 1e-3  # steps; Detectron2's
 _BASE_LR, _BASE_BATCH = 0.02, 16
+_MOST = 10**9  # steps
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ def make_solver(
     if base_steps < 2:
         raise UserError(f"base_steps is {base_steps}; give at least 2")
     steps = round(SCHEDULES[schedule] * base_steps) if max_steps is None else max_steps
-    if steps < 1:
-        raise UserError(f"max_steps is {steps}; give at least 1")
+    if not 1 <= steps <= _MOST:
+        raise UserError(f"max_steps is {steps}; give a number from 1 to {_MOST:,}")
     if lr is None:
         lr = base_lr * batch_size / _BASE_BATCH
-    if lr <= 0:
+    if not 0 < lr < math.inf:
         raise UserError(f"lr is {lr}; give a positive learning rate")
     if not all(0 < share <= 1 for share in drops):
         raise UserError(f"drops are {list(drops)}; give shares of the run, from 0 to 1")

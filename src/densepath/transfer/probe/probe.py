@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,16 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.splits import check_objects, fit_window
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
 from densepath.core.scores import SCALE
 from densepath.core.streams import say
+from densepath.core.waiting import HANGING_READER
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.sources.pixel_source import PixelSpec
-from densepath.training.hardware import choose_hardware
+from densepath.sources.prefetch import ahead
+from densepath.training.hardware import choose_device
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
@@ -46,6 +49,7 @@ _FEATURE_VALUES = 2**27  # the training features take at most half a GiB in floa
 def probe(
     *,
     data: str | Path,
+    orientation: Literal["stored", "viewed"] | None = None,
     weights: str | Path = "random",
     backbone: str = "resnet18",
     seed: int = 0,
@@ -61,6 +65,8 @@ def probe(
 
     Args:
         data: a folder as ``densepath data`` writes it: images, and outlined objects as COCO JSON, for train and test.
+        orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
+            in the file, or as "viewed", turned by the tag. Without it such images are refused.
         weights: a file, a run folder, "random", or a timm name.
         backbone: a timm name.
         seed: seed of random weights, of the choice of images, and of positions if there are too many.
@@ -87,9 +93,10 @@ def probe(
     spec = pixels_of_weights(weights)
     network = build_backbone(backbone, spec.channels)
     load_weights(network, weights)
-    network.to(choose_hardware(devices).device)
+    network.to(choose_device(devices))
     options: dict[str, Any] = {"seed": seed, "size": size, "fraction": fraction, "l2": l2}
-    scores = probe_backbone(network, data, spec, stages=stages, each_stage=each_stage, **options)
+    chosen: dict[str, Any] = {"stages": stages, "each_stage": each_stage, "orientation": orientation}
+    scores = probe_backbone(network, data, spec, **chosen, **options)
     asked = {"weights": str(weights), "backbone": backbone, "data": str(data), **options}
     result = asked | SCALE | scores | {"seconds": round(time.perf_counter() - start, 1)}
     if out is not None:
@@ -104,6 +111,7 @@ def probe_backbone(
     data: str | Path,
     spec: PixelSpec = _RGB,
     *,
+    orientation: Literal["stored", "viewed"] | None = None,
     size: int = 256,
     fraction: float = 1.0,
     stages: Sequence[int] | None = None,
@@ -132,8 +140,12 @@ def probe_backbone(
     backbone.eval()
     try:
         with torch.autocast(device.type, enabled=False):
-            train, test = open_split(data, "train", spec), open_split(data, "test", spec)
+            train, test = (open_split(data, split, spec, orientation=orientation) for split in ("train", "test"))
             train.keep_fraction(fraction, seed)
+            for images in (train, test):
+                if images.crowds:
+                    check_objects(images)
+            spec = fit_window(train, test)
             _warn_of_small_objects(test, size)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
@@ -203,10 +215,10 @@ def _frozen(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image's features (C, h, w) at stride 8 of the resized image, and its objects (H, W) bool at full size."""
     device = next(backbone.parameters()).device
-    for index in range(len(images)):
-        sample = images[index]
-        pixels = torch.from_numpy(sample["image"]).to(device).permute(2, 0, 1).unsqueeze(0).float()
-        truth = torch.from_numpy(sample["masks"].any(axis=0))
+    samples = ((images.sample(index, masks=False)["image"], images.foreground(index)) for index in range(len(images)))
+    for image, foreground in ahead(samples, depth=1, remedy=HANGING_READER):
+        pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0).float()
+        truth = torch.from_numpy(foreground.copy())
         scale = size / min(truth.shape)
         working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in truth.shape]
         resized = F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from pycocotools import mask as rle
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.splits import check_objects
 from densepath.core.errors import UserError
-from densepath.training.hardware import choose_hardware
+from densepath.sources.run_folders import refuse_among_images
+from densepath.training.hardware import choose_device
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import evaluate
 from densepath.transfer.detection.instances import encode_mask
@@ -23,6 +25,7 @@ def sam(
     *,
     data: str | Path,
     out: str | Path,
+    orientation: Literal["stored", "viewed"] | None = None,
     weights: str | Path = "facebook/sam-vit-huge",
     prompt: Prompt = "automatic",
     points_per_side: int = 32,
@@ -43,6 +46,8 @@ def sam(
         data: a folder as ``densepath data`` writes it: images and COCO instances.
         out: a folder for ``metrics.json``, ``predictions.json`` (COCO results) and ``pictures/``; those of an earlier
             call are replaced.
+        orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
+            in the file, or as "viewed", turned by the tag. Without it such images are refused.
         weights: a folder with a model in the layout of ``transformers``, or its name on the Hugging Face hub.
         prompt: "automatic" for a grid of points; "point" for the center of each true box; "box" for the true boxes.
         points_per_side: points per side of the grid; this and the next three options are for "automatic" only.
@@ -63,6 +68,7 @@ def sam(
     Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
     """
     out = Path(out)
+    refuse_among_images(out, data)
     if prompt not in _PROMPTS:
         raise UserError(f"no prompt is called {prompt!r}; use one of {', '.join(_PROMPTS)}")
     if points_per_side < 1 or detections_per_image < 1:
@@ -75,14 +81,15 @@ def sam(
         )
     if (out / "config.yaml").exists():
         raise UserError(f"{out} holds another run; use another folder")
-    images = open_split(data, "test")
+    images = open_split(data, "test", orientation=orientation)
+    check_objects(images)
     categories = images.category_ids
     if prompt == "automatic" and len(categories) > 1:
         raise UserError(
             f"{images.annotations} has {len(categories)} categories, but automatic masks have none; use the prompt "
             "point or box"
         )
-    model = SegmentAnything(weights, choose_hardware(devices).device)
+    model = SegmentAnything(weights, choose_device(devices))
     generator: dict[str, Any] = {
         "points_per_side": points_per_side,
         "predicted_iou": predicted_iou,

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.nets.weights.checks import require_numbers_in
 from densepath.nets.weights.hub import fetch, quiet
 
 Found = tuple[npt.NDArray[np.bool_], float]  # a mask (H, W), and the IoU that the model predicts for it
@@ -61,6 +62,7 @@ class SegmentAnything:
                 f"{weights} is not a readable Segment Anything model ({reason}); give a folder with config.json, "
                 "model.safetensors and the processor's settings, or a name such as facebook/sam-vit-huge"
             ) from error
+        require_numbers_in(model, weights)
         self.device = device
         self.model = model.eval().to(device)
         self.processor = processor

@@ -1,0 +1,114 @@
+"""Checks of training and test images together: objects, categories, identical images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from densepath.annotations.coco import CocoImages
+from densepath.core.digests import digest_of_file
+from densepath.core.errors import UserError, first_few
+from densepath.core.streams import say
+from densepath.sources.decode import read_header, read_image
+from densepath.sources.pixel_source import PixelSpec
+
+_SAMPLE = 32  # images that are decoded
+
+
+def check_splits(train: CocoImages, test: CocoImages) -> list[str]:
+    """Check that both splits have objects, and match the categories of the test images by name.
+
+    Returns:
+        Their numbers of images and objects, and a warning for test images that are also training images.
+
+    Raises:
+        UserError: a split has no objects, or the categories differ.
+    """
+    check_objects(train)
+    match_categories(test, train.category_names, str(train.annotations))
+    check_objects(test)
+    lines = [f"{describe(train, 'training')}, {describe(test, 'test')}"]
+    if same := identical_images(train, test):
+        lines.append(
+            f"warning: {len(same)} of {len(test)} test images are also training images, so scores are too high: "
+            f"{first_few(same)}"
+        )
+    return lines
+
+
+def fit_window(train: CocoImages, test: CocoImages) -> PixelSpec:
+    """Read 16-bit images that use fewer bits, as 12-bit cameras write them, with a window of these bits.
+
+    Does nothing if the specification of the pixels has a window of its own, or if images of 8 bits are among a sample
+    of the training images.
+
+    Returns:
+        The specification with which both splits are read.
+    """
+    spec, paths = train.spec, train.paths()
+    sample = paths[:: max(1, len(paths) // _SAMPLE)][:_SAMPLE]
+    if spec.window != PixelSpec().window or any(read_header(path).bits < 16 for path in sample):
+        return spec
+    highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
+    high = 2 ** highest.bit_length() - 1
+    if high < 2**16 - 1:
+        spec = spec.override(window=(0, max(high, 255)))
+        train.spec = test.spec = spec
+        say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {max(high, 255)}")
+    return spec
+
+
+def check_objects(images: CocoImages) -> None:
+    """Check that there are objects.
+
+    Raises:
+        UserError: there are none; it says how many annotations were passed over as crowds.
+    """
+    if images.objects:
+        return
+    if not images.crowds:
+        raise UserError(f"{images.annotations} outlines no object; outline some objects in its images")
+    raise UserError(
+        f"{images.annotations} has no object: all of its {images.crowds} annotations are passed over as crowds; set "
+        "iscrowd to 0 if they are single objects (CVAT exports masks with iscrowd 1)"
+    )
+
+
+def match_categories(images: CocoImages, names: Sequence[str], whose: str) -> None:
+    """Order the categories of images by their names, so that the labels 1, 2, ... mean the same as in training.
+
+    Args:
+        images: the images; their ``category_ids`` are changed.
+        names: the names of the labels in training.
+        whose: where these names come from, for messages.
+
+    Raises:
+        UserError: the images have other categories.
+    """
+    lacking = [name for name in names if name not in images.category_names]
+    unknown = [name for name in images.category_names if name not in names]
+    if lacking or unknown:
+        parts = [f"it lacks {', '.join(lacking)}"] * bool(lacking) + [f"it adds {', '.join(unknown)}"] * bool(unknown)
+        raise UserError(
+            f"{images.annotations} has other categories than {whose}: {' and '.join(parts)}; give both the same names"
+        )
+    images.order_categories(names)
+    absent = images.absent_categories()
+    if absent and images.objects:
+        say(f"densepath: {images.annotations} has no object of {', '.join(absent)}; AP is the mean over the others")
+
+
+def identical_images(train: CocoImages, test: CocoImages) -> list[str]:
+    """The test images whose files equal those of training images, by name: only files of equal size are read."""
+    splits = [[(path.stat().st_size, path) for path in images.paths()] for images in (train, test)]
+    shared = set.intersection(*({size for size, _ in split} for split in splits))
+    first, second = ([(digest_of_file(path), path.name) for size, path in s if size in shared] for s in splits)
+    known = dict(first)
+    return [f"{name} is {known[digest]}" for digest, name in second if digest in known]
+
+
+def describe(images: CocoImages, what: str) -> str:
+    """The numbers of images and objects, and of crowds, which are passed over."""
+    crowds = f" ({images.crowds} crowds passed over)" if images.crowds else ""
+    return f"{images.objects} objects in {len(images)} {what} images{crowds}"

@@ -1,0 +1,144 @@
+"""Lock files: one that other processes wait for, and one that they are refused by."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from densepath.core.errors import UserError
+from densepath.core.files import LOCK, writing
+from densepath.core.streams import say
+from densepath.core.waiting import limit_seconds, wait_for
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
+_BEAT = 5.0  # seconds between two signs of life
+
+
+@contextmanager
+def shared_work(path: Path, what: str) -> Iterator[None]:
+    """Do work that several processes need, in one of them: the others wait for the lock file, and find it done.
+
+    They wait as long as the working process gives signs of life, which are the times of the lock file.
+
+    Args:
+        path: the lock file.
+        what: what it makes, for the message of those who wait: "label maps".
+
+    Raises:
+        Stuck: the working process gives no sign of life for too long.
+        OSError: the lock file cannot be created.
+    """
+    lock = FileLock(path)
+    try:
+        wait_for(
+            lambda seconds: lock.acquire(timeout=seconds),
+            f"{what} from another process",
+            f"it holds {path}, but does not respond; end it, then start again",
+            sign=lambda: _touched(path),
+        )
+    except NotImplementedError:  # the file system has no locks: work that is done twice harms nobody
+        yield
+        return
+    done = threading.Event()
+    threading.Thread(target=_beat, args=(path, done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        lock.release()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is created if it is missing, so that no other process writes a run into it.
+
+    The system releases the lock when this process ends, however it ends; child processes do not hold it.
+
+    Raises:
+        UserError: another process holds it, or it cannot be created.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be created ({error.strerror}); use another path") from error
+    path = folder / LOCK
+    descriptor = _lock(folder, path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # still locked: nobody else uses this file
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing was written
+
+
+def refuse_held(folder: Path) -> None:
+    """Check that no other process holds a folder, without changing it.
+
+    Raises:
+        UserError: one does; see :func:`sole_writer`.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+        try:
+            _try(folder, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, path: Path) -> int:
+    """The descriptor of the locked file."""
+    while True:
+        with writing(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _try(folder, descriptor)
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its former holder has removed the file meanwhile
+
+
+def _try(folder: Path, descriptor: int) -> None:
+    # Not flock(2): a worker process would inherit the lock, and hold it longer than a process that was killed.
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            say(f"densepath: the file system of {folder} has no locks; do not start a second run in this folder")
+            return
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "its name is unknown"
+        raise UserError(
+            f"another process writes to {folder} ({holder}); wait until it has ended, or use another folder"
+        ) from None
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    while not done.wait(min(_BEAT, limit_seconds() / 4)):
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _touched(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,83 @@
+"""Results of a function that reads files, computed by threads that never block the exit of the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from itertools import islice
+from queue import SimpleQueue
+from typing import TypeVar
+
+from densepath.core.waiting import HANGING_READER, wait_for
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+_PATIENCE = 5.0  # seconds that threads have to end after an error
+
+
+def in_threads(
+    function: Callable[[A], T], items: Iterable[A], threads: int, what: str, remedy: str = HANGING_READER
+) -> Iterator[T]:
+    """A function's results for items, in their order; a few items are computed ahead.
+
+    A pool of ``concurrent.futures`` would wait for its threads when the process exits, even for one that hangs.
+
+    Args:
+        function: called in one of the threads; its exception is raised here, at its position.
+        items: consumed a few ahead.
+        threads: number of threads.
+        what, remedy: as for :func:`~densepath.core.waiting.wait_for`.
+
+    Raises:
+        Stuck: a result does not come within the limit.
+    """
+    work: SimpleQueue[tuple[Future[T], A] | None] = SimpleQueue()
+    pool = [threading.Thread(target=_run, args=(function, work), daemon=True) for _ in range(threads)]
+    for thread in pool:
+        thread.start()
+    pending: deque[Future[T]] = deque()
+    left = iter(items)
+    patience = 0.0
+    try:
+        while True:
+            for item in islice(left, 2 * threads + 1 - len(pending)):
+                pending.append(Future())
+                work.put((pending[-1], item))
+            if not pending:
+                return
+            wait_for(_done(pending[0]), what, remedy)
+            patience = _PATIENCE
+            yield pending.popleft().result()
+            patience = 0.0
+    finally:
+        for future in pending:
+            future.cancel()
+        for _ in pool:
+            work.put(None)
+        end = time.monotonic() + patience
+        for thread in pool:
+            thread.join(max(0.0, end - time.monotonic()))
+
+
+def _run(function: Callable[[A], T], work: SimpleQueue[tuple[Future[T], A] | None]) -> None:
+    while (job := work.get()) is not None:
+        future, item = job
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _done(future: Future[T]) -> Callable[[float], None]:
+    """An attempt for :func:`wait_for`. (``Future.result`` would confuse the function's own TimeoutError.)"""
+
+    def attempt(seconds: float) -> None:
+        if not wait([future], seconds).done:
+            raise TimeoutError
+
+    return attempt

@@ -1,0 +1,116 @@
+"""Digests of the names and sizes of images, by which a resumed run knows them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densepath.core.digests import digest_of_tensors
+from densepath.core.system import usable_cores
+from densepath.core.threads import in_threads
+from densepath.sources.packed import PackedTiles
+from densepath.sources.path_table import PathTable
+from densepath.sources.pixel_source import AllNames, PixelSource
+
+_BLOCK = 2**14  # names that are processed at a time
+_SLASH = ord("/")
+_SAMPLES, _SAMPLE = 1024, 4096  # number of samples of the contents, and their bytes
+
+
+def fingerprint(images: PixelSource) -> dict[str, str]:
+    """Digests of the images of a source, without decoding any; a million files take seconds.
+
+    Returns:
+        "names": of the names below the folder that they have in common, in order, so that the images may move;
+        "sizes": of the sizes of the files, or of the images of a packed store;
+        "samples": of samples of their contents: files without compression have equal sizes.
+    """
+    paths = getattr(images, "paths", None)
+    table = paths if isinstance(paths, PathTable) else PathTable.of(AllNames(images))
+    if isinstance(images, PackedTiles) and images.file is not None:
+        pixels = images.pixels.view(torch.uint8)
+        starts = torch.arange(_SAMPLES) * (max(len(pixels) - _SAMPLE, 0) // _SAMPLES)
+        samples = {str(start): pixels[start : start + _SAMPLE] for start in starts.tolist()}
+        found = [digest_of_tensors({"table": images.table}), digest_of_tensors(samples)]
+        return {"names": digest_of_names(table)} | _labelled("store", *found)
+    spread = [table[k * len(table) // _SAMPLES] for k in range(_SAMPLES)] if len(table) > _SAMPLES else list(table)
+    return {"names": digest_of_names(table)} | _labelled("files", digest_of_sizes(table), digest_of_samples(spread))
+
+
+def _labelled(kind: str, sizes: str, samples: str) -> dict[str, str]:
+    """Those of files and of a packed store cannot be compared."""
+    return {"sizes": f"{kind} {sizes}", "samples": f"{kind} {samples}"}
+
+
+def digest_of_names(table: PathTable) -> str:
+    """The digest of names, in order, without the folder that they have in common."""
+    skipped = np.arange(_common_folder(table))
+    digest = hashlib.sha256()
+    for text, starts, lengths in _blocks(table):
+        kept = np.ones(len(text), bool)
+        kept[starts[:, None] + skipped] = False
+        digest.update((lengths - len(skipped)).astype("<i8").tobytes() + text[kept].tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_sizes(files: Iterable[str | Path]) -> str:
+    """The digest of the sizes of files in bytes; -1 for a missing one."""
+    left = iter(files)
+    blocks = iter(lambda: list(islice(left, _BLOCK)), [])
+    digest = hashlib.sha256()
+    for sizes in in_threads(_sizes, blocks, usable_cores(), "file sizes"):
+        digest.update(sizes)
+    return digest.hexdigest()
+
+
+def digest_of_samples(files: Iterable[str | Path]) -> str:
+    """The digest of some bytes from the middle of each file."""
+    digest = hashlib.sha256()
+    for sample in in_threads(_sample, files, usable_cores(), "file contents"):
+        digest.update(sample)
+    return digest.hexdigest()
+
+
+def _sample(file: str | Path) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            opened.seek(max(0, os.fstat(opened.fileno()).st_size - _SAMPLE) // 2)
+            return opened.read(_SAMPLE)
+    except OSError:
+        return b""
+
+
+def _sizes(files: list[str | Path]) -> bytes:
+    return b"".join(b"%d\n" % _size(file) for file in files)
+
+
+def _size(file: str | Path) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return -1
+
+
+def _common_folder(table: PathTable) -> int:
+    """The length of the longest beginning of all names that ends with a slash."""
+    first = np.frombuffer(os.fsencode(table[0]), np.uint8)
+    for text, starts, lengths in _blocks(table):
+        first = first[: int(lengths.min())]
+        same = (text[starts[:, None] + np.arange(len(first))] == first).all(axis=0)
+        first = first[: int(np.argmin(same))] if not same.all() else first
+    slashes = np.flatnonzero(first == _SLASH)
+    return int(slashes[-1]) + 1 if len(slashes) else 0
+
+
+def _blocks(table: PathTable) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """The bytes of consecutive names, with the start and the length of each."""
+    for begin in range(0, len(table), _BLOCK):
+        ends = table.starts[begin : begin + _BLOCK + 1].numpy()
+        yield table.text[ends[0] : ends[-1]].numpy(), ends[:-1] - ends[0], np.diff(ends)

@@ -1,0 +1,79 @@
+"""What is read, in a line, and warnings where it is probably not what was meant."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from densepath.core.errors import first_few
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.packed import PackedTiles
+from densepath.sources.pixel_source import AllNames, PixelSource
+
+_VALUES = 64  # different values of a mask or an instance map at most; tissue and X-rays have more
+_LOOKED_AT = 32  # images that are decoded
+_MANY = 0.1  # share of images
+
+
+def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]:
+    """The images of a source: their number, folders and sizes, where they are read from, and what was passed over.
+
+    Args:
+        images: the source, as it is read.
+        files: the files that it was decoded from, if they were.
+
+    Returns:
+        A line, and a line for each warning. Sizes and warnings are those of a sample of the files.
+    """
+    folders = len({os.path.dirname(name) for name in AllNames(images)})
+    parts = [f"{len(images)} images in {folders} folder{'s' * (folders != 1)}"]
+    if files is None and isinstance(images, PackedTiles):
+        low, high = int(images.table.min()), int(images.table.max())
+        return [", ".join([*parts, _range(low, high), f"packed in {images.file}"])]
+    if files is None or not files.headers:
+        return [", ".join(parts)]
+    sides = [side for header in files.headers.values() for side in (header.height, header.width)]
+    kept = "kept in memory" if isinstance(images, PackedTiles) else "read each time"
+    line = ", ".join([*parts, _range(min(sides), max(sides)), kept])
+    if passed := files.passed.describe():
+        line += f"; passed over: {passed}"
+    reduced = [files.names(position) for position, header in files.headers.items() if header.factor > 1]
+    warnings = []
+    if reduced:
+        warnings.append(
+            f"{_share(len(reduced), files)} larger than {files.max_side} px and reduced, e.g. {reduced[0]}; cut them "
+            "into tiles to keep their resolution"
+        )
+    if masks := _masks(files):
+        warnings.append(
+            f"warning: many images look like masks, with one channel of few values: {first_few(masks)}; leave them out "
+            "with --exclude PATTERN"
+        )
+    return [line, *warnings]
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low} px" if low == high else f"{low}-{high} px"
+
+
+def _share(count: int, files: ImageFiles) -> str:
+    of = len(files.headers)
+    return f"{count} images are" if of == len(files) else f"{count} of {of} sampled images are"
+
+
+def _masks(files: ImageFiles) -> list[str]:
+    """The names of images that look like masks, if there are many in a sample."""
+    suspects = [position for position, header in files.headers.items() if header.grey or header.indexed]
+    looked_at = suspects[:: max(1, len(suspects) // _LOOKED_AT)][:_LOOKED_AT]
+    found = []
+    for position in looked_at:
+        try:
+            pixels = files.read(position)
+        except CorruptImage:
+            continue
+        if len(np.unique(pixels[:, :, 0])) <= _VALUES:
+            found.append(files.names(position))
+    share = len(suspects) / len(files.headers) * len(found) / max(len(looked_at), 1)
+    return found if share > _MANY else []

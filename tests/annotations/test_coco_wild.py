@@ -1,0 +1,249 @@
+"""COCO files as other tools write them: read as they are meant, or refused in words that name the cause."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
+from densepath.core.errors import UserError
+
+SIZE = (60, 90)
+SQUARES = ((10, 8, 30, 20), (45, 30, 25, 22))  # x y width height
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two images a split, with two squares each: a gland and a lumen."""
+    for place, split in enumerate(("train", "test")):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / "annotations").mkdir(exist_ok=True)
+        truth: dict[str, Any] = {"images": [], "annotations": []}
+        truth["categories"] = [{"id": 1, "name": "gland"}, {"id": 2, "name": "lumen"}]
+        for number in (1, 2):
+            name = f"{split}_{number}.png"
+            picture(10 * place + number).save(tmp_path / "data" / split / name)
+            truth["images"].append({"id": number, "file_name": name, "width": SIZE[1], "height": SIZE[0]})
+            for category, (x, y, w, h) in enumerate(SQUARES, 1):
+                outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+                truth["annotations"].append(
+                    {
+                        "id": len(truth["annotations"]) + 1,
+                        "image_id": number,
+                        "category_id": category,
+                        "bbox": [x, y, w, h],
+                        "segmentation": [outline],
+                    }
+                )
+        (tmp_path / "data" / "annotations" / f"{split}.json").write_text(json.dumps(truth))
+    return tmp_path / "data"
+
+
+def edit(data: Path, split: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = data / "annotations" / f"{split}.json"
+    truth = json.loads(path.read_text())
+    change(truth)
+    path.write_text(json.dumps(truth))
+
+
+def each(change: Callable[[dict[str, Any]], Any], part: str = "annotations") -> Callable[[dict[str, Any]], Any]:
+    return lambda truth: [change(entry) for entry in truth[part]]
+
+
+def both(data: Path, **options: Any) -> tuple[CocoImages, CocoImages]:
+    return open_split(data, "train", **options), open_split(data, "test", **options)
+
+
+def test_categories_are_matched_by_name(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def swap(truth: dict[str, Any]) -> None:
+        truth["categories"] = [{"id": 1, "name": "lumen"}, {"id": 7, "name": "gland"}]
+        for annotation in truth["annotations"]:
+            annotation["category_id"] = {1: 7, 2: 1}[annotation["category_id"]]
+
+    edit(data, "test", swap)
+    train, test = both(data)
+    check_splits(train, test)
+    assert test.category_ids == [7, 1] and test.category_names == train.category_names == ["gland", "lumen"]
+    np.testing.assert_array_equal(test[0]["labels"], train[0]["labels"])
+    assert capsys.readouterr().err == ""
+
+
+def test_other_categories_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(data, "test", lambda truth: truth["categories"][1].update(name="crypt"))
+    train, test = both(data)
+    with pytest.raises(UserError, match=r"test\.json has other categories than .*train\.json: it lacks lumen and"):
+        check_splits(train, test)
+    with pytest.raises(UserError, match="other categories than the detector in run: it lacks stroma"):
+        match_categories(test, ("gland", "crypt", "stroma"), "the detector in run")
+    edit(data, "test", lambda truth: truth["categories"][1].update(name="lumen"))
+    edit(data, "test", each(lambda annotation: annotation.update(category_id=1)))
+    check_splits(*both(data))
+    assert "test.json has no object of lumen" in capsys.readouterr().err
+    edit(data, "test", lambda truth: truth["categories"][1].update(name="gland"))
+    with pytest.raises(UserError, match="several categories of one name: gland"):
+        open_split(data, "test")
+
+
+BOXES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "corners": (
+        lambda a: a.update(bbox=[a["bbox"][0], a["bbox"][1], *np.add(a["bbox"][:2], a["bbox"][2:]).tolist()]),
+        "disagree with their outlines: annotation 1, annotation 2, annotation 3 and 1 more; they are x1 y1 x2 y2",
+    ),
+    "half": (lambda a: a.update(bbox=[n / 2 for n in a["bbox"]]), "disagree with their outlines: annotation 1, "),
+    "centers": (
+        lambda a: a.update(bbox=[*np.add(a["bbox"][:2], np.divide(a["bbox"][2:], 2)).tolist(), *a["bbox"][2:]]),
+        "disagree with their outlines: annotation 1, ",
+    ),
+    "y first": (lambda a: a.update(bbox=[a["bbox"][i] for i in (1, 0, 3, 2)]), "disagree .* annotation 2"),
+    "outline outside": (
+        lambda a: a.update(segmentation=[[200, 10, 220, 10, 220, 30]]),
+        "outlines that cover no pixel: annotation 1, annotation 2",
+    ),
+    "thin outline": (lambda a: a.update(segmentation=[[10, 8, 40, 8, 10, 8]]), "outlines that cover no pixel"),
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+def test_boxes_and_outlines_that_disagree_are_refused(kind: str, data: Path) -> None:
+    change, message = BOXES[kind]
+    edit(data, "train", each(change))
+    with pytest.raises(UserError, match=message) as error:
+        open_split(data, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_boxes_may_differ_from_outlines_as_conventions_do(data: Path) -> None:
+    for change in ((0, 0, -1, -1), (-0.5, -0.5, 1, 1), (-2, 1, 3, -2)):
+        edit(data, "train", each(lambda a, change=change: a.update(bbox=np.add(a["bbox"], change).tolist())))
+        assert len(open_split(data, "train")[0]["boxes"]) == 2
+
+
+def test_objects_are_counted_in_both_splits(data: Path) -> None:
+    train = open_split(data, "train")
+    assert (train.objects, train.crowds) == (4, 0)
+    for split in ("train", "test"):
+        shutil.copytree(data, data.parent / split)
+        edit(data.parent / split, split, each(lambda a: a.update(iscrowd=1)))
+        with pytest.raises(UserError, match=rf"{split}\.json has no object: all of its 4 annotations .* crowds; set"):
+            check_splits(*both(data.parent / split))
+    edit(data, "train", lambda truth: truth["annotations"][0].update(iscrowd=True))
+    train = open_split(data, "train")
+    assert (train.objects, train.crowds) == (3, 1)
+    edit(data, "train", lambda truth: truth.update(annotations=[]))
+    with pytest.raises(UserError, match=r"train\.json outlines no object"):
+        check_objects(open_split(data, "train"))
+
+
+def test_test_images_that_are_also_training_images_are_named(data: Path) -> None:
+    shutil.copyfile(data / "train" / "train_2.png", data / "test" / "test_1.png")
+    numbers, warning = check_splits(*both(data))
+    assert numbers == "4 objects in 2 training images, 4 objects in 2 test images"
+    assert warning.endswith(
+        "1 of 2 test images are also training images, so scores are too high: test_1.png is train_2.png"
+    )
+
+
+SPELLINGS: dict[str, Callable[[Any], Any]] = {"1.0": float, '"1"': str, "1": int}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_whole_numbers_in_any_spelling(spelling: str, data: Path) -> None:
+    expected = [sample["labels"].tolist() for sample in open_split(data, "train")]
+    spell = SPELLINGS[spelling]
+
+    def write(truth: dict[str, Any]) -> None:
+        for part, keys in (("images", ("id", "width", "height")), ("categories", ("id",))):
+            for entry in truth[part]:
+                entry.update({key: spell(entry[key]) for key in keys})
+        for annotation in truth["annotations"]:
+            annotation.update({key: spell(annotation[key]) for key in ("id", "image_id", "category_id")}, iscrowd=0.0)
+
+    edit(data, "train", write)
+    images = open_split(data, "train")
+    assert [sample["labels"].tolist() for sample in images] == expected
+    assert images.category_ids == [1, 2] and images[0]["image_id"] == 1
+    edit(data, "train", lambda truth: truth["images"][0].update(id=1.5))
+    with pytest.raises(UserError, match=r"'id' of images\[0\] is not a whole number"):
+        open_split(data, "train")
+
+
+@pytest.mark.parametrize("empty", ["missing", None, [], {}])
+def test_a_box_detector_needs_boxes_only(empty: Any, data: Path) -> None:
+    expected = [sample["boxes"] for sample in open_split(data, "train")]
+    for split in ("train", "test"):
+        edit(data, split, each(lambda a: a.pop("segmentation") if empty == "missing" else a.update(segmentation=empty)))
+    with pytest.raises(UserError, match=r"segmentation|outlines"):
+        open_split(data, "train")
+    images = open_split(data, "train", outlines=False)
+    np.testing.assert_array_equal([sample["boxes"] for sample in images], expected)
+    np.testing.assert_array_equal(images.crop(0, 20, 0, 60)["boxes"], [[0, 8, 20, 28], [25, 30, 50, 52]])
+    edit(data, "train", each(lambda a: a.update(bbox=[a["bbox"][0], a["bbox"][1], 80, 55])))
+    with pytest.raises(UserError, match=r"annotation 1, .* they are x1 y1 x2 y2"):
+        open_split(data, "train", outlines=False)
+
+
+@pytest.mark.parametrize("tag", range(2, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp"])
+def test_images_with_an_orientation_tag_need_to_be_explained(kind: str, tag: int, data: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = tag
+    options = {"lossless": True} if kind == "webp" else {"quality": 95} if kind == "jpeg" else {}
+    picture(1).save(data / "train" / "train_1.png", format=kind, exif=exif, **options)
+    with pytest.raises(UserError, match=rf"tag: train_1\.png \(orientation {tag}\); say with --orientation"):
+        open_split(data, "train")
+    stored = open_split(data, "train", orientation="stored")[0]["image"]
+    if tag > 4:
+        edit(data, "train", lambda truth: truth["images"][0].update(width=SIZE[0], height=SIZE[1]))
+        edit(data, "train", each(lambda a: a.update(bbox=[2, 2, 9, 9], segmentation=[[2, 2, 11, 2, 11, 11, 2, 11]])))
+    viewed = open_split(data, "train", orientation="viewed")[0]["image"]
+    plain = Image.fromarray(stored)
+    plain.getexif()[274] = tag
+    np.testing.assert_array_equal(viewed, np.asarray(ImageOps.exif_transpose(plain)))
+
+
+def write_16_bits(data: Path, split: str, highest: int) -> None:
+    for number, path in enumerate(sorted((data / split).iterdir())):
+        pixels = np.random.default_rng(number).integers(0, highest + 1, SIZE).astype(np.uint16)
+        pixels[0, 0] = highest
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(("highest", "window"), [(4095, 4095), (2000, 2047), (65535, 255)])
+def test_16_bit_files_of_fewer_bits_get_their_window(
+    highest: int, window: int, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_16_bits(data, "train", highest)
+    write_16_bits(data, "test", 300)
+    train, test = both(data)
+    spec = fit_window(train, test)
+    assert spec.window == train.spec.window == test.spec.window == (0, window)
+    assert (f"values up to {highest} only; the window is 0 to {window}" in capsys.readouterr().err) == (window > 255)
+    stored = np.asarray(Image.open(data / "train" / "train_1.png"))
+    expected = stored if window > 255 else stored >> 8
+    np.testing.assert_array_equal(train[0]["image"][..., 0], expected)
+    assert fit_window(train, test) == spec
+    picture(1).save(data / "train" / "train_1.png")
+    assert fit_window(*both(data)).window == (0, 255)
+
+
+def test_names_that_differ_by_unicode_normalization_are_found(data: Path) -> None:
+    name = "drüse.png"
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    for on_disk, in_json in (forms, forms[::-1]):
+        (data / "train" / "train_1.png").replace(data / "train" / on_disk)
+        edit(data, "train", lambda truth, written=in_json: truth["images"][0].update(file_name=written))
+        assert open_split(data, "train")[0]["name"] == on_disk
+        (data / "train" / on_disk).replace(data / "train" / "train_1.png")

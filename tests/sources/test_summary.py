@@ -1,0 +1,82 @@
+"""What is said of the images before they are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import cache_images, find_source, open_images
+from densepath.sources.packing import pack
+from densepath.sources.summary import summarize
+
+
+def tissue(path: Path, size: tuple[int, int], channels: int = 3) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (*size, channels), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze()).save(path)
+
+
+def mask(path: Path, values: int, indexed: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray((np.arange(64 * 64).reshape(64, 64) % values).astype(np.uint8))
+    if indexed:
+        image.putpalette([level for color in range(256) for level in (color, 0, 255 - color)])
+    image.save(path)
+
+
+def lines(source: Path | str, **options: object) -> list[str]:
+    files = find_source(source, **options)  # type: ignore[arg-type]
+    assert isinstance(files, ImageFiles)
+    return summarize(cache_images(files), files)
+
+
+def test_one_line_says_what_is_read(tmp_path: Path) -> None:
+    for number in range(3):
+        tissue(tmp_path / "a" / f"{number}.png", (40, 50))
+    tissue(tmp_path / "b" / "c" / "x.png", (77, 60))
+    (tmp_path / "notes.csv").write_text("x")
+    (tmp_path / "a" / "slide.svs").write_text("x")
+    assert lines(tmp_path) == [
+        "4 images in 2 folders, 40-77 px, kept in memory; passed over: 1 .svs files, 1 .csv files"
+    ]
+    assert lines(tmp_path, exclude=["b"]) == [
+        "3 images in 1 folder, 40-50 px, kept in memory; passed over: 1 excluded images, 1 .svs files, 1 .csv files"
+    ]
+    files = open_images(tmp_path / "a", cache="none")
+    assert isinstance(files, ImageFiles)
+    assert summarize(files, files) == ["3 images in 1 folder, 40-50 px, read each time; passed over: 1 .svs files"]
+    store = pack(tmp_path, tmp_path / "s.safetensors")
+    assert summarize(open_images(store)) == [f"4 images in 2 folders, 40-77 px, packed in {store}"]
+    with pytest.raises(UserError, match="--exclude has no effect on a packed store"):
+        find_source(store, exclude=["b"])
+
+
+def test_large_images_that_are_reduced_are_reported(tmp_path: Path) -> None:
+    tissue(tmp_path / "large.png", (30, 210))
+    tissue(tmp_path / "small.png", (30, 40))
+    line, reduced = lines(tmp_path, max_side=100)
+    assert "10-70 px" in line
+    assert reduced.startswith(f"1 images are larger than 100 px and reduced, e.g. {tmp_path}/large.png; cut them")
+
+
+@pytest.mark.parametrize(("values", "indexed"), [(2, False), (40, False), (5, True)])
+def test_masks_among_images_are_reported(tmp_path: Path, values: int, indexed: bool) -> None:
+    for number in range(5):
+        tissue(tmp_path / f"{number}.png", (64, 64))
+        mask(tmp_path / f"{number}_anno.png", values, indexed)
+    warning = lines(tmp_path)[1]
+    assert warning.startswith("warning: many images look like masks, with one channel of few values:")
+    assert "_anno.png" in warning and "--exclude PATTERN" in warning
+    assert len(lines(tmp_path, exclude=["*_anno.png"])) == 1
+
+
+def test_grey_images_and_blank_tiles_are_not_masks(tmp_path: Path) -> None:
+    for number in range(5):
+        tissue(tmp_path / f"grey{number}.png", (64, 64), channels=1)
+        Image.new("RGB", (64, 64), "white").save(tmp_path / f"blank{number}.png")
+    assert len(lines(tmp_path)) == 1

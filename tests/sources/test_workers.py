@@ -1,0 +1,89 @@
+"""Results of worker processes, with and without shared memory."""
+
+import os
+import shutil
+import signal
+import time
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from densepath.sources import workers
+from densepath.sources.workers import from_worker, out_of_worker, outlive_signals
+
+Usage = namedtuple("Usage", "total used free")
+Named = namedtuple("Named", "where sizes")
+
+
+@dataclass(frozen=True)
+class Result:
+    pixels: Tensor
+    notes: dict[int, str]
+    more: tuple[Named, ...]
+
+
+class Results(Dataset):
+    def __getitem__(self, number):
+        sizes = [torch.tensor([number, 2])]
+        pixels = torch.full((4, 4), number, dtype=torch.uint16)
+        return out_of_worker(Result(pixels, {number: "broken"}, (Named("here", sizes),)))
+
+    def __len__(self):
+        return 3
+
+
+@pytest.mark.parametrize("free", [2**30, 2**28 + 40, 0])
+def test_a_result_is_the_same_with_and_without_shared_memory(monkeypatch, capsys, free):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 0, free))
+    workers._explain_copies.cache_clear()
+    loader = DataLoader(Results(), batch_size=None, num_workers=1, worker_init_fn=outlive_signals)
+    found = list(map(from_worker, loader))
+    for number, result in enumerate(found):
+        assert isinstance(result, Result) and result.notes == {number: "broken"}
+        assert result.pixels.dtype == torch.uint16 and result.pixels.tolist() == [[number] * 4] * 4
+        (named,) = result.more
+        assert isinstance(named, Named) and named.where == "here" and named.sizes[0].tolist() == [number, 2]
+        assert result.pixels.is_shared() == (free == 2**30)
+    told = capsys.readouterr().err
+    assert told.count("/dev/shm is small (1024 MB), so images are copied from worker processes") == (free < 2**30)
+
+
+class Hanging(Dataset):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, number):
+        (self.folder / "worker").write_text(str(os.getpid()))
+        with open(self.folder / "pipe"):
+            pass
+
+    def __len__(self):
+        return 1
+
+
+def test_a_worker_that_hangs_ends_with_its_parent(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    parent = os.fork()
+    if not parent:
+        next(iter(DataLoader(Hanging(tmp_path), batch_size=None, num_workers=1, worker_init_fn=outlive_signals)))
+        os._exit(1)
+    while not (tmp_path / "worker").exists() or not (tmp_path / "worker").read_text():
+        time.sleep(0.05)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    worker, end = int((tmp_path / "worker").read_text()), time.monotonic() + 30
+    while alive(worker):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,134 @@
+"""A resumed run is the run that was started: its folder, its images, its checkpoint, its length."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.runs.checkpoints import newest_checkpoint, write_checkpoint
+from densepath.training.export import export
+from densepath.training.pretrain import pretrain
+
+from .toy import fit_toy
+
+SMALL = {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "log_every": 1, "devices": "cpu", "workers": 0}
+RUN = {**SMALL, "method": "moco_v2", "method_options": {"queue_size": 32}, "precision": "32", "max_steps": 3}
+
+
+@pytest.fixture
+def out(tmp_path, tiles):
+    return pretrain(data=tiles, out=tmp_path / "run", **RUN)
+
+
+def change_checkpoint(out, change):
+    state = newest_checkpoint(out / "checkpoints")
+    change(state)
+    write_checkpoint(out / "checkpoints", state)
+
+
+def at_step_2(state):
+    state["step"] = 2
+
+
+def resume(tiles, out, **options):
+    return pretrain(data=tiles, out=out, resume=True, **{**RUN, **options})
+
+
+def swap(tiles):
+    for old, new in (("00", "x"), ("01", "00"), ("x", "01")):
+        (tiles / f"{old}.png").rename(tiles / f"{new}.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: (t / "00.png").rename(t / "z.png"), "names of the images, or their order"),
+        (lambda t: Image.new("RGB", (64, 64)).save(t / "05.png"), "have been replaced .*: their sizes differ"),
+        (swap, "have been replaced .*: their (sizes|contents) differ"),
+    ],
+)
+def test_other_images_are_refused(out, tiles, change, message):
+    change(tiles)
+    with pytest.raises(UserError, match=rf"{message}.*restore them, or start another run: --weights .*/run --out"):
+        resume(tiles, out)
+
+
+def test_images_that_have_moved_are_the_same_and_runs_before_the_digests_resume(out, tiles, tmp_path):
+    moved = tiles.rename(tmp_path / "moved")
+    change_checkpoint(out, at_step_2)
+    assert resume(moved, out) == out
+    (moved / "00.png").rename(moved / "z.png")
+    known = {"images": 40, "steps": 3, "processes": 1}
+    change_checkpoint(out, lambda state: state.update(step=2, facts=known))
+    assert resume(moved, out) == out
+    assert newest_checkpoint(out / "checkpoints")["step"] == 3
+
+
+def test_the_checkpoint_of_another_run_is_refused(out, tiles, tmp_path):
+    other = pretrain(data=tiles, out=tmp_path / "other", **RUN, seed=1)
+    shutil.rmtree(out / "checkpoints")
+    shutil.copytree(other / "checkpoints", out / "checkpoints")
+    with pytest.raises(UserError, match="belongs to a run with other values of seed; put the folder's own checkpoint"):
+        resume(tiles, out)
+
+
+def test_the_way_to_a_longer_run_is_given(out, tiles):
+    way = f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
+    for change in ({"max_steps": 5}, {"max_steps": None, "epochs": 1}):
+        with pytest.raises(UserError, match=r"started with other values of .*max_steps") as refused:
+            resume(tiles, out, **change)
+        assert str(refused.value).endswith(way)
+    longer = pretrain(data=tiles, out=f"{out}_2", weights=out, **{**RUN, "max_steps": 5})
+    assert newest_checkpoint(longer / "checkpoints")["step"] == 5
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, tiles):
+    out = tmp_path / "run"
+    child = os.fork()
+    if not child:
+        try:
+            os.close(2)
+            pretrain(data=tiles, out=out, **{**RUN, "max_steps": 100000, "save_every_steps": 1})
+        finally:
+            os._exit(1)
+    try:
+        end = time.monotonic() + 120
+        while not (out / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        for options in ({}, {"resume": True}):
+            with pytest.raises(UserError, match=rf"another process writes to .*/run \(process {child} on "):
+                pretrain(data=tiles, out=out, **{**RUN, "max_steps": 100000, "save_every_steps": 1}, **options)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    steps = (out / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in steps[1:]] == [str(n + 1) for n in range(len(steps) - 1)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_checkpoint_whose_weights_are_no_numbers_is_refused(out, tiles, value):
+    def spoil(state):
+        at_step_2(state)
+        next(v for k, v in state["state_dict"].items() if k.endswith("conv1.0.weight"))[0] = value
+
+    change_checkpoint(out, spoil)
+    for use in (lambda: resume(tiles, out), lambda: export(out)):
+        with pytest.raises(UserError, match=r"checkpoint in .*/run cannot be used: .*conv1\.0\.weight holds NaN"):
+            use()
+
+
+def test_facts_and_options_of_a_users_own_loop(tmp_path):
+    fit_toy(tmp_path, 4, facts={"images": 5}, config={"lr": 0.1, "data": "x"})
+    state = newest_checkpoint(tmp_path / "checkpoints")
+    assert json.loads(state["config"]) == {"lr": 0.1, "data": "x"}
+    with pytest.raises(UserError, match="other values of lr"):
+        fit_toy(tmp_path, 8, facts={"images": 5}, config={"lr": 0.2, "data": "y"}, free=["data"], resume=True)
+    fit_toy(tmp_path, 8, facts={"images": 5}, config={"lr": 0.1, "data": "y", "new": 1}, free=["data"], resume=True)
+    assert newest_checkpoint(tmp_path / "checkpoints")["step"] == 8
