@@ -189,7 +189,7 @@ def _results(folder: Path, **changed: Any) -> None:
         (
             lambda f: _results(f, segmentation=[[1, 2]]),
             {"predictions": "r.json"},
-            "has outlines that are neither polygons nor run lengths",
+            "has outlines that are neither polygons",
         ),
         (lambda f: _results(f), {"predictions": "r.json", "data": "maps"}, "images.json is missing"),
     ],
