@@ -53,7 +53,7 @@ def test_a_table_is_stopped_and_resumed_and_has_the_scores_of_its_runs(tissue, t
         for verb, metric in (("probe", "mean_iou"), ("probe", "dice"), ("detect", "box_ap50")):
             file = {"probe": "scores.json", "detect": "run/metrics.json"}[verb]
             mine = [n for n, note in runs.items() if note["weights"] == weights and note["identity"]["verb"] == verb]
-            scores = [100 * json.loads((tmp_path / "T" / "runs" / name / file).read_text())[metric] for name in mine]
+            scores = [json.loads((tmp_path / "T" / "runs" / name / file).read_text())[metric] for name in mine]
             mean = sum(scores) / 2
             row = rows[source, metric]
             assert float(row["mean"]) == pytest.approx(mean)

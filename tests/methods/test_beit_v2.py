@@ -138,7 +138,7 @@ def test_wrong_hyper_parameters_are_named(make, tmp_path, tokenizer):
         assert "\n" not in str(caught.value)
 
     refused("beit_v2 needs a vision transformer", backbone="resnet18")
-    refused("must be among the 6 of test_vit before its last: 6", early_layer=6)
+    refused("must be from 1 to 5 on test_vit, not 6", early_layer=6)
     refused("the early head has 0 to 6 blocks on test_vit, not 7", head_layers=7)
     refused("test_vit3 has no class token for the early head", backbone="test_vit3")
     refused("test_vit has no layer scales", layer_scale=0.1)

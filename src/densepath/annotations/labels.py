@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,34 +131,47 @@ def _load_matlab(path: Path) -> npt.NDArray[Any]:
 
 
 def _matlab_element(path: Path, name: str, most: int) -> io.BytesIO:
-    """A MATLAB file with one variable of another one, without compression: scipy inflates as much as a file claims.
+    """A MATLAB file with one variable of another one.
 
     Raises:
         CorruptImage: the variable has more bytes than its shape, ``most``.
     """
+    for variables, file, length in _matlab_elements(path, most + 1):
+        if name in [variable for variable, *_ in variables]:
+            if length > most:
+                raise CorruptImage(str(path), "it holds more numbers than its shape says; save it again")
+            return file
+    raise CorruptImage(str(path), f"cannot be decoded ({name} is missing)")
+
+
+def _matlab_elements(path: Path, most: int) -> Iterator[tuple[list[Any], io.BytesIO, int]]:
+    """The parts of a MATLAB file: what ``scipy.io.whosmat`` lists, a file of its own without compression, its length.
+
+    At most the first ``most`` bytes are inflated: scipy inflates whatever a file claims.
+    """
     data = path.read_bytes()
-    if matfile_version(io.BytesIO(data))[0] == 0:  # format 4 has no compression
-        return io.BytesIO(data)
+    version = matfile_version(io.BytesIO(data))[0]
+    if version != 1:  # format 4 has no compression, and scipy refuses 7.3
+        file = io.BytesIO(data)
+        yield scipy.io.whosmat(file), io.BytesIO(data), 0
+        return
     order, place = "<" if data[126:128] == b"IM" else ">", 128
     while place + 8 <= len(data):
         kind, length = struct.unpack(f"{order}II", data[place : place + 8])
         element = data[place : place + 8 + length]
         if kind == _MATLAB_COMPRESSED:
-            element = zlib.decompressobj().decompress(element[8:], most + 1)
+            element = zlib.decompressobj().decompress(element[8:], most)
         file = io.BytesIO(data[:128] + element)
-        if [variable for variable, *_ in scipy.io.whosmat(file)] == [name]:
-            if len(element) > most:
-                raise CorruptImage(str(path), "it holds more numbers than its shape says; save it again")
-            file.seek(0)
-            return file
+        variables = scipy.io.whosmat(file)
+        file.seek(0)
+        yield variables, file, len(element)
         place += 8 + length
-    raise CorruptImage(str(path), f"cannot be decoded ({name} is missing)")
 
 
 def _variable(path: Path) -> tuple[str, tuple[int, ...]]:
     """Name and shape of the map in a MATLAB file, from its headers: the only matrix of numbers, or ``inst_map``."""
     try:
-        listed = scipy.io.whosmat(path)
+        listed = [each for variables, *_ in _matlab_elements(path, _MATLAB_HEAD) for each in variables]
     except NotImplementedError:
         raise UserError(f"{path} has MATLAB's format 7.3; save it with -v7, or as PNG or .npy") from None
     except Exception as error:  # as above
