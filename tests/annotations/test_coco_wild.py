@@ -93,7 +93,15 @@ def test_other_categories_are_named(data: Path, capsys: pytest.CaptureFixture[st
     check_splits(*both(data))
     assert "test.json has no object of lumen" in capsys.readouterr().err
     edit(data, "test", lambda truth: truth["categories"][1].update(name="gland"))
+    assert [c["id"] for c in open_split(data, "test").coco_ground_truth()["categories"]] == [
+        1
+    ]  # the other has no object
+    edit(data, "test", lambda truth: truth["annotations"][0].update(category_id=truth["categories"][1]["id"]))
     with pytest.raises(UserError, match="several categories of one name: gland"):
+        open_split(data, "test")
+    edit(data, "test", lambda truth: truth["categories"][1].update(name="lumen", id=1))
+    edit(data, "test", each(lambda annotation: annotation.update(category_id=1)))
+    with pytest.raises(UserError, match="several categories with one id: 1"):
         open_split(data, "test")
 
 

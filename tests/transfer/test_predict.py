@@ -23,7 +23,8 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
-from densepath.transfer.predict import output_names, predict
+from densepath.transfer.output_names import output_names
+from densepath.transfer.predict import predict
 
 ALL: dict[str, Any] = {"score": 0.0, "devices": "cpu", "precision": "32"}
 
@@ -226,7 +227,34 @@ def test_wrong_options_are_refused(options: dict[str, Any], says: str, detector:
         predict(given.pop("run"), **given)
 
 
-def test_output_names_are_distinct() -> None:
-    names = ["/d/a/t.png", "/d/b/t.png", "/d/b/t.jpg", "/d/c.png"]
-    assert output_names(names, "/nowhere/*.png") == ["a/t", "b/t.png", "b/t.jpg", "c"]
-    assert output_names(["t.png"], "t.png") == ["t"]
+def test_output_names_are_distinct_and_stay_in_the_folder() -> None:
+    names = ["a/t.png", "b/t.png", "b/t.jpg", "/x/../y.png", "../../z.png", "d.png", "d.jpg", "d.png.png"]
+    names += ["c.png", "c.png"]
+    expected = ["a/t", "b/t.png", "b/t.jpg", "x/y", "z", "d.png", "d.jpg", "d.png.2", "c.png", "c.png.2"]
+    assert output_names(list(map(Path, names))) == expected
+
+
+def test_results_of_other_images_are_not_reported(detector: Path, tmp_path: Path) -> None:
+    """An image that was replaced is predicted again, and a new one moves no ids."""
+    images(tmp_path / "data", 2)
+    out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
+    first = [each for each in results_of(out) if each["image_id"] == 2]
+    Image.fromarray(np.zeros((50, 64, 3), np.uint8)).save(tmp_path / "data" / "0.png")
+    Image.fromarray(np.full((50, 64, 3), 255, np.uint8)).save(tmp_path / "data" / "00.png")
+    predict(detector, data=tmp_path / "data", out=out, **ALL)
+    fresh = predict(detector, data=tmp_path / "data", out=tmp_path / "fresh", **ALL)
+    assert results_of(out) == results_of(fresh)
+    names = [Path(each["file_name"]).name for each in json.loads((out / "images.json").read_text())["images"]]
+    assert names == ["0.png", "00.png", "1.png"]
+    assert [each | {"image_id": 3} for each in first] == [each for each in results_of(out) if each["image_id"] == 3]
+
+
+def test_a_list_with_dots_writes_nothing_outside(detector: Path, tmp_path: Path) -> None:
+    images(tmp_path / "images", 1)
+    before = (tmp_path / "images" / "0.png").read_bytes()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "l.txt").write_text(f"../images/0.png\n{tmp_path}/images/0.png\n")
+    out = predict(detector, data=tmp_path / "lists" / "l.txt", out=tmp_path / "out", **ALL)
+    assert (tmp_path / "images" / "0.png").read_bytes() == before
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["0.png"]
+    assert len(list((out / "labels").rglob("*.png"))) == 2

@@ -74,7 +74,13 @@ def check_coco(
         "without the tag",
     )
     refuse(unlike, "images that differ from its entries", "annotate the images in the folder")
+    used = {annotation["category_id"] for annotation in truth["annotations"]}
+    named = Counter(category["name"] for category in truth["categories"])
+    # Roboflow adds a category with the name of the project, which no object has.
+    truth["categories"] = [c for c in truth["categories"] if c["id"] in used or named[c["name"]] == 1]
     categories = {category["id"] for category in truth["categories"]}
+    ids = Counter(category["id"] for category in truth["categories"])
+    refuse((str(i) for i, count in ids.items() if count > 1), "several categories with one id", "renumber them")
     named = Counter(category["name"] for category in truth["categories"])
     refuse((name for name, count in named.items() if count > 1), "several categories of one name", "rename them")
     entries = [(f"annotation {a.get('id', number)}", a) for number, a in enumerate(truth["annotations"])]
@@ -89,7 +95,8 @@ def check_coco(
     sizes = [(images[a["image_id"]]["width"], images[a["image_id"]]["height"]) for _, a in entries]
     limits = np.tile(np.array(sizes, np.float64).reshape(-1, 2), 2)
     corners = _corners(boxes.astype(np.float32)).clip(0, limits)  # as in the detector
-    empty = np.any(corners[:, :2] >= corners[:, 2:], axis=1).tolist()
+    single = np.array([not a["iscrowd"] for _, a in entries], bool)
+    empty = (np.any(corners[:, :2] >= corners[:, 2:], axis=1) & single).tolist()
     refuse((n for (n, _), one in zip(entries, empty, strict=True) if one), "boxes without area", remedy)
 
     faults: dict[str, list[str]] = {}
@@ -98,10 +105,9 @@ def check_coco(
     )
     for what, found in faults.items():
         refuse(found, what, remedy)
-    objects = np.array([not a["iscrowd"] for _, a in entries], bool)
-    apart = _disagree(_corners(boxes), bounds, limits) & objects
-    if _are_corners(boxes[objects], bounds[objects], limits[objects], outlines):
-        apart, remedy = objects, "they are x1 y1 x2 y2; write x y width height, as COCO has it"
+    apart = _disagree(_corners(boxes), bounds, limits) & single
+    if _are_corners(boxes[single], bounds[single], limits[single], outlines):
+        apart, remedy = single, "they are x1 y1 x2 y2; write x y width height, as COCO has it"
     far = [name for (name, _), one in zip(entries, apart, strict=True) if one]
     refuse(far, f"boxes that disagree with their {'outlines' if outlines else 'images'}", remedy)
     return truth
@@ -138,6 +144,8 @@ def _read(path: Path, outlines: bool) -> dict[str, Any]:
                     )
     for entry in truth["annotations"]:
         entry["iscrowd"] = _whole(entry.get("iscrowd", 0))
+        if entry.get("area", 0) is None:
+            del entry["area"]
     for entry in truth["categories"]:
         entry["name"] = unicodedata.normalize("NFC", str(entry.get("name", entry["id"])))
     return truth
@@ -184,13 +192,20 @@ def _draw(
 ) -> list[float]:
     """Replace an annotation's outline by its run lengths, and return its bounds x1 y1 x2 y2."""
     x, y, width, height = annotation["bbox"]
-    corners = [x, y, x + width, y + height]
-    if not outlines and not annotation.get("segmentation"):
-        x1, y1, x2, y2 = np.clip(corners, 0, [image["width"], image["height"]] * 2).tolist()
-        annotation["segmentation"], _ = draw([[x1, y1, x2, y1, x2, y2, x1, y2]], image["height"], image["width"])
+    corners, size = [x, y, x + width, y + height], (image["height"], image["width"])
+    x1, y1, x2, y2 = np.clip(corners, 0, [image["width"], image["height"]] * 2).tolist()
+    box = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+    if annotation["iscrowd"]:  # not an object: evaluators ignore what is found in it
+        try:
+            annotation["segmentation"], _ = draw(annotation["segmentation"], *size)
+        except (ValueError, KeyError):
+            annotation["segmentation"], _ = draw(box, *size)
+        return corners
+    if not outlines and not any(annotation.get("segmentation") or ()):
+        annotation["segmentation"], _ = draw(box, *size)
         return corners
     try:
-        annotation["segmentation"], bounds = draw(annotation["segmentation"], image["height"], image["width"])
+        annotation["segmentation"], bounds = draw(annotation["segmentation"], *size)
     except ValueError as error:
         faults.setdefault(str(error), []).append(name)
         return corners

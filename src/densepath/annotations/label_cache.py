@@ -23,7 +23,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains, writing
 from densepath.core.locks import shared_work
 from densepath.core.system import cores
-from densepath.core.waiting import HANGING_READER
+from densepath.core.waiting import HANGING_READER, Stuck
 from densepath.sources.corrupt import CorruptImage, CorruptLog
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.prefetch import ahead
@@ -149,7 +149,8 @@ def _write(path: Path, images: PixelSource, labeller: Labeller) -> None:
             for shard in list(counts)[len(whole) :]:
                 _save(shard, (counts[shard], SIDE, SIDE), islice(labels, counts[shard]))
     except UserError as error:
-        if error.__cause__ is None:  # wrong files will be replaced, and these maps with them
+        # Wrong files will be replaced, and these maps with them; what only waited continues next time.
+        if error.__cause__ is None and not isinstance(error, Stuck):
             shutil.rmtree(shards, ignore_errors=True)
         raise
     _save(path, (len(images), SIDE, SIDE), map(np.load, counts))
@@ -191,6 +192,7 @@ def _labelled(
                     raise UserError(labels)
                 yield labels
         finally:
+            end_workers(loaders)  # they ignore the signal by which torch would end them
             loaders.clear()
 
 

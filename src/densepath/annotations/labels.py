@@ -17,7 +17,7 @@ from scipy.io.matlab import matfile_version
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.decode import read_header, read_size
+from densepath.sources.decode import read_header, read_size, without_notes
 from densepath.sources.tiff import TIFF_STARTS, read_stored, refuse_bomb, stored_orientation, stored_shape
 
 _T = TypeVar("_T")
@@ -103,7 +103,11 @@ def _decode(path: Path) -> npt.NDArray[Any]:
     if _is_tiff(path):
         return _read_tiff(read_stored, path)
     try:
-        with Image.open(path) as image:
+        try:
+            image = Image.open(path)
+        except ValueError:  # notes of a PNG that are too long
+            image = Image.open(without_notes(path))
+        with image:
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise CorruptImage(str(path), f"cannot be decoded ({error})") from error

@@ -70,6 +70,7 @@ def write_pairs(
     plural: str,
     orientation: Orientation | None = None,
     patients: Mapping[str, int] | None = None,
+    asks: bool = False,
 ) -> Path:
     """Write splits of pairs by :func:`write_coco`, and print their numbers of images and instances.
 
@@ -82,6 +83,7 @@ def write_pairs(
         orientation: whether files with an orientation tag belong together as "stored" or as "viewed", turned by their
             tags; None refuses an image and a label map with different tags.
         patients: number of patients of each split, to print.
+        asks: whether the verb has the option --orientation.
 
     Raises:
         UserError: an image and its label map differ in size or orientation, or a file cannot be read.
@@ -90,7 +92,7 @@ def write_pairs(
     refuse(
         [fault for fault, _ in compared if fault],
         "images and label maps with different orientation tags",
-        "save both without the tag, or say with --orientation whether they belong together as stored or as viewed",
+        "save both without the tag" + (", or say with --orientation how they belong together" if asks else ""),
     )
     refuse([fault for _, fault in compared if fault], "images and label maps of different sizes", "they must be equal")
     counts = write_coco(dest, {split: _outlined(pairs, orientation) for split, pairs in splits.items()}, category)

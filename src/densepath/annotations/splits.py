@@ -10,6 +10,7 @@ from densepath.annotations.coco import CocoImages
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError, first_few
 from densepath.core.streams import say
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.pixel_source import PixelSpec
 
@@ -50,12 +51,15 @@ def fit_window(train: CocoImages, test: CocoImages) -> PixelSpec:
     sample = paths[:: max(1, len(paths) // _SAMPLE)][:_SAMPLE]
     if spec.window != PixelSpec().window or any(read_header(path).bits < 16 for path in sample):
         return spec
-    highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
-    high = 2 ** highest.bit_length() - 1
+    try:
+        highest = max(int(read_image(path, channels=spec.channels, dtype=np.uint16).max()) for path in sample)
+    except CorruptImage as error:
+        raise UserError(f"{error}; replace the file or take it out of {train.annotations}") from error
+    high = max(2 ** highest.bit_length() - 1, 511)  # up to 255 it would be the window of 8 bits
     if high < 2**16 - 1:
-        spec = spec.override(window=(0, max(high, 255)))
+        spec = spec.override(window=(0, high))
         train.spec = test.spec = spec
-        say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {max(high, 255)}")
+        say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {high}")
     return spec
 
 

@@ -113,7 +113,7 @@ def read_labelled(name: str, folder: str | Path, cache: Path) -> LabelledSet:
     """
     found = {}
     for split in ("train", "test"):
-        images = open_split(folder, split)
+        images = open_split(folder, split, outlines=False)
         paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
         found[split] = _image_set(str(images.folder), paths, cache), _content([images.annotations], cache)
     digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))

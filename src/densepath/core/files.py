@@ -65,7 +65,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"the folder {path.parent} cannot be created ({error.strerror}); use another path") from error
     parent = path if path.is_dir() else path.parent
-    temporary = parent / f".{path.name}.{os.getpid()}@{socket.gethostname()}.part"
+    temporary = parent / f".{path.name}.{os.getpid()}@{_machine()}.part"
     try:
         with writing(path, temporary):
             _remove(temporary)
@@ -151,10 +151,9 @@ class Unchanged:
             now = os.stat(self._path)
         except OSError:
             return
-        written = (now.st_size, now.st_mtime_ns) != (self._then.st_size, self._then.st_mtime_ns)
-        if written and os.path.samestat(now, self._then):
+        if now.st_size < self._then.st_size and os.path.samestat(now, self._then):
             raise UserError(
-                f"{self._path} was truncated or overwritten while it was read ({self._then.st_size:,} bytes then, "
+                f"{self._path} was truncated while it was read ({self._then.st_size:,} bytes then, "
                 f"{now.st_size:,} now); make it again under another name, then start again"
             )
 
@@ -170,8 +169,16 @@ def remove_abandoned(path: str | Path) -> None:
                     _remove(part)
 
 
+def _machine() -> str:
+    """What process numbers refer to: the host, and the container."""
+    try:
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
 def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
-    if machine not in (None, socket.gethostname()):
+    if machine not in (None, _machine()):
         folders = [part, *(Path(place) for place, _, _ in os.walk(part))]
         return time.time() - max(folder.stat().st_mtime for folder in folders) > _ABANDONED
     try:

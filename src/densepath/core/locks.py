@@ -18,8 +18,10 @@ from densepath.core.files import LOCK, writing
 from densepath.core.streams import say
 from densepath.core.waiting import limit_seconds, wait_for
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
+# Errors of file systems without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 _BEAT = 5.0  # seconds between two signs of life
+_held: set[Path] = set()  # by this process
 
 
 @contextmanager
@@ -44,7 +46,10 @@ def shared_work(path: Path, what: str) -> Iterator[None]:
             f"it holds {path}, but does not respond; end it, then start again",
             sign=lambda: _touched(path),
         )
-    except NotImplementedError:  # the file system has no locks: work that is done twice harms nobody
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        say(f"densepath: the file system of {path.parent} has no locks; do not start two runs that need new {what}")
         yield
         return
     done = threading.Event()
@@ -71,10 +76,13 @@ def sole_writer(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be created ({error.strerror}); use another path") from error
     path = folder / LOCK
+    _refuse_own(folder)
     descriptor = _lock(folder, path)
+    _held.add(here := folder.resolve())
     try:
         yield
     finally:
+        _held.discard(here)
         with suppress(OSError):
             path.unlink()  # still locked: nobody else uses this file
         os.close(descriptor)
@@ -89,12 +97,19 @@ def refuse_held(folder: Path) -> None:
     Raises:
         UserError: one does; see :func:`sole_writer`.
     """
+    _refuse_own(folder)
     with suppress(OSError):
         descriptor = os.open(folder / LOCK, os.O_RDWR)
         try:
             _try(folder, descriptor)
         finally:
             os.close(descriptor)
+
+
+def _refuse_own(folder: Path) -> None:
+    """Refuse a folder that this process holds: the system would not, and even opening the file would end the lock."""
+    if folder.resolve() in _held:
+        raise UserError(f"a run of this process writes to {folder}; wait until it has ended, or use another folder")
 
 
 def _lock(folder: Path, path: Path) -> int:

@@ -21,6 +21,7 @@ HANGING_READER = (
 )
 
 _LOOK = 0.2  # seconds between two attempts
+_STOPPED = 5.0  # seconds by which an attempt is late if this process was suspended
 _listeners: list[Callable[[str, float], None]] = []
 _progress = 0
 
@@ -82,10 +83,13 @@ def wait_for(
     reported, last = 0.0, sign()
     while True:
         progress(1)
+        before = time.monotonic()
         try:
             return attempt(_LOOK)
         except TimeoutError:
             now = time.monotonic()
+        if (stopped := now - before - _LOOK) > _STOPPED:  # by Ctrl-Z or a scheduler: nobody worked meanwhile
+            start, since = start + stopped, since + stopped
         waited = now - start
         for listener in tuple(_listeners):
             listener(what, waited)

@@ -80,7 +80,7 @@ def convert_instances(
     for split, found in splits.items():
         if not found:
             raise UserError(f"{source} has no {split} image; add at least one")
-    return write_pairs(dest, splits, category, "objects", orientation, patients)
+    return write_pairs(dest, splits, category, "objects", orientation, patients, asks=True)
 
 
 def _folders(source: Path, split: str, images: str, labels: str) -> tuple[Path, Path]:

@@ -67,12 +67,18 @@ def check_run(
     Arguments and errors as for :func:`open_run`. Nothing is written.
     """
     refuse_held(out)
-    return _checked(out, config, resume=resume, free=free, defaults=defaults)
+    return recorded_config(out, config, resume=resume, free=free, defaults=defaults)
 
 
-def _checked(
-    out: Path, config: Mapping[str, Any], *, resume: bool, free: Collection[str], defaults: Mapping[str, Any]
+def recorded_config(
+    out: Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool,
+    free: Collection[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
+    """As :func:`check_run`, for the process that holds the folder."""
     for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed right after its start
         stale.unlink(missing_ok=True)
     old = read_config(out)
@@ -134,7 +140,7 @@ def open_run(
     if not out.is_dir():
         require_new_folder(out, "the run")
     with sole_writer(out):
-        old = _checked(out, config, resume=resume, free=free, defaults=defaults)
+        old = recorded_config(out, config, resume=resume, free=free, defaults=defaults)
         if old is None:
             with atomic_write(out / CONFIG) as part:
                 head = f"# {note}\n" if note else ""

@@ -27,6 +27,7 @@ from densepath.runs.signals import StopSignals
 
 _KEY = "densepath/heartbeat"
 _EXIT_USER = 2
+_SUSPENDED = 5.0  # seconds by which the watchdog is late if this process was suspended
 _GRACE = 10.0  # seconds that the main thread has to notice by itself that another process has died
 PARENT = "DENSEPATH_PARENT"  # environment variable: the process that started this one
 
@@ -113,7 +114,10 @@ class Watchdog:
                     self._moved = now
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._done.wait(self._interval):
+            self._forgive(time.monotonic() - looked - self._interval)
+            looked = time.monotonic()
             what, since = self._missing()
             waited = time.monotonic() - since
             if what and waited >= self._notice:
@@ -127,6 +131,14 @@ class Watchdog:
                     write_line(f"densepath: waiting for {what} since {waited:.0f} s", sys.stderr)
             self._check_progress()
             self._check_deaths()
+
+    def _forgive(self, seconds: float) -> None:
+        """Leave out the time for which this process was suspended: the others may have been, too."""
+        if seconds < _SUSPENDED:
+            return
+        self._began, self._moved = self._began + seconds, self._moved + seconds
+        if self._heard is not None:
+            self._heard.update({rank: (sign, since + seconds) for rank, (sign, since) in self._heard.items()})
 
     def _check_progress(self) -> None:
         """Exit if no process has made progress for too long: the main thread of one of them hangs."""

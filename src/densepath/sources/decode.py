@@ -92,7 +92,7 @@ def read_image(
                 shrink = next(power for power in (8, 4, 2, 1) if factor % power == 0 and min(image.size) >= power)
                 image.draft(None, (image.width // shrink, image.height // shrink))
                 factor //= shrink
-            picture = _to_grey(image) if channels == 1 else _to_rgb(image)
+            picture = to_grey(image) if channels == 1 else to_rgb(image)
             pixels = np.array(picture.reduce(factor) if factor > 1 else picture)
             pixels = pixels[..., None] if channels == 1 else pixels
             return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * _TO_16_BITS
@@ -155,7 +155,7 @@ def _open(path: str | Path) -> Image.Image:
             raise CorruptImage(str(path), "not an image, or truncated in its first bytes") from None
         return _Tiff(path)
     except ValueError:  # Pillow refuses PNG files with notes of over 1 MiB
-        image = Image.open(_without_notes(path), formats=("PNG",))
+        image = Image.open(without_notes(path), formats=("PNG",))
     refuse_bomb(path, *image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow applies the orientation itself, and corrupts uncompressed files; it corrupts 16-bit planes, too
@@ -170,7 +170,7 @@ def _open(path: str | Path) -> Image.Image:
     return image
 
 
-def _without_notes(path: str | Path) -> io.BytesIO:
+def without_notes(path: str | Path) -> io.BytesIO:
     """A PNG file without its color profile and its texts, which the pixels do not need."""
     data = Path(path).read_bytes()
     kept, place = [data[:8]], 8
@@ -263,7 +263,8 @@ def _reduce(pixels: npt.NDArray[np.uint16], factor: int) -> npt.NDArray[np.uint1
     return np.rint(sums / (high[:, None] * wide)[..., None]).astype(np.uint16)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB of 8 bits, blended with white."""
     if isinstance(image, _Tiff):
         image = Image.fromarray(_upper_bits(image.pixels()))
     if image.mode in ("I", "F"):
@@ -280,11 +281,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
+def to_grey(image: Image.Image) -> Image.Image:
+    """An image of any mode as grey of 8 bits."""
     if _is_grey(image) and not image.mode.startswith("I;16"):
         plain = Image.fromarray(_upper_bits(image.pixels())) if isinstance(image, _Tiff) else image
         return plain.convert("L")  # without its alpha channel
-    return _to_rgb(image).convert("L")
+    return to_rgb(image).convert("L")
 
 
 def _reason(error: Exception) -> str:

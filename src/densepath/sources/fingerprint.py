@@ -20,6 +20,7 @@ from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import AllNames, PixelSource
 
 _BLOCK = 2**14  # names that are processed at a time
+_FILES, _THREADS = 2**8, 16  # files whose sizes a thread asks for; these threads wait more than they work
 _SLASH = ord("/")
 _SAMPLES, _SAMPLE = 1024, 4096  # number of samples of the contents, and their bytes
 
@@ -63,9 +64,9 @@ def digest_of_names(table: PathTable) -> str:
 def digest_of_sizes(files: Iterable[str | Path]) -> str:
     """The digest of the sizes of files in bytes; -1 for a missing one."""
     left = iter(files)
-    blocks = iter(lambda: list(islice(left, _BLOCK)), [])
+    blocks = iter(lambda: list(islice(left, _FILES)), [])
     digest = hashlib.sha256()
-    for sizes in in_threads(_sizes, blocks, usable_cores(), "file sizes"):
+    for sizes in in_threads(_sizes, blocks, _THREADS, "file sizes"):
         digest.update(sizes)
     return digest.hexdigest()
 

@@ -147,7 +147,7 @@ class ImageFiles:
         return [k * len(self) // count for k in range(count)]
 
     def _highest(self) -> int:
-        """The largest value with as many bits as a sample of the images uses: 4095 for 12 bits."""
+        """The largest value with as many bits as a sample of the images uses, at least 9: 4095 for 12 bits."""
 
         def brightest(position: int) -> int:
             try:
@@ -155,7 +155,7 @@ class ImageFiles:
             except CorruptImage:
                 return 0
 
-        highest = max(255, *self._in_threads(brightest, self._spread(_DECODED_SAMPLE)))
+        highest = max(256, *self._in_threads(brightest, self._spread(_DECODED_SAMPLE)))
         return 2 ** highest.bit_length() - 1
 
     def smallest(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from densepath.core.errors import one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.tiff import MAX_PIXELS
 
 _IN_PARTS = 2**24  # pixels from which a TIFF is decoded in parts
 _KEPT = 2**28  # bytes of decoded parts that are kept: neighboring windows share them
@@ -82,11 +83,14 @@ class StoredImage:
     Args:
         images: the store.
         position: the image's position in it.
+        channels: 1 or 3.
+        dtype: uint8 or uint16.
     """
 
-    def __init__(self, images: PixelSource, position: int) -> None:
+    def __init__(self, images: PixelSource, position: int, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> None:
         self.name = images.names(position)
         self._images, self._position = images, position
+        self._channels, self._dtype = channels, dtype
 
     @cached_property
     def _index(self) -> Any:
@@ -108,7 +112,7 @@ class StoredImage:
 
     @cached_property
     def _pixels(self) -> npt.NDArray[Any]:
-        return self._images.read(self._position)
+        return as_pixels(self._images.read(self._position), self._channels, self._dtype)
 
     def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
         """A part (height, width, C)."""
@@ -215,24 +219,25 @@ class TiffParts:
             raise CorruptImage(self.name, f"a part cannot be decoded ({one_line(str(error))})") from error
         if segment is None:  # a tile that was left out
             segment = np.zeros(shape, page.dtype)
-        part = self._converted(segment.reshape(segment.shape[-3:]))
+        part = segment.reshape(segment.shape[-3:])
+        part = as_pixels(np.invert(part) if page.photometric == 0 else part, self._channels, self._dtype)
         self._parts[index] = part
         self._kept += part.nbytes
         while self._kept > _KEPT and len(self._parts) > 1:
             self._kept -= self._parts.popitem(last=False)[1].nbytes
         return part
 
-    def _converted(self, part: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The stored samples (h, w, S) as grey or RGB of the wanted dtype, as ``read_image`` gives them."""
-        if self._page.photometric == 0:
-            part = np.invert(part)
-        if part.dtype != self._dtype:
-            part = (part >> 8).astype(np.uint8) if self._dtype == np.uint8 else part.astype(np.uint16) * 257
-        if part.shape[2] == 1:
-            return np.repeat(part, self._channels, axis=2)
-        if self._channels == 1:
-            return np.asarray(Image.fromarray(part).convert("L"))[..., None] if part.dtype == np.uint8 else _luma(part)
-        return part
+
+def as_pixels(part: npt.NDArray[Any], channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Grey or RGB pixels (h, w, C) of 8 or 16 bits with other channels and bits, as ``read_image`` gives them."""
+    dtype = np.dtype(dtype)
+    if part.dtype != dtype and part.dtype in (np.uint8, np.uint16):
+        part = (part >> 8).astype(np.uint8) if dtype == np.uint8 else part.astype(np.uint16) * 257
+    if part.shape[2] == 1 and channels == 3:
+        return np.repeat(part, 3, axis=2)
+    if part.shape[2] == 3 and channels == 1:
+        return np.asarray(Image.fromarray(part).convert("L"))[..., None] if part.dtype == np.uint8 else _luma(part)
+    return part
 
 
 def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> ImageReader:
@@ -244,10 +249,21 @@ def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uin
     try:
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages.first
-            large = page.imagewidth * page.imagelength > _IN_PARTS
+            pixels = page.imagewidth * page.imagelength
     except Exception:  # not a TIFF, or one that only Pillow reads
-        large = False
-    return TiffParts(path, channels, dtype) if large else ImageFile(path, channels, dtype)
+        pixels = 0
+    if pixels <= _IN_PARTS:
+        return ImageFile(path, channels, dtype)
+    try:
+        reader = TiffParts(path, channels, dtype)
+        reader.read(0, 0, 1, 1)
+        return reader
+    except CorruptImage as error:
+        if pixels <= MAX_PIXELS:
+            return ImageFile(path, channels, dtype)
+        raise CorruptImage(
+            str(path), f"{error.why}; save it as a tiled TIFF with Deflate, or install imagecodecs"
+        ) from error
 
 
 def _luma(color: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -149,7 +149,7 @@ def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Pa
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches a path, a folder above it, or its last part."""
+    """Whether a pattern matches a path, a folder above it, or the name of one of these."""
     path = PurePath(name)
-    parts = [name, path.name, *map(str, path.parents)]
+    parts = [name, *map(str, path.parents), *path.parts]
     return any(fnmatchcase(part, pattern.rstrip("/")) for pattern in patterns for part in parts if part != ".")

@@ -211,6 +211,7 @@ class ImageBatches:
                     rest = islice(parts, math.ceil(len(wanted.index) / _CHUNK) - 1)
                     yield wanted, join([first, *rest], pin)
             finally:
+                end_workers(loaders)  # they ignore the signal by which torch would end them
                 loaders.clear()
 
     def _plan_batch(self, step: int, index: Tensor, draw: DrawViews | None) -> _Planned:

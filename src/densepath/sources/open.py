@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,12 +11,11 @@ import torch
 from densepath.core.errors import UserError
 from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import Passed, list_images
+from densepath.sources.listing import Passed
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import SUFFIX, open_store
-from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
-from densepath.sources.run_folders import without_runs
+from densepath.sources.run_folders import list_without_runs
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
@@ -53,12 +51,7 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[
             raise UserError("--exclude has no effect on a packed store; pack the images again without those")
         return open_store(source)
     passed = Passed()
-    names = list_images(source, exclude, passed)
-    if os.path.isdir(source):  # a list or a glob says what it wants
-        names = PathTable.of(without_runs(names, str(source)))
-        if not len(names):
-            raise UserError(f"{source} holds a run of densepath, and its images are pictures of it; name other images")
-    return ImageFiles(names, max_side, passed)
+    return ImageFiles(list_without_runs(source, exclude, passed), max_side, passed)
 
 
 def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:

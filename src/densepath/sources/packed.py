@@ -105,9 +105,11 @@ class PackedTiles:
         """The store with its pixels copied to the memory of a device (from a mapped file, also to the CPU's)."""
         self._check()
         pixels = self.pixels.to(device, copy=True)
-        return PackedTiles(
+        copied = PackedTiles(
             pixels, self.table, self.offsets, self.paths, self.corrupt, self.file, self.spec, self._spacing
         )
+        copied._mapped = None  # it no longer reads the file
+        return copied
 
     def _check(self) -> None:
         if self._mapped is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 
 from densepath.core.errors import UserError
+from densepath.sources.listing import Passed, list_images
+from densepath.sources.path_table import PathTable
 
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
 
@@ -16,13 +17,37 @@ _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder
 def without_runs(names: Iterable[str], top: str) -> Iterator[str]:
     """The names of images, except those in run folders at or below the folder ``top``: they are pictures of a run."""
 
-    @cache
-    def in_run(folder: str) -> bool:
-        above = os.path.dirname(folder)
-        return _holds_run(folder) or (folder not in (top, above) and in_run(above))
+    top, known = os.path.abspath(top), {}
 
-    top = os.path.abspath(top)
+    def in_run(folder: str) -> bool:
+        passed = []
+        while folder not in known:
+            passed.append(folder)
+            known[folder] = _holds_run(folder)
+            if known[folder] or folder in (top, os.path.dirname(folder)):
+                break
+            folder = os.path.dirname(folder)
+        known.update(dict.fromkeys(passed, known[folder]))
+        return known[folder]
+
     return (name for name in names if not in_run(os.path.abspath(os.path.dirname(name))))
+
+
+def list_without_runs(source: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> PathTable:
+    """The image files of a source, as :func:`~densepath.sources.listing.list_images`, without those in run folders.
+
+    A list or a glob says what it wants: nothing is left out of it.
+
+    Raises:
+        UserError: as there, or all images are pictures of runs.
+    """
+    names = list_images(source, exclude, passed)
+    if not os.path.isdir(source):
+        return names
+    kept = PathTable.of(without_runs(names, str(source)))
+    if not len(kept):
+        raise UserError(f"{source} holds a run of densepath, and its images are pictures of it; name other images")
+    return kept
 
 
 def refuse_among_images(out: str | Path, *sources: str | Path) -> None:

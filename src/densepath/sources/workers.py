@@ -27,7 +27,6 @@ SHARED_MEMORY = "/dev/shm"
 _SCARCE = 2**28  # bytes
 _LEFT = 0.25  # share of it that is left to others
 _LOOK = 1.0  # seconds between two looks at the main process
-_GRACE = 10  # seconds that a worker lives on after SIGTERM
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,18 @@ def _is_short(size: int) -> bool:
         room = shutil.disk_usage(SHARED_MEMORY)
     except OSError:
         return False
-    return room.free - size < room.total * _LEFT
+    return room.free - size < min(room.total * _LEFT, _SCARCE)
 
 
 @cache  # once
 def _explain_copies() -> None:
+    try:
+        free = f"{shutil.disk_usage(SHARED_MEMORY).free / 2**20:.0f} MB are free in {SHARED_MEMORY}"
+    except OSError:
+        free = "shared memory cannot be used"
     say(
-        f"densepath: {SHARED_MEMORY} is small ({shutil.disk_usage(SHARED_MEMORY).total / 2**20:.0f} MB), so images are "
-        "copied from worker processes, which is slower; make it larger (docker run --shm-size 8g)"
+        f"densepath: {free}, so images are copied from worker processes, which is slower; make it larger (docker run "
+        "--shm-size 8g)"
     )
 
 
@@ -153,11 +156,11 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
 def outlive_signals(worker: int) -> None:
     """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save.
 
-    It ends soon after the main process, even while it waits for a file.
+    It ends soon after the main process, even while it waits for a file, or is killed by :func:`end_workers`.
     """
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # SIGALRM then ends the process
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -19,15 +18,17 @@ import yaml
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
+from densepath.core.locks import sole_writer
 from densepath.core.system import with_progress
-from densepath.runs.folder import CONFIG, check_run
+from densepath.runs.folder import CONFIG, recorded_config
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
-from densepath.sources.listing import Passed, list_images
+from densepath.sources.listing import Passed
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.prefetch import ahead
-from densepath.training.hardware import choose_hardware
+from densepath.sources.run_folders import list_without_runs, refuse_among_images
+from densepath.training.hardware import choose_device, choose_precision
 from densepath.transfer.detection.detector_file import DETECTOR_FILE
 from densepath.transfer.detection.prediction_files import (
     COLUMNS,
@@ -39,6 +40,8 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, load_detector
 from densepath.transfer.detection.score_inputs import IMAGES, LABELS, PREDICTIONS
+from densepath.transfer.output_names import output_names
+from densepath.version import __version__
 
 TABLE = "objects.csv"
 _RECORDS = "records"
@@ -94,11 +97,13 @@ def predict(
     _check(score, window, overlap, spacing, pictures)
     detector = load_detector(run)
     file = Path(run) / DETECTOR_FILE if Path(run).is_dir() else Path(run)
-    hardware = choose_hardware(devices, precision)
+    device = choose_device(devices)
+    precision = choose_precision(precision, device.type)
     passed = Passed()
     readers = _Readers(data, detector, exclude, passed)
-    stems = output_names(readers.names, data)
+    stems = output_names(readers.paths())
     out = Path(out)
+    refuse_among_images(out, data)
     record = {"run": str(run), "data": str(data), "detector": digest_of_file(file), "score": score, "window": window}
     record |= {
         "overlap": overlap,
@@ -107,56 +112,66 @@ def predict(
         "pictures": pictures,
         "devices": devices,
     }
-    record |= {"precision": hardware.precision}
-    if check_run(out, record, resume=True, free=_FREE) is None:
-        with atomic_write(out / CONFIG) as part:
-            part.write_text(yaml.safe_dump(record, sort_keys=False))
-    remove_remains(out)
+    with sole_writer(out):
+        if recorded_config(out, record, resume=True, free=_FREE) is None:
+            with atomic_write(out / CONFIG) as part:
+                part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
+        remove_remains(out)
+        detector = detector.to(device)
+        drawn = _drawn(len(readers), pictures)
+        left = [
+            position
+            for position, stem in enumerate(stems)
+            if _source_of(_record(out, stem)) != readers.identity(position)
+            or (position in drawn and not (out / "pictures" / f"{stem}.png").exists())
+        ]
+        also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+        done = len(readers) - len(left)
+        say(f"densepath: {detector.notes.detector} of {run}; {len(readers)} images, {done} done before{also}")
+        if window is None and not detector.window:
+            say(
+                "densepath: the size of the detector's training images is unknown, so images are not cut into windows; "
+                "for large ones give --window the short side of the training images"
+            )
+        damaged: list[str] = []
 
-    detector = detector.to(hardware.device)
-    left = [position for position, stem in enumerate(stems) if not _record(out, stem).exists()]
-    drawn = _drawn(len(readers), pictures)
-    also = f"; passed over: {passed.describe()}" if passed.describe() else ""
-    done = len(readers) - len(left)
-    say(f"densepath: {detector.notes.detector} of {run}; {len(readers)} images, {done} done before{also}")
-    damaged: list[str] = []
+        def finish(position: int, reader: ImageReader, found: Prediction) -> None:
+            """Write the files of an image; its record comes last, and marks it as done."""
+            stem = stems[position]
+            um = reader.spacing if spacing is None else spacing
+            if detector.finds_masks:
+                write_label_map(found, out / LABELS / stem)
+            write_geojson(found, out / "geojson" / f"{stem}.geojson")
+            if position in drawn:
+                draw(reader, found, detector.notes.spec, out / "pictures" / f"{stem}.png")
+            ids = detector.notes.category_ids
+            results = [each.result(position + 1, found.size, ids, detector.finds_masks) for each in found.objects]
+            record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
+            with atomic_write(_record(out, stem)) as part:
+                part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
 
-    def finish(position: int, reader: ImageReader, found: Prediction) -> None:
-        """Write the files of an image; its record comes last, and marks it as done."""
-        stem = stems[position]
-        um = reader.spacing if spacing is None else spacing
-        if detector.finds_masks:
-            write_label_map(found, out / LABELS / stem)
-        write_geojson(found, out / "geojson" / f"{stem}.geojson")
-        if position in drawn:
-            draw(reader, found, detector.notes.spec, out / "pictures" / f"{stem}.png")
-        ids = detector.notes.category_ids
-        results = [each.result(position + 1, found.size, ids, detector.finds_masks) for each in found.objects]
-        with atomic_write(_record(out, stem)) as part:
-            part.write_text(json.dumps({"size": found.size, "results": results, "rows": rows_of(found, stem, um)}))
-
-    # The network runs in this thread, so that Ctrl-C ends it at once; images are decoded and results written in others.
-    waiting: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as other, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
-        for position, reader in with_progress(opened, len(left), "predicting"):
-            try:
-                if isinstance(reader, CorruptImage):
-                    raise reader
-                found = detector.predict_reader(reader, score, window, overlap, hardware.precision)
-            except CorruptImage as error:
-                damaged.append(str(error))
-                _log.warning("damaged image, passed over: %s", error)
-                continue
+        # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
+        waiting: list[Future[None]] = []
+        with ThreadPoolExecutor(1) as other, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
+            for position, reader in with_progress(opened, len(left), "predicting"):
+                try:
+                    if isinstance(reader, CorruptImage):
+                        raise reader
+                    found = detector.predict_reader(reader, score, window, overlap, precision)
+                except CorruptImage as error:
+                    damaged.append(str(error))
+                    _log.warning("damaged image, passed over: %s", error)
+                    continue
+                if waiting:
+                    waiting.pop().result()
+                waiting.append(other.submit(finish, position, reader, found))
             if waiting:
                 waiting.pop().result()
-            waiting.append(other.submit(finish, position, reader, found))
-        if waiting:
-            waiting.pop().result()
-    if len(damaged) == len(readers):
-        raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
-    count = _gather(out, stems, readers.names, detector)
-    without = f", {len(damaged)} damaged images passed over" if damaged else ""
-    say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
+        if len(damaged) == len(readers):
+            raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
+        count = _gather(out, stems, readers, detector)
+        without = f", {len(damaged)} damaged images passed over" if damaged else ""
+        say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
     return out
 
 
@@ -183,15 +198,37 @@ class _Readers:
         self._store = open_store(data) if packed else None
         self._kind = (len(detector.notes.mean), detector.dtype)
         store = self._store
-        self.names = list(list_images(data, exclude, passed) if store is None else map(store.names, range(len(store))))
+        names = list_without_runs(data, exclude, passed) if store is None else map(store.names, range(len(store)))
+        self.names = list(names)
+        self._data = data
+        if packed and exclude:
+            raise UserError("--exclude has no effect on a packed store; pack the images again without those")
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def paths(self) -> list[Path]:
+        """The images' paths below their common folder."""
+        if self._store is not None:
+            return list(map(Path, self.names))
+        paths = [os.path.abspath(name) for name in self.names]
+        folder = os.path.isdir(self._data)
+        root = os.path.abspath(self._data) if folder else os.path.commonpath([os.path.dirname(path) for path in paths])
+        return [Path(os.path.relpath(path, root)) for path in paths]
+
+    def identity(self, position: int) -> list[Any]:
+        """What changes if an image is another one: its path, its size and its time."""
+        file = self.names[position] if self._store is None else str(self._data)
+        try:
+            status = os.stat(file)
+        except OSError:
+            return [self.names[position]]
+        return [os.path.abspath(file), self.names[position], status.st_size, status.st_mtime_ns]
+
     def open(self, position: int) -> ImageReader:
         """The reader of an image. Raises CorruptImage."""
         if self._store is not None:
-            return StoredImage(self._store, position)
+            return StoredImage(self._store, position, *self._kind)
         return open_file(self.names[position], *self._kind)
 
 
@@ -208,23 +245,6 @@ def _opened(
             yield position, error
 
 
-def output_names(names: Sequence[str], data: str | Path) -> list[str]:
-    """The names under which the results of images are written: distinct, also for equal file names in other folders.
-
-    Args:
-        names: the images' paths, or their names in a packed store.
-        data: the source; paths in a folder keep their subfolders.
-
-    Returns:
-        Relative paths without suffix; with it, where two images differ only in the suffix.
-    """
-    root = str(data) if os.path.isdir(data) else os.path.commonpath([os.path.dirname(name) or "." for name in names])
-    relative = [os.path.relpath(name, root) if os.path.dirname(name) else name for name in names]
-    plain = [os.path.splitext(name)[0] for name in relative]
-    times = Counter(plain)
-    return [name if times[stem] > 1 else stem for name, stem in zip(relative, plain, strict=True)]
-
-
 def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:
     if pictures == "all":
         return set(range(count))
@@ -235,21 +255,32 @@ def _record(out: Path, stem: str) -> Path:
     return out / _RECORDS / f"{stem}.json"
 
 
-def _records(out: Path, stems: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _source_of(record: Path) -> Any:
+    """The image that a record was made of; None if there is no record."""
+    try:
+        with record.open() as file:
+            return json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+
+
+def _records(out: Path, stems: Sequence[str], readers: _Readers) -> Iterator[tuple[int, dict[str, Any]]]:
     for position, stem in enumerate(stems):
-        if _record(out, stem).exists():
-            yield position, json.loads(_record(out, stem).read_text())
+        path = _record(out, stem)
+        if _source_of(path) == readers.identity(position):
+            yield position, json.loads(path.read_text().partition("\n")[2])
 
 
-def _gather(out: Path, stems: Sequence[str], names: Sequence[str], detector: TrainedDetector) -> int:
+def _gather(out: Path, stems: Sequence[str], readers: _Readers, detector: TrainedDetector) -> int:
     """Write the files for all images, and return the number of objects."""
     notes, count, images = detector.notes, 0, []
     with atomic_write(out / PREDICTIONS) as part, part.open("w") as file:
         file.write("[")
-        for position, record in _records(out, stems):
+        for position, record in _records(out, stems, readers):
             height, width = record["size"]
-            images.append({"id": position + 1, "file_name": names[position], "height": height, "width": width})
+            images.append({"id": position + 1, "file_name": readers.names[position], "height": height, "width": width})
             for result in record["results"]:
+                result["image_id"] = position + 1  # there may be more images than when it was found
                 file.write((",\n" if count else "\n") + json.dumps(result))
                 count += 1
         file.write("\n]\n")
@@ -260,6 +291,6 @@ def _gather(out: Path, stems: Sequence[str], names: Sequence[str], detector: Tra
     with atomic_write(out / TABLE) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
         writer.writeheader()
-        for _, record in _records(out, stems):
+        for _, record in _records(out, stems, readers):
             writer.writerows(record["rows"])
     return count

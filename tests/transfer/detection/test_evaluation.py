@@ -12,7 +12,8 @@ import pytest
 
 from densepath.annotations.coco import CocoImages, open_split, write_coco
 from densepath.core.errors import UserError
-from densepath.transfer.detection.evaluation import evaluate, picture_files
+from densepath.transfer.detection.evaluation import evaluate
+from densepath.transfer.output_names import output_names
 
 IMAGES = 4
 
@@ -116,6 +117,6 @@ def test_any_failure_is_raised_and_leaves_no_thread_and_no_file(where: str, imag
 
 def test_no_picture_overwrites_another_one() -> None:
     names = ["A/tile.png", "B/tile.png", "tile.png", "tile.jpg", "../other/x.png", "other/x.png", "/data/y.png"]
-    files = picture_files([Path(name) for name in names])
+    files = [f"{name}.png" for name in output_names([Path(name) for name in names])]
     assert files[:4] == ["A/tile.png", "B/tile.png", "tile.png.png", "tile.jpg.png"]
-    assert files[4:] == ["other/x.png.4.png", "other/x.png.5.png", "data/y.png"]
+    assert files[4:] == ["other/x.png.png", "other/x.png.2.png", "data/y.png"]

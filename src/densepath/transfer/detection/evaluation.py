@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from densepath.transfer.detection.instances import coco_results, label_map_of, o
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
 from densepath.transfer.detection.overlay import overlay
 from densepath.transfer.detection.samples import into_detector
+from densepath.transfer.output_names import output_names
 
 Found = TypeVar("Found")
 OBJECT_SCORE = 0.5  # detections with a lower score are neither drawn nor compared as objects
@@ -106,7 +106,7 @@ def evaluate(
             compared.append(compare(images.label_map(i), label_map_of(encoded, images.size(i), OBJECT_SCORE)))
         return encoded
 
-    files = picture_files([path.relative_to(images.folder) for path in images.paths()])
+    files = [f"{name}.png" for name in output_names([path.relative_to(images.folder) for path in images.paths()])]
     results: list[dict[str, Any]] = []
     compared: list[ImageScores] = []
     console = open_console(sys.stderr)
@@ -132,17 +132,6 @@ def evaluate(
     _write_json(out / "metrics.json", {**SCALE, **metrics})
     say("densepath: " + describe(metrics, len(images)))
     return metrics
-
-
-def picture_files(images: Sequence[Path]) -> list[str]:
-    """The PNG file of each image, in the same subfolder; with its suffix and its number where names are not enough."""
-    inside = [Path(*(part for part in path.parts if part not in ("..", path.anchor))) for path in images]
-    names, stems = Counter(inside), Counter(path.with_suffix("") for path in inside)
-    files = []
-    for number, path in enumerate(inside):
-        stem = path.with_suffix("")
-        files.append(f"{stem if stems[stem] == 1 else path if names[path] == 1 else f'{path}.{number}'}.png")
-    return files
 
 
 def describe(metrics: dict[str, float], images: int) -> str:

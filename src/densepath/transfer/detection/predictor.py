@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
+from densepath.sources.decode import to_grey, to_rgb
+from densepath.sources.image_reader import DecodedImage, ImageReader, as_pixels, open_file
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DETECTOR_FILE, DetectorNotes
 from densepath.transfer.detection.detector_file import load_detector as read_detector
@@ -106,8 +107,8 @@ class TrainedDetector(nn.Module):
 
     @property
     def window(self) -> int:
-        """The default side of windows in pixels: the short side of the training images."""
-        return self.notes.image_size or self.notes.test_size
+        """The default side of windows in pixels: the short side of the training images; 0 if it is unknown."""
+        return self.notes.image_size
 
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
@@ -201,7 +202,7 @@ class TrainedDetector(nn.Module):
                 f"{image.name} has {pixels.shape[2]} channels, and the detector was trained on {len(self.notes.mean)}"
             )
         return {
-            "image": np.ascontiguousarray(pixels),
+            "image": np.require(pixels, requirements=["C", "W"]),
             "short_edge": max(1, round(self.notes.test_size * min(height, width) / side)),
             "flip": False,
             "boxes": np.zeros((0, 4), np.float32),
@@ -213,10 +214,12 @@ class TrainedDetector(nn.Module):
         channels = len(self.notes.mean)
         if isinstance(image, str | Path):
             return open_file(image, channels, self.dtype)
-        if isinstance(image, Image.Image):
-            image = image.convert("RGB" if channels == 3 else "L") if self.dtype == np.uint8 else image
+        if isinstance(image, Image.Image) and not image.mode.startswith("I;16"):
+            image = to_rgb(image) if channels == 3 else to_grey(image)
         pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if isinstance(image, Image.Image) and pixels.ndim == 3:
+            pixels = as_pixels(pixels, channels, self.dtype)
         if pixels.ndim != 3 or pixels.dtype != self.dtype:
             raise UserError(
                 f"an image is {pixels.dtype} {list(pixels.shape)}; give {np.dtype(self.dtype)} of height x width x "

@@ -152,6 +152,7 @@ class TrainingBatches:
                 try:
                     yield from map(from_worker, loaders[-1])
                 finally:
+                    end_workers(loaders)  # they ignore the signal by which torch would end them
                     loaders.clear()
         except UserError as error:
             # A worker's error includes its traceback; the message is in the last line.

@@ -1,0 +1,26 @@
+"""Names for what is written per image: none overwrites another image's, and none leaves the folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """A relative path without suffix for each image, in the same subfolder.
+
+    The suffix is kept where two images differ only in it, and a number is added where that is not enough.
+    """
+    inside = [Path(*(part for part in path.parts if part not in ("..", path.anchor))) for path in images]
+    stems = Counter(str(path.with_suffix("")) for path in inside)
+    names: dict[str, None] = {}
+    for path in inside:
+        stem = str(path.with_suffix(""))
+        name = first = stem if stems[stem] == 1 else str(path)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{first}.{number}"
+        names[name] = None
+    return list(names)
