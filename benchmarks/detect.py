@@ -167,7 +167,7 @@ def measure(data: Path, asked: Any, hardware: Hardware) -> list[dict[str, Any]]:
         notes.build().to(hardware.device, memory_format=hardware.memory_format),
         notes,
         make_solver("1x", 1000, batch_size=asked.batch_size, lr=0.001),
-        hardware.memory_format,
+        memory_format=hardware.memory_format,
     )
     batches = TrainingBatches(train, asked.batch_size, steps, 0, sizes, workers=asked.workers)
     loader = reference_loader(data, sizes, asked.batch_size, asked.workers)
