@@ -22,7 +22,8 @@ from densepath.analysis.pictures import (
     draw_views,
     paint_concepts,
 )
-from densepath.annotations.coco import open_split, write_coco
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.affine import from_box
 from densepath.core.errors import UserError
 from densepath.runs.metrics import MetricsFile

@@ -12,7 +12,7 @@ from PIL import Image
 from densepath.analysis import show_detections as module
 from densepath.analysis.object_colors import PALETTE, color_numbers, color_of, neighbors
 from densepath.analysis.show_detections import show_detections
-from densepath.annotations.coco import write_coco
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 

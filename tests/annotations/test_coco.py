@@ -19,7 +19,8 @@ from skimage.measure import regionprops
 from torch.utils.data import DataLoader
 
 from densepath.annotations import coco
-from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco_writing import annotation_of, write_coco
 from densepath.annotations.outlines import _run_lengths, paint
 from densepath.core.errors import UserError
 
@@ -97,7 +98,7 @@ def test_samples_hold_the_images_and_each_label(dataset: Path) -> None:
 @given(arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 40))))
 def test_run_lengths_are_those_of_coco(mask: np.ndarray) -> None:
     mask[0, 0] = True
-    annotation = coco.annotation_of(mask)
+    annotation = annotation_of(mask)
     encoded = annotation["segmentation"]
     np.testing.assert_array_equal(oracle.decode(encoded), mask)
     assert annotation["area"] == mask.sum()
@@ -112,14 +113,14 @@ def test_objects_are_painted_in_their_order(masks: np.ndarray) -> None:
     expected = np.zeros(masks.shape[1:], np.int32)
     for number, mask in enumerate(masks, 1):
         expected[mask] = number
-    outlines = [coco.annotation_of(mask)["segmentation"] for mask in masks]
+    outlines = [annotation_of(mask)["segmentation"] for mask in masks]
     np.testing.assert_array_equal(paint(outlines, *expected.shape), expected)
 
 
 def test_runs_longer_than_a_character() -> None:
     mask = np.zeros((300, 200), bool)
     mask[70:, 50:90] = mask[3, 3] = True
-    np.testing.assert_array_equal(_run_lengths(coco.annotation_of(mask)["segmentation"]["counts"]), column_runs(mask))
+    np.testing.assert_array_equal(_run_lengths(annotation_of(mask)["segmentation"]["counts"]), column_runs(mask))
 
 
 def test_an_image_without_objects(dataset: Path) -> None:

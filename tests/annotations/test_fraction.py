@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densepath.annotations.coco import open_split, write_coco
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.annotations.fraction import choose_fraction
 from densepath.core.errors import UserError
 

@@ -24,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image, read_size

@@ -22,7 +22,7 @@ from process_scenarios import die, ended, fork, in_saving, in_step, in_writing, 
 
 import densepath.analysis.show
 import densepath.transfer.probe.probe  # noqa: F401
-from densepath.annotations.coco import write_coco
+from densepath.annotations.coco_writing import write_coco
 from densepath.cli import main
 from densepath.sources.image_files import ImageFiles
 from densepath.transfer.detection.detect import detect

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from densepath.annotations.coco import write_coco
+from densepath.annotations.coco_writing import write_coco
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.methods import METHODS

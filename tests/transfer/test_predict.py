@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import densepath
-from densepath.annotations.coco import open_split, write_coco
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, TiffParts, open_file

@@ -12,7 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from densepath.annotations.coco import annotation_of, open_split, write_coco
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import annotation_of, write_coco
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.transfer.detection.evaluation import evaluate

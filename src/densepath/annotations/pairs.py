@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from densepath.annotations.coco import Outlined, write_coco
 from densepath.annotations.coco_checks import Orientation
+from densepath.annotations.coco_writing import Outlined, write_coco
 from densepath.annotations.labels import label_orientation, label_size, read_labels
 from densepath.core.errors import UserError, first_few
 from densepath.core.streams import write_line

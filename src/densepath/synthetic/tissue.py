@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from densepath.annotations.coco import Outlined, write_coco
+from densepath.annotations.coco_writing import Outlined, write_coco
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.random import check_seed

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from densepath.annotations.coco import annotation_of
+from densepath.annotations.coco_writing import annotation_of
 from densepath.core.errors import UserError, first_few
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE

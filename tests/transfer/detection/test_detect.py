@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from densepath.annotations.coco import open_split, write_coco
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone

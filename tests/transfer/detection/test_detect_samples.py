@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.recipes import load_recipe
 from densepath.transfer.detection.samples import SampleBatch, TrainingBatches, into_detector, resized_shape

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from densepath.annotations.coco import CocoImages, open_split, write_coco
+from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.transfer.detection.evaluation import evaluate
 from densepath.transfer.output_names import output_names

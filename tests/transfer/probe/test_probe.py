@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.annotations.coco import write_coco
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import save_backbone

@@ -17,7 +17,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
-from densepath.annotations.coco import open_split, write_coco
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.instances import decode_mask
