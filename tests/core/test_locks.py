@@ -1,5 +1,6 @@
 """Lock files, with real processes that hold them."""
 
+import errno
 import os
 import signal
 import threading
@@ -69,6 +70,15 @@ def test_a_child_of_the_writer_does_not_hold_the_folder(tmp_path):
             os.kill(child, 0)  # it still lives
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_full_disk_does_not_stop_the_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("densepath.core.locks.os.write", full)
+    with sole_writer(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
 
 
 def test_nothing_is_left_of_a_folder_that_was_not_written_to(tmp_path):

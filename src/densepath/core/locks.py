@@ -119,15 +119,23 @@ def _lock(folder: Path, path: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _try(folder, descriptor)
-            with suppress(OSError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if _is_at(descriptor, path):
+                with suppress(OSError):  # on a full disk the holder has no name
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                    return descriptor
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its former holder has removed the file meanwhile
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
 
 
 def _try(folder: Path, descriptor: int) -> None:
