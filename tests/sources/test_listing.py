@@ -87,7 +87,7 @@ EXCLUDED = {
     "*_anno.png": ["a/1.png", "b/sub/4.png"],
     "a/*": ["b/2_anno.png", "b/sub/4.png"],
     "b": ["a/1.png", "a/3_anno.png"],
-    "sub/": ["a/1.png", "a/3_anno.png", "b/2_anno.png", "b/sub/4.png"],
+    "sub/": ["a/1.png", "a/3_anno.png", "b/2_anno.png"],
     "*/sub": ["a/1.png", "a/3_anno.png", "b/2_anno.png"],
     "?.png": ["a/3_anno.png", "b/2_anno.png"],
 }

@@ -1,9 +1,9 @@
 """A resumed run is the run that was started: its folder, its images, its checkpoint, its length."""
 
 import json
-import os
 import shutil
-import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -90,13 +90,10 @@ def test_the_way_to_a_longer_run_is_given(out, tiles):
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, tiles):
     out = tmp_path / "run"
-    child = os.fork()
-    if not child:
-        try:
-            os.close(2)
-            pretrain(data=tiles, out=out, **{**RUN, "max_steps": 100000, "save_every_steps": 1})
-        finally:
-            os._exit(1)
+    options = {**RUN, "data": str(tiles), "out": str(out), "max_steps": 100000, "save_every_steps": 1}
+    program = "import json, sys, densepath; densepath.pretrain(**json.loads(sys.argv[1]))"
+    trains = subprocess.Popen([sys.executable, "-c", program, json.dumps(options)], stderr=subprocess.DEVNULL)
+    child = trains.pid
     try:
         end = time.monotonic() + 120
         while not (out / "checkpoints" / "last.ckpt").exists():
@@ -106,8 +103,8 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, tiles):
             with pytest.raises(UserError, match=rf"another process writes to .*/run \(process {child} on "):
                 pretrain(data=tiles, out=out, **{**RUN, "max_steps": 100000, "save_every_steps": 1}, **options)
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        trains.kill()
+        trains.wait()
     steps = (out / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in steps[1:]] == [str(n + 1) for n in range(len(steps) - 1)]
 

@@ -68,8 +68,7 @@ def train(
 ) -> int:
     """Train a task to the end of its batches. Each process of a run calls this function with the same arguments.
 
-    Several processes check the clock, the signals and the losses only every ``log_every`` steps, where they agree on
-    what to do.
+    Several processes check the clock, the signals and the losses only every ``log_every`` steps.
 
     Args:
         task: the task to train.
@@ -86,8 +85,7 @@ def train(
         loggers: loggers besides the CSV file: "tensorboard", "wandb".
         evaluate: returns further measurements every ``intervals.evaluate_every`` steps, on all processes. Generators
             and the training mode are restored after it.
-        draw: draws a picture every ``intervals.draw_every`` steps, on the first process. Generators are restored after
-            it.
+        draw: draws a picture every ``intervals.draw_every`` steps, on the first process; generators are restored.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
         name: name of the run in loggers.
 
@@ -168,8 +166,7 @@ def train(
                 with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
             recorder.write(done, row)
-            if logs:
-                recorder.warn(task.warnings(row, done == total))
+            recorder.warn(task.warnings(row, done == total) if logs else [])
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
                 with meter.paused(), untouched_generators():
                     recorder.picture(done, draw(done))

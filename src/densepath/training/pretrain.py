@@ -114,7 +114,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     method = find_method(config.method)(network, **options)
     together = batch * hardware.world_size
     if fresh and config.weights == "random" and isinstance(config.backbone, str):
-        method.initialize()
+        with torch.random.fork_rng(devices=[]):  # a resumed run draws the same numbers without it
+            method.initialize()
     norm = share_statistics(method, config.batch_norm, config.batch_norm_group, together, hardware.world_size)
     check_inputs(method, config)
     declared, without = without_color(method.views(config.augment), method.views(), images.spec)

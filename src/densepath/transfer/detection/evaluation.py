@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,7 +107,9 @@ def evaluate(
             compared.append(compare(images.label_map(i), label_map_of(encoded, images.size(i), OBJECT_SCORE)))
         return encoded
 
-    files = [f"{name}.png" for name in output_names([path.relative_to(images.folder) for path in images.paths()])]
+    files = [
+        f"{name}.png" for name in output_names([Path(os.path.relpath(path, images.folder)) for path in images.paths()])
+    ]
     results: list[dict[str, Any]] = []
     compared: list[ImageScores] = []
     console = open_console(sys.stderr)
