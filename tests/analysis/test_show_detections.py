@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from densepath.analysis import show_detections as module
-from densepath.analysis.object_colors import PALETTE, color_numbers, color_of, neighbors
 from densepath.analysis.show_detections import show_detections
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
+from densepath.transfer.detection.object_colors import PALETTE, color_numbers, color_of, neighbors
 
 
 def test_neighbors_are_objects_within_a_few_pixels() -> None:

@@ -17,7 +17,7 @@ def test_results_come_in_order_and_errors_at_their_position():
     def slow_square(number):
         time.sleep(0.02 * (number % 3 == 0))
         if number == 7:
-            raise OSError(errno.ETIMEDOUT, "a network disk")  # a TimeoutError that is no wait of ours
+            raise OSError(errno.ETIMEDOUT, "a network disk")  # a TimeoutError that is not one of our waits
         return number**2
 
     results = in_threads(slow_square, range(20), threads=3, what="numbers")

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from densepath.analysis.object_colors import color_numbers, color_of, neighbors
 from densepath.analysis.panels import picture_file
 from densepath.analysis.short_names import short_names
 from densepath.annotations.coco import open_split
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
-from densepath.training.hardware import choose_hardware
+from densepath.training.hardware import choose_device
+from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.object_metrics import compare, correct_pairs
 from densepath.transfer.detection.object_overlap import find_overlap
 from densepath.transfer.detection.overlay import outlined
@@ -67,7 +67,7 @@ def show_detections(
     images = open_split(data, "test")
     if count < 1:
         raise UserError(f"count is {count}; give the number of images to draw")
-    device = choose_hardware(devices).device
+    device = choose_device(devices)
     detectors = [load_detector(source).to(device) for source in sources]
     for source, detector in zip(sources, detectors, strict=True):
         if not detector.finds_masks:

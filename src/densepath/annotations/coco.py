@@ -22,7 +22,6 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiff import turn
 
 _RGB = PixelSpec()
-_MOST_OF_8_BITS = 255
 CACHED_BYTES = 2**29  # data sets whose decoded images are smaller than this stay in RAM
 
 
@@ -202,7 +201,7 @@ class CocoImages(Dataset[dict[str, Any]]):
     def _read(self, name: str) -> npt.NDArray[Any]:
         if self._cache is not None and name in self._cache:
             return self._cache[name].copy()
-        dtype = np.uint8 if self.spec.window[1] <= _MOST_OF_8_BITS else np.uint16
+        dtype = self.spec.image_dtype
         try:
             pixels = read_image(self.folder / name, channels=self.spec.channels, dtype=dtype)
             if self._viewed:

@@ -131,7 +131,7 @@ def remove_remains(folder: str | Path) -> None:
 class Unchanged:
     """A file that is mapped into memory: to read it after it was truncated would kill the process without a word.
 
-    A file that replaces it is no change: the mapping keeps the old one.
+    A file that replaces it does not matter: the mapping keeps the old one.
 
     Args:
         path: the file, as the user named it.

@@ -13,7 +13,7 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.core.files import LOCK, atomic_write, remove_remains, require_new_folder
-from densepath.core.locks import refuse_held, sole_writer
+from densepath.core.locks import sole_writer
 from densepath.core.plain import plain
 from densepath.runs.old_options import rename_record
 
@@ -64,21 +64,8 @@ def check_run(
 ) -> dict[str, Any] | None:
     """The configuration of the run in a folder that is resumed; None if a new run can start there.
 
-    Arguments and errors as for :func:`open_run`. Nothing is written.
+    Arguments and errors as for :func:`open_run`, but that another process may hold the folder. Nothing is written.
     """
-    refuse_held(out)
-    return recorded_config(out, config, resume=resume, free=free, defaults=defaults)
-
-
-def recorded_config(
-    out: Path,
-    config: Mapping[str, Any],
-    *,
-    resume: bool,
-    free: Collection[str] = (),
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, Any] | None:
-    """As :func:`check_run`, for the process that holds the folder."""
     for stale in out.glob(f".{CONFIG}.*.part"):  # of a run that was killed right after its start
         stale.unlink(missing_ok=True)
     old = read_config(out)
@@ -140,7 +127,7 @@ def open_run(
     if not out.is_dir():
         require_new_folder(out, "the run")
     with sole_writer(out):
-        old = recorded_config(out, config, resume=resume, free=free, defaults=defaults)
+        old = check_run(out, config, resume=resume, free=free, defaults=defaults)
         if old is None:
             with atomic_write(out / CONFIG) as part:
                 head = f"# {note}\n" if note else ""

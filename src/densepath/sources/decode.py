@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from densepath.sources.conversion import TO_16_BITS, upper_bits, with_channels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.expansion import check_scans, still_webp
 from densepath.sources.tiff import TIFF_STARTS, read_tiff, refuse_bomb, refuse_channels, tiff_header
@@ -23,8 +24,6 @@ _COMPRESSION_TAG, _PHOTOMETRIC_TAG, _ORIENTATION_TAG, _CHANNELS_TAG, _PLANES_TAG
 _EXTRA_TAG = 338
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _WHITE_IS_ZERO = 0
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow converts color to grey
-_TO_16_BITS = 257  # 255 becomes 65535
 
 Image.init()  # Pillow loads its plugins at first use, which is not thread-safe
 
@@ -85,7 +84,7 @@ def read_image(
         with _open(path) as image:
             factor = _factor(image.size, max_side)
             if np.dtype(dtype) == np.uint16 and _bits(image) == 16:
-                return _reduce(_with_channels(_read_16_bits(path, image), channels), factor)
+                return _reduce(with_channels(_read_16_bits(path, image), channels), factor)
             if isinstance(image, JpegImagePlugin.JpegImageFile):
                 if "progressive" in image.info:
                     check_scans(path, image.width * image.height)
@@ -95,7 +94,7 @@ def read_image(
             picture = to_grey(image) if channels == 1 else to_rgb(image)
             pixels = np.array(picture.reduce(factor) if factor > 1 else picture)
             pixels = pixels[..., None] if channels == 1 else pixels
-            return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * _TO_16_BITS
+            return pixels if np.dtype(dtype) == np.uint8 else pixels.astype(np.uint16) * TO_16_BITS
     except (CorruptImage, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise nearly any type on corrupt bytes
@@ -220,10 +219,6 @@ def _factor(size: tuple[int, int], max_side: int | None) -> int:
     return 1 if max_side is None else -(-max(size) // max_side)
 
 
-def _upper_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return (pixels if pixels.dtype == np.uint8 else pixels >> 8).astype(np.uint8)
-
-
 def _read_16_bits(path: str | Path, image: Image.Image) -> npt.NDArray[np.uint16]:
     """(H, W, C) as stored: grey or RGB, perhaps with alpha."""
     if isinstance(image, _Tiff):
@@ -239,20 +234,6 @@ def _read_16_bits(path: str | Path, image: Image.Image) -> npt.NDArray[np.uint16
     return pixels.reshape(*pixels.shape[:2], -1).astype(np.uint16)
 
 
-def _with_channels(pixels: npt.NDArray[np.uint16], channels: int) -> npt.NDArray[np.uint16]:
-    """The pixels of a 16-bit file as grey or RGB."""
-    stored = pixels.shape[2]
-    if channels == 1 and stored <= 2:
-        return pixels[..., :1]
-    color = pixels[..., : stored - 1 if stored in (2, 4) else stored]
-    if stored in (2, 4):
-        alpha = pixels[..., -1:] / np.float64(65535)
-        color = np.rint(color * alpha + 65535 * (1 - alpha)).astype(np.uint16)
-    if channels == 1:
-        return np.rint(color @ np.array(_LUMA)).astype(np.uint16)[..., None]
-    return np.repeat(color, 3, axis=2) if color.shape[2] == 1 else color
-
-
 def _reduce(pixels: npt.NDArray[np.uint16], factor: int) -> npt.NDArray[np.uint16]:
     """Average blocks of pixels; blocks at the right and lower edges may be smaller."""
     if factor == 1:
@@ -266,11 +247,11 @@ def _reduce(pixels: npt.NDArray[np.uint16], factor: int) -> npt.NDArray[np.uint1
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB of 8 bits, blended with white."""
     if isinstance(image, _Tiff):
-        image = Image.fromarray(_upper_bits(image.pixels()))
+        image = Image.fromarray(upper_bits(image.pixels()))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit or floating-point pixels have no agreed range; convert the image to 8 or 16 bits")
     if image.mode.startswith("I;16"):
-        pixels = _upper_bits(np.asarray(image))
+        pixels = upper_bits(np.asarray(image))
         # Pillow inverts 8-bit TIFFs of this kind itself, but not 16-bit ones
         tags = getattr(image, "tag_v2", {})
         inverted = tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
@@ -284,7 +265,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_grey(image: Image.Image) -> Image.Image:
     """An image of any mode as grey of 8 bits."""
     if _is_grey(image) and not image.mode.startswith("I;16"):
-        plain = Image.fromarray(_upper_bits(image.pixels())) if isinstance(image, _Tiff) else image
+        plain = Image.fromarray(upper_bits(image.pixels())) if isinstance(image, _Tiff) else image
         return plain.convert("L")  # without its alpha channel
     return to_rgb(image).convert("L")
 

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image
+import torch
+from torch import Tensor
 
 from densepath.core.errors import one_line
+from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.pixel_source import PixelSource
@@ -54,7 +56,17 @@ class ImageReader(Protocol):
         """
 
 
-class DecodedImage:
+class _WholeImage:
+    """An image whose pixels are decoded together, ``_pixels`` (H, W, C), when they are first read."""
+
+    _pixels: Any
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C)."""
+        return self._pixels[top : top + height, left : left + width]
+
+
+class DecodedImage(_WholeImage):
     """An image in memory.
 
     Args:
@@ -72,12 +84,8 @@ class DecodedImage:
         """Height and width in pixels."""
         return self._pixels.shape[0], self._pixels.shape[1]
 
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
-        """A part (height, width, C)."""
-        return self._pixels[top : top + height, left : left + width]
 
-
-class StoredImage:
+class StoredImage(_WholeImage):
     """An image of a packed store.
 
     Args:
@@ -93,9 +101,7 @@ class StoredImage:
         self._channels, self._dtype = channels, dtype
 
     @cached_property
-    def _index(self) -> Any:
-        import torch
-
+    def _index(self) -> Tensor:
         return torch.tensor([self._position])
 
     @cached_property
@@ -114,12 +120,8 @@ class StoredImage:
     def _pixels(self) -> npt.NDArray[Any]:
         return as_pixels(self._images.read(self._position), self._channels, self._dtype)
 
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
-        """A part (height, width, C)."""
-        return self._pixels[top : top + height, left : left + width]
 
-
-class ImageFile:
+class ImageFile(_WholeImage):
     """An image file, decoded as a whole when it is first read.
 
     Args:
@@ -151,10 +153,6 @@ class ImageFile:
     def _pixels(self) -> npt.NDArray[Any]:
         return read_image(self.name, None, self._channels, self._dtype)
 
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
-        """A part (height, width, C)."""
-        return self._pixels[top : top + height, left : left + width]
-
 
 class TiffParts:
     """A large TIFF of 8- or 16-bit grey or RGB, of which only the tiles or strips that a part needs are decoded.
@@ -178,12 +176,11 @@ class TiffParts:
         page = self._page
         self.size = (int(page.imagelength), int(page.imagewidth))
         self.spacing = _spacing_of(page)
-        self._rows, self._columns = (
-            (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (int(page.rowsperstrip), self.size[1])
-        )
-        self._rows = min(self._rows, self.size[0]) if not page.is_tiled else self._rows
-        across = -(-self.size[1] // self._columns)
-        self._across = across
+        if page.is_tiled:
+            self._rows, self._columns = int(page.tilelength), int(page.tilewidth)
+        else:
+            self._rows, self._columns = min(int(page.rowsperstrip), self.size[0]), self.size[1]
+        self._across = -(-self.size[1] // self._columns)
         bytes_each = self._rows * self._columns * page.samplesperpixel * np.dtype(page.dtype).itemsize
         plain = page.photometric in _SIMPLE and page.dtype in (np.uint8, np.uint16)
         contiguous = page.samplesperpixel == 1 or page.planarconfig == _CONTIGUOUS
@@ -228,18 +225,6 @@ class TiffParts:
         return part
 
 
-def as_pixels(part: npt.NDArray[Any], channels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Grey or RGB pixels (h, w, C) of 8 or 16 bits with other channels and bits, as ``read_image`` gives them."""
-    dtype = np.dtype(dtype)
-    if part.dtype != dtype and part.dtype in (np.uint8, np.uint16):
-        part = (part >> 8).astype(np.uint8) if dtype == np.uint8 else part.astype(np.uint16) * 257
-    if part.shape[2] == 1 and channels == 3:
-        return np.repeat(part, 3, axis=2)
-    if part.shape[2] == 3 and channels == 1:
-        return np.asarray(Image.fromarray(part).convert("L"))[..., None] if part.dtype == np.uint8 else _luma(part)
-    return part
-
-
 def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> ImageReader:
     """The reader of an image file: a large TIFF is decoded in parts.
 
@@ -264,10 +249,6 @@ def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uin
         raise CorruptImage(
             str(path), f"{error.why}; save it as a tiled TIFF with Deflate, or install imagecodecs"
         ) from error
-
-
-def _luma(color: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.rint(color @ np.array([0.299, 0.587, 0.114])).astype(color.dtype)[..., None]
 
 
 def _spacing_of(page: Any) -> float | None:

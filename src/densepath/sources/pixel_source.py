@@ -19,6 +19,7 @@ from densepath.core.errors import UserError
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Approximately those of ImageNet's luma: weights for color images see them when they are given grey ones.
 _GREY_MEAN, _GREY_STD = 0.449, 0.226
+_MOST_OF_8_BITS = 255
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class PixelSpec:
                 raise UserError(f"{name} needs {self.channels} numbers, one per channel, not {list(values)}")
         if not all(value > 0 for value in self.std):
             raise UserError(f"std must be positive, not {list(self.std)}")
+
+    @property
+    def image_dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The dtype in which image files are read for this window."""
+        return np.uint8 if self.window[1] <= _MOST_OF_8_BITS else np.uint16
 
     def record(self) -> dict[str, Any]:
         """The specification in the plain types of YAML and JSON."""

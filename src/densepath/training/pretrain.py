@@ -16,6 +16,7 @@ from densepath.annotations.coco import open_split
 from densepath.annotations.splits import check_objects
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
+from densepath.core.locks import refuse_held
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
@@ -131,7 +132,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     defaults, note = config.defaults(), f"densepath {__version__}"
     first = hardware.rank == 0
     if first:
-        check_run(out, record, resume=resume, free=free, defaults=defaults)  # now, not after hours of labelling images
+        refuse_held(out)  # now, not after hours of labelling images
+        check_run(out, record, resume=resume, free=free, defaults=defaults)
 
     files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)

@@ -20,7 +20,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.system import with_progress
-from densepath.runs.folder import CONFIG, recorded_config
+from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
@@ -29,7 +29,7 @@ from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.prefetch import ahead
 from densepath.sources.run_folders import list_without_runs, refuse_among_images
 from densepath.training.hardware import choose_device, choose_precision
-from densepath.transfer.detection.detector_file import DETECTOR_FILE
+from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.prediction_files import (
     COLUMNS,
     MICRONS,
@@ -96,7 +96,6 @@ def predict(
     """
     _check(score, window, overlap, spacing, pictures)
     detector = load_detector(run)
-    file = Path(run) / DETECTOR_FILE if Path(run).is_dir() else Path(run)
     device = choose_device(devices)
     precision = choose_precision(precision, device.type)
     passed = Passed()
@@ -104,8 +103,12 @@ def predict(
     stems = output_names(readers.paths())
     out = Path(out)
     refuse_among_images(out, data)
-    record = {"run": str(run), "data": str(data), "detector": digest_of_file(file), "score": score, "window": window}
-    record |= {
+    record = {
+        "run": str(run),
+        "data": str(data),
+        "detector": digest_of_file(detector_path(run)),
+        "score": score,
+        "window": window,
         "overlap": overlap,
         "spacing": spacing,
         "exclude": list(exclude),
@@ -113,7 +116,7 @@ def predict(
         "devices": devices,
     }
     with sole_writer(out):
-        if recorded_config(out, record, resume=True, free=_FREE) is None:
+        if check_run(out, record, resume=True, free=_FREE) is None:
             with atomic_write(out / CONFIG) as part:
                 part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
         remove_remains(out)
@@ -145,7 +148,7 @@ def predict(
             if position in drawn:
                 draw(reader, found, detector.notes.spec, out / "pictures" / f"{stem}.png")
             ids = detector.notes.category_ids
-            results = [each.result(position + 1, found.size, ids, detector.finds_masks) for each in found.objects]
+            results = [each.result(found.size, ids, detector.finds_masks) for each in found.objects]
             record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
             with atomic_write(_record(out, stem)) as part:
                 part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
@@ -274,23 +277,25 @@ def _records(out: Path, stems: Sequence[str], readers: _Readers) -> Iterator[tup
 def _gather(out: Path, stems: Sequence[str], readers: _Readers, detector: TrainedDetector) -> int:
     """Write the files for all images, and return the number of objects."""
     notes, count, images = detector.notes, 0, []
-    with atomic_write(out / PREDICTIONS) as part, part.open("w") as file:
+    with (
+        atomic_write(out / PREDICTIONS) as part,
+        atomic_write(out / TABLE) as table_part,
+        part.open("w") as file,
+        table_part.open("w", newline="", encoding="utf-8") as table,
+    ):
+        writer = csv.DictWriter(table, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
+        writer.writeheader()
         file.write("[")
         for position, record in _records(out, stems, readers):
             height, width = record["size"]
             images.append({"id": position + 1, "file_name": readers.names[position], "height": height, "width": width})
             for result in record["results"]:
-                result["image_id"] = position + 1  # there may be more images than when it was found
-                file.write((",\n" if count else "\n") + json.dumps(result))
+                file.write((",\n" if count else "\n") + json.dumps({"image_id": position + 1, **result}))
                 count += 1
+            writer.writerows(record["rows"])
         file.write("\n]\n")
     pairs = zip(notes.category_ids, notes.category_names, strict=True)
     categories = [{"id": number, "name": name} for number, name in pairs]
     with atomic_write(out / IMAGES) as part:
         part.write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
-    with atomic_write(out / TABLE) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
-        writer.writeheader()
-        for _, record in _records(out, stems, readers):
-            writer.writerows(record["rows"])
     return count

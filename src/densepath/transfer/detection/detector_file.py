@@ -79,6 +79,11 @@ def save_detector(path: Path, model: Detector, notes: DetectorNotes) -> None:
         write_tensors(state, part, {"format": "pt", _KEY: json.dumps(asdict(notes))})
 
 
+def detector_path(run: str | Path) -> Path:
+    """The file of a detector, given by it or by the folder of its run."""
+    return Path(run) / DETECTOR_FILE if Path(run).is_dir() else Path(run)
+
+
 def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
     """Build the detector of a file, on the CPU and in evaluation mode.
 

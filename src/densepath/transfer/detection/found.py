@@ -76,11 +76,10 @@ class FoundObject:
             out[y1 - top : y2 - top, x1 - left : x2 - left] = inside
         return out
 
-    def result(self, image_id: int, size: tuple[int, int], category_ids: Sequence[int], masks: bool) -> dict[str, Any]:
-        """The object in COCO's results format; ``size`` is the image's height and width."""
+    def result(self, size: tuple[int, int], category_ids: Sequence[int], masks: bool) -> dict[str, Any]:
+        """The object in COCO's results format, without an image id; ``size`` is the image's height and width."""
         x1, y1, x2, y2 = self.box
         found = {
-            "image_id": image_id,
             "category_id": category_ids[self.label - 1],
             "score": self.score,
             "bbox": [x1, y1, x2 - x1, y2 - y1],

@@ -19,6 +19,7 @@ from densepath.core.files import atomic_write
 from densepath.sources.image_reader import ImageReader
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.object_colors import color_of
 from densepath.transfer.detection.overlay import outlined
 from densepath.transfer.detection.predictor import Prediction
 
@@ -27,7 +28,6 @@ MICRONS = ("area_um2", "centroid_x_um", "centroid_y_um")
 _BAND = 512  # rows that are painted at a time
 _MOST_IN_16_BITS = 2**16 - 1
 _LONGEST_PICTURE = 2048  # pixels
-_COLORS = ((0, 255, 64), (0, 255, 255), (255, 255, 0), (40, 90, 255), (255, 150, 0), (255, 0, 255), (255, 255, 255))
 
 
 def write_label_map(found: Prediction, path: Path) -> Path:
@@ -103,7 +103,7 @@ def write_geojson(found: Prediction, path: Path) -> Path:
     Outlines run between the centers of neighboring pixels, so that exactly the object's pixels have their centers
     inside.
     """
-    colors = {name: list(_COLORS[number % len(_COLORS)]) for number, name in enumerate(found.classes)}
+    colors = {name: list(color_of(number)) for number, name in enumerate(found.classes)}
     with atomic_write(path) as part, part.open("w") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for number, (each, name) in enumerate(zip(found.objects, found.names, strict=True), 1):
@@ -160,7 +160,7 @@ def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> 
     canvas = np.concatenate(bands)
     objects = sorted(found.objects, key=lambda each: each.score)  # the better one on top
     shapes = [(each.top // factor, each.left // factor, each.mask[::factor, ::factor]) for each in objects]
-    colors = [_COLORS[number % len(_COLORS)] for number in _different(objects)]
+    colors = [color_of(number) for number in _different(objects)]
     with atomic_write(path) as part:
         outlined(canvas, shapes, colors).save(part, format="PNG")
     return path

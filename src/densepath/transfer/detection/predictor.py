@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import to_grey, to_rgb
-from densepath.sources.image_reader import DecodedImage, ImageReader, as_pixels, open_file
+from densepath.sources.image_reader import DecodedImage, ImageReader, open_file
 from densepath.transfer.detection.detector import Detector
-from densepath.transfer.detection.detector_file import DETECTOR_FILE, DetectorNotes
+from densepath.transfer.detection.detector_file import DetectorNotes, detector_path
 from densepath.transfer.detection.detector_file import load_detector as read_detector
 from densepath.transfer.detection.found import FoundObject, Window, found_objects
 from densepath.transfer.detection.samples import into_detector
@@ -26,7 +27,6 @@ from densepath.transfer.detection.windows import merge, windows_of
 
 OVERLAP = 0.25
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
-_EIGHT_BITS = 255
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
 
 Picture = npt.NDArray[Any] | Image.Image | str | Path
@@ -113,7 +113,7 @@ class TrainedDetector(nn.Module):
     @property
     def dtype(self) -> type[np.uint8] | type[np.uint16]:
         """The dtype of its images."""
-        return np.uint8 if self.notes.window[1] <= _EIGHT_BITS else np.uint16
+        return self.notes.spec.image_dtype
 
     def forward(self, images: Any) -> Any:
         """As :meth:`predict`."""
@@ -242,5 +242,4 @@ def load_detector(path: str | Path) -> TrainedDetector:
     Raises:
         UserError: there is no detector.
     """
-    path = Path(path)
-    return TrainedDetector(*read_detector(path / DETECTOR_FILE if path.is_dir() else path)).eval()
+    return TrainedDetector(*read_detector(detector_path(path))).eval()
