@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from densepath.training.export import export as export
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
+    from densepath.transfer.embed.embed import embed as embed
+    from densepath.transfer.embed.feature_file import read_features as read_features
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
@@ -46,11 +48,13 @@ _HOME = {
     "convert_instances": "densepath.datasets.instances",
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
+    "embed": "densepath.transfer.embed.embed",
     "export": "densepath.training.export",
     "load_detector": "densepath.transfer.detection.predictor",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",
+    "read_features": "densepath.transfer.embed.feature_file",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",

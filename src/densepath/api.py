@@ -32,7 +32,7 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
     """
     from densepath.analysis.reconstruction import draw_reconstruction
     from densepath.training.pretrain import pretrain
-    from densepath.transfer.probe.probe import probe_backbone
+    from densepath.transfer.probe.pixels import probe_backbone
 
     return pretrain(config, probe=probe_backbone, draw=draw_reconstruction, **options)
 

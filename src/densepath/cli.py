@@ -74,6 +74,7 @@ VERBS = {
         ("run",),
         renamed={"to": "out"},
     ),
+    "embed": Verb("transfer.embed.embed:embed", "a vector of features for each image, by a frozen network"),
     "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
     "detect": Verb(
         "api:detect",

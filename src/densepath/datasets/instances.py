@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES
 from densepath.annotations.pairs import Pair, pair_up, write_pairs
+from densepath.annotations.patients import patient_in_name
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.core.streams import say
@@ -114,7 +114,7 @@ def _split(
     """
     if not 0 < share < 1:
         raise UserError(f"--test_share is {share}; give a number between 0 and 1")
-    owners = {pair.name: _owner(pair.name, patient) for pair in pairs}
+    owners = {pair.name: pair.name if patient is None else patient_in_name(pair.name, patient) for pair in pairs}
     ranked = sorted(set(owners.values()), key=lambda owner: hashlib.sha256(f"{seed} {owner}".encode()).digest())
     test = set(ranked[: max(1, round(share * len(ranked)))])
     splits = {split: [pair for pair in pairs if (owners[pair.name] in test) == (split == "test")] for split in _SPLITS}
@@ -123,18 +123,3 @@ def _split(
     if len(ranked) == len(pairs) > 1:
         say(f"densepath: warning: --patient_regex {patient!r} finds another patient in each image, first {ranked[0]}")
     return splits, {"train": len(ranked) - len(test), "test": len(test)}
-
-
-def _owner(name: str, patient: str | None) -> str:
-    if patient is None:
-        return name
-    try:
-        match = re.search(patient, Path(name).name) or re.search(patient, name)
-    except re.error as error:
-        raise UserError(f"--patient_regex {patient!r} is not a regular expression ({error}); correct it") from error
-    owner = match and match[1 if match.re.groups else 0]
-    if match is None or owner is None:
-        raise UserError(
-            f"--patient_regex {patient!r} does not match the name {name}; it must match the name of every image"
-        )
-    return owner
