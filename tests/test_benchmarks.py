@@ -15,7 +15,20 @@ import pytest
 import torch
 import torchvision
 
-from benchmarks import bare, detect, end_to_end, gpu, loading, measure, peers, step, superpixels, targets, volumes
+from benchmarks import (
+    bare,
+    detect,
+    embed,
+    end_to_end,
+    gpu,
+    loading,
+    measure,
+    peers,
+    step,
+    superpixels,
+    targets,
+    volumes,
+)
 from densepath import cli
 from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
@@ -244,3 +257,12 @@ def test_cubes_of_volumes_are_those_of_the_plain_implementation() -> None:
     cases = volumes.crop_cases(volumes.CROPS["crop"], 2)
     torch.testing.assert_close(cases["ours"](), cases["plain"](), atol=1e-2, rtol=1e-5)  # of values up to 1000
     assert cases["view"]()["cube"].pixels.shape == (2, 1, *volumes.SIZE)
+
+
+def test_features_of_images_are_compared_with_bare_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "embed.json"
+    small = ["--images", "6", "--size", "32", "--batch_size", "4", "--backbone", "test_resnet", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["embed", *small, "--device", "cpu", "--json", str(out)])
+    embed.main()
+    (rows,) = json.loads(out.read_text())["tables"].values()
+    assert [row["case"] for row in rows] == ["files", "packed"] and all(row["speed / bare"] > 0 for row in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -50,7 +50,7 @@ def batches_of(positions: range, batch_size: int) -> list[range]:
 @torch.inference_mode()
 def encode(
     encoder: Encoder, inputs: Inputs, batches: Sequence[Sequence[int]], device: torch.device, half: bool = False
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     """Encode batches of images, one after another.
 
     Images of different sizes are not padded: those of one size go through the network together.
@@ -65,8 +65,7 @@ def encode(
     Raises:
         Stuck: a file does not respond.
     """
-    threads = min(_MOST_THREADS, usable_cores())
-    with closing(in_threads(inputs.read, chain.from_iterable(batches), threads, "image data")) as decoded:
+    with closing(_decoded(inputs, batches)) as decoded:
         waiting: tuple[int, list[int], Tensor, list[str]] | None = None
         for number, batch in enumerate(batches):
             images: list[npt.NDArray[Any]] = []
@@ -84,6 +83,13 @@ def encode(
             waiting = started
         if waiting is not None:
             yield _finished(*waiting)
+
+
+def _decoded(
+    inputs: Inputs, batches: Sequence[Sequence[int]]
+) -> Generator[npt.NDArray[Any] | CorruptImage, None, None]:
+    threads = min(_MOST_THREADS, usable_cores())
+    yield from in_threads(inputs.read, chain.from_iterable(batches), threads, "image data")
 
 
 def _pass(encoder: Encoder, images: Sequence[npt.NDArray[Any]], device: torch.device) -> Tensor:

@@ -101,8 +101,13 @@ def write_features(path: str | Path, parts: Iterable[Part], shape: Shape, notes:
     """
     suffix = check_format(path)
     text = json.dumps({"format": FORMAT, **notes})
-    with atomic_write(path) as temporary:
-        _WRITERS[suffix](temporary, parts, shape, text)
+    try:
+        with atomic_write(path) as temporary:
+            _WRITERS[suffix](temporary, parts, shape, text)
+    except OSError as error:
+        if "No space left" not in str(error):  # h5py gives no error number
+            raise
+        raise UserError(f"{path} cannot be written (no space left on device); free disk space there") from error
 
 
 def read_features(path: str | Path) -> Features:
@@ -158,7 +163,7 @@ def _write_parquet(path: Path, parts: Iterable[Part], shape: Shape, notes: str) 
     with ParquetWriter(path, schema) as file:
         for names, values in parts:
             flat = pa.array(np.ascontiguousarray(values).reshape(-1), number)
-            texts = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # text only
+            texts = [encoded(name).decode("utf-8", "backslashreplace") for name in names]  # text only
             rows = [pa.array(texts, pa.string()), pa.FixedSizeListArray.from_arrays(flat, shape.dim)]
             file.write_table(pa.table(rows, schema))
 

@@ -16,6 +16,7 @@ STRENGTHS = tuple(10.0**power for power in range(-6, 1))  # scikit-learn's C
 _PLAIN = 1e-2  # where a training set has too few patients to choose
 _INNER = 3  # folds
 _STEPS = 1000  # of L-BFGS
+_EXACT = 1e-6  # of the gradient
 _TINY = 1e-12
 
 
@@ -76,7 +77,7 @@ def logistic_regression(
     strength = _choose(x, truth, patients, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # convergence: features without information separate nothing
-        model = _model(strength).fit(x, truth)
+        model = _model(strength, tol=_EXACT).fit(x, truth)
     return Fitted(_spread(model.predict_proba(z), model.classes_, classes), strength)
 
 

@@ -132,6 +132,12 @@ def probe_images(
         parts = make_folds(images.classes, images.patients, folds, seed)
     else:
         parts = one_fold(images.test, images.classes, images.patients, bool(images.by_patient))
+    smallest = min(len(part.train) for part in parts)
+    if 2 * neighbors > smallest:
+        say(
+            f"densepath: warning: {neighbors} neighbors are more than half of {smallest} training images; use fewer "
+            "--neighbors"
+        )
     truth, count = images.classes.labels.numpy().astype(np.int64), len(images.classes.names)
     fits: dict[str, Callable[..., Fitted]] = {
         "knn": lambda x, y, z, owners: nearest_neighbors(x, y, z, count, neighbors),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.core.streams import write_line
+from densepath.core.system import first_on_node
 from densepath.transfer.embed.encoder import Pool
 from densepath.transfer.probe.images import Encoding, ImageProbe, features_of, load_or_compute, probe_images
 from densepath.transfer.probe.labelled import Labels
@@ -138,7 +139,8 @@ def probe(
         asked = {"labels": labels, "data": data, **with_labels, "fraction": fraction, "seed": seed}
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
         write_record(result, Path(out), plain)
-    write_line(table_of(result), sys.stdout)
+    if first_on_node():
+        write_line(table_of(result), sys.stdout)
     return result
 
 
