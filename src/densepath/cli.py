@@ -14,7 +14,7 @@ from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
-from densepath.core.signals import unwinding_on_sigterm
+from densepath.core.signals import unwinding_on_signals
 from densepath.core.streams import flush_streams, open_streams, write_line
 from densepath.options import close_match
 from densepath.version import __version__
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     open_streams()
     try:
-        with unwinding_on_sigterm():
+        with unwinding_on_signals():
             return _checked(argv)
     finally:
         flush_streams()
