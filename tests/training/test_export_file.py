@@ -161,10 +161,8 @@ def test_what_lacks_is_named_and_nothing_is_written(resnet: State, tmp_path: Pat
 
 def test_grey_images_stay_grey_and_a_backbone_may_be_named(tmp_path: Path) -> None:
     grey = build_backbone("convnext_atto", 1)
-    torch.save(
-        {f"net.{key}": value for key, value in timm.create_model("convnext_atto", in_chans=1).state_dict().items()},
-        tmp_path / "w.pth",
-    )
+    state = timm.create_model("convnext_atto", in_chans=1).state_dict()
+    torch.save(under("net.", state), tmp_path / "w.pth")
     with pytest.raises(UserError, match="name it with --backbone"):
         export(tmp_path / "w.pth", tmp_path / "out.safetensors", "timm")
     path = export(tmp_path / "w.pth", tmp_path / "out.safetensors", backbone="convnext_atto")

@@ -1,4 +1,4 @@
-"""Exported weights carry a card that the hub reads, that names the data without private folders, and whose code runs."""
+"""Exported weights carry a card that the hub reads; it names the data without private folders, and its code runs."""
 
 from __future__ import annotations
 
