@@ -22,7 +22,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.training.model_card import write_card
 from densepath.version import __version__
 
-_FIRST = ("conv1.weight", "patch_embed.proj.weight", "0.weight")  # ends of the names of first layers
+_FIRST = ("patch_embed.proj.weight", "conv1.weight", ".0.weight")  # ends of the names of first layers
 
 
 def export_file(
@@ -59,8 +59,7 @@ def export_file(
         spec = PixelSpec.default(channels)
     made = build_backbone(found, spec.channels)
     line = load_weights(made, source, prefix, complete=True)
-    origin = {"origin": Path(name).name if Path(name).is_absolute() else name}
-    notes = origin | pixel_notes(spec)
+    notes = {"origin": Path(name).name if Path(name).exists() else name} | pixel_notes(spec)
     save_backbone(out, made, layout, notes)
     write_card(out, made, layout, notes, **card)
     say(f"densepath: {line}")
@@ -104,8 +103,8 @@ def _channels(source: str | Path, prefix: str) -> int:
     """The channels of the images, from the first layer; 0 if unknown."""
     if not (is_published(source) or Path(source).exists()):
         return 0
-    first = sorted(
-        ((len(key), value) for key, value in _state(source).items() if key.startswith(prefix) and key.endswith(_FIRST)),
-        key=lambda found: found[0],
-    )
-    return int(first[0][1].shape[1]) if first and first[0][1].ndim == 4 else 0
+    state = {key: value for key, value in _state(source).items() if key.startswith(prefix) and value.ndim == 4}
+    for end in _FIRST:
+        if names := [key for key in state if key.endswith(end)]:
+            return int(state[min(names, key=len)].shape[1])
+    return 0

@@ -58,7 +58,7 @@ def write_card(
     header: dict[str, Any] = {
         "license": _hub_licence(licence),
         **({"license_name": licence} if licence and _hub_licence(licence) == "other" else {}),
-        "library_name": layout if backbone is not None and layout in ("timm", "detectron2") else "densepath",
+        "library_name": layout if backbone is not None and backbone.library == "timm" else "densepath",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["densepath", "medical-imaging", *filter(None, (config.get("method"), parse_name(name)[0]))],
     }
@@ -137,7 +137,7 @@ def _recipe(config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
 
 def _scores(scores: Mapping[str, float]) -> str:
     if not scores:
-        return "## Scores\n\nThe run recorded none."
+        return "## Scores\n\nNone are recorded."
     rows = "\n".join(f"| {key.removeprefix(_PROBE)} | {value:.2f} |" for key, value in scores.items())
     return f"## Scores\n\n| measured by the run, in percent unless it is a count or px | |\n|---|---|\n{rows}"
 

@@ -23,7 +23,7 @@ from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import quiet
 from densepath.nets.weights.layouts import Match, arrange, feature_name, match_names, timm_state
-from densepath.nets.weights.published import is_published, read_published
+from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
 from densepath.nets.weights.transformer_names import to_timm
 from densepath.sources.pixel_source import PixelSpec
 from densepath.version import __version__
@@ -142,7 +142,8 @@ def weights_file(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        inside = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
+        run = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
+        inside = (*run, *WEIGHT_FILES)
         found = next((path / name for name in inside if (path / name).is_file()), None)
         if found is None:
             raise UserError(

@@ -63,8 +63,11 @@ def _known(source: str | Path) -> Mapping[str, Any]:
         return {"mean": list(made.mean), "std": list(made.std)}
     metadata = read_weights(source).metadata
     try:
+        if "densepath_detector" in metadata:
+            detector = json.loads(metadata["densepath_detector"])
+            return {"ndim": 2, "channels": len(detector["mean"]), "window": [0, 255], **detector}
         known = {key: json.loads(metadata[key]) for key in PixelSpec().record() if key in metadata}
-    except (ValueError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {"mean": (), "std": ()}
     return known or _known_from_run(weights_file(source))
 
