@@ -70,7 +70,7 @@ VERBS = {
     ),
     "export": Verb(
         "training.export:export",
-        "a run -> weights for timm, torchvision or detectron2",
+        "a run or a file -> weights for timm, torchvision or detectron2",
         ("run",),
         renamed={"to": "out"},
     ),

@@ -40,6 +40,7 @@ from densepath.training.inputs import check_inputs, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
+from densepath.training.model_card import recorded_scores
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
 from densepath.training.recipes import all_options, find_method
@@ -162,6 +163,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     pictures = None
     if draw is not None and method.predicts_pixels():
         pictures = ReconstructionImages(method, images, views, draw, out)
+    facts = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             read = summarize(images, files) if fresh else []
@@ -176,7 +178,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
                 config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
             ),
             config=record,
-            facts={"images": len(images), "steps": steps, "processes": hardware.world_size, **known},
+            facts=facts,
             free=free,
             accumulate=accumulate,
             seed=config.seed,
@@ -189,7 +191,8 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
             name=out.name,
         )
         if first:
-            export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done)
+            card = {"facts": facts, "scores": recorded_scores(out)}
+            export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done, card)
             export_parts(out / EXPORTED.parent, method.exported_parts(), record, done)
     return out
 

@@ -17,6 +17,7 @@ from densepath.core.locks import sole_writer
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.folder import open_run, read_config
 from densepath.runs.progress import say
@@ -94,6 +95,8 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         optimizer="adamw" if config.detector in TRANSFORMER_DETECTORS else "sgd",
     )
     spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
+    backbone = config.backbone or (backbone_of_weights(config.weights) if old is None else old.get("backbone"))
+    config = replace(config, backbone=backbone)
     outlines = config.detector not in BOXES_ONLY
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
@@ -105,7 +108,7 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     found = (tuple(config.anchor_sizes), config.detections_per_image, spec.window)
     notes = DetectorNotes(
         config.detector,
-        config.backbone,
+        str(config.backbone),
         tuple(train.category_ids),
         tuple(train.category_names),
         config.test_size,
