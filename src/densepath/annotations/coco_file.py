@@ -26,14 +26,36 @@ def read_coco(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or is not a COCO instances JSON.
     """
+    return check_keys(load_json(path, "a COCO instances JSON"), path)
+
+
+def load_json(path: Path, what: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+
+    Raises:
+        UserError: it cannot be read, or is not JSON.
+    """
     try:
-        truth = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the path of a COCO instances JSON") from None
+        raise UserError(f"{path} does not exist; give the path of {what}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a COCO instances JSON") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give {what}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give a COCO instances JSON") from None
+        raise UserError(f"{path} is not JSON ({error}); give {what}") from None
+
+
+def holds_instances(content: Any) -> bool:
+    """Whether the content of a JSON file has the lists of COCO instances."""
+    return isinstance(content, dict) and all(isinstance(content.get(part), list) for part in _NEEDED)
+
+
+def check_keys(truth: Any, path: Path) -> dict[str, Any]:
+    """The content of a COCO instances JSON as :func:`read_coco` returns it; arguments and errors as there."""
     for part, keys in _NEEDED.items():
         entries = truth.get(part) if isinstance(truth, dict) else None
         if not isinstance(entries, list):
@@ -50,13 +72,14 @@ def read_coco(path: Path) -> dict[str, Any]:
                         f"{path} is not a COCO instances JSON: {key!r} of {part}[{number}] is not {_KINDS[kind]}; "
                         "correct it"
                     )
-    for entry in truth["annotations"]:
+    checked: dict[str, Any] = truth
+    for entry in checked["annotations"]:
         entry["iscrowd"] = _whole(entry.get("iscrowd", 0))
         if entry.get("area", 0) is None:
             del entry["area"]
-    for entry in truth["categories"]:
+    for entry in checked["categories"]:
         entry["name"] = unicodedata.normalize("NFC", str(entry.get("name", entry["id"])))
-    return truth
+    return checked
 
 
 def _whole(value: Any) -> Any:

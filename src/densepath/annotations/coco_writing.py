@@ -110,9 +110,7 @@ def _place_image(folder: Path, sample: Outlined) -> tuple[str, tuple[int, int]]:
     if isinstance(sample.objects, np.ndarray) and sample.objects.shape != (height, width):
         labels = _size(*sample.objects.shape)
         raise UserError(f"{name}: the labels are {labels} but the image is {_size(height, width)}; they must be equal")
-    wide = (
-        isinstance(image, np.ndarray) and image.dtype == np.uint16 and image.ndim == 3
-    )  # which PNG files of Pillow lack
+    wide = isinstance(image, np.ndarray) and image.dtype == np.uint16 and image.ndim == 3  # Pillow has no such PNG
     file = f"{name}{image.suffix.lower() if isinstance(image, Path) else '.tif' if wide else '.png'}"
     place = folder / file
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +130,7 @@ def _size(height: int, width: int) -> str:
 
 
 def instances_of(labels: LabelMap, category: str) -> Iterator[dict[str, Any]]:
-    """The instances of a label map (H, W), in the order of their labels: as :func:`annotation_of`, with ``category``."""
+    """The instances of a label map (H, W) as COCO's annotations with a ``category``, in the order of their labels."""
     values, ranks = np.unique(labels, return_inverse=True)
     background = int((values <= 0).sum())
     numbers = (ranks.reshape(labels.shape) + 1 - background).clip(0)

@@ -22,9 +22,7 @@ class Renaming:
         for rule in rules:
             old, equals, new = (part.strip() for part in rule.rpartition("="))
             if not equals or not old:
-                raise UserError(
-                    f"--categories {rule!r} is not OLD=NEW; give for example --categories Tumor=tumor Fold="
-                )
+                raise UserError(f"--categories {rule!r} is not OLD=NEW; write for example Tumor=tumor, or Fold=")
             if self._new.setdefault(old, new) != new:
                 raise UserError(f"--categories gives {old!r} two names; keep one of them")
 

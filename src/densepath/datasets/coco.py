@@ -102,11 +102,8 @@ def convert_coco(
     if not samples:
         raise UserError(f"--exclude leaves out all images of {source}; narrow it")
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
-    parts, patients = split_samples(
-        with_patients(_named(samples), images or source),
-        Splitting(test_share, val_share, patient_regex, seed, splits),
-        source,
-    )
+    how = Splitting(test_share, val_share, patient_regex, seed, splits)
+    parts, patients = split_samples(with_patients(_named(samples), images or source), how, source)
     write_samples(dest, parts, kept, "objects", orientation, patients)
     return dest
 

@@ -66,7 +66,7 @@ class FileIndex:
 
 
 def _parts(name: str) -> list[str]:
-    """The parts of a path or a URL in one Unicode normalization. Label Studio writes /data/local-files/?d=images/a.png."""
+    """The parts of a path or URL, in one Unicode normalization. Label Studio has /data/local-files/?d=images/a.png."""
     path, _, query = name.partition("?")
     path = query.partition("d=")[2] if "d=" in query else path if query else name
     text = unicodedata.normalize("NFC", unquote(path) if "%" in path and not os.path.exists(name) else path)

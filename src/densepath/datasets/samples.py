@@ -36,7 +36,7 @@ class Sample:
 
 
 def with_patients(samples: Iterable[Sample], source: str | Path, table: str = MANIFEST) -> list[Sample]:
-    """Add the patients that a table next to the images names, see :func:`~densepath.annotations.patients.patients_of`."""
+    """Add the patients that a table names, see :func:`~densepath.annotations.patients.patients_of`."""
     samples = list(samples)
     known = patients_of(source, [str(sample.image) for sample in samples], table)
     return [replace(sample, patient=sample.patient or known.get(str(sample.image))) for sample in samples]

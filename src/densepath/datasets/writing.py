@@ -77,9 +77,8 @@ def _image(path: Path, orientation: Orientation | None) -> npt.NDArray[Any] | Pa
     """A file to be copied, or the pixels of one that is converted: with its channels and bits."""
     header = read_header(path)
     wide = np.uint16 if header.bits == 16 else np.uint8
-    pixels = read_image(
-        path, channels=1 if header.grey else 3, dtype=wide
-    )  # a file with a valid header may be truncated
+    # In any case: a file with a valid header may be truncated.
+    pixels = read_image(path, channels=1 if header.grey else 3, dtype=wide)
     if path.suffix.lower() != ".bmp" and header.orientation == 1:
         return path
     pixels = turn(pixels, header.orientation) if orientation == "viewed" else pixels
