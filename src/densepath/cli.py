@@ -55,6 +55,10 @@ def _load(place: str) -> Callable[..., Any]:
 
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data check": Verb(
+        "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
+    ),
+    "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
     "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
@@ -63,7 +67,11 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
+    "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
+    "data qupath": Verb(
+        "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
+    ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
