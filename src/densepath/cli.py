@@ -9,13 +9,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.signals import unwinding_on_sigterm
-from densepath.core.streams import flush_streams, open_streams, write_line
+from densepath.core.streams import flush_streams, open_streams, say, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -32,6 +31,8 @@ class Verb:
         positional: parameters that are given without their name, in this order.
         schema: "module:name" of the dataclass of its options; None for the function's own signature.
         recipes, renamed: as for :class:`~densepath.command.Command`.
+        scores: whether its scores are printed, and not where its files are.
+        next: a command that continues from its path, which is inserted for ``{0}``.
     """
 
     function: str
@@ -40,6 +41,8 @@ class Verb:
     schema: str | None = None
     recipes: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    scores: bool = False
+    next: str = ""
 
     def command(self, name: str) -> Command:
         """The verb with its options."""
@@ -53,18 +56,37 @@ def _load(place: str) -> Callable[..., Any]:
     return function
 
 
+_DETECT = "densepath detect --data {0} --out {0}_detector"
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
-    "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
-    "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
+    "data crag": Verb(
+        "datasets.crag:convert_crag",
+        "CRAG as published -> images and COCO JSON",
+        ("source", "dest"),
+        next=_DETECT + " --config crag",
+    ),
+    "data glas": Verb(
+        "datasets.glas:convert_glas",
+        "GlaS as published -> images and COCO JSON",
+        ("source", "dest"),
+        next=_DETECT + " --config glas",
+    ),
     "data instances": Verb(
         "datasets.instances:convert_instances",
         "images with label maps -> images and COCO JSON",
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
+        next=_DETECT,
     ),
-    "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
-    "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "data pack": Verb(
+        "sources.packing:pack",
+        "images -> one packed file that needs no decoding",
+        ("source", "dest"),
+        next="densepath pretrain --config concl_small --data {0} --out {0}_run",
+    ),
+    "data tissue": Verb(
+        "synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",), next=_DETECT
+    ),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -74,16 +96,22 @@ VERBS = {
         ("run",),
         renamed={"to": "out"},
     ),
-    "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
+    "probe": Verb(
+        "transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds", scores=True
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
         schema="transfer.detection.config:DetectConfig",
         recipes="detect",
+        scores=True,
     ),
     "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
-    "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
+    "score": Verb(
+        "transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP", scores=True
+    ),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
+    "show curves": Verb("analysis.curves:show_curves", "draw the losses, learning rates and scores of runs"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(
         "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
@@ -128,6 +156,8 @@ def _checked(argv: list[str]) -> int:
         return 0
     except UserError as error:
         return _fail(str(error))
+    except SystemExit:
+        raise
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except RecursionError:
@@ -160,6 +190,11 @@ def _run(argv: list[str]) -> None:
     if argv == ["--version"]:
         print(f"densepath {__version__}")
         return
+    if argv and argv[0] == "--print_completion":
+        from densepath.completion import completion
+
+        print(completion({name: (verb.help, verb.command(name)) for name, verb in VERBS.items()}, argv[1:]))
+        return
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
@@ -173,7 +208,7 @@ def _run(argv: list[str]) -> None:
     elif command.recipes is not None and "--print_config" in words:
         print(command.configuration(words), end="")
     else:
-        _report(command.run(words))
+        _report(VERBS[name], command.run(words))
 
 
 def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -202,22 +237,25 @@ def _overview(group: str = "") -> str:
             "",
             *(f"  {name:{width}}{verb.help}" for name, verb in verbs.items()),
             "",
-            "densepath VERB --help lists the options of a verb, densepath --version the version.",
+            "densepath VERB --help explains a verb and its options (--help all: all of them).",
+            "densepath --version prints the version, densepath --print_completion SHELL completion for bash, zsh or tcsh.",
         ]
     )
 
 
-def _report(result: Any) -> None:
+def _report(verb: Verb, result: Any) -> None:
     """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
     A closed output is ignored.
     """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
-    if isinstance(result, dict):
+    if isinstance(result, dict) or (isinstance(result, Mapping) and verb.scores):
         width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             write_line(f"{name:{width}}{shown}", sys.stdout)
-    elif isinstance(result, Path):
-        write_line(str(result), sys.stdout)
+    elif isinstance(result, os.PathLike):
+        write_line(os.fspath(result), sys.stdout)
+        if verb.next:
+            say(f"densepath: next: {verb.next.format(shlex.quote(os.fspath(result)))}")

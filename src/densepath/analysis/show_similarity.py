@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
-from densepath.analysis.pictures import style_curve
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
+from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import FAINT, INK, LINES, new_figure, save
-from densepath.analysis.pictures import style_curve
 from densepath.benchmark.results import Entry, Results, column_name
 
 _PANEL = (4.4, 2.9)  # inches

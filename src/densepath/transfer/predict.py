@@ -19,7 +19,11 @@ from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
+from densepath.core.log import logged
+from densepath.core.result import Result
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
+from densepath.runs.closing import command, say_end
 from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
@@ -44,6 +48,7 @@ from densepath.transfer.output_names import output_names
 from densepath.version import __version__
 
 TABLE = "objects.csv"
+LOG = "predict.log"
 _RECORDS = "records"
 _FREE = ("data", "run", "pictures", "devices")
 _LEAST_WINDOW = 32  # pixels
@@ -65,7 +70,7 @@ def predict(
     pictures: int | Literal["all"] = 8,
     devices: int | str = "auto",
     precision: Literal["auto", "32", "bf16-mixed"] = "auto",
-) -> Path:
+) -> Result:
     """Find objects in new images with a trained detector.
 
     For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object),
@@ -89,11 +94,12 @@ def predict(
         precision: "auto", "32" or "bf16-mixed".
 
     Returns:
-        ``out``.
+        ``out``, with the numbers of "images", "damaged" ones and "objects".
 
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
+    watch = Stopwatch()
     _check(score, window, overlap, spacing, pictures)
     detector = load_detector(run)
     device = choose_device(devices)
@@ -115,7 +121,7 @@ def predict(
         "pictures": pictures,
         "devices": devices,
     }
-    with sole_writer(out):
+    with sole_writer(out), logged(out / LOG):
         if check_run(out, record, resume=True, free=_FREE) is None:
             with atomic_write(out / CONFIG) as part:
                 part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
@@ -175,7 +181,14 @@ def predict(
         count = _gather(out, stems, readers, detector)
         without = f", {len(damaged)} damaged images passed over" if damaged else ""
         say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
-    return out
+        made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
+        truth = Path(data).parent
+        known = Path(data).name == "test" and (truth / "annotations" / "test.json").is_file()
+        commands = (command("score", "--data", truth, "--predictions", out),) if known else ()
+        say_end(watch, "", made, commands)
+    drawn_files = {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
+    counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
+    return Result(out, counts, {"table": out / TABLE, **drawn_files}, commands)
 
 
 def _check(
