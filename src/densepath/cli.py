@@ -31,8 +31,6 @@ class Verb:
         positional: parameters that are given without their name, in this order.
         schema: "module:name" of the dataclass of its options; None for the function's own signature.
         recipes, renamed: as for :class:`~densepath.command.Command`.
-        scores: whether its scores are printed, and not where its files are.
-        next: a command that continues from its path, which is inserted for ``{0}``.
     """
 
     function: str
@@ -41,8 +39,6 @@ class Verb:
     schema: str | None = None
     recipes: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
-    scores: bool = False
-    next: str = ""
 
     def command(self, name: str) -> Command:
         """The verb with its options."""
@@ -56,37 +52,18 @@ def _load(place: str) -> Callable[..., Any]:
     return function
 
 
-_DETECT = "densepath detect --data {0} --out {0}_detector"
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
-    "data crag": Verb(
-        "datasets.crag:convert_crag",
-        "CRAG as published -> images and COCO JSON",
-        ("source", "dest"),
-        next=_DETECT + " --config crag",
-    ),
-    "data glas": Verb(
-        "datasets.glas:convert_glas",
-        "GlaS as published -> images and COCO JSON",
-        ("source", "dest"),
-        next=_DETECT + " --config glas",
-    ),
+    "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
+    "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
         "datasets.instances:convert_instances",
         "images with label maps -> images and COCO JSON",
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
-        next=_DETECT,
     ),
-    "data pack": Verb(
-        "sources.packing:pack",
-        "images -> one packed file that needs no decoding",
-        ("source", "dest"),
-        next="densepath pretrain --config concl_small --data {0} --out {0}_run",
-    ),
-    "data tissue": Verb(
-        "synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",), next=_DETECT
-    ),
+    "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
+    "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -96,20 +73,15 @@ VERBS = {
         ("run",),
         renamed={"to": "out"},
     ),
-    "probe": Verb(
-        "transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds", scores=True
-    ),
+    "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
         schema="transfer.detection.config:DetectConfig",
         recipes="detect",
-        scores=True,
     ),
     "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
-    "score": Verb(
-        "transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP", scores=True
-    ),
+    "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show curves": Verb("analysis.curves:show_curves", "draw the losses, learning rates and scores of runs"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
@@ -129,6 +101,17 @@ VERBS = {
         "run the methods, tasks and seeds of a paper's table",
         renamed={"cells": "runs"},
     ),
+}
+
+# Verbs whose scores are printed, and not where their files are.
+_SCORED = ("detect", "probe", "score")
+# A command that continues from the path that a verb has written, which is inserted for {0}.
+_DETECT = "densepath detect --data {0} --out {0}_detector"
+_NEXT = {
+    "data crag": f"{_DETECT} --config crag",
+    "data glas": f"{_DETECT} --config glas",
+    "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
+    **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
 
 
@@ -208,7 +191,7 @@ def _run(argv: list[str]) -> None:
     elif command.recipes is not None and "--print_config" in words:
         print(command.configuration(words), end="")
     else:
-        _report(VERBS[name], command.run(words))
+        _report(name, command.run(words))
 
 
 def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -238,24 +221,24 @@ def _overview(group: str = "") -> str:
             *(f"  {name:{width}}{verb.help}" for name, verb in verbs.items()),
             "",
             "densepath VERB --help explains a verb and its options (--help all: all of them).",
-            "densepath --version prints the version, densepath --print_completion SHELL completion for bash, zsh or tcsh.",
+            "densepath --version prints the version, densepath --print_completion bash|zsh|tcsh completion.",
         ]
     )
 
 
-def _report(verb: Verb, result: Any) -> None:
+def _report(verb: str, result: Any) -> None:
     """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
     A closed output is ignored.
     """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
-    if isinstance(result, dict) or (isinstance(result, Mapping) and verb.scores):
+    if isinstance(result, dict) or (isinstance(result, Mapping) and verb in _SCORED):
         width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             write_line(f"{name:{width}}{shown}", sys.stdout)
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
-        if verb.next:
-            say(f"densepath: next: {verb.next.format(shlex.quote(os.fspath(result)))}")
+        if verb in _NEXT:
+            say(f"densepath: next: {_NEXT[verb].format(shlex.quote(os.fspath(result)))}")

@@ -67,8 +67,8 @@ class Parser(ArgumentParser):
             if option.key in self._positional:
                 group.add_argument(option.key, **given)
             else:
-                required = "default" not in given and self._complete
-                group.add_argument(f"--{option.key}", required=required, **given)
+                needed = "default" not in given and self._complete
+                group.add_argument(f"--{option.key}", required=needed, **given)
         required = [key for key, option in self.options.items() if option.required and key not in self._positional]
         named = [f"--{key} {key.upper()}" for key in required]
         self.usage = " ".join([self.prog, *map(str.upper, self._positional), *named, "[options]"])

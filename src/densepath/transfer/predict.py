@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -35,21 +34,18 @@ from densepath.sources.run_folders import list_without_runs, refuse_among_images
 from densepath.training.hardware import choose_device, choose_precision
 from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.prediction_files import (
-    COLUMNS,
-    MICRONS,
     draw,
     rows_of,
     write_geojson,
     write_label_map,
 )
 from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, load_detector
-from densepath.transfer.detection.score_inputs import IMAGES, LABELS, PREDICTIONS
+from densepath.transfer.detection.score_inputs import LABELS
 from densepath.transfer.output_names import output_names
+from densepath.transfer.predict_records import TABLE, gather, record_of, source_of
 from densepath.version import __version__
 
-TABLE = "objects.csv"
 LOG = "predict.log"
-_RECORDS = "records"
 _FREE = ("data", "run", "pictures", "devices")
 _LEAST_WINDOW = 32  # pixels
 _AHEAD = 2  # images
@@ -131,7 +127,7 @@ def predict(
         left = [
             position
             for position, stem in enumerate(stems)
-            if _source_of(_record(out, stem)) != readers.identity(position)
+            if source_of(record_of(out, stem)) != readers.identity(position)
             or (position in drawn and not (out / "pictures" / f"{stem}.png").exists())
         ]
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
@@ -156,7 +152,7 @@ def predict(
             ids = detector.notes.category_ids
             results = [each.result(found.size, ids, detector.finds_masks) for each in found.objects]
             record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
-            with atomic_write(_record(out, stem)) as part:
+            with atomic_write(record_of(out, stem)) as part:
                 part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
 
         # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
@@ -178,7 +174,7 @@ def predict(
                 waiting.pop().result()
         if len(damaged) == len(readers):
             raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
-        count = _gather(out, stems, readers, detector)
+        count = gather(out, stems, readers, detector.notes)
         without = f", {len(damaged)} damaged images passed over" if damaged else ""
         say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
         made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
@@ -265,50 +261,3 @@ def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:
     if pictures == "all":
         return set(range(count))
     return {int(position) for position in np.linspace(0, count - 1, min(pictures, count))}
-
-
-def _record(out: Path, stem: str) -> Path:
-    return out / _RECORDS / f"{stem}.json"
-
-
-def _source_of(record: Path) -> Any:
-    """The image that a record was made of; None if there is no record."""
-    try:
-        with record.open() as file:
-            return json.loads(file.readline())
-    except (OSError, ValueError):
-        return None
-
-
-def _records(out: Path, stems: Sequence[str], readers: _Readers) -> Iterator[tuple[int, dict[str, Any]]]:
-    for position, stem in enumerate(stems):
-        path = _record(out, stem)
-        if _source_of(path) == readers.identity(position):
-            yield position, json.loads(path.read_text().partition("\n")[2])
-
-
-def _gather(out: Path, stems: Sequence[str], readers: _Readers, detector: TrainedDetector) -> int:
-    """Write the files for all images, and return the number of objects."""
-    notes, count, images = detector.notes, 0, []
-    with (
-        atomic_write(out / PREDICTIONS) as part,
-        atomic_write(out / TABLE) as table_part,
-        part.open("w") as file,
-        table_part.open("w", newline="", encoding="utf-8") as table,
-    ):
-        writer = csv.DictWriter(table, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
-        writer.writeheader()
-        file.write("[")
-        for position, record in _records(out, stems, readers):
-            height, width = record["size"]
-            images.append({"id": position + 1, "file_name": readers.names[position], "height": height, "width": width})
-            for result in record["results"]:
-                file.write((",\n" if count else "\n") + json.dumps({"image_id": position + 1, **result}))
-                count += 1
-            writer.writerows(record["rows"])
-        file.write("\n]\n")
-    pairs = zip(notes.category_ids, notes.category_names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in pairs]
-    with atomic_write(out / IMAGES) as part:
-        part.write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
-    return count
