@@ -124,7 +124,9 @@ def test_help_shows_about_ten_options_and_the_values_of_a_recipe(capsys: pytest.
 def test_a_shell_completes_verbs_options_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab")
     assert main(["--print_completion", "bash"]) == 0
-    script = capsys.readouterr().out + """
+    script = (
+        capsys.readouterr().out
+        + """
     try() {
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
         _shtab_densepath densepath "${COMP_WORDS[COMP_CWORD]}"; echo "${COMPREPLY[@]}"
@@ -132,6 +134,7 @@ def test_a_shell_completes_verbs_options_and_choices(capsys: pytest.CaptureFixtu
     try densepath data g; try densepath pretrain --method.mask_r; try densepath pretrain --config byol_
     try densepath detect --l
     """
+    )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["glas", "--method.mask_ratio", "byol_small", "--lr --log_every"], done.stderr
     assert main(["--print_completion", "fish"]) == 2
@@ -375,7 +378,11 @@ MISTAKES = {
         f"{PRETRAIN} --method.num_concept 3",
         "did you mean --method.num_concepts",
     ),
-    "option of a part without its name": (_nothing, f"{PRETRAIN} --num_concept 3", "did you mean --method.num_concepts"),
+    "option of a part without its name": (
+        _nothing,
+        f"{PRETRAIN} --num_concept 3",
+        "did you mean --method.num_concepts",
+    ),
     "option of two parts": (_nothing, f"{PRETRAIN} --momentum 3", "--optimizer.momentum or --method.momentum"),
     "option of another verb's part": (_nothing, f"{DETECT} --optimizer.lr 3", "did you mean --lr?"),
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),

@@ -17,7 +17,9 @@ from densepath.version import __version__
 
 
 def test_losses_are_described_with_what_chance_is(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("step,loss,a_loss,a_loss_vs_chance,probe_dice\n1,9,8,2,\n2,3,2,0.5,61\n3,2,1,0.25,\n")
+    (tmp_path / "metrics.csv").write_text(
+        "step,loss,a_loss,a_loss_vs_chance,probe_dice\n1,9,8,2,\n2,3,2,0.5,61\n3,2,1,0.25,\n"
+    )
     measured = newest_measurements(tmp_path)
     assert describe_training(measured) == "loss 2.0000, a loss 1.000 (chance is 4.000), probe dice 61.0"
     assert describe_training({}) == ""

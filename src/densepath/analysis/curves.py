@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from densepath.analysis.panels import FAINT, INK, LINES, new_figure, picture_file, save
+from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, picture_file, save
 from densepath.analysis.short_names import short_names
 from densepath.core.errors import UserError
 from densepath.runs.closing import CHANCE, METRICS
@@ -18,7 +18,6 @@ from densepath.runs.metrics import read_metrics
 _SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
 _NOT_CURVES = ("step", "epoch")
 _PER_ROW = 4  # panels
-_LEGEND = 0.3  # inches above the panels
 
 
 def show_curves(*, runs: Sequence[str], out: str | Path, columns: Sequence[str] | None = None) -> Path:
@@ -78,8 +77,7 @@ def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Se
         raise UserError(f"there is nothing to draw in {', '.join(map(str, runs.values()))}; train for some steps first")
     across = min(_PER_ROW, len(columns))
     down = -(-len(columns) // across)
-    legend = _LEGEND if len(runs) > 1 else 0.0
-    figure = new_figure(2.7 * across, 1.95 * down + legend)
+    figure = new_figure(2.7 * across, 1.95 * down)
     grid = figure.subplots(down, across, squeeze=False)
     for axes, column in zip(grid.flat, columns, strict=False):
         if column.endswith(CHANCE):
@@ -92,11 +90,10 @@ def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Se
         style_curve(axes, title.replace("_", " "))
     for axes in grid.flat[len(columns) :]:
         axes.set_axis_off()
-    figure.tight_layout(pad=0.7, rect=(0, 0, 1, 1 - legend / figure.get_size_inches()[1]))
-    if legend:
+    figure.tight_layout(pad=0.7)
+    if len(runs) > 1:
         handles = [grid.flat[0].plot([], [], color=c, lw=2)[0] for _, c in zip(runs, LINES, strict=False)]
-        options = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
-        figure.legend(handles, list(runs), loc="upper left", ncols=len(runs), **options)
+        add_legend(figure, handles, list(runs))
     return save(figure, path)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from rich.progress import track
 
-from densepath.core.streams import is_animated, open_console
+from densepath.core.streams import open_console
 
 T = TypeVar("T")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -71,7 +71,7 @@ def first_on_node() -> bool:
 
 
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield the items, with a progress bar in a terminal or a notebook, on the node's first process."""
+    """Yield the items, with a progress bar if stderr is a terminal and this is the node's first process."""
     console = open_console(sys.stderr)
-    quiet = not (is_animated(console) and first_on_node())
+    quiet = not (console.is_terminal and first_on_node())
     yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)
