@@ -1,4 +1,11 @@
+import io
+import re
+
+from rich.console import Console
+
 from densepath.core import stopwatch as stopwatch_module
+from densepath.core.log import logged
+from densepath.runs import progress as progress_module
 from densepath.runs.progress import Progress, clock
 
 ROW = {"loss": 1.23456, "images_per_second": 200.0, "waiting": 0.25}
@@ -43,3 +50,21 @@ def test_only_one_process_speaks(capsys):
 
 def test_hours_are_not_wrapped():
     assert clock(3600 * 30 + 61) == "30:01:01"
+
+
+def test_a_bar_takes_the_whole_width_and_the_log_has_the_lines(tmp_path, monkeypatch):
+    for width in (70, 140):
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=True, width=width, color_system=None)
+        monkeypatch.setattr(progress_module, "open_console", lambda stream, console=console: console)
+        with logged(tmp_path / f"{width}.log"):
+            progress = Progress(0, 100)
+            progress.begin()
+            progress.step(10, {**ROW, "concept_loss_vs_chance": 0.5})
+            progress._bar.refresh()
+            progress.close()
+        plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.getvalue())
+        last = [line for line in re.split(r"[\r\n]", plain) if "step 10/100" in line][-1]
+        assert len(last) == width and "ETA" in last and ("data wait 25%" in last) == (width == 140)
+        line = (tmp_path / f"{width}.log").read_text()
+        assert line.startswith("step 10/100  loss 1.2346  concept loss 0.50 of chance  200.0 images/s  data wait 25%")

@@ -80,7 +80,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], place: str = "upper left") -> None:
+def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], place: Any = "upper left") -> None:
     """Add a legend above or below the panels: the figure grows by its height, and has the columns that fit.
 
     Args:
@@ -90,7 +90,7 @@ def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], pl
     """
     options: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
     for columns in range(len(labels), 0, -1):
-        legend = figure.legend(handles, labels, loc=place, ncols=columns, **options)
+        legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             break
         legend.remove()

@@ -13,6 +13,8 @@ from densepath.core.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_SHOWN = 8  # files
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result(Mapping[str, Any]):
@@ -58,6 +60,10 @@ class Result(Mapping[str, Any]):
     def __bool__(self) -> bool:
         return True
 
+    def __truediv__(self, name: str) -> Path:
+        """A file in its folder."""
+        return Path(self) / name
+
     def __fspath__(self) -> str:
         if self.out is None:
             raise TypeError("this result has no files")
@@ -69,7 +75,8 @@ class Result(Mapping[str, Any]):
     def __repr__(self) -> str:
         lines = [f"{self.out}"] if self.out is not None else []
         lines += [f"  {name}: {_shown(value)}" for name, value in self.scores.items()]
-        lines += [f"  {name}: {path}" for name, path in self.files.items()]
+        lines += [f"  {name}: {path}" for name, path in list(self.files.items())[:_SHOWN]]
+        lines += [f"  and {len(self.files) - _SHOWN} more files"] if len(self.files) > _SHOWN else []
         return "\n".join([*lines, *(f"  next: {command}" for command in self.next)])
 
 

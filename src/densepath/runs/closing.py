@@ -16,7 +16,7 @@ METRICS = "metrics.csv"
 CHANCE = "_vs_chance"  # of the name of a loss that is divided by its value for a network that knows nothing
 
 
-def command(*words: str | Path | int) -> str:
+def command(*words: str | Path) -> str:
     """A command line of densepath, quoted for a shell."""
     return shlex.join(["densepath", *map(str, words)])
 

@@ -41,12 +41,12 @@ def after_pretraining(config: PretrainConfig, method: Method, images: PixelSourc
         commands.append(
             command("detect", "--data", config.probe_data, "--weights", out, *detector, "--out", f"{out}_detector")
         )
-    count = [] if len(images) >= _SHOWN else ["--count", len(images)]
+    count = [] if len(images) >= _SHOWN else ["--count", str(len(images))]
     if method.predicts_pixels():
         picture = out / "reconstruction.png"
         commands.append(command("show", "reconstruction", "--data", data, "--run", out, *count, "--out", picture))
     elif images.spec.ndim == 2 and images.spec.channels in (1, 3) and images.smallest()[1] >= _LEAST:
-        stages = [] if set(backbone.stages) >= _DEFAULT_STAGES else ["--stages", backbone.deepest]
+        stages = [] if set(backbone.stages) >= _DEFAULT_STAGES else ["--stages", str(backbone.deepest)]
         picture = out / "concepts.png"
         commands.append(
             command("show", "concepts", "--data", data, "--weights", out, *chosen, *stages, *count, "--out", picture)
