@@ -76,8 +76,8 @@ VERBS = {
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
     "export": Verb(
-        "training.export:export",
-        "a run or a file -> weights for timm, torchvision or detectron2",
+        "transfer.export:export",
+        "a run or a file -> weights for timm, torchvision or detectron2; a detector -> ONNX",
         ("run",),
         renamed={"to": "out"},
     ),

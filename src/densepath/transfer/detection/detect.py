@@ -140,7 +140,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         spec.mean,
         spec.std,
         *found,
-        config.train_crop or int(median(min(train.size(i)) for i in range(len(train)))),
+        int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
