@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from densepath.core.errors import UserError, first_few
 from densepath.core.files import atomic_write
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
+from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import first_on_node, with_progress
 from densepath.core.waiting import notice_seconds, wait_for
@@ -41,24 +42,19 @@ _FREE = ("data", "devices", "densepath_version")  # may change when the same com
 _SHOWN = 1000  # damaged images in the notes
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """What :func:`embed` has written.
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings(Result):
+    """The file that :func:`embed` has written: a path, with the numbers ``images``, ``dim`` and ``damaged``.
 
     Args:
-        path: the file.
-        count, dim: N vectors of D numbers.
         damaged: file name and reason of the images that were passed over.
     """
 
-    path: Path
-    count: int
-    dim: int
-    damaged: tuple[str, ...] = field(default=(), repr=False)
+    damaged: tuple[str, ...] = ()
 
     def load(self) -> Features:
         """Read the file: ``names``, ``values`` (N, D) and ``notes``."""
-        return read_features(self.path)
+        return read_features(self)
 
 
 def embed(
@@ -66,7 +62,7 @@ def embed(
     data: str | Path,
     weights: str | Path,
     out: str | Path,
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     stage: int | None = None,
     pool: Pool = "auto",
     size: int | None = None,
@@ -86,9 +82,9 @@ def embed(
 
     Args:
         data: a folder of images, a text list of files, a glob, an image, or a packed store.
-        weights: a file, a run folder, "random", or a timm name.
+        weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
         out: the file of the features: .h5, .hdf5, .parquet or .safetensors.
-        backbone: a timm name.
+        backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stage: the stage whose map is pooled; by default the deepest.
         pool: "mean" over all positions of the map, which are the patch tokens of a vision transformer; "cls", its class
             token; "cls_mean", both one after the other; "auto" is "cls" where there is a class token, else "mean".
@@ -102,7 +98,7 @@ def embed(
         precision: "auto", "32" or "bf16-mixed".
 
     Returns:
-        The file and what it holds; ``.load()`` reads it. With several processes, that of the first is complete.
+        The file; ``.load()`` reads it. With several processes, that of the first is complete.
 
     Raises:
         UserError: there are no such weights or images, ``out`` exists, or no image can be read.
@@ -144,7 +140,7 @@ def embed(
             children = []
         _encode(encoder, inputs, blocks, hardware)
         if hardware.rank > 0:
-            return Embeddings(out, 0, encoder.dim)
+            return Embeddings(out, {"dim": encoder.dim})
         _await_blocks(blocks, children)
         return _gather(out, folder, blocks, inputs, encoder.dim, dtype, notes)
 
@@ -284,4 +280,4 @@ def _gather(
     shutil.rmtree(folder, ignore_errors=True)
     without = f"; {len(damaged)} damaged images passed over: {first_few(damaged)}" if damaged else ""
     say(f"densepath: features of {count} images, {dim} numbers each, are in {out}{without}")
-    return Embeddings(out, count, dim, tuple(damaged))
+    return Embeddings(out, {"images": count, "dim": dim, "damaged": len(damaged)}, damaged=tuple(damaged))

@@ -13,9 +13,7 @@ from densepath.core.digests import digest_of_tensors
 from densepath.core.errors import UserError
 from densepath.core.regions import global_pool
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.choose import choose_backbone
-from densepath.nets.weights import load_weights
-from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
 Pool = Literal["auto", "mean", "cls", "cls_mean"]
@@ -79,7 +77,7 @@ class Encoder(nn.Module):
 
 def load_encoder(
     weights: str | Path,
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     images: PixelSource | None = None,
     *,
     stage: int | None = None,
@@ -88,10 +86,12 @@ def load_encoder(
 ) -> tuple[Encoder, str]:
     """The frozen encoder of weights, in evaluation mode on the CPU.
 
+    Grey and RGB images are read with the channels of the weights; others, and volumes, need weights for them. If the
+    weights are of 8-bit images and the images have 16 bits, or the other way round, the window is that of the images.
+
     Args:
-        weights: a file, a run folder, "random", a timm name, or "hf-hub:OWNER/NAME".
-        backbone: a timm name.
-        images: what it will see.
+        weights, backbone: as for :func:`~densepath.nets.weights.pretrained.pretrained_backbone`.
+        images: what it will see; by default images as the weights need them.
         stage, pool: as for :class:`Encoder`.
         seed: seed of random weights.
 
@@ -102,24 +102,12 @@ def load_encoder(
         UserError: the weights do not fit, or there is no such stage or class token.
     """
     torch.manual_seed(seed)
-    spec = _pixels(weights, images)
-    network = choose_backbone(backbone, spec.channels)
-    line = load_weights(network, weights)
-    return Encoder(network, spec, stage, pool).eval().requires_grad_(False), line
-
-
-def _pixels(weights: str | Path, images: PixelSource | None) -> PixelSpec:
-    """The specification of the pixels that the encoder sees.
-
-    Grey and RGB images are read with the channels of the weights; others, and volumes, need weights for them. If the
-    weights are of 8-bit images and the images have 16 bits, or the other way round, the window is that of the images.
-    """
-    if images is None:
-        return pixels_of_weights(weights)
-    if images.spec.ndim != 2 or images.spec.channels not in (1, 3):
-        return pixels_of_weights(weights, images.spec)
-    spec = pixels_of_weights(weights)
-    eight = images.dtype == torch.uint8
-    if images.dtype in (torch.uint8, torch.uint16) and eight != (spec.image_dtype is np.uint8):
+    other = images is not None and (images.spec.ndim != 2 or images.spec.channels not in (1, 3))
+    network, spec, size, line = pretrained_backbone(weights, backbone, images.spec if images and other else None)
+    bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype) if images is not None else None
+    if images is not None and bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
         spec = spec.override(window=images.spec.window)
-    return spec
+    encoder = Encoder(network, spec, stage, pool)
+    if encoder.input_size is not None:
+        encoder.input_size = size or encoder.input_size
+    return encoder.eval().requires_grad_(False), line

@@ -40,7 +40,7 @@ class Encoding:
     """
 
     weights: str | Path = "random"
-    backbone: str = "resnet18"
+    backbone: str | None = None
     stage: int | None = None
     pool: Pool = "auto"
     size: int | None = None

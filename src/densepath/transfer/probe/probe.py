@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
+from densepath.core.result import Result
 from densepath.core.streams import write_line
 from densepath.core.system import first_on_node
 from densepath.transfer.embed.encoder import Pool
@@ -31,7 +32,7 @@ def probe(
     folds: int = _FOLDS,
     neighbors: int = _NEIGHBORS,
     weights: str | Path = "random",
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     stages: Sequence[int] | None = None,
     pool: Pool = "auto",
     size: int | None = None,
@@ -42,7 +43,7 @@ def probe(
     l2: float = L2,
     devices: str = "auto",
     out: str | Path | None = None,
-) -> dict[str, Any] | ImageProbe:
+) -> Result | ImageProbe:
     """Score frozen features: those of pixels by outlined objects, or, with ``labels``, those of whole images.
 
     Without ``labels``, ``data`` holds images with outlined objects. A linear classifier tells object from rest at each
@@ -63,8 +64,8 @@ def probe(
         patient_regex: with labels, a regular expression that finds the patient in an image's name.
         folds: with labels, number of folds.
         neighbors: with labels, k of the nearest neighbors.
-        weights: a file, a run folder, "random", or a timm name.
-        backbone: a timm name.
+        weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
+        backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stages: stages whose features are used; default: all stages for pixels, the deepest for images.
         pool: with labels, how features become a vector for each image: auto, mean, cls or cls_mean, as in embed.
         size: pixels. For outlined objects the short side to which images are resized (256); with labels as in embed.
