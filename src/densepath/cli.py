@@ -82,7 +82,7 @@ VERBS = {
         renamed={"to": "out"},
     ),
     "embed": Verb("transfer.embed.embed:embed", "a vector of features for each image, by a frozen network"),
-    "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
+    "probe": Verb("transfer.probe.probe:probe", "score frozen features: of pixels, or of images with labels"),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -119,6 +119,7 @@ _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas",
+    "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,8 +219,14 @@ def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware
     jobs = [(block, batch) for block in left for batch in batches_of(blocks.positions(block), blocks.batch_size)]
     parts = encode(encoder, inputs, [batch for _, batch in jobs], hardware.device, half)
     with closing(parts):
-        for block, own in groupby(_with_lines(parts, jobs), lambda part: jobs[part.batch][0]):
+        own: list[Encoded] = []
+        for part in _with_lines(parts, jobs):
+            own.append(part)
+            block = jobs[part.batch][0]
+            if part.batch + 1 < len(jobs) and jobs[part.batch + 1][0] == block:
+                continue
             blocks.write(block, Block(*collect(own)))
+            own.clear()
             if PARENT in os.environ and hardware.rank > 0 and os.getppid() != int(os.environ[PARENT]):
                 raise UserError("the first process has ended; see its message, then start again")
 
