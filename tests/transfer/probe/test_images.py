@@ -225,6 +225,7 @@ def test_images_become_scores_and_files(tmp_path: Path, capsys: Any) -> None:
     assert "3 folds by patient: 12 images, 6 patients" in capsys.readouterr().out
     options: dict[str, Any] = {"labels": "folders", "backbone": "test_resnet", "devices": "cpu", "neighbors": 3}
     tested = probe(data=tmp_path / "train", test_data=tmp_path / "other", **options)
+    assert tested.plot().width > 100 and "knn: accuracy 100.0 (100.0 to 100.0)" in repr(tested)
     assert len(tested.tested) == 6 and tested.scores["knn"]["accuracy"].value == 100
 
 

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from densepath.annotations.fraction import check_fraction, choose_fraction
 from densepath.core.errors import UserError, first_few
@@ -48,7 +50,7 @@ class Encoding:
     devices: int | str = "auto"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageProbe:
     """The scores of frozen features.
 
@@ -72,6 +74,20 @@ class ImageProbe:
     strengths: list[float]
     notes: dict[str, Any]
     seconds: float
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self.tested)} test images, {len(self.folds)} folds; percent, with 95% intervals"]
+        for name, scores in self.scores.items():
+            lines.append(f"  {name}: " + ", ".join(f"{metric} {score}" for metric, score in scores.items()))
+        return "\n".join(lines)
+
+    def plot(self) -> Image.Image:
+        """The confusion matrices as a PIL image, which notebooks show."""
+        from densepath.transfer.probe.record import draw_confusion
+
+        file = BytesIO()
+        draw_confusion(self, file)
+        return Image.open(file)
 
     @property
     def truth(self) -> Integers:

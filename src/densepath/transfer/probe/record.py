@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def write_record(probe: ImageProbe, out: Path, asked: Mapping[str, Any]) -> None
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         _write_predictions(probe, csv.writer(file, lineterminator="\n"))
-    draw_confusion(probe, out.with_suffix(".png"))
+    with atomic_write(out.with_suffix(".png")) as part:
+        draw_confusion(probe, part)
 
 
 def _write_predictions(probe: ImageProbe, writer: Any) -> None:
@@ -98,8 +99,8 @@ def _write_predictions(probe: ImageProbe, writer: Any) -> None:
         )
 
 
-def draw_confusion(probe: ImageProbe, path: Path) -> None:
-    """Draw the confusion matrix of each classifier: percent of the images of a class, and their numbers."""
+def draw_confusion(probe: ImageProbe, file: Path | BytesIO) -> None:
+    """Draw the confusion matrix of each classifier as PNG: percent of the images of a class, and their numbers."""
     names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in probe.images.classes.names]
     side = max(2.2, 0.55 * len(names))
     margin = 0.6 + 0.08 * max(map(len, names))
@@ -123,8 +124,7 @@ def draw_confusion(probe: ImageProbe, path: Path) -> None:
                 text = f"{shares[row, column]:.0f}%\n{counts[row, column]}"
                 axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
         figure.colorbar(image, ax=list(all_axes), label="percent of the true class", shrink=0.8)
-        with atomic_write(path) as part:
-            figure.savefig(part, format="png")
+        figure.savefig(file, format="png")
 
 
 def _protocol(probe: ImageProbe) -> str:
