@@ -53,7 +53,7 @@ class Embeddings(Result):
 
     def load(self) -> Features:
         """Read the file: ``names``, ``values`` (N, D) and ``notes``."""
-        return read_features(self)
+        return read_features(Path(self))
 
 
 def embed(
