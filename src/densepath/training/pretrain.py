@@ -229,7 +229,7 @@ def run(
 
 def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Path) -> Path:
     with untouched_generators():  # a loader draws a seed
-        batch = first_images(images, _VIEWED, views.seed)
+        batch = first_images(images, _VIEWED if images.spec.ndim == 2 else 1, views.seed)  # whole volumes are large
         return draw(batch, views(batch), path, images.spec)
 
 
