@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from densepath.sources.packing import pack as pack
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
-    from densepath.training.export import export as export
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
+    from densepath.transfer.export import export as export
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
@@ -49,7 +49,7 @@ _HOME = {
     "convert_instances": "densepath.datasets.instances",
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
-    "export": "densepath.training.export",
+    "export": "densepath.transfer.export",
     "load_detector": "densepath.transfer.detection.predictor",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",

@@ -13,7 +13,7 @@ from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
-from densepath.core.signals import unwinding_on_sigterm
+from densepath.core.signals import unwinding_on_signals
 from densepath.core.streams import flush_streams, open_streams, say, write_line
 from densepath.options import close_match
 from densepath.version import __version__
@@ -54,6 +54,10 @@ def _load(place: str) -> Callable[..., Any]:
 
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data check": Verb(
+        "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
+    ),
+    "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
     "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
@@ -62,14 +66,18 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
+    "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
+    "data qupath": Verb(
+        "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
+    ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
     "export": Verb(
-        "training.export:export",
-        "a run -> weights for timm, torchvision or detectron2",
+        "transfer.export:export",
+        "a run or a file -> weights for timm, torchvision or detectron2; a detector -> ONNX",
         ("run",),
         renamed={"to": "out"},
     ),
@@ -124,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     open_streams()
     try:
-        with unwinding_on_sigterm():
+        with unwinding_on_signals():
             return _checked(argv)
     finally:
         flush_streams()

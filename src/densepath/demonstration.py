@@ -25,6 +25,7 @@ from densepath.analysis.pictures import draw_concepts, draw_detections
 from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.scores import SCALE
 from densepath.core.streams import open_console
@@ -72,14 +73,15 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
             machines down to 0.6 of the steps.
 
     Raises:
-        UserError: ``out`` holds other files than a demo, or the seed is invalid.
+        UserError: ``out`` holds other files than a demo, another process writes to it, or the seed is invalid.
     """
     check_seed(seed)
-    out = _prepare_folder(Path(out))
+    out = Path(out)
     console = open_console(sys.stdout)
     started = time.perf_counter()
     try:
-        with not_resumable():
+        with sole_writer(out), not_resumable():
+            _prepare_folder(out)
             _run(out, console, seed, scale, started)
     except Interrupted:
         console.print("The demo cannot be resumed. Start it again: it replaces this folder.")

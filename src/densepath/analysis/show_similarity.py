@@ -17,9 +17,7 @@ from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
-from densepath.nets.backbones import build_backbone
-from densepath.nets.weights import load_weights
-from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
 
@@ -33,7 +31,7 @@ def show_similarity(
     data: Sequence[str],
     out: str | Path,
     weights: Sequence[str] = ("random",),
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     stage: int | None = None,
     view_size: int = 224,
     count: int = 500,
@@ -52,7 +50,7 @@ def show_similarity(
         data: up to six folders of images, text lists of files, globs, or packed stores.
         out: a PNG file.
         weights: files, run folders, "random", or timm names.
-        backbone: a timm name.
+        backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stage: stage 1 to 5 whose positions are the regions; default: the deepest, 7 x 7 positions of a ResNet.
         view_size: height and width in pixels of the center crop of an image.
         count: number of images per source, chosen at random; all if there are fewer.
@@ -88,10 +86,8 @@ def show_similarity(
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         panels[name] = {}
         for title, each in images.items():
-            spec = pixels_of_weights(source, each.spec)
             torch.manual_seed(seed)
-            network = build_backbone(backbone, spec.channels)
-            load_weights(network, source)
+            network, spec, *_ = pretrained_backbone(source, backbone, each.spec)
             panels[name][title] = region_similarities(
                 network.to(device), each, stage=stage, view_size=view_size, count=count, seed=seed, spec=spec
             )

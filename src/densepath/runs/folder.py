@@ -82,10 +82,10 @@ def check_run(
         raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
     changed = changed_options(old, config, free, defaults)
     if changed:
-        length = "method" in old and {"epochs", "max_steps"} & set(changed)
+        length = {"epochs", "max_steps"} & set(changed)
         raise UserError(
             f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
-            f"resume it with those, or {train_longer(out) if length else 'name another folder'}"
+            f"resume it with those, or {train_longer(out, old) if length else 'name another folder'}"
         )
     return old
 
@@ -97,8 +97,10 @@ def changed_options(
     return differences(_completed(old, plain(defaults)), plain(new), free)
 
 
-def train_longer(out: Path) -> str:
-    """How to train longer than a run was planned for: its schedule cannot change."""
+def train_longer(out: Path, config: Mapping[str, Any]) -> str:
+    """How to train longer than a run with these options was planned for: its schedule cannot change."""
+    if "method" not in config:  # a detector, whose heads no run starts with
+        return f"train longer in another folder, from the start: --max_steps N --out {out}_2"
     return f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
 
 

@@ -13,11 +13,10 @@ _SHOWN, _LEAST = 6, 128  # the images of a picture of concepts, and their shorte
 _DEFAULT_BACKBONE, _DEFAULT_STAGES = "resnet18", {3, 4, 5}
 
 
-def with_backbone(name: str, patch_size: int = 1) -> list[str]:
-    """The options that choose a backbone."""
-    return (
-        [] if name == _DEFAULT_BACKBONE else ["--backbone", name] + (["--detector", "vitdet"] if patch_size > 1 else [])
-    )
+def with_backbone(name: str | None, patch_size: int = 1) -> list[str]:
+    """The options that choose a backbone and a detector for it; None if the weights name the backbone."""
+    chosen = [] if name in (None, _DEFAULT_BACKBONE) else ["--backbone", str(name)]
+    return [*chosen, *(["--detector", "vitdet"] if patch_size > 1 else [])]
 
 
 def after_pretraining(config: PretrainConfig, method: Method, images: PixelSource) -> tuple[str, ...]:

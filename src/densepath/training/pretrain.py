@@ -44,6 +44,7 @@ from densepath.training.inputs import check_inputs, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
+from densepath.training.model_card import recorded_scores
 from densepath.training.next_steps import after_pretraining
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
@@ -188,6 +189,7 @@ def run(
     pictures = None
     if draw is not None and method.predicts_pixels():
         pictures = ReconstructionImages(method, images, views, draw, out)
+    facts = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             read = summarize(images, files) if fresh else []
@@ -204,7 +206,7 @@ def run(
                 config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
             ),
             config=record,
-            facts={"images": len(images), "steps": steps, "processes": hardware.world_size, **known},
+            facts=facts,
             free=free,
             accumulate=accumulate,
             seed=config.seed,
@@ -218,7 +220,8 @@ def run(
         )
         if not first:
             return Result(out)
-        export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done)
+        card = {"facts": facts, "scores": recorded_scores(out)}
+        export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done, card)
         export_parts(out / EXPORTED.parent, method.exported_parts(), record, done)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))

@@ -27,10 +27,10 @@ from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
-from densepath.sources.listing import Passed
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.prefetch import ahead
-from densepath.sources.run_folders import list_without_runs, refuse_among_images
+from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device, choose_precision
 from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.prediction_files import (
@@ -210,7 +210,7 @@ class _Readers:
         self._store = open_store(data) if packed else None
         self._kind = (len(detector.notes.mean), detector.dtype)
         store = self._store
-        names = list_without_runs(data, exclude, passed) if store is None else map(store.names, range(len(store)))
+        names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
         self._data = data
         if packed and exclude:

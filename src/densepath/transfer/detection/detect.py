@@ -22,6 +22,7 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import command, draw_safely, files_of_run, say_end
 from densepath.runs.folder import TRAIN_LOG, open_run, read_config
@@ -119,6 +120,8 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         optimizer="adamw" if config.detector in TRANSFORMER_DETECTORS else "sgd",
     )
     spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
+    backbone = config.backbone or (backbone_of_weights(config.weights) if old is None else old.get("backbone"))
+    config = replace(config, backbone=backbone)
     outlines = config.detector not in BOXES_ONLY
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
@@ -130,14 +133,14 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     found = (tuple(config.anchor_sizes), config.detections_per_image, spec.window)
     notes = DetectorNotes(
         config.detector,
-        config.backbone,
+        str(config.backbone),
         tuple(train.category_ids),
         tuple(train.category_names),
         config.test_size,
         spec.mean,
         spec.std,
         *found,
-        config.train_crop or int(median(min(train.size(i)) for i in range(len(train)))),
+        int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
