@@ -38,7 +38,6 @@ from densepath.runs.closing import command, say_end
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device
-from densepath.training.next_steps import with_backbone
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
@@ -102,9 +101,10 @@ def probe(
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
-    chosen_backbone = with_backbone(backbone, network.patch_size)
+    named = ["--backbone", backbone] if backbone else []
+    named += ["--detector", "vitdet"] if network.patch_size > 1 else []
     run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
-    commands = (command("detect", "--data", data, "--weights", weights, *chosen_backbone, "--out", run),)
+    commands = (command("detect", "--data", data, "--weights", weights, *named, "--out", run),)
     say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
     return Result(None if out is None else Path(out), result, next=commands)
 
