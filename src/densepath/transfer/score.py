@@ -14,8 +14,11 @@ import numpy as np
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write
+from densepath.core.result import Result
 from densepath.core.scores import SCALE
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
+from densepath.runs.closing import say_end
 from densepath.runs.progress import say
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
@@ -33,7 +36,7 @@ def score(
     out: str | Path | None = None,
     split: Literal["train", "test"] = "test",
     score: float | None = None,
-) -> dict[str, float]:
+) -> Result:
     """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation.
 
     object_f1, object_dice, object_hausdorff_px (pixels): those of the GlaS challenge, over all objects. aji, aji_plus,
@@ -58,6 +61,7 @@ def score(
 
     Source: see :func:`densepath.transfer.detection.object_metrics.compare`.
     """
+    watch = Stopwatch()
     if out is not None and Path(out).suffix.lower() != ".json":
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:
@@ -76,7 +80,9 @@ def score(
         if images:
             _write_rows(Path(out).with_suffix(".csv"), truth.names, images)
     say("densepath: " + describe(metrics, len(places)))
-    return metrics
+    files = {} if out is None else {"scores": Path(out), "images": Path(out).with_suffix(".csv")}
+    say_end(watch, "", files)
+    return Result(files.get("scores"), metrics, files)
 
 
 def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
