@@ -98,6 +98,8 @@ def convert_coco(
     renaming.check(names)
     twice = [str(file) for file, times in listed.items() if times > 1]
     refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
+    if (others := index.count - len(listed)) and not exclude:
+        say(f"densepath: {source}: {others:,} image files that no JSON file lists are left out")
     if not samples:
         raise UserError(f"--exclude leaves out all images of {source}; narrow it")
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
