@@ -106,13 +106,17 @@ def test_every_image_has_its_files(detector: Path, tmp_path: Path) -> None:
             assert row["class"] == feature["properties"]["classification"]["name"] == kind
         with Image.open(out / "pictures" / f"{stem}.png") as picture:
             assert picture.size == (64, 50)
-    assert not list(out.rglob("*.part")) and not list(out.rglob("*broken*"))
+    assert not list(Path(out).rglob("*.part")) and not list(Path(out).rglob("*broken*"))
 
 
 def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(tmp_path / "data")
     out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
-    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path(out).glob("*.*") if path.suffix != ".log"}
+
+    before = files()
     (out / "records" / "1.json").unlink()
     done = []
     real = densepath.transfer.detection.predictor.TrainedDetector.predict_reader
@@ -122,7 +126,7 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
     )
     predict(detector, data=tmp_path / "data", out=out, **ALL)
     assert done == ["1.png"]
-    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert files() == before and len((out / "predict.log").read_text().split("done in")) == 3
     with pytest.raises(UserError, match="other values of score"):
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
 

@@ -22,15 +22,17 @@ class RoIPool(nn.Module):
 
     Args:
         size: side of the pooled square.
-        levels: levels to pool from, ascending; level i is the map "i" and has stride 2**i.
+        levels: levels to pool from, ascending; level i is the map "i".
+        finest: stride of the finest level in pixels; that of level i is twice that of level i - 1. Default: 2**i.
 
     Source: He et al., "Mask R-CNN", ICCV 2017; levels by Lin et al., "Feature pyramid networks", equation 1.
     """
 
-    def __init__(self, size: int, levels: Sequence[int]) -> None:
+    def __init__(self, size: int, levels: Sequence[int], finest: float | None = None) -> None:
         super().__init__()
         self.size = size
         self.levels = tuple(levels)
+        self._unit = 1.0 if finest is None else finest / 2 ** self.levels[0]  # the stride of level i is 2**i of these
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Boxes (N_i, 4) x1 y1 x2 y2 in pixels, one tensor per image -> (sum N_i, C, size, size)."""
@@ -44,7 +46,9 @@ class RoIPool(nn.Module):
             here = torch.where(fitting == level)[0]
             # Under autocast the maps have half precision, but roi_align needs the type of the boxes.
             features = maps[str(level)].float()
-            found = roi_align(features, rois[here], self.size, 1 / 2**level, sampling_ratio=0, aligned=True)
+            found = roi_align(
+                features, rois[here], self.size, 1 / (self._unit * 2**level), sampling_ratio=0, aligned=True
+            )
             pooled.index_copy_(0, here, found)
         return pooled
 
