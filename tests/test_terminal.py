@@ -13,7 +13,9 @@ from densepath.cli import main
 from densepath.runs.checkpoints import newest_checkpoint
 from densepath.synthetic.tissue import write_tiles
 
-PRETRAIN = "pretrain --config concl_small --backbone test_resnet --batch_size 8 --view_size 64 --devices cpu --workers 0"
+PRETRAIN = (
+    "pretrain --config concl_small --backbone test_resnet --batch_size 8 --view_size 64 --devices cpu --workers 0"
+)
 
 
 def in_terminal(words, nohup=False):

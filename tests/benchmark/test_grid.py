@@ -101,7 +101,8 @@ def test_excluded_tiles_are_left_out_of_the_table_and_of_its_pre_training(lay_ou
     tiles = read_tiles(tissue / "tiles", kept, ["*0[0-5].png"])
     assert [Path(name).name for name in tiles.names] == ["tile_000006.png", "tile_000007.png"]
     before = pretraining(lay_out())
-    few = make_grid(load_table(tmp_path / "small.yaml"), {"tissue": read_labelled("tissue", tissue, kept)}, tiles, {}, kept)
+    labelled = {"tissue": read_labelled("tissue", tissue, kept)}
+    few = make_grid(load_table(tmp_path / "small.yaml"), labelled, tiles, {}, kept)
     assert pretraining(few).options["exclude"] == ["*0[0-5].png"]
     assert pretraining(few).name != before.name and "exclude" not in before.options
     (tissue.parent / "tiles.safetensors").touch()

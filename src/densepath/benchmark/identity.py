@@ -118,9 +118,7 @@ def read_tiles(source: str | Path, cache: Path, exclude: Sequence[str] = ()) -> 
     return replace(images, exclude=tuple(exclude))
 
 
-def read_labelled(
-    name: str, folder: str | Path, cache: Path, orientation: Orientation | None = None
-) -> LabelledSet:
+def read_labelled(name: str, folder: str | Path, cache: Path, orientation: Orientation | None = None) -> LabelledSet:
     """Read a data set as ``densepath data`` writes it.
 
     Raises:

@@ -96,7 +96,9 @@ def benchmark_table(
     root = Path(runs) if runs is not None else out / _RUNS
     folders = _folders(data, table)
     labelled = {name: read_labelled(name, folder, out, orientation) for name, folder in folders.items()}
-    unlabelled = read_tiles(tiles, out, exclude) if tiles is not None and any(row.recipe for row in table.rows) else None
+    unlabelled = (
+        read_tiles(tiles, out, exclude) if tiles is not None and any(row.recipe for row in table.rows) else None
+    )
     notes = [f"{data.name}: {data}." for data in labelled.values()]
     notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
     notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)

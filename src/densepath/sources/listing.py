@@ -101,9 +101,7 @@ def _list(text: str, exclude: Sequence[str], passed: Passed, runs: bool) -> Path
     return names
 
 
-def walk(
-    folder: str | Path, suffixes: Sequence[str], passed: Passed | None = None, runs: bool = True
-) -> Iterator[str]:
+def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = None, runs: bool = True) -> Iterator[str]:
     """The files of some suffixes below a folder, depth first, sorted by the characters of their names.
 
     Hidden files and folders are left out. Each folder is read once: a link to one that is read anyway is not followed.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 
+
 def refuse_among_images(out: str | Path, *sources: str | Path) -> None:
     """Check that a picture would not be written among the images of a source, and be read as one of them next time.
 

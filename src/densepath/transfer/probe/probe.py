@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects, fit_window
+from densepath.annotations.splits import check_objects, fit_window, summarize_split
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
@@ -146,6 +146,8 @@ def probe_backbone(
                 if images.crowds:
                     check_objects(images)
             spec = fit_window(train, test)
+            for images, what in ((train, "training"), (test, "test")):
+                _say(summarize_split(images, what))
             _warn_of_small_objects(test, size)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
@@ -170,17 +172,17 @@ def _warn_of_small_objects(images: CocoImages, size: int) -> None:
     scales = {image["id"]: size / min(image["height"], image["width"]) for image in truth["images"]}
     widths = [min(o["bbox"][2:]) * scales[o["image_id"]] for o in truth["annotations"] if not o.get("iscrowd", 0)]
     if widths and (width := float(np.median(widths))) < _POSITION:
-        _warn(
-            f"objects are smaller than a position of the probe's features: half of them are under {width:.1f} px wide "
-            f"at --size {size}, where a position is {_POSITION} px; their scores say little about the features, so use "
-            "a larger --size"
+        _say(
+            f"warning: objects are smaller than a position of the probe's features: half of them are under {width:.1f} "
+            f"px wide at --size {size}, where a position is {_POSITION} px; their scores say little about the "
+            "features, so use a larger --size"
         )
 
 
 @cache
-def _warn(line: str) -> None:
-    """Print a warning once, however often the same data is probed."""
-    say(f"densepath: warning: {line}")
+def _say(line: str) -> None:
+    """Print a line once, however often the same data is probed."""
+    say(f"densepath: {line}")
 
 
 def _columns(backbone: Backbone, stages: Sequence[int]) -> list[slice]:
