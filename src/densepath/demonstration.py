@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from densepath.analysis.concepts import find_concepts
+from densepath.analysis.curves import draw_curves
 from densepath.analysis.panels import compose
-from densepath.analysis.pictures import draw_concepts, draw_curves, draw_detections
+from densepath.analysis.pictures import draw_concepts, draw_detections
 from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
@@ -110,7 +111,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _part(console, "3/6  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
-            results[name]["probe"] = probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
+            results[name]["probe"] = dict(probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed))
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _part(console, f"{number}/6  detector from {name} weights"):

@@ -80,6 +80,12 @@ def summarize_split(images: CocoImages, what: str) -> str:
     return f"{line}; passed over: {also}" if also else line
 
 
+def say_read(train: CocoImages, test: CocoImages) -> None:
+    """Say what is read of both splits."""
+    for images, what in ((train, "training"), (test, "test")):
+        say(f"densepath: {summarize_split(images, what)}")
+
+
 def check_objects(images: CocoImages) -> None:
     """Check that there are objects.
 

@@ -7,8 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from densepath.annotations.pairs import refuse
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, refuse
 from densepath.core.files import existing
 from densepath.core.threads import in_threads
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,26 @@ from typing import Any
 from densepath.core.signals import after_the_first, unwind
 
 
-class Interrupted(SystemExit):
-    """The run was asked to stop, has saved its state and stopped; the exit code says by which signal (130, 143)."""
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """The run was asked to stop, has saved its state and stopped; the exit code says by which signal (130, 143).
+
+    It ends a script with this code, and can be caught as Ctrl-C.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+@contextmanager
+def as_keyboard_interrupt() -> Iterator[None]:
+    """In a notebook, where a SystemExit is not shown, turn :class:`Interrupted` into a plain KeyboardInterrupt."""
+    try:
+        yield
+    except Interrupted as stop:
+        if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
+            raise
+        raise KeyboardInterrupt("the run has stopped; its state is saved, and resume=True continues it") from stop
 
 
 @contextmanager

@@ -182,13 +182,13 @@ def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Pa
     """The names that no pattern matches."""
     for name in names:
         passed.read += 1
-        if exclude and _matches(os.path.relpath(name, root or "."), exclude):
+        if exclude and matches_any(os.path.relpath(name, root or "."), exclude):
             passed.excluded += 1
         else:
             yield name
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a path, a folder above it, or the name of one of these."""
     path = PurePath(name)
     parts = [name, *map(str, path.parents), *path.parts]

@@ -14,6 +14,7 @@ from densepath.core.waiting import listening
 from densepath.nets.preserve_mode import preserve_mode
 from densepath.runs.folder import train_longer
 from densepath.runs.lost_peers import reporting_lost_peers
+from densepath.runs.sessions import record_session
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
 from densepath.training.batch_norm import reporting_lonely_values
@@ -111,6 +112,8 @@ def train(
         return saver.start
     batches.start_step = saver.start * accumulate
     keep_freed_memory(hardware)
+    if first:
+        record_session(out, saver.start, hardware.device, hardware.world_size, facts or {})
 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
