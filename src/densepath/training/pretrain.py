@@ -111,7 +111,10 @@ def run(
         if probe is None:
             raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            check_objects(open_split(Path(config.probe_data), split))  # now, not after the first epochs
+            labelled = open_split(Path(config.probe_data), split, orientation=config.probe_orientation)
+            check_objects(labelled)  # now, not after the first epochs
+        if config.probe_orientation is not None:
+            probe = partial(probe, orientation=config.probe_orientation)
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
