@@ -20,7 +20,6 @@ from densepath.core.locks import refuse_held
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
-from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
@@ -57,7 +56,7 @@ from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
-Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
+Probe = Callable[..., Mapping[str, float]]  # of a backbone, the folder and the specification of pixels
 DrawViews = Callable[[ImageBatch, Batch, Path, PixelSpec], Path]
 DrawCurves = Callable[[Path], Path]
 _VIEWED = 4  # images
@@ -192,7 +191,7 @@ def run(
     pictures = None
     if draw is not None and method.predicts_pixels():
         pictures = ReconstructionImages(method, images, views, draw, out)
-    facts = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
+    facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             read = summarize(images, files) if fresh else []
