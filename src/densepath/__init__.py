@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from densepath.datasets.instances import convert_instances as convert_instances
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
+    from densepath.sources.slides.open import open_slide as open_slide
+    from densepath.sources.slides.table import list_slides as list_slides
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.training.export import export as export
@@ -47,7 +49,9 @@ _HOME = {
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
     "export": "densepath.training.export",
+    "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",

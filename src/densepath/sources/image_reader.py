@@ -13,11 +13,14 @@ import tifffile
 import torch
 from torch import Tensor
 
-from densepath.core.errors import one_line
+from densepath.core.errors import UserError, one_line
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.slides.resolution import from_tags
+from densepath.sources.slides.slide import Slide, SlideLevel
+from densepath.sources.slides.tiff_slide import open_tiff
 from densepath.sources.tiff import MAX_PIXELS
 
 _IN_PARTS = 2**24  # pixels from which a TIFF is decoded in parts
@@ -25,8 +28,6 @@ _KEPT = 2**28  # bytes of decoded parts that are kept: neighboring windows share
 _LONGEST_PART = 2**30  # bytes
 _CONTIGUOUS = 1
 _SIMPLE = (0, 1, 2, 6)  # photometric interpretations: grey, RGB, YCbCr
-_CENTIMETER = 3
-_PLAUSIBLE = (0.05, 20.0)  # µm per pixel; other resolutions are those of screens and printers
 
 
 class ImageReader(Protocol):
@@ -244,6 +245,8 @@ def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uin
         reader.read(0, 0, 1, 1)
         return reader
     except CorruptImage as error:
+        if (channels, np.dtype(dtype)) == (3, np.uint8) and (tiled := _tiled(path)) is not None:
+            return tiled
         if pixels <= MAX_PIXELS:
             return ImageFile(path, channels, dtype)
         raise CorruptImage(
@@ -251,10 +254,17 @@ def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uin
         ) from error
 
 
-def _spacing_of(page: Any) -> float | None:
-    """µm per pixel of a TIFF's page, if its resolution is that of a microscope."""
-    tag, unit = page.tags.get("XResolution"), page.tags.get("ResolutionUnit")
-    if tag is None or unit is None or int(unit.value) != _CENTIMETER or not tag.value[0]:
+def _tiled(path: str | Path) -> ImageReader | None:
+    """A TIFF of 8 bits with tiles that tifffile does not decode, e.g. JPEG; None for others."""
+    try:
+        slide = open_tiff(str(path))
+        if slide is not None:
+            slide.read(0, (0, 0, 1, 1), 1)
+    except (CorruptImage, UserError):  # it is damaged, or its decoder is not installed
         return None
-    spacing = 1e4 * tag.value[1] / tag.value[0]
-    return spacing if _PLAUSIBLE[0] <= spacing <= _PLAUSIBLE[1] else None
+    return slide and SlideLevel(Slide(str(path), slide))
+
+
+def _spacing_of(page: Any) -> float | None:
+    spacing = from_tags(page)
+    return None if spacing is None else sum(spacing) / 2

@@ -16,7 +16,7 @@ from densepath.sources.path_table import PathTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
-_KINDS = "PNG, JPEG, TIFF, WebP or BMP"
+_KINDS = "PNG, JPEG, TIFF, WebP or BMP image"
 _SHOWN = 4  # kinds of files
 
 
@@ -44,7 +44,13 @@ def find_images(source: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
     return [Path(name) for name in list_images(source, exclude)]
 
 
-def list_images(source: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> PathTable:
+def list_images(
+    source: str | Path,
+    exclude: Sequence[str] = (),
+    passed: Passed | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
+    kinds: str = _KINDS,
+) -> PathTable:
     """The image files of a source, in a compact table.
 
     Args:
@@ -57,24 +63,26 @@ def list_images(source: str | Path, exclude: Sequence[str] = (), passed: Passed 
         exclude: patterns with ``*`` and ``?``; an image is left out if one matches its path relative to the source's
             folder, a folder above it, or its name.
         passed: what was passed over is added to it.
+        suffixes: the endings of images.
+        kinds: their formats, for messages.
 
     Raises:
         UserError: the source is missing or cannot be read, contains no image, or lists missing files.
     """
     text, passed = str(source), passed or Passed()
     if os.path.isdir(text):
-        found, root = walk(text, SUFFIXES, passed), text
-        empty = f"{text} and its subfolders contain no {_KINDS} image; check the path"
+        found, root = walk(text, suffixes, passed), text
+        empty = f"{text} and its subfolders contain no {kinds}; check the path"
     elif text.lower().endswith(LIST_SUFFIXES):
-        found, root = read_list(text, SUFFIXES), os.path.dirname(text)
+        found, root = read_list(text, suffixes), os.path.dirname(text)
         empty = f"the list {text} names no image; give one path per line"
     else:
         matches = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
             raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
-        found = (name for name in matches if name.lower().endswith(SUFFIXES) and os.path.isfile(name))
+        found = (name for name in matches if name.lower().endswith(tuple(suffixes)) and os.path.isfile(name))
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
-        empty = f"{text} is not a {_KINDS} image, a folder or a text list (.txt, .csv) of images; check the path"
+        empty = f"{text} is not a {kinds}, a folder or a text list (.txt, .csv) of images; check the path"
     names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
         raise UserError(f"--exclude leaves out all images of {text}; narrow it" if passed.excluded else empty)

@@ -1,0 +1,151 @@
+"""Slides that OpenSlide reads: every format whose tiles are not read straight from the file."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from densepath.core.errors import UserError, one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.resolution import Spacing, plausible
+from densepath.sources.slides.slide import Box, Level, downsamples
+from densepath.sources.slides.tile_codecs import Pixels
+
+_OPEN = 64  # slides that are kept open in a process; each takes a few MB and files
+_CACHE = 2**26  # bytes of decoded tiles, of all open slides together
+
+
+def _openslide() -> Any:
+    try:
+        import openslide
+    except ImportError as error:
+        raise UserError('this slide needs OpenSlide; pip install "densepath[slides]"') from error
+    return openslide
+
+
+class _Handles:
+    """Open slides, the least recently used of which are closed when their last reader is done."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all. A forked process starts so, and leaves alone what other threads of its parent were using."""
+        self._lock = threading.Lock()
+        self._inherited = getattr(self, "_handles", None)
+        self._handles: OrderedDict[FileParts, Any] = OrderedDict()
+        self._cache: Any = None
+
+    def get(self, file: FileParts) -> Any:
+        """An open slide. Raises OpenSlideError."""
+        with self._lock:
+            if file in self._handles:
+                self._handles.move_to_end(file)
+                return self._handles[file]
+            openslide = _openslide()
+            self._cache = self._cache or openslide.OpenSlideCache(_CACHE)
+            handle = openslide.OpenSlide(file.path)
+            handle.set_cache(self._cache)
+            self._handles[file] = handle
+            if len(self._handles) > _OPEN:
+                self._handles.popitem(last=False)
+            return handle
+
+    def drop(self, file: FileParts) -> None:
+        """Open a slide again for the next part: one error makes a handle useless."""
+        with self._lock:
+            self._handles.pop(file, None)
+
+
+_handles = _Handles()
+os.register_at_fork(after_in_child=_handles.clear)
+
+
+@dataclass(frozen=True)
+class OpenSlideFile:
+    """A slide that OpenSlide reads.
+
+    Args:
+        file: the file.
+        vendor: of the scanner.
+        levels: from the finest to the coarsest.
+        spacing: µm per pixel of level 0.
+        associated: names of other images in the file.
+    """
+
+    file: FileParts
+    vendor: str
+    levels: tuple[Level, ...]
+    spacing: Spacing | None
+    associated: tuple[str, ...]
+    reader = "openslide"
+    problems: tuple[str, ...] = ()
+
+    def read(self, level: int, box: Box, scale: int) -> Pixels:
+        """A part (height, width, 3) of a level; transparent pixels are white. Raises CorruptImage."""
+        top, left, height, width = box
+        openslide = _openslide()
+        try:
+            handle = _handles.get(self.file)
+            factor = handle.level_downsamples[level]
+            where = round(left * factor), round(top * factor)
+            pixels = np.asarray(handle.read_region(where, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            _handles.drop(self.file)
+            place = f"level {level}, x {left}, y {top}, {width} x {height} px"
+            raise CorruptImage(self.file.path, f"{place} cannot be decoded ({one_line(str(error))})") from error
+        return _on_white(pixels)
+
+    def read_associated(self, name: str) -> Pixels:
+        """Another image (H, W, 3). Raises CorruptImage."""
+        openslide = _openslide()
+        try:
+            return _on_white(np.asarray(_handles.get(self.file).associated_images[name]))
+        except openslide.OpenSlideError as error:
+            _handles.drop(self.file)
+            raise CorruptImage(self.file.path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
+
+    def check(self) -> list[str]:
+        """Nothing: OpenSlide checks a file when it is opened."""
+        return []
+
+
+def open_with_openslide(path: str) -> OpenSlideFile | None:
+    """A slide that OpenSlide reads; None if it does not know the format.
+
+    Raises:
+        CorruptImage: it knows the format, but cannot open the file.
+        UserError: OpenSlide is not installed.
+    """
+    openslide = _openslide()
+    try:
+        if openslide.OpenSlide.detect_format(path) is None:
+            return None
+        file = FileParts.of(path)
+        handle = _handles.get(file)
+    except openslide.OpenSlideError as error:
+        raise CorruptImage(path, f"cannot be opened ({one_line(str(error))})") from error
+    sizes = [(height, width) for width, height in handle.level_dimensions]
+    found = handle.properties
+    try:
+        spacing = plausible(*(float(found[f"openslide.mpp-{axis}"]) for axis in "yx"))
+    except (KeyError, ValueError):
+        spacing = None
+    levels = tuple(Level(size, step) for size, step in zip(sizes, downsamples(sizes), strict=True))
+    vendor = found.get("openslide.vendor", "unknown")
+    return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images))
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    """RGBA (H, W, 4) as RGB (H, W, 3)."""
+    if pixels.shape[2] == 3 or (pixels[:, :, 3] == 255).all():
+        return np.ascontiguousarray(pixels[:, :, :3])
+    image = Image.fromarray(pixels, "RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
