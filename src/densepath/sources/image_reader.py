@@ -245,7 +245,7 @@ def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uin
         reader.read(0, 0, 1, 1)
         return reader
     except CorruptImage as error:
-        if (channels, np.dtype(dtype)) == (3, np.uint8) and (tiled := _tiled(path)) is not None:
+        if channels == 3 and np.dtype(dtype) == np.uint8 and (tiled := _tiled(path)) is not None:
             return tiled
         if pixels <= MAX_PIXELS:
             return ImageFile(path, channels, dtype)
@@ -258,11 +258,12 @@ def _tiled(path: str | Path) -> ImageReader | None:
     """A TIFF of 8 bits with tiles that tifffile does not decode, e.g. JPEG; None for others."""
     try:
         slide = open_tiff(str(path))
-        if slide is not None:
-            slide.read(0, (0, 0, 1, 1), 1)
+        if slide is None:
+            return None
+        slide.read(0, (0, 0, 1, 1), 1)
     except (CorruptImage, UserError):  # it is damaged, or its decoder is not installed
         return None
-    return slide and SlideLevel(Slide(str(path), slide))
+    return SlideLevel(Slide(str(path), slide))
 
 
 def _spacing_of(page: Any) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class SlidePainter:
     def tissue(self) -> npt.NDArray[np.float32]:
         """The share of tissue, 0 to 1, for each square of 32 pixels: one section with a ragged outline and holes."""
         rng = np.random.default_rng((self.seed, 1))
-        shape = tuple(-(-length // _COARSE) + 2 for length in self.size)
+        shape = -(-self.size[0] // _COARSE) + 2, -(-self.size[1] // _COARSE) + 2
         y, x = (np.linspace(-1, 1, length, dtype=np.float32) for length in shape)
         section = 0.72 - np.hypot(y[:, None], x[None] * rng.uniform(1, 1.25))
         outline = smooth_noise(rng, shape, max(shape) / 5) * 0.16 + smooth_noise(rng, shape, max(shape) / 16) * 0.05
@@ -63,7 +63,7 @@ class SlidePainter:
         """Pixels (height, width, 3) of the slide; those outside are glass."""
         rows = _interpolated(self.tissue, top, height)
         share = _interpolated(rows.T, left, width).T[..., None]
-        glass = np.float32(_GLASS)
+        glass = np.array(_GLASS, np.float32)
         if not share.any():
             return np.full((height, width, 3), _GLASS, np.uint8)
         texture = self._texture(top, left, height, width)
@@ -170,8 +170,9 @@ def write_slide(
                     software=False,
                     extratags=[(_SUBSAMPLING, 3, 2, (2, 2), True)] * (codec == "JPEG" and not rgb),
                 )
-        with tifffile.TiffFile(part, mode="r+b") as tiff:
-            for page in tiff.pages:
+        with tifffile.TiffFile(part, mode="r+") as tiff:
+            pages: list[Any] = list(tiff.pages)
+            for page in pages:
                 page.tags["Compression"].overwrite(_COMPRESSIONS[codec])
                 page.tags["PhotometricInterpretation"].overwrite(2 if rgb or codec != "JPEG" else 6)
     return Path(path)

@@ -110,3 +110,88 @@ def damage_tile(path: Path, index: int, page: int = 0) -> None:
     with path.open("r+b") as file:
         file.seek(start + count // 3)
         file.write(bytes(count // 3))
+
+
+def write_dicom(folder: Path, levels: Sequence[Pixels], mpp: float, patient: str = "DOE^JANE", tile: int = 128) -> Path:
+    """Write a DICOM slide: a file for each level, with JPEG tiles of 4:2:2; the first one's path."""
+    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+    def item(**values: Any) -> Dataset:
+        made = Dataset()
+        for name, value in values.items():
+            setattr(made, name, value)
+        return made
+
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    for number, pixels in enumerate(levels):
+        (height, width), factor = pixels.shape[:2], levels[0].shape[0] // pixels.shape[0]
+        spacing = mpp * factor / 1000  # mm
+        kind = ["DERIVED" if number else "ORIGINAL", "PRIMARY", "VOLUME", "RESAMPLED" if number else "NONE"]
+        tiles = [jpeg(each, subsampling=1, quality=95) for each in _cut(pixels, tile)]
+        code = item(CodeValue="111744", CodingSchemeDesignator="DCM", CodeMeaning="Brightfield illumination")
+        groups = item(
+            PixelMeasuresSequence=[item(PixelSpacing=[spacing, spacing], SliceThickness=0.001)],
+            WholeSlideMicroscopyImageFrameTypeSequence=[item(FrameType=kind)],
+            OpticalPathIdentificationSequence=[item(OpticalPathIdentifier="0")],
+        )
+        made = item(
+            SOPClassUID=VLWholeSlideMicroscopyImageStorage,
+            SOPInstanceUID=generate_uid(),
+            StudyInstanceUID=study,
+            SeriesInstanceUID=series,
+            FrameOfReferenceUID=frame,
+            Modality="SM",
+            PatientName=patient,
+            PatientID=patient,
+            AccessionNumber=patient[:16],
+            AcquisitionDateTime="20200101000000",
+            ContentDate="20200101",
+            ContentTime="000000",
+            InstanceNumber=number + 1,
+            Manufacturer="synthetic",
+            ManufacturerModelName="synthetic",
+            DeviceSerialNumber="1",
+            SoftwareVersions="1",
+            ImageType=kind,
+            Rows=tile,
+            Columns=tile,
+            TotalPixelMatrixRows=height,
+            TotalPixelMatrixColumns=width,
+            TotalPixelMatrixFocalPlanes=1,
+            NumberOfOpticalPaths=1,
+            DimensionOrganizationType="TILED_FULL",
+            DimensionOrganizationSequence=[item(DimensionOrganizationUID=generate_uid())],
+            SamplesPerPixel=3,
+            PhotometricInterpretation="YBR_FULL_422",
+            PlanarConfiguration=0,
+            BitsAllocated=8,
+            BitsStored=8,
+            HighBit=7,
+            PixelRepresentation=0,
+            ImagedVolumeWidth=width * spacing,
+            ImagedVolumeHeight=height * spacing,
+            ImagedVolumeDepth=0.001,
+            FocusMethod="AUTO",
+            ExtendedDepthOfField="NO",
+            VolumetricProperties="VOLUME",
+            SpecimenLabelInImage="NO",
+            BurnedInAnnotation="NO",
+            LossyImageCompression="01",
+            SharedFunctionalGroupsSequence=[groups],
+            OpticalPathSequence=[item(OpticalPathIdentifier="0", IlluminationTypeCodeSequence=[code])],
+            TotalPixelMatrixOriginSequence=[item(XOffsetInSlideCoordinateSystem=20, YOffsetInSlideCoordinateSystem=40)],
+            ImageOrientationSlide=[0, -1, 0, -1, 0, 0],
+            ContainerIdentifier="c",
+            NumberOfFrames=len(tiles),
+            PixelData=encapsulate(tiles),
+        )
+        made["PixelData"].is_undefined_length = True
+        made.file_meta = FileMetaDataset()
+        made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
+        made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+        pydicom.dcmwrite(folder / f"{patient[:3]}{number}.dcm", made, enforce_file_format=True)
+    return folder / f"{patient[:3]}0.dcm"

@@ -24,7 +24,7 @@ from slide_files import JPEG, RGB, YCBCR, Pixels, damage_tile, halves, jpeg, wri
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import open_file
-from densepath.sources.slides import decoded_tiles
+from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.slide import Slide
@@ -232,7 +232,7 @@ def test_forked_readers_and_threads_read_the_same(
     slide = open_slide(path) if reader == "tiles" else Slide(path, open_with_openslide(path))
     assert slide.file.reader == reader
     whole = slide.read(0, (0, 0, 333, 517))  # a handle is open, and tiles are kept, before the fork
-    monkeypatch.setattr(decoded_tiles.recent_tiles, "_most", 200_000)  # few tiles
+    monkeypatch.setattr(recent_tiles, "_most", 200_000)  # few tiles
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
     workers = [context.Process(target=lambda k: results.put(_wrong(slide, k, whole)), args=(k,)) for k in range(3)]

@@ -30,6 +30,11 @@ class RecentTiles:
         self._tiles: OrderedDict[Hashable, npt.NDArray[Any]] = OrderedDict()
         self._bytes = 0
 
+    def limit(self, most: int) -> None:
+        """Keep at most some bytes from now on."""
+        self._most = most
+        self.clear()
+
     def get(self, key: Hashable) -> npt.NDArray[Any] | None:
         """A tile; None if it is not kept."""
         with self._lock:

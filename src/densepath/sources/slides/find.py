@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.slides.dicom_slide import series_of
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 _KINDS = "slide (SVS, TIFF, NDPI, MRXS, SCN, BIF, VMS, CZI, DICOM)"
 
 
 def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> list[str]:
-    """The paths of slides. A DICOM slide has many files: its path is that of the first one in its folder.
+    """The paths of slides. A DICOM slide has many files: its path is that of the first one of its series.
 
     Args:
         data: a folder with subfolders, a text list (.txt, .csv, .tsv), a quoted glob pattern, or one slide.
@@ -26,12 +27,12 @@ def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | 
     return list(_one_of_each(list_images(data, exclude, passed, SUFFIXES, _KINDS)))
 
 
-def _one_of_each(names: Sequence[str]) -> Iterator[str]:
-    folders = set()
+def _one_of_each(names: Iterable[str]) -> Iterator[str]:
+    found = set()
     for name in names:
-        folder = os.path.dirname(name)
         if name.lower().endswith(".dcm"):
-            if folder in folders:
+            series = os.path.dirname(name), series_of(name) or name
+            if series in found:
                 continue
-            folders.add(folder)
+            found.add(series)
         yield name

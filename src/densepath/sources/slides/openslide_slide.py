@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from PIL import Image
 from densepath.core.errors import UserError, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.resolution import Spacing, plausible
 from densepath.sources.slides.slide import Box, Level, downsamples
 from densepath.sources.slides.tile_codecs import Pixels
 
-_OPEN = 64  # slides that are kept open in a process; each takes a few MB and files
+_SEARCHED = 64  # pixels
 _CACHE = 2**26  # bytes of decoded tiles, of all open slides together
 
 
@@ -30,42 +30,19 @@ def _openslide() -> Any:
     return openslide
 
 
-class _Handles:
-    """Open slides, the least recently used of which are closed when their last reader is done."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all. A forked process starts so, and leaves alone what other threads of its parent were using."""
-        self._lock = threading.Lock()
-        self._inherited = getattr(self, "_handles", None)
-        self._handles: OrderedDict[FileParts, Any] = OrderedDict()
-        self._cache: Any = None
-
-    def get(self, file: FileParts) -> Any:
-        """An open slide. Raises OpenSlideError."""
-        with self._lock:
-            if file in self._handles:
-                self._handles.move_to_end(file)
-                return self._handles[file]
-            openslide = _openslide()
-            self._cache = self._cache or openslide.OpenSlideCache(_CACHE)
-            handle = openslide.OpenSlide(file.path)
-            handle.set_cache(self._cache)
-            self._handles[file] = handle
-            if len(self._handles) > _OPEN:
-                self._handles.popitem(last=False)
-            return handle
-
-    def drop(self, file: FileParts) -> None:
-        """Open a slide again for the next part: one error makes a handle useless."""
-        with self._lock:
-            self._handles.pop(file, None)
+@lru_cache(1)
+def _cache(process: int) -> Any:
+    """The decoded tiles of all slides that a process has open."""
+    return _openslide().OpenSlideCache(_CACHE)
 
 
-_handles = _Handles()
-os.register_at_fork(after_in_child=_handles.clear)
+def _open(path: str) -> Any:
+    handle = _openslide().OpenSlide(path)
+    handle.set_cache(_cache(os.getpid()))
+    return handle
+
+
+_handles = Handles(_open)
 
 
 @dataclass(frozen=True)
@@ -95,8 +72,9 @@ class OpenSlideFile:
         try:
             handle = _handles.get(self.file)
             factor = handle.level_downsamples[level]
-            where = round(left * factor), round(top * factor)
-            pixels = np.asarray(handle.read_region(where, level, (width, height)))
+            (x, right), (y, down) = _start(left, factor), _start(top, factor)
+            region = handle.read_region((x, y), level, (width + right, height + down))
+            pixels = np.asarray(region)[down:, right:]
         except openslide.OpenSlideError as error:
             _handles.drop(self.file)
             place = f"level {level}, x {left}, y {top}, {width} x {height} px"
@@ -135,12 +113,23 @@ def open_with_openslide(path: str) -> OpenSlideFile | None:
     sizes = [(height, width) for width, height in handle.level_dimensions]
     found = handle.properties
     try:
-        spacing = plausible(*(float(found[f"openslide.mpp-{axis}"]) for axis in "yx"))
+        spacing = plausible(float(found["openslide.mpp-y"]), float(found["openslide.mpp-x"]))
     except (KeyError, ValueError):
         spacing = None
     levels = tuple(Level(size, step) for size, step in zip(sizes, downsamples(sizes), strict=True))
     vendor = found.get("openslide.vendor", "unknown")
     return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images))
+
+
+def _start(place: int, factor: float) -> tuple[int, int]:
+    """Where to begin reading a level: in pixels of level 0, and how many pixels of the level that is before ``place``.
+
+    OpenSlide takes whole pixels of level 0, and resamples if they are not whole in the level. So a start is looked for
+    that nearly is, when the factor is not whole.
+    """
+    before = range(1 if factor == int(factor) else min(place, _SEARCHED) + 1)
+    best = min(before, key=lambda k: abs(round((place - k) * factor) - (place - k) * factor))
+    return round((place - best) * factor), best
 
 
 def _on_white(pixels: Pixels) -> Pixels:

@@ -42,13 +42,13 @@ def from_ome(xml: str) -> Spacing | None:
     """µm per pixel of the first image of OME-XML."""
     try:
         pixels = next(node for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels"))
-        sizes = [
+        y, x = (
             float(pixels.attrib[f"PhysicalSize{axis}"]) * _MICRONS[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
             for axis in "YX"
-        ]
+        )
     except (ElementTree.ParseError, StopIteration, KeyError, ValueError):
         return None
-    return plausible(*sizes)
+    return plausible(y, x)
 
 
 def from_tags(page: Any) -> Spacing | None:

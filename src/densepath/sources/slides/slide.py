@@ -113,7 +113,7 @@ class Slide:
     """A whole slide. It may be used by several threads, and in processes that are forked or get it pickled.
 
     Args:
-        name: the path of the file, or of the folder of a DICOM slide.
+        name: the path of the file.
         file: its pixels.
         given: µm per pixel that override those of the file.
     """

@@ -94,12 +94,16 @@ def list_slides(
 
 def _row(slide: Slide) -> dict[str, Any]:
     """The facts of a slide that can be opened."""
-    try:
-        problems = [*slide.file.problems, *slide.file.check()]
-    except CorruptImage as error:
-        problems = [error.why]
-    problems += [NO_MPP] * (slide.spacing is None)
     height, width = slide.size
+    problems = list(slide.file.problems)
+    try:
+        found = slide.file.check()
+        problems += found
+        if not found:
+            slide.read(0, (height - 1, width - 1, 1, 1))  # the last pixel, which a truncated file lacks
+    except CorruptImage as error:
+        problems.append(error.why)
+    problems += [NO_MPP] * (slide.spacing is None)
     return {
         "vendor": slide.vendor,
         "width": width,

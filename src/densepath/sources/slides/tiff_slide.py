@@ -121,7 +121,8 @@ def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
     """The pages that show the first one reduced."""
     first: Any = tiff.pages.first
     yield from first.pages or ()
-    for page in list(tiff.pages)[1:]:
+    pages: list[Any] = list(tiff.pages)
+    for page in pages[1:]:
         if page.is_tiled and (aperio or page.subfiletype & _REDUCED):
             yield page
 
@@ -129,7 +130,8 @@ def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
 def _associated(tiff: tifffile.TiffFile) -> dict[str, int]:
     """Positions of the label, the macro and the thumbnail of an Aperio slide, by these names."""
     found: dict[str, int] = {}
-    for number, page in enumerate(tiff.pages):
+    pages: list[Any] = list(tiff.pages)
+    for number, page in enumerate(pages):
         if number and not page.is_tiled:
             lines = page.description.splitlines()
             word = (lines[1].split() or [""])[0] if len(lines) > 1 else ""
