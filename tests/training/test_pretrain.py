@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -36,7 +37,9 @@ def run(tmp_path, tiles):
 
 def test_a_run_folder_is_self_contained(run):
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    assert files == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "exported/backbone.safetensors"}
+    exported = {"exported/backbone.safetensors", "exported/backbone.safetensors.md"}
+    records = {"config.yaml", "metrics.csv", "train.log", "sessions.yaml"}
+    assert files == {*records, "checkpoints/last.ckpt", *exported}
     rows = read_metrics(run / "metrics.csv")
     assert [row["step"] for row in rows] == [2, 4]
     # 40 images in batches of 8: the two batches of a row began at 0.4 and 0.6 epochs.
@@ -77,7 +80,7 @@ def test_export_writes_what_the_run_wrote(run, tmp_path):
 
 
 def test_export_needs_a_run(tmp_path, run):
-    with pytest.raises(UserError, match="not the folder of a pre-training run"):
+    with pytest.raises(UserError, match="neither the folder of a run nor"):
         export(tmp_path)
     for path in (run / "checkpoints").iterdir():
         path.unlink()
@@ -194,6 +197,21 @@ def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     with pytest.raises(UserError, match="probe"):
         pretrain(out=tmp_path / "c", **options, probe_data=tmp_path)
+
+
+def test_turned_images_are_probed_as_the_user_says(tmp_path, tiles):
+    data = write_tissue(tmp_path / "labelled", train=1, test=1, size=64)
+    exif = Image.Exif()
+    exif[274] = 3
+    (path,) = (data / "test").iterdir()
+    Image.open(path).save(path, exif=exif)
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 1, "probe_data": data, "probe_every": 0.1}
+    with pytest.raises(UserError, match="say with --orientation"):
+        pretrain(out=tmp_path / "a", **options, probe=lambda *_: {})
+    seen = []
+    probe = lambda *_, orientation: seen.append(orientation) or {}  # noqa: E731
+    pretrain(out=tmp_path / "a", **options, probe=probe, probe_orientation="viewed")
+    assert seen == ["viewed"]
 
 
 WRONG = {

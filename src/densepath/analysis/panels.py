@@ -24,7 +24,7 @@ LINES = ("#0072b2", "#e66100", "#009e73", "#b5179e", "#8c6d1f", "#4d4d4d")
 # From the darkest to the lightest concept of a tile.
 CONCEPTS = ("#3b0f70", "#2c6fbb", "#1fa39a", "#57b947", "#c6d92f", "#f9c22e", "#f3722c", "#d62f4b")
 # Contrast with stained tissue.
-OBJECTS = ("#00e5ff", "#ffe600", "#39ff6a", "#ff9d00", "#f5f5f5", "#9d8cff")
+OBJECTS = ("#00e5ff", "#ffe600", "#39ff6a", "#ff9d00", "#f5f5f5", "#9d8cff", "#ff5cff")
 WRONG = "#ff1f3d"
 
 DPI = 120
@@ -78,6 +78,27 @@ def new_figure(width: float, height: float) -> Figure:
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
     return figure
+
+
+def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], place: Any = "upper left") -> None:
+    """Add a legend above or below the panels: the figure grows by its height, and has the columns that fit.
+
+    Args:
+        figure: a finished figure, but for its layout, which is made tight.
+        handles, labels: as for ``Figure.legend``.
+        place: "upper left" or "lower center".
+    """
+    options: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
+    for columns in range(len(labels), 0, -1):
+        legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    taken = legend.get_window_extent().height / figure.dpi
+    figure.set_size_inches(width, height + taken)
+    share, above = taken / (height + taken), place.startswith("upper")
+    figure.tight_layout(pad=0.7, rect=(0, 0 if above else share, 1, 1 - share if above else 1))
 
 
 def show(axes: Axes, image: np.ndarray) -> None:

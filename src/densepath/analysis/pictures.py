@@ -1,4 +1,4 @@
-"""Pictures: the views of a batch, concepts on tiles, objects on images, curves of a run."""
+"""Pictures: the views of a batch, concepts on tiles, objects on images."""
 
 from __future__ import annotations
 
@@ -19,34 +19,28 @@ from torch import Tensor
 
 from densepath.analysis.panels import (
     CONCEPTS,
-    FAINT,
     INK,
     LINES,
     OBJECTS,
     WRONG,
     PanelGrid,
     frame,
-    new_figure,
     save,
     show,
 )
 from densepath.annotations.coco import CocoImages
 from densepath.core.affine import apply, warp_points
-from densepath.core.errors import UserError
-from densepath.runs.metrics import read_metrics
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
+from densepath.transfer.detection.object_colors import color_numbers, near_boxes
 from densepath.transfer.detection.overlay import match_masks
 from densepath.views.view import Batch
 
 _RGB = PixelSpec()
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 _POINTS = _CORNERS / 2
-_SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
-_NOT_CURVES = ("step", "epoch")
 _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
-_PER_ROW = 4  # panels of curves
 
 
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
@@ -189,7 +183,7 @@ def draw_detections(
     """Draw images with the outlines of their objects, and next to each the detections of detectors.
 
     A detection has the color of the true object that it matches (mask IoU of at least 0.5, or box IoU if a detector
-    finds boxes only), and is red if there is no match.
+    finds boxes only), and is red if there is no match. Dashed red outlines: true objects without a detection.
 
     Args:
         images: a data set with its ground truth.
@@ -202,87 +196,36 @@ def draw_detections(
     for axes, index in zip(grid.axes, indices, strict=True):
         sample = images[index]
         truth = list(sample["masks"])
-        colors = [OBJECTS[i % len(OBJECTS)] for i in range(len(truth))]
+        boxes = [(int(y1), int(x1), int(y2), int(x2)) for x1, y1, x2, y2 in np.asarray(sample["boxes"]).round()]
+        numbers = color_numbers(near_boxes(boxes))  # objects that touch differ
+        colors = [OBJECTS[numbers[i] % len(OBJECTS)] for i in range(len(truth))]
         paint_objects(axes[0], sample["image"], truth, colors)
         for panel, results in zip(axes[1:], found.values(), strict=True):
             confident = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
             wanted, masks = objects_of(sample, confident)
             matches = match_masks(wanted, masks)
-            paint_objects(panel, sample["image"], masks, [WRONG if m is None else colors[m] for m in matches])
+            missed = [mask for number, mask in enumerate(wanted) if number not in matches]
+            drawn = [*missed, *masks], [WRONG] * len(missed) + [WRONG if m is None else colors[m] for m in matches]
+            paint_objects(panel, sample["image"], *drawn, dashed=len(missed))
     return save(grid.figure, path)
 
 
-def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str]) -> None:
-    """Show an image (H, W, 3) uint8 with the outlines of objects, masks (H, W) bool, in a panel."""
+def paint_objects(
+    axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str], dashed: int = 0
+) -> None:
+    """Show an image (H, W, 3) uint8 with the outlines of objects, masks (H, W) bool, in a panel; the first dashed."""
     show(axes, image)
     height, width = image.shape[:2]
     # One pixel of background around the mask closes the outlines of objects at the border.
     xs, ys = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
-    for mask, color in zip(masks, colors, strict=True):
+    for number, (mask, color) in enumerate(zip(masks, colors, strict=True)):
         if mask.any():
             padded = np.pad(mask, 1).astype(float)
-            axes.contour(xs, ys, padded, levels=[0.5], colors="#1a1a1a", linewidths=2.8)
-            axes.contour(xs, ys, padded, levels=[0.5], colors=color, linewidths=1.7)
+            style = "dashed" if number < dashed else "solid"
+            axes.contour(xs, ys, padded, levels=[0.5], colors="#1a1a1a", linewidths=2.8, linestyles=style)
+            axes.contour(xs, ys, padded, levels=[0.5], colors=color, linewidths=1.7, linestyles=style)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-
-
-def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None) -> Path:
-    """Draw the metrics of runs: one panel per column of the file, one line per run.
-
-    Args:
-        runs: name -> metrics file.
-        path: a PNG file.
-        columns: columns to draw; None draws all but step and epoch.
-
-    Raises:
-        UserError: the files hold no numbers.
-    """
-    measured = {name: read_metrics(Path(file)) for name, file in runs.items()}
-    if columns is None:
-        found = dict.fromkeys(c for rows in measured.values() for row in rows for c in row if c not in _NOT_CURVES)
-        columns = sorted(found, key=lambda c: "loss" not in c)
-    if not columns or not any(measured.values()):
-        raise UserError(f"there is nothing to draw in {', '.join(map(str, runs.values()))}; train for some steps first")
-    across = min(_PER_ROW, len(columns))
-    down = -(-len(columns) // across)
-    figure = new_figure(2.7 * across, 1.95 * down)
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes, column in zip(grid.flat, columns, strict=False):
-        for (_, rows), color in zip(measured.items(), LINES, strict=False):
-            points = [(row["step"], row[column]) for row in rows if column in row]
-            if points:
-                paint_curve(axes, np.array(points), color)
-        style_curve(axes, column.replace("_", " "))
-    for axes in grid.flat[len(columns) :]:
-        axes.set_axis_off()
-    if len(runs) > 1:
-        handles = [grid.flat[0].plot([], [], color=c, lw=2)[0] for _, c in zip(runs, LINES, strict=False)]
-        grid.flat[0].legend(handles, list(runs), frameon=False, fontsize=8, labelcolor=INK)
-    figure.tight_layout(pad=0.7)
-    return save(figure, path)
-
-
-def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
-    """Plot points (N, 2) in a panel, faintly, and their running mean."""
-    window = max(1, len(points) // _SMOOTHING)
-    if window > 1:
-        axes.plot(*points.T, color=color, lw=0.7, alpha=0.3)
-        kernel = np.ones(window) / window
-        points = np.stack([np.convolve(p, kernel, mode="valid") for p in points.T], axis=1)
-    axes.plot(*points.T, color=color, lw=1.8, marker="o" if len(points) == 1 else None)
-
-
-def style_curve(axes: Axes, title: str, across: str = "step") -> None:
-    """Set the title of a panel of curves and style its axes; ``across`` is the label of the horizontal axis."""
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
-    axes.set_xlabel(across, fontsize=7.5, color=FAINT, labelpad=1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT)
-    axes.grid(axis="y", color="#e6e6ec", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.01)
 
 
 def _outline(axes: Axes, corners: np.ndarray, color: str) -> None:

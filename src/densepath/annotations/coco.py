@@ -86,6 +86,11 @@ class CocoImages(Dataset[dict[str, Any]]):
         return self.sample(index)
 
     @property
+    def cached(self) -> bool:
+        """Whether decoded images stay in memory."""
+        return self._cache is not None
+
+    @property
     def objects(self) -> int:
         """The number of objects of all images."""
         return sum(len(self._objects[image["id"]]) for image in self._images)
@@ -193,6 +198,10 @@ class CocoImages(Dataset[dict[str, Any]]):
         present = {annotation["category_id"] for objects in self._objects.values() for annotation in objects}
         pairs = zip(self.category_ids, self.category_names, strict=True)
         return [name for number, name in pairs if number not in present]
+
+    def annotations_of(self, index: int) -> list[dict[str, Any]]:
+        """The annotations of an image's objects, from the JSON."""
+        return self._objects[self._images[index]["id"]]
 
     def paths(self) -> list[Path]:
         """The image files."""

@@ -24,7 +24,7 @@ def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | 
     Raises:
         UserError: there is no slide.
     """
-    return list(_one_of_each(list_images(data, exclude, passed, SUFFIXES, _KINDS)))
+    return list(_one_of_each(list_images(data, exclude, passed, suffixes=SUFFIXES, kinds=_KINDS)))
 
 
 def _one_of_each(names: Iterable[str]) -> Iterator[str]:

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from pycocotools import mask as rle
 
 from densepath.annotations.coco import open_split
-from densepath.annotations.splits import check_objects
+from densepath.annotations.splits import check_objects, fit_window, summarize_split
 from densepath.core.errors import UserError
+from densepath.core.locks import refuse_held, sole_writer
+from densepath.core.streams import say
 from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.config import DETECTIONS
@@ -62,13 +64,14 @@ def sam(
         mask_ap, mask_ap50, mask_ap75, and for "automatic" box_ap, box_ap50, box_ap75, in percent.
 
     Raises:
-        UserError: the data, the weights or an option are invalid.
+        UserError: the data, the weights or an option are invalid, or another process writes to ``out``.
 
     Source: Kirillov et al., "Segment Anything", ICCV 2023, its mask generator with its defaults; the comparison is
     Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
     """
     out = Path(out)
     refuse_among_images(out, data)
+    refuse_held(out)
     if prompt not in _PROMPTS:
         raise UserError(f"no prompt is called {prompt!r}; use one of {', '.join(_PROMPTS)}")
     if points_per_side < 1 or detections_per_image < 1:
@@ -83,12 +86,14 @@ def sam(
         raise UserError(f"{out} holds another run; use another folder")
     images = open_split(data, "test", orientation=orientation)
     check_objects(images)
+    fit_window(images, images)
     categories = images.category_ids
     if prompt == "automatic" and len(categories) > 1:
         raise UserError(
             f"{images.annotations} has {len(categories)} categories, but automatic masks have none; use the prompt "
             "point or box"
         )
+    say(f"densepath: {summarize_split(images, 'test')}")
     model = SegmentAnything(weights, choose_device(devices))
     generator: dict[str, Any] = {
         "points_per_side": points_per_side,
@@ -98,22 +103,24 @@ def sam(
     }
 
     def find(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        image = images.spec.to_rgb(sample["image"])
         # Encoded one by one: the masks of a thousand nuclei would take a gigabyte.
         if prompt == "automatic":
-            found = model.everything(sample["image"], **generator)
+            found = model.everything(image, **generator)
             return [_result(one, sample["image_id"], categories[0]) for one in found]
-        labels = zip(model.prompted(sample["image"], sample["boxes"], prompt), sample["labels"], strict=True)
+        labels = zip(model.prompted(image, sample["boxes"], prompt), sample["labels"], strict=True)
         return [_result(one, sample["image_id"], categories[label - 1]) for one, label in labels]
 
-    return evaluate(
-        find,
-        lambda sample, found: found,
-        images,
-        out,
-        boxes=prompt == "automatic",
-        detections_per_image=detections_per_image,
-        pictures=pictures,
-    )
+    with sole_writer(out):
+        return evaluate(
+            find,
+            lambda sample, found: found,
+            images,
+            out,
+            boxes=prompt == "automatic",
+            detections_per_image=detections_per_image,
+            pictures=pictures,
+        )
 
 
 def _result(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
