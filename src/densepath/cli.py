@@ -120,7 +120,6 @@ _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas",
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
-    "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
