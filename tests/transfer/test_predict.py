@@ -226,9 +226,13 @@ def test_a_detector_takes_arrays_pictures_and_files(detector: Path, tmp_path: Pa
         "no pixels": pixels[:0],
         "no.png": tmp_path / "no.png",
         "is a folder": tmp_path,
+        "an image is NoneType": None,
     }.items():
         with pytest.raises(UserError, match=re.escape(says)):
             loaded.predict(wrong)
+    for name, value in {"score": 2, "window": 5, "overlap": 1.0, "precision": "fp16"}.items():
+        with pytest.raises(UserError, match=f"^{name} is "):
+            loaded.predict(pixels, **{name: value})
 
 
 @pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs decodes it")

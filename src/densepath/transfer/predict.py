@@ -39,7 +39,7 @@ from densepath.transfer.detection.prediction_files import (
     write_geojson,
     write_label_map,
 )
-from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, load_detector
+from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, check_search, load_detector
 from densepath.transfer.detection.score_inputs import LABELS
 from densepath.transfer.output_names import output_names
 from densepath.transfer.predict_records import TABLE, gather, record_of, source_of
@@ -47,7 +47,6 @@ from densepath.version import __version__
 
 LOG = "predict.log"
 _FREE = ("data", "run", "pictures", "devices")
-_LEAST_WINDOW = 32  # pixels
 _AHEAD = 2  # images
 
 _log = logging.getLogger(__name__)
@@ -96,7 +95,11 @@ def predict(
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
     watch = Stopwatch()
-    _check(score, window, overlap, spacing, pictures)
+    check_search(score, window, overlap)
+    if spacing is not None and not spacing > 0:
+        raise UserError(f"spacing is {spacing}; give µm per pixel")
+    if pictures != "all" and pictures < 0:
+        raise UserError(f"pictures is {pictures}; give a number, or all")
     detector = load_detector(run)
     device = choose_device(devices)
     precision = choose_precision(precision, device.type)
@@ -185,21 +188,6 @@ def predict(
     drawn_files = {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
     counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
     return Result(out, counts, {"table": out / TABLE, **drawn_files}, commands)
-
-
-def _check(
-    score: float, window: int | None, overlap: float, spacing: float | None, pictures: int | Literal["all"]
-) -> None:
-    if not 0 <= score <= 1:
-        raise UserError(f"score is {score}; give a number from 0 to 1")
-    if window is not None and window != 0 and window < _LEAST_WINDOW:
-        raise UserError(f"window is {window}; give {_LEAST_WINDOW} pixels or more, or 0 for none")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap is {overlap}; give a number from 0 up to, but not including, 1")
-    if spacing is not None and not spacing > 0:
-        raise UserError(f"spacing is {spacing}; give µm per pixel")
-    if pictures != "all" and pictures < 0:
-        raise UserError(f"pictures is {pictures}; give a number, or all")
 
 
 class _Readers:

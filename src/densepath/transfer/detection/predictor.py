@@ -26,6 +26,8 @@ from densepath.transfer.detection.samples import into_detector
 from densepath.transfer.detection.windows import merge, windows_of
 
 OVERLAP = 0.25
+_LEAST_WINDOW = 32  # pixels
+_PRECISIONS = ("32", "bf16-mixed")
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
@@ -143,9 +145,14 @@ class TrainedDetector(nn.Module):
             A :class:`Prediction` for an image, a list of them for a list of images.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read, or an option is invalid.
         """
+        check_search(score, window, overlap)
+        if precision not in _PRECISIONS:
+            raise UserError(f"precision is {precision!r}; use one of {', '.join(_PRECISIONS)}")
         if not isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
+            if not isinstance(images, Iterable):
+                raise UserError(f"an image is {type(images).__name__}; give an array, an image of Pillow, or a file")
             return [self.predict(image, score, window, overlap, precision) for image in images]
         try:
             reader = self._reader(images)
@@ -236,6 +243,20 @@ class TrainedDetector(nn.Module):
             share = pixels[..., 3:] / most
             pixels = np.rint(pixels[..., :3] * share + most * (1 - share)).astype(pixels.dtype)
         return DecodedImage(as_pixels(pixels, channels, self.dtype))
+
+
+def check_search(score: float, window: int | None, overlap: float) -> None:
+    """Check how objects are searched for.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    if not 0 <= score <= 1:
+        raise UserError(f"score is {score}; give a number from 0 to 1")
+    if window is not None and window != 0 and window < _LEAST_WINDOW:
+        raise UserError(f"window is {window}; give {_LEAST_WINDOW} pixels or more, or 0 for none")
+    if not 0 <= overlap < 1:
+        raise UserError(f"overlap is {overlap}; give a number from 0 up to, but not including, 1")
 
 
 def load_detector(path: str | Path) -> TrainedDetector:
