@@ -314,7 +314,7 @@ SMALL_VIT = "vit_base_patch16_224(img_size=160, embed_dim=64, depth=6, mlp_ratio
 def test_a_bare_file_shows_its_backbone(name: str, found: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         made = timm.create_model(name).state_dict(prefix="module.encoder_q.")
-    state = {key: torch.zeros(1).expand(value.shape) for key, value in made.items()}
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in made.items()}
     assert guess_backbone(state) == found
     if name in ("resnet18", "test_vit"):
         torch.save({"state_dict": state}, tmp_path / "w.pth")

@@ -43,6 +43,8 @@ def export_file(
         UserError: see :func:`~densepath.training.export.export`.
     """
     name = str(source)
+    if not Path(source).exists() and not known_by_name(name):
+        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     if layout != "tensors":
         try:
             found = backbone or backbone_of_weights(source, prefix)
