@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
-from densepath.analysis.pictures import style_curve
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
@@ -22,6 +22,7 @@ from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
 
 _STEPS = 80  # bars of a histogram over the visible range
+_LINE = 0.17  # inches, of the legend below a panel
 _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
@@ -101,7 +102,7 @@ def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Pa
         panels: weights -> source -> distribution.
         path: a PNG file.
     """
-    figure = new_figure(3.6 * len(panels), 2.6)
+    figure = new_figure(3.6 * len(panels), 2.6 + _LINE * max(map(len, panels.values())))
     low = min(found.quantile(_HIDDEN) for panel in panels.values() for found in panel.values())
     for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         for (title, found), color in zip(panel.items(), LINES[: len(panel)], strict=True):
@@ -112,7 +113,7 @@ def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Pa
         axes.set_ylim(bottom=0)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left")
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(-0.03, -0.2))
     figure.tight_layout(pad=0.7)
     return save(figure, path)
 

@@ -35,29 +35,7 @@ def export(
     prefix: str = "",
     licence: str | None = None,
 ) -> Path:
-    """Write the backbone of a run, in its newest state, or of any file of weights, for another library.
-
-    A model card with the data, the recipe, the scores and the code that loads it is written beside the file.
-
-    Args:
-        run: the folder of a run, which need not be complete; or weights of another project: a file such as a checkpoint
-            of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
-        out: the file to write; that of a run goes to ``exported/`` in its folder by default. It ends in .safetensors,
-            or for detectron2 in .pth or .pkl.
-        layout: "timm" (default), "torchvision" or "detectron2"; or "tensors" for the tensors of a file under their own
-            names, which is the default if densepath has no such network.
-        backbone: the network in a file, a timm name; by default it follows from the file.
-        prefix: the beginning of the names of a network's tensors, if a file has several networks, such as
-            "module.encoder_k."; by default the trained encoder is taken, and reported.
-        licence: the licence of the weights for the model card, such as "cc-by-nc-4.0".
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: there are no such weights, the run has no checkpoint yet, the file lacks tensors of the network, or
-            the layout does not fit it.
-    """
+    """Write the backbone of a run, in its newest state, or of any file of weights. See ``transfer.export``."""
     folder, prefix = Path(run), prefix.removesuffix(".") + "." if prefix else ""
     config = read_config(folder) if folder.is_dir() else None
     if config is None and not is_published(run) and folder.is_dir():

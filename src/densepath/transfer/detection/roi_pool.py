@@ -41,7 +41,7 @@ class RoIPool(nn.Module):
         width, height = (rois[:, 3:] - rois[:, 1:3]).unbind(1)
         fitting = torch.floor(_CANONICAL_LEVEL + torch.log2((width * height).sqrt() / _CANONICAL_SIZE + 1e-8))
         fitting = fitting.clamp(self.levels[0], self.levels[-1])
-        pooled = rois.new_zeros(len(rois), maps[str(self.levels[0])].shape[1], self.size, self.size)
+        pooled = rois.new_zeros(rois.shape[0], maps[str(self.levels[0])].shape[1], self.size, self.size)
         for level in self.levels:
             here = torch.where(fitting == level)[0]
             # Under autocast the maps have half precision, but roi_align needs the type of the boxes.

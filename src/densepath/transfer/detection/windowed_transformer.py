@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models.vision_transformer import Attention, Block
-from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
@@ -51,12 +50,24 @@ class WindowAttention(nn.Module):
 
     def forward(self, attention: Any, x: Tensor) -> Tensor:
         """Tokens (B, h, w, C) -> tokens of the same shape, with the projections of timm's ``attention``."""
-        height, width = x.shape[1:3]
-        if self.window is None or max(height, width) <= self.window:
-            return self._attend(attention, x)
-        windows, padded = window_partition(x, self.window)
-        result: Tensor = window_unpartition(self._attend(attention, windows), self.window, (height, width), padded)
-        return result
+        batch, height, width, channels = x.shape
+        rows, columns = self._window(height, width)
+        x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+        down, across = x.shape[1] // rows, x.shape[2] // columns
+        windows = x.view(batch, down, rows, across, columns, channels).transpose(2, 3)
+        windows = self._attend(attention, windows.reshape(-1, rows, columns, channels))
+        x = windows.view(batch, down, across, rows, columns, channels).transpose(2, 3)
+        return x.reshape(batch, down * rows, across * columns, channels)[:, :height, :width]
+
+    def _window(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the windows on a map."""
+        if self.window is None:
+            return height, width
+        if torch.jit.is_tracing():  # sizes are tensors; of a branch only one side would be recorded
+            sides: Any = torch.stack((torch.as_tensor(height), torch.as_tensor(width)))
+            rows, columns = torch.where(sides.max() <= self.window, sides, self.window).unbind()
+            return rows, columns  # type: ignore[return-value]
+        return (height, width) if max(height, width) <= self.window else (self.window, self.window)
 
     def _attend(self, attention: Any, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape

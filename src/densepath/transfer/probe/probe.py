@@ -11,7 +11,6 @@ tried on GlaS: it lowers the scores of random and of pre-trained weights.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
@@ -28,14 +27,18 @@ from densepath.annotations.splits import check_objects, fit_window
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
+from densepath.core.result import Result
 from densepath.core.scores import SCALE
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.waiting import HANGING_READER
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
+from densepath.runs.closing import command, say_end
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device
+from densepath.training.next_steps import with_backbone
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
@@ -59,7 +62,7 @@ def probe(
     l2: float = _L2,
     devices: str = "auto",
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Fit a linear pixel classifier on frozen features of the training images and score it on the test images.
 
     Args:
@@ -84,7 +87,7 @@ def probe(
     Raises:
         UserError: no such data, weights that do not fit, or a missing stage.
     """
-    start = time.perf_counter()
+    watch = Stopwatch()
     if out is not None and Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
     check_seed(seed)
@@ -95,11 +98,15 @@ def probe(
     chosen: dict[str, Any] = {"stages": stages, "each_stage": each_stage, "orientation": orientation}
     scores = probe_backbone(network, data, spec, **chosen, **options)
     asked = {"weights": str(weights), "backbone": network.name, "data": str(data), **options}
-    result = asked | SCALE | scores | {"seconds": round(time.perf_counter() - start, 1)}
+    result = asked | SCALE | scores | {"seconds": round(watch.read(), 1)}
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    chosen_backbone = with_backbone(backbone, network.patch_size)
+    run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
+    commands = (command("detect", "--data", data, "--weights", weights, *chosen_backbone, "--out", run),)
+    say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
+    return Result(None if out is None else Path(out), result, next=commands)
 
 
 @torch.no_grad()
