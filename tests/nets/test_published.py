@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.names import create_network
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
+from densepath.nets.weights.transformer_names import name_transformer
 
 _TRANSFORMERS = importlib.util.find_spec("transformers")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -173,6 +175,29 @@ def test_a_network_of_timm_follows_from_its_folder(name: str, tmp_path: Path) ->
     load_weights(again, tmp_path / "w.safetensors")
     assert backbone_of_weights(tmp_path / "w.safetensors") == backbone.name
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+FULL = {"UNI2-h": {"embed_dim": 1536, "depth": 24, "num_heads": 24}, "prov-gigapath": {"depth": 40, "num_heads": 24}}
+EXPECTED = {
+    "UNI": "vit_large_patch16_224(init_values=1e-05)",
+    "H-optimus-0": "vit_giant_patch14_reg4_dinov2(img_size=224)",
+    "Virchow2": "vit_huge_patch14_224(mlp_ratio=5.3375, init_values=1e-05, reg_tokens=4, mlp_layer='SwiGLUPacked', "
+    "act_layer='silu')",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_names_of_the_published_sizes_give_their_shapes(name: str) -> None:
+    family = FAMILIES[name]
+    arguments = {key: value for key, value in family.model_args.items() if key not in SMALL} | FULL.get(name, {})
+    made = {"num_classes": 0, "weight_init": "skip"}
+    with torch.device("meta"):
+        state = timm.create_model(family.architecture, **arguments, **family.card_args, **made).state_dict()
+        known = {key: arguments[key] for key in ("num_heads", "no_embed_class") if key in arguments}
+        found = name_transformer(state, family.architecture, known)
+        assert found is not None and found == EXPECTED.get(name, found)
+        again = create_network(found, **made).state_dict()
+    assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
 
 
 def test_a_configuration_without_arguments_is_completed_by_the_shapes(tmp_path: Path) -> None:

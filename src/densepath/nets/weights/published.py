@@ -11,7 +11,7 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.nets.backbones.names import join_name
 from densepath.nets.weights.files import read_tensors
-from densepath.nets.weights.hub import FETCHED, HUB, fetch
+from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
 from densepath.nets.weights.model_folders import read_image_processor, read_json
 from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
 
@@ -60,7 +60,7 @@ class Published(NamedTuple):
 def is_published(source: str | Path) -> bool:
     """Whether weights are a network of the hub, or a folder of one: with config.json, or only with weights."""
     folder = Path(source)
-    return str(source).startswith(HUB) or any((folder / file).is_file() for file in ("config.json", *WEIGHT_FILES))
+    return is_hub_name(source) or any((folder / file).is_file() for file in ("config.json", *WEIGHT_FILES))
 
 
 def published_folder(source: str | Path, weights: bool = True) -> Path:
@@ -74,7 +74,7 @@ def published_folder(source: str | Path, weights: bool = True) -> Path:
         UserError: it cannot be fetched.
     """
     name = str(source)
-    if not name.startswith(HUB):
+    if not is_hub_name(name):
         return Path(source)
     folder = fetch(name, FETCHED if weights else ("*.json",))
     if weights and not any(folder.glob("*.safetensors")):
