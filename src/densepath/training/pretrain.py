@@ -189,7 +189,7 @@ def run(
     pictures = None
     if draw is not None and method.predicts_pixels():
         pictures = ReconstructionImages(method, images, views, draw, out)
-    facts = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
+    facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             read = summarize(images, files) if fresh else []
