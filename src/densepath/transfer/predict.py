@@ -6,22 +6,23 @@ import json
 import logging
 import os
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
+from densepath.annotations.coco_checks import Orientation
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.result import Result
+from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
+from densepath.core.threads import OneBehind
 from densepath.runs.closing import command, say_end
 from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
@@ -47,6 +48,7 @@ from densepath.version import __version__
 
 LOG = "predict.log"
 _FREE = ("data", "run", "pictures", "devices")
+_LATER = {"orientation": None}  # options that earlier versions did not have
 _AHEAD = 2  # images
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def predict(
     overlap: float = OVERLAP,
     spacing: float | None = None,
     exclude: Sequence[str] = (),
+    orientation: Literal["stored", "viewed"] | None = None,
     pictures: int | Literal["all"] = 8,
     devices: int | str = "auto",
     precision: Literal["auto", "32", "bf16-mixed"] = "auto",
@@ -84,6 +87,8 @@ def predict(
         overlap: share of a window that the next one covers.
         spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores.
         exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+        orientation: how images with an orientation tag (of cameras) are read: as "stored" in the file, or as "viewed",
+            turned by the tag. By default as the detector's training images.
         pictures: number of images to draw with the outlines of their objects, or "all".
         devices: "auto" (one GPU, or the CPU), or "cpu".
         precision: "auto", "32" or "bf16-mixed".
@@ -104,7 +109,7 @@ def predict(
     device = choose_device(devices)
     precision = choose_precision(precision, device.type)
     passed = Passed()
-    readers = _Readers(data, detector, exclude, passed)
+    readers = _Readers(data, detector, exclude, passed, orientation)
     stems = output_names(readers.paths())
     out = Path(out)
     refuse_among_images(out, data)
@@ -117,11 +122,12 @@ def predict(
         "overlap": overlap,
         "spacing": spacing,
         "exclude": list(exclude),
+        "orientation": orientation,
         "pictures": pictures,
         "devices": devices,
     }
     with sole_writer(out), logged(out / LOG):
-        if check_run(out, record, resume=True, free=_FREE) is None:
+        if check_run(out, record, resume=True, free=_FREE, defaults=_LATER) is None:
             with atomic_write(out / CONFIG) as part:
                 part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
         remove_remains(out)
@@ -136,11 +142,6 @@ def predict(
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
         done = len(readers) - len(left)
         say(f"densepath: {detector.notes.detector} of {run}; {len(readers)} images, {done} done before{also}")
-        if window is None and not detector.window:
-            say(
-                "densepath: the size of the detector's training images is unknown, so images are not cut into windows; "
-                "for large ones give --window the short side of the training images"
-            )
         damaged: list[str] = []
 
         def finish(position: int, reader: ImageReader, found: Prediction) -> None:
@@ -159,8 +160,7 @@ def predict(
                 part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
 
         # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
-        waiting: list[Future[None]] = []
-        with ThreadPoolExecutor(1) as other, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
+        with OneBehind() as behind, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
             for position, reader in with_progress(opened, len(left), "predicting"):
                 try:
                     if isinstance(reader, CorruptImage):
@@ -170,11 +170,7 @@ def predict(
                     damaged.append(str(error))
                     _log.warning("damaged image, passed over: %s", error)
                     continue
-                if waiting:
-                    waiting.pop().result()
-                waiting.append(other.submit(finish, position, reader, found))
-            if waiting:
-                waiting.pop().result()
+                behind.submit(finish, position, reader, found)
         if len(damaged) == len(readers):
             raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
         count = gather(out, stems, readers, detector.notes)
@@ -193,10 +189,18 @@ def predict(
 class _Readers:
     """The images of a source; each is opened when it is used: thousands of TIFFs would be too many open files."""
 
-    def __init__(self, data: str | Path, detector: TrainedDetector, exclude: Sequence[str], passed: Passed) -> None:
+    def __init__(
+        self,
+        data: str | Path,
+        detector: TrainedDetector,
+        exclude: Sequence[str],
+        passed: Passed,
+        orientation: Orientation | None,
+    ) -> None:
         packed = str(data).lower().endswith(SUFFIX)
         self._store = open_store(data) if packed else None
         self._kind = (len(detector.notes.mean), detector.dtype)
+        self._viewed = detector.views(orientation)
         store = self._store
         names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
@@ -229,7 +233,7 @@ class _Readers:
         """The reader of an image. Raises CorruptImage."""
         if self._store is not None:
             return StoredImage(self._store, position, *self._kind)
-        return open_file(self.names[position], *self._kind)
+        return open_file(self.names[position], *self._kind, self._viewed)
 
 
 def _opened(
@@ -248,4 +252,4 @@ def _opened(
 def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:
     if pictures == "all":
         return set(range(count))
-    return {int(position) for position in np.linspace(0, count - 1, min(pictures, count))}
+    return set(evenly_spaced(pictures, count))
