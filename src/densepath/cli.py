@@ -160,6 +160,8 @@ def _run(argv: list[str]) -> None:
     if argv == ["--version"]:
         print(f"densepath {__version__}")
         return
+    if sys.platform == "win32":
+        raise UserError("densepath needs the locks and signals of Linux or macOS; on Windows, install it in WSL 2")
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
