@@ -90,7 +90,7 @@ def test_python_dash_m_is_the_command_line() -> None:
 def test_help_of_a_verb_explains_every_parameter(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = VERBS[name].function.partition(":")[0]
     assert find_spec(f"densepath.{module}")
-    assert main([*name.split(), "--help"]) == 0
+    assert main([*name.split(), "--help", "all"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     command = VERBS[name].command(name)
     for parameter in inspect.signature(command.schema).parameters:
@@ -99,6 +99,46 @@ def test_help_of_a_verb_explains_every_parameter(name: str, capsys: pytest.Captu
             assert option in text
     # An option without a description would be followed by its type at once.
     assert not re.search(r"--[\w.]+(?: [A-Z_]+)? \((?:required, )?type:", text)
+
+
+def test_help_shows_about_ten_options_and_the_values_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(line: str) -> str:
+        assert main(line.split()) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    for verb in ("pretrain", "detect"):
+        short, everything = shown(f"{verb} --help"), shown(f"{verb} --help all")
+        options = re.findall(r" (--[\w.]+)(?=[ ,])", short.partition("everyday options:")[2].rpartition(" more")[0])
+        named = {"--data", "--out", "--config", "--weights", "--lr", "--batch_size", "--resume"}
+        assert named <= set(options) and len(set(options)) <= 14
+        assert f"densepath {verb} --help all" in short and "--log_every" not in short and "--log_every" in everything
+    recipe = load_recipe("concl_small")
+    for line in ("pretrain --help --config concl_small", "pretrain --config concl_small --help all"):
+        text = shown(line)
+        assert re.search(rf"--max_steps MAX_STEPS [^-]*default: {recipe['max_steps']}\)", text)
+        assert re.search(rf"--(?:optimizer\.)?lr LR .*?default: {recipe['optimizer']['lr']}\)", text)
+    assert re.search(rf"--method.queue_size QUEUE_SIZE [^-]*default: {recipe['method_options']['queue_size']}\)", text)
+    assert main(["pretrain", "--config", "conlc_small", "--help"]) == 2
+
+
+def test_a_shell_completes_verbs_options_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["--print_completion", "bash"]) == 0
+    script = (
+        capsys.readouterr().out
+        + """
+    try() {
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+        _shtab_densepath densepath "${COMP_WORDS[COMP_CWORD]}"; echo "${COMPREPLY[@]}"
+    }
+    try densepath data g; try densepath pretrain --method.mask_r; try densepath pretrain --config byol_
+    try densepath detect --l
+    """
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["glas", "--method.mask_ratio", "byol_small", "--lr --log_every"], done.stderr
+    assert main(["--print_completion", "fish"]) == 2
+    assert "bash, zsh, tcsh" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -218,6 +258,9 @@ def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFix
     assert run(PRETRAIN.replace("tissue/tiles", "tiles.safetensors")) == "run\n"
     assert yaml.safe_load(Path("run/config.yaml").read_text())["method_options"]["num_concepts"] == 4
     assert Path("run/exported/backbone.safetensors").is_file()
+    assert {"train.log", "sessions.yaml", "curves.png", "views.png"} <= {path.name for path in Path("run").iterdir()}
+    log = Path("run/train.log").read_text()
+    assert "densepath: weights: run/exported/backbone.safetensors" in log and "(chance is " in log
     run("export run --layout torchvision --out weights.safetensors")
     scores = dict(line.split(maxsplit=1) for line in run("probe --data tissue --weights run --size 64").splitlines())
     assert 5 < float(scores["mean_iou"]) <= 100 and scores["scale"] == "percent"
@@ -335,6 +378,13 @@ MISTAKES = {
         f"{PRETRAIN} --method.num_concept 3",
         "did you mean --method.num_concepts",
     ),
+    "option of a part without its name": (
+        _nothing,
+        f"{PRETRAIN} --num_concept 3",
+        "did you mean --method.num_concepts",
+    ),
+    "option of two parts": (_nothing, f"{PRETRAIN} --momentum 3", "--optimizer.momentum or --method.momentum"),
+    "option of another verb's part": (_nothing, f"{DETECT} --optimizer.lr 3", "did you mean --lr?"),
     "option of another method": (_nothing, f"{PRETRAIN} --method moco_v2", "unknown option --method."),
     "option without a value": (_nothing, "export run --out", "--out needs a value"),
     "recipe without a name": (_nothing, "pretrain --config", "--config needs a value"),
@@ -419,7 +469,9 @@ MISTAKES = {
 
 
 def _contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+    """What lies in a folder, except for logs, to which an error of a resumed run is appended."""
+    paths = [path for path in folder.rglob("*") if path.name != "train.log"]
+    return {path: path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -544,7 +596,7 @@ def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(folder: Path) 
     whole, cut = (Path(name, "exported", "backbone.safetensors") for name in ("whole", "cut"))
     assert whole.read_bytes().split(b"}", 1)[1][-4096:] == cut.read_bytes().split(b"}", 1)[1][-4096:]
     assert run("export whole --layout timm --out weights.safetensors").returncode == 0
-    help_of_it = run("pretrain --method mymodule:Mean --help").stdout
+    help_of_it = run("pretrain --method mymodule:Mean --help all").stdout
     assert "the mean that features should have" in " ".join(help_of_it.split())
     for wrong, expected in (
         ("mymodule:Meen", "did you mean Mean?"),
@@ -555,13 +607,18 @@ def test_a_method_in_a_file_of_its_own_trains_resumes_and_exports(folder: Path) 
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and expected in done.stderr, done.stderr
 
 
+def log(run: object) -> str:
+    return Path(str(run), "train.log").read_text()
+
+
 def test_python_takes_a_recipe_as_the_command_line_does(folder: Path) -> None:
     assert main([*PRETRAIN.split(), "--optimizer.lr", "0.1"]) == 0
     small = {"batch_size": 4, "view_size": 64, "devices": "cpu"}
     queues = {"num_concepts": 4, "queue_size": 16, "concept_queue_size": 64}
     options = {"optimizer": {"lr": 0.1}, "method_options": queues, "max_steps": 2, **small}
     out = densepath.pretrain(config="concl_small", data="tissue/tiles", out="other", **options)
-    assert out == Path("other")
+    assert Path(out) == Path("other") and out["loss"] > 0 and "densepath: next: " + out.next[0] in log(out)
+    assert out.plot("views").width > out.plot().height > 0
     first, second = (yaml.safe_load(Path(run, "config.yaml").read_text()) for run in ("run", "other"))
     assert first.pop("out") == "run" and second.pop("out") == "other"
     assert first == second and first["optimizer"]["lr"] == 0.1 and first["augment"]["stain"] == 0.5

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from densepath.core.errors import UserError
+from densepath.core.locks import sole_writer
 from densepath.demonstration import MARKER, _affordable, _prepare_folder, _real_tile, demo
 
 
@@ -38,6 +39,13 @@ def test_an_earlier_demo_is_replaced_and_nothing_else_in_its_folder(tmp_path: Pa
     (out / "notes.txt").write_text("mine")
     _prepare_folder(out)
     assert {p.name for p in out.iterdir()} == {MARKER, "notes.txt"}
+
+
+def test_a_demo_that_runs_is_not_replaced(tmp_path: Path) -> None:
+    (_prepare_folder(tmp_path) / "tiles").mkdir()
+    with sole_writer(tmp_path), pytest.raises(UserError, match="writes to"):
+        demo(out=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"tiles", MARKER}
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_method_of_the_docs_trains(
     assert main(["pretrain", "--data", f"{tmp_path}/tiles", "--out", f"{tmp_path}/run", *small.split()]) == 0
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["method_options"] == {"dim": 16, "hidden_dim": 512}
-    assert main(["pretrain", "--method", "simsiam:SimSiam", "--help"]) == 0
+    assert main(["pretrain", "--method", "simsiam:SimSiam", "--help", "all"]) == 0
     assert "dimension of the embeddings" in capsys.readouterr().out
 
 

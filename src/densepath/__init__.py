@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from densepath.version import __version__
 
 if TYPE_CHECKING:
+    from densepath.analysis.curves import show_curves as show_curves
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
+    from densepath.core.result import Result as Result
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
     from densepath.sources.packing import pack as pack
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
-    from densepath.training.export import export as export
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
+    from densepath.transfer.export import export as export
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "DetectConfig": "densepath.transfer.detection.config",
     "PretrainConfig": "densepath.training.config",
+    "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
     "convert_crag": "densepath.datasets.crag",
@@ -46,7 +49,7 @@ _HOME = {
     "convert_instances": "densepath.datasets.instances",
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
-    "export": "densepath.training.export",
+    "export": "densepath.transfer.export",
     "load_detector": "densepath.transfer.detection.predictor",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
@@ -55,6 +58,7 @@ _HOME = {
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
     "show_concepts": "densepath.analysis.show",
+    "show_curves": "densepath.analysis.curves",
     "show_detections": "densepath.analysis.show_detections",
     "show_reconstruction": "densepath.analysis.show",
     "show_similarity": "densepath.analysis.show_similarity",

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densepath.core.result import Result
     from densepath.training.config import PretrainConfig
     from densepath.transfer.detection.config import DetectConfig
 
 
-def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) -> Path:
+def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) -> Result:
     """Learn features from unlabelled images.
 
     A recipe's meaning does not depend on the hardware: ``batch_size`` counts the images of one optimizer step over all
@@ -24,20 +25,26 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
             ``densepath.pretrain("concl_small", data="tiles", out="run", optimizer={"lr": 0.1})``.
 
     Returns:
-        The run folder.
+        The run folder, which other functions take as ``weights``; its scores are the last measurements.
 
     Raises:
         UserError: options that are not consistent with each other or the data, or a folder that holds another run.
-        Interrupted: Ctrl-C or SIGTERM; the state has been saved.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
     """
+    from densepath.analysis.curves import draw_run
+    from densepath.analysis.pictures import draw_views
     from densepath.analysis.reconstruction import draw_reconstruction
-    from densepath.training.pretrain import pretrain
+    from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.config import PretrainConfig
+    from densepath.training.pretrain import run
+    from densepath.training.resolve import resolve
     from densepath.transfer.probe.probe import probe_backbone
 
-    return pretrain(config, probe=probe_backbone, draw=draw_reconstruction, **options)
+    with as_keyboard_interrupt():
+        return run(resolve(PretrainConfig, config, options), probe_backbone, draw_reconstruction, draw_views, draw_run)
 
 
-def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> dict[str, float]:
+def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> Result:
     """Fine-tune a detector on outlined objects and score it on the test images.
 
     The defaults are the paper's for GlaS. The recipes glas, crag and monuseg have the settings for these data sets;
@@ -49,15 +56,22 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
             ``config``.
 
     Returns:
-        box_ap, box_ap50, box_ap75, and for detectors with masks mask_ap, mask_ap50, mask_ap75, in percent, and the
-        metrics of objects with a score of at least 0.5: object_f1, object_dice, aji, aji_plus, dq, sq, pq in percent,
-        object_hausdorff_px in pixels (an empty dictionary on all processes but the first).
+        The run folder, which ``densepath.predict`` takes, with the scores box_ap, box_ap50, box_ap75, and for detectors
+        with masks mask_ap, mask_ap50, mask_ap75, in percent, and the metrics of objects with a score of at least 0.5:
+        object_f1, object_dice, aji, aji_plus, dq, sq, pq in percent, object_hausdorff_px in pixels (without scores on
+        all processes but the first).
 
     Raises:
         UserError: the data, the weights or an option are invalid.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
 
     Source: Yang et al., "ConCL", ECCV 2022, section 4.1, and its released Detectron2 configurations.
     """
-    from densepath.transfer.detection.detect import detect
+    from densepath.analysis.curves import draw_run
+    from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.resolve import resolve
+    from densepath.transfer.detection.config import DetectConfig
+    from densepath.transfer.detection.detect import run
 
-    return detect(config, **options)
+    with as_keyboard_interrupt():
+        return run(resolve(DetectConfig, config, options, recipes="detect"), draw_run)

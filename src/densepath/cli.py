@@ -9,13 +9,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from densepath.command import Command
 from densepath.core.errors import UserError
-from densepath.core.signals import unwinding_on_sigterm
-from densepath.core.streams import flush_streams, open_streams, write_line
+from densepath.core.signals import unwinding_on_signals
+from densepath.core.streams import flush_streams, open_streams, say, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -55,6 +54,10 @@ def _load(place: str) -> Callable[..., Any]:
 
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data check": Verb(
+        "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
+    ),
+    "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
     "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
@@ -63,14 +66,18 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
+    "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
+    "data qupath": Verb(
+        "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
+    ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
     "export": Verb(
-        "training.export:export",
-        "a run -> weights for timm, torchvision or detectron2",
+        "transfer.export:export",
+        "a run or a file -> weights for timm, torchvision or detectron2; a detector -> ONNX",
         ("run",),
         renamed={"to": "out"},
     ),
@@ -84,6 +91,7 @@ VERBS = {
     "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
     "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
+    "show curves": Verb("analysis.curves:show_curves", "draw the losses, learning rates and scores of runs"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(
         "analysis.show:show_concepts", "draw the concepts that a backbone finds", renamed={"concept_files": "regions"}
@@ -103,6 +111,17 @@ VERBS = {
     ),
 }
 
+# Verbs whose scores are printed, and not where their files are.
+_SCORED = ("detect", "probe", "score")
+# A command that continues from the path that a verb has written, which is inserted for {0}.
+_DETECT = "densepath detect --data {0} --out {0}_detector"
+_NEXT = {
+    "data crag": f"{_DETECT} --config crag",
+    "data glas": f"{_DETECT} --config glas",
+    "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
+    **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -113,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     open_streams()
     try:
-        with unwinding_on_sigterm():
+        with unwinding_on_signals():
             return _checked(argv)
     finally:
         flush_streams()
@@ -128,6 +147,8 @@ def _checked(argv: list[str]) -> int:
         return 0
     except UserError as error:
         return _fail(str(error))
+    except SystemExit:
+        raise
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except RecursionError:
@@ -162,6 +183,11 @@ def _run(argv: list[str]) -> None:
         return
     if sys.platform == "win32":
         raise UserError("densepath needs the locks and signals of Linux or macOS; on Windows, install it in WSL 2")
+    if argv and argv[0] == "--print_completion":
+        from densepath.completion import completion
+
+        print(completion({name: (verb.help, verb.command(name)) for name, verb in VERBS.items()}, argv[1:]))
+        return
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
@@ -175,7 +201,7 @@ def _run(argv: list[str]) -> None:
     elif command.recipes is not None and "--print_config" in words:
         print(command.configuration(words), end="")
     else:
-        _report(command.run(words))
+        _report(name, command.run(words))
 
 
 def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -204,22 +230,25 @@ def _overview(group: str = "") -> str:
             "",
             *(f"  {name:{width}}{verb.help}" for name, verb in verbs.items()),
             "",
-            "densepath VERB --help lists the options of a verb, densepath --version the version.",
+            "densepath VERB --help explains a verb and its options (--help all: all of them).",
+            "densepath --version prints the version, densepath --print_completion bash|zsh|tcsh completion.",
         ]
     )
 
 
-def _report(result: Any) -> None:
+def _report(verb: str, result: Any) -> None:
     """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
     A closed output is ignored.
     """
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return
-    if isinstance(result, dict):
+    if isinstance(result, dict) or (isinstance(result, Mapping) and verb in _SCORED):
         width = max([24, *(len(name) + 2 for name in result)])
         for name, value in result.items():
             shown = f"{value:.4g}" if isinstance(value, float) else value
             write_line(f"{name:{width}}{shown}", sys.stdout)
-    elif isinstance(result, Path):
-        write_line(str(result), sys.stdout)
+    elif isinstance(result, os.PathLike):
+        write_line(os.fspath(result), sys.stdout)
+        if verb in _NEXT:
+            say(f"densepath: next: {_NEXT[verb].format(shlex.quote(os.fspath(result)))}")

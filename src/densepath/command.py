@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import yaml
 
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.core.plain import plain
-from densepath.options import build, is_required
+from densepath.options import EVERYDAY, Option, build, describe_parameters, is_required
 from densepath.parser import Parser
 from densepath.training.recipes import load_recipe, recipe_names
-from densepath.training.resolve import check_names, check_options, make_parser, method_of, nested, over_recipe
+from densepath.training.resolve import (
+    check_names,
+    check_options,
+    flat,
+    make_parser,
+    method_of,
+    nested,
+    over_recipe,
+    short_forms,
+)
 
 _PRINT = "--print_config"
 _HELP = ("-h", "--help")
+_FEW = 16  # options that are all shown at once
 
 
 class Command:
@@ -49,6 +61,7 @@ class Command:
         self.schema = schema or function
         self.recipes = recipes
         self.renamed = dict(renamed or {})
+        self._short = short_forms(self.schema)
 
     def run(self, words: Sequence[str]) -> Any:
         """Call the function and return what it returns."""
@@ -56,9 +69,37 @@ class Command:
         return made if self.schema is self.function else self.function(made)
 
     def help(self, words: Sequence[str]) -> str:
-        """All options, including those of the chosen method."""
-        _, _, method, _ = self._recipe([word for word in words if word not in (*_HELP, _PRINT)])
-        return self._parser(method).format_help()
+        """The everyday options, or after ``--help all`` all of them, with the values of the recipe as defaults."""
+        everything = any(pair[0] in _HELP and pair[1] == "all" for pair in pairwise(words))
+        recipe, whose, method, _ = self._recipe([word for word in words if word not in (*_HELP, _PRINT)])
+        parser = self._parser(method)
+        check_names(parser, recipe, whose)
+        shown = dict(flat(over_recipe(self.schema, recipe, {}), parser)) if recipe else {}
+        if len(parser.options) > _FEW and not everything:
+            return self._brief(self.options(method), method, shown)
+        return self._parser(method, shown=shown).format_help()
+
+    def options(self, method: Any = None) -> dict[str, Option]:
+        """All options, also those that choose a recipe and a method, and short forms."""
+        known = self._parser(method or method_of(self.schema, {})).options
+        known = known | {form: replace(known[name], key=form) for form, name in self._short.items()}
+        if method:
+            known["method"] = Option("method", str, method, describe_parameters(self.schema)["method"])
+        if self.recipes is not None:
+            names = recipe_names(self.recipes)
+            some = first_few([name for name in names if name.endswith("_small")] or names, 5)
+            known["config"] = Option("config", str, None, f"a recipe ({some}), or a YAML file")
+        return known
+
+    def _brief(self, known: Mapping[str, Option], method: Any, shown: Mapping[str, Any]) -> str:
+        """The help of the everyday options."""
+        shown = {**shown, **{form: shown[name] for form, name in self._short.items() if name in shown}}
+        brief = Parser(self.prog, self.function, self.positional, shown=shown)
+        chosen = [known[name] for name in EVERYDAY if name in known]
+        brief.add_options(chosen, "everyday options")
+        of_method = f", also those of the method {method}" if method else ""
+        brief.epilog = f"{len(known) - len(chosen)} more options{of_method}: {self.prog} --help all"
+        return brief.format_help()
 
     def configuration(self, words: Sequence[str]) -> str:
         """The resolved options, as YAML for ``--config``."""
@@ -105,8 +146,8 @@ class Command:
             method = chosen or method
         return recipe, f"the recipe {config}", method, rest
 
-    def _parser(self, method: Any, complete: bool = True) -> Parser:
-        parser = make_parser(self.schema, self.prog, method, self.positional, self.function, complete)
+    def _parser(self, method: Any, complete: bool = True, shown: Mapping[str, Any] | None = None) -> Parser:
+        parser = make_parser(self.schema, self.prog, method, self.positional, self.function, complete, shown)
         parser.renamed |= self.renamed
         if self.recipes is not None:
             names = ", ".join(recipe_names(self.recipes))

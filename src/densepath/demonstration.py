@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from densepath.analysis.concepts import find_concepts
+from densepath.analysis.curves import draw_curves
 from densepath.analysis.panels import compose
-from densepath.analysis.pictures import draw_concepts, draw_curves, draw_detections
+from densepath.analysis.pictures import draw_concepts, draw_detections
 from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
 from densepath.core.files import atomic_write, require_new_folder
+from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.scores import SCALE
 from densepath.core.streams import open_console
@@ -71,14 +73,15 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
             machines down to 0.6 of the steps.
 
     Raises:
-        UserError: ``out`` holds other files than a demo, or the seed is invalid.
+        UserError: ``out`` holds other files than a demo, another process writes to it, or the seed is invalid.
     """
     check_seed(seed)
-    out = _prepare_folder(Path(out))
+    out = Path(out)
     console = open_console(sys.stdout)
     started = time.perf_counter()
     try:
-        with not_resumable():
+        with sole_writer(out), not_resumable():
+            _prepare_folder(out)
             _run(out, console, seed, scale, started)
     except Interrupted:
         console.print("The demo cannot be resumed. Start it again: it replaces this folder.")
@@ -108,7 +111,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _part(console, "3/6  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
-            results[name]["probe"] = probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
+            results[name]["probe"] = dict(probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed))
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _part(console, f"{number}/6  detector from {name} weights"):

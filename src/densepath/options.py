@@ -23,6 +23,11 @@ _WORDS = {
     type(None): "null",
 }
 _CONTAINERS = (Literal, tuple, list, Sequence, dict)
+# The options of any verb that are shown first, in this order.
+EVERYDAY = (
+    *("data", "out", "config", "weights", "method", "backbone", "detector", "epochs", "max_steps"),
+    *("batch_size", "lr", "devices", "resume"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,24 @@ def describe_parameters(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def close_match(name: str, known: Sequence[str]) -> str:
-    """A question with the most similar of the known names, or ""."""
-    match = get_close_matches(name, known, n=1)
-    return f"did you mean {match[0]}?" if match else ""
+    """A question with the most similar of the known names, or "".
+
+    Names with dots are also compared by their last component: ``--num_concepts`` with ``--method.num_concepts``.
+    """
+    components: dict[str, list[str]] = {}
+    for each in known:
+        components.setdefault(_last(each), []).append(each)
+    same = components.get(_last(name), [])
+    same = (get_close_matches(name, same, n=1) if "." in name else same) or same
+    match = same or get_close_matches(name, known, n=1)
+    if not match and (close := get_close_matches(_last(name), components, n=1)):
+        match = components[close[0]]
+    return f"did you mean {' or '.join(match)}?" if match else ""
+
+
+def _last(name: str) -> str:
+    """The last component of a dotted name of an option."""
+    return name.removeprefix("--").rpartition(".")[2]
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Parser(ArgumentParser):
         complete: whether options without a default must be given.
         renamed: old name of an option -> its current name.
         short: short form of an option -> its name.
+        shown: names of options -> the values that the help shows as defaults.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Parser(ArgumentParser):
         complete: bool = True,
         renamed: Mapping[str, str] | None = None,
         short: Mapping[str, str] | None = None,
+        shown: Mapping[str, Any] | None = None,
     ) -> None:
         docstring = docstring_parser.parse(getattr(described, "__doc__", "") or "")
         paragraphs = [docstring.short_description, docstring.long_description]
@@ -42,6 +44,7 @@ class Parser(ArgumentParser):
         self.options: dict[str, Option] = {}
         self._positional = positional
         self._complete = complete
+        self._shown = shown or {}
         self.renamed = dict(renamed or {})
         self._forms = {f"--{form}": f"--{name}" for form, name in (short or {}).items()}
 
@@ -52,7 +55,9 @@ class Parser(ArgumentParser):
             self.options[option.key] = option
             forms = [form for form, name in self._forms.items() if name == f"--{option.key}"]
             text = f"{option.help} ({forms[0]} for short)" if forms else option.help
-            given: dict[str, Any] = {"help": text} | ({} if option.required else {"default": option.default})
+            given: dict[str, Any] = {"help": text}
+            if option.key in self._shown or not option.required:
+                given["default"] = self._shown.get(option.key, option.default)
             if option.is_flag:
                 given["action"] = ActionYesNo(yes_prefix="", no_prefix="no_")
             else:
@@ -62,7 +67,8 @@ class Parser(ArgumentParser):
             if option.key in self._positional:
                 group.add_argument(option.key, **given)
             else:
-                group.add_argument(f"--{option.key}", required=option.required and self._complete, **given)
+                needed = "default" not in given and self._complete
+                group.add_argument(f"--{option.key}", required=needed, **given)
         required = [key for key, option in self.options.items() if option.required and key not in self._positional]
         named = [f"--{key} {key.upper()}" for key in required]
         self.usage = " ".join([self.prog, *map(str.upper, self._positional), *named, "[options]"])

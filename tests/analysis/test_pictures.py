@@ -12,12 +12,12 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy.ndimage import label
 
+from densepath.analysis.curves import draw_curves
 from densepath.analysis.panels import CONCEPTS, LINES, OBJECTS, WRONG, compose
 from densepath.analysis.pictures import (
     _mosaic,
     colors_of,
     draw_concepts,
-    draw_curves,
     draw_detections,
     draw_views,
     paint_concepts,

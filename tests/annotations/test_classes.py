@@ -39,6 +39,11 @@ def test_the_folder_that_was_given_counts_and_not_the_one_that_the_images_share(
     assert read_classes(packed, "folders", "").names == (".", "normal", "tumor")
 
 
+def test_a_list_may_mix_absolute_and_relative_paths():
+    mixed = ImageFiles([*NAMES[:2], *map(os.path.abspath, NAMES[2:])])
+    assert read_classes(mixed, "folders").labels.tolist() == [1, 0, 1, 0]
+
+
 def test_a_packed_store_keeps_the_folders(tmp_path):
     for name in ("b", "a"):
         write_tiles(tmp_path / "tiles" / name, 2, size=32)

@@ -224,7 +224,10 @@ def of(truth: dict, number: int) -> dict:
     [
         (lambda t: t.pop("categories"), "no list 'categories'"),
         (lambda t: t["images"][1].pop("width"), r"images\[1\] has no 'width'"),
-        (lambda t: of(t, 2).pop("bbox"), r"annotations\[2\] has no 'bbox'"),
+        (
+            lambda t: [of(t, 2).pop(key) for key in ("bbox", "segmentation")],
+            "neither a box nor an outline: annotation 3;",
+        ),
         (lambda t: t["images"].append(5), r"images\[3\] has no 'id'"),
         (lambda t: t.update(images=[], annotations=[]), "lists no image"),
         (lambda t: t["images"][1].update(id=1), "same id"),

@@ -139,6 +139,125 @@ def test_boxes_may_differ_from_outlines_as_conventions_do(data: Path) -> None:
         assert len(open_split(data, "train")[0]["boxes"]) == 2
 
 
+def square(x: float, y: float, side: float) -> list[float]:
+    return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+def many(data: Path, count: int) -> None:
+    """Let the training images have ``count`` squares."""
+
+    def fill(truth: dict[str, Any]) -> None:
+        truth["annotations"] = [
+            {
+                "id": number + 1,
+                "image_id": 1 + number % 2,
+                "category_id": 1,
+                "bbox": [number % 80, number % 50, 6, 6],
+                "segmentation": [square(number % 80, number % 50, 6)],
+            }
+            for number in range(count)
+        ]
+
+    edit(data, "train", fill)
+
+
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "no outline": ({"segmentation": []}, "no outlines"),
+    "no points": ({"segmentation": [[]]}, "no outlines"),
+    "two points": ({"segmentation": [[1, 2, 3, 4]]}, "no outlines"),
+    "empty run lengths": ({"segmentation": {"size": list(SIZE), "counts": [60 * 90]}}, "outlines that cover no pixel"),
+    "outline outside": ({"segmentation": [square(200, 200, 9)]}, "outlines that cover no pixel"),
+    "a line": ({"segmentation": [[10, 8, 40, 8, 10, 8]]}, "outlines that cover no pixel"),
+    "no width": ({"bbox": [3, 3, 0, 5]}, "boxes without area"),
+    "box outside": ({"bbox": [300, 3, 5, 5]}, "boxes without area"),
+    "no numbers": ({"bbox": [1, 2, None, 5]}, "boxes that are not x y width height"),
+    "another box": ({"bbox": [60, 40, 9, 9]}, "boxes that disagree with their outlines"),
+    "nothing": ({"bbox": None, "segmentation": None}, "annotations with neither a box nor an outline"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_few_unusable_objects_are_left_out(kind: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, fault = UNUSABLE[kind]
+    many(data, 200)
+    edit(data, "train", lambda truth: [truth["annotations"][n].update(change) for n in (7, 12)])
+    assert open_split(data, "train").objects == 198
+    assert (
+        f"train.json: 2 of 200 objects are left out: {fault}: annotation 8, annotation 13\n" in capsys.readouterr().err
+    )
+    edit(data, "train", lambda truth: truth["annotations"][20].update(change))
+    with pytest.raises(UserError, match=f"{fault}: annotation 8, annotation 13, annotation 21; correct or remove them"):
+        open_split(data, "train")
+
+
+def test_parts_of_two_points_are_left_out_of_outlines(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = open_split(data, "train")[0]["masks"]
+    part = lambda truth: truth["annotations"][0]["segmentation"].extend([[3, 3, 7, 9], [4, 4], []])  # noqa: E731
+    edit(data, "train", part)
+    np.testing.assert_array_equal(open_split(data, "train")[0]["masks"], expected)
+    assert "parts of 1 of 4 objects are left out: outlines with parts of fewer than three points: annotation 1\n" in (
+        capsys.readouterr().err
+    )
+    edit(data, "train", each(lambda a: a["segmentation"].append([1, 2])))
+    with pytest.raises(UserError, match=r"fewer than three points: annotation 1, .* and 1 more; remove these parts"):
+        open_split(data, "train")
+
+
+@pytest.mark.parametrize("box", ["missing", None, []])
+def test_a_missing_box_is_that_of_its_outline(box: Any, data: Path) -> None:
+    expected = [sample["boxes"] for sample in open_split(data, "train")]
+    edit(data, "train", each(lambda a: a.pop("bbox") if box == "missing" else a.update(bbox=box)))
+    for outlines in (True, False):
+        images = open_split(data, "train", outlines=outlines)
+        np.testing.assert_array_equal([sample["boxes"] for sample in images], expected)
+    edit(data, "train", each(lambda a: a.update(iscrowd=1)))
+    assert open_split(data, "train").crowds == 4
+
+
+AMODAL: dict[str, Callable[[list[float]], list[float]]] = {
+    "twice as high": lambda b: [b[0], b[1], b[2], min(2 * b[3], SIZE[0] - b[1])],
+    "to the left and above": lambda b: [b[0] - 9, b[1] - 7, b[2] + 9, b[3] + 7],
+    "whole numbers, beyond the image": lambda b: [b[0] - 9, b[1] - 7, 90 - b[0] + 10, 60 - b[1] + 8],
+}
+
+
+@pytest.mark.parametrize("kind", AMODAL)
+def test_boxes_of_whole_objects_may_exceed_their_visible_outlines(kind: str, data: Path) -> None:
+    edit(data, "train", each(lambda a: a.update(bbox=AMODAL[kind](a["bbox"]))))
+    boxes = np.array([a["bbox"] for a in open_split(data, "train").coco_ground_truth()["annotations"]])
+    np.testing.assert_array_equal(boxes, [AMODAL[kind](list(box)) for box in SQUARES] * 2)
+
+
+def test_corners_are_found_among_boxes_of_whole_objects(data: Path) -> None:
+    """Boxes x1 y1 x2 y2 contain their outlines, too, when read as x y width height."""
+    many(data, 100)
+
+    def corners(truth: dict[str, Any], share: int, amodal: int) -> None:
+        for number, annotation in enumerate(truth["annotations"]):
+            x, y, w, h = annotation["bbox"]
+            high = 2 * h if number % amodal == 0 else h
+            annotation["bbox"] = [x, y, x + w, y + high] if number % share == 0 else [x, y, w, high]
+
+    edit(data, "train", lambda truth: corners(truth, 1, 4))
+    with pytest.raises(UserError, match=r"disagree with their outlines: .*; they are x1 y1 x2 y2; write"):
+        open_split(data, "train")
+    many(data, 100)
+    edit(data, "train", lambda truth: corners(truth, 5, 1000))
+    with pytest.raises(UserError, match=r"disagree with their outlines: .*annotation \d+"):
+        open_split(data, "train")
+
+
+def test_backslashes_in_names_separate_folders(data: Path) -> None:
+    (data / "train" / "images").mkdir()
+    for path in [*(data / "train").glob("*.png")]:
+        path.rename(path.parent / "images" / path.name)
+    edit(data, "train", each(lambda i: i.update(file_name=f"images\\{i['file_name']}"), "images"))
+    assert [sample["name"] for sample in open_split(data, "train")] == ["images/train_1.png", "images/train_2.png"]
+    edit(data, "train", lambda truth: truth["images"][1].update(file_name="images\\train_9.png"))
+    with pytest.raises(UserError, match=r"images missing: images\\train_9\.png; put them into"):
+        open_split(data, "train")
+
+
 def test_objects_are_counted_in_both_splits(data: Path) -> None:
     train = open_split(data, "train")
     assert (train.objects, train.crowds) == (4, 0)

@@ -1,10 +1,12 @@
 """Order, parallel execution, failures and interruption of runs, with commands that take no time."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -177,6 +179,58 @@ def test_a_run_of_another_process_is_waited_for(play, tmp_path, monkeypatch, fin
     runner = play({}, [run])
     assert runner.failed == {} and runner.changes == 1
     assert folder.result() == {"mean_iou": 25.0 if finished else 50.0}
+
+
+def test_a_silent_process_is_waited_for_only_so_long(play, tmp_path, monkeypatch, capsys):
+    run, other = probe("a"), probe("b")
+    child = probe("c", run)
+    lock = RunFolder(tmp_path, run).lock()
+    monkeypatch.setenv("DENSEPATH_WAIT_NOTICE", "0.2")
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "1")
+    monkeypatch.setattr(runner_module, "_POLL_ELSEWHERE", 0.0)
+    try:
+        failed = play({}, [run, child, other]).failed
+    finally:
+        os.close(lock)
+    assert failed.keys() == {run.name, child.name} and RunFolder(tmp_path, other).result()
+    assert f"no result of {run.name} from another process for 1 s; another process holds" in failed[run.name]
+    said = capsys.readouterr().err
+    assert said.count(f"densepath: waiting for result of {run.name} from another process since") >= 2
+    assert play({}, [run]).failed == {}
+
+
+def test_a_process_that_writes_is_waited_for_beyond_the_limit_and_until_a_signal(play, tmp_path, monkeypatch, capsys):
+    run = probe("a")
+    folder = RunFolder(tmp_path, run)
+    lock = folder.lock()
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.4")
+    monkeypatch.setattr(runner_module, "_POLL_ELSEWHERE", 0.0)
+    (folder.path / "run").mkdir()
+    began, look = time.monotonic(), RunFolder.newest_change
+
+    def write_on(folder):
+        (folder.path / "run" / "metrics.csv").write_text(str(time.monotonic()))
+        if time.monotonic() - began > 1.2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return look(folder)
+
+    monkeypatch.setattr(RunFolder, "newest_change", write_on)
+    try:
+        with pytest.raises(SystemExit) as end:
+            play({}, [run])
+    finally:
+        os.close(lock)
+    assert end.value.code == 143
+    assert capsys.readouterr().err.splitlines()[1:] == ["densepath: stopped; give the same command to resume"]
+
+
+def test_a_disk_without_locks_is_reported_and_used(play, tmp_path, monkeypatch, capsys):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("densepath.benchmark.run_folder.fcntl.flock", without)
+    assert play({}, [probe("a")]).failed == {}
+    assert "has no locks; do not start this table twice" in capsys.readouterr().err
 
 
 def test_the_folder_of_another_run_is_refused(tmp_path):

@@ -10,9 +10,8 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.backbones import choose as module
 from densepath.nets.backbones.choose import choose_backbone
-from densepath.nets.weights import load_weights, model_folders
+from densepath.nets.weights import load_weights, published
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -62,8 +61,7 @@ def hub(tmp_path, monkeypatch):
             raise UserError(f"{name} could not be fetched (ConnectionError); check the name and the network")
         return folder
 
-    for place in (module, model_folders):
-        monkeypatch.setattr(place, "fetch", fetch)
+    monkeypatch.setattr(published, "fetch", fetch)
 
     def write(name, config, state=None):
         folder = tmp_path / name
@@ -84,9 +82,11 @@ def test_a_model_of_the_hub_names_an_architecture_and_weights(hub):
     loaded = backbone.net.state_dict()
     shared = loaded.keys() & state.keys()
     assert len(shared) > 10 and all(torch.equal(loaded[name], state[name]) for name in shared)
-    hub("me/other", {"architecture": "test_vit", "model_args": {"init_values": 1e-5}})
-    with pytest.raises(UserError, match=r"hf-hub:me/other is a test_vit with init_values=1e-05, which has no name"):
-        choose_backbone("hf-hub:me/other")
+    scaled = timm.create_model("test_vit", num_classes=0, init_values=1e-5).state_dict()
+    hub("me/other", {"architecture": "test_vit", "model_args": {"init_values": 1e-5}}, scaled)
+    backbone = choose_backbone("hf-hub:me/other")
+    assert backbone.name == "test_vit(init_values=1e-05)"
+    assert f"{len(scaled)} of {len(scaled)} tensors from hf-hub:me/other" in load_weights(backbone, "hf-hub:me/other")
     for call in (choose_backbone, lambda name: load_weights(backbone, name)):
         with pytest.raises(UserError, match=r"^hf-hub:no/body could not be fetched \(ConnectionError\)") as caught:
             call("hf-hub:no/body")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,21 @@ def test_images_that_the_patches_do_not_divide_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_small_patch14_dinov2", r"patches of 14 x 14 px; choose a vision transformer with patches of 8, 16 or 32"),
+        (
+            "test_vit(patch_size=80)",
+            "patches of 80 x 80 px; choose a vision transformer with square patches of 6 to",
+        ),
         ("test_vit2", "only a norm of its pooled features"),
     ],
 )
 def test_transformers_without_a_stage_or_a_norm_are_refused(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=f"{name} has {message}"):
+    with pytest.raises(UserError, match=f"{re.escape(name)} has {message}"):
+        build_backbone(name)
+
+
+@pytest.mark.parametrize("name", ["test_vit(", "test_vit(1)", "test_vit(depth=open('x'))", "f(x)(depth=1)"])
+def test_a_name_that_is_not_one_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"is not the name of a backbone|unknown backbone"):
         build_backbone(name)
 
 

@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from densepath.core.errors import UserError
+from densepath.core.streams import say
 from densepath.runs.folder import differences, open_run, read_config
 
 CONFIG = {"data": "tiles", "method_options": {"queue_size": 64}, "optimizer": {"milestones": (1, 2)}, "epochs": 2}
@@ -68,6 +69,19 @@ def test_a_run_that_fails_later_keeps_what_it_has(tmp_path):
         (out / "metrics.csv").write_text("step\n1\n")
         raise RuntimeError
     assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_log_of_a_run_is_continued_and_has_the_error_that_ended_it(tmp_path):
+    with open_run(tmp_path, CONFIG, resume=False) as out:
+        say("first session")
+        (out / "metrics.csv").write_text("step\n1\n")
+    with pytest.raises(UserError), open_run(tmp_path, CONFIG, resume=True):
+        raise UserError("no space")
+    with pytest.raises(ZeroDivisionError), open_run(tmp_path, CONFIG, resume=True):
+        print(1 / 0)
+    first, second, *traceback, last = (tmp_path / "train.log").read_text().splitlines()
+    assert (first, second) == ("first session", "densepath: error: no space")
+    assert traceback[0].startswith("Traceback") and last == "ZeroDivisionError: division by zero"
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):

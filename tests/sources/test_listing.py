@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import threading
+import time
 import unicodedata
 from pathlib import Path
 from typing import IO
@@ -12,6 +14,7 @@ from typing import IO
 import pytest
 
 from densepath.core.errors import UserError
+from densepath.core.waiting import Stuck
 from densepath.sources import path_table as names
 from densepath.sources.listing import Passed, find_images, list_images
 from densepath.sources.path_table import PathTable
@@ -225,3 +228,30 @@ def test_names_of_millions_lie_in_a_file(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(opened) == 2 and all(file.closed for file in opened)
     assert list(many) == list(few) == strings
     assert list(pickle.loads(pickle.dumps(many))) == strings
+
+
+@pytest.mark.parametrize("source", ["", "/*.png"])
+def test_a_disk_that_hangs_while_files_are_listed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    (tmp_path / "a.png").touch()
+    answers, look = threading.Event(), os.scandir
+    monkeypatch.setattr("os.scandir", lambda *place: answers.wait(60) and look(*place))
+    monkeypatch.setenv("DENSEPATH_WAIT_NOTICE", "0.2")
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.6")
+    try:
+        with pytest.raises(Stuck, match=rf"no list of the files in {tmp_path}\S* for 1 s; a file .* does not respond"):
+            find_images(f"{tmp_path}{source}")
+    finally:
+        answers.set()
+    assert "waiting for list of the files in" in capsys.readouterr().err
+
+
+def test_a_slow_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.png").touch()
+    look = os.scandir
+    monkeypatch.setattr("os.scandir", lambda *place: time.sleep(0.1) or look(*place))
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.5")  # for all folders together it would not be enough
+    assert len(find_images(tmp_path)) == 8

@@ -1,5 +1,7 @@
 """Pictures that densepath writes do not become images that it reads."""
 
+import io
+
 import pytest
 from PIL import Image
 
@@ -15,7 +17,7 @@ def draw(path):
     Image.new("RGB", (32, 32)).save(path)
 
 
-def test_run_folders_among_the_images_are_passed_over(tmp_path):
+def test_run_folders_among_the_images_are_passed_over(tmp_path, monkeypatch):
     for name in ("a.png", "sub/b.png", "sub/run/pictures/step_1.png"):
         draw(tmp_path / name)
     assert len(find_images(tmp_path)) == 3
@@ -26,7 +28,12 @@ def test_run_folders_among_the_images_are_passed_over(tmp_path):
     with open_run(tmp_path / "sub" / "run", {"data": "x"}, resume=False, note="densepath 1"):
         pass
     (tmp_path / "pictures").rename(tmp_path / "sub" / "run" / "pictures")
-    found = find_source(tmp_path)
+    opened = []
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda name, *how: opened.append(name) or io.open(name, *how))
+        found = find_source(tmp_path)
+    assert opened == [f"{tmp_path}/sub/run/config.yaml"]  # and no such file in folders that have none
+    assert found.passed.kinds == {"folders of runs": 1}
     assert [found.names(k).removeprefix(f"{tmp_path}/") for k in range(len(found))] == ["a.png", "sub/b.png"]
     with pytest.raises(UserError, match="holds a run of densepath"):
         find_source(tmp_path / "sub" / "run")

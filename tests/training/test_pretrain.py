@@ -36,7 +36,9 @@ def run(tmp_path, tiles):
 
 def test_a_run_folder_is_self_contained(run):
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    assert files == {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "exported/backbone.safetensors"}
+    exported = {"exported/backbone.safetensors", "exported/backbone.safetensors.md"}
+    records = {"config.yaml", "metrics.csv", "train.log", "sessions.yaml"}
+    assert files == {*records, "checkpoints/last.ckpt", *exported}
     rows = read_metrics(run / "metrics.csv")
     assert [row["step"] for row in rows] == [2, 4]
     # 40 images in batches of 8: the two batches of a row began at 0.4 and 0.6 epochs.
@@ -77,7 +79,7 @@ def test_export_writes_what_the_run_wrote(run, tmp_path):
 
 
 def test_export_needs_a_run(tmp_path, run):
-    with pytest.raises(UserError, match="not the folder of a pre-training run"):
+    with pytest.raises(UserError, match="neither the folder of a run nor"):
         export(tmp_path)
     for path in (run / "checkpoints").iterdir():
         path.unlink()

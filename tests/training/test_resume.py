@@ -78,12 +78,14 @@ def test_the_checkpoint_of_another_run_is_refused(out, tiles, tmp_path):
         resume(tiles, out)
 
 
-def test_the_way_to_a_longer_run_is_given(out, tiles):
+def test_the_way_to_a_longer_run_is_given(out, tiles, capsys):
     way = f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
     for change in ({"max_steps": 5}, {"max_steps": None, "epochs": 1}):
         with pytest.raises(UserError, match=r"started with other values of .*max_steps") as refused:
             resume(tiles, out, **change)
         assert str(refused.value).endswith(way)
+    resume(tiles, out)
+    assert f"densepath: the run in {out} is complete (3 steps); {way}\n" in capsys.readouterr().err
     longer = pretrain(data=tiles, out=f"{out}_2", weights=out, **{**RUN, "max_steps": 5})
     assert newest_checkpoint(longer / "checkpoints")["step"] == 5
 

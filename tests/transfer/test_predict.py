@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import densepath
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, TiffParts, open_file
 from densepath.sources.packing import write_store
@@ -103,13 +106,17 @@ def test_every_image_has_its_files(detector: Path, tmp_path: Path) -> None:
             assert row["class"] == feature["properties"]["classification"]["name"] == kind
         with Image.open(out / "pictures" / f"{stem}.png") as picture:
             assert picture.size == (64, 50)
-    assert not list(out.rglob("*.part")) and not list(out.rglob("*broken*"))
+    assert not list(Path(out).rglob("*.part")) and not list(Path(out).rglob("*broken*"))
 
 
 def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(tmp_path / "data")
     out = predict(detector, data=tmp_path / "data", out=tmp_path / "out", **ALL)
-    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path(out).glob("*.*") if path.suffix != ".log"}
+
+    before = files()
     (out / "records" / "1.json").unlink()
     done = []
     real = densepath.transfer.detection.predictor.TrainedDetector.predict_reader
@@ -119,7 +126,7 @@ def test_the_same_command_continues(detector: Path, tmp_path: Path, monkeypatch:
     )
     predict(detector, data=tmp_path / "data", out=out, **ALL)
     assert done == ["1.png"]
-    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert files() == before and len((out / "predict.log").read_text().split("done in")) == 3
     with pytest.raises(UserError, match="other values of score"):
         predict(detector, data=tmp_path / "data", out=out, **{**ALL, "score": 0.3})
 
@@ -195,13 +202,44 @@ def test_a_detector_takes_arrays_pictures_and_files(detector: Path, tmp_path: Pa
     found = loaded.predict(pixels, score=0.0)
     assert found.masks.shape == (len(found), 50, 64) and found.boxes.shape == (len(found), 4)
     assert set(found.names) <= {"gland", "vessel"} and found.scores.tolist() == sorted(found.scores, reverse=True)
-    for other in (Image.fromarray(pixels), tmp_path / "0.png", str(tmp_path / "0.png"), torch.from_numpy(pixels)):
+    tensor, opaque = torch.from_numpy(pixels), np.dstack((pixels, np.full((50, 64), 255, np.uint8)))
+    deep = pixels.astype(np.uint16) * 257
+    for other in (
+        *(Image.fromarray(pixels), Image.fromarray(opaque), tmp_path / "0.png", str(tmp_path / "0.png")),
+        *(tensor, tensor.permute(2, 0, 1), opaque, deep),
+    ):
         np.testing.assert_array_equal(loaded.predict(other, score=0.0).boxes, found.boxes)
-    several = loaded.predict([pixels, pixels[:40]], score=0.0)
+    grey = pixels[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    expected = loaded.predict(tmp_path / "grey.png", score=0.0).boxes
+    for other in (grey, grey[..., None], torch.from_numpy(grey)[None], Image.fromarray(grey)):
+        np.testing.assert_array_equal(loaded.predict(other, score=0.0).boxes, expected)
+    transparent = np.dstack((pixels, np.full((50, 64), 100, np.uint8)))
+    Image.fromarray(transparent).save(tmp_path / "clear.png")
+    clear = [loaded.predict(each, score=0.0).scores for each in (transparent, tmp_path / "clear.png")]
+    np.testing.assert_allclose(*clear, atol=0.01)
+    several = loaded.predict(iter([pixels, pixels[:40]]), score=0.0)
     np.testing.assert_array_equal(several[0].label_map(), found.label_map())
-    for wrong in (pixels.astype(np.float32), pixels[..., :2], tmp_path / "no.png"):
-        with pytest.raises(UserError):
+    for says, wrong in {
+        "give uint8 of height x width x 3": pixels.astype(np.float32),
+        "uint8 [50, 64, 2]": pixels[..., :2],
+        "no pixels": pixels[:0],
+        "no.png": tmp_path / "no.png",
+        "is a folder": tmp_path,
+    }.items():
+        with pytest.raises(UserError, match=re.escape(says)):
             loaded.predict(wrong)
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs decodes it")
+def test_a_large_tiff_with_a_codec_of_imagecodecs_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = images(tmp_path, 1)[0]
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_lzw")
+    monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 0)
+    np.testing.assert_array_equal(open_file(tmp_path / "a.tif").read(0, 0, 50, 64), pixels)  # as a whole, by Pillow
+    monkeypatch.setattr("densepath.sources.image_reader.MAX_PIXELS", 0)
+    with pytest.raises(CorruptImage, match=r"a\.tif: LZW in a TIFF of this size needs .*pip install imagecodecs$"):
+        open_file(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(

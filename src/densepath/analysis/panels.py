@@ -80,6 +80,27 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def add_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], place: Any = "upper left") -> None:
+    """Add a legend above or below the panels: the figure grows by its height, and has the columns that fit.
+
+    Args:
+        figure: a finished figure, but for its layout, which is made tight.
+        handles, labels: as for ``Figure.legend``.
+        place: "upper left" or "lower center".
+    """
+    options: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.3}
+    for columns in range(len(labels), 0, -1):
+        legend = figure.legend(handles, labels, **options, loc=place, ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    taken = legend.get_window_extent().height / figure.dpi
+    figure.set_size_inches(width, height + taken)
+    share, above = taken / (height + taken), place.startswith("upper")
+    figure.tight_layout(pad=0.7, rect=(0, 0 if above else share, 1, 1 - share if above else 1))
+
+
 def show(axes: Axes, image: np.ndarray) -> None:
     """Show an image (H, W, 3) in a panel. Coordinates are pixels; the image's edges are at 0, W and H."""
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Pictures: the views of a batch, concepts on tiles, objects on images, curves of a run."""
+"""Pictures: the views of a batch, concepts on tiles, objects on images."""
 
 from __future__ import annotations
 
@@ -19,21 +19,17 @@ from torch import Tensor
 
 from densepath.analysis.panels import (
     CONCEPTS,
-    FAINT,
     INK,
     LINES,
     OBJECTS,
     WRONG,
     PanelGrid,
     frame,
-    new_figure,
     save,
     show,
 )
 from densepath.annotations.coco import CocoImages
 from densepath.core.affine import apply, warp_points
-from densepath.core.errors import UserError
-from densepath.runs.metrics import read_metrics
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
@@ -43,10 +39,7 @@ from densepath.views.view import Batch
 _RGB = PixelSpec()
 _CORNERS = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 _POINTS = _CORNERS / 2
-_SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
-_NOT_CURVES = ("step", "epoch")
 _SHOWN_SCORE = 0.5  # detections with a lower score are not drawn
-_PER_ROW = 4  # panels of curves
 
 
 def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSpec = _RGB) -> Path:
@@ -225,64 +218,6 @@ def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], co
             axes.contour(xs, ys, padded, levels=[0.5], colors=color, linewidths=1.7)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-
-
-def draw_curves(runs: Mapping[str, str | Path], path: str | Path, *, columns: Sequence[str] | None = None) -> Path:
-    """Draw the metrics of runs: one panel per column of the file, one line per run.
-
-    Args:
-        runs: name -> metrics file.
-        path: a PNG file.
-        columns: columns to draw; None draws all but step and epoch.
-
-    Raises:
-        UserError: the files hold no numbers.
-    """
-    measured = {name: read_metrics(Path(file)) for name, file in runs.items()}
-    if columns is None:
-        found = dict.fromkeys(c for rows in measured.values() for row in rows for c in row if c not in _NOT_CURVES)
-        columns = sorted(found, key=lambda c: "loss" not in c)
-    if not columns or not any(measured.values()):
-        raise UserError(f"there is nothing to draw in {', '.join(map(str, runs.values()))}; train for some steps first")
-    across = min(_PER_ROW, len(columns))
-    down = -(-len(columns) // across)
-    figure = new_figure(2.7 * across, 1.95 * down)
-    grid = figure.subplots(down, across, squeeze=False)
-    for axes, column in zip(grid.flat, columns, strict=False):
-        for (_, rows), color in zip(measured.items(), LINES, strict=False):
-            points = [(row["step"], row[column]) for row in rows if column in row]
-            if points:
-                paint_curve(axes, np.array(points), color)
-        style_curve(axes, column.replace("_", " "))
-    for axes in grid.flat[len(columns) :]:
-        axes.set_axis_off()
-    if len(runs) > 1:
-        handles = [grid.flat[0].plot([], [], color=c, lw=2)[0] for _, c in zip(runs, LINES, strict=False)]
-        grid.flat[0].legend(handles, list(runs), frameon=False, fontsize=8, labelcolor=INK)
-    figure.tight_layout(pad=0.7)
-    return save(figure, path)
-
-
-def paint_curve(axes: Axes, points: np.ndarray, color: str) -> None:
-    """Plot points (N, 2) in a panel, faintly, and their running mean."""
-    window = max(1, len(points) // _SMOOTHING)
-    if window > 1:
-        axes.plot(*points.T, color=color, lw=0.7, alpha=0.3)
-        kernel = np.ones(window) / window
-        points = np.stack([np.convolve(p, kernel, mode="valid") for p in points.T], axis=1)
-    axes.plot(*points.T, color=color, lw=1.8, marker="o" if len(points) == 1 else None)
-
-
-def style_curve(axes: Axes, title: str, across: str = "step") -> None:
-    """Set the title of a panel of curves and style its axes; ``across`` is the label of the horizontal axis."""
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
-    axes.set_xlabel(across, fontsize=7.5, color=FAINT, labelpad=1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT)
-    axes.grid(axis="y", color="#e6e6ec", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.01)
 
 
 def _outline(axes: Axes, corners: np.ndarray, color: str) -> None:

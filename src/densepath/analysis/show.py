@@ -21,9 +21,7 @@ from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.methods import METHODS
-from densepath.nets.backbones import build_backbone
-from densepath.nets.weights import load_weights
-from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.runs.folder import CONFIG
 from densepath.sources.batch import ImageBatch
 from densepath.sources.loader import ImageBatches
@@ -86,7 +84,7 @@ def show_concepts(
     out: str | Path,
     concepts: Sequence[str] = ("kmeans",),
     weights: Sequence[str] = ("random",),
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     stages: Sequence[int] = (3, 4, 5),
     num_concepts: int = 8,
     grid_size: int = 3,
@@ -106,7 +104,7 @@ def show_concepts(
         concepts: sources of concepts, as in ConCL's option of this name: "kmeans", "grid", "superpixels", "nuclei",
             "saliency", "files".
         weights: for kmeans: weights of the backbone: files, run folders, "random", or timm names.
-        backbone: for kmeans: a timm name.
+        backbone: for kmeans: a timm name; default: that of the weights, resnet18 for random ones.
         stages: for kmeans: stages f1..f5 whose features are clustered.
         num_concepts: for kmeans: number of clusters K.
         grid_size: for grid: concepts per side.
@@ -211,7 +209,7 @@ def _clusters(
     tiles: list[np.ndarray],
     images: PixelSpec,
     weights: Sequence[str],
-    backbone: str,
+    backbone: str | None,
     stages: Sequence[int],
     num_concepts: int,
     seed: int,
@@ -220,10 +218,8 @@ def _clusters(
     groups = []
     sources = [weights] if isinstance(weights, str) else weights
     for source, title in zip(sources, short_names(sources, "weights"), strict=True):
-        spec = pixels_of_weights(source, images)
         torch.manual_seed(seed)
-        network = build_backbone(backbone, spec.channels)
-        load_weights(network, source)
+        network, spec, *_ = pretrained_backbone(source, backbone, images)
         maps = [find_concepts(network, tile, stages, num_concepts, seed, spec) for tile in tiles]
         name = f"{title} " if len(sources) > 1 else ""
         groups.append({f"{name}f{stage}": [m[stage] for m in maps] for stage in stages})

@@ -19,15 +19,13 @@ from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.object_metrics import compare, correct_pairs
 from densepath.transfer.detection.object_overlap import find_overlap
-from densepath.transfer.detection.overlay import outlined
+from densepath.transfer.detection.overlay import Shape, dashed, outlined
 from densepath.transfer.detection.predictor import load_detector
 
 LabelMap = npt.NDArray[np.integer]
 
 _WIDTH = 480  # pixels of a panel
 _GAP, _LINE, _FONT = 10, 24, 15
-_MISSED = (255, 0, 0)
-_DASH = 6  # pixels
 
 
 def show_detections(
@@ -105,7 +103,7 @@ def _row(image: npt.NDArray[np.uint8], name: str, truth: LabelMap, found: Sequen
         correct = correct_pairs(overlap)
         missed = np.delete(overlap.truth.labels, overlap.pairs[correct, 0])
         shown = _resized(labels)
-        canvas = _dashed(small, np.where(np.isin(true_small, missed), true_small, 0))
+        canvas = dashed(small, list(_shapes(np.where(np.isin(true_small, missed), true_small, 0)).values()))
         metrics = compare(truth, labels).metrics
         line = f"F1 {metrics['object_f1']:.0f}  Dice {metrics['object_dice']:.0f}  |  {len(missed)} missed, "
         line += f"{len(overlap.found) - len(correct)} false"
@@ -123,25 +121,14 @@ def _resized(array: npt.NDArray) -> npt.NDArray:
 
 def _drawn(image: npt.NDArray[np.uint8], labels: LabelMap, numbers: Mapping[int, int]) -> Image.Image:
     """The image with the outlines of a label map."""
-    shapes, colors = [], []
-    for label, place in enumerate(ndimage.find_objects(labels), 1):
-        if place is not None:
-            shapes.append((place[0].start, place[1].start, labels[place] == label))
-            colors.append(color_of(numbers[label]))
-    return outlined(image, shapes, colors)
+    shapes = _shapes(labels)
+    return outlined(image, list(shapes.values()), [color_of(numbers[label]) for label in shapes])
 
 
-def _dashed(image: npt.NDArray[np.uint8], labels: LabelMap) -> npt.NDArray[np.uint8]:
-    """The image with dashed outlines of a label map."""
-    canvas = image.copy()
-    dashes = np.add.outer(*map(np.arange, labels.shape)) // _DASH % 2 == 0
-    for label, place in enumerate(ndimage.find_objects(labels), 1):
-        if place is not None:
-            mask = labels[place] == label
-            rim = mask & ~ndimage.binary_erosion(mask, iterations=3)
-            canvas[place][rim] = _MISSED
-            canvas[place][rim & ~dashes[place]] = 255
-    return canvas
+def _shapes(labels: LabelMap) -> dict[int, Shape]:
+    """The objects of a label map."""
+    places = enumerate(ndimage.find_objects(labels), 1)
+    return {label: (p[0].start, p[1].start, labels[p] == label) for label, p in places if p is not None}
 
 
 def _compose(titles: Sequence[str], rows: Sequence[Sequence[Panel]], note: str) -> Image.Image:

@@ -11,19 +11,18 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from densepath.analysis.curves import style_curve
 from densepath.analysis.panels import INK, LINES, new_figure, picture_file, save
-from densepath.analysis.pictures import style_curve
 from densepath.analysis.short_names import short_names
 from densepath.analysis.similarity import BINS, Distribution, region_similarities
 from densepath.analysis.source import report_source
 from densepath.core.errors import UserError
-from densepath.nets.backbones import build_backbone
-from densepath.nets.weights import load_weights
-from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import pretrained_backbone
 from densepath.sources.open import open_images
 from densepath.training.hardware import choose_device
 
 _STEPS = 80  # bars of a histogram over the visible range
+_LINE = 0.17  # inches, of the legend below a panel
 _HIDDEN = 0.002  # share of the pairs that may lie left of the visible range
 
 
@@ -32,7 +31,7 @@ def show_similarity(
     data: Sequence[str],
     out: str | Path,
     weights: Sequence[str] = ("random",),
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     stage: int | None = None,
     view_size: int = 224,
     count: int = 500,
@@ -51,7 +50,7 @@ def show_similarity(
         data: up to six folders of images, text lists of files, globs, or packed stores.
         out: a PNG file.
         weights: files, run folders, "random", or timm names.
-        backbone: a timm name.
+        backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stage: stage 1 to 5 whose positions are the regions; default: the deepest, 7 x 7 positions of a ResNet.
         view_size: height and width in pixels of the center crop of an image.
         count: number of images per source, chosen at random; all if there are fewer.
@@ -87,10 +86,8 @@ def show_similarity(
     for name, source in zip(short_names(networks, "weights"), networks, strict=True):
         panels[name] = {}
         for title, each in images.items():
-            spec = pixels_of_weights(source, each.spec)
             torch.manual_seed(seed)
-            network = build_backbone(backbone, spec.channels)
-            load_weights(network, source)
+            network, spec, *_ = pretrained_backbone(source, backbone, each.spec)
             panels[name][title] = region_similarities(
                 network.to(device), each, stage=stage, view_size=view_size, count=count, seed=seed, spec=spec
             )
@@ -105,7 +102,7 @@ def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Pa
         panels: weights -> source -> distribution.
         path: a PNG file.
     """
-    figure = new_figure(3.6 * len(panels), 2.6)
+    figure = new_figure(3.6 * len(panels), 2.6 + _LINE * max(map(len, panels.values())))
     low = min(found.quantile(_HIDDEN) for panel in panels.values() for found in panel.values())
     for axes, (name, panel) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         for (title, found), color in zip(panel.items(), LINES[: len(panel)], strict=True):
@@ -116,7 +113,7 @@ def draw_similarities(panels: Mapping[str, Mapping[str, Distribution]], path: Pa
         axes.set_ylim(bottom=0)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left")
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(-0.03, -0.2))
     figure.tight_layout(pad=0.7)
     return save(figure, path)
 

@@ -88,7 +88,8 @@ def read_classes(images: PixelSource, labels: str, root: str | Path | None = Non
 def _by_folder(images: PixelSource, root: str | Path | None) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The topmost folders of the images, and (N,) the index of each image's folder."""
     folders = {os.path.dirname(name) for name in AllNames(images)}
-    base = os.path.commonpath(folders) if root is None else str(root)
+    # A list may have absolute and relative paths.
+    base = os.path.commonpath([os.path.abspath(folder) for folder in folders]) if root is None else str(root)
     top = {folder: os.path.relpath(folder or ".", base or ".").split(os.sep)[0] for folder in folders}
     numbers: dict[str, int] = {}
     found = (numbers.setdefault(top[os.path.dirname(name)], len(numbers)) for name in AllNames(images))

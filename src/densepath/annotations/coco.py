@@ -194,6 +194,10 @@ class CocoImages(Dataset[dict[str, Any]]):
         pairs = zip(self.category_ids, self.category_names, strict=True)
         return [name for number, name in pairs if number not in present]
 
+    def annotations_of(self, index: int) -> list[dict[str, Any]]:
+        """The annotations of an image's objects, from the JSON."""
+        return self._objects[self._images[index]["id"]]
+
     def paths(self) -> list[Path]:
         """The image files."""
         return [self.folder / image["file_name"] for image in self._images]

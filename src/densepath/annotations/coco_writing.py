@@ -1,41 +1,65 @@
-"""Instances in COCO's format next to their images, written from label maps."""
+"""Instances in COCO's format next to their images, written from label maps or from annotations of COCO."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from faster_coco_eval import mask as rle
 from PIL import Image
+from scipy import ndimage
 
+from densepath.annotations.outlines import encode_part
+from densepath.annotations.patients import MANIFEST
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_size
 
 LabelMap = npt.NDArray[np.integer[Any]]
-# Name without suffix, perhaps in subfolders; image or its file; labels (H, W).
-Outlined = tuple[str, npt.NDArray[np.uint8] | Path, LabelMap]
+Objects = LabelMap | Sequence[Mapping[str, Any]]
+
+
+class Outlined(NamedTuple):
+    """An image with its objects.
+
+    Args:
+        name: without suffix, perhaps in subfolders.
+        image: uint8 (H, W, 3) or (H, W), uint16 too, or a file.
+        objects: labels (H, W), 0 for background; or annotations of COCO with ``category``, a name, instead of ids.
+        patient: the patient, if known.
+        source: the file that it comes from, for the manifest.
+    """
+
+    name: str
+    image: npt.NDArray[Any] | Path
+    objects: Objects
+    patient: str | None = None
+    source: str | None = None
 
 
 def write_coco(
-    dest: str | Path, splits: Mapping[str, Iterable[Outlined]], category: str = "gland"
+    dest: str | Path,
+    splits: Mapping[str, Iterable[Outlined | tuple[str, npt.NDArray[Any] | Path, Objects]]],
+    category: str | Sequence[str] = "gland",
 ) -> dict[str, tuple[int, int]]:
-    """Write images with instance label maps as a data set for detectors.
+    """Write images with their objects as a data set for detectors.
 
     DEST/train/* and DEST/test/* are the images, DEST/annotations/train.json and test.json the instances: one annotation
-    for each positive label, whether or not its pixels are connected.
+    for each positive label, whether or not its pixels are connected. If sources are given, DEST/manifest.csv has the
+    file, split, patient and source of each image.
 
     Args:
         dest: a new folder; it is created only when it is complete.
-        splits: for each split's name, (name, image, labels) in order. The image is uint8 (H, W, 3), written as PNG, or
-            a file, which is copied. Labels are (H, W), 0 for background.
-        category: name of the objects.
+        splits: the images of each split, in order. An array is written as PNG (16-bit color as TIFF), a file is copied.
+        category: name of the objects of label maps; or the names of all categories.
 
     Returns:
         Numbers of images and instances of each split.
@@ -44,50 +68,82 @@ def write_coco(
         UserError: ``dest`` is not empty, an image cannot be read, or a label map and its image differ in size.
     """
     dest = require_new_folder(dest, "the data set")
-    counts = {}
+    names = [category] if isinstance(category, str) else list(category)
+    ids = {name: number for number, name in enumerate(names, 1)}
+    counts, rows = {}, []
     with atomic_write(dest) as folder:
         (folder / "annotations").mkdir(parents=True)
         for split, samples in splits.items():
             (folder / split).mkdir()
             truth: dict[str, Any] = {
-                "info": {"description": f"{category} instances, {split}"},
+                "info": {"description": f"{', '.join(names)} instances, {split}"},
                 "images": [],
                 "annotations": [],
-                "categories": [{"id": 1, "name": category}],
+                "categories": [{"id": number, "name": name} for name, number in ids.items()],
             }
-            for image_id, (name, image, labels) in enumerate(samples, 1):
-                file = _place_image(folder / split, name, image, labels.shape)
-                height, width = labels.shape
-                truth["images"].append({"id": image_id, "file_name": file, "width": width, "height": height})
-                for label in np.unique(labels[labels > 0]):
-                    instance = annotation_of(labels == label)
-                    truth["annotations"].append(
-                        {"id": len(truth["annotations"]) + 1, "image_id": image_id, "category_id": 1} | instance
-                    )
+            for image_id, sample in enumerate((Outlined(*sample) for sample in samples), 1):
+                file, (height, width) = _place_image(folder / split, sample)
+                entry: dict[str, Any] = {"id": image_id, "file_name": file, "width": width, "height": height}
+                truth["images"].append(entry | ({"patient": sample.patient} if sample.patient is not None else {}))
+                objects = sample.objects
+                for instance in instances_of(objects, names[0]) if isinstance(objects, np.ndarray) else objects:
+                    number = ids[instance["category"]]
+                    annotation = {"id": len(truth["annotations"]) + 1, "image_id": image_id, "category_id": number}
+                    truth["annotations"].append(annotation | {k: v for k, v in instance.items() if k != "category"})
+                if sample.source is not None:
+                    rows.append((f"{split}/{file}", split, sample.patient or "", sample.source))
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(truth))
             counts[split] = len(truth["images"]), len(truth["annotations"])
+        if rows:
+            with (folder / MANIFEST).open("w", newline="", encoding="utf-8") as lines:
+                csv.writer(lines, lineterminator="\n").writerows([("file", "split", "patient", "source"), *rows])
     return counts
 
 
-def _place_image(folder: Path, name: str, image: npt.NDArray[np.uint8] | Path, size: tuple[int, ...]) -> str:
-    """Put an image into the folder and return its file name."""
+def _place_image(folder: Path, sample: Outlined) -> tuple[str, tuple[int, int]]:
+    """Put an image into the folder; return its file name, and its height and width."""
+    name, image = sample.name, sample.image
     try:
-        actual = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else read_size(image)
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
-    if actual != size:
-        raise UserError(f"{name}: the labels are {_size(*size)} but the image is {_size(*actual)}; they must be equal")
-    file = f"{name}{image.suffix.lower() if isinstance(image, Path) else '.png'}"
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(sample.objects, np.ndarray) and sample.objects.shape != (height, width):
+        labels = _size(*sample.objects.shape)
+        raise UserError(f"{name}: the labels are {labels} but the image is {_size(height, width)}; they must be equal")
+    wide = isinstance(image, np.ndarray) and image.dtype == np.uint16 and image.ndim == 3  # Pillow has no such PNG
+    file = f"{name}{image.suffix.lower() if isinstance(image, Path) else '.tif' if wide else '.png'}"
+    place = folder / file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        raise UserError(f"two images would be written as {folder.name}/{file}; rename one of them")
     if isinstance(image, Path):
-        shutil.copyfile(image, folder / file)
+        shutil.copyfile(image, place)
+    elif wide:
+        tifffile.imwrite(place, image, photometric="rgb", compression="zlib")
     else:
-        Image.fromarray(image).save(folder / file, compress_level=1)
-    return file
+        Image.fromarray(image).save(place, compress_level=1)
+    return file, (height, width)
 
 
 def _size(height: int, width: int) -> str:
     return f"{width} x {height} px"
+
+
+def instances_of(labels: LabelMap, category: str) -> Iterator[dict[str, Any]]:
+    """The instances of a label map (H, W) as COCO's annotations with a ``category``, in the order of their labels."""
+    values, ranks = np.unique(labels, return_inverse=True)
+    background = int((values <= 0).sum())
+    numbers = (ranks.reshape(labels.shape) + 1 - background).clip(0)
+    for number, place in enumerate(ndimage.find_objects(numbers), 1):
+        mask = numbers[place] == number
+        (top, left), (height, width) = (axis.start for axis in place), mask.shape
+        yield {
+            "category": category,
+            "segmentation": encode_part(mask, top, left, labels.shape),
+            "bbox": [float(left), float(top), float(width), float(height)],
+            "area": int(mask.sum()),
+            "iscrowd": 0,
+        }
 
 
 def annotation_of(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

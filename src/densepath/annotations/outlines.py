@@ -23,6 +23,8 @@ Integers = npt.NDArray[np.int64]
 def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[float]]:
     """Draw an object's outlines, in any of the three formats of COCO, as pycocotools does.
 
+    Parts of fewer than three points, which have no area, are left out.
+
     Args:
         segmentation: polygons, or run lengths as numbers or as compressed text; not checked before.
         height, width: of the image in pixels.
@@ -35,6 +37,7 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
     """
     if isinstance(segmentation, list):
         far = _FAR * max(height, width)
+        segmentation = [part for part in segmentation if not _is_sliver(part)]
         if not segmentation:
             raise ValueError("no outlines")
         if not all(_is_polygon(polygon, far) for polygon in segmentation):
@@ -53,9 +56,30 @@ def draw(segmentation: Any, height: int, width: int) -> tuple[Outline, list[floa
     return {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}, bounds
 
 
+def slivers(segmentation: Any) -> int:
+    """The number of parts of polygons with fewer than three points; :func:`draw` leaves them out."""
+    return sum(map(_is_sliver, segmentation)) if isinstance(segmentation, list) else 0
+
+
 def is_empty(outline: Outline) -> bool:
     """Whether an outline covers no pixel: its only run is the background."""
     return len(outline["counts"]) <= _MOST_DIGITS and not rle.area(outline)
+
+
+def encode_part(mask: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> Outline:
+    """The run lengths of an image (height, width) that is empty outside a ``mask`` at ``top``, ``left``."""
+    height, width = size
+    # Runs go down the columns. Zeros above and below the mask end each run in its own column.
+    columns = np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8)
+    edges = np.diff(columns, axis=1)
+    place = (left + np.arange(mask.shape[1]))[:, None] * height + top + np.arange(mask.shape[0] + 1)
+    starts, ends = place[edges == 1], place[edges == -1]
+    joined = starts[1:] == ends[:-1]  # a column that is full to the bottom, and the next one from the top
+    bounds = np.stack((starts[np.append(True, ~joined)[: len(starts)]], ends[np.append(~joined, True)[: len(ends)]]), 1)
+    counts = np.diff(bounds.reshape(-1), prepend=0, append=height * width)
+    counts = counts[: len(counts) - (counts[-1] == 0)]  # as COCO's encoder
+    runs = rle.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
+    return {"size": [height, width], "counts": runs["counts"].decode()}
 
 
 def union(outlines: Sequence[Outline], height: int, width: int) -> npt.NDArray[np.bool_]:
@@ -115,6 +139,10 @@ def are_numbers(values: Any, most: float) -> bool:
 def _is_polygon(polygon: Any, far: float) -> bool:
     """Whether something is a polygon of COCO, x y x y ..., with no corner beyond ``far``."""
     return are_numbers(polygon, far) and len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def _is_sliver(part: Any) -> bool:
+    return isinstance(part, list) and len(part) in (0, 2, 4) and (not part or are_numbers(part, np.inf))
 
 
 def _bounded(segmentation: list[list[float]], height: int, width: int) -> list[list[float]]:

@@ -16,7 +16,7 @@ _FILE = ("file", "file_name", "filename", "path", "image", "name")
 _PATIENT = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 
 
-def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
+def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFEST) -> dict[str, str]:
     """The patients of images: name -> patient, for those that a manifest lists.
 
     A manifest lies in the folder of the source, in its parent, or in a folder below it, where it applies only to the
@@ -26,6 +26,7 @@ def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
     Args:
         source: a folder, a file in a folder, or a pattern (its folder is the part before the first wildcard).
         names: paths of images, or their names in a packed store.
+        manifest: the table's file name.
 
     Raises:
         UserError: the manifest cannot be read.
@@ -33,7 +34,7 @@ def patients_of(source: str | Path, names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     folder = _folder(source)
     for place in [*_below(folder, names), folder, folder.parent]:
-        known = _read(place / MANIFEST)
+        known = _read(place / manifest)
         if known:
             within = place not in (folder, folder.parent)
             for name in names:
@@ -73,7 +74,7 @@ def _read(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             table = csv.DictReader(lines)
-            columns = {(column or "").strip().lower(): column for column in table.fieldnames or ()}
+            columns = {(column or "").strip().lower().replace(" ", "_"): column for column in table.fieldnames or ()}
             file = next((columns[name] for name in _FILE if name in columns), None)
             patient = next((columns[name] for name in _PATIENT if name in columns), None)
             if file is None or patient is None:

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from densepath.analysis.panels import FAINT, INK, LINES, new_figure, save
-from densepath.analysis.pictures import style_curve
+from densepath.analysis.curves import style_curve
+from densepath.analysis.panels import FAINT, INK, LINES, add_legend, new_figure, save
 from densepath.benchmark.results import Entry, Results, column_name
 
 _PANEL = (4.4, 2.9)  # inches
@@ -42,7 +42,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     looks = {name: (LINES[i % len(LINES)], _MARKERS[i // len(LINES) % len(_MARKERS)]) for i, name in enumerate(trained)}
     across = min(_MAX_COLUMNS, len(panels))
     down = -(-len(panels) // across)
-    figure = new_figure(_PANEL[0] * across, _PANEL[1] * down + 0.35)
+    figure = new_figure(_PANEL[0] * across, _PANEL[1] * down)
     grid = figure.subplots(down, across, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name in names:
@@ -61,8 +61,7 @@ def draw_budgets(results: Results, budgets: Mapping[str, int], path: str | Path)
     if any(entry.paper is not None for panel in panels for entry in panel):
         handles += grid.flat[0].plot([], [], color=INK, lw=1.3, ls="--", alpha=0.6)
         labels.append("the paper's")
-    figure.tight_layout(pad=0.8, rect=(0, 0.35 / figure.get_size_inches()[1], 1, 1))
-    figure.legend(handles, labels, loc="lower center", ncol=8, frameon=False, fontsize=8, labelcolor=INK)
+    add_legend(figure, handles, labels, "lower center")
     return save(figure, path)
 
 

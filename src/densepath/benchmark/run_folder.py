@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from densepath.benchmark.grid import Run
 from densepath.benchmark.verb_options import METRICS
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.locks import NO_LOCKS
 from densepath.core.scores import SCALE, in_percent
+from densepath.core.streams import say
 from densepath.runs.checkpoints import CHECKPOINTS
 from densepath.runs.metrics import read_metrics
 from densepath.training.export import EXPORTED
@@ -77,10 +80,24 @@ class RunFolder:
         descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                say(f"densepath: the file system of {self.root} has no locks; do not start this table twice")
+                return descriptor
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
             return None
         return descriptor
+
+    def newest_change(self) -> int:
+        """The time of the newest change of a file in the folder."""
+        times = [0]
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                with suppress(OSError):
+                    times.append(os.stat(os.path.join(folder, name)).st_mtime_ns)
+        return max(times)
 
     def command(self, devices: str, workers: int | None = None) -> list[str]:
         """The command of the run, to be called in its folder: paths within the grid are relative."""

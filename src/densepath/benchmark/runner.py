@@ -15,6 +15,7 @@ from densepath.benchmark.devices import Device
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import LOG, RunFolder
 from densepath.core.errors import UserError
+from densepath.core.waiting import Stuck, Wait
 from densepath.runs.progress import clock, say
 from densepath.runs.signals import Interrupted, StopSignals
 
@@ -40,7 +41,8 @@ class Runner:
     """Executes the runs that are not done yet.
 
     A run that fails is reported with its log; runs that depend on it are left out, and the others continue. A run that
-    another process executes (perhaps an orphan of an earlier call) is waited for.
+    another process executes (perhaps an orphan of an earlier call) is waited for, as long as files in its folder change
+    within :func:`~densepath.core.waiting.limit_seconds`; it is taken over if that process ends without a result.
 
     Args:
         root: the folder that holds all runs.
@@ -59,7 +61,7 @@ class Runner:
         self._free = list(devices)
         self._changed = changed
         self._jobs: list[_Job] = []
-        self._looked: dict[str, float] = {}
+        self._elsewhere: dict[str, tuple[Wait, float]] = {}  # name of a run -> wait for it, and when it was looked at
         self.failed: dict[str, str] = {}  # name of a run -> reason
 
     def run(self) -> None:
@@ -94,16 +96,16 @@ class Runner:
     def _is_next(self, run: Run) -> bool:
         """Whether its parent is not running, and no other process was just seen executing it."""
         running = any(job.folder.run is run.parent for job in self._jobs)
-        return not running and time.monotonic() - self._looked.get(run.name, -_POLL_ELSEWHERE) >= _POLL_ELSEWHERE
+        _, looked = self._elsewhere.get(run.name, (None, -_POLL_ELSEWHERE))
+        return not running and time.monotonic() - looked >= _POLL_ELSEWHERE
 
     def _try(self, run: Run) -> None:
         folder = RunFolder(self._root, run)
         lock = folder.lock()
         if lock is None:
-            if run.name not in self._looked:
-                say(f"{run.name}: waiting for another process that executes it")
-            self._looked[run.name] = time.monotonic()
+            self._wait(folder)
             return
+        self._elsewhere.pop(run.name, None)
         self._waiting.remove(run)
         if folder.result() is not None:  # another process has finished it
             os.close(lock)
@@ -125,6 +127,22 @@ class Runner:
                 pass_fds=(lock,),  # the folder stays locked as long as the process lives
             )
         self._jobs.append(_Job(folder, device, process, lock, time.monotonic()))
+
+    def _wait(self, folder: RunFolder) -> None:
+        """Wait for a run that another process executes, within the limit."""
+        run, now = folder.run, time.monotonic()
+        try:
+            if run.name in self._elsewhere:
+                wait, looked = self._elsewhere[run.name]
+                wait.check(now - looked - _POLL_ELSEWHERE)  # no wait while all devices were busy
+            else:
+                say(f"{run.name}: waiting for another process that executes it")
+                remedy = f"another process holds {folder.path}, but writes nothing there; end it, then start again"
+                wait = Wait(f"result of {run.name} from another process", remedy, folder.newest_change)
+            self._elsewhere[run.name] = wait, now
+        except Stuck as error:
+            self._waiting.remove(run)
+            self._fail(run, str(error))
 
     def _collect(self, stopping: bool) -> None:
         """Collect the results of processes that have ended."""
@@ -155,7 +173,9 @@ class Runner:
 
     def _stop(self, signum: int) -> None:
         """Forward a signal, and wait until all runs have saved their state."""
-        say(f"densepath: stopping {len(self._jobs)} runs, which save their state; signal again to stop immediately")
+        if self._jobs:
+            runs = f"{len(self._jobs)} run{'s' * (len(self._jobs) != 1)}"
+            say(f"densepath: stopping {runs} and saving their state; signal again to stop immediately")
         for job in self._jobs:
             job.stop(signal.SIGTERM)
         while self._jobs:

@@ -49,6 +49,8 @@ def benchmark_table(
     Each run has its own folder, named by a digest of its options, its data and the code. A finished run is not
     repeated, a run that was stopped or killed is resumed, and a change of options, data or code makes new runs:
     nothing is mixed. ``table.md``, ``table.csv``, ``table.html`` and ``curves.png`` are written whenever a run is done.
+    Runs that another process executes are waited for as long as it writes to their folders, at most 30 minutes without
+    a change (DENSEPATH_WAIT_LIMIT).
 
     Args:
         config: "table1", "table2", "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and

@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from densepath.annotations.pairs import refuse
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, refuse
 from densepath.core.files import existing
+from densepath.core.threads import in_threads
 
 
 class Matches:
@@ -45,7 +45,12 @@ def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -
     Raises:
         UserError: an image has no file, two images have the same file, or two files have the same name.
     """
-    suffix_of = _index(folder, suffixes)
+    suffix_of: dict[str, str] = {}
+
+    def index(folder: Path) -> None:
+        _index(folder, suffixes, suffix_of)
+
+    next(in_threads(index, [folder], 1, f"list of the files in {folder}", sign=suffix_of.__len__))
     depths = range(min(_key(name).count("/") for name in names) + 1)
     for above in depths:  # leading folders of the images that do not occur below this folder
         if all(_key(name, above) in suffix_of for name in names):
@@ -57,9 +62,8 @@ def match_names(names: Iterable[str], folder: Path, suffixes: tuple[str, ...]) -
     raise AssertionError("there is at least one image")
 
 
-def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The path of each file below the folder, without suffix -> its suffix."""
-    suffix_of: dict[str, str] = {}
+def _index(folder: Path, suffixes: tuple[str, ...], suffix_of: dict[str, str]) -> None:
+    """Add the path of each file below the folder, without suffix -> its suffix."""
     spellings: dict[str, str] = {}  # one string for all files
     for path in _files(folder, suffixes):
         key, suffix = _key(path), os.path.splitext(path)[1]
@@ -67,7 +71,6 @@ def _index(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
             first, second = sorted((folder / (key + suffix_of[key]), folder / path))
             raise UserError(f"{first} and {second} have the same name; keep one of them")
         suffix_of[key] = spellings.setdefault(suffix, suffix)
-    return suffix_of
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:

@@ -29,3 +29,9 @@ def first_few(names: Sequence[str], count: int = 3, separator: str = ", ") -> st
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return separator.join(names[:count]) + more
+
+
+def refuse(cases: Sequence[str], what: str, remedy: str) -> None:
+    """Raise a UserError that names the first cases, if there are any."""
+    if cases:
+        raise UserError(f"{what}: {first_few(cases)}; {remedy}")

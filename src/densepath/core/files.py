@@ -115,9 +115,10 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
 
 
 def existing(folder: str | Path, name: str) -> str:
-    """A file's name as it is on disk, where it may differ by Unicode normalization (macOS writes other forms than
-    Linux); the name itself if there is no such file."""
-    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    """A file's name as it is on disk: it may differ by Unicode normalization (macOS writes other forms than Linux), and
+    have backslashes between folders (Windows); the name itself if there is no such file."""
+    spellings = dict.fromkeys((name, name.replace("\\", "/")))
+    forms = [form for text in spellings for form in (text, *(unicodedata.normalize(f, text) for f in ("NFC", "NFD")))]
     return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)
 
 

@@ -19,7 +19,7 @@ from densepath.core.streams import say
 from densepath.core.waiting import limit_seconds, wait_for
 
 # Errors of file systems without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 _BEAT = 5.0  # seconds between two signs of life
 _held: set[Path] = set()  # by this process
 
@@ -47,7 +47,7 @@ def shared_work(path: Path, what: str) -> Iterator[None]:
             sign=lambda: _touched(path),
         )
     except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         say(f"densepath: the file system of {path.parent} has no locks; do not start two runs that need new {what}")
         yield
@@ -143,7 +143,7 @@ def _try(folder: Path, descriptor: int) -> None:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             say(f"densepath: the file system of {folder} has no locks; do not start a second run in this folder")
             return
         if error.errno not in (errno.EACCES, errno.EAGAIN):

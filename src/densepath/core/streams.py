@@ -7,9 +7,12 @@ import os
 import select
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, TextIO, cast
 
 from rich.console import Console
+
+from densepath.core.log import log
 
 _PATIENCE = 0.5  # seconds that a line waits for a full pipe
 
@@ -73,9 +76,15 @@ def open_console(stream: TextIO | None, **options: Any) -> Console:
     return Console(file=cast(TextIO, _Patient(stream)) if stream is not None else io.StringIO(), **options)
 
 
+def is_animated(console: Console) -> bool:
+    """Whether progress bars can be drawn: in a terminal, and in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 def say(line: str) -> None:
-    """One line for the user, on stderr."""
+    """One line for the user, on stderr and in the log of a run."""
     write_line(line, sys.stderr)
+    log(line)
 
 
 def flush_streams() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from rich.progress import track
 
-from densepath.core.streams import open_console
+from densepath.core.streams import open_console, say
 
 T = TypeVar("T")
+_SECONDS_BETWEEN_LINES = 30.0
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
@@ -71,7 +73,15 @@ def first_on_node() -> bool:
 
 
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield the items, with a progress bar if stderr is a terminal and this is the node's first process."""
+    """Yield the items; the node's first process shows a bar in a terminal, and a line now and then elsewhere."""
     console = open_console(sys.stderr)
-    quiet = not (console.is_terminal and first_on_node())
-    yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)
+    if console.is_terminal or not first_on_node():
+        quiet = not first_on_node()
+        yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)
+        return
+    line_at = time.monotonic()
+    for count, item in enumerate(items):
+        if time.monotonic() - line_at >= _SECONDS_BETWEEN_LINES:
+            line_at = time.monotonic()
+            say(f"densepath: {what}: {count} of {total}")
+        yield item

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from itertools import islice
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from densepath.core.waiting import HANGING_READER, wait_for
 
@@ -20,7 +20,12 @@ _PATIENCE = 5.0  # seconds that threads have to end after an error
 
 
 def in_threads(
-    function: Callable[[A], T], items: Iterable[A], threads: int, what: str, remedy: str = HANGING_READER
+    function: Callable[[A], T],
+    items: Iterable[A],
+    threads: int,
+    what: str,
+    remedy: str = HANGING_READER,
+    sign: Callable[[], Any] = lambda: None,
 ) -> Iterator[T]:
     """A function's results for items, in their order; a few items are computed ahead.
 
@@ -30,7 +35,7 @@ def in_threads(
         function: called in one of the threads; its exception is raised here, at its position.
         items: consumed a few ahead.
         threads: number of threads.
-        what, remedy: as for :func:`~densepath.core.waiting.wait_for`.
+        what, remedy, sign: as for :func:`~densepath.core.waiting.wait_for`.
 
     Raises:
         Stuck: a result does not come within the limit.
@@ -49,7 +54,7 @@ def in_threads(
                 work.put((pending[-1], item))
             if not pending:
                 return
-            wait_for(_done(pending[0]), what, remedy)
+            wait_for(_done(pending[0]), what, remedy, sign)
             patience = _PATIENCE
             yield pending.popleft().result()
             patience = 0.0

@@ -65,6 +65,43 @@ def listening(listener: Callable[[str, float], None]) -> Iterator[None]:
         _listeners.remove(listener)
 
 
+class Wait:
+    """A wait in progress, which is reported, and ends at the limit.
+
+    Args:
+        what, remedy, sign: as for :func:`wait_for`.
+    """
+
+    def __init__(self, what: str, remedy: str = HANGING_READER, sign: Callable[[], Any] = lambda: None) -> None:
+        self._what, self._remedy, self._sign = what, remedy, sign
+        self._start = self._since = time.monotonic()
+        self._reported, self._last = 0.0, sign()
+
+    def check(self, late: float = 0.0) -> None:
+        """Look at the clock. Call it every few seconds.
+
+        Args:
+            late: seconds by which this call is late: if this process did not wait meanwhile, they do not count.
+
+        Raises:
+            Stuck: the limit is exceeded.
+        """
+        now = time.monotonic()
+        if late > _STOPPED:  # by Ctrl-Z or a scheduler: nobody worked meanwhile
+            self._start, self._since = self._start + late, self._since + late
+        waited = now - self._start
+        for listener in tuple(_listeners):
+            listener(self._what, waited)
+        if waited - self._reported >= notice_seconds():
+            self._reported = waited
+            who = f"rank {rank()} is " if world_size() > 1 else ""
+            say(f"densepath: {who}waiting for {self._what} since {waited:.0f} s")
+        if (new := self._sign()) != self._last:
+            self._last, self._since = new, now
+        if now - self._since > limit_seconds():
+            raise Stuck(f"no {self._what} for {now - self._since:.0f} s; {self._remedy}")
+
+
 def wait_for(
     attempt: Callable[[float], T], what: str, remedy: str = HANGING_READER, sign: Callable[[], Any] = lambda: None
 ) -> T:
@@ -79,28 +116,15 @@ def wait_for(
     Raises:
         Stuck: the limit is exceeded.
     """
-    start = since = time.monotonic()
-    reported, last = 0.0, sign()
+    wait = Wait(what, remedy, sign)
     while True:
         progress(1)
         before = time.monotonic()
         try:
             return attempt(_LOOK)
         except TimeoutError:
-            now = time.monotonic()
-        if (stopped := now - before - _LOOK) > _STOPPED:  # by Ctrl-Z or a scheduler: nobody worked meanwhile
-            start, since = start + stopped, since + stopped
-        waited = now - start
-        for listener in tuple(_listeners):
-            listener(what, waited)
-        if waited - reported >= notice_seconds():
-            reported = waited
-            who = f"rank {rank()} is " if world_size() > 1 else ""
-            say(f"densepath: {who}waiting for {what} since {waited:.0f} s")
-        if (new := sign()) != last:
-            last, since = new, now
-        if now - since > limit_seconds():
-            raise Stuck(f"no {what} for {now - since:.0f} s; {remedy}")
+            late = time.monotonic() - before - _LOOK
+        wait.check(late)
 
 
 def _seconds(name: str, default: float) -> float:

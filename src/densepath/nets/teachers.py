@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.names import create_network
 from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import require_numbers
-from densepath.nets.weights.hub import FETCHED, HUB, fetch, quiet
+from densepath.nets.weights.hub import HUB, quiet
 from densepath.nets.weights.layouts import match_names
-from densepath.nets.weights.model_folders import WEIGHT_FILES, load_transformers_model, read_config
+from densepath.nets.weights.model_folders import load_transformers_model, read_config
+from densepath.nets.weights.published import published_folder, read_published
 from densepath.sources.pixel_source import PixelSpec
 
 ACCEPTED = (
@@ -124,7 +126,7 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
             patches.
     """
     if name.startswith(HUB):
-        return _from_folder(fetch(name, (*FETCHED, WEIGHT_FILES[1])), name, weights)
+        return _from_folder(published_folder(name), name, weights)
     if Path(name).is_dir():
         return _from_folder(Path(name), name, weights)
     import timm
@@ -134,10 +136,11 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
     pretrained = not weights
     if pretrained and not timm.models.is_model_pretrained(name):
         raise UserError(f"timm has no weights of that name for the teacher {name!r}; give them with --teacher_weights")
-    network = _timm_network(name if pretrained else name.split(".")[0], pretrained, {})
+    network = _timm_network(name if pretrained else name.split(".")[0], pretrained)
     mean, std = network.net.pretrained_cfg["mean"], network.net.pretrained_cfg["std"]
     if weights and weights != "random":
-        metadata = _load(network.net, weights, name)
+        state, metadata = read_weights(weights)
+        _load(network.net, state, name, weights)
         mean, std = (json.loads(metadata.get(key, "null")) or own for key, own in (("mean", mean), ("std", std)))
     return Teacher(network, name, network.stride, network.channels, mean, std)
 
@@ -154,17 +157,15 @@ class _TimmNetwork(nn.Module):
         return maps[-1]
 
 
-def _timm_network(name: str, pretrained: bool, arguments: dict[str, Any]) -> _TimmNetwork:
-    """A network of timm with patches of any size; with pretrained weights, or other constructor arguments."""
-    import timm
-
+def _timm_network(name: str, pretrained: bool) -> _TimmNetwork:
+    """A network of timm with patches of any size, with or without pretrained weights."""
     transformer = is_transformer(name)
     if not transformer:
         build_backbone(name.split(".")[0])  # checks that it returns maps at any size
     kind = {"num_classes": 0, "dynamic_img_size": True} if transformer else {"features_only": True}
     try:
         with quiet():
-            model: Any = timm.create_model(name, pretrained=pretrained, **{**arguments, **kind})
+            model: Any = create_network(name, pretrained=pretrained, **kind)
     except Exception as error:  # each failure of the download or the constructor raises another exception
         why = "could not be fetched; check the network, or give a file with --teacher_weights"
         raise UserError(
@@ -182,24 +183,18 @@ def _from_folder(folder: Path, name: str, weights: str) -> Teacher:
     if "architecture" not in config:
         model = load_transformers_model(folder, config)
         return Teacher(model, name, model.stride, model.channels, model.mean, model.std)
-    import timm
-
-    architecture = str(config["architecture"])
-    if not timm.is_model(architecture):
-        raise UserError(f"timm has no network {architecture!r}, which {folder} names; update timm")
-    found = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
-    if not found:
-        raise UserError(f"the teacher {folder} holds none of {', '.join(WEIGHT_FILES)}; fetch it again")
-    network = _timm_network(architecture, False, config.get("model_args") or {})
-    _load(network.net, found[0], name)
-    normalization = {**network.net.pretrained_cfg, **(config.get("pretrained_cfg") or {})}
-    return Teacher(network, name, network.stride, network.channels, normalization["mean"], normalization["std"])
+    published = read_published(folder)
+    network = _timm_network(str(published.backbone), False)
+    _load(network.net, published.state, name, folder)
+    own = network.net.pretrained_cfg
+    return Teacher(
+        network, name, network.stride, network.channels, published.mean or own["mean"], published.std or own["std"]
+    )
 
 
-def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
-    """Load all tensors of a teacher, or fail. Returns the file's metadata."""
-    weights = read_weights(source)
-    match = match_names(weights.state_dict, net.state_dict())
+def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, source: str | Path) -> None:
+    """Load all tensors of a teacher, or fail."""
+    match = match_names(state, net.state_dict())
     require_numbers(match.found, source)
     found = resize_positions(net, match.found)
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -210,7 +205,6 @@ def _load(net: nn.Module, source: str | Path, name: str) -> dict[str, str]:
         why = f"it lacks {missing[0]} in that shape" if missing else f"it also holds {foreign[0]}"
         raise UserError(f"{source} does not fit the teacher {name}: {why}; name the network that the weights belong to")
     net.load_state_dict(found, strict=False)
-    return weights.metadata
 
 
 @torch.no_grad()

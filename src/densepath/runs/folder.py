@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,17 @@ import yaml
 from densepath.core.errors import UserError
 from densepath.core.files import LOCK, atomic_write, remove_remains, require_new_folder
 from densepath.core.locks import sole_writer
+from densepath.core.log import log, logged
 from densepath.core.plain import plain
 from densepath.runs.old_options import rename_record
 
 CONFIG = "config.yaml"
+TRAIN_LOG = "train.log"
+SESSIONS = "sessions.yaml"  # where and how the run was computed
+VIEWS, CURVES = "views.png", "curves.png"
 NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf
 _ABSENT = object()
+_EARLY = {LOCK, TRAIN_LOG, SESSIONS, VIEWS}  # files that are written before the first step
 
 
 def read_config(out: Path) -> dict[str, Any] | None:
@@ -76,10 +82,10 @@ def check_run(
         raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
     changed = changed_options(old, config, free, defaults)
     if changed:
-        length = "method" in old and {"epochs", "max_steps"} & set(changed)
+        length = {"epochs", "max_steps"} & set(changed)
         raise UserError(
             f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
-            f"resume it with those, or {train_longer(out) if length else 'name another folder'}"
+            f"resume it with those, or {train_longer(out, old) if length else 'name another folder'}"
         )
     return old
 
@@ -91,8 +97,10 @@ def changed_options(
     return differences(_completed(old, plain(defaults)), plain(new), free)
 
 
-def train_longer(out: Path) -> str:
-    """How to train longer than a run was planned for: its schedule cannot change."""
+def train_longer(out: Path, config: Mapping[str, Any]) -> str:
+    """How to train longer than a run with these options was planned for: its schedule cannot change."""
+    if "method" not in config:  # a detector, whose heads no run starts with
+        return f"train longer in another folder, from the start: --max_steps N --out {out}_2"
     return f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
 
 
@@ -108,7 +116,7 @@ def open_run(
 ) -> Iterator[Path]:
     """Create the folder of a new run, or open that of a run to resume. Only one process of a run calls this.
 
-    The folder is locked: a second run is refused.
+    The folder is locked: a second run is refused. What is printed in this block is also appended to ``train.log``.
 
     The folder of a new run is removed if the run fails before it has written anything, or, by an error that the user
     can fix, before its first checkpoint.
@@ -133,14 +141,23 @@ def open_run(
                 head = f"# {note}\n" if note else ""
                 part.write_text(head + yaml.safe_dump(plain(config), sort_keys=False))
         remove_remains(out)
-        try:
-            yield out
-        except BaseException as error:
-            files = {path.name for path in out.rglob("*") if path.is_file()} - {LOCK}
-            saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
-            if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
-                shutil.rmtree(out, ignore_errors=True)
-            raise
+        with logged(out / TRAIN_LOG):
+            try:
+                yield out
+            except BaseException as error:
+                _log_error(error)
+                files = {path.name for path in out.rglob("*") if path.is_file()} - _EARLY
+                saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
+                if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
+                    shutil.rmtree(out, ignore_errors=True)
+                raise
+
+
+def _log_error(error: BaseException) -> None:
+    if isinstance(error, UserError):
+        log(f"densepath: error: {error}")
+    elif isinstance(error, Exception):
+        log("".join(traceback.format_exception(error)).rstrip())
 
 
 def _completed(old: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

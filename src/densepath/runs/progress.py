@@ -1,4 +1,4 @@
-"""The progress of a run: a bar in a terminal, plain lines elsewhere."""
+"""The progress of a run: a bar in a terminal or a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,24 +6,45 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
+from densepath.core.log import log
 from densepath.core.stopwatch import Stopwatch
-from densepath.core.streams import open_console
+from densepath.core.streams import is_animated, open_console
 from densepath.core.streams import say as say
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Seconds as m:ss, or h:mm:ss from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class _Measurements(ProgressColumn):
+    """The newest measurements, cut where there is no room."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
+class _Times(ProgressColumn):
+    """The time since the first step, and the time left."""
+
+    def render(self, task: Task) -> Text:
+        left = "-:--" if task.time_remaining is None else clock(task.time_remaining)
+        return Text(f"{clock(task.elapsed or 0)}  ETA {left}")
 
 
 class Progress:
-    """Shows steps, measurements and the time left. A closed terminal does not stop the run.
+    """Shows steps, measurements and the time left: a bar in a terminal and a notebook, lines elsewhere and in the log.
+
+    A closed terminal does not stop the run.
 
     Args:
         start, total: number of optimizer steps done before, and of the whole run.
@@ -38,16 +59,14 @@ class Progress:
         self._text = ""
         self._bar: RichProgress | None = None
         console = open_console(sys.stderr)
-        if shown and console.is_terminal:
+        if shown and is_animated(console):
             self._bar = RichProgress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),
+                _Measurements(table_column=Column()),  # the only one that becomes narrower
+                _Times(),
                 console=console,
+                expand=True,
                 refresh_per_second=2,
                 get_time=Stopwatch().read,
             )
@@ -68,13 +87,13 @@ class Progress:
             self._text = _describe(row)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self._text)
-            return
         now = self._watch.read()
         first = row is not None and self._line_at == self._began
         if first or now - self._line_at >= _SECONDS_BETWEEN_LINES or step == self._total:
             self._line_at = now
             left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-            say(f"step {step}/{self._total}  {self._text}  ETA {clock(left)}")
+            line = f"step {step}/{self._total}  {self._text}  ETA {clock(left)}"
+            say(line) if self._bar is None else log(line)
 
     def note(self, what: str) -> None:
         """Show what is done between two steps, if it takes long."""

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from densepath.core.signals import unwind
+from densepath.core.signals import after_the_first, unwind
 
 
-class Interrupted(SystemExit):
-    """The run was asked to stop, has saved its state and stopped; the exit code says by which signal (130, 143)."""
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """The run was asked to stop, has saved its state and stopped; the exit code says by which signal (130, 143).
+
+    It ends a script with this code, and can be caught as Ctrl-C.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+@contextmanager
+def as_keyboard_interrupt() -> Iterator[None]:
+    """In a notebook, where a SystemExit is not shown, turn :class:`Interrupted` into a plain KeyboardInterrupt."""
+    try:
+        yield
+    except Interrupted as stop:
+        if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
+            raise
+        raise KeyboardInterrupt("the run has stopped; its state is saved, and resume=True continues it") from stop
 
 
 @contextmanager
@@ -32,16 +47,16 @@ def not_resumable() -> Iterator[None]:
 
 
 class StopSignals:
-    """Records Ctrl-C and SIGTERM, so that the step in progress can finish and be saved.
+    """Records Ctrl-C, SIGTERM, and SIGHUP of a lost terminal, so that the step in progress can finish and be saved.
 
-    The second Ctrl-C or SIGTERM has its usual effect. Outside the main thread, where Python allows no handlers, signals
+    The second Ctrl-C or SIGTERM has its usual effect; SIGHUP stays ignored under ``nohup``. Outside the main thread, where Python allows no handlers, signals
     keep their usual effect.
 
     Python calls handlers only between two of its own instructions, and so not while the main thread waits for other
     processes: :meth:`heard` lets another thread see a signal during that time.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     resumable = True
 
     def __init__(self) -> None:
@@ -52,8 +67,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._former = {signum: signal.getsignal(signum) for signum in self.SIGNALS}
-            for signum in self.SIGNALS:
+            former = {signum: signal.getsignal(signum) for signum in self.SIGNALS}
+            nohup = former[signal.SIGHUP] == signal.SIG_IGN
+            self._former = {signum: each for signum, each in former.items() if signum != signal.SIGHUP or not nohup}
+            for signum in self._former:
                 signal.signal(signum, self._note)
         return self
 
@@ -89,10 +106,12 @@ class StopSignals:
             self._ear = None
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        self._restore()
+        self.received = self.received or signum
+        if signum != signal.SIGHUP:  # a terminal that closes sends it several times, and SIGTERM may follow
+            self._restore()
 
     def _restore(self) -> None:
         for signum, handler in self._former.items():
             # A process that waits for others runs no handler: the next signal must end it nevertheless.
-            signal.signal(signum, signal.SIG_DFL if handler is unwind and self.received else handler)
+            usual = after_the_first(signum, self.received) if handler is unwind and self.received else handler
+            signal.signal(signum, signal.SIG_IGN if signum == signal.SIGHUP and self.received else usual)

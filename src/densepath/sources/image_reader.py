@@ -213,6 +213,10 @@ class TiffParts:
             data = self._file.filehandle.read(page.databytecounts[index])
             segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         except Exception as error:  # codecs raise nearly any type on corrupt bytes
+            if "imagecodecs" in str(error):
+                codec = getattr(page.compression, "name", page.compression)
+                why = f"{codec} in a TIFF of this size needs the package imagecodecs: pip install imagecodecs"
+                raise CorruptImage(self.name, why) from error
             raise CorruptImage(self.name, f"a part cannot be decoded ({one_line(str(error))})") from error
         if segment is None:  # a tile that was left out
             segment = np.zeros(shape, page.dtype)
@@ -243,12 +247,10 @@ def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uin
         reader = TiffParts(path, channels, dtype)
         reader.read(0, 0, 1, 1)
         return reader
-    except CorruptImage as error:
+    except CorruptImage:
         if pixels <= MAX_PIXELS:
             return ImageFile(path, channels, dtype)
-        raise CorruptImage(
-            str(path), f"{error.why}; save it as a tiled TIFF with Deflate, or install imagecodecs"
-        ) from error
+        raise
 
 
 def _spacing_of(page: Any) -> float | None:

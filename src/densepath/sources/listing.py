@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from densepath.core.errors import UserError, first_few
+from densepath.core.threads import in_threads
 from densepath.sources.lists import read_list
 from densepath.sources.path_table import PathTable
 
@@ -18,6 +19,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
 _KINDS = "PNG, JPEG, TIFF, WebP or BMP"
 _SHOWN = 4  # kinds of files
+_RUNS = "folders of runs"
+_CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
 
 
 @dataclass
@@ -25,12 +28,15 @@ class Passed:
     """What was passed over while images were listed.
 
     Args:
-        kinds: number of other files by suffix, of broken links, and of links to folders that are read already.
+        kinds: number of other files by suffix, of broken links, of links to folders that are read already, and of
+            folders that hold a run of densepath.
         excluded: number of images that match an excluded pattern.
+        read: number of folders and images that were read so far.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
     excluded: int = 0
+    read: int = 0
 
     def describe(self) -> str:
         """One phrase, empty if nothing was passed over."""
@@ -44,8 +50,10 @@ def find_images(source: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
     return [Path(name) for name in list_images(source, exclude)]
 
 
-def list_images(source: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> PathTable:
-    """The image files of a source, in a compact table.
+def list_images(
+    source: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None, runs: bool = True
+) -> PathTable:
+    """The image files of a source, in a compact table. A disk that hangs is reported.
 
     Args:
         source: one of
@@ -57,13 +65,23 @@ def list_images(source: str | Path, exclude: Sequence[str] = (), passed: Passed 
         exclude: patterns with ``*`` and ``?``; an image is left out if one matches its path relative to the source's
             folder, a folder above it, or its name.
         passed: what was passed over is added to it.
+        runs: whether images in folders that hold a run of densepath are included: they are pictures of it.
 
     Raises:
         UserError: the source is missing or cannot be read, contains no image, or lists missing files.
+        Stuck: nothing was read within the limit of :func:`~densepath.core.waiting.wait_for`.
     """
-    text, passed = str(source), passed or Passed()
+    passed = passed or Passed()
+
+    def listed(text: str) -> PathTable:
+        return _list(text, exclude, passed, runs)
+
+    return next(in_threads(listed, [str(source)], 1, f"list of the files in {source}", sign=lambda: passed.read))
+
+
+def _list(text: str, exclude: Sequence[str], passed: Passed, runs: bool) -> PathTable:
     if os.path.isdir(text):
-        found, root = walk(text, SUFFIXES, passed), text
+        found, root = walk(text, SUFFIXES, passed, runs), text
         empty = f"{text} and its subfolders contain no {_KINDS} image; check the path"
     elif text.lower().endswith(LIST_SUFFIXES):
         found, root = read_list(text, SUFFIXES), os.path.dirname(text)
@@ -77,14 +95,17 @@ def list_images(source: str | Path, exclude: Sequence[str] = (), passed: Passed 
         empty = f"{text} is not a {_KINDS} image, a folder or a text list (.txt, .csv) of images; check the path"
     names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
+        if passed.kinds[_RUNS] and not passed.excluded:
+            raise UserError(f"{text} holds a run of densepath, and its images are pictures of it; name other images")
         raise UserError(f"--exclude leaves out all images of {text}; narrow it" if passed.excluded else empty)
     return names
 
 
-def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = None) -> Iterator[str]:
+def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = None, runs: bool = True) -> Iterator[str]:
     """The files of some suffixes below a folder, depth first, sorted by the characters of their names.
 
     Hidden files and folders are left out. Each folder is read once: a link to one that is read anyway is not followed.
+    With ``runs=False``, folders that hold a run of densepath are left out.
 
     Raises:
         UserError: a folder cannot be read.
@@ -92,7 +113,17 @@ def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = No
     passed = passed or Passed()
     root = os.path.realpath(folder)
     read = {_identity(root)}
-    stack = [_entries(os.fspath(folder))]
+    stack: list[Iterator[os.DirEntry[str]]] = []
+
+    def enter(path: str) -> None:
+        passed.read += 1
+        entries = _entries(path)
+        if not runs and any(entry.name == _CONFIG and _is_run(entry.path) for entry in entries):
+            passed.kinds[_RUNS] += 1
+        else:
+            stack.append(iter(entries))
+
+    enter(os.fspath(folder))
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
@@ -108,7 +139,7 @@ def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = No
             passed.kinds["links to folders that are read already"] += 1
         else:
             read.add(identity)
-            stack.append(_entries(entry.path))
+            enter(entry.path)
 
 
 def _is(entry: os.DirEntry[str], what: Callable[[os.DirEntry[str]], bool]) -> bool:
@@ -130,11 +161,19 @@ def _is_read(link: str, root: str) -> bool:
     return not any(part.startswith(".") and part != "." for part in place.split(os.sep))
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+def _is_run(config: str) -> bool:
+    try:
+        with open(config, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD
+    except OSError:
+        return False
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     """The visible entries of a folder, sorted by their names."""
     try:
         with os.scandir(folder) as entries:
-            return iter(sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name))
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be read ({error.strerror}); check its permissions") from error
 
@@ -142,13 +181,14 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 def _without(names: Iterable[str], exclude: Sequence[str], root: str, passed: Passed) -> Iterator[str]:
     """The names that no pattern matches."""
     for name in names:
-        if exclude and _matches(os.path.relpath(name, root or "."), exclude):
+        passed.read += 1
+        if exclude and matches_any(os.path.relpath(name, root or "."), exclude):
             passed.excluded += 1
         else:
             yield name
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a path, a folder above it, or the name of one of these."""
     path = PurePath(name)
     parts = [name, *map(str, path.parents), *path.parts]

@@ -81,8 +81,5 @@ def _fields(line: str) -> list[str]:
 
 def _find(folder: str, name: str) -> str | None:
     """The path of a file that a list names, or None."""
-    for spelling in (name, name.replace("\\", "/")):
-        path = os.path.join(folder, existing(folder or ".", spelling))
-        if os.path.isfile(path):
-            return path
-    return None
+    path = os.path.join(folder, existing(folder or ".", name))
+    return path if os.path.isfile(path) else None

@@ -11,11 +11,10 @@ import torch
 from densepath.core.errors import UserError
 from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import Passed
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
-from densepath.sources.run_folders import list_without_runs
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
@@ -51,7 +50,7 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[
             raise UserError("--exclude has no effect on a packed store; pack the images again without those")
         return open_store(source)
     passed = Passed()
-    return ImageFiles(list_without_runs(source, exclude, passed), max_side, passed)
+    return ImageFiles(list_images(source, exclude, passed, runs=False), max_side, passed)
 
 
 def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:

@@ -25,12 +25,11 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import Passed
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import BLOCK, PackedTiles
 from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.read_all import read_all
-from densepath.sources.run_folders import list_without_runs
 from densepath.sources.summary import summarize
 
 SUFFIX = ".safetensors"
@@ -62,7 +61,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     if dest.exists():
         raise UserError(f"{dest} already exists; name another file or remove it first")
     passed = Passed()
-    files = ImageFiles(list_without_runs(source, exclude, passed), max_side, passed)
+    files = ImageFiles(list_images(source, exclude, passed, runs=False), max_side, passed)
     for line in summarize(files, files):
         say(f"densepath: {line}")
     corrupt = CorruptLog(len(files))

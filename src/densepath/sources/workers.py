@@ -154,13 +154,13 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
 
 
 def outlive_signals(worker: int) -> None:
-    """Keep a worker alive after Ctrl-C or SIGTERM for as long as the main process needs to end its step and save.
+    """Keep a worker alive after Ctrl-C, SIGTERM or SIGHUP for as long as the main process needs to end its step and save.
 
     It ends soon after the main process, even while it waits for a file, or is killed by :func:`end_workers`.
     """
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -1,4 +1,4 @@
-"""Exports the weights of a run."""
+"""Exports the weights of a run, or of a file of another project."""
 
 from __future__ import annotations
 
@@ -10,40 +10,64 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
+from densepath.nets.weights.published import is_published
+from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.runs.folder import read_config
+from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
+from densepath.training.model_card import recorded_scores, write_card
 
 EXPORTED = Path("exported") / "backbone.safetensors"
-Layout = Literal["timm", "torchvision", "detectron2"]
+_DETECTOR = Path("exported") / "detector.safetensors"
+Layout = Literal["timm", "torchvision", "detectron2", "tensors"]
 
 
-def export(run: str | Path, out: str | Path | None = None, layout: Layout = "timm") -> Path:
-    """Write the backbone of a run, in its newest state, for another library.
-
-    Args:
-        run: the folder of a pre-training run; the run need not be complete.
-        out: the file to write; by default it goes to ``exported/`` in the run folder.
-        layout: "timm", "torchvision" or "detectron2".
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: there is no such run, it has no checkpoint yet, or the layout does not fit its backbone.
-    """
-    run = Path(run)
-    method, config, steps = load_run(run)
+def export(
+    run: str | Path,
+    out: str | Path | None = None,
+    layout: Layout | None = None,
+    *,
+    backbone: str | None = None,
+    prefix: str = "",
+    licence: str | None = None,
+) -> Path:
+    """Write the backbone of a run, in its newest state, or of any file of weights. See ``transfer.export``."""
+    folder, prefix = Path(run), prefix.removesuffix(".") + "." if prefix else ""
+    config = read_config(folder) if folder.is_dir() else None
+    if config is None and not is_published(run) and folder.is_dir():
+        raise UserError(f"{run} is neither the folder of a run nor that of a published model; name one, or a file")
+    scores = recorded_scores(folder) if config is not None else {}
+    if config is None or "method" not in config:
+        source = run if config is None else folder / _DETECTOR
+        if out is None:
+            raise UserError(f"{run} is not the folder of a pre-training run; name the file to write with --out")
+        return export_file(source, Path(out), layout, backbone, prefix, {"scores": scores, "licence": licence})
+    if layout == "tensors" or backbone or prefix:
+        raise UserError("the layout tensors, backbone and prefix are for files of other projects; leave them out")
+    method, config, steps = load_run(folder)
+    layout = layout or "timm"
     suffix = {"timm": "", "torchvision": "_torchvision", "detectron2": "_detectron2"}.get(layout, "")
     kind = ".pth" if layout == "detectron2" else ".safetensors"
-    path = Path(out) if out is not None else run / "exported" / f"backbone{suffix}{kind}"
-    export_backbone(path, method.exported_backbone(), layout, config, steps)
+    path = Path(out) if out is not None else folder / "exported" / f"backbone{suffix}{kind}"
+    facts = (newest_checkpoint(folder / CHECKPOINTS) or {}).get("facts", {})
+    card = {"facts": facts, "scores": scores, "licence": licence}
+    export_backbone(path, method.exported_backbone(), layout, config, steps, card)
     return path
 
 
-def export_backbone(path: Path, backbone: Backbone, layout: str, config: Mapping[str, Any], steps: int) -> None:
-    """Write a backbone, with metadata of its run.
+def export_backbone(
+    path: Path,
+    backbone: Backbone,
+    layout: str,
+    config: Mapping[str, Any],
+    steps: int,
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a backbone, with metadata of its run, and its model card.
 
     Args:
         path: the file.
@@ -51,10 +75,12 @@ def export_backbone(path: Path, backbone: Backbone, layout: str, config: Mapping
         layout: the convention of the names in the file.
         config: the run's configuration.
         steps: number of optimizer steps that it was trained for.
+        card: what else the model card contains: see :func:`~densepath.training.model_card.write_card`.
     """
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
     metadata |= pixel_notes(pixels_of(config))
     save_backbone(path, backbone, layout, metadata)
+    write_card(path, backbone, layout, metadata, **(card or {}))
 
 
 def export_parts(

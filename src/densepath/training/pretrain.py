@@ -17,14 +17,18 @@ from densepath.annotations.splits import check_objects
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.core.locks import refuse_held
+from densepath.core.result import Result
+from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
-from densepath.runs.folder import check_run, open_run, read_config
+from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements, say_end
+from densepath.runs.folder import VIEWS, check_run, open_run, read_config
 from densepath.runs.progress import say
+from densepath.sources.batch import ImageBatch
 from densepath.sources.fingerprint import fingerprint
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
@@ -40,16 +44,23 @@ from densepath.training.inputs import check_inputs, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
+from densepath.training.model_card import recorded_scores
+from densepath.training.next_steps import after_pretraining
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain_task import PretrainTask
+from densepath.training.random_state import untouched_generators
 from densepath.training.recipes import all_options, find_method
-from densepath.training.reconstruction_images import Draw, ReconstructionImages
+from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch
 
 Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
+DrawViews = Callable[[ImageBatch, Batch, Path, PixelSpec], Path]
+DrawCurves = Callable[[Path], Path]
+_VIEWED = 4  # images
 
 
 def pretrain(
@@ -63,8 +74,7 @@ def pretrain(
 
     Args:
         config: a configuration, a recipe by its name, or the path of a YAML file.
-        probe: scores a backbone on ``probe_data``; its last argument is the specification of the pixels.
-        draw: draws the predictions of a method that predicts pixels; None for no pictures.
+        probe, draw: as for :func:`run`.
         options: fields of :class:`PretrainConfig` that override those of ``config``.
 
     Returns:
@@ -74,11 +84,28 @@ def pretrain(
         UserError: options that are not consistent with each other or the data, or a folder that holds another run.
         Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
-    return run(resolve(PretrainConfig, config, options), probe, draw)
+    configured = resolve(PretrainConfig, config, options)
+    run(configured, probe, draw)
+    return Path(configured.out)
 
 
-def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = None) -> Path:
-    """Run pre-training with a configuration. Arguments and errors as for :func:`pretrain`."""
+def run(
+    config: PretrainConfig,
+    probe: Probe | None = None,
+    draw: Draw | None = None,
+    draw_views: DrawViews | None = None,
+    draw_curves: DrawCurves | None = None,
+) -> Result:
+    """Run pre-training with a configuration. Errors as for :func:`pretrain`.
+
+    Args:
+        config: the configuration.
+        probe: scores a backbone on ``probe_data``; its last argument is the specification of the pixels.
+        draw: draws the predictions of a method that predicts pixels; None for no pictures.
+        draw_views: draws the views of the first images when the run starts; None for no picture.
+        draw_curves: draws the measurements in a run folder at the end; None for no picture.
+    """
+    watch = Stopwatch()
     out, resume, accumulate = Path(config.out), config.resume, config.accumulate
     if config.probe_data is not None:
         if probe is None:
@@ -162,11 +189,14 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
     pictures = None
     if draw is not None and method.predicts_pixels():
         pictures = ReconstructionImages(method, images, views, draw, out)
+    facts = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             read = summarize(images, files) if fresh else []
             notes = (*read, loaded, _color_note(without), found)
             _report_start(notes, config.optimizer, steps, steps_per_epoch)
+            if draw_views is not None and not (out / VIEWS).exists():
+                draw_safely(partial(_draw_views, draw_views, images, views, out / VIEWS))
         done = train(
             task,
             batches,
@@ -176,7 +206,7 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
                 config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
             ),
             config=record,
-            facts={"images": len(images), "steps": steps, "processes": hardware.world_size, **known},
+            facts=facts,
             free=free,
             accumulate=accumulate,
             seed=config.seed,
@@ -188,10 +218,22 @@ def run(config: PretrainConfig, probe: Probe | None = None, draw: Draw | None = 
             draw=pictures,
             name=out.name,
         )
-        if first:
-            export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done)
-            export_parts(out / EXPORTED.parent, method.exported_parts(), record, done)
-    return out
+        if not first:
+            return Result(out)
+        card = {"facts": facts, "scores": recorded_scores(out)}
+        export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done, card)
+        export_parts(out / EXPORTED.parent, method.exported_parts(), record, done)
+        if draw_curves is not None:
+            draw_safely(partial(draw_curves, out))
+        measured, commands = newest_measurements(out), after_pretraining(config, method, images)
+        say_end(watch, describe_training(measured), {"weights": out / EXPORTED}, commands)
+    return Result(out, measured, files_of_run(out, weights=out / EXPORTED), commands)
+
+
+def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Path) -> Path:
+    with untouched_generators():  # a loader draws a seed
+        batch = first_images(images, _VIEWED, views.seed)
+        return draw(batch, views(batch), path, images.spec)
 
 
 def _report_start(lines: Sequence[str | None], optimizer: Optimizer, steps: int, steps_per_epoch: float) -> None:

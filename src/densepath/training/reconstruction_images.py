@@ -21,6 +21,11 @@ _COUNT = 8
 Draw = Callable[[Reconstruction, Path, PixelSpec], Path]
 
 
+def first_images(images: PixelSource, count: int, seed: int) -> ImageBatch:
+    """A batch of the first images, in the shuffled order of a seed; all of them if there are fewer."""
+    return next(iter(ImageBatches(images, batch_size=min(count, len(images)), seed=seed, max_steps=1)))
+
+
 class ReconstructionImages:
     """Draws the predictions of a method for a few images of its source, always with the same views and masks.
 
@@ -38,8 +43,7 @@ class ReconstructionImages:
 
     @cached_property
     def _batch(self) -> ImageBatch:
-        count = min(_COUNT, len(self.images))
-        return next(iter(ImageBatches(self.images, batch_size=count, seed=self.make_views.seed, max_steps=1)))
+        return first_images(self.images, _COUNT, self.make_views.seed)
 
     @torch.no_grad()
     def __call__(self, step: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import groupby
@@ -64,6 +65,7 @@ def make_parser(
     positional: tuple[str, ...] = (),
     described: Any = None,
     complete: bool = True,
+    shown: Mapping[str, Any] | None = None,
 ) -> Parser:
     """A parser of the options of a function or a dataclass, and of its method if it takes one.
 
@@ -74,8 +76,10 @@ def make_parser(
         positional: options that are given without their name.
         described: object whose docstring describes the command; ``schema`` by default.
         complete: whether options without a default must be given.
+        shown: dotted names of options -> the values that the help shows as defaults.
     """
-    parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=_short(schema))
+    forms = short_forms(schema)
+    parser = Parser(prog, described or schema, positional, complete, renamed=_RENAMED, short=forms, shown=shown)
     options = list(options_of(schema, skip=("method", _OPTIONS) if method else ()))
     help_of = describe_parameters(schema)
     for part, members in groupby(sorted(options, key=_part), key=_part):
@@ -86,7 +90,7 @@ def make_parser(
         parser.add_options(
             options_of(constructor, skip=[backbone], prefix=METHOD),
             f"method: {method}",
-            "--method NAME chooses another one; together with --help its options are listed.",
+            "--method NAME chooses another one; together with --help all its options are listed.",
         )
     return parser
 
@@ -108,7 +112,7 @@ def check_options(
     check_names(parser, options)
     given = {
         key: value
-        for key, value in _flat(options, parser)
+        for key, value in flat(options, parser)
         if value is not None or parser.options[key].default is not None
     }
     typed = parser.check(given)
@@ -129,7 +133,7 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
     Raises:
         UserError: an option is unknown.
     """
-    for key, value in _flat(options, parser):
+    for key, value in flat(options, parser):
         if key not in parser.options and any(option.startswith(f"{key}.") for option in parser.options):
             part = _OPTIONS if key == METHOD.rstrip(".") else key
             message = f"{part} is {value!r}; give its options by name, as a mapping"
@@ -139,7 +143,7 @@ def check_names(parser: Parser, options: Mapping[str, Any], whose: str = "") -> 
             raise UserError(f"{whose}: {message}" if whose else message)
 
 
-def _short(schema: Callable[..., Any]) -> dict[str, str]:
+def short_forms(schema: Callable[..., Any]) -> dict[str, str]:
     """The short forms of options of a function or a dataclass: ``lr`` where it has an optimizer."""
     parameters = inspect.signature(schema).parameters
     return {"lr": "optimizer.lr"} if "optimizer" in parameters and "lr" not in parameters else {}
@@ -151,7 +155,7 @@ def over_recipe(schema: Callable[..., Any], recipe: Mapping[str, Any], options: 
     The recipe's method options are dropped if another method is chosen. If only the options set ``augment``, the
     remaining augmentation is the method's own.
     """
-    recipe, options = (_in_full(_mapped(given), _short(schema)) for given in (recipe, options))
+    recipe, options = (_in_full(_mapped(given), short_forms(schema)) for given in (recipe, options))
     if {"method"} <= recipe.keys() & options.keys() and name_of(options["method"]) != name_of(recipe["method"]):
         recipe.pop(_OPTIONS, None)
     if not recipe.get("augment") and options.get("augment"):
@@ -200,13 +204,15 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapped(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, with dataclasses as dictionaries of their fields."""
-    return {
-        name: {f.name: getattr(value, f.name) for f in fields(value)}
-        if is_dataclass(value) and not isinstance(value, type)
-        else value
-        for name, value in options.items()
-    }
+    """Options, with dataclasses as dictionaries of their fields, and what stands for a path as a path."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, os.PathLike):  # also the result of another verb
+            return Path(value)
+        mapped = is_dataclass(value) and not isinstance(value, type)
+        return {f.name: getattr(value, f.name) for f in fields(value)} if mapped else value
+
+    return {name: plain(value) for name, value in options.items()}
 
 
 def _part(option: Option) -> str:
@@ -214,7 +220,7 @@ def _part(option: Option) -> str:
     return option.key.rpartition(".")[0]
 
 
-def _flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The options with their dotted names, except ``method`` itself."""
     for name, value in options.items():
         key = prefix + name
@@ -223,6 +229,6 @@ def _flat(options: Mapping[str, Any], parser: Parser, prefix: str = "") -> Itera
         is_part = key == _OPTIONS or any(option.startswith(f"{key}.") for option in parser.options)
         key = METHOD.rstrip(".") if key == _OPTIONS else key
         if is_part and isinstance(value, Mapping):
-            yield from _flat(value, parser, f"{key}.")
+            yield from flat(value, parser, f"{key}.")
         elif not (is_part and value is None):
             yield key, value

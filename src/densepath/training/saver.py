@@ -75,7 +75,7 @@ class Saver:
         self.saved = -1
         if self._state:
             _check_config(config, self._state.get("config"), free, out)
-            _check_facts(facts, self._state["facts"], out)
+            _check_facts(facts, self._state["facts"], out, config)
             load_task(task, self._state, out)
             self.start = self.saved = self._state["step"]
         self._watch = Stopwatch()
@@ -158,7 +158,9 @@ def _check_config(now: Mapping[str, Any], text: Any, free: Collection[str], out:
         )
 
 
-def _check_facts(now: Mapping[str, int | str], then: Mapping[str, int | str], out: Path) -> None:
+def _check_facts(
+    now: Mapping[str, int | str], then: Mapping[str, int | str], out: Path, config: Mapping[str, Any]
+) -> None:
     for name, fact in now.items():
         if name in _DIGESTS:
             kinds = {str(value).partition(" ")[0] for value in (then.get(name), fact) if " " in str(value)}
@@ -167,7 +169,7 @@ def _check_facts(now: Mapping[str, int | str], then: Mapping[str, int | str], ou
                     f"{_DIGESTS[name].format(out=out)}; restore them, or start another run: --weights {out} --out OTHER"
                 )
         elif then.get(name) != fact:
-            longer = train_longer(out) if name == "steps" else "name another folder"
+            longer = train_longer(out, config) if name == "steps" else "name another folder"
             raise UserError(
                 f"the run in {out} was started with {then.get(name)} {name}, but there are {fact} now; "
                 f"resume it with the same {_SET_BY.get(name, 'options')}, or {longer}"

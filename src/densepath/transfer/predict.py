@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -19,32 +18,34 @@ from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
+from densepath.core.log import logged
+from densepath.core.result import Result
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
+from densepath.runs.closing import command, say_end
 from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
-from densepath.sources.listing import Passed
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import SUFFIX, open_store
 from densepath.sources.prefetch import ahead
-from densepath.sources.run_folders import list_without_runs, refuse_among_images
+from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device, choose_precision
 from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.prediction_files import (
-    COLUMNS,
-    MICRONS,
     draw,
     rows_of,
     write_geojson,
     write_label_map,
 )
 from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, load_detector
-from densepath.transfer.detection.score_inputs import IMAGES, LABELS, PREDICTIONS
+from densepath.transfer.detection.score_inputs import LABELS
 from densepath.transfer.output_names import output_names
+from densepath.transfer.predict_records import TABLE, gather, record_of, source_of
 from densepath.version import __version__
 
-TABLE = "objects.csv"
-_RECORDS = "records"
+LOG = "predict.log"
 _FREE = ("data", "run", "pictures", "devices")
 _LEAST_WINDOW = 32  # pixels
 _AHEAD = 2  # images
@@ -65,7 +66,7 @@ def predict(
     pictures: int | Literal["all"] = 8,
     devices: int | str = "auto",
     precision: Literal["auto", "32", "bf16-mixed"] = "auto",
-) -> Path:
+) -> Result:
     """Find objects in new images with a trained detector.
 
     For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object),
@@ -89,11 +90,12 @@ def predict(
         precision: "auto", "32" or "bf16-mixed".
 
     Returns:
-        ``out``.
+        ``out``, with the numbers of "images", "damaged" ones and "objects".
 
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
+    watch = Stopwatch()
     _check(score, window, overlap, spacing, pictures)
     detector = load_detector(run)
     device = choose_device(devices)
@@ -115,7 +117,7 @@ def predict(
         "pictures": pictures,
         "devices": devices,
     }
-    with sole_writer(out):
+    with sole_writer(out), logged(out / LOG):
         if check_run(out, record, resume=True, free=_FREE) is None:
             with atomic_write(out / CONFIG) as part:
                 part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
@@ -125,7 +127,7 @@ def predict(
         left = [
             position
             for position, stem in enumerate(stems)
-            if _source_of(_record(out, stem)) != readers.identity(position)
+            if source_of(record_of(out, stem)) != readers.identity(position)
             or (position in drawn and not (out / "pictures" / f"{stem}.png").exists())
         ]
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
@@ -150,7 +152,7 @@ def predict(
             ids = detector.notes.category_ids
             results = [each.result(found.size, ids, detector.finds_masks) for each in found.objects]
             record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
-            with atomic_write(_record(out, stem)) as part:
+            with atomic_write(record_of(out, stem)) as part:
                 part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
 
         # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
@@ -172,10 +174,17 @@ def predict(
                 waiting.pop().result()
         if len(damaged) == len(readers):
             raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
-        count = _gather(out, stems, readers, detector)
+        count = gather(out, stems, readers, detector.notes)
         without = f", {len(damaged)} damaged images passed over" if damaged else ""
         say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
-    return out
+        made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
+        truth = Path(data).parent
+        known = Path(data).name == "test" and (truth / "annotations" / "test.json").is_file()
+        commands = (command("score", "--data", truth, "--predictions", out),) if known else ()
+        say_end(watch, "", made, commands)
+    drawn_files = {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
+    counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
+    return Result(out, counts, {"table": out / TABLE, **drawn_files}, commands)
 
 
 def _check(
@@ -201,7 +210,7 @@ class _Readers:
         self._store = open_store(data) if packed else None
         self._kind = (len(detector.notes.mean), detector.dtype)
         store = self._store
-        names = list_without_runs(data, exclude, passed) if store is None else map(store.names, range(len(store)))
+        names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
         self._data = data
         if packed and exclude:
@@ -252,50 +261,3 @@ def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:
     if pictures == "all":
         return set(range(count))
     return {int(position) for position in np.linspace(0, count - 1, min(pictures, count))}
-
-
-def _record(out: Path, stem: str) -> Path:
-    return out / _RECORDS / f"{stem}.json"
-
-
-def _source_of(record: Path) -> Any:
-    """The image that a record was made of; None if there is no record."""
-    try:
-        with record.open() as file:
-            return json.loads(file.readline())
-    except (OSError, ValueError):
-        return None
-
-
-def _records(out: Path, stems: Sequence[str], readers: _Readers) -> Iterator[tuple[int, dict[str, Any]]]:
-    for position, stem in enumerate(stems):
-        path = _record(out, stem)
-        if _source_of(path) == readers.identity(position):
-            yield position, json.loads(path.read_text().partition("\n")[2])
-
-
-def _gather(out: Path, stems: Sequence[str], readers: _Readers, detector: TrainedDetector) -> int:
-    """Write the files for all images, and return the number of objects."""
-    notes, count, images = detector.notes, 0, []
-    with (
-        atomic_write(out / PREDICTIONS) as part,
-        atomic_write(out / TABLE) as table_part,
-        part.open("w") as file,
-        table_part.open("w", newline="", encoding="utf-8") as table,
-    ):
-        writer = csv.DictWriter(table, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
-        writer.writeheader()
-        file.write("[")
-        for position, record in _records(out, stems, readers):
-            height, width = record["size"]
-            images.append({"id": position + 1, "file_name": readers.names[position], "height": height, "width": width})
-            for result in record["results"]:
-                file.write((",\n" if count else "\n") + json.dumps({"image_id": position + 1, **result}))
-                count += 1
-            writer.writerows(record["rows"])
-        file.write("\n]\n")
-    pairs = zip(notes.category_ids, notes.category_names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in pairs]
-    with atomic_write(out / IMAGES) as part:
-        part.write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
-    return count

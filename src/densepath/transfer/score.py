@@ -12,10 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from densepath.annotations.coco_writing import annotation_of
-from densepath.core.errors import UserError, first_few
+from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write
+from densepath.core.result import Result
 from densepath.core.scores import SCALE
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
+from densepath.runs.closing import say_end
 from densepath.runs.progress import say
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
@@ -33,7 +36,7 @@ def score(
     out: str | Path | None = None,
     split: Literal["train", "test"] = "test",
     score: float | None = None,
-) -> dict[str, float]:
+) -> Result:
     """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation.
 
     object_f1, object_dice, object_hausdorff_px (pixels): those of the GlaS challenge, over all objects. aji, aji_plus,
@@ -58,6 +61,7 @@ def score(
 
     Source: see :func:`densepath.transfer.detection.object_metrics.compare`.
     """
+    watch = Stopwatch()
     if out is not None and Path(out).suffix.lower() != ".json":
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:
@@ -76,7 +80,9 @@ def score(
         if images:
             _write_rows(Path(out).with_suffix(".csv"), truth.names, images)
     say("densepath: " + describe(metrics, len(places)))
-    return metrics
+    files = {} if out is None else {"scores": Path(out), "images": Path(out).with_suffix(".csv")}
+    say_end(watch, "", files)
+    return Result(files.get("scores"), metrics, files)
 
 
 def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
@@ -94,17 +100,17 @@ def matching(truth: LabelledImages, found: LabelledImages) -> list[int]:
         places.append([k for k in near if found.names[k] == name] or near)
     remedy = "predict and compare the same images"
     pairs = list(zip(truth.names, places, strict=True))
-    _refuse([name for name, place in pairs if not place], f"{found.source} lacks", remedy)
-    _refuse([name for name, place in pairs if len(place) > 1], f"{found.source} has more than once", remedy)
+    refuse([name for name, place in pairs if not place], f"{found.source} lacks", remedy)
+    refuse([name for name, place in pairs if len(place) > 1], f"{found.source} has more than once", remedy)
     used = {k for place in places for k in place}
     extra = [name for k, name in enumerate(found.names) if k not in used]
-    _refuse(extra, f"{found.source} has images that {truth.source} lacks", remedy)
+    refuse(extra, f"{found.source} has images that {truth.source} lacks", remedy)
     other = [
         f"{name} ({_shown(found.sizes[k])}, true {_shown(truth.sizes[i])})"
         for i, (name, (k,)) in enumerate(pairs)
         if found.sizes[k] != truth.sizes[i]
     ]
-    _refuse(other, f"{found.source} has images of another size", remedy)
+    refuse(other, f"{found.source} has images of another size", remedy)
     return [k for (k,) in places]
 
 
@@ -112,11 +118,6 @@ def _are_alike(name: str, other: str) -> bool:
     parts, others = PurePath(name).parts, PurePath(other).parts
     count = min(len(parts), len(others))
     return parts[-count:] == others[-count:]
-
-
-def _refuse(names: Sequence[str], what: str, remedy: str) -> None:
-    if names:
-        raise UserError(f"{what}: {first_few(names)}; {remedy}")
 
 
 def _shown(size: tuple[int, int]) -> str:

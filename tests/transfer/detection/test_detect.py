@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from timm.layers import SwiGLUPacked
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densepath.annotations.coco import open_split
@@ -25,6 +28,7 @@ from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.runs.checkpoints import read_checkpoint
+from densepath.runs.folder import read_config
 from densepath.training.hardware import choose_hardware
 from densepath.training.intervals import Intervals
 from densepath.training.update_limits import UpdateLimits
@@ -36,6 +40,7 @@ from densepath.transfer.detection.detector_file import DetectorNotes, load_detec
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
 from densepath.transfer.detection.samples import TrainingBatches
 from densepath.transfer.detection.solver import make_solver
+from densepath.transfer.probe.probe import probe
 
 SMALL: dict[str, Any] = {
     "detector": "mask_rcnn_fpn_small",
@@ -119,13 +124,17 @@ def test_every_detector_learns_an_image_to_the_pixel(
     assert drawn_as_box == (kinds == ("box",))
 
 
-def test_the_head_of_c4_is_reproducible_bit_for_bit(data: Path, tmp_path: Path) -> None:
+def test_the_head_of_c4_is_reproducible_bit_for_bit(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = SMALL | {"detector": "mask_rcnn_c4_small", "backbone": "test_resnet", "max_steps": 2}
     states = []
     for name in ("a", "b", "b"):
         resume = (tmp_path / name).exists()  # the third is only settled and scored once more
         detect(data=data, out=tmp_path / name, precise_bn_batches=2, resume=resume, **options)
         states.append(load_file(tmp_path / name / DETECTOR_FILE))
+    way = f"from the start: --max_steps N --out {tmp_path}/b_2\n"
+    assert f"{tmp_path}/b is complete (2 steps); train longer in another folder, {way}" in capsys.readouterr().err
     assert states[0]["heads.box_roi_pool.norm.num_batches_tracked"] == 2  # those that it was settled on
     assert all(torch.equal(state[key], value) for state in states[1:] for key, value in states[0].items())
 
@@ -384,3 +393,31 @@ def test_filters_with_large_norms_are_rescaled_on_request(data: Path, tmp_path: 
     detect(data=data, out=tmp_path / "run", weights=tmp_path / "long.safetensors", **options, **SMALL)
     model, _ = load_detector(tmp_path / "run" / DETECTOR_FILE)
     assert filter_norms(model.backbone)["net.conv1"] == pytest.approx(fresh * (1 if rescale else 5), rel=0.05)
+
+
+def test_a_published_network_with_patches_of_14_px_is_fine_tuned_on_grey_images_of_12_bits(
+    data: Path, tmp_path: Path
+) -> None:
+    """Its folder gives backbone, mean and std; images of 96 px are not multiples of 14 px."""
+    network = timm.create_model(
+        "vit_huge_patch14_224", num_classes=0, img_size=56, embed_dim=32, depth=2, num_heads=2, reg_tokens=4,
+        init_values=1e-5, mlp_ratio=5.3375, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU,
+    )  # fmt: skip
+    weights, grey = tmp_path / "Virchow2", tmp_path / "grey"
+    weights.mkdir()
+    torch.save(network.state_dict(), weights / "pytorch_model.bin")
+    made = {"mean": [0.7, 0.5, 0.6], "std": [0.2, 0.3, 0.1], "input_size": [3, 56, 56]}
+    config = {"architecture": "vit_huge_patch14_224", "model_args": {"num_heads": 2}, "pretrained_cfg": made}
+    (weights / "config.json").write_text(json.dumps(config))
+    shutil.copytree(data, grey)
+    for path in grey.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16).save(path)
+    options = {**SMALL, "detector": "vitdet_small", "data": grey, "out": tmp_path / "run"}
+    detect(weights=weights, max_steps=2, **options)
+    model, notes = load_detector(tmp_path / "run" / DETECTOR_FILE)
+    assert notes.backbone.startswith("vit_huge_patch14_224(") and model.backbone.patch_size == 14
+    assert (notes.mean, notes.std, notes.window) == ((0.7, 0.5, 0.6), (0.2, 0.3, 0.1), (0, 4095))
+    assert read_config(tmp_path / "run")["backbone"] == notes.backbone  # type: ignore[index]
+    detect(evaluate=True, **options)
+    found = probe(data=grey, weights=weights, size=64)
+    assert found["backbone"] == notes.backbone and found["train_positions"] == 3 * 8 * 8

@@ -18,6 +18,7 @@ from densepath.core.errors import UserError
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.evaluation import describe
 from densepath.transfer.detection.instances import coco_results, decode_mask, encode_mask, encode_pasted, objects_of
+from densepath.transfer.detection.object_colors import PALETTE
 from densepath.transfer.detection.overlay import match_masks, overlay
 
 SIZE = (60, 80)
@@ -267,6 +268,21 @@ def test_an_overlay_draws_correct_and_false_detections_in_their_colors() -> None
 
     assert count(picture[:, :half], (0, 255, 64)) == count(picture[:, half:], (0, 255, 64)) > 0
     assert count(picture[:, :half], (255, 0, 0)) == 0 < count(picture[:, half:], (255, 0, 0))
+
+
+def test_an_overlay_dashes_what_was_missed_and_objects_that_touch_differ() -> None:
+    image = np.full((400, 400, 3), 128, np.uint8)
+    masks = np.zeros((5, 400, 400), dtype=bool)
+    for mask, left in zip(masks, (0, 60, 120, 200, 260), strict=True):
+        mask[100:160, left : left + 60] = True
+    truth, found = list(masks[:3]), [masks[0], masks[1], masks[3], masks[4]]
+    picture = np.asarray(overlay(image, truth, found, [0.9] * 4))[26:]
+    true_side, side = picture[:, :400], picture[:, 408:]
+    lines = {tuple(side[130, x].tolist()) for x in (0, 60, 200, 260)}
+    assert len(lines) == 4 and (255, 0, 0) in lines
+    assert tuple(side[130, 0]) == tuple(true_side[130, 0]) and tuple(side[130, 60]) == tuple(true_side[130, 60])
+    assert {tuple(pixel) for pixel in side[100:160, 120].tolist()} == {(255, 0, 0), (255, 255, 255)}
+    assert {tuple(pixel) for pixel in true_side[100:160, 120].tolist()} <= set(PALETTE)
 
 
 def test_a_score_is_written_only_if_it_does_not_cover_its_object() -> None:

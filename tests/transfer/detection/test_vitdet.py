@@ -233,9 +233,37 @@ def test_without_batch_norms_no_statistics_are_re_estimated() -> None:
     "backbone", ["resnet18", "vit_small_patch32_224", "vit_small_patch8_224", "eva02_tiny_patch14_224"]
 )
 def test_a_backbone_that_is_not_a_plain_transformer_of_16_px_is_refused(backbone: str) -> None:
-    message = "patches of 14" if "14" in backbone else f"patches of 16 px, which {backbone} is not"
+    eva = backbone.startswith("eva")
+    message = "only a norm of its pooled features" if eva else f"patches of 14 or 16 px, which {backbone} is not"
     with pytest.raises(UserError, match=message):
         notes_of("vitdet", backbone).build()
+
+
+PATCH_14 = "test_vit(img_size=56, patch_size=14, depth=2, init_values=1e-05)"
+
+
+@torch.no_grad()
+def test_patches_of_14_px_give_levels_at_their_strides() -> None:
+    """Images are padded to multiples of 28 px; positions and boxes stay where they are in the image."""
+    backbone = shaken(build_backbone(PATCH_14))
+    pyramid = SimpleFeaturePyramid(backbone, 8).eval()
+    levels = pyramid(IMAGES)  # 64 x 96 px, padded to 84 x 112
+    assert [tuple(level.shape[2:]) for level in levels.values()] == [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
+    whole = WindowedTransformer(backbone).eval()(F.pad(IMAGES, (0, 16, 0, 20)))
+    torch.testing.assert_close(levels["4"], pyramid.levels["4"](whole))
+
+    detector: Any = notes_of("vitdet_small", PATCH_14).build()
+    strides = detector.rpn.anchor_generator.strides
+    assert strides == (3.5, 7.0, 14.0, 28.0, 56.0)
+    pool = detector.heads.box_roi_pool
+    maps = {}  # each position has the coordinates of its center
+    for level, stride in zip((2, 3, 4, 5), strides, strict=False):
+        centers = (torch.arange(400 // stride) + 0.5) * stride
+        maps[str(level)] = torch.stack(torch.meshgrid(centers, centers, indexing="ij"))[None]
+    boxes = torch.tensor([[30.0, 60.0, 80.0, 100.0], [100.0, 50.0, 300.0, 290.0], [10.0, 20.0, 390.0, 380.0]])
+    pooled = pool(maps, [boxes], [(400, 400)]).mean((2, 3))
+    wanted = torch.stack((boxes[:, 1] + boxes[:, 3], boxes[:, 0] + boxes[:, 2]), dim=1) / 2
+    torch.testing.assert_close(pooled, wanted, rtol=0, atol=0.5)
 
 
 def test_rotary_embeddings_are_refused() -> None:

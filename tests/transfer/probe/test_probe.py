@@ -25,6 +25,7 @@ class Colors(nn.Module):
         super().__init__()
         self.channels = {2: 3}
         self.stages = (2,)
+        self.patch_size = 1
         self.scale = nn.Parameter(torch.ones(()))
 
     def check_stage(self, stage: int) -> None:

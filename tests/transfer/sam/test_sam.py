@@ -20,6 +20,7 @@ from torch import Tensor
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
+from densepath.core.locks import sole_writer
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.instances import decode_mask
 from densepath.transfer.sam.sam import sam
@@ -276,3 +277,9 @@ def test_the_box_of_a_result_is_that_of_coco(data: Path) -> None:
     """The bounding box of the mask, edges included, as in the ground truth."""
     for annotation in open_split(data, "test").coco_ground_truth()["annotations"]:
         assert rle.toBbox(annotation["segmentation"]).tolist() == pytest.approx(annotation["bbox"])
+
+
+def test_a_folder_that_another_evaluation_writes_to_is_refused(data: Path, tiny_sam: Path, tmp_path: Path) -> None:
+    with sole_writer(tmp_path), pytest.raises(UserError, match="writes to"):
+        sam(data=data, out=tmp_path, weights=tiny_sam, devices="cpu")
+    assert list(tmp_path.iterdir()) == []

@@ -11,18 +11,16 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
-from densepath.nets.weights.hub import HUB, fetch
-from densepath.nets.weights.model_folders import read_config
-
-# Arguments of a hub model that do not change its backbone.
-_OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
+from densepath.nets.weights.hub import HUB
+from densepath.nets.weights.model_folders import read_json
+from densepath.nets.weights.published import backbone_of_config, published_folder, read_published
 
 
 def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
     """A backbone for images of a number of channels.
 
     Args:
-        backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a timm model on the
+        backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a model on the
             Hugging Face hub (with random weights; give it as the weights, too, to load them); a
             :class:`~densepath.nets.backbones.Backbone`; a network of ``timm.create_model(name, features_only=True)``;
             or a vision transformer of timm.
@@ -43,17 +41,14 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
 
 
 def _of_hub(name: str, channels: int) -> Backbone:
-    config = read_config(fetch(name, ("config.json",)))
-    if "architecture" not in config:
-        raise UserError(f"{name} is not a model of timm; choose one whose config.json names a timm architecture")
-    other = {key: value for key, value in (config.get("model_args") or {}).items() if key not in _OF_THE_HEAD}
-    if other:
-        arguments = ", ".join(f"{key}={value}" for key, value in other.items())
-        raise UserError(
-            f"{name} is a {config['architecture']} with {arguments}, which has no name in timm; build it with "
-            "timm.create_model, and give the network as the backbone in Python"
-        )
-    return build_backbone(str(config["architecture"]), channels)
+    """The backbone of a published network, with random weights; its weights say more than its configuration."""
+    folder = published_folder(name, weights=False)
+    found = backbone_of_config(read_json(folder / "config.json"))
+    if found is None or is_transformer(found):
+        found = read_published(name).backbone
+    if found is None:
+        raise UserError(f"{name} is not a network of timm, or a ViT or DINOv2 of transformers; choose another one")
+    return build_backbone(found, channels)
 
 
 def _wrap(network: Any, channels: int) -> Backbone:
@@ -67,7 +62,8 @@ def _wrap(network: Any, channels: int) -> Backbone:
         made = TimmBackbone(net, name, channels)
         mode = made.training
         with torch.no_grad():
-            made.eval()(torch.zeros(1, channels, TRIAL_SIZE, TRIAL_SIZE))
+            side = made.patch_size * (TRIAL_SIZE // made.patch_size)
+            made.eval()(torch.zeros(1, channels, side, side))
         made.train(mode)
     except Exception as error:  # each network raises other exceptions
         raise UserError(

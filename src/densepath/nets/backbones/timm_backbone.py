@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from itertools import pairwise
+from math import log2
 from typing import Any
 
 import torch
@@ -11,27 +12,29 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.names import create_network, parse_name
 from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_resnet3d
 from densepath.nets.backbones.transformers import build_transformer, is_transformer
 
 __all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "make_network"]
 
 _STAGE_OF_STRIDE = {2**stage: stage for stage in range(1, 6)}
+_TRIAL_GRID = 4  # patches along a side
 TRIAL_SIZE = 64  # pixels: every stage then has more than one position
 
 
 class TimmBackbone(Backbone):
     """A network of timm for images; a ConvNet can stop early.
 
-    A vision transformer has one stage: f4 for patches of 16 px, f3 for 8, f5 for 32. Its map is the patch tokens
-    after the last block and the final norm, without class and register tokens.
+    A vision transformer has one stage: f4 for patches of 16 or 14 px, f3 for 8, f5 for 32. Its stride is the size of
+    the patches; its map is the patch tokens after the last block and the final norm, without class and register tokens.
 
     The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key; that of a
     vision transformer includes the final norm.
 
     Args:
         net: a timm network made with ``features_only=True``, or a vision transformer by ``build_transformer``.
-        name: its timm name.
+        name: its timm name, with arguments if it differs from timm's architecture (see ``names.py``).
         in_channels: channels of the images.
     """
 
@@ -40,14 +43,15 @@ class TimmBackbone(Backbone):
     def __init__(self, net: nn.Module, name: str, in_channels: int = 3) -> None:
         info: Any = net.feature_info
         reductions: tuple[int, ...] = tuple(info.reduction())
-        channels = {
-            _STAGE_OF_STRIDE[reduction]: count
-            for reduction, count in zip(reductions, info.channels(), strict=True)
-            if reduction in _STAGE_OF_STRIDE
-        }
-        strides = {stage: (2**stage, 2**stage) for stage in channels}
-        super().__init__(net, name, channels, strides, in_channels, reductions[-1] if is_transformer(name) else 1)
-        self._reductions = reductions  # of timm's feature maps, ascending; not all of them are stages
+        patch = reductions[-1] if is_transformer(name) else 1
+        stage_of = {patch: round(log2(patch))} if patch > 1 else _STAGE_OF_STRIDE
+        # Of timm's feature maps, ascending; those without a stage are None.
+        stages = tuple(stage_of.get(reduction) for reduction in reductions)
+        of_stage = {stage: i for i, stage in enumerate(stages) if stage}
+        channels = {stage: info.channels()[i] for stage, i in of_stage.items()}
+        strides = {stage: (reductions[i],) * 2 for stage, i in of_stage.items()}
+        super().__init__(net, name, channels, strides, in_channels, patch)
+        self._maps = stages
         self._positions: tuple[int, ...] = tuple(info.out_indices)
 
     def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
@@ -59,7 +63,7 @@ class TimmBackbone(Backbone):
         last = min(last, self.deepest)
         self.check_stage(last)
         self.check_size(*x.shape[2:])
-        count = self._reductions.index(2**last) + 1
+        count = self._maps.index(last) + 1
         if self._in_order:
             maps = self._run_modules(x, count)
         elif hasattr(self.net, "model") and hasattr(self.net.model, "forward_intermediates"):
@@ -68,8 +72,7 @@ class TimmBackbone(Backbone):
             )
         else:
             maps = self.net(x)[:count]
-        stages = (_STAGE_OF_STRIDE.get(reduction) for reduction in self._reductions)
-        return {stage: feature for stage, feature in zip(stages, maps, strict=False) if stage}
+        return {stage: feature for stage, feature in zip(self._maps, maps, strict=False) if stage}
 
     def _run_modules(self, x: Any, count: int) -> list[Tensor]:
         """Run timm's modules in order until there are ``count`` feature maps."""
@@ -100,9 +103,9 @@ class TimmBackbone(Backbone):
             return super().stem_and_stages(pooled)
         names = list(self.net)
         end_of = {}  # stage -> number of modules up to it
-        for name, stride in zip(self.net.return_layers, self._reductions, strict=True):
-            if stride in _STAGE_OF_STRIDE:
-                end_of[_STAGE_OF_STRIDE[stride]] = names.index(name) + 1
+        for name, stage in zip(self.net.return_layers, self._maps, strict=True):
+            if stage:
+                end_of[stage] = names.index(name) + 1
         later = [end for stage, end in end_of.items() if stage > 1]
         modules = tuple(self.net.values())
         stem = end_of.get(1, later[0] - 1)
@@ -125,7 +128,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
 
     Args:
         name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". Its feature
-            maps must have the declared strides at any input size; those of windowed transformers do not. For volumes:
+            maps must have the declared strides at any input size; those of windowed transformers do not. It may have
+            arguments: "vit_large_patch16_224(init_values=1e-05)", see ``names.py``. For volumes:
             see :func:`~densepath.nets.backbones.resnet3d.build_resnet3d`.
         channels: channels of the images.
 
@@ -149,27 +153,26 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
             f"{name} does not return feature maps of strides 2 to 32 for images of any size; "
             "choose another backbone, e.g. resnet18"
         ) from error
-    if model_entrypoint(name).__module__ == "timm.models.resnet":
+    if model_entrypoint(parse_name(name)[0]).__module__ == "timm.models.resnet":
         backbone.apply(_init_resnet_layer)
     return backbone
 
 
 def make_network(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
     """timm's network that a :class:`Backbone` wraps; with ``pretrained``, the name may be that of weights."""
-    import timm
-
     if is_transformer(name):
         return build_transformer(name, pretrained, channels)
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, in_chans=channels)
+    network: nn.Module = create_network(name, pretrained=pretrained, features_only=True, in_chans=channels)
     return network
 
 
 def _check_name(name: str) -> None:
     import timm
 
-    if timm.is_model(name) and "." not in name:
+    given, _ = parse_name(name)
+    architecture = given.split(".")[0]
+    if timm.is_model(given) and given == architecture:
         return
-    architecture = name.split(".")[0]
     if timm.is_model(architecture):
         raise UserError(
             f"{name!r} names weights, not a network; use the backbone {architecture!r} and give {name!r} as the weights"
@@ -182,11 +185,10 @@ def _check_name(name: str) -> None:
 @torch.no_grad()
 def _check_maps(backbone: Backbone) -> None:
     """Raise ValueError if a stage differs from timm's metadata at another input size than the default."""
-    training = backbone.training
-    maps = backbone.eval()(torch.zeros(1, backbone.in_channels, TRIAL_SIZE, TRIAL_SIZE))
+    training, side = backbone.training, TRIAL_SIZE if backbone.patch_size == 1 else _TRIAL_GRID * backbone.patch_size
+    maps = backbone.eval()(torch.zeros(1, backbone.in_channels, side, side))
     backbone.train(training)
-    side = {stage: TRIAL_SIZE // 2**stage for stage in backbone.stages}
-    expected = {stage: (1, backbone.channels[stage], side[stage], side[stage]) for stage in backbone.stages}
+    expected = {stage: (1, backbone.channels[stage], *backbone.grid(stage, side, side)) for stage in backbone.stages}
     if {stage: tuple(feature.shape) for stage, feature in maps.items()} != expected:
         raise ValueError(f"{backbone.name} does not give one map of each stride")
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.nets.backbones.names import create_network, parse_name
 
 _MODULES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")
-_PATCHES = (8, 16, 32)  # pixels: the strides of f3, f4 and f5
+_SMALLEST, _LARGEST = 6, 45  # pixels of a patch, which is the stride of f3, f4 or f5: that of the nearest power of 2
 _POSITIONS = "model.pos_embed"
 
 
@@ -19,7 +20,7 @@ def is_transformer(name: str) -> bool:
     """Whether a timm name is one of a plain vision transformer: all of its blocks see the same tokens."""
     from timm.models import model_entrypoint
 
-    return str(model_entrypoint(name).__module__) in _MODULES
+    return str(model_entrypoint(parse_name(name)[0]).__module__) in _MODULES
 
 
 def build_transformer(name: str, pretrained: bool = False, channels: int = 3) -> nn.Module:
@@ -28,21 +29,20 @@ def build_transformer(name: str, pretrained: bool = False, channels: int = 3) ->
     timm interpolates its position embeddings to the size of the images in each pass.
 
     Args:
-        name: name of a timm vision transformer, with the tag of its weights if they are loaded.
+        name: name of a timm vision transformer, with arguments (see ``names.py``), or with the tag of its weights if
+            they are loaded.
         pretrained: whether to load timm's weights.
         channels: channels of the images.
 
     Raises:
-        UserError: its patch size is not 8, 16 or 32 px, or it has no norm after its last block.
+        UserError: its patches are not squares of 6 to 45 px, or it has no norm after its last block.
     """
-    import timm
-
-    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, in_chans=channels)
+    model = create_network(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, in_chans=channels)
     patch = model.patch_embed.patch_size
-    if patch[0] != patch[1] or patch[0] not in _PATCHES:
+    if patch[0] != patch[1] or not _SMALLEST <= patch[0] <= _LARGEST:
         raise UserError(
-            f"{name} has patches of {patch[0]} x {patch[1]} px; choose a vision transformer with patches of "
-            "8, 16 or 32 px, e.g. vit_small_patch16_224"
+            f"{name} has patches of {patch[0]} x {patch[1]} px; choose a vision transformer with square patches of "
+            f"{_SMALLEST} to {_LARGEST} px, e.g. vit_small_patch16_224"
         )
     if isinstance(model.norm, nn.Identity):
         raise UserError(

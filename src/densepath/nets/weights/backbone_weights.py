@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +21,17 @@ from densepath.nets.backbones import Backbone, make_network
 from densepath.nets.backbones.transformers import resize_positions
 from densepath.nets.weights.checks import require_numbers
 from densepath.nets.weights.files import read_tensors
-from densepath.nets.weights.hub import HUB, quiet
+from densepath.nets.weights.hub import quiet
 from densepath.nets.weights.layouts import Match, arrange, feature_name, match_names, timm_state
-from densepath.nets.weights.model_folders import hub_weights
+from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
+from densepath.nets.weights.transformer_names import to_timm
 from densepath.sources.pixel_source import PixelSpec
 from densepath.version import __version__
 
 FORMAT_VERSION = "1"
 ACCEPTED = (
     "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, "
-    "hf-hub:OWNER/NAME, or random"
+    "hf-hub:OWNER/NAME or the folder of such a model, or random"
 )
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must contain
 
@@ -54,12 +56,12 @@ def save_backbone(
     - networks for volumes are densepath's own: :func:`build_backbone` and :func:`load_weights` read the file.
     - torchvision: ``torchvision.models.resnet18().load_state_dict(load_file(path), strict=False)``; the file lacks
       only ``fc.*``.
-    - detectron2: ``DetectionCheckpointer(model).load(path)`` for a ``.pth`` file; for ``.safetensors``,
+    - detectron2: ``DetectionCheckpointer(model).load(path)`` for a ``.pth`` or ``.pkl`` file; for ``.safetensors``,
       ``model.backbone.bottom_up.load_state_dict(load_file(path), strict=False)``. The configuration must have RGB, mean
       and std as in the metadata times 255, and ``STRIDE_IN_1X1 = False``.
 
     Args:
-        path: a ``.safetensors`` file, or a ``.pth`` file in the detectron2 layout.
+        path: a ``.safetensors`` file, or in the detectron2 layout a ``.pth`` file, or a ``.pkl`` file of numpy arrays.
         backbone: what to write.
         layout: "timm", "torchvision" or "detectron2".
         metadata: provenance (method, recipe, steps, ...), all strings, and the pixel specification (see
@@ -69,7 +71,7 @@ def save_backbone(
         UserError: the layout is unknown or does not fit the backbone, or the path has the wrong suffix.
     """
     path = Path(path)
-    suffixes = (".safetensors", ".pth") if layout == "detectron2" else (".safetensors",)
+    suffixes = (".safetensors", ".pth", ".pkl") if layout == "detectron2" else (".safetensors",)
     if path.suffix not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)} for weights in the layout {layout}")
     state, untrained = arrange(backbone, layout)
@@ -84,8 +86,12 @@ def save_backbone(
         "untrained": ", ".join(untrained),
     }
     with atomic_write(path) as temporary:
+        content: dict[str, Any] = {"model": state, "matching_heuristics": True, "metadata": notes}
         if path.suffix == ".pth":
-            torch.save({"model": state, "matching_heuristics": True, "metadata": notes}, temporary)
+            torch.save(content, temporary)
+        elif path.suffix == ".pkl":
+            arrays = {key: value.float().numpy() for key, value in state.items()}
+            temporary.write_bytes(pickle.dumps({**content, "model": arrays, "__author__": "densepath"}))
         else:
             write_tensors(state, temporary, notes)
 
@@ -136,7 +142,8 @@ def weights_file(source: str | Path) -> Path:
     """
     path = Path(source)
     if path.is_dir():
-        inside = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
+        run = ("exported/backbone.safetensors", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")
+        inside = (*run, *WEIGHT_FILES)
         found = next((path / name for name in inside if (path / name).is_file()), None)
         if found is None:
             raise UserError(
@@ -147,14 +154,17 @@ def weights_file(source: str | Path) -> Path:
     return path
 
 
-def load_weights(backbone: Backbone, source: str | Path) -> str:
+def load_weights(backbone: Backbone, source: str | Path, prefix: str = "", complete: bool = False) -> str:
     """Load weights into a backbone; if they don't fit, it is not changed.
 
     Args:
         backbone: the backbone.
         source: "random" (keeps the initialization), a file or a run folder as for ``read_weights``, or the name of
-            timm's weights, e.g. "resnet18.a1_in1k", or of a timm model on the Hugging Face hub, "hf-hub:OWNER/NAME"
-            (downloaded if they are not in its cache).
+            timm's weights, e.g. "resnet18.a1_in1k", or of a model of timm or transformers on the Hugging Face hub,
+            "hf-hub:OWNER/NAME" (downloaded if they are not in its cache), or a folder of one.
+        prefix: the beginning of the names of the network's tensors in the file, if it has several networks; by default
+            the one with most of the backbone's tensors, rather than its momentum copy.
+        complete: whether the file must have all tensors of the backbone; the line then also names other networks.
 
     Returns:
         One line that reports what was loaded.
@@ -165,35 +175,50 @@ def load_weights(backbone: Backbone, source: str | Path) -> str:
     name = str(source)
     if name == "random":
         return f"{backbone.name} with random weights"
-    if name.startswith(HUB):
-        source = hub_weights(name)
-    import timm
+    if is_published(source):
+        published = read_published(source)
+        state, other = published.state, published.backbone
+    else:
+        import timm
 
-    if not Path(source).exists() and timm.models.is_model_pretrained(name):
-        return _load_pretrained(backbone, name)
-    if not Path(source).exists():
-        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
-    weights = read_weights(source)
-    match = match_names(weights.state_dict, backbone.net.state_dict())
+        if not Path(source).exists() and timm.models.is_model_pretrained(name):
+            return _load_pretrained(backbone, name)
+        if not Path(source).exists():
+            raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
+        weights = read_weights(source)
+        state, other = to_timm(weights.state_dict), weights.metadata.get("backbone")
+    if prefix:
+        state = _below(state, prefix, name)
+    match = match_names(state, backbone.net.state_dict())
     require_numbers(match.found, name)
     match = match._replace(found=resize_positions(backbone.net, match.found))
     match = match._replace(found=adapt_channels(match.found, backbone.net.state_dict(), backbone.in_channels))
-    if problem := _misfit(backbone, match):
-        other = weights.metadata.get("backbone", "resnet50, say")
+    if problem := _misfit(backbone, match, complete):
         raise UserError(
             f"{name} does not fit {backbone.name}: {problem}; name the backbone that they belong to "
-            f"(--backbone {other})"
+            f"(--backbone {other or 'resnet50, say'})"
         )
     backbone.net.load_state_dict(match.found, strict=False)
     wanted, missing = _wanted(backbone, match)
     line = f"{backbone.name} with {len(wanted) - len(missing)} of {len(wanted)} tensors from {name}"
-    if match.prefix:
-        line += f" under {match.prefix}"
+    if prefix or match.prefix:
+        line += f" under {prefix}{match.prefix}"
     if missing:
         line += f"; not in the file: {first_few(missing)}"
     if match.unused:
         line += f"; not used: {first_few(match.unused)}"
+    if complete and match.rivals:
+        line += f"; other networks in the file, for --prefix: {', '.join(match.rivals)}"
     return line
+
+
+def _below(state: Mapping[str, Tensor], prefix: str, name: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not found:
+        first = dict.fromkeys(key.rpartition(".")[0].split(".")[0] + "." for key in state if "." in key)
+        raise UserError(f"{name} has no tensors under {prefix!r}; its names begin with {first_few(list(first))}")
+    return found
 
 
 def adapt_channels(found: Mapping[str, Tensor], own: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
@@ -219,12 +244,13 @@ def adapt_channels(found: Mapping[str, Tensor], own: Mapping[str, Tensor], chann
     return adapted
 
 
-def _misfit(backbone: Backbone, match: Match) -> str:
+def _misfit(backbone: Backbone, match: Match, complete: bool) -> str:
     """Why a checkpoint does not fit this backbone; empty if it fits."""
     wanted, missing = _wanted(backbone, match)
     absent = [key for key in wanted if key not in match.found]
     blocks = {_block(key) for key in wanted} - {_block(key) for key in wanted if key in match.found}
-    if not blocks and len(wanted) - len(absent) >= _LEAST_SHARE * len(wanted):
+    least = len(wanted) if complete else _LEAST_SHARE * len(wanted)
+    if not blocks and len(wanted) - len(absent) >= least:
         own = backbone.net.state_dict()
         if other := [key for key, value in match.found.items() if value.shape != own[key].shape]:
             return f"the shapes of {first_few(other)} differ"
@@ -259,7 +285,8 @@ def _load_pretrained(backbone: Backbone, name: str) -> str:
             network: Any = make_network(name, pretrained=True)
     except Exception as error:  # each kind of network failure raises another exception
         raise UserError(
-            f"{name} could not be fetched ({type(error).__name__}); check the network or give a file of weights"
+            f"{name} could not be fetched ({type(error).__name__}); check the network, or run 'hf download timm/{name} "
+            "--local-dir FOLDER' on a machine with one and give FOLDER"
         ) from error
     found = resize_positions(backbone.net, network.state_dict())
     require_numbers(found, name)

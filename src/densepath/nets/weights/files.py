@@ -124,7 +124,9 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _notes(content: Any) -> dict[str, str]:
-    """The metadata of a checkpoint, as texts."""
-    notes = content.get("metadata") if isinstance(content, dict) else None
-    plain = notes.items() if isinstance(notes, dict) else ()
+    """The metadata of a checkpoint, as texts; of a foreign one the name of its network, if it is recorded."""
+    if not isinstance(content, dict):
+        return {}
+    notes, arch = content.get("metadata"), content.get("arch")
+    plain = notes.items() if isinstance(notes, dict) else [("arch", arch)] if isinstance(arch, str) else ()
     return {key: str(value) for key, value in plain if isinstance(key, str) and isinstance(value, str | int | float)}

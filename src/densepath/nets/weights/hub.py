@@ -55,7 +55,9 @@ def fetch(name: str, files: Sequence[str] = FETCHED) -> Path:
         with quiet():
             return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=list(files)))
     except Exception as error:  # each kind of failure raises another exception
+        repository = name.removeprefix(HUB)
         raise UserError(
-            f"{name} could not be fetched ({type(error).__name__}); check the name and the network, log in with "
-            "'hf auth login' if its owners require that, or give a folder"
+            f"{name} could not be fetched ({type(error).__name__}); check the name and the "
+            f"network, or run 'hf download {repository} --local-dir FOLDER' on a machine with a network (for a gated "
+            "model ask for access on its page and run 'hf auth login' first) and give FOLDER"
         ) from error

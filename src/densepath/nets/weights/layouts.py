@@ -12,12 +12,14 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.names import create_network
 
 LAYOUTS = ("timm", "torchvision", "detectron2")
 
 # The momentum copy of a trained network: encoder_k, momentum_encoder, backbone_momentum, teacher, target_net and so on.
 _SLOW = re.compile(r"(?:^|[._])(?:k|key|ema|momentum|slow|target|teacher)(?=[._])")
 _DEEPEST = 16  # parts of a name that may be a prefix
+_RIVAL = 0.9  # of the tensors of a network that another one must have
 _NORM_EPS = 1e-5  # detectron2's and torch's
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}  # of a ResNet
 
@@ -57,9 +59,8 @@ def timm_state(name: str) -> dict[str, Tensor]:
     """The state of the whole timm network without classifier; does not change the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would change the GPUs' generators, too
-        import timm
-
-        return timm.create_model(name, num_classes=0).state_dict()
+        state: dict[str, Tensor] = create_network(name, num_classes=0).state_dict()
+        return state
 
 
 def feature_name(key: str, names: Container[str]) -> str | None:
@@ -82,12 +83,19 @@ class Match(NamedTuple):
         prefix: the prefix of their names in the checkpoint.
         others: timm's names of the other tensors under that prefix, without it.
         unused: the checkpoint's names of all other tensors, those under the prefix first.
+        rivals: the prefixes under which there are about as many of the network's tensors, e.g. a momentum copy.
     """
 
     found: dict[str, Tensor]
     prefix: str
     others: list[str]
     unused: list[str]
+    rivals: list[str]
+
+
+def trained_first(prefix: str) -> bool:
+    """A sorting key that puts a trained encoder before its momentum copy."""
+    return bool(_SLOW.search(prefix))
 
 
 def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
@@ -104,8 +112,10 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
             prefix = key.removesuffix(tail)
             counts.update((prefix, spelling) for spelling in _SPELLINGS if spelling(tail, names) in names)
     if not counts:
-        return Match({}, "", list(state), list(state))
-    prefix, spelling = max(counts, key=lambda match: (counts[match], not _SLOW.search(match[0])))
+        return Match({}, "", list(state), list(state), [])
+    prefix, spelling = max(counts, key=lambda match: (counts[match], not trained_first(match[0])))
+    least = _RIVAL * counts[prefix, spelling]
+    rivals = {other for (other, _), count in counts.items() if other != prefix and count >= least}
     found: dict[str, Tensor] = {}
     others, inside, outside = [], [], []
     for key, value in state.items():
@@ -118,7 +128,9 @@ def match_names(state: Mapping[str, Tensor], names: Container[str]) -> Match:
             inside.append(key)
         else:
             outside.append(key)
-    return Match(_complete_norms(found) if spelling is _from_detectron2 else found, prefix, others, inside + outside)
+    if spelling is _from_detectron2:
+        found = _complete_norms(found)
+    return Match(found, prefix, others, inside + outside, sorted(rivals))
 
 
 def to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.weights.checks import require_numbers_in
-from densepath.nets.weights.hub import fetch, quiet
+from densepath.nets.weights.hub import quiet
 from densepath.sources.pixel_source import PixelSpec
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models
 _STRIDES = (32, 16, 8)  # pixels, tried if the configuration gives none
 _SIDE = 5  # patches along a side of the trial image
 _MOST_OTHERS = 16  # class and register tokens
@@ -27,7 +26,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, or names no model of timm ("architecture") or transformers ("model_type").
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not ("architecture" in config or "model_type" in config):
         raise UserError(
             f"the folder {folder} has no config.json that names a model of timm or transformers; give the folder of one"
@@ -37,11 +36,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
     """The image processor's settings in the folder of a transformers model; empty if there are none."""
-    notes = _read_json(folder / "preprocessor_config.json") or _read_json(folder / "processor_config.json")
+    notes = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json")
     return notes.get("image_processor") or notes
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -153,16 +153,3 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
         return PixelSpec.mean, PixelSpec.std
     return tuple(mean), tuple(std)
-
-
-def hub_weights(name: str) -> Path:
-    """The weight file of a timm model on the Hugging Face hub.
-
-    Raises:
-        UserError: it cannot be fetched, or has no such file.
-    """
-    folder = fetch(name, WEIGHT_FILES)
-    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-    if found is None:
-        raise UserError(f"{name} holds none of {', '.join(WEIGHT_FILES)}; give another model or a file")
-    return found

@@ -11,8 +11,8 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
-from densepath.nets.weights.hub import HUB, fetch
-from densepath.nets.weights.model_folders import read_config
+from densepath.nets.weights.model_folders import read_json
+from densepath.nets.weights.published import is_published, preprocessing, published_folder
 from densepath.sources.pixel_source import PixelSpec
 
 _CONFIG = "config.yaml"  # of a run
@@ -21,12 +21,13 @@ _CONFIG = "config.yaml"  # of a run
 def pixels_of_weights(source: str | Path, images: PixelSpec | None = None) -> PixelSpec:
     """The pixel specification for a network with given weights: that of the weights if known, else that of the images.
 
-    densepath's weights contain all of it. Older ones, and timm's by name, contain only mean and standard deviation. If
+    densepath's weights contain all of it. Older ones, and those of timm and the hub, contain only mean and standard
+    deviation. If
     the images are known and have another number of channels, their specification is used: weights are adapted to the
     channels when they are loaded.
 
     Args:
-        source: "random", a file, a run folder, a timm name, or "hf-hub:OWNER/NAME".
+        source: "random", a file, a run folder, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
         images: the specification of the images; None if they are read as the weights need them.
 
     Raises:
@@ -49,9 +50,10 @@ def _known(source: str | Path) -> Mapping[str, Any]:
     name = str(source)
     if name == "random":
         return {}
-    if name.startswith(HUB):
-        pretrained: Any = read_config(fetch(name, ("config.json",))).get("pretrained_cfg") or {}
-        return {key: list(pretrained[key]) for key in ("mean", "std") if key in pretrained}
+    if is_published(source):
+        folder = published_folder(source, weights=False)
+        mean, std, _ = preprocessing(source, folder, read_json(folder / "config.json"))
+        return {key: list(value) for key, value in (("mean", mean), ("std", std)) if value}
     if not Path(source).exists():
         import timm
 
@@ -61,8 +63,11 @@ def _known(source: str | Path) -> Mapping[str, Any]:
         return {"mean": list(made.mean), "std": list(made.std)}
     metadata = read_weights(source).metadata
     try:
+        if "densepath_detector" in metadata:
+            detector = json.loads(metadata["densepath_detector"])
+            return {"ndim": 2, "channels": len(detector["mean"]), "window": [0, 255], **detector}
         known = {key: json.loads(metadata[key]) for key in PixelSpec().record() if key in metadata}
-    except (ValueError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {"mean": (), "std": ()}
     return known or _known_from_run(weights_file(source))
 

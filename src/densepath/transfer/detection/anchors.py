@@ -24,7 +24,7 @@ class Anchors(AnchorGenerator):
         strides: strides of the maps, in pixels.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], strides: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[Sequence[float]], strides: Sequence[float]) -> None:
         super().__init__(tuple(map(tuple, sizes)), (ASPECT_RATIOS,) * len(sizes))
         self.strides = tuple(strides)
 

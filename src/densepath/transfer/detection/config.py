@@ -30,11 +30,13 @@ class DetectConfig:
             "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         out: the run folder: ``metrics.json``, ``predictions.json`` (COCO results), ``pictures/``,
             ``exported/detector.safetensors``, and the files of every run.
-        weights: initial weights of the backbone: a file, a run folder, "random", or a timm name.
-        backbone: the backbone, a timm name.
+        weights: initial weights of the backbone: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or
+            the folder of such a model.
+        backbone: the backbone, a timm name; default: that of the weights, resnet18 for random ones.
         detector: "mask_rcnn_fpn"; "mask_rcnn_c4", whose head is the backbone's own stage 5; "mask_rcnn_dc5", with a
             dilated stage 5; "retinanet", which predicts only boxes; or "vitdet", for a vision transformer with patches
-            of 16 px, trained by AdamW with layer-wise rates. Names ending in "_small" have narrow heads, for a CPU.
+            of 14 or 16 px, trained by AdamW with layer-wise rates. Names ending in "_small" have narrow heads, for a
+            CPU.
         rescale_filters: scale the backbone's filters before batch norms to the norm that they have in a new network.
             This does not change the features, and layers whose filter norms became large in pre-training, as they do
             with large steps, continue to learn. Published results of fine-tuning do not use it.
@@ -79,7 +81,7 @@ class DetectConfig:
     out: str | Path
     orientation: Literal["stored", "viewed"] | None = None
     weights: str | Path = "random"
-    backbone: str = "resnet18"
+    backbone: str | None = None
     detector: str = "mask_rcnn_fpn"
     rescale_filters: bool = False
     anchor_sizes: tuple[int, ...] = ANCHOR_SIZES

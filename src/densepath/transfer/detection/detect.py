@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from densepath.annotations.coco import open_split
+from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
+from densepath.core.log import logged
+from densepath.core.result import Result
+from densepath.core.stopwatch import Stopwatch
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
-from densepath.runs.folder import open_run, read_config
+from densepath.runs.closing import command, draw_safely, files_of_run, say_end
+from densepath.runs.folder import TRAIN_LOG, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.hardware import choose_device, choose_hardware, choose_precision, choose_workers
@@ -51,13 +58,22 @@ def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> d
     Raises:
         UserError: the data, the weights or an option are invalid.
     """
-    config = resolve(DetectConfig, config, options, recipes="detect")
-    return _evaluate(config) if config.evaluate else _fine_tune(config)
+    return dict(run(resolve(DetectConfig, config, options, recipes="detect")).scores)
 
 
-def _evaluate(config: DetectConfig) -> dict[str, float]:
+def run(config: DetectConfig, draw_curves: Callable[[Path], Path] | None = None) -> Result:
+    """Fine-tune or evaluate a detector with a configuration. Errors as for :func:`detect`.
+
+    Args:
+        config: the configuration.
+        draw_curves: draws the measurements in a run folder at the end; None for no picture.
+    """
+    return _evaluate(config) if config.evaluate else _fine_tune(config, draw_curves)
+
+
+def _evaluate(config: DetectConfig) -> Result:
     """Score the detector in the run folder again."""
-    out = Path(config.out)
+    watch, out = Stopwatch(), Path(config.out)
     device = choose_device(config.devices)
     model, notes = load_detector(out / DETECTOR_FILE)
     _check_evaluation(config, read_config(out) or {})
@@ -65,11 +81,21 @@ def _evaluate(config: DetectConfig) -> dict[str, float]:
     match_categories(test, notes.category_names, f"the detector in {out}")
     check_objects(test)
     half = choose_precision(config.precision, device.type) == "bf16-mixed"
-    with sole_writer(out):
-        return evaluate_detector(model.to(device), notes, test, out, pictures=config.pictures, bfloat16=half)
+    with sole_writer(out), logged(out / TRAIN_LOG):
+        scores = evaluate_detector(model.to(device), notes, test, out, pictures=config.pictures, bfloat16=half)
+        return _finish(watch, out, scores, test)
 
 
-def _fine_tune(config: DetectConfig) -> dict[str, float]:
+def _finish(watch: Stopwatch, out: Path, scores: dict[str, float], test: CocoImages) -> Result:
+    """Print the last lines of a run, and return its result."""
+    files = files_of_run(out, weights=out / DETECTOR_FILE)
+    commands = (command("predict", out, "--data", test.folder, "--out", f"{out}_predictions"),)
+    say_end(watch, "", {"detector": out / DETECTOR_FILE, "pictures": out / "pictures"}, commands)
+    return Result(out, scores, files, commands)
+
+
+def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None) -> Result:
+    watch = Stopwatch()
     out, resume = Path(config.out), config.resume
     old = read_config(out) if resume else None
     if old is not None and not old.keys() >= {"detector", "precision", "mean", "std"}:
@@ -94,6 +120,8 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
         optimizer="adamw" if config.detector in TRANSFORMER_DETECTORS else "sgd",
     )
     spec = pixels_of_weights(config.weights) if old is None else _recorded(old, out)
+    backbone = config.backbone or (backbone_of_weights(config.weights) if old is None else old.get("backbone"))
+    config = replace(config, backbone=backbone)
     outlines = config.detector not in BOXES_ONLY
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
@@ -105,14 +133,14 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
     found = (tuple(config.anchor_sizes), config.detections_per_image, spec.window)
     notes = DetectorNotes(
         config.detector,
-        config.backbone,
+        str(config.backbone),
         tuple(train.category_ids),
         tuple(train.category_names),
         config.test_size,
         spec.mean,
         spec.std,
         *found,
-        config.train_crop or int(median(min(train.size(i)) for i in range(len(train)))),
+        int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -160,13 +188,16 @@ def _fine_tune(config: DetectConfig) -> dict[str, float]:
             limits=config.optimizer,
         )
         if not first:
-            return {}
+            return Result(out)
         settle = min(config.precise_bn_batches, solver.steps)
         if settle:
             settle_batch_norm(model, notes, batches.beyond(settle), hardware, config.seed)
         save_detector(out / DETECTOR_FILE, model, notes)
         half = hardware.precision == "bf16-mixed"
-        return evaluate_detector(model, notes, test, out, pictures=config.pictures, bfloat16=half)
+        scores = evaluate_detector(model, notes, test, out, pictures=config.pictures, bfloat16=half)
+        if draw_curves is not None:
+            draw_safely(partial(draw_curves, out))
+        return _finish(watch, out, scores, test)
 
 
 def _check_evaluation(config: DetectConfig, trained: dict[str, Any]) -> None:

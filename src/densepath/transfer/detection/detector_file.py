@@ -20,7 +20,7 @@ from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
 
 DETECTOR_FILE = Path("exported") / "detector.safetensors"  # in a run folder
-_KEY = "densepath_detector"
+KEY = "densepath_detector"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DetectorNotes:
         anchor_sizes: in pixels of its input images.
         detections_per_image: maximum number of detections.
         window: the pixel values that are mapped to 0 and 1.
-        image_size: the median short side of the training images, or the side of their crops, in pixels; 0 if unknown.
+        image_size: the median short side of the training images in pixels; 0 if unknown.
     """
 
     detector: str
@@ -76,7 +76,7 @@ def save_detector(path: Path, model: Detector, notes: DetectorNotes) -> None:
     """Write a safetensors file."""
     with atomic_write(path) as part:
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        write_tensors(state, part, {"format": "pt", _KEY: json.dumps(asdict(notes))})
+        write_tensors(state, part, {"format": "pt", KEY: json.dumps(asdict(notes))})
 
 
 def detector_path(run: str | Path) -> Path:
@@ -95,7 +95,7 @@ def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            values = json.loads(file.metadata()[_KEY])
+            values = json.loads(file.metadata()[KEY])
         notes = _notes_from(values)
         model = notes.build()
         model.load_state_dict(state)

@@ -129,23 +129,25 @@ def vitdet(
 ) -> MaskRCNN:
     """ViTDet: Mask R-CNN on a vision transformer's simple pyramid P2-P6, with deeper heads and layer norms.
 
-    The box head has as many convolutions as the mask head, and one fully connected layer.
+    With patches of 14 px the levels have strides of 3.5 to 56 px instead of 4 to 64. The box head has as many
+    convolutions as the mask head, and one fully connected layer.
 
     Source: Li et al., "Exploring plain vision transformer backbones for object detection", ECCV 2022, with Detectron2's
     ``mask_rcnn_vitdet``.
     """
     check_anchor_sizes(anchor_sizes, levels=len(_PYRAMID_STRIDES))
-    anchors = Anchors([[side] for side in anchor_sizes], _PYRAMID_STRIDES)
+    strides = [stride * backbone.patch_size / _SINGLE_STRIDE for stride in _PYRAMID_STRIDES]
+    anchors = Anchors([[side] for side in anchor_sizes], strides)
     widths = [size.channels] * size.mask_layers
     inside = (size.channels, _BOX_SIZE, _BOX_SIZE)
     return MaskRCNN(
         SimpleFeaturePyramid(backbone, size.channels),
         make_rpn(size.channels, anchors, size, detections_per_image, convolutions=2),
         make_heads(
-            box_pool=RoIPool(_BOX_SIZE, _PYRAMID_STAGES),
+            box_pool=RoIPool(_BOX_SIZE, _PYRAMID_STAGES, strides[0]),
             box_head=FastRCNNConvFCHead(inside, widths, [size.hidden], norm_layer=LayerNorm2d),
             box_width=size.hidden,
-            mask_pool=RoIPool(_MASK_SIZE, _PYRAMID_STAGES),
+            mask_pool=RoIPool(_MASK_SIZE, _PYRAMID_STAGES, strides[0]),
             mask_head=MaskRCNNHeads(size.channels, widths, 1, norm_layer=LayerNorm2d),
             mask_width=size.channels,
             classes=classes,
@@ -195,7 +197,7 @@ def check_backbone(detector: str, backbone: Backbone) -> None:
         have = ", ".join(f"f{stage}" for stage in backbone.stages)
         raise UserError(
             f"{detector} needs the stages f2 to f5, but {backbone.name} has only {have}; use the detector vitdet for "
-            "a vision transformer with patches of 16 px, or another backbone, e.g. resnet18"
+            "a vision transformer with patches of 14 or 16 px, or another backbone, e.g. resnet18"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -13,13 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE
-from densepath.core.streams import open_console
+from densepath.core.system import with_progress
 from densepath.core.waiting import HANGING_READER
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
@@ -112,9 +110,8 @@ def evaluate(
     ]
     results: list[dict[str, Any]] = []
     compared: list[ImageScores] = []
-    console = open_console(sys.stderr)
     samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1, remedy=HANGING_READER)
-    shown = track(samples, "detecting", len(images), console=console, transient=True, disable=not console.is_terminal)
+    shown = with_progress(samples, len(images), "detecting")
     # The network runs in this thread, so that Ctrl-C ends it at once. Futures are popped: a variable in an exception's
     # frame would keep the other thread alive.
     waiting: list[Future[list[dict[str, Any]]]] = []

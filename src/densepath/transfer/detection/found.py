@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from densepath.transfer.detection.instances import encode_part, paste
+from densepath.annotations.outlines import encode_part
+from densepath.transfer.detection.instances import paste
 
 
 class Window(NamedTuple):

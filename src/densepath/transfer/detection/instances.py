@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pycocotools import mask as rle
 from torch import Tensor
 
-from densepath.annotations.outlines import paint
+from densepath.annotations.outlines import encode_part, paint
 
 
 def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
@@ -40,22 +40,6 @@ def paste(
     if left >= right or top >= bottom:
         return 0, 0, np.zeros((0, 0), bool)
     return top, left, _interpolate(_interpolate(mask, down).T, across).T >= 0.5
-
-
-def encode_part(mask: npt.NDArray[np.bool_], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed run lengths of an image (height, width) that is empty outside ``mask``, ready for JSON."""
-    height, width = size
-    # Runs go down the columns. Zeros above and below the mask end each run in its own column.
-    columns = np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8)
-    edges = np.diff(columns, axis=1)
-    place = (left + np.arange(mask.shape[1]))[:, None] * height + top + np.arange(mask.shape[0] + 1)
-    starts, ends = place[edges == 1], place[edges == -1]
-    joined = starts[1:] == ends[:-1]  # a column that is full to the bottom, and the next one from the top
-    bounds = np.stack((starts[np.append(True, ~joined)[: len(starts)]], ends[np.append(~joined, True)[: len(ends)]]), 1)
-    counts = np.diff(bounds.reshape(-1), prepend=0, append=height * width)
-    counts = counts[: len(counts) - (counts[-1] == 0)]  # as COCO's encoder
-    runs = rle.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)
-    return {"size": [height, width], "counts": runs["counts"].decode()}
 
 
 def _sample_points(

@@ -56,13 +56,13 @@ class MaskHeads(RoIHeads):
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
         masks = self._mask_logits(pool(features, boxes, image_shapes), torch.cat(labels)).sigmoid()
-        found = zip(boxes, scores, labels, masks.split([len(b) for b in boxes]), strict=True)
+        found = zip(boxes, scores, labels, masks.split([b.shape[0] for b in boxes]), strict=True)
         return [{"boxes": b, "scores": s, "labels": c, "masks": m} for b, s, c, m in found]
 
     def _mask_logits(self, inside: Tensor, label: Tensor) -> Tensor:
         """The masks (N, 2 M, 2 M) of the boxes' own classes (N,), from their pooled features (N, C, M, M)."""
         logits = self.mask_predictor(self.mask_head(inside))
-        return logits[torch.arange(len(label), device=label.device), label]
+        return logits[torch.arange(label.shape[0], device=label.device), label]
 
 
 def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

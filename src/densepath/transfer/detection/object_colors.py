@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,17 @@ def neighbors(labels: npt.NDArray[np.integer]) -> dict[int, set[int]]:
             found[a].add(b)
             found[b].add(a)
     return found
+
+
+def near_boxes(boxes: Sequence[tuple[int, int, int, int]]) -> dict[int, set[int]]:
+    """The position of each box (top, left, bottom, right), and of those that lie within a few pixels of it."""
+    edges = np.array(boxes, int).reshape(-1, 4)
+    near: dict[int, set[int]] = {}
+    for position, (top, left, bottom, right) in enumerate(edges):
+        rows = (edges[:, 0] - _NEAR < bottom) & (edges[:, 2] + _NEAR > top)
+        columns = (edges[:, 1] - _NEAR < right) & (edges[:, 3] + _NEAR > left)
+        near[position] = set(np.flatnonzero(rows & columns).tolist()) - {position}
+    return near
 
 
 def color_numbers(near: Mapping[int, set[int]], preferred: Mapping[int, int] | None = None) -> dict[int, int]:

@@ -10,9 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle
 from scipy import ndimage
 
-# Colors that contrast with the pinks and purples of a stained section.
-_PALETTE = ((0, 255, 64), (0, 255, 255), (255, 255, 0), (40, 90, 255), (255, 150, 0), (255, 255, 255))
-_UNMATCHED = (255, 0, 0)
+from densepath.transfer.detection.object_colors import color_numbers, color_of, near_boxes
+
+Shape = tuple[int, int, np.ndarray]  # the top and left of an object, and its mask (h, w) bool
+
+_WRONG = ((255, 0, 0), (160, 0, 0), (255, 120, 120), (200, 0, 70), (255, 70, 30))  # others for those that touch
+_DASH = 6  # pixels
 _MATCH_IOU = 0.5
 _MIN_SIDE = 384  # pixels: a smaller image is enlarged, otherwise outlines would cover it
 _GAP = 8
@@ -29,7 +32,8 @@ def overlay(
 ) -> Image.Image:
     """Draw true outlines on the left, and detected ones with their scores, where there is space, on the right.
 
-    A detection has the color of the true object that it matches (mask IoU of at least 0.5), and is red without a match.
+    A detection has the color of the true object that it matches (mask IoU of at least 0.5), where no neighbor has it;
+    without a match it is red. Objects that were missed are dashed. Objects that touch differ in color.
 
     Args:
         image: (H, W, 3) uint8.
@@ -41,11 +45,19 @@ def overlay(
     found = [mask for mask, score in zip(found, scores, strict=True) if score >= least_score]
     scores = [score for score in scores if score >= least_score]
     zoom = max(1, round(_MIN_SIDE / min(image.shape[:2])))
-    true_colors = [_PALETTE[i % len(_PALETTE)] for i in range(len(truth))]
+    canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom)))
+    true_shapes, found_shapes = ([_placed(mask, zoom) for mask in masks] for masks in (truth, found))
     match = match_masks(truth, found)
-    found_colors = [_UNMATCHED if m is None else true_colors[m] for m in match]
-    left = _outlined(image, truth, true_colors, zoom)
-    right = _outlined(image, found, found_colors, zoom)
+    true_numbers = color_numbers(near_boxes(list(map(_box, true_shapes))))
+    wishes = {position: true_numbers[m] for position, m in enumerate(match) if m is not None}
+    near = near_boxes(list(map(_box, found_shapes)))
+    correct = color_numbers({p: near[p] & wishes.keys() for p in wishes}, wishes)
+    wrong = set(near) - set(wishes)
+    reds = color_numbers({p: near[p] & wrong for p in wrong}, dict.fromkeys(wrong, 0))
+    found_colors = [color_of(correct[p]) if p in correct else _WRONG[reds[p] % len(_WRONG)] for p in range(len(found))]
+    lost = [shape for position, shape in enumerate(true_shapes) if position not in set(match)]
+    left = outlined(canvas, true_shapes, [color_of(true_numbers[position]) for position in range(len(truth))])
+    right = outlined(dashed(canvas, lost), found_shapes, found_colors)
     _write_scores(right, found, scores, zoom)
     width, height = left.size
     picture = Image.new("RGB", (2 * width + _GAP, height + _HEADER), "white")
@@ -53,9 +65,7 @@ def overlay(
     picture.paste(right, (width + _GAP, _HEADER))
     draw = ImageDraw.Draw(picture)
     draw.text((4, 4), f"truth: {len(truth)}", "black", _font(16))
-    missed = len(truth) - len({m for m in match if m is not None})
-    wrong = sum(m is None for m in match)
-    caption = f"score >= {least_score:.0%}: {len(found) - wrong} correct, {missed} missed, {wrong} false (red)"
+    caption = f"score >= {least_score:.0%}: {len(correct)} correct, {len(lost)} missed, {len(wrong)} false (red)"
     draw.text((width + _GAP + 4, 4), caption, "black", _font(16))
     return picture
 
@@ -76,22 +86,19 @@ def match_masks(truth: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> lis
     return match
 
 
-def _outlined(
-    image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[tuple[int, int, int]], zoom: int
-) -> Image.Image:
-    """The image ``zoom`` times larger, with the outlines of masks (H, W) bool."""
-    canvas = np.asarray(Image.fromarray(image).resize((image.shape[1] * zoom, image.shape[0] * zoom)))
-    placed = []
-    for mask in masks:
-        (place,) = ndimage.find_objects(mask.astype(np.uint8)) or [None]  # its bounding box; none if it is empty
-        rows, columns = place or (slice(0, 0), slice(0, 0))
-        placed.append((rows.start * zoom, columns.start * zoom, mask[rows, columns].repeat(zoom, 0).repeat(zoom, 1)))
-    return outlined(canvas, placed, colors)
+def _placed(mask: np.ndarray, zoom: int) -> Shape:
+    """A mask (H, W) bool, ``zoom`` times larger."""
+    (place,) = ndimage.find_objects(mask.astype(np.uint8)) or [None]  # its bounding box; none if it is empty
+    rows, columns = place or (slice(0, 0), slice(0, 0))
+    return rows.start * zoom, columns.start * zoom, mask[rows, columns].repeat(zoom, 0).repeat(zoom, 1)
 
 
-def outlined(
-    image: np.ndarray, masks: Sequence[tuple[int, int, np.ndarray]], colors: Sequence[tuple[int, int, int]]
-) -> Image.Image:
+def _box(shape: Shape) -> tuple[int, int, int, int]:
+    top, left, mask = shape
+    return top, left, top + mask.shape[0], left + mask.shape[1]
+
+
+def outlined(image: np.ndarray, masks: Sequence[Shape], colors: Sequence[tuple[int, int, int]]) -> Image.Image:
     """The image with lines of two pixels inside the masks, and a thin dark border.
 
     Args:
@@ -110,6 +117,18 @@ def outlined(
         rim = rim[:rows, :columns]
         part[rim] = (part[rim] * 0.4).astype(np.uint8)
     return Image.fromarray(canvas)
+
+
+def dashed(image: np.ndarray, masks: Sequence[Shape]) -> np.ndarray:
+    """The image (H, W, 3) with dashed lines, red and white, of three pixels inside the masks."""
+    canvas = image.copy()
+    dashes = np.add.outer(*map(np.arange, image.shape[:2])) // _DASH % 2 == 0
+    for top, left, mask in masks:
+        place = slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1])
+        rim = mask & ~ndimage.binary_erosion(mask, iterations=3)
+        canvas[place][rim] = _WRONG[0]
+        canvas[place][rim & ~dashes[place]] = 255
+    return canvas
 
 
 def _write_scores(picture: Image.Image, masks: Sequence[np.ndarray], scores: Sequence[float], zoom: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from densepath.core.files import atomic_write
 from densepath.sources.image_reader import ImageReader
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.found import FoundObject
-from densepath.transfer.detection.object_colors import color_of
+from densepath.transfer.detection.object_colors import color_numbers, color_of, near_boxes
 from densepath.transfer.detection.overlay import outlined
 from densepath.transfer.detection.predictor import Prediction
 
@@ -160,19 +160,8 @@ def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> 
     canvas = np.concatenate(bands)
     objects = sorted(found.objects, key=lambda each: each.score)  # the better one on top
     shapes = [(each.top // factor, each.left // factor, each.mask[::factor, ::factor]) for each in objects]
-    colors = [color_of(number) for number in _different(objects)]
+    numbers = color_numbers(near_boxes([(each.top, each.left, each.bottom, each.right) for each in objects]))
+    colors = [color_of(numbers[position]) for position in range(len(objects))]
     with atomic_write(path) as part:
         outlined(canvas, shapes, colors).save(part, format="PNG")
     return path
-
-
-def _different(objects: Sequence[FoundObject]) -> list[int]:
-    """A small number for each object; objects whose boxes are less than three pixels apart have different ones."""
-    numbers: list[int] = []
-    edges = np.array([(o.top - 3, o.left - 3, o.bottom + 3, o.right + 3) for o in objects]).reshape(-1, 4)
-    for position, (top, left, bottom, right) in enumerate(edges):
-        before = edges[:position]
-        near = (before[:, 0] < bottom) & (before[:, 2] > top) & (before[:, 1] < right) & (before[:, 3] > left)
-        used = {numbers[other] for other in np.flatnonzero(near)}
-        numbers.append(next(number for number in range(len(used) + 1) if number not in used))
-    return numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from densepath.transfer.detection.windows import merge, windows_of
 
 OVERLAP = 0.25
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
 
 Picture = npt.NDArray[Any] | Image.Image | str | Path
@@ -121,7 +122,7 @@ class TrainedDetector(nn.Module):
 
     def predict(
         self,
-        images: Picture | Sequence[Picture],
+        images: Picture | Iterable[Picture],
         score: float = 0.5,
         window: int | None = None,
         overlap: float = OVERLAP,
@@ -130,7 +131,8 @@ class TrainedDetector(nn.Module):
         """Find the objects in images.
 
         Args:
-            images: one or several arrays (H, W) or (H, W, C), images of Pillow, or files.
+            images: one or several arrays (H, W) or (H, W, C) of uint8 or uint16, tensors of the same or (C, H, W),
+                images of Pillow, or files. Channels and bits are converted as those of files.
             score: the lowest score of an object, from 0 to 1.
             window: side in pixels of the windows that large images are cut into; 0 for none. By default the short side
                 of the training images, for images with more than twice the pixels of a window.
@@ -141,15 +143,15 @@ class TrainedDetector(nn.Module):
             A :class:`Prediction` for an image, a list of them for a list of images.
 
         Raises:
-            UserError: an image cannot be read, or does not have the channels that the detector was trained on.
+            UserError: an image cannot be read.
         """
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        if not isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
             return [self.predict(image, score, window, overlap, precision) for image in images]
         try:
             reader = self._reader(images)
             return self.predict_reader(reader, score, window, overlap, precision)
         except CorruptImage as error:
-            raise UserError(f"{error}; replace the file") from error
+            raise UserError(str(error)) from error
 
     @torch.no_grad()
     def predict_reader(
@@ -213,21 +215,27 @@ class TrainedDetector(nn.Module):
     def _reader(self, image: Any) -> ImageReader:
         channels = len(self.notes.mean)
         if isinstance(image, str | Path):
+            if Path(image).is_dir():
+                raise UserError(f"{image} is a folder; give its images, or use densepath predict")
             return open_file(image, channels, self.dtype)
         if isinstance(image, Image.Image) and not image.mode.startswith("I;16"):
             image = to_rgb(image) if channels == 3 else to_grey(image)
         pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if isinstance(image, Image.Image) and pixels.ndim == 3:
-            pixels = as_pixels(pixels, channels, self.dtype)
-        if pixels.ndim != 3 or pixels.dtype != self.dtype:
+        if isinstance(image, Tensor) and pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:
+            pixels = np.moveaxis(pixels, 0, 2)
+        if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS:
             raise UserError(
                 f"an image is {pixels.dtype} {list(pixels.shape)}; give {np.dtype(self.dtype)} of height x width x "
                 f"{channels}"
             )
-        if pixels.shape[2] == 1 and channels == 3:
-            pixels = pixels.repeat(3, axis=2)
-        return DecodedImage(pixels)
+        if not pixels.size:
+            raise UserError(f"an image has no pixels: {list(pixels.shape)}")
+        if pixels.shape[2] == 4:  # transparency, as in files
+            most = np.iinfo(pixels.dtype).max
+            share = pixels[..., 3:] / most
+            pixels = np.rint(pixels[..., :3] * share + most * (1 - share)).astype(pixels.dtype)
+        return DecodedImage(as_pixels(pixels, channels, self.dtype))
 
 
 def load_detector(path: str | Path) -> TrainedDetector:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher, _topk_min
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
@@ -117,9 +117,10 @@ class RetinaNet(Detector):
         classes = scores.shape[1]
         candidates, start = [], 0
         for level in scores.split(counts):
-            best, place = level.flatten().topk(min(_CANDIDATES, level.numel()))
-            candidates.append(start * classes + place[best > _SCORE])
-            start += len(level)
+            level = level.flatten()
+            best, place = level.topk(_topk_min(level, _CANDIDATES, 0))
+            candidates.append(start + place[best > _SCORE])
+            start += level.shape[0]
         chosen = torch.cat(candidates)
         anchor, label = chosen // classes, chosen % classes
         boxes = clip_boxes_to_image(self._coder.decode_single(deltas[anchor], anchors[anchor]), size)

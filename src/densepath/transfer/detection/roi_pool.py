@@ -22,15 +22,17 @@ class RoIPool(nn.Module):
 
     Args:
         size: side of the pooled square.
-        levels: levels to pool from, ascending; level i is the map "i" and has stride 2**i.
+        levels: levels to pool from, ascending; level i is the map "i".
+        finest: stride of the finest level in pixels; that of level i is twice that of level i - 1. Default: 2**i.
 
     Source: He et al., "Mask R-CNN", ICCV 2017; levels by Lin et al., "Feature pyramid networks", equation 1.
     """
 
-    def __init__(self, size: int, levels: Sequence[int]) -> None:
+    def __init__(self, size: int, levels: Sequence[int], finest: float | None = None) -> None:
         super().__init__()
         self.size = size
         self.levels = tuple(levels)
+        self._unit = 1.0 if finest is None else finest / 2 ** self.levels[0]  # the stride of level i is 2**i of these
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Boxes (N_i, 4) x1 y1 x2 y2 in pixels, one tensor per image -> (sum N_i, C, size, size)."""
@@ -39,12 +41,14 @@ class RoIPool(nn.Module):
         width, height = (rois[:, 3:] - rois[:, 1:3]).unbind(1)
         fitting = torch.floor(_CANONICAL_LEVEL + torch.log2((width * height).sqrt() / _CANONICAL_SIZE + 1e-8))
         fitting = fitting.clamp(self.levels[0], self.levels[-1])
-        pooled = rois.new_zeros(len(rois), maps[str(self.levels[0])].shape[1], self.size, self.size)
+        pooled = rois.new_zeros(rois.shape[0], maps[str(self.levels[0])].shape[1], self.size, self.size)
         for level in self.levels:
             here = torch.where(fitting == level)[0]
             # Under autocast the maps have half precision, but roi_align needs the type of the boxes.
             features = maps[str(level)].float()
-            found = roi_align(features, rois[here], self.size, 1 / 2**level, sampling_ratio=0, aligned=True)
+            found = roi_align(
+                features, rois[here], self.size, 1 / (self._unit * 2**level), sampling_ratio=0, aligned=True
+            )
             pooled.index_copy_(0, here, found)
         return pooled
 

@@ -20,7 +20,7 @@ from densepath.sources.prefetch import ahead
 from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, report_dead_workers
 
 LONGEST = 1333  # pixels: the longer edge never exceeds it
-_DIVISOR = 32  # the largest stride of the backbone
+DIVISOR = 32  # the largest stride of the backbone
 
 
 @dataclass
@@ -221,7 +221,7 @@ def into_detector(
 def padded(images: Sequence[Tensor]) -> ImageList:
     """Images (C, H_i, W_i) in one tensor, padded with zeros at the bottom and on the right."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    height, width = (-(-max(side) // _DIVISOR) * _DIVISOR for side in zip(*sizes, strict=True))
+    height, width = (-(-max(side) // DIVISOR) * DIVISOR for side in zip(*sizes, strict=True))
     batch = images[0].new_zeros(len(images), len(images[0]), height, width)
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 from densepath.nets.backbones import Backbone
 from densepath.transfer.detection.windowed_transformer import WindowedTransformer
 
+_PADDED = 32  # pixels: the sides of batches of images are multiples of this
+
 
 class SimpleFeaturePyramid(nn.Module):
     """The last map of a transformer, scaled by 4, 2, 1 and 1/2: P2-P5, and P6 by pooling.
 
+    Images are padded with zeros at the bottom and on the right to multiples of two patches.
+
     Args:
-        backbone: a vision transformer with patches of 16 px.
+        backbone: a vision transformer with patches of 14 or 16 px.
         channels: channels of every level.
 
     Source: Li et al., "Exploring plain vision transformer backbones for object detection" (ViTDet), ECCV 2022, section
@@ -43,6 +47,10 @@ class SimpleFeaturePyramid(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> name: level, finest first: "2" ... "5" and "pool"."""
+        multiple = 2 * self.backbone.patch_size  # P5 halves the map
+        if multiple != _PADDED:
+            height, width = pixels.shape[2:]
+            pixels = F.pad(pixels, (0, -width % multiple, 0, -height % multiple))
         features = self.transformer(pixels)
         levels = {name: level(features) for name, level in self.levels.items()}
         return levels | {"pool": F.max_pool2d(levels["5"], kernel_size=1, stride=2)}

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, resample_abs_pos_embed
+from timm.layers import DropPath
 from timm.models.vision_transformer import Attention, Block
-from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.plain_positions import patch_positions
 
 WINDOW = 14  # patches: the map of an image of 224 px
 _GLOBAL = 4  # blocks with attention over the whole map
-_LONGEST = 84  # patches: the longest input map of a detector, for 1333 px with padding
+_LONGEST = 84  # patches of 16 px: the longest input map of a detector, for 1333 px with padding
 _DROP_PATH = 0.1  # in the last block; it increases linearly over the blocks
 _PREFIX = ("cls_token", "reg_token", "dist_token")
 
@@ -50,12 +50,24 @@ class WindowAttention(nn.Module):
 
     def forward(self, attention: Any, x: Tensor) -> Tensor:
         """Tokens (B, h, w, C) -> tokens of the same shape, with the projections of timm's ``attention``."""
-        height, width = x.shape[1:3]
-        if self.window is None or max(height, width) <= self.window:
-            return self._attend(attention, x)
-        windows, padded = window_partition(x, self.window)
-        result: Tensor = window_unpartition(self._attend(attention, windows), self.window, (height, width), padded)
-        return result
+        batch, height, width, channels = x.shape
+        rows, columns = self._window(height, width)
+        x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+        down, across = x.shape[1] // rows, x.shape[2] // columns
+        windows = x.view(batch, down, rows, across, columns, channels).transpose(2, 3)
+        windows = self._attend(attention, windows.reshape(-1, rows, columns, channels))
+        x = windows.view(batch, down, across, rows, columns, channels).transpose(2, 3)
+        return x.reshape(batch, down * rows, across * columns, channels)[:, :height, :width]
+
+    def _window(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the windows on a map."""
+        if self.window is None:
+            return height, width
+        if torch.jit.is_tracing():  # sizes are tensors; of a branch only one side would be recorded
+            sides: Any = torch.stack((torch.as_tensor(height), torch.as_tensor(width)))
+            rows, columns = torch.where(sides.max() <= self.window, sides, self.window).unbind()
+            return rows, columns  # type: ignore[return-value]
+        return (height, width) if max(height, width) <= self.window else (self.window, self.window)
 
     def _attend(self, attention: Any, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
@@ -80,7 +92,7 @@ class WindowedTransformer(nn.Module):
     taken after the final norm, as in pre-training.
 
     Args:
-        backbone: a backbone with patches of 16 px; its blocks get stochastic depth.
+        backbone: a backbone with patches of 14 or 16 px; its blocks get stochastic depth.
         window: side of the windows in patches.
 
     Raises:
@@ -108,25 +120,17 @@ class WindowedTransformer(nn.Module):
         return self.backbone.net.model
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the map (B, C, H / 16, W / 16)."""
+        """(B, 3, H, W) -> the map (B, C, H / p, W / p), for patches of p px."""
         network = self._network
         x = network.patch_embed(pixels)  # (B, h, w, C)
         if network.pos_embed is not None:
-            x = x + self._positions(x.shape[1], x.shape[2])
+            x = x + patch_positions(network, *x.shape[1:3]).unflatten(1, x.shape[1:3])
         x = network.norm_pre(x)
         for block, attend in zip(network.blocks, self.attention, strict=True):
             x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x))))
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
         result: Tensor = network.norm(x).permute(0, 3, 1, 2)
         return result
-
-    def _positions(self, height: int, width: int) -> Tensor:
-        """The patches' position embeddings (1, h, w, C) for a map of another size, interpolated as in timm."""
-        network = self._network
-        prefix = 0 if network.no_embed_class else network.num_prefix_tokens
-        sizes = [height, width], list(network.patch_embed.grid_size)
-        positions: Tensor = resample_abs_pos_embed(network.pos_embed[:, prefix:], *sizes, num_prefix_tokens=0)
-        return positions.unflatten(1, (height, width))
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The parameters layer by layer: the embedding, then each block."""
@@ -155,8 +159,8 @@ def check_transformer(backbone: Backbone) -> None:
     network = getattr(backbone.net, "model", None)
     if backbone.stages != (4,) or not all(_is_plain(block) for block in getattr(network, "blocks", [None])):
         raise UserError(
-            f"vitdet needs a plain vision transformer with patches of 16 px, which {backbone.name} is not; use for "
-            "example vit_small_patch16_224, or another detector for a ConvNet"
+            f"vitdet needs a plain vision transformer with patches of 14 or 16 px, which {backbone.name} is not; use "
+            "for example vit_small_patch16_224, or another detector for a ConvNet"
         )
 
 

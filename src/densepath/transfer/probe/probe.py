@@ -11,7 +11,6 @@ tried on GlaS: it lowers the scores of random and of pre-trained weights.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
@@ -28,15 +27,18 @@ from densepath.annotations.splits import check_objects, fit_window
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
+from densepath.core.result import Result
 from densepath.core.scores import SCALE
+from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.waiting import HANGING_READER
-from densepath.nets.backbones import Backbone, build_backbone
-from densepath.nets.weights import load_weights
-from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.backbones import Backbone
+from densepath.nets.weights.pretrained import pretrained_backbone
+from densepath.runs.closing import command, say_end
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device
+from densepath.training.next_steps import with_backbone
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
@@ -51,7 +53,7 @@ def probe(
     data: str | Path,
     orientation: Literal["stored", "viewed"] | None = None,
     weights: str | Path = "random",
-    backbone: str = "resnet18",
+    backbone: str | None = None,
     seed: int = 0,
     size: int = 256,
     fraction: float = 1.0,
@@ -60,15 +62,15 @@ def probe(
     l2: float = _L2,
     devices: str = "auto",
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Fit a linear pixel classifier on frozen features of the training images and score it on the test images.
 
     Args:
         data: a folder as ``densepath data`` writes it: images, and outlined objects as COCO JSON, for train and test.
         orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
             in the file, or as "viewed", turned by the tag. Without it such images are refused.
-        weights: a file, a run folder, "random", or a timm name.
-        backbone: a timm name.
+        weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
+        backbone: a timm name; default: that of the weights, resnet18 for random ones.
         seed: seed of random weights, of the choice of images, and of positions if there are too many.
         size: short side in pixels to which images are resized.
         fraction: share of the training images to use, by patient where patients are known (``patient`` in the JSON, or
@@ -85,24 +87,26 @@ def probe(
     Raises:
         UserError: no such data, weights that do not fit, or a missing stage.
     """
-    start = time.perf_counter()
+    watch = Stopwatch()
     if out is not None and Path(out).suffix != ".json":
         raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
     check_seed(seed)
     torch.manual_seed(seed)
-    spec = pixels_of_weights(weights)
-    network = build_backbone(backbone, spec.channels)
-    load_weights(network, weights)
+    network, spec, *_ = pretrained_backbone(weights, backbone)
     network.to(choose_device(devices))
     options: dict[str, Any] = {"seed": seed, "size": size, "fraction": fraction, "l2": l2}
     chosen: dict[str, Any] = {"stages": stages, "each_stage": each_stage, "orientation": orientation}
     scores = probe_backbone(network, data, spec, **chosen, **options)
-    asked = {"weights": str(weights), "backbone": backbone, "data": str(data), **options}
-    result = asked | SCALE | scores | {"seconds": round(time.perf_counter() - start, 1)}
+    asked = {"weights": str(weights), "backbone": network.name, "data": str(data), **options}
+    result = asked | SCALE | scores | {"seconds": round(watch.read(), 1)}
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    chosen_backbone = with_backbone(backbone, network.patch_size)
+    run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
+    commands = (command("detect", "--data", data, "--weights", weights, *chosen_backbone, "--out", run),)
+    say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
+    return Result(None if out is None else Path(out), result, next=commands)
 
 
 @torch.no_grad()
@@ -215,12 +219,13 @@ def _frozen(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image's features (C, h, w) at stride 8 of the resized image, and its objects (H, W) bool at full size."""
     device = next(backbone.parameters()).device
+    multiple = backbone.patch_size if _MULTIPLE % backbone.patch_size else _MULTIPLE
     samples = ((images.sample(index, masks=False)["image"], images.foreground(index)) for index in range(len(images)))
     for image, foreground in ahead(samples, depth=1, remedy=HANGING_READER):
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0).float()
         truth = torch.from_numpy(foreground.copy())
         scale = size / min(truth.shape)
-        working = [max(1, round(n * scale / _MULTIPLE)) * _MULTIPLE for n in truth.shape]
+        working = [max(1, round(n * scale / multiple)) * multiple for n in truth.shape]
         resized = F.interpolate(spec.normalize(spec.apply_window(pixels)), working, mode="bilinear", antialias=True)
         grid = [n // _POSITION for n in working]
         maps = backbone(resized, last=stages[-1])

@@ -10,6 +10,7 @@ from pycocotools import mask as rle
 from densepath.annotations.coco import open_split
 from densepath.annotations.splits import check_objects
 from densepath.core.errors import UserError
+from densepath.core.locks import refuse_held, sole_writer
 from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.config import DETECTIONS
@@ -62,13 +63,14 @@ def sam(
         mask_ap, mask_ap50, mask_ap75, and for "automatic" box_ap, box_ap50, box_ap75, in percent.
 
     Raises:
-        UserError: the data, the weights or an option are invalid.
+        UserError: the data, the weights or an option are invalid, or another process writes to ``out``.
 
     Source: Kirillov et al., "Segment Anything", ICCV 2023, its mask generator with its defaults; the comparison is
     Table 6 of "Convolutional masked image modeling for dense prediction tasks on pathology images", WACV 2024.
     """
     out = Path(out)
     refuse_among_images(out, data)
+    refuse_held(out)
     if prompt not in _PROMPTS:
         raise UserError(f"no prompt is called {prompt!r}; use one of {', '.join(_PROMPTS)}")
     if points_per_side < 1 or detections_per_image < 1:
@@ -105,15 +107,16 @@ def sam(
         labels = zip(model.prompted(sample["image"], sample["boxes"], prompt), sample["labels"], strict=True)
         return [_result(one, sample["image_id"], categories[label - 1]) for one, label in labels]
 
-    return evaluate(
-        find,
-        lambda sample, found: found,
-        images,
-        out,
-        boxes=prompt == "automatic",
-        detections_per_image=detections_per_image,
-        pictures=pictures,
-    )
+    with sole_writer(out):
+        return evaluate(
+            find,
+            lambda sample, found: found,
+            images,
+            out,
+            boxes=prompt == "automatic",
+            detections_per_image=detections_per_image,
+            pictures=pictures,
+        )
 
 
 def _result(found: Found, image_id: int, category_id: int) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""Polygons with holes as masks: the pixels whose centers lie inside, as QuPath and other viewers count them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+LONGEST = 2**24  # rows that the sides of a polygon cross together
+
+Ring = npt.NDArray[np.float64]  # (N, 2) x y, where pixel 0 reaches from 0 to 1
+
+
+def fill(rings: Sequence[Ring], height: int, width: int) -> tuple[int, int, npt.NDArray[np.bool_]]:
+    """Draw a polygon by the even-odd rule: what lies in a second ring is a hole.
+
+    The result is exact: unlike COCO's drawing, it does not round corners to fifths of a pixel.
+
+    Args:
+        rings: the outline and its holes, closed or not.
+        height, width: of the image in pixels; what lies outside is cut off.
+
+    Returns:
+        Top, left, and the mask (h, w) of the part of the image that the polygon bounds; it may be empty.
+
+    Raises:
+        ValueError: the polygon has too many long sides, as a phrase for several outlines.
+    """
+    points = np.concatenate(rings)
+    low, high = (np.clip(edge, 0, (width, height)) for edge in (points.min(axis=0), points.max(axis=0)))
+    left, top = (int(np.floor(edge)) for edge in low)
+    right, bottom = (int(np.ceil(edge)) for edge in high)
+    crossings = np.zeros((bottom - top, right - left + 1), np.int32)
+    for ring in rings:
+        after = np.roll(ring, -1, axis=0)
+        # The rows whose centers lie between the ends of a side, without the lower end: a corner counts once.
+        first, last = (np.ceil(side[:, 1].clip(top - 1, bottom + 1) - 0.5).astype(np.int64) for side in (ring, after))
+        start, stop = (edge.clip(top, bottom) for edge in (np.minimum(first, last), np.maximum(first, last)))
+        count = stop - start
+        if count.sum() > LONGEST:
+            raise ValueError(f"outlines that cross more than {LONGEST:,} rows")
+        side = np.repeat(np.arange(len(ring)), count)
+        row = np.arange(len(side)) - np.repeat(count.cumsum() - count, count) + start[side]
+        (x1, y1), (x2, y2) = ring[side].T, after[side].T
+        x = x1 + (row + 0.5 - y1) / (y2 - y1) * (x2 - x1)
+        column = np.ceil((x - 0.5).clip(left, right)).astype(np.int64)
+        np.add.at(crossings, (row - top, column - left), 1)
+    return top, left, crossings[:, :-1].cumsum(axis=1) % 2 == 1
+
+
+def ellipse(ring: Ring) -> Ring:
+    """The ellipse in the bounding box of a ring, as a polygon whose sides are shorter than a pixel."""
+    low, high = ring.min(axis=0), ring.max(axis=0)
+    angles = np.linspace(0, 2 * np.pi, max(16, int(np.ceil(4 * (high - low).max()))), endpoint=False)
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    outline: Ring = (low + high) / 2 + (high - low) / 2 * around
+    return outline

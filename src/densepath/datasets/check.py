@@ -1,0 +1,176 @@
+"""``densepath data check``: what a data set holds, and what is wrong with its splits."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from densepath.annotations.coco import CocoImages
+from densepath.annotations.coco_boxes import corners_of
+from densepath.annotations.coco_checks import Orientation
+from densepath.annotations.patients import patients_of
+from densepath.annotations.splits import identical_images
+from densepath.core.errors import UserError, first_few
+from densepath.core.streams import write_line
+from densepath.datasets.contact_sheet import draw_sheet
+from densepath.datasets.object_sizes import describe_sizes
+from densepath.datasets.samples import SPLITS
+from densepath.datasets.similar_images import ALIKE, similar, thumbnails
+from densepath.sources.run_folders import refuse_among_images
+
+_BEYOND = 2.0  # pixels by which boxes may exceed their images: conventions differ
+
+Splits = Mapping[str, CocoImages]
+
+
+def check_data(
+    data: str | Path,
+    out: str | Path = "contact_sheet.png",
+    count: int = 8,
+    patient_regex: str | None = None,
+    orientation: Orientation | None = None,
+) -> Path:
+    """Report what a data set holds, compare its splits, and draw a contact sheet.
+
+    For each split: images, objects of each category, crowds, patients. Then the sizes of the objects and the short side
+    of the input that they ask for; objects that reach beyond their images; patients and images that several splits
+    share. Images are nearly identical if the correlation of their thumbnails (32 px, grey) is at least 0.99, also if
+    one is turned by quarters or mirrored.
+
+    Args:
+        data: a folder as ``densepath data`` writes it: train/, annotations/train.json and so on.
+        out: a PNG file: images of each split with the outlines of their objects.
+        count: number of images of each split to draw; 0 for no picture.
+        patient_regex: a regular expression that finds the patient in an image's name; by default patients are those of
+            the JSON or of manifest.csv.
+        orientation: as for ``detect``: for images with an orientation tag, whether the annotations describe the pixels
+            as "stored" or as "viewed".
+
+    Returns:
+        ``out``, or ``data`` if there is no picture.
+
+    Raises:
+        UserError: there is no such data set, or its images and annotations do not match.
+    """
+    data, out = Path(data), Path(out)
+    if count < 0:
+        raise UserError(f"count is {count}; give the number of images to draw, or 0")
+    if count and out.suffix.lower() != ".png":
+        raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
+    names = [split for split in SPLITS if (data / "annotations" / f"{split}.json").is_file()]
+    if not names:
+        raise UserError(f"{data} has no annotations/train.json; give a folder as `densepath data` writes it")
+    if count:
+        refuse_among_images(out, *(data / split for split in names))
+    splits = {
+        split: CocoImages(data / split, data / "annotations" / f"{split}.json", outlines=False, orientation=orientation)
+        for split in names
+    }
+    patients = {split: _patients(images, patient_regex) for split, images in splits.items()}
+    for line in [*_counts(splits, patients), *_sizes(splits), *_outside(splits), *_shared(splits, patients)]:
+        write_line(line, sys.stdout)
+    return draw_sheet(splits, out, count) if count else data
+
+
+def _counts(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]:
+    lines = []
+    for split, images in splits.items():
+        known = patients[split]
+        sizes = np.array([images.size(place) for place in range(len(images))])
+        extent = f"{_range(sizes[:, 1])} x {_range(sizes[:, 0])} px"
+        of = f" of {len(set(known.values()))} patients" if known else ""
+        unknown = f" ({len(images) - len(known)} without a known patient)" if known and len(known) < len(images) else ""
+        empty = sum(not len(images.annotations_of(place)) for place in range(len(images)))
+        crowds = f", {images.crowds:,} crowds" if images.crowds else ""
+        lines.append(
+            f"{split}: {len(images):,} images{of}{unknown}, {extent}, {images.objects:,} objects{crowds}; {empty:,} images "
+            "without an object"
+        )
+    counts = {
+        split: Counter(a["category_id"] for place in range(len(images)) for a in images.annotations_of(place))
+        for split, images in splits.items()
+    }
+    every = list(dict.fromkeys(name for images in splits.values() for name in images.category_names))
+    width = max(map(len, [*every, "objects"])) + 2
+    lines.append(f"{'objects':{width}}" + "".join(f"{split:>9}" for split in splits))
+    for name in every:
+        row = (
+            counts[split][images.category_ids[images.category_names.index(name)]]
+            if name in images.category_names
+            else 0
+            for split, images in splits.items()
+        )
+        lines.append(f"{name:{width}}" + "".join(f"{number:>9,}" for number in row))
+    for split, images in splits.items():
+        if lacking := [name for name in every if name not in images.category_names]:
+            lines.append(f"warning: {split} lacks the categories {first_few(lacking)}; all splits need the same")
+    return lines
+
+
+def _range(values: np.ndarray) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
+def _sizes(splits: Splits) -> list[str]:
+    every = [(images, place) for images in splits.values() for place in range(len(images))]
+    boxes = np.array([a["bbox"] for images, place in every for a in images.annotations_of(place)]).reshape(-1, 4)
+    if not len(boxes):
+        return ["warning: there is no object"]
+    return describe_sizes(np.sqrt(boxes[:, 2:].prod(axis=1)), [min(images.size(place)) for images, place in every])
+
+
+def _outside(splits: Splits) -> list[str]:
+    found = []
+    for split, images in splits.items():
+        for place, path in enumerate(images.paths()):
+            height, width = images.size(place)
+            held = images.annotations_of(place)
+            boxes = corners_of(np.array([a["bbox"] for a in held], np.float64).reshape(-1, 4))
+            beyond = np.maximum(-boxes[:, :2], boxes[:, 2:] - (width, height)).max(axis=1) > _BEYOND
+            found += [f"annotation {held[i].get('id', i)} of {split}/{path.name}" for i in np.flatnonzero(beyond)]
+    text = f": {first_few(found)}; detectors see the part inside" if found else ""
+    return [f"objects that reach beyond their image by more than {_BEYOND:.0f} px: {len(found):,}{text}"]
+
+
+def _patients(images: CocoImages, regex: str | None) -> dict[str, str]:
+    """The known patients: path of an image -> patient."""
+    paths = [str(path) for path in images.paths()]
+    if regex is None:
+        listed = patients_of(images.folder, paths)
+        entries = images.coco_ground_truth()["images"]
+        stated = {p: e.get("patient", e.get("patient_id")) for p, e in zip(paths, entries, strict=True)}
+        return listed | {path: str(patient) for path, patient in stated.items() if patient is not None}
+    try:
+        found = {path: re.search(regex, Path(path).name) for path in paths}
+    except re.error as error:
+        raise UserError(f"--patient_regex {regex!r} is not a regular expression ({error}); correct it") from error
+    return {path: match[1 if match.re.groups else 0] for path, match in found.items() if match}
+
+
+def _shared(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]:
+    """Patients and images that two splits share."""
+    lines = []
+    small = {split: thumbnails(images.paths()) for split, images in splits.items()} if len(splits) > 1 else {}
+    for one, other in combinations(splits, 2):
+        shared = sorted(set(patients[one].values()) & set(patients[other].values()))
+        if not patients[one] or not patients[other]:
+            lines.append(f"patients in {one} and {other}: unknown; name them with --patient_regex or a manifest.csv")
+        else:
+            warning = f": {first_few(shared)}; scores are too high" if shared else ""
+            lines.append(f"patients in {one} and {other}: {len(shared)}{warning}")
+        same = identical_images(splits[one], splits[other])
+        lines.append(f"identical files in {one} and {other}: {len(same)}{': ' * bool(same)}{first_few(same)}")
+        names = [[path.name for path in splits[split].paths()] for split in (one, other)]
+        alike = [f"{names[1][b]} is like {names[0][a]}" for a, b in similar(small[one], small[other])]
+        lines.append(
+            f"nearly identical images in {one} and {other} (correlation >= {ALIKE}, turned and mirrored ones included): "
+            f"{len(alike)}{': ' * bool(alike)}{first_few(alike)}"
+        )
+    return lines

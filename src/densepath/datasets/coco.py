@@ -1,0 +1,212 @@
+"""Converts COCO exports of annotation tools to images and COCO JSON in our layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from faster_coco_eval import mask as rle
+
+from densepath.annotations.coco_checks import Orientation, check_instances
+from densepath.annotations.coco_file import check_keys, holds_instances, load_json
+from densepath.annotations.coco_writing import Objects
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.files import require_new_folder
+from densepath.core.streams import say
+from densepath.datasets.categories import Renaming
+from densepath.datasets.find_files import FileIndex, split_named
+from densepath.datasets.samples import Sample, names_below, with_patients
+from densepath.datasets.splitting import Splitting, split_samples
+from densepath.datasets.writing import write_samples
+from densepath.sources.listing import SUFFIXES, matches_any, walk
+
+# Files of COCO next to instances_*.json, for other tasks on the same images.
+_OTHER = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
+Annotations = list[dict[str, Any]]
+
+
+def convert_coco(
+    source: str | Path,
+    dest: str | Path,
+    images: str | Path | None = None,
+    categories: Sequence[str] = (),
+    crowds: Literal["keep", "objects"] = "keep",
+    test_share: float | None = None,
+    val_share: float | None = None,
+    patient_regex: str | None = None,
+    seed: int = 0,
+    splits: str | Path | None = None,
+    exclude: Sequence[str] = (),
+    orientation: Orientation | None = None,
+) -> Path:
+    """Convert a COCO export (CVAT, Label Studio, Roboflow and others) to a data set for ``detect`` and ``probe``.
+
+    All JSON files with COCO instances below the source are read: annotations/instances_default.json, result.json,
+    train/_annotations.coco.json and so on. Outlines may be polygons or run lengths, compressed or not; objects may have
+    a box only, which box detectors need. Categories are matched by their names. Splits that the source has (train,
+    valid or val, test in the names of files or folders) are kept; validation images become the test images if there are
+    no others. Image files are found by the last parts of their names, copied unchanged (BMP becomes PNG).
+
+    Args:
+        source: the folder of the export, or one JSON file.
+        dest: a new folder: train/, test/, annotations/train.json, annotations/test.json, manifest.csv.
+        images: the folder of the images; by default that of the source.
+        categories: new names of categories, OLD=NEW ...: several with one new name are merged, and objects of a
+            category without one (OLD=) are left out.
+        crowds: "objects" takes annotations marked iscrowd as single objects: CVAT exports all masks so.
+        test_share: share of the patients, from 0 to 1, whose images become the test images.
+        val_share: share of the patients whose images become validation images.
+        patient_regex: a regular expression that finds the patient in an image's name, for example ^TCGA-..-....; if it
+            has a group, the patient is what the first group matches. All images of a patient go to the same split.
+            Without it, patients are those of the JSON (patient or patient_id of an image) or of a manifest.csv; an
+            image without a known patient is its own patient.
+        seed: seed of the split.
+        splits: a CSV file with the columns file and split (train, val, test) of each image, for example the
+            manifest.csv of another data set.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in their name in the JSON, a folder or a name.
+        orientation: which pixels of images with an orientation tag the annotations describe: "stored" in the file, or
+            "viewed", turned by the tag. Without it such images are refused.
+
+    Returns:
+        ``dest``.
+
+    Raises:
+        UserError: there is no COCO JSON, images are missing or differ from it, more than 1% of the objects cannot be
+            used, an option does not fit, or ``dest`` is not empty.
+    """
+    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    renaming = Renaming(categories)
+    files = _find_files(source)
+    index = FileIndex(map(Path, walk(_folder_of(source, images), SUFFIXES)))
+    samples: list[Sample] = []
+    names: list[str] = []
+    listed: Counter[Path] = Counter()
+    for path, content in files.items():
+        split = split_named(path.stem) or split_named(path.parent.name)
+        truth, found = _read(path, content, index, exclude, crowds, orientation, split)
+        kinds = {category["id"]: category["name"] for category in truth["categories"]}
+        names += kinds.values()
+        objects = _by_image(truth, kinds, renaming)
+        listed.update(file.resolve() for file in found.values())
+        for image in truth["images"]:
+            patient = image.get("patient", image.get("patient_id"))
+            held = objects.get(image["id"], [])
+            known = None if patient is None else str(patient)
+            samples.append(Sample("", found[image["id"]], _returning(held), known, split))
+    renaming.check(names)
+    twice = [str(file) for file, times in listed.items() if times > 1]
+    refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
+    if not samples:
+        raise UserError(f"--exclude leaves out all images of {source}; narrow it")
+    kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
+    how = Splitting(test_share, val_share, patient_regex, seed, splits)
+    parts, patients = split_samples(with_patients(_named(samples), images or source), how, source)
+    write_samples(dest, parts, kept, "objects", orientation, patients)
+    return dest
+
+
+def _folder_of(source: Path, images: str | Path | None) -> Path:
+    folder = Path(images) if images is not None else source if source.is_dir() else source.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the one that holds the images")
+    return folder
+
+
+def _find_files(source: Path) -> dict[Path, Any]:
+    """The JSON files with COCO instances, with their content."""
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give the folder of a COCO export, or its JSON file")
+    if not source.is_dir():
+        return {source: load_json(source, "a COCO instances JSON")}
+    paths = [Path(name) for name in walk(source, (".json",))]
+    usual = {path.parent for path in paths if path.name.startswith("instances_")}
+    paths = [path for path in paths if path.parent not in usual or not path.name.startswith(_OTHER)]
+    read = ((path, load_json(path, "a COCO instances JSON")) for path in paths)
+    found = {path: content for path, content in read if holds_instances(content)}
+    if not found:
+        raise UserError(f"{source} holds no JSON file with COCO instances; give the folder of a COCO export")
+    return found
+
+
+def _read(
+    path: Path,
+    content: Any,
+    index: FileIndex,
+    exclude: Sequence[str],
+    crowds: str,
+    orientation: Orientation | None,
+    split: str | None,
+) -> tuple[dict[str, Any], dict[int, Path]]:
+    """A JSON file, checked against its images; and the file of each image by its id."""
+    truth = check_keys(content, path)
+    if exclude:
+        everything = truth["images"]
+        truth["images"] = [i for i in everything if not matches_any(i["file_name"].replace("\\", "/"), exclude)]
+        gone = {image["id"] for image in everything} - {image["id"] for image in truth["images"]}
+        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in gone]
+        say(f"densepath: {path}: {len(gone)} of {len(everything)} images are left out by --exclude")
+    candidates = {image["id"]: index.find(image["file_name"], path.parent, split) for image in truth["images"]}
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    missing = [names[number] for number, found in candidates.items() if not found]
+    refuse(missing, f"images of {path} that are missing", "put them next to it, or give their folder with --images")
+    several = [f"{names[n]} ({' or '.join(map(str, found[:2]))})" for n, found in candidates.items() if len(found) > 1]
+    refuse(several, f"images of {path} whose files are not clear", "give the folder of the images with --images")
+    files = {number: found[0] for number, found in candidates.items()}
+    bare = {id(a) for a in truth["annotations"] if not any(a.get("segmentation") or ())}
+    if crowds == "objects":
+        for annotation in truth["annotations"]:
+            annotation["iscrowd"] = 0
+    if truth["images"]:
+        truth = check_instances(truth, path, files, outlines=False, orientation=orientation)
+    boxes = [annotation for annotation in truth["annotations"] if id(annotation) in bare]
+    for annotation in boxes:
+        annotation["segmentation"] = []
+    if boxes:
+        say(f"densepath: {path}: {len(boxes):,} of {len(truth['annotations']):,} objects have a box and no outline")
+    many = sum(annotation["iscrowd"] for annotation in truth["annotations"])
+    if many and many == len(truth["annotations"]):
+        say(
+            f"densepath: warning: {path}: all of its {many:,} annotations are marked iscrowd, which are not used as "
+            "objects; if they are single objects, give --crowds objects"
+        )
+    return truth, files
+
+
+def _by_image(truth: dict[str, Any], kinds: Mapping[int, str], renaming: Renaming) -> dict[int, Annotations]:
+    """The annotations of each image as they are written, with the new names of their categories."""
+    found: dict[int, Annotations] = {}
+    for annotation in truth["annotations"]:
+        name = renaming(kinds[annotation["category_id"]])
+        if name is not None:
+            outline, (_, _, width, height) = annotation["segmentation"], annotation["bbox"]
+            area = annotation.get("area") or (int(rle.area(outline)) if outline else width * height)
+            kept = {key: annotation[key] for key in ("segmentation", "bbox", "iscrowd")}
+            found.setdefault(annotation["image_id"], []).append({"category": name, "area": area} | kept)
+    return found
+
+
+def _used(names: Sequence[str], samples: Sequence[Sample], source: Path) -> list[str]:
+    """The categories that an object has, once each."""
+    present = {each["category"] for sample in samples for each in sample.objects()}
+    every = list(dict.fromkeys(names))
+    if unused := [name for name in every if name not in present]:
+        say(f"densepath: {source} has no object of {first_few(unused)}; left out of the categories")
+    if not present:
+        raise UserError(f"{source} has no object; outline some, or check --categories")
+    return [name for name in every if name in present]
+
+
+def _named(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with their paths below the folder that all images of their split share."""
+    named: list[Sample] = []
+    for split in dict.fromkeys(sample.split for sample in samples):
+        part = [sample for sample in samples if sample.split == split]
+        named += [replace(s, name=name) for s, name in zip(part, names_below([s.image for s in part]), strict=True)]
+    return named
+
+
+def _returning(objects: Annotations) -> Callable[[], Objects]:
+    return lambda: objects

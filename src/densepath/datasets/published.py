@@ -1,0 +1,65 @@
+"""Facts about published data sets: where they come from, their licences, and how many images they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from densepath.core.streams import say
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set as its authors published it.
+
+    Args:
+        name: its name.
+        place: where it is published.
+        terms: licence, or conditions of its use.
+        images: number of images by split or class.
+    """
+
+    name: str
+    place: str
+    terms: str
+    images: Mapping[str, int]
+
+    def report(self, found: Mapping[str, int]) -> None:
+        """Print the facts, and where the numbers of images that were found differ.
+
+        Args:
+            found: number of images by split or class.
+        """
+        counts = ", ".join(f"{count:,} {key}" for key, count in self.images.items())
+        say(f"densepath: {self.name} as published: {counts} images; {self.terms}; {self.place}")
+        unlike = [
+            f"{found.get(key, 0):,} {key} images, not {count:,}"
+            for key, count in self.images.items()
+            if found.get(key, 0) != count
+        ]
+        unlike += [f"{count:,} {key} images, not 0" for key, count in found.items() if key not in self.images]
+        if unlike:
+            say(f"densepath: this copy differs from the published one: it has {'; '.join(unlike)}")
+
+
+# Numbers and terms: the challenge's page, and Sirinukunwattana et al. 2017.
+GLAS = Published(
+    "GlaS",
+    "https://glas.grand-challenge.org/Dataset",
+    "for research only, no commercial use, cite the challenge's papers",
+    {"train": 85, "test": 80},
+)
+# Numbers and terms: the data set's README (version 2), which names no licence.
+CRAG = Published(
+    "CRAG",
+    "https://warwick.ac.uk/fac/cross_fac/tia/data/mildnet/",
+    "publications must cite the MILD-Net paper",
+    {"train": 173, "test": 40},
+)
+NCT_CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+NCT = Published(
+    "NCT-CRC-HE-100K",
+    "https://doi.org/10.5281/zenodo.1214456",
+    "CC BY 4.0, nine classes, 224 px at 0.5 µm/px",
+    {"tissue": 100_000},
+)

@@ -1,0 +1,200 @@
+"""Converts GeoJSON of QuPath, with its images, to images and COCO JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from densepath.annotations.coco_checks import Orientation
+from densepath.annotations.left_out import LeftOut
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.files import require_new_folder
+from densepath.core.streams import say
+from densepath.core.system import with_progress
+from densepath.datasets.categories import Renaming
+from densepath.datasets.find_files import FileIndex, split_named
+from densepath.datasets.geojson import TYPES, Feature, annotation_of_geometry, is_area, read_features
+from densepath.datasets.samples import Sample, names_below, with_patients, without_excluded
+from densepath.datasets.splitting import Splitting, split_samples
+from densepath.datasets.writing import write_samples
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_header
+from densepath.sources.listing import SUFFIXES, walk
+
+_SUFFIXES = (".geojson", ".json")
+Kind = Literal["annotation", "detection", "cell"]
+
+
+def convert_qupath(
+    source: str | Path,
+    dest: str | Path,
+    images: str | Path | None = None,
+    objects: Sequence[Kind] = (),
+    outline: Literal["object", "nucleus"] = "object",
+    category: str = "object",
+    categories: Sequence[str] = (),
+    test_share: float | None = None,
+    val_share: float | None = None,
+    patient_regex: str | None = None,
+    seed: int = 0,
+    splits: str | Path | None = None,
+    exclude: Sequence[str] = (),
+    orientation: Orientation | None = None,
+) -> Path:
+    """Convert GeoJSON of QuPath, and of ``densepath predict``, to a data set for ``detect`` and ``probe``.
+
+    Each GeoJSON file belongs to the image of the same name (tile.geojson or tile.png.geojson to tile.png), in pixels of
+    that image. It holds a FeatureCollection, a list of features or one feature; Polygons and MultiPolygons with holes
+    become the pixels whose centers lie inside, ellipses are read as QuPath reads them, points and lines are left out.
+    The category is the name of the classification. An image without a GeoJSON file is left out. Splits in the names of
+    folders (train, val, test) are kept.
+
+    Args:
+        source: the folder of the GeoJSON files, or one of them.
+        dest: a new folder: train/, test/, annotations/train.json, annotations/test.json, manifest.csv.
+        images: the folder of the images; by default that of the source.
+        objects: types of objects to convert: annotation, detection, cell. By default all, which is refused where
+            annotations are beside detections or cells: they are probably regions.
+        outline: "nucleus" takes the outline of the nucleus of each cell; cells without one are left out.
+        category: category of objects without a classification.
+        categories: new names of categories, OLD=NEW ...: several with one new name are merged, and objects of a
+            category without one (OLD=) are left out.
+        test_share: share of the patients, from 0 to 1, whose images become the test images.
+        val_share: share of the patients whose images become validation images.
+        patient_regex: a regular expression that finds the patient in an image's name, for example ^TCGA-..-....; if it
+            has a group, the patient is what the first group matches. All images of a patient go to the same split.
+            Without it, patients are those of a manifest.csv; an image without a known patient is its own patient.
+        seed: seed of the split.
+        splits: a CSV file with the columns file and split (train, val, test) of each image, for example the
+            manifest.csv of another data set.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below their folder, or a name.
+        orientation: which pixels of images with an orientation tag the outlines describe: "stored" in the file, or
+            "viewed", turned by the tag. Without it such images are refused.
+
+    Returns:
+        ``dest``.
+
+    Raises:
+        UserError: there is no GeoJSON, its image is missing or not clear, more than 1% of the objects cannot be used,
+            an option does not fit, or ``dest`` is not empty.
+    """
+    dest, source = require_new_folder(dest, "the data set"), Path(source)
+    renaming = Renaming(categories)
+    folder = Path(images) if images is not None else source if source.is_dir() else source.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the one that holds the images")
+    image_of = _match(_find_files(source), source, folder, exclude)
+    features = {path: read_features(path) for path in with_progress(image_of, len(image_of), "reading GeoJSON")}
+    chosen = _choose(features, tuple(objects), source)
+    named = {path: [(f, f.category or category) for f in found] for path, found in chosen.items()}
+    renaming.check(name for found in named.values() for _, name in found)
+    kept = {path: [(f, new) for f, old in found if (new := renaming(old))] for path, found in named.items()}
+    names = sorted({name for found in kept.values() for _, name in found})
+    if not names:
+        raise UserError(f"{source} has no object; check --objects and --categories")
+    sizes = _sizes(list(image_of.values()), orientation)
+    drawn = _draw(kept, {path: sizes[image] for path, image in image_of.items()}, outline, source)
+    places = names_below(list(image_of.values()))
+    samples = [
+        Sample(name, image, partial(list, drawn[path]), split=split_named(path.parent.name))
+        for name, (path, image) in zip(places, image_of.items(), strict=True)
+    ]
+    how = Splitting(test_share, val_share, patient_regex, seed, splits)
+    parts, patients = split_samples(with_patients(samples, folder), how, source)
+    write_samples(dest, parts, names, "objects", orientation, patients)
+    return dest
+
+
+def _find_files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist; give the folder of the GeoJSON files, or one of them")
+    paths = [Path(name) for name in walk(source, _SUFFIXES)]
+    paths = [p for p in paths if p.suffix.lower() == ".geojson"] or paths
+    if not paths:
+        raise UserError(f"{source} holds no GeoJSON file (*.geojson, *.json); export the objects of QuPath there")
+    return paths
+
+
+def _match(paths: Sequence[Path], source: Path, folder: Path, exclude: Sequence[str]) -> dict[Path, Path]:
+    """The image of each GeoJSON file, without excluded ones."""
+    images = [Path(name) for name in walk(folder, SUFFIXES)]
+    index, root = FileIndex(images, stems=True), source if source.is_dir() else source.parent
+    names = {path: path.relative_to(root) for path in paths}
+    candidates = {
+        p: index.find(str(name.with_suffix("")), p.parent, split_named(p.parent.name)) for p, name in names.items()
+    }
+    missing = [str(names[path]) for path, found in candidates.items() if not found]
+    refuse(missing, f"GeoJSON files without an image of the same name in {folder}", "give the images with --images")
+    several = [f"{names[p]} ({' or '.join(map(str, found[:2]))})" for p, found in candidates.items() if len(found) > 1]
+    refuse(several, "GeoJSON files whose images are not clear", "give the folder of the images with --images")
+    image_of = {path: found[0] for path, found in candidates.items()}
+    times = Counter(image_of.values())
+    refuse([str(p) for p, n in times.items() if n > 1], "images with several GeoJSON files", "keep one of each")
+    if without := [str(path) for path in images if path not in times]:
+        say(f"densepath: {len(without)} images without a GeoJSON file are left out: {first_few(without)}")
+    kept = set(without_excluded(times, folder, exclude)) if exclude else set(times)
+    return {path: image for path, image in image_of.items() if image in kept}
+
+
+def _choose(
+    features: Mapping[Path, Sequence[Feature]], types: Sequence[str], source: Path
+) -> dict[Path, list[Feature]]:
+    """The objects of the wanted types that have an area."""
+    counts = Counter(feature.kind for found in features.values() for feature in found)
+    if not types and counts["annotation"] and counts["detection"] + counts["cell"]:
+        shown = ", ".join(f"{counts[kind]} {kind}s" for kind in TYPES if counts[kind])
+        raise UserError(f"{source} has {shown}; say with --objects which are the objects, for example --objects cell")
+    wanted = {path: [f for f in found if f.kind in (types or TYPES)] for path, found in features.items()}
+    chosen = {path: [f for f in found if is_area(f.geometry)] for path, found in wanted.items()}
+    other = sum(counts.values()) - sum(map(len, wanted.values()))
+    flat = sum(map(len, wanted.values())) - sum(map(len, chosen.values()))
+    if other or flat:
+        say(f"densepath: {source}: {other:,} objects of other types and {flat:,} points or lines are left out")
+    return chosen
+
+
+def _sizes(images: Sequence[Path], orientation: Orientation | None) -> dict[Path, tuple[int, int]]:
+    """Height and width of each image, as the outlines describe it."""
+    sizes, turned = {}, []
+    for path in images:
+        try:
+            header = read_header(path)
+        except CorruptImage as error:
+            raise UserError(f"{error}; replace the file") from error
+        sizes[path] = header.viewed if orientation == "viewed" else (header.height, header.width)
+        if header.orientation != 1:
+            turned.append(f"{path.name} (orientation {header.orientation})")
+    if orientation is None:
+        refuse(turned, "images with an orientation tag", "say with --orientation which pixels the outlines describe")
+    return sizes
+
+
+def _draw(
+    features: Mapping[Path, Sequence[tuple[Feature, str]]],
+    sizes: Mapping[Path, tuple[int, int]],
+    outline: str,
+    source: Path,
+) -> dict[Path, list[dict[str, Any]]]:
+    """The objects of each GeoJSON file as annotations of COCO with a category."""
+    drawn: dict[Path, list[dict[str, Any]]] = {path: [] for path in features}
+    left_out, count, bare = LeftOut("objects"), 0, 0
+    for path, found in with_progress(features.items(), len(features), "drawing outlines"):
+        for feature, category in found:
+            geometry = feature.nucleus if outline == "nucleus" and feature.kind == "cell" else feature.geometry
+            if not is_area(geometry):
+                bare += 1
+                continue
+            count += 1
+            try:
+                drawn[path].append({"category": category} | annotation_of_geometry(geometry, *sizes[path]))
+            except ValueError as error:
+                left_out.add(count, str(error), f"{path.name} {feature.name}")
+    left_out.settle(str(source), count, "correct them; coordinates are pixels of the image")
+    if bare:
+        say(f"densepath: {source}: {bare:,} cells without a nucleus are left out")
+    return drawn

@@ -1,0 +1,66 @@
+"""A data set as a table: each image with its objects, its patient, and the split that its source gives it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from densepath.annotations.coco_writing import Objects
+from densepath.annotations.patients import MANIFEST, patients_of
+from densepath.core.errors import UserError
+from densepath.core.streams import say
+from densepath.sources.listing import matches_any
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its objects.
+
+    Args:
+        name: its path in the folder of its split, without suffix.
+        image: the file.
+        objects: reads its objects, in the pixels of the image that is written.
+        patient: the patient, if known.
+        split: "train", "val" or "test" if the source says so.
+    """
+
+    name: str
+    image: Path
+    objects: Callable[[], Objects]
+    patient: str | None = None
+    split: str | None = None
+
+
+def with_patients(samples: Iterable[Sample], source: str | Path, table: str = MANIFEST) -> list[Sample]:
+    """Add the patients that a table names, see :func:`~densepath.annotations.patients.patients_of`."""
+    samples = list(samples)
+    known = patients_of(source, [str(sample.image) for sample in samples], table)
+    return [replace(sample, patient=sample.patient or known.get(str(sample.image))) for sample in samples]
+
+
+def without_excluded(files: Iterable[Path], root: Path, exclude: Sequence[str]) -> list[Path]:
+    """The files that no pattern matches, see :func:`~densepath.sources.listing.list_images`; the number of others is
+    printed.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    files = list(files)
+    kept = [path for path in files if not matches_any(os.path.relpath(path, root), exclude)]
+    if files and not kept:
+        raise UserError(f"--exclude leaves out all images of {root}; narrow it")
+    if len(kept) < len(files):
+        say(f"densepath: {len(files) - len(kept)} of {len(files)} images are left out by --exclude")
+    return kept
+
+
+def names_below(images: Sequence[Path]) -> list[str]:
+    """The paths of images below the folder that all of them share, without suffix."""
+    if not images:
+        return []
+    root = os.path.commonpath([os.path.abspath(path.parent) for path in images])
+    return [str(Path(os.path.relpath(os.path.abspath(path), root)).with_suffix("")) for path in images]

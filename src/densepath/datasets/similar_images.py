@@ -1,0 +1,65 @@
+"""Images of different splits that show the same: equal files, and thumbnails that are nearly equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
+
+SIDE = 32  # pixels of a thumbnail
+ALIKE = 0.99  # correlation
+_FLAT = 2.0  # standard deviation of grey levels of a thumbnail that shows nothing
+_ROWS = 1024  # thumbnails that are compared at a time
+
+Thumbnails = npt.NDArray[np.float32]
+
+
+def thumbnails(paths: Sequence[Path]) -> Thumbnails:
+    """(N, SIDE, SIDE): grey, with mean 0 and norm 1; 0 for images that are nearly uniform.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    made = in_threads(_thumbnail, paths, usable_cores(), "images")
+    found = list(with_progress(made, len(paths), "comparing images"))
+    return np.stack(found) if found else np.zeros((0, SIDE, SIDE), np.float32)
+
+
+def similar(first: Thumbnails, second: Thumbnails) -> list[tuple[int, int]]:
+    """Pairs of nearly equal thumbnails, also if one is turned by quarters or mirrored.
+
+    Returns:
+        For each of the second thumbnails that has a counterpart, the positions of the best one and of itself.
+    """
+    turned = [np.rot90(flipped, k, (1, 2)) for flipped in (second, second[:, :, ::-1]) for k in range(4)]
+    variants = np.stack([each.reshape(len(second), -1) for each in turned])  # (8, N, pixels)
+    best, place = np.full(len(second), -1.0), np.zeros(len(second), int)
+    for start in range(0, len(first), _ROWS):
+        rows = first[start : start + _ROWS].reshape(-1, SIDE * SIDE)
+        scores = np.max([rows @ variant.T for variant in variants], axis=0)  # (rows, N)
+        where = scores.argmax(axis=0)
+        value = scores[where, np.arange(len(second))]
+        place = np.where(value > best, start + where, place)
+        best = np.maximum(best, value)
+    return [(int(place[i]), i) for i in range(len(second)) if best[i] >= ALIKE]
+
+
+def _thumbnail(path: Path) -> Thumbnails:
+    try:
+        pixels = read_image(path, max_side=8 * SIDE, channels=1)[..., 0]
+    except CorruptImage as error:
+        raise UserError(f"{error}; replace the file") from error
+    small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    small = small - small.mean()
+    flat = small.std() < _FLAT
+    thumbnail: Thumbnails = np.zeros_like(small) if flat else small / np.linalg.norm(small)
+    return thumbnail

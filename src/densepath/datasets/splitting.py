@@ -1,0 +1,182 @@
+"""Training, validation and test images: as the source has them, as a table lists them, or by patient at random."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.streams import say
+from densepath.datasets.samples import SPLITS, Sample
+
+Splits = dict[str, list[Sample]]
+_COLUMNS = ("file", "split")
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How images are split.
+
+    Args:
+        test_share, val_share: shares of the patients.
+        patient_regex: finds the patient in an image's name.
+        seed: another one gives another split.
+        table: a CSV file with the columns file and split.
+    """
+
+    test_share: float | None = None
+    val_share: float | None = None
+    patient_regex: str | None = None
+    seed: int = 0
+    table: str | Path | None = None
+
+
+def split_samples(
+    samples: Sequence[Sample], how: Splitting, source: str | Path
+) -> tuple[Splits, dict[str, int] | None]:
+    """Split images. All images of a patient are in one split, unless the source or the table has them in several.
+
+    The split of a patient depends on the seed and the patients, not on the order of the images.
+
+    Args:
+        samples: the images, perhaps with splits that the source gives them, which are kept.
+        how: the options.
+        source: where they come from, for messages.
+
+    Returns:
+        The images of each split, and its number of patients if these are known.
+
+    Raises:
+        UserError: an option does not fit, or a split would be empty.
+    """
+    for name, share in (("--test_share", how.test_share), ("--val_share", how.val_share)):
+        if share is not None and not 0 < share < 1:
+            raise UserError(f"{name} is {share}; give a number between 0 and 1")
+    if (how.test_share or 0) + (how.val_share or 0) >= 1:
+        raise UserError("--test_share and --val_share leave no training images; give less than 1 together")
+    owners = _owners(samples, how.patient_regex)
+    if how.patient_regex is not None:
+        samples = [replace(sample, patient=owner) for sample, owner in zip(samples, owners, strict=True)]
+    if how.table is not None:
+        if how.test_share is not None or how.val_share is not None:
+            raise UserError("--splits names the split of each image; leave out --test_share and --val_share")
+        given: Sequence[str | None] = _listed(samples, Path(how.table))
+    else:
+        given = _given(samples, how, source)
+    chosen = _drawn(given, owners, how)
+    splits = {split: [s for s, one in zip(samples, chosen, strict=True) if one == split] for split in SPLITS}
+    if not splits["val"] and how.val_share is None:
+        del splits["val"]
+    for split, found in splits.items():
+        if not found:
+            raise UserError(f"{source} has no {split} image; add at least one")
+    if not any(sample.patient is not None for sample in samples):
+        return splits, None
+    patients = {split: {o for o, one in zip(owners, chosen, strict=True) if one == split} for split in splits}
+    shared = sorted(o for o in set(owners) if sum(o in found for found in patients.values()) > 1)
+    if shared:
+        say(
+            f"densepath: warning: {len(shared)} patients have images in several splits, so scores are too high: "
+            f"{first_few(shared)}"
+        )
+    return splits, {split: len(found) for split, found in patients.items()} if all(s.patient for s in samples) else None
+
+
+def _given(samples: Sequence[Sample], how: Splitting, source: str | Path) -> list[str | None]:
+    """The split of each image in the source; None for those that are to be drawn. Training images may be drawn too."""
+    given = [sample.split for sample in samples]
+    present = {split for split in given if split}
+    for option, share, split in (("--test_share", how.test_share, "test"), ("--val_share", how.val_share, "val")):
+        if share is not None and split in present:
+            raise UserError(f"{source} has {split} images already, which are kept; leave out {option}")
+    if "test" not in present and how.test_share is None:
+        if present != {"train", "val"} or how.val_share is not None:
+            raise UserError(
+                f"{source} has no test images of its own; split it with --test_share 0.25, by patient with "
+                "--patient_regex, or name the split of each image in a table with --splits"
+            )
+        say(f"densepath: {source} has no test images; its validation images become the test images")
+        return ["test" if split == "val" else "train" for split in given]
+    return [None if split in (None, "train") else split for split in given]
+
+
+def _drawn(given: Sequence[str | None], owners: Sequence[str], how: Splitting) -> list[str]:
+    """The split of each image: drawn by patient among those whose split is None."""
+    ranked = sorted(
+        {owner for owner, split in zip(owners, given, strict=True) if split is None},
+        key=lambda owner: hashlib.sha256(f"{how.seed} {owner}".encode()).digest(),
+    )
+    test = max(1, round(how.test_share * len(ranked))) if how.test_share is not None else 0
+    val = max(1, round(how.val_share * len(ranked))) if how.val_share is not None else 0
+    split_of = dict.fromkeys(ranked, "train") | dict.fromkeys(ranked[test : test + val], "val")
+    split_of |= dict.fromkeys(ranked[:test], "test")
+    return [split or split_of[owner] for owner, split in zip(owners, given, strict=True)]
+
+
+def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
+    """The patient of each image; an image without a known one is its own."""
+    if regex is None:
+        return [sample.patient if sample.patient is not None else sample.name for sample in samples]
+    owners = [_owner(sample.name, regex) for sample in samples]
+    if len(set(owners)) == len(owners) > 1:
+        first = min(owners)
+        say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each image, first {first}")
+    return owners
+
+
+def _owner(name: str, regex: str) -> str:
+    try:
+        match = re.search(regex, Path(name).name) or re.search(regex, name)
+    except re.error as error:
+        raise UserError(f"--patient_regex {regex!r} is not a regular expression ({error}); correct it") from error
+    owner = match and match[1 if match.re.groups else 0]
+    if match is None or owner is None:
+        raise UserError(
+            f"--patient_regex {regex!r} does not match the name {name}; it must match the name of every image"
+        )
+    return owner
+
+
+def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
+    """The split of each image in a table: by its file's path or the last parts of that, with or without suffix."""
+    rows = _read_table(table)
+    found = [_look_up(sample, rows) for sample in samples]
+    missing = [str(sample.image) for sample, split in zip(samples, found, strict=True) if split is None]
+    refuse(missing, f"images that {table} does not list", "add them, or leave them out with --exclude")
+    return [split for split in found if split is not None]
+
+
+def _look_up(sample: Sample, rows: Mapping[str, str]) -> str | None:
+    parts = Path(os.path.abspath(sample.image)).parts
+    paths = [sample.image, *(Path(*parts[start:]) for start in range(len(parts)))]
+    return next((rows[key] for path in paths for key in (str(path), str(path.with_suffix(""))) if key in rows), None)
+
+
+def _read_table(path: Path) -> dict[str, str]:
+    """File -> split."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            table = csv.DictReader(lines)
+            columns = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
+            if not set(_COLUMNS) <= set(columns):
+                raise UserError(f"{path} has no columns file and split; give a CSV file with this header")
+            # A data set's own manifest names the images as they were before.
+            file = columns.get("source", columns["file"])
+            rows = [(row[file] or "", (row[columns["split"]] or "").strip().lower()) for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a CSV file with the columns file and split") from None
+    names = {"valid": "val", "validation": "val", "training": "train"} | {split: split for split in SPLITS}
+    wrong = [f"{file}: {split or 'empty'}" for file, split in rows if split not in names]
+    refuse(wrong, f"{path} names splits other than train, val and test", "correct them")
+    listed = {os.path.normpath(file.strip()): names[split] for file, split in rows}
+    refuse(
+        [file for file, split in rows if listed[os.path.normpath(file.strip())] != names[split]],
+        f"{path} gives one file two splits",
+        "keep one of them",
+    )
+    return listed

@@ -1,0 +1,67 @@
+"""Names of timm networks with arguments, e.g. ``vit_large_patch16_224(init_values=1e-05, reg_tokens=4)``.
+
+Published networks often differ from the timm architecture that they name. Such a name is all that is needed to build
+one again, so it is what configurations, exported weights and detectors record.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from densepath.core.errors import UserError
+
+GATED = ("SwiGLUPacked", "SwiGLU", "GluMlp")  # classes of timm.layers for ``mlp_layer``
+
+
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
+    """The architecture of a name, and its arguments: numbers, texts, True, False or None.
+
+    Raises:
+        UserError: the name has no such form.
+    """
+    if not name.endswith(")"):
+        return name, {}
+    try:
+        call = ast.parse(name, mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise ValueError("not a call with keywords")
+        return call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise UserError(
+            f"{name[:100]!r} is not the name of a backbone; write it as architecture(argument=value, ...)"
+        ) from error
+
+
+def join_name(architecture: str, arguments: Mapping[str, Any]) -> str:
+    """The inverse of :func:`parse_name`."""
+    if not arguments:
+        return architecture
+    return f"{architecture}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def create_network(name: str, **options: Any) -> Any:
+    """timm's network of a name, with ``options`` for ``timm.create_model``, which override its arguments.
+
+    Besides timm's own arguments, a vision transformer takes ``norm_eps``, the epsilon of its layer norms,
+    ``mlp_layer`` as one of the names in ``GATED``, and ``pos_antialias=False``: its
+    positions are interpolated without antialiasing, as in ``transformers``.
+    """
+    import timm
+
+    architecture, arguments = parse_name(name)
+    antialias = arguments.pop("pos_antialias", True)
+    if "norm_eps" in arguments:
+        arguments["norm_layer"] = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
+    if "mlp_layer" in arguments:
+        arguments["mlp_layer"] = {name: getattr(timm.layers, name) for name in GATED}[arguments["mlp_layer"]]
+    network = timm.create_model(architecture, **{**arguments, **options})
+    if not antialias:
+        from densepath.nets.backbones.plain_positions import PlainPositions
+
+        network.__class__ = PlainPositions
+    return network

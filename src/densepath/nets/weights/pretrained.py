@@ -1,0 +1,158 @@
+"""The backbone that weights belong to, loaded, with the pixels that it was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import Backbone, build_backbone
+from densepath.nets.weights.backbone_weights import load_weights, read_weights, weights_file
+from densepath.nets.weights.layouts import match_names, trained_first
+from densepath.nets.weights.model_folders import read_json
+from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.published import is_published, preprocessing, published_folder, read_published
+from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
+from densepath.sources.pixel_source import PixelSpec
+
+DEFAULT_BACKBONE = "resnet18"
+# Blocks of layer1 to layer4, and whether they are bottlenecks
+_RESNETS = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((2, 2, 2, 2), True): "resnet26",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
+# The shape of layer1.0.conv2 in those whose blocks are wider or grouped
+_VARIANTS = {
+    ("resnet50", (128, 128)): "wide_resnet50_2",
+    ("resnet101", (128, 128)): "wide_resnet101_2",
+    ("resnet50", (128, 4)): "resnext50_32x4d",
+    ("resnet101", (256, 8)): "resnext101_32x8d",
+}
+_LAYERS = ("conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "downsample.0", "downsample.1")
+
+
+class Pretrained(NamedTuple):
+    """A backbone with weights.
+
+    Args:
+        backbone: the backbone, on the CPU and in training mode.
+        spec: the meaning of its pixels, and their normalization.
+        size: side in pixels of the images that it was trained on; 0 if unknown.
+        line: reports what was loaded.
+    """
+
+    backbone: Backbone
+    spec: PixelSpec
+    size: int
+    line: str
+
+
+def pretrained_backbone(
+    weights: str | Path, backbone: str | None = None, images: PixelSpec | None = None
+) -> Pretrained:
+    """The backbone of any weights: what ``--weights`` and ``--backbone`` of a verb mean.
+
+    Args:
+        weights: as for :func:`~densepath.nets.weights.load_weights`: "random", a file, a run folder, a timm name,
+            "hf-hub:OWNER/NAME" or the folder of such a model.
+        backbone: its name; default: that of the weights.
+        images: the specification of the images; None if they are read as the weights need them.
+
+    Raises:
+        UserError: there are no such weights, they do not fit, or their backbone is not known.
+    """
+    spec = pixels_of_weights(weights, images)
+    made = build_backbone(backbone or backbone_of_weights(weights), spec.channels)
+    return Pretrained(made, spec, size_of_weights(weights), load_weights(made, weights))
+
+
+def backbone_of_weights(weights: str | Path, prefix: str = "") -> str:
+    """The name of the backbone that weights belong to; resnet18 for random ones.
+
+    Args:
+        weights: as for :func:`pretrained_backbone`.
+        prefix: the beginning of the names of its tensors, in a file with several networks.
+
+    Raises:
+        UserError: there are no such weights, or they do not show it.
+    """
+    name = str(weights)
+    if name == "random":
+        return DEFAULT_BACKBONE
+    found: str | None = None
+    if is_published(weights):
+        found = read_published(weights).backbone
+    elif Path(weights).exists():
+        state, metadata = read_weights(weights)
+        own = {key.removeprefix(prefix): value for key, value in to_timm(state).items() if key.startswith(prefix)}
+        found = _recorded(metadata, weights_file(weights)) or guess_backbone(own, metadata.get("arch"))
+    else:
+        import timm
+
+        if timm.models.is_model_pretrained(name):
+            return name.split(".")[0]
+        return DEFAULT_BACKBONE  # load_weights reports what is wrong
+    if found is None:
+        raise UserError(
+            f"the tensors of {name} do not show which backbone they belong to; name it with --backbone, if it is one "
+            "of timm's (densepath has none for U-Nets and windowed transformers)"
+        )
+    return found
+
+
+def size_of_weights(weights: str | Path) -> int:
+    """The side in pixels of the images that published weights were trained on; 0 if unknown."""
+    if is_published(weights):
+        folder = published_folder(weights, weights=False)
+        return preprocessing(weights, folder, read_json(folder / "config.json"))[2]
+    import timm
+
+    if not Path(weights).exists() and timm.models.is_model_pretrained(str(weights)):
+        return int(timm.get_pretrained_cfg(str(weights)).input_size[-1])
+    return 0
+
+
+def guess_backbone(state: Mapping[str, Tensor], recorded: str | None = None) -> str | None:
+    """The name of the backbone whose tensors a file holds, from their names and shapes.
+
+    Args:
+        state: the tensors: a ResNet under any names that ``match_names`` knows, or a vision transformer under timm's.
+        recorded: the name in the file, of a network that neither is.
+    """
+    if prefixes := transformer_prefixes(state):
+        prefix = min(prefixes, key=trained_first)
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if found := name_transformer(own):
+            return found
+    names = {f"layer{stage}.{i}.{layer}.weight" for stage in range(1, 5) for i in range(36) for layer in _LAYERS}
+    match = match_names(state, names | {"conv1.weight"}).found
+    blocks = [len({key.split(".")[1] for key in match if key.startswith(f"layer{stage}.")}) for stage in range(1, 5)]
+    resnet = _RESNETS.get((tuple(blocks), "layer1.0.conv3.weight" in match))  # type: ignore[arg-type]
+    if resnet and "conv1.weight" in match:
+        shape = tuple(match["layer1.0.conv2.weight"].shape[:2]) if "layer1.0.conv2.weight" in match else ()
+        return _VARIANTS.get((resnet, shape), resnet)
+    import timm
+
+    return recorded if recorded and timm.is_model(recorded) else None
+
+
+def _recorded(metadata: Mapping[str, str], file: Path) -> str | None:
+    """The name of the backbone in the metadata of densepath's files, or in the configuration of their run."""
+    if "backbone" in metadata:
+        return metadata["backbone"]
+    try:
+        detector: Any = json.loads(metadata.get("densepath_detector", "{}"))
+        config: Any = detector or yaml.safe_load((file.parent.parent / "config.yaml").read_text())
+        found = config.get("backbone")
+    except (yaml.YAMLError, OSError, ValueError, RecursionError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,153 @@
+"""Published networks: a folder as the Hugging Face hub ships it, with the weights and configuration of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones.names import join_name
+from densepath.nets.weights.files import read_tensors
+from densepath.nets.weights.hub import FETCHED, HUB, fetch
+from densepath.nets.weights.model_folders import read_image_processor, read_json
+from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model_vision.bin")
+_PARTS = "*.index.json"  # names the files of weights that are divided
+_PICKLED = ("pytorch_model*.bin", "*.bin.index.json")
+# transformers' model types whose tensors have counterparts in timm, and whether positions are antialiased there
+_TRANSFORMERS = {"vit": False, "dinov2": False, "dinov2_with_registers": True}
+# Arguments of timm's constructors that neither the shapes of tensors nor the architecture give.
+_KNOWN = ("num_heads", "act_layer", "no_embed_class")
+# Those that do not change the features.
+_OF_THE_HEAD = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "features_only", "in_chans"}
+
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+_HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Mean and std from the model cards of networks whose folders need not contain them, by the last part of their names.
+_CARDS = {
+    "conch": _CLIP,
+    "h-optimus-0": _H_OPTIMUS,
+    "h-optimus-1": _H_OPTIMUS,
+    "hibou-b": _HIBOU,
+    "hibou-l": _HIBOU,
+    "midnight": _HALF,
+}
+
+
+class Published(NamedTuple):
+    """A published network.
+
+    Args:
+        backbone: the name of its backbone (see ``names.py``); None if densepath has none.
+        state: its tensors, under timm's names where they are known.
+        mean, std: normalization of its training; empty if the folder does not contain it.
+        size: side of the images of its training in pixels; 0 if unknown.
+    """
+
+    backbone: str | None
+    state: dict[str, Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+
+
+def is_published(source: str | Path) -> bool:
+    """Whether weights are a network of the hub, or a folder of one: with config.json, or only with weights."""
+    folder = Path(source)
+    return str(source).startswith(HUB) or any((folder / file).is_file() for file in ("config.json", *WEIGHT_FILES))
+
+
+def published_folder(source: str | Path, weights: bool = True) -> Path:
+    """The folder of a published network, fetched from the hub if it is not one, and not in the hub's cache.
+
+    Args:
+        source: "hf-hub:OWNER/NAME" or a folder.
+        weights: whether the weights are needed, too.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    name = str(source)
+    if not name.startswith(HUB):
+        return Path(source)
+    folder = fetch(name, FETCHED if weights else ("*.json",))
+    if weights and not any(folder.glob("*.safetensors")):
+        folder = fetch(name, (*FETCHED, *_PICKLED))
+    return folder
+
+
+def read_published(source: str | Path) -> Published:
+    """Read a published network; no code of it is run.
+
+    Raises:
+        UserError: it cannot be fetched, or holds no weights.
+    """
+    folder = published_folder(source)
+    config = read_json(folder / "config.json")
+    state = to_timm(_read_weights(folder, source))
+    if prefixes := transformer_prefixes(state):
+        # Of several, e.g. of an image and a text tower, the first is that of the images.
+        state = {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
+    return Published(_backbone(config, state), state, *preprocessing(source, folder, config))
+
+
+def backbone_of_config(config: Mapping[str, Any]) -> str | None:
+    """The backbone's name by a configuration of timm only, as far as it is known without the weights."""
+    if "architecture" not in config:
+        return None
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key not in _OF_THE_HEAD}
+    return join_name(str(config["architecture"]), arguments)
+
+
+def preprocessing(
+    source: str | Path, folder: Path, config: Mapping[str, Any]
+) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    """Mean, std and the side of the images in pixels, from a configuration, an image processor, or the model card."""
+    made: Any = config.get("pretrained_cfg") or {}
+    processor = read_image_processor(folder)
+    statistics = [made.get(key) or processor.get(f"image_{key}") for key in ("mean", "std")]
+    cached = [part for part in folder.parts if part.startswith("models--")]  # in the hub's cache
+    names = [folder.name, str(source).rpartition("/")[2], *(part.rpartition("--")[2] for part in cached)]
+    for name in names:
+        statistics = list(_CARDS.get(name.lower(), statistics))
+    mean, std = (tuple(value) if isinstance(value, list | tuple) else () for value in statistics)
+    sizes = (made.get("input_size"), processor.get("crop_size"), processor.get("size"), config.get("image_size"))
+    size: Any = next(filter(None, sizes), 0)
+    while isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    size = size[-1] if isinstance(size, list) and size else size
+    return mean, std, size if isinstance(size, int) else 0
+
+
+def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+    """The name of the backbone of a folder."""
+    import timm
+
+    if (kind := config.get("model_type")) in _TRANSFORMERS:
+        known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
+        known["pos_antialias"] = _TRANSFORMERS[str(kind)] or "reg_token" in state
+        if config.get("hidden_act", "gelu") != "gelu":
+            return None
+        return name_transformer(state, None, {key: value for key, value in known.items() if value is not None})
+    architecture = str(config.get("architecture", ""))
+    if architecture and not timm.is_model(architecture):
+        raise UserError(f"timm has no network {architecture!r}, which config.json names; update timm")
+    arguments = {**config, **(config.get("model_args") or {})}
+    known = {key: arguments[key] for key in _KNOWN if arguments.get(key) is not None}
+    return name_transformer(state, architecture or None, known) or backbone_of_config(config)
+
+
+def _read_weights(folder: Path, source: str | Path) -> dict[str, Tensor]:
+    files = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()][:1]
+    if not files:
+        parts = [read_json(index).get("weight_map") or {} for index in sorted(folder.glob(_PARTS))]
+        files = [folder / Path(file).name for file in sorted({*map(str, parts[-1].values())})] if parts else []
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"{source} holds none of {', '.join(WEIGHT_FILES)}; fetch it again, or give another model")
+    return {key: value for file in files for key, value in read_tensors(file)[0].items()}

@@ -1,0 +1,184 @@
+"""Vision transformers of other libraries: their tensors under timm's names, and the backbone that they belong to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from densepath.nets.backbones.names import GATED, create_network, join_name
+
+_PATCH = "patch_embed.proj.weight"
+_MODULES = ("timm.models.vision_transformer", "timm.models.deit")
+_BY_WIDTH = {
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+    1408: "vit_giant_patch14_224",
+    1536: "vit_giant_patch14_dinov2",
+}
+_HEAD_WIDTH = 64  # channels of a head where no configuration gives the number of heads
+
+# transformers' names, then timm's
+_RENAMED = (
+    (r"^(?:vit|dinov2|dinov2_with_registers)\.", ""),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.", ""),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"^layernorm\.", "norm."),
+)
+# DINOv2's own names, and transformers' for the same layers
+_GATED_LAYERS = ((r"\.mlp\.(?:w12|weights_in)\.", ".mlp.fc1."), (r"\.mlp\.(?:w3|weights_out)\.", ".mlp.fc2."))
+
+
+def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a ViT or DINOv2 of ``transformers``, or of DINOv2's own code, under timm's names.
+
+    Other tensors keep their names.
+
+    The query, key and value projections are joined. In a DINOv2 with register tokens the class token has a position and
+    the registers have none; in timm neither has one, so that of the class token is added to it.
+
+    Args:
+        state: the tensors, under their names in the file.
+    """
+    foreign = any("embeddings.patch_embeddings.projection" in key for key in state)
+    rules = (*_RENAMED, *_GATED_LAYERS) if foreign else _GATED_LAYERS
+    named: dict[str, Tensor] = {}
+    for key, value in state.items():
+        for pattern, new in rules:
+            key = re.sub(pattern, new, key)
+        named[key] = value
+    if foreign:
+        for key in [key for key in named if ".attention.attention.query." in key]:
+            parts = [named.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
+            named[key.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat(parts)
+    for key in [key for key in named if key.endswith("register_tokens")]:
+        prefix = key.removesuffix("register_tokens")
+        positions = named.get(f"{prefix}pos_embed")
+        if positions is not None and f"{prefix}cls_token" in named:
+            named[f"{prefix}reg_token"] = named.pop(key)
+            named[f"{prefix}cls_token"] = named[f"{prefix}cls_token"] + positions[:, :1]
+            named[f"{prefix}pos_embed"] = positions[:, 1:]
+    return named
+
+
+def transformer_prefixes(state: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes of the vision transformers with timm's names in a file."""
+    return [
+        key.removesuffix(_PATCH) for key in state if key.endswith(_PATCH) and key.removesuffix(_PATCH)[-1:] in ("", ".")
+    ]
+
+
+def name_transformer(
+    state: Mapping[str, Tensor], architecture: str | None = None, known: Mapping[str, Any] | None = None
+) -> str | None:
+    """The name of the backbone whose tensors these are (see ``names.py``).
+
+    Everything that shapes show follows from them: patches, width, depth, registers, layer scale, gated layers, the grid
+    of positions. Released configurations often lack some of it: UNI's has its layer scale where timm does not look for
+    it, and those of Virchow cannot name the gated layers.
+
+    Args:
+        state: tensors under timm's names, without a prefix.
+        architecture: the timm architecture of its configuration, which gives what neither shapes nor ``known`` do; by
+            default a plain one of the same width.
+        known: arguments from the configuration that shapes don't show: num_heads, act_layer, norm_eps, pos_antialias;
+            and no_embed_class, which they may not show.
+
+    Returns:
+        The name; None if the tensors are not those of a plain vision transformer.
+    """
+    if not {_PATCH, "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight"} <= state.keys() or state[_PATCH].ndim != 4:
+        return None
+    known, width = dict(known or {}), state[_PATCH].shape[0]
+    architecture = architecture or _BY_WIDTH.get(width, "vit_base_patch16_224")
+    own = _arguments_of(architecture)
+    given = own and _shown(state, known.pop("no_embed_class", own["no_embed_class"]))
+    if not own or not given:
+        return None
+    given["num_heads"] = own["num_heads"] if width == own["embed_dim"] else max(1, width // _HEAD_WIDTH)
+    given["act_layer"] = "silu" if given["mlp_layer"] in GATED else "gelu"
+    if given["mlp_layer"] == own["mlp_layer"]:
+        given["act_layer"] = own["act_layer"]
+    return join_name(architecture, {key: value for key, value in {**given, **known}.items() if value != own[key]})
+
+
+def _shown(state: Mapping[str, Tensor], beside: bool) -> dict[str, Any] | None:
+    """The arguments of timm's constructor that the shapes of a transformer show; None without a square grid.
+
+    Args:
+        state: its tensors.
+        beside: whether the prefix of the patches has no positions, where the shapes allow both.
+    """
+    width, _, patch, _ = state[_PATCH].shape
+    class_token = "cls_token" in state
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    positions = state["pos_embed"].shape[1] if "pos_embed" in state else 0
+    for no_embed_class in (beside, not beside):
+        patches = positions - (0 if no_embed_class else class_token + registers)
+        if patches > 0 and isqrt(patches) ** 2 == patches:
+            break
+    else:
+        return None
+    inner, gated = state["blocks.0.mlp.fc1.weight"].shape[0], "Mlp"
+    if inner == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]:
+        gated = "SwiGLUPacked"
+    return {
+        "img_size": isqrt(patches) * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        "mlp_ratio": _ratio(inner, width),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in state else None,
+        "class_token": class_token,
+        "reg_tokens": registers,
+        "no_embed_class": no_embed_class and class_token + registers > 0,
+        "pre_norm": "norm_pre.weight" in state,
+        "mlp_layer": gated,
+        "global_pool": "token" if class_token else "",
+    }
+
+
+def _ratio(inner: int, width: int) -> float:
+    """A ratio that timm, which truncates, turns into this number of channels."""
+    return inner / width if int(width * (inner / width)) == inner else (inner + 0.5) / width
+
+
+def _arguments_of(architecture: str) -> dict[str, Any] | None:
+    """The arguments of a timm architecture as :func:`name_transformer` gives them; None for other networks."""
+    from timm.models import model_entrypoint
+
+    if str(model_entrypoint(architecture).__module__) not in _MODULES:
+        return None
+    with torch.device("meta"):
+        model = create_network(architecture, num_classes=0, weight_init="skip")
+    if type(model) is not VisionTransformer:
+        return None
+    shown = _shown(model.state_dict(), model.no_embed_class)
+    if shown is None or not hasattr(model.blocks[0].mlp, "act"):
+        return None
+    act = model.blocks[0].mlp.act
+    return {
+        **shown,
+        "num_heads": model.blocks[0].attn.num_heads,
+        "act_layer": {nn.GELU: "gelu", nn.SiLU: "silu"}.get(type(act), type(act).__name__),
+        "norm_eps": model.blocks[0].norm1.eps,
+        "pos_antialias": True,
+    }

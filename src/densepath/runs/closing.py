@@ -1,0 +1,68 @@
+"""The last lines of a run: how long it took, its scores, where the weights are, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.runs.folder import CURVES, VIEWS
+from densepath.runs.metrics import read_metrics
+from densepath.runs.progress import clock
+
+METRICS = "metrics.csv"
+CHANCE = "_vs_chance"  # of the name of a loss that is divided by its value for a network that knows nothing
+
+
+def command(*words: str | Path) -> str:
+    """A command line of densepath, quoted for a shell."""
+    return shlex.join(["densepath", *map(str, words)])
+
+
+def draw_safely(draw: Callable[[], Path]) -> None:
+    """Draw a picture; an error is reported, and does not stop the run."""
+    try:
+        draw()
+    except Exception as error:  # whatever a full disk or a drawing library raises
+        say(f"densepath: warning: a picture was not drawn ({' '.join(str(error).split())})")
+
+
+def files_of_run(run: Path, **others: Path) -> dict[str, Path]:
+    """The files that a run has left, by name."""
+    named = {**others, "curves": run / CURVES, "views": run / VIEWS}
+    return {name: path for name, path in named.items() if path.exists()}
+
+
+def newest_measurements(run: Path) -> dict[str, float]:
+    """The newest value of each column of a run's metrics; empty without any."""
+    return {name: value for row in read_metrics(run / METRICS) for name, value in row.items()}
+
+
+def describe_training(row: Mapping[str, float]) -> str:
+    """Measurements of pre-training in a line: losses, what chance is, and the probe's scores."""
+    parts = [f"loss {row['loss']:.4f}"] if "loss" in row else []
+    for name in (column.removesuffix(CHANCE) for column in row if column.endswith(CHANCE)):
+        value, share = row.get(name, 0.0), row[name + CHANCE]
+        if share > 0:
+            parts.append(f"{name.replace('_', ' ')} {value:.3f} (chance is {value / share:.3f})")
+    parts += [f"{name.replace('_', ' ')} {value:.1f}" for name, value in row.items() if name.startswith("probe_")]
+    return ", ".join(parts)
+
+
+def say_end(watch: Stopwatch, scores: str, made: Mapping[str, Path], commands: Sequence[str] = ()) -> None:
+    """Print the last lines of a run.
+
+    Args:
+        watch: started with the run.
+        scores: scores in a line; "" for none.
+        made: what was written -> where; files that do not exist are left out.
+        commands: commands that continue from here.
+    """
+    say(f"densepath: done in {clock(watch.read())}" + (f": {scores}" if scores else ""))
+    for what, path in made.items():
+        if path.exists():
+            say(f"densepath: {what}: {path}")
+    for number, command in enumerate(commands):
+        say(f"densepath: {'or' if number else 'next'}: {command}")

@@ -1,0 +1,65 @@
+"""The record of where and how a run was computed: an entry for its start, and one for each time it was resumed."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from densepath.core.system import cores
+from densepath.runs.folder import SESSIONS
+from densepath.version import __version__
+
+_PACKAGES = ("torch", "torchvision", "timm", "lightning")
+
+
+def command_line() -> str:
+    """The command that started this process, as it can be typed."""
+    program = Path(sys.argv[0])
+    name = "densepath" if program.name == "__main__.py" and program.parent.name == "densepath" else program.name
+    return shlex.join([name, *sys.argv[1:]])
+
+
+def record_session(out: Path, step: int, device: torch.device, processes: int, data: Mapping[str, Any]) -> None:
+    """Append an entry to the record in a run folder. A full disk does not stop the run.
+
+    Args:
+        out: the run folder.
+        step: the number of optimizer steps done before.
+        device: the device of the first process.
+        processes: number of processes.
+        data: number and digests of the images.
+    """
+    gpu = device.type == "cuda"
+    entry = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "step": step,
+        "command": command_line(),
+        "machine": f"{platform.node()}, {platform.platform()}, {cores()} CPU cores",
+        "devices": f"{processes} x {torch.cuda.get_device_name(device) if gpu else device.type}",
+        "versions": {
+            "densepath": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "cuda": torch.version.cuda if gpu else None,
+        },
+        "data": dict(data),
+    }
+    with suppress(OSError), (out / SESSIONS).open("a", encoding="utf-8") as file:
+        file.write(yaml.safe_dump([entry], sort_keys=False, allow_unicode=True))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,110 @@
+"""Exports weights of other projects: the backbone in a checkpoint, or its tensors if densepath has no such network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.streams import say
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import FORMAT_VERSION, load_weights, pixel_notes, read_weights, save_backbone, write_tensors
+from densepath.nets.weights.pixels import pixels_of_weights
+from densepath.nets.weights.pretrained import backbone_of_weights
+from densepath.nets.weights.published import is_published, read_published
+from densepath.sources.pixel_source import PixelSpec
+from densepath.training.model_card import write_card
+from densepath.version import __version__
+
+_FIRST = ("patch_embed.proj.weight", "conv1.weight", ".0.weight")  # ends of the names of first layers
+
+
+def export_file(
+    source: str | Path, out: Path, layout: str | None, backbone: str | None, prefix: str, card: Mapping[str, Any]
+) -> Path:
+    """Write the backbone in weights of another project, its model card beside it, and report what was taken.
+
+    Args:
+        source: a file, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
+        out: the file to write.
+        layout, backbone, prefix: as for :func:`~densepath.training.export.export`.
+        card: as for :func:`~densepath.training.export.export_backbone`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: see :func:`~densepath.training.export.export`.
+    """
+    name = str(source)
+    if layout != "tensors":
+        try:
+            found = backbone or backbone_of_weights(source, prefix)
+        except UserError as error:
+            if layout is not None or not Path(source).exists():
+                raise UserError(f"{error}; or write its tensors unchanged with --layout tensors") from error
+            say(f"densepath: {error}; so its tensors are written unchanged, under their own names")
+            layout = "tensors"
+    if layout == "tensors":
+        return _export_tensors(source, out, prefix, card)
+    layout = layout or "timm"
+    spec = pixels_of_weights(source)
+    if spec.channels != (channels := _channels(source, prefix)) and channels:
+        spec = PixelSpec.default(channels)
+    made = build_backbone(found, spec.channels)
+    line = load_weights(made, source, prefix, complete=True)
+    notes = {"origin": Path(name).name if Path(name).exists() else name} | pixel_notes(spec)
+    save_backbone(out, made, layout, notes)
+    write_card(out, made, layout, notes, **card)
+    say(f"densepath: {line}")
+    return out
+
+
+def _export_tensors(source: str | Path, out: Path, prefix: str, card: Mapping[str, Any]) -> Path:
+    """Write all tensors of a file, without the prefix that all their names share."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} must end in .safetensors for the layout tensors")
+    state = _state(source)
+    shared = prefix or _shared_prefix([*state])
+    kept = {key.removeprefix(shared): value for key, value in state.items() if key.startswith(shared)}
+    if not kept:
+        raise UserError(f"{source} has no tensors under {prefix!r}; its names begin with {first_few(list(state))}")
+    plain = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in kept.items()}
+    notes = {"format": "pt", "format_version": FORMAT_VERSION, "layout": "tensors", "densepath_version": __version__}
+    notes |= {"origin": Path(source).name}
+    with atomic_write(out) as temporary:
+        write_tensors(plain, temporary, notes)
+    write_card(out, None, "tensors", notes, **card)
+    dimensions = {value.ndim for value in plain.values()}
+    volumes = " of a network for volumes" if 5 in dimensions else ""
+    under = f" under {shared}" if shared else ""
+    say(f"densepath: {len(plain)} tensors{volumes} from {source}{under}: {first_few(list(plain))}")
+    return out
+
+
+def _shared_prefix(names: Sequence[str]) -> str:
+    """The first parts that all names share, such as "module."; empty if there are none."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = [same[0] for same in takewhile(lambda same: len(set(same)) == 1, zip(*parts, strict=False))]
+    return "".join(f"{part}." for part in shared)
+
+
+def _state(source: str | Path) -> Mapping[str, Tensor]:
+    return read_published(source).state if is_published(source) else read_weights(source).state_dict
+
+
+def _channels(source: str | Path, prefix: str) -> int:
+    """The channels of the images, from the first layer; 0 if unknown."""
+    if not (is_published(source) or Path(source).exists()):
+        return 0
+    state = {key: value for key, value in _state(source).items() if key.startswith(prefix) and value.ndim == 4}
+    for end in _FIRST:
+        if names := [key for key in state if key.endswith(end)]:
+            return int(state[min(names, key=len)].shape[1])
+    return 0

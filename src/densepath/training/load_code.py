@@ -1,0 +1,81 @@
+"""Code that loads exported weights, for their model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.names import parse_name
+
+_OWN = """```python
+from densepath.nets.weights.pretrained import pretrained_backbone
+
+backbone, pixels, _, _ = pretrained_backbone({file!r})  # backbone(images) -> the map of each stage
+```"""
+_TIMM = """```python
+{imports}
+
+model = timm.create_model({arguments})
+```"""
+_TORCHVISION = """```python
+import torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{name}()
+model.load_state_dict(load_file({file!r}), strict=False)  # lacks only the classifier
+```"""
+_DETECTRON2 = """```python
+from detectron2.checkpoint import DetectionCheckpointer
+
+DetectionCheckpointer(model).load({file!r})  # a model with build_resnet_backbone or build_resnet_fpn_backbone
+```
+
+The configuration must have `INPUT.FORMAT: RGB`, `MODEL.RESNETS.STRIDE_IN_1X1: False`, and as `PIXEL_MEAN` and
+`PIXEL_STD` the mean and std above times 255."""
+_STATE = """```python
+from safetensors.torch import load_file
+
+tensors = load_file({file!r})
+```"""
+
+
+def loading_code(path: Path, backbone: Backbone | None, layout: str, notes: Mapping[str, str]) -> str:
+    """Markdown with the code that loads a file of weights in its library, and in densepath.
+
+    Args:
+        path: the file.
+        backbone: what it contains; None for tensors of an unknown network.
+        layout: its layout.
+        notes: its metadata.
+    """
+    file = path.name
+    if backbone is None:
+        return _STATE.format(file=file)
+    own = _OWN.format(file=file)
+    if backbone.library != "timm":
+        return own
+    if layout == "timm":
+        return f"{_timm(file, backbone)}\n\n{own}"
+    if layout == "torchvision":
+        return f"{_TORCHVISION.format(name=backbone.name, file=file)}\n\n{own}"
+    code = _STATE.format(file=file) if path.suffix == ".safetensors" else _DETECTRON2.format(file=file)
+    return f"{code}\n\n{own}"
+
+
+def _timm(file: str, backbone: Backbone) -> str:
+    architecture, arguments = parse_name(backbone.name)
+    imports, written = ["import timm"], {key: repr(value) for key, value in arguments.items()}
+    plain = written.pop("pos_antialias", "True") == "False"
+    if "mlp_layer" in arguments:
+        written["mlp_layer"] = f"timm.layers.{arguments['mlp_layer']}"
+    if "norm_eps" in written:
+        imports = ["from functools import partial", "", "import timm", "import torch"]
+        written["norm_layer"] = f"partial(torch.nn.LayerNorm, eps={written.pop('norm_eps')})"
+    if backbone.in_channels != 3:
+        written["in_chans"] = str(backbone.in_channels)
+    given = [repr(architecture), "num_classes=0", *(f"{key}={value}" for key, value in written.items())]
+    code = _TIMM.format(imports="\n".join(imports), arguments=", ".join([*given, f"checkpoint_path={file!r}"]))
+    if plain:
+        code += "\n\nFor images of other sizes timm interpolates the positions with antialiasing, densepath without."
+    return code

@@ -1,0 +1,53 @@
+"""The commands that continue from a pre-training run; each can be pasted as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.methods.base import Method
+from densepath.runs.closing import command
+from densepath.sources.pixel_source import PixelSource
+from densepath.training.config import PretrainConfig
+
+_SHOWN, _LEAST = 6, 128  # the images of a picture of concepts, and their shortest side in pixels
+_DEFAULT_BACKBONE, _DEFAULT_STAGES = "resnet18", {3, 4, 5}
+
+
+def with_backbone(name: str | None, patch_size: int = 1) -> list[str]:
+    """The options that choose a backbone and a detector for it; None if the weights name the backbone."""
+    chosen = [] if name in (None, _DEFAULT_BACKBONE) else ["--backbone", str(name)]
+    return [*chosen, *(["--detector", "vitdet"] if patch_size > 1 else [])]
+
+
+def after_pretraining(config: PretrainConfig, method: Method, images: PixelSource) -> tuple[str, ...]:
+    """Pictures of what was learned, and, on the labelled images that the run was probed on, a detector.
+
+    Args:
+        config: the configuration of the run.
+        method: the trained method.
+        images: the images that it was trained on.
+    """
+    backbone, out, data = method.exported_backbone(), Path(config.out), config.data
+    if "tokenizer" in method.exported_parts():
+        options = ("--data", data, "--tokenizer", out, "--out", f"{out}_beit")
+        return (command("pretrain", "--config", "beit_v2", *options),)
+    commands = []
+    if not isinstance(config.backbone, str):
+        return (command("export", out),)
+    chosen = with_backbone(config.backbone)
+    if config.probe_data is not None:
+        detector = with_backbone(config.backbone, backbone.patch_size)
+        commands.append(
+            command("detect", "--data", config.probe_data, "--weights", out, *detector, "--out", f"{out}_detector")
+        )
+    count = [] if len(images) >= _SHOWN else ["--count", str(len(images))]
+    if method.predicts_pixels():
+        picture = out / "reconstruction.png"
+        commands.append(command("show", "reconstruction", "--data", data, "--run", out, *count, "--out", picture))
+    elif images.spec.ndim == 2 and images.spec.channels in (1, 3) and images.smallest()[1] >= _LEAST:
+        stages = [] if set(backbone.stages) >= _DEFAULT_STAGES else ["--stages", str(backbone.deepest)]
+        picture = out / "concepts.png"
+        commands.append(
+            command("show", "concepts", "--data", data, "--weights", out, *chosen, *stages, *count, "--out", picture)
+        )
+    return tuple(commands) or (command("export", out),)

@@ -1,0 +1,124 @@
+"""What a detector's ONNX file computes: objects from the stored pixels of one image of any size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
+from torchvision.models.detection.image_list import ImageList
+
+from densepath.transfer.detection.predictor import TrainedDetector
+from densepath.transfer.detection.samples import DIVISOR, LONGEST
+
+OPSET = 18
+_CUBIC = -0.5  # the coefficient of torch's bicubic interpolation with antialiasing
+
+
+class DetectorGraph(nn.Module):
+    """A detector with the steps before and after it, for tracing: sizes are tensors.
+
+    Args:
+        model: the trained detector.
+    """
+
+    def __init__(self, model: TrainedDetector) -> None:
+        super().__init__()
+        self.detector, self.notes, self.dtype = model.detector, model.notes, model.dtype
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.compile cannot be exported with a loop
+            self.paint: Any = torch.jit.script(_paint)
+
+    def forward(self, image: Tensor, score: Tensor) -> tuple[Tensor, ...]:
+        """Find the objects with at least a score.
+
+        Args:
+            image: (H, W, C) as stored.
+            score: (1,) float32
+
+        Returns:
+            boxes (N, 4) x1 y1 x2 y2 in pixels of the image, scores (N,), labels (N,); with a detector of masks also
+            masks (N, M, M) and the label map (H, W) int32.
+        """
+        size = torch._shape_as_tensor(image)[:2]
+        scale = torch.minimum(self.notes.test_size / size.min().double(), LONGEST / size.max().double())
+        shape = (size * scale).round().long().clamp(min=1)  # as resized_shape
+        (height, width), spec = shape.unbind(), self.notes.spec
+        pixels = spec.apply_window(image.float().permute(2, 0, 1)[None])
+        pixels = F.interpolate(pixels, [height, width], mode="bilinear", antialias=True, align_corners=False)
+        down, across = (-shape % DIVISOR).unbind()
+        pixels = F.pad(spec.normalize(pixels), (0, across, 0, down))
+        found = self.detector.detect(ImageList(pixels, [(height, width)]))[0]
+        kept = torch.where(found["scores"] >= score)[0]
+        boxes = found["boxes"][kept] * (size / shape).flip(0).repeat(2)
+        outputs = boxes, found["scores"][kept], found["labels"][kept]
+        if "masks" not in found:
+            return outputs
+        masks = found["masks"][kept]
+        y, x = (_sampling(boxes[:, axis::2], size[axis ^ 1], masks.shape[-1]) for axis in (1, 0))
+        return *outputs, masks, self.paint(masks, y, x, torch.zeros(*size.unbind(), dtype=torch.int32))
+
+
+def _sampling(edges: Tensor, length: Tensor, count: int) -> Tensor:
+    """The weights (N, length, count) of a mask's values for the pixels of an axis: linear interpolation within the box,
+    zeros outside, as in :func:`~densepath.transfer.detection.instances.paste`.
+
+    Args:
+        edges: (N, 2) start and end of the boxes on this axis, in pixels.
+        length: pixels of the axis.
+        count: values of a mask.
+    """
+    low, high = edges.double()[:, :, None].unbind(1)  # (N, 1) each
+    pixel = torch.arange(length)  # type: ignore[call-overload]
+    place = ((pixel + 0.5 - low) / (high - low).clamp(min=1e-9) * count - 0.5).clamp(0, count - 1)
+    inside = (pixel >= low.round()) & (pixel < high.round())
+    near = (1 - (place[..., None] - torch.arange(count)).abs()).clamp(min=0)
+    return (near * inside[..., None]).float()
+
+
+def _paint(masks: Tensor, down: Tensor, across: Tensor, labels: Tensor) -> Tensor:
+    """The label map (H, W): k for the k-th object, the better one on top."""
+    count = masks.shape[0]
+    for step in range(count):  # one by one, since the masks of all objects would fill the memory
+        k = count - 1 - step
+        shown = torch.mm(torch.mm(down[k], masks[k]), across[k].t()) >= 0.5
+        labels = torch.where(shown, torch.full_like(labels, k + 1), labels)
+    return labels
+
+
+@contextmanager
+def antialiased_resizing() -> Iterator[None]:
+    """Makes torch's exporter write interpolation with antialiasing as ONNX's Resize."""
+    ops = {"aten::_upsample_bilinear2d_aa": "linear", "aten::_upsample_bicubic2d_aa": "cubic"}
+    for name, mode in ops.items():
+        register_custom_op_symbolic(name, _resize(mode), OPSET)
+    try:
+        yield
+    finally:
+        for name in ops:
+            unregister_custom_op_symbolic(name, OPSET)
+
+
+def _resize(mode: str) -> Callable:
+    def write(graph: Any, pixels: Any, size: Any, *_: Any) -> Any:
+        def constant(*values: int) -> Any:
+            return graph.op("Constant", value_t=torch.tensor(values))
+
+        if symbolic_helper._is_packed_list(size):
+            sides = [graph.op("Reshape", side, constant(1)) for side in symbolic_helper._unpack_list(size)]
+            size = graph.op("Concat", *sides, axis_i=0)
+        batch = graph.op("Slice", graph.op("Shape", pixels), constant(0), constant(2))
+        unused = graph.op("Constant", value_t=torch.zeros(0))
+        # In torch, pixels beyond the border have no weight.
+        settings = {"mode_s": mode, "antialias_i": 1, "exclude_outside_i": 1, "cubic_coeff_a_f": _CUBIC}
+        sizes = graph.op("Concat", batch, size, axis_i=0)
+        return graph.op(
+            "Resize", pixels, unused, unused, sizes, coordinate_transformation_mode_s="half_pixel", **settings
+        )
+
+    return write

@@ -1,0 +1,51 @@
+"""``densepath export``: what was trained, for other code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from densepath.core.errors import UserError
+from densepath.training.export import export as export_weights
+from densepath.transfer.detection.onnx_export import export_onnx
+
+
+def export(
+    run: str | Path,
+    out: str | Path | None = None,
+    layout: Literal["timm", "torchvision", "detectron2", "tensors", "onnx"] | None = None,
+    *,
+    backbone: str | None = None,
+    prefix: str = "",
+    licence: str | None = None,
+) -> Path:
+    """Write the backbone of a run or of any file of weights for another library; or a trained detector as an ONNX file.
+
+    A model card with the data, the recipe, the scores and the code that loads it is written beside the weights.
+
+    Args:
+        run: the folder of a run, which need not be complete; or weights of another project: a file such as a checkpoint
+            of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model. For "onnx" the
+            folder of a run of ``detect``, or its exported/detector.safetensors.
+        out: the file to write; that of a run goes to ``exported/`` in its folder by default. It ends in .safetensors,
+            for detectron2 in .pth or .pkl, for onnx in .onnx.
+        layout: "timm" (default), "torchvision" or "detectron2" for a backbone; "tensors" for the tensors of a file
+            under their own names, which is the default if densepath has no such network; "onnx" for a detector with
+            all steps from the stored pixels of an image to its objects.
+        backbone: the network in a file, a timm name; by default it follows from the file.
+        prefix: the beginning of the names of a network's tensors, if a file has several networks, such as
+            "module.encoder_k."; by default the trained encoder is taken, and reported.
+        licence: the licence of the weights for the model card, such as "cc-by-nc-4.0".
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there are no such weights, the run has no checkpoint yet, the file lacks tensors of the network, the
+            layout does not fit it, or a package is missing.
+    """
+    if layout != "onnx":
+        return export_weights(run, out, layout, backbone=backbone, prefix=prefix, licence=licence)
+    if backbone or prefix or licence:
+        raise UserError("backbone, prefix and licence are for weights; leave them out for an ONNX file")
+    return export_onnx(run, out)

@@ -1,0 +1,75 @@
+"""The records of predicted images, which make ``predict`` resumable, and the files that are made of all of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from densepath.core.files import atomic_write
+from densepath.transfer.detection.detector_file import DetectorNotes
+from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS
+from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS
+
+TABLE = "objects.csv"
+_RECORDS = "records"
+
+
+class Images(Protocol):
+    """The images that are predicted."""
+
+    names: list[str]
+
+    def identity(self, position: int) -> list[Any]:
+        """What changes if an image is another one."""
+        ...
+
+
+def record_of(out: Path, stem: str) -> Path:
+    """The record of an image, by the stem of its files."""
+    return out / _RECORDS / f"{stem}.json"
+
+
+def source_of(record: Path) -> Any:
+    """The image that a record was made of; None if there is no record."""
+    try:
+        with record.open() as file:
+            return json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+
+
+def _records(out: Path, stems: Sequence[str], images: Images) -> Iterator[tuple[int, dict[str, Any]]]:
+    for position, stem in enumerate(stems):
+        path = record_of(out, stem)
+        if source_of(path) == images.identity(position):
+            yield position, json.loads(path.read_text().partition("\n")[2])
+
+
+def gather(out: Path, stems: Sequence[str], images: Images, notes: DetectorNotes) -> int:
+    """Write the files for all images, and return the number of objects."""
+    count, listed = 0, list[dict[str, Any]]()
+    with (
+        atomic_write(out / PREDICTIONS) as part,
+        atomic_write(out / TABLE) as table_part,
+        part.open("w") as file,
+        table_part.open("w", newline="", encoding="utf-8") as table,
+    ):
+        writer = csv.DictWriter(table, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
+        writer.writeheader()
+        file.write("[")
+        for position, record in _records(out, stems, images):
+            height, width = record["size"]
+            listed.append({"id": position + 1, "file_name": images.names[position], "height": height, "width": width})
+            for result in record["results"]:
+                file.write((",\n" if count else "\n") + json.dumps({"image_id": position + 1, **result}))
+                count += 1
+            writer.writerows(record["rows"])
+        file.write("\n]\n")
+    pairs = zip(notes.category_ids, notes.category_names, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
+    with atomic_write(out / IMAGES) as part:
+        part.write_text(json.dumps({"images": listed, "categories": categories, "annotations": []}))
+    return count

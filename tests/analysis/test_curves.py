@@ -1,0 +1,59 @@
+"""Curves of runs, with legends beside the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from densepath.analysis import curves, show_similarity
+from densepath.analysis.curves import draw_run, main_columns, show_curves
+from densepath.analysis.similarity import Distribution
+from densepath.core.errors import UserError
+from densepath.runs.metrics import MetricsFile
+
+
+def run(folder: Path, **columns: float) -> Path:
+    metrics = MetricsFile(folder / "metrics.csv")
+    for step in range(1, 4):
+        metrics.write({"step": step, "epoch": step, "waiting": 0.0, **{name: v / step for name, v in columns.items()}})
+    return folder
+
+
+def test_the_curves_of_a_run_are_its_losses_rate_and_scores(tmp_path: Path) -> None:
+    losses = {"loss": 5.0, "a_loss": 2.0, "a_loss_vs_chance": 0.5, "images_per_second": 3.0}
+    folder = run(tmp_path / "run", **losses, lr=0.1, probe_dice=60.0)
+    assert main_columns([folder / "metrics.csv"]) == ["loss", "a_loss_vs_chance", "lr", "probe_dice"]
+    assert draw_run(folder) == folder / "curves.png" and (folder / "curves.png").stat().st_size > 0
+    detector = run(tmp_path / "detector", loss=1.0, loss_mask=0.5, lr=0.1)
+    assert main_columns([detector / "metrics.csv"]) == ["loss", "loss_mask", "lr"]
+    assert show_curves(runs=[str(folder), str(detector)], out=tmp_path / "two.png").is_file()
+    for wrong, expected in (
+        ({"runs": [str(tmp_path / "none")]}, "nothing to draw"),
+        ({"runs": [str(folder)], "columns": ["los"]}, "no run has measured los; there are: .*a_loss"),
+        ({"runs": [str(folder)] * 7}, "7 runs are given; give from 1 to 6"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            show_curves(out=tmp_path / "wrong.png", **wrong)
+
+
+def test_legends_lie_outside_the_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    for module in (curves, show_similarity):
+        monkeypatch.setattr(module, "save", lambda figure, path: figures.append(figure))
+    names = [run(tmp_path / f"a run with a long name {k}", loss=1.0) for k in range(6)]
+    show_curves(runs=list(map(str, names)), out=tmp_path / "curves.png")
+    flat = Distribution()
+    flat.add(torch.linspace(0, 1, 1000))
+    show_similarity.draw_similarities({"w": {"one": flat, "two": flat}, "v": {"one": flat}}, tmp_path / "s.png")
+    assert len(figures) == 2
+    for figure in figures:
+        figure.draw_without_rendering()
+        legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+        assert legends
+        for legend in legends:
+            box = legend.get_window_extent()
+            assert not any(axes.get_window_extent().overlaps(box) for axes in figure.axes)
+            assert figure.bbox.contains(*box.min) and figure.bbox.contains(*box.max)

@@ -1,0 +1,31 @@
+"""The result of a verb is a mapping of scores, and a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.core.result import Result
+
+
+def test_a_result_is_its_scores_and_its_path(tmp_path: Path) -> None:
+    Image.new("RGB", (7, 5)).save(tmp_path / "curves.png")
+    files = {"weights": tmp_path / "w.safetensors", "curves": tmp_path / "curves.png"}
+    result = Result(tmp_path, {"mask_ap": 12.3456}, files, ("densepath predict run",))
+    assert result["mask_ap"] == 12.3456 and dict(result) == {"mask_ap": 12.3456} == result
+    assert Path(result) == tmp_path and os.path.isdir(result) and str(result) == str(tmp_path)
+    assert result.plot().size == result.plot("curves").size == (7, 5)
+    for text in (str(tmp_path), "mask_ap: 12.35", "weights: ", "next: densepath predict run"):
+        assert text in repr(result)
+    with pytest.raises(UserError, match="views was not drawn; there are: curves"):
+        result.plot("views")
+
+
+def test_a_result_without_scores_or_files_is_still_something() -> None:
+    assert Result(None) and repr(Result(None, {"a": 1})) == str(Result(None, {"a": 1})) == "  a: 1"
+    with pytest.raises(TypeError):
+        os.fspath(Result(None))

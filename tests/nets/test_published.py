@@ -1,0 +1,332 @@
+"""Published pathology networks: their folders give the class token, tokens and map of timm's or transformers' network.
+
+The configurations are the published ones at reduced width and depth. Sources: the config.json of each repository on the
+Hugging Face hub, as quoted in TRIDENT (mahmoodlab/TRIDENT, patch_encoder_models/load.py), kaiko-ai/eva and LazySlide,
+and the model cards.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import SwiGLUPacked
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode
+from densepath.nets.teachers import build_teacher
+from densepath.nets.weights import load_weights, read_weights, save_backbone
+from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
+
+_TRANSFORMERS = importlib.util.find_spec("transformers")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
+SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}  # what the model cards tell users of timm to pass
+
+
+class Family(NamedTuple):
+    """A family of timm: its architecture, the arguments of its config.json, those that only its model card has."""
+
+    architecture: str
+    model_args: dict[str, Any]
+    card_args: dict[str, Any]
+    patch: int
+    registers: int
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    flat: bool = False  # UNI has its arguments at the top of config.json
+
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+FAMILIES = {
+    "UNI": Family(
+        "vit_large_patch16_224",
+        {"patch_size": 16, "img_size": 224, "init_values": 1.0, "dynamic_img_size": True, **SMALL},
+        {},
+        16,
+        0,
+        flat=True,
+    ),
+    "UNI2-h": Family(
+        "vit_giant_patch14_224",
+        {
+            "img_size": 224,
+            "patch_size": 14,
+            "init_values": 1e-5,
+            "mlp_ratio": 2.66667 * 2,
+            "no_embed_class": True,
+            "reg_tokens": 8,
+            "dynamic_img_size": True,
+            **SMALL,
+        },
+        SWIGLU,
+        14,
+        8,
+    ),
+    "H-optimus-0": Family(
+        "vit_giant_patch14_reg4_dinov2", {"img_size": 224, "init_values": 1e-5, **SMALL}, {}, 14, 4, H_OPTIMUS
+    ),
+    "H-optimus-1": Family(
+        "vit_giant_patch14_reg4_dinov2",
+        {"img_size": 224, "global_pool": "token", "dynamic_img_size": False, **SMALL},
+        {"init_values": 1e-5},
+        14,
+        4,
+        H_OPTIMUS,
+    ),
+    "H0-mini": Family("vit_base_patch14_reg4_dinov2", {"img_size": 224, **SMALL}, SWIGLU, 14, 4, H_OPTIMUS),
+    "Virchow": Family(
+        "vit_huge_patch14_224",
+        {"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", **SMALL},
+        SWIGLU,
+        14,
+        0,
+    ),
+    "Virchow2": Family(
+        "vit_huge_patch14_224",
+        {"img_size": 224, "init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.3375, "global_pool": "", **SMALL},
+        SWIGLU,
+        14,
+        4,
+    ),
+    "prov-gigapath": Family(
+        "vit_giant_patch14_dinov2",
+        {"img_size": 224, "patch_size": 16, "init_values": 1e-5, "mlp_ratio": 5.33334, "in_chans": 3, **SMALL},
+        {},
+        16,
+        0,
+    ),
+    "kaiko": Family("vit_large_patch14_reg4_dinov2", {"img_size": 518, **SMALL}, {}, 14, 4, HALF),
+    "lunit": Family("vit_small_patch8_224", SMALL, {}, 8, 0, LUNIT),
+}
+
+
+def moved(network: Any) -> Any:
+    """A network whose every parameter differs from its neutral start, in eval mode."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    return network.eval()
+
+
+def tokens_of(backbone: Any, pixels: Tensor) -> Tensor:
+    model = backbone.net.model
+    tokens: Tensor = encode(model, add_positions(model, embed_patches(model, pixels)))
+    return tokens
+
+
+def check(backbone: Any, oracle: Callable[[Tensor], Tensor], prefix: int, *sizes: tuple[int, int]) -> None:
+    """Class token, all tokens and the map of a backbone equal those of another network at several sizes."""
+    patch = backbone.patch_size
+    for height, width in sizes:
+        pixels = torch.randn(2, 3, height * patch, width * patch)
+        with torch.no_grad():
+            wanted, found, (feature,) = oracle(pixels), tokens_of(backbone, pixels), backbone(pixels).values()
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        expected = wanted[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
+        torch.testing.assert_close(feature, expected, rtol=0, atol=1e-5)
+
+
+def write_timm(folder: Path, family: Family, network: Any, pickled: bool) -> None:
+    mean, std = family.statistics
+    made = {"input_size": [3, 224, 224], "mean": list(mean), "std": list(std), "interpolation": "bicubic"}
+    config = {"architecture": family.architecture, "num_classes": 0, "pretrained_cfg": made}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps(config | (family.model_args if family.flat else {"model_args": family.model_args}))
+    )
+    if pickled:
+        torch.save(network.state_dict(), folder / "pytorch_model.bin")
+    else:
+        save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_network_of_timm_follows_from_its_folder(name: str, tmp_path: Path) -> None:
+    family, folder = FAMILIES[name], tmp_path / name
+    arguments = {**family.model_args, **family.card_args, "dynamic_img_size": True, "num_classes": 0}
+    network = moved(timm.create_model(family.architecture, **arguments))
+    write_timm(folder, family, network, pickled=name.startswith(("UNI", "H-opt")))
+
+    backbone, spec, size, line = pretrained_backbone(folder)
+    assert (spec.mean, spec.std, size) == (*family.statistics, 224)
+    count = len(network.state_dict())
+    assert line == f"{backbone.name} with {count} of {count} tensors from {folder}"
+    stage = 3 if family.patch == 8 else 4
+    assert (backbone.patch_size, backbone.strides) == (family.patch, {stage: (family.patch, family.patch)})
+    check(backbone.eval(), network.forward_features, 1 + family.registers, (16, 16), (9, 7))
+
+    again = build_backbone(backbone.name)  # the name is all that a run or a detector records
+    save_backbone(tmp_path / "w.safetensors", backbone)
+    load_weights(again, tmp_path / "w.safetensors")
+    assert backbone_of_weights(tmp_path / "w.safetensors") == backbone.name
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_configuration_without_arguments_is_completed_by_the_shapes(tmp_path: Path) -> None:
+    """As of UNI2-h, whose model card gives all arguments; its width follows from 64 channels per head."""
+    wide = {**FAMILIES["UNI2-h"].model_args, "embed_dim": 192, "num_heads": 3}
+    network = moved(timm.create_model("vit_giant_patch14_224", num_classes=0, **wide, **SWIGLU))
+    write_timm(tmp_path / "UNI2-h", FAMILIES["UNI2-h"]._replace(model_args={}), network, pickled=False)
+    check(pretrained_backbone(tmp_path / "UNI2-h").backbone.eval(), network.forward_features, 9, (16, 16))
+
+
+HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+
+
+def of_transformers(name: str) -> tuple[Any, int, tuple[tuple[float, ...], tuple[float, ...]], int]:
+    """A model of transformers, its prefix tokens, mean and std, and the side of its images."""
+    import transformers as hf
+
+    small: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 224}
+    if name == "phikon":
+        return hf.ViTModel(hf.ViTConfig(**small, intermediate_size=192), add_pooling_layer=False), 1, IMAGENET, 224
+    if name == "phikon-v2":
+        return hf.Dinov2Model(hf.Dinov2Config(**small, patch_size=16)), 1, IMAGENET, 224
+    gated: dict[str, Any] = {**small, "patch_size": 14, "use_swiglu_ffn": True}
+    if name == "midnight":
+        return hf.Dinov2Model(hf.Dinov2Config(**{**gated, "image_size": 518})), 1, HALF, 518
+    return hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**gated)), 5, HIBOU, 224
+
+
+@pytest.mark.skipif(not _TRANSFORMERS, reason="transformers is not installed")
+@pytest.mark.parametrize("name", ["phikon", "phikon-v2", "midnight", "hibou-L"])
+def test_a_network_of_transformers_follows_from_its_folder_without_transformers(name: str, tmp_path: Path) -> None:
+    network, prefix, statistics, side = of_transformers(name)
+    moved(network).save_pretrained(tmp_path / name)
+    options = {"interpolate_pos_encoding": True} if name == "phikon" else {}
+    if name in ("phikon", "phikon-v2"):  # the cards of the others give the numbers
+        notes = {"image_mean": list(statistics[0]), "image_std": list(statistics[1]), "size": {"shortest_edge": 224}}
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(notes))
+    if name == "hibou-L":  # has code of its own, and calls itself a DINOv2
+        path = tmp_path / name / "config.json"
+        config = json.loads(path.read_text()) | {"model_type": "dinov2", "auto_map": {"AutoModel": "evil.Model"}}
+        path.write_text(json.dumps(config))
+    backbone, spec, size, line = pretrained_backbone(tmp_path / name)
+    assert (spec.mean, spec.std, size) == (*statistics, side)
+    assert "; not in the file" not in line
+    check(backbone.eval(), lambda x: network(x, **options).last_hidden_state, prefix, (16, 16), (9, 7), (20, 20))
+
+
+@pytest.mark.parametrize("prefix", ["visual.trunk.", "module.visual.trunk."])
+def test_of_conch_the_image_trunk_is_taken(prefix: str, tmp_path: Path) -> None:
+    """Its folder has no config.json: a trunk of timm under ``visual.trunk.``, attention pools, and two text towers."""
+    size = {"embed_dim": 128, "depth": 2, "num_heads": 2}  # 64 channels per head, as in the published one
+    trunk = moved(VisionTransformer(img_size=64, **size, num_classes=0, dynamic_img_size=True))
+    state = {f"{prefix}{key}": value for key, value in trunk.state_dict().items()}
+    for key in ("visual.attn_pool_contrast.query", "visual.ln_contrast.weight", "text.cls_emb"):
+        state[prefix.removesuffix("visual.trunk.") + key] = torch.ones(128)
+    (tmp_path / "conch").mkdir()
+    torch.save(state, tmp_path / "conch" / "pytorch_model.bin")
+    backbone, spec, _, line = pretrained_backbone(tmp_path / "conch")
+    assert (spec.mean, spec.std) == CLIP
+    assert backbone.name == "vit_base_patch16_224(img_size=64, embed_dim=128, depth=2, num_heads=2)"
+    check(backbone.eval(), trunk.forward_features, 1, (4, 4), (5, 3))
+    count = len(trunk.state_dict())
+    assert line == f"{backbone.name} with {count} of {count} tensors from {tmp_path / 'conch'}"
+
+
+def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    names = sorted(state)
+    files = {"model-00001-of-00002.safetensors": names[:50], "model-00002-of-00002.safetensors": names[50:]}
+    for file, keys in files.items():
+        save_file({key: state[key] for key in keys}, tmp_path / file)
+    index = {"weight_map": {key: file for file, keys in files.items() for key in keys}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
+    assert f"with {len(state)} of {len(state)} tensors" in pretrained_backbone(tmp_path).line
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds none of model\.safetensors"):
+        pretrained_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "vit_from_the_future"}, "timm has no network 'vit_from_the_future'"),
+        ({"model_type": "swin"}, "do not show which backbone they belong to"),
+    ],
+)
+def test_folders_of_other_networks_are_refused(config: Mapping[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"layers.0.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        pretrained_backbone(tmp_path)
+
+
+def test_a_teacher_has_gated_layers_and_layer_scale_that_its_configuration_lacks(tmp_path: Path) -> None:
+    family = FAMILIES["Virchow2"]
+    arguments = {**family.model_args, **SWIGLU, "num_classes": 0, "dynamic_img_size": True}
+    network = moved(timm.create_model(family.architecture, **arguments))
+    write_timm(tmp_path / "Virchow2", family, network, pickled=False)
+    teacher = build_teacher(str(tmp_path / "Virchow2"))
+    pixels = torch.randn(1, 3, 56, 56)
+    torch.testing.assert_close(teacher(pixels, 4), network.forward_features(pixels)[:, 5:], rtol=0, atol=1e-5)
+
+
+def test_a_gated_model_without_network_names_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    message = (
+        r"^hf-hub:MahmoodLab/UNI2-h could not be fetched \(ConnectionError\); .*'hf download MahmoodLab/UNI2-h "
+        r"--local-dir FOLDER' .*gated.*'hf auth login'.* give FOLDER$"
+    )
+    with pytest.raises(UserError, match=message):
+        pretrained_backbone("hf-hub:MahmoodLab/UNI2-h")
+
+
+def test_the_cache_of_the_hub_is_read_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES["H-optimus-0"]
+    cached = tmp_path / "models--bioptimus--H-optimus-0"
+    network = timm.create_model(family.architecture, **family.model_args, num_classes=0)
+    write_timm(cached / "snapshots" / "abc", family._replace(statistics=IMAGENET), network, pickled=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    backbone, spec, *_ = pretrained_backbone("hf-hub:bioptimus/H-optimus-0")
+    assert backbone.patch_size == 14 and (spec.mean, spec.std) == H_OPTIMUS
+
+
+SMALL_VIT = "vit_base_patch16_224(img_size=160, embed_dim=64, depth=6, mlp_ratio=3.0, num_heads=1)"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [(name, name) for name in ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "vit_tiny_patch16_224")]
+    + [("test_vit", SMALL_VIT)],
+)
+def test_a_bare_file_shows_its_backbone(name: str, found: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        made = timm.create_model(name).state_dict(prefix="module.encoder_q.")
+    state = {key: torch.zeros(1).expand(value.shape) for key, value in made.items()}
+    assert guess_backbone(state) == found
+    if name in ("resnet18", "test_vit"):
+        torch.save({"state_dict": state}, tmp_path / "w.pth")
+        assert backbone_of_weights(tmp_path / "w.pth") == found
+        assert " tensors from " in load_weights(build_backbone(found), tmp_path / "w.pth")
+
+
+def test_a_network_with_another_name_is_found_by_the_record_of_its_file(tmp_path: Path) -> None:
+    state = timm.create_model("convnext_atto").state_dict()
+    torch.save({"arch": "convnext_atto", "state_dict": state}, tmp_path / "w.pth")
+    assert backbone_of_weights(tmp_path / "w.pth") == "convnext_atto"
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="do not show which backbone they belong to; name it with --backbone"):
+        backbone_of_weights(tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").state_dict.keys() == state.keys()

@@ -1,0 +1,75 @@
+"""The command line when its terminal is lost: a real pseudo-terminal, whose other end is closed while a verb works."""
+
+import os
+import pty
+import select
+import signal
+import sys
+import time
+
+import pytest
+
+from densepath.cli import main
+from densepath.runs.checkpoints import newest_checkpoint
+from densepath.synthetic.tissue import write_tiles
+
+PRETRAIN = (
+    "pretrain --config concl_small --backbone test_resnet --batch_size 8 --view_size 64 --devices cpu --workers 0"
+)
+
+
+def in_terminal(words, nohup=False):
+    """The process that runs a command line in a terminal of its own, and the other end of the terminal."""
+    child, terminal = pty.fork()
+    if not child:
+        code = 1
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+        try:
+            if nohup:
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            code = main(words.split())
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            os._exit(code)
+    return child, terminal
+
+
+def read_until(terminal, text):
+    end, shown = time.monotonic() + 60, b""
+    while text not in shown:
+        assert time.monotonic() < end, shown
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096)
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_run_that_loses_its_terminal_saves_itself(tmp_path, nohup):
+    write_tiles(tmp_path / "tiles", 16, 64, 0)
+    command = f"{PRETRAIN} --data {tmp_path}/tiles --out {tmp_path}/run"
+    child, terminal = in_terminal(f"{command} --max_steps 100000", nohup)
+    read_until(terminal, b"loss")
+    os.close(terminal)
+    if nohup:
+        rows = (tmp_path / "run" / "metrics.csv").stat().st_size
+        end = time.monotonic() + 60
+        while (tmp_path / "run" / "metrics.csv").stat().st_size == rows:  # it goes on without its terminal
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.kill(child, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 128 + (signal.SIGTERM if nohup else signal.SIGHUP)
+    saved = newest_checkpoint(tmp_path / "run" / "checkpoints")["step"]
+    last = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1]
+    assert saved >= int(last.split(",")[0]) > 0
+
+
+def test_work_that_loses_its_terminal_cleans_up(tmp_path):
+    child, terminal = in_terminal(f"data tissue {tmp_path}/data --train 400 --test 3 --size 64")
+    end = time.monotonic() + 60
+    while not any(tmp_path.rglob("*.png")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,188 @@
+"""Checkpoints of other projects are converted: the right network in them, to any layout, and nothing is lost."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights, read_weights
+from densepath.nets.weights.layouts import to_detectron2
+from densepath.training.export import export
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def resnet() -> State:
+    """torchvision's ResNet-18 without its classifier, every number of its own."""
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18().state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    return {key: torch.rand_like(value) if value.is_floating_point() else value for key, value in state.items()}
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def other(state: State) -> State:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+def concl(state: State) -> Any:
+    slow = under("encoder_k.0.", other(state)) | {"queue": torch.zeros(128, 4), "neck.mlp.0.weight": torch.zeros(2, 2)}
+    return {"meta": {"epoch": 200}, "state_dict": slow | under("backbone.", state), "optimizer": {"state": {}}}
+
+
+def moco(state: State) -> Any:
+    both = under("module.encoder_q.", state) | under("module.encoder_k.", other(state))
+    return {"epoch": 200, "arch": "resnet18", "state_dict": both | {"module.encoder_q.fc.0.weight": torch.zeros(4, 4)}}
+
+
+def byol(state: State) -> Any:
+    return {"state_dict": under("target_net.0.", other(state)) | under("online_net.0.", state)}
+
+
+def dino(state: State) -> Any:
+    return {"teacher": under("backbone.", other(state)), "student": under("module.backbone.", state), "epoch": 1}
+
+
+def pcrl(state: State) -> Any:
+    """PCRL's U-Net for images, whose encoder is a ResNet-18."""
+    decoder = {"decoder.blocks.0.conv1.0.weight": torch.zeros(8, 8, 3, 3), "segmentation_head.0.bias": torch.zeros(3)}
+    return {"state_dict": under("module.", under("encoder.", state) | decoder)}
+
+
+PROJECTS: dict[str, tuple[Callable[[State], Any], str, str]] = {
+    "ConCL, DenseCL": (concl, "backbone.", "encoder_k.0."),
+    "MoCo": (moco, "module.encoder_q.", "module.encoder_k."),
+    "BYOL": (byol, "online_net.0.", "target_net.0."),
+    "DINO": (dino, "student.module.backbone.", "teacher.backbone."),
+    "PCRL": (pcrl, "module.encoder.", ""),
+}
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_the_trained_network_of_a_checkpoint_is_exported_whole(
+    project: str, resnet: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, taken, rival = PROJECTS[project]
+    source, out = tmp_path / "checkpoint.pth", tmp_path / "out.safetensors"
+    torch.save(write(resnet), source)
+    assert main(["export", str(source), "--layout", "torchvision", "--out", str(out)]) == 0
+    line = capsys.readouterr().err
+    assert f"resnet18 with 100 of 100 tensors from {source} under {taken}" in line
+    assert (f"other networks in the file, for --prefix: {rival}" in line) == bool(rival)
+    found = load_file(out)
+    assert found.keys() == resnet.keys() and all(torch.equal(found[key], resnet[key]) for key in resnet)
+    if rival:
+        export(source, tmp_path / "slow.safetensors", "timm", prefix=rival)
+        assert not any(v.any() for k, v in load_file(tmp_path / "slow.safetensors").items() if "running" in k)
+
+
+def test_a_pickle_of_detectron2_holds_arrays_and_comes_back(resnet: State, tmp_path: Path) -> None:
+    torch.save(concl(resnet), tmp_path / "concl.pth")
+    path = export(tmp_path / "concl.pth", tmp_path / "d2.pkl", "detectron2")
+    content = pickle.loads(path.read_bytes())
+    assert content["matching_heuristics"] is True and content["__author__"] == "densepath"
+    wanted = to_detectron2(resnet)
+    assert content["model"].keys() == wanted.keys()
+    for key, value in content["model"].items():
+        assert type(value) is np.ndarray and np.array_equal(value, wanted[key].numpy())
+    assert read_weights(path).state_dict.keys() == wanted.keys()
+    again = load_file(export(path, tmp_path / "again.safetensors", "torchvision"))
+    counts = [key for key in resnet if key.endswith("num_batches_tracked")]
+    assert all(torch.equal(again[key], resnet[key]) for key in resnet if key not in counts)
+
+
+def test_a_masked_autoencoder_gives_its_encoder_to_timm(tmp_path: Path) -> None:
+    """MAE's names are timm's; heads of 64 channels, as in all of its networks."""
+    network = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0).eval()
+    nn.init.normal_(network.cls_token)
+    decoder = {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 192)}
+    torch.save({"model": network.state_dict() | decoder}, tmp_path / "mae.pth")
+    path = export(tmp_path / "mae.pth", tmp_path / "out.safetensors")
+    assert read_weights(path).metadata["backbone"] == "vit_tiny_patch16_224(img_size=64)"
+    loaded = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, checkpoint_path=str(path)).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixels), network(pixels))
+
+
+def genesis() -> State:
+    """Some of the tensors of Models Genesis, a U-Net for volumes."""
+    names = {"down_tr64.ops.0.conv1.weight": (4, 1, 3, 3, 3), "up_tr256.up_conv.weight": (4, 4, 2, 2, 2)}
+    return {f"module.{key}": torch.rand(shape) for key, shape in names.items()} | {
+        "module.down_tr64.ops.0.bn1.running_var": torch.rand(4)
+    }
+
+
+def test_of_a_network_that_densepath_lacks_the_tensors_are_extracted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, source, out = genesis(), tmp_path / "Genesis_Chest_CT.pt", tmp_path / "genesis.safetensors"
+    torch.save({"epoch": 3, "state_dict": state, "optimizer_state_dict": {}}, source)
+    with pytest.raises(UserError, match=r"do not show which backbone.*; or write its tensors.*--layout tensors$"):
+        export(source, out, "timm")
+    assert not out.exists()
+    export(source, out)
+    lines = capsys.readouterr().err
+    assert "so its tensors are written unchanged" in lines
+    assert f"3 tensors of a network for volumes from {source} under module.: down_tr64.ops.0.conv1.weight" in lines
+    found = load_file(out)
+    assert found.keys() == {key.removeprefix("module.") for key in state}
+    assert all(torch.equal(found[key.removeprefix("module.")], value) for key, value in state.items())
+
+
+def test_what_lacks_is_named_and_nothing_is_written(resnet: State, tmp_path: Path) -> None:
+    source, out = tmp_path / "w.pth", tmp_path / "out.safetensors"
+    torch.save(moco({key: value for key, value in resnet.items() if key != "layer4.1.bn2.bias"}), source)
+    with pytest.raises(UserError, match=r"99 of the 100 tensors \(not layer4\.1\.bn2\.bias; instead module\.encoder_q"):
+        export(source, out, prefix="")
+    with pytest.raises(UserError, match=r"has no tensors under 'nobody\.'; its names begin with module\."):
+        export(source, out, prefix="nobody")
+    with pytest.raises(UserError, match="name the file to write with --out"):
+        export(source)
+    assert not out.exists()
+
+
+def test_grey_images_stay_grey_and_a_backbone_may_be_named(tmp_path: Path) -> None:
+    grey = build_backbone("convnext_atto", 1)
+    state = timm.create_model("convnext_atto", in_chans=1).state_dict()
+    torch.save(under("net.", state), tmp_path / "w.pth")
+    with pytest.raises(UserError, match="name it with --backbone"):
+        export(tmp_path / "w.pth", tmp_path / "out.safetensors", "timm")
+    path = export(tmp_path / "w.pth", tmp_path / "out.safetensors", backbone="convnext_atto")
+    assert read_weights(path).metadata["channels"] == "1"
+    load_weights(grey, path)
+    loaded = timm.create_model("convnext_atto", in_chans=1, num_classes=0, checkpoint_path=str(path)).eval()
+    assert torch.equal(loaded.stem[0].weight, grey.net.stem_0.weight)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "run",))
+
+    for name in ("w.pkl", "w.pth"):
+        content = {"model": {"conv1.weight": Evil()}}
+        if name == "w.pkl":
+            (tmp_path / name).write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, tmp_path / name)
+        with pytest.raises(UserError, match="could run code if it were loaded"):
+            export(tmp_path / name, tmp_path / "out.safetensors")
+    assert not (tmp_path / "run").exists()

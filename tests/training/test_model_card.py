@@ -1,0 +1,122 @@
+"""Exported weights carry a card that the hub reads; it names the data without private folders, and its code runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
+
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import save_backbone
+from densepath.training.export import export
+from densepath.training.model_card import card_path, recorded_scores, write_card
+from densepath.training.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("private")
+    (folder / "tiles").mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "tiles" / f"{number}.png")
+    options: dict[str, Any] = {"backbone": "resnet18", "batch_size": 8, "view_size": 32, "precision": "32"}
+    options |= {"method": "moco_v2", "method_options": {"queue_size": 32}, "devices": "cpu", "max_steps": 2}
+    return pretrain(data=folder / "tiles", out=folder / "run", **options)
+
+
+def header_and_body(card: Path) -> tuple[dict[str, Any], str]:
+    _, header, body = card.read_text().split("---\n", 2)
+    return yaml.safe_load(header), body
+
+
+def run_code(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the card's code defines, run in the folder of the file."""
+    monkeypatch.chdir(folder)
+    defined: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, defined)
+    return defined
+
+
+def test_a_run_writes_a_card_with_its_data_and_recipe(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header, body = header_and_body(run / "exported" / "backbone.safetensors.md")
+    assert header["license"] == "unknown" and "Licence: not stated." in body
+    assert header["library_name"] == "timm" and {"densepath", "moco_v2", "resnet18"} <= set(header["tags"])
+    assert "- Images: 16\n" in body and "Folder or file: `tiles`" in body
+    assert re.search(r"SHA-256 of their names: `[0-9a-f]{64}`", body)
+    assert str(run.parent) not in body and "queue_size: 32" in body and "2 optimizer steps" in body
+    assert "Not a medical device" in body and "0.485" in body
+    made = run_code(body, run / "exported", monkeypatch)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        features = made["backbone"].eval()(pixels)[5]
+        torch.testing.assert_close(made["model"].eval().forward_features(pixels), features)
+    assert made["pixels"].mean == (0.485, 0.456, 0.406)
+
+
+def test_torchvision_and_licence(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = export(run, tmp_path / "w.safetensors", "torchvision", licence="cc-by-nc-4.0")
+    header, body = header_and_body(card_path(path))
+    assert header["license"] == "cc-by-nc-4.0" and "Licence: cc-by-nc-4.0." in body and "- Images: 16\n" in body
+    assert isinstance(run_code(body, tmp_path, monkeypatch)["model"], torchvision.models.ResNet)
+    header, _ = header_and_body(card_path(export(run, path, licence="Our hospital's own")))
+    assert (header["license"], header["license_name"]) == ("other", "Our hospital's own")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_detectron2(suffix: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library is replaced by a recorder of the call."""
+    loaded: list[str] = []
+    checkpoint = ModuleType("detectron2.checkpoint")
+    checkpoint.DetectionCheckpointer = lambda model: type("C", (), {"load": staticmethod(loaded.append)})  # type: ignore[attr-defined]
+    for name, module in (("detectron2", ModuleType("detectron2")), ("detectron2.checkpoint", checkpoint)):
+        monkeypatch.setitem(sys.modules, name, module)
+    path = export(run, tmp_path / f"w.{suffix}", "detectron2")
+    _, body = header_and_body(card_path(path))
+    made = run_code("```python\nmodel = None\n```\n" + body, tmp_path, monkeypatch)
+    assert loaded == [f"w.{suffix}"] and made["backbone"].name == "resnet18"
+
+
+NAMES = [
+    "vit_huge_patch14_224(img_size=56, embed_dim=32, depth=1, num_heads=2, reg_tokens=2, mlp_layer='SwiGLUPacked', "
+    "act_layer='silu')",
+    "vit_tiny_patch16_224(img_size=32, depth=1, norm_eps=1e-12, pos_antialias=False)",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_code_of_a_network_with_arguments_gives_its_features(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, backbone = tmp_path / "w.safetensors", build_backbone(name, 1).eval()
+    save_backbone(path, backbone)
+    card = write_card(path, backbone, "timm", {"origin": "elsewhere.pth"})
+    made = run_code(card.read_text(), tmp_path, monkeypatch)
+    side = backbone.net.model.patch_embed.img_size[0]
+    pixels = torch.randn(1, 1, side, side)
+    with torch.no_grad():
+        tokens = made["model"].eval().forward_features(pixels)[:, made["model"].num_prefix_tokens :]
+        for network in (backbone, made["backbone"].eval()):
+            torch.testing.assert_close(network(pixels)[4].flatten(2).transpose(1, 2), tokens)
+
+
+def test_scores_of_a_probe_and_of_a_detector_are_in_the_card(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss,probe_mean_iou\n2,0.5,70.25\n4,0.25,\n")
+    assert recorded_scores(tmp_path) == {"probe_mean_iou": 70.25}
+    (tmp_path / "metrics.json").write_text('{"scale": "percent", "box_ap": 12.5}')
+    scores = recorded_scores(tmp_path)
+    assert scores == {"box_ap": 12.5}
+    card = write_card(tmp_path / "w.safetensors", build_backbone("test_resnet"), "timm", {}, scores=scores)
+    assert "| box_ap | 12.50 |" in card.read_text()
