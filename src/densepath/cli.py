@@ -184,6 +184,8 @@ def _run(argv: list[str]) -> None:
     if argv == ["--version"]:
         print(f"densepath {__version__}")
         return
+    if sys.platform == "win32":
+        raise UserError("densepath needs the locks and signals of Linux or macOS; on Windows, install it in WSL 2")
     if argv and argv[0] == "--print_completion":
         from densepath.completion import completion
 
