@@ -33,6 +33,7 @@ from densepath.core.affine import apply, warp_points
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
+from densepath.transfer.detection.object_colors import color_numbers, near_boxes
 from densepath.transfer.detection.overlay import match_masks
 from densepath.views.view import Batch
 
@@ -195,7 +196,9 @@ def draw_detections(
     for axes, index in zip(grid.axes, indices, strict=True):
         sample = images[index]
         truth = list(sample["masks"])
-        colors = [OBJECTS[i % len(OBJECTS)] for i in range(len(truth))]
+        boxes = [(int(y1), int(x1), int(y2), int(x2)) for x1, y1, x2, y2 in np.asarray(sample["boxes"]).round()]
+        numbers = color_numbers(near_boxes(boxes))  # objects that touch differ
+        colors = [OBJECTS[numbers[i] % len(OBJECTS)] for i in range(len(truth))]
         paint_objects(axes[0], sample["image"], truth, colors)
         for panel, results in zip(axes[1:], found.values(), strict=True):
             confident = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
