@@ -61,8 +61,9 @@ def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, in
         },
     )
     for factor in (2, 4):
-        mpp, places = slide.mpp[0] * factor, _places(slide, 224 * factor, factor)
-        if slide.nearest(mpp) == (0, factor):  # it is not stored
+        mpp = slide.mpp[0] * factor
+        if slide.nearest(mpp) == (0, factor) and min(slide.size) >= 224 * factor:  # it is not stored
+            places = _places(slide, 224 * factor, factor)
             yield f"224 px at {mpp:.3g} µm/px, no such level", len(places), _reduced(slide, oracle, places, factor)
 
 

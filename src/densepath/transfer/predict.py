@@ -42,7 +42,7 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, check_search, load_detector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.output_names import output_names
+from densepath.transfer.output_names import names_below, output_names
 from densepath.transfer.predict_records import TABLE, gather, record_of, source_of
 from densepath.version import __version__
 
@@ -215,10 +215,7 @@ class _Readers:
         """The images' paths below their common folder."""
         if self._store is not None:
             return list(map(Path, self.names))
-        paths = [os.path.abspath(name) for name in self.names]
-        folder = os.path.isdir(self._data)
-        root = os.path.abspath(self._data) if folder else os.path.commonpath([os.path.dirname(path) for path in paths])
-        return [Path(os.path.relpath(path, root)) for path in paths]
+        return list(map(Path, names_below(self.names, self._data)))
 
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one: its path, its size and its time."""
