@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from densepath.datasets.qupath import convert_qupath as convert_qupath
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
+    from densepath.sources.slides.open import open_slide as open_slide
+    from densepath.sources.slides.table import list_slides as list_slides
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
+    from densepath.transfer.embed.embed import embed as embed
+    from densepath.transfer.embed.feature_file import read_features as read_features
     from densepath.transfer.export import export as export
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
@@ -57,11 +61,15 @@ _HOME = {
     "convert_qupath": "densepath.datasets.qupath",
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
+    "embed": "densepath.transfer.embed.embed",
     "export": "densepath.transfer.export",
+    "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",
+    "read_features": "densepath.transfer.embed.feature_file",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
