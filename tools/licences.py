@@ -1,7 +1,7 @@
 """Write docs/licences.md: the licence of every package that densepath needs, from the metadata of installed packages.
 
-    python -m pip install '.[dev,onnx,sam,tensorboard,transformers,wandb]'
-    python tools/licences.py
+python -m pip install '.[dev,onnx,sam,tensorboard,transformers,wandb]'
+python tools/licences.py
 """
 
 from __future__ import annotations

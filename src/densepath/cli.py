@@ -14,6 +14,7 @@ from typing import Any
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.signals import unwinding_on_signals
+from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import flush_streams, open_streams, say, write_line
 from densepath.options import close_match
 from densepath.version import __version__
@@ -118,6 +119,7 @@ _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas",
+    "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
@@ -199,7 +201,8 @@ def _run(argv: list[str]) -> None:
     elif command.recipes is not None and "--print_config" in words:
         print(command.configuration(words), end="")
     else:
-        _report(name, command.run(words))
+        watch = Stopwatch()
+        _report(name, command.run(words), watch)
 
 
 def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -234,7 +237,7 @@ def _overview(group: str = "") -> str:
     )
 
 
-def _report(verb: str, result: Any) -> None:
+def _report(verb: str, result: Any, watch: Stopwatch) -> None:
     """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
     A closed output is ignored.
@@ -249,4 +252,5 @@ def _report(verb: str, result: Any) -> None:
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
         if verb in _NEXT:
+            say(f"densepath: done in {clock(watch.read())}")
             say(f"densepath: next: {_NEXT[verb].format(shlex.quote(os.fspath(result)))}")

@@ -49,7 +49,7 @@ _FAST = 0.03  # seconds per tile; machines that draw tiles faster finish all ste
 _BACKBONE = "regnetx_002"  # trains six times as fast as ResNet-18 on a CPU
 _TITLES = {"random": "random weights", "pretrained": "pre-trained weights"}
 _NOTE = """Query and key are random views of one image, the reference covers both. A dot marks a view's
-upper left corner. Outlines: detections have the color of their true object, false ones are red."""
+upper left corner. Detections have the color of their true object; false ones are red, missed ones dashed."""
 _SCORES = {
     "probe, mean IoU": ("probe", "mean_iou"),
     "probe, Dice of glands": ("probe", "dice"),

@@ -55,8 +55,7 @@ def leave_images(written: Floats, limits: Floats) -> bool:
 
 
 def _fits_as_corners(written: Floats, bounds: Floats, limits: Floats) -> Flags:
-    valid: Flags = (written[:, 2:] > written[:, :2]).all(axis=1)
-    return valid & _alike(written, bounds, limits)
+    return np.logical_and((written[:, 2:] > written[:, :2]).all(axis=1), _alike(written, bounds, limits))
 
 
 def _alike(boxes: Floats, bounds: Floats, limits: Floats) -> Flags:

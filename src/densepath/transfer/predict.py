@@ -28,7 +28,7 @@ from densepath.runs.progress import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
-from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.prefetch import ahead
 from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device, choose_precision
@@ -214,7 +214,7 @@ class _Readers:
         self.names = list(names)
         self._data = data
         if packed and exclude:
-            raise UserError("--exclude has no effect on a packed store; pack the images again without those")
+            raise UserError(NO_EXCLUDE)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
@@ -126,6 +126,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
     facts = check_splits(train, test)
+    facts += [summarize_split(train, "training"), summarize_split(test, "test")]
     if old is None:
         spec = fit_window(train, test)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects, fit_window
+from densepath.annotations.splits import check_objects, fit_window, say_read
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
@@ -38,7 +38,6 @@ from densepath.runs.closing import command, say_end
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device
-from densepath.training.next_steps import with_backbone
 from densepath.transfer.probe.logistic import fit_stages
 
 _RGB = PixelSpec()
@@ -96,15 +95,16 @@ def probe(
     network.to(choose_device(devices))
     options: dict[str, Any] = {"seed": seed, "size": size, "fraction": fraction, "l2": l2}
     chosen: dict[str, Any] = {"stages": stages, "each_stage": each_stage, "orientation": orientation}
-    scores = probe_backbone(network, data, spec, **chosen, **options)
+    scores = probe_backbone(network, data, spec, say_what_is_read=True, **chosen, **options)
     asked = {"weights": str(weights), "backbone": network.name, "data": str(data), **options}
     result = asked | SCALE | scores | {"seconds": round(watch.read(), 1)}
     if out is not None:
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
-    chosen_backbone = with_backbone(backbone, network.patch_size)
+    named = ["--backbone", backbone] if backbone else []
+    named += ["--detector", "vitdet"] if network.patch_size > 1 else []
     run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
-    commands = (command("detect", "--data", data, "--weights", weights, *chosen_backbone, "--out", run),)
+    commands = (command("detect", "--data", data, "--weights", weights, *named, "--out", run),)
     say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
     return Result(None if out is None else Path(out), result, next=commands)
 
@@ -122,6 +122,7 @@ def probe_backbone(
     each_stage: bool = False,
     l2: float = _L2,
     seed: int = 0,
+    say_what_is_read: bool = False,
 ) -> dict[str, Any]:
     """Probe a backbone on its device, without changing it.
 
@@ -150,6 +151,8 @@ def probe_backbone(
                 if images.crowds:
                     check_objects(images)
             spec = fit_window(train, test)
+            if say_what_is_read:
+                say_read(train, test)
             _warn_of_small_objects(test, size)
             x, y = _training_features(backbone, train, spec, size, stages, seed)
             if not 0 < int(y.sum()) < len(y):
@@ -175,9 +178,9 @@ def _warn_of_small_objects(images: CocoImages, size: int) -> None:
     widths = [min(o["bbox"][2:]) * scales[o["image_id"]] for o in truth["annotations"] if not o.get("iscrowd", 0)]
     if widths and (width := float(np.median(widths))) < _POSITION:
         _warn(
-            f"objects are smaller than a position of the probe's features: half of them are under {width:.1f} px wide "
-            f"at --size {size}, where a position is {_POSITION} px; their scores say little about the features, so use "
-            "a larger --size"
+            f"objects are smaller than a position of the probe's features: half of them are under {width:.1f} "
+            f"px wide at --size {size}, where a position is {_POSITION} px; their scores say little about the "
+            "features, so use a larger --size"
         )
 
 
