@@ -258,6 +258,21 @@ def test_files_of_one_name_are_told_apart_or_refused(tmp_path: Path) -> None:
         convert_coco(tmp_path / "in", tmp_path / "no", test_share=0.5)
 
 
+def test_the_data_set_goes_into_an_empty_folder_or_a_linked_one_only(tmp_path: Path) -> None:
+    source = one_set(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    dest = convert_coco(source, tmp_path / "link", test_share=0.5)
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == [
+        "annotations",
+        "manifest.csv",
+        "test",
+        "train",
+    ]
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        convert_coco(source, dest, test_share=0.5)
+
+
 def test_what_is_not_an_export_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     source = one_set(tmp_path)
     for given, message in (

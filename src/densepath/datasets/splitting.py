@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from densepath.annotations.patients import patient_in_name
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.streams import say
 from densepath.datasets.find_files import FileIndex
@@ -123,24 +123,11 @@ def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
     """The patient of each image; an image without a known one is its own."""
     if regex is None:
         return [sample.patient if sample.patient is not None else sample.name for sample in samples]
-    owners = [_owner(sample.name, regex) for sample in samples]
+    owners = [patient_in_name(sample.name, regex) for sample in samples]
     if len(set(owners)) == len(owners) > 1:
         first = min(owners)
         say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each image, first {first}")
     return owners
-
-
-def _owner(name: str, regex: str) -> str:
-    try:
-        match = re.search(regex, Path(name).name) or re.search(regex, name)
-    except re.error as error:
-        raise UserError(f"--patient_regex {regex!r} is not a regular expression ({error}); correct it") from error
-    owner = match and match[1 if match.re.groups else 0]
-    if match is None or owner is None:
-        raise UserError(
-            f"--patient_regex {regex!r} does not match the name {name}; it must match the name of every image"
-        )
-    return owner
 
 
 def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
