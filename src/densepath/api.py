@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
     from densepath.training.config import PretrainConfig
     from densepath.training.pretrain import run
     from densepath.training.resolve import resolve
-    from densepath.transfer.probe.probe import probe_backbone
+    from densepath.transfer.probe.pixels import probe_backbone
 
     with as_keyboard_interrupt():
         return run(resolve(PretrainConfig, config, options), probe_backbone, draw_reconstruction, draw_views, draw_run)

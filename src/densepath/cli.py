@@ -14,6 +14,7 @@ from typing import Any
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.signals import unwinding_on_signals
+from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import flush_streams, open_streams, say, write_line
 from densepath.options import close_match
 from densepath.version import __version__
@@ -72,6 +73,7 @@ VERBS = {
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -81,7 +83,8 @@ VERBS = {
         ("run",),
         renamed={"to": "out"},
     ),
-    "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
+    "embed": Verb("transfer.embed.embed:embed", "a vector of features for each image, by a frozen network"),
+    "probe": Verb("transfer.probe.probe:probe", "score frozen features: of pixels, or of images with labels"),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -118,6 +121,8 @@ _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas",
+    "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
+    "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
@@ -201,7 +206,8 @@ def _run(argv: list[str]) -> None:
     elif command.recipes is not None and "--print_config" in words:
         print(command.configuration(words), end="")
     else:
-        _report(name, command.run(words))
+        watch = Stopwatch()
+        _report(name, command.run(words), watch)
 
 
 def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -236,7 +242,7 @@ def _overview(group: str = "") -> str:
     )
 
 
-def _report(verb: str, result: Any) -> None:
+def _report(verb: str, result: Any, watch: Stopwatch) -> None:
     """Print the result of a verb: scores as a table, a path as it is. Only the first of several processes prints.
 
     A closed output is ignored.
@@ -251,4 +257,5 @@ def _report(verb: str, result: Any) -> None:
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
         if verb in _NEXT:
+            say(f"densepath: done in {clock(watch.read())}")
             say(f"densepath: next: {_NEXT[verb].format(shlex.quote(os.fspath(result)))}")

@@ -194,6 +194,10 @@ def test_detections_have_the_color_of_the_true_objects_they_match(tmp_path: Path
     assert wrong_left > right
     assert wrong_top > bottom > top
     assert wrong_right - wrong_left == pytest.approx(216 * 20 / 80, abs=8)
+    (tmp_path / "run" / "predictions.json").write_text("[]")
+    path = draw_detections(images, {"run": tmp_path / "run"}, tmp_path / "missed.png", indices=[0])
+    left, _, right, _ = where(path, WRONG, slice(half, None))  # the true object, dashed
+    assert right - left == pytest.approx(216 * 30 / 80, abs=8)
     with pytest.raises(ValueError, match="zero-size"):
         where(path, WRONG, slice(0, half))
 

@@ -1,10 +1,12 @@
 """What makes two runs equal, and what makes them different."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import densepath
 from densepath.benchmark import grid as grid_module
@@ -92,6 +94,35 @@ def test_other_data_and_other_code_make_new_runs(lay_out, tissue, tmp_path, monk
     assert {name.split("-")[0] for name in before & other} == {"pretrain"}
     monkeypatch.setattr(grid_module, "code_digest", lambda verb: f"other {verb}")
     assert not before & set(lay_out().runs)
+
+
+def test_excluded_tiles_are_left_out_of_the_table_and_of_its_pre_training(lay_out, tissue, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    tiles = read_tiles(tissue / "tiles", kept, ["*0[0-5].png"])
+    assert [Path(name).name for name in tiles.names] == ["tile_000006.png", "tile_000007.png"]
+    before = pretraining(lay_out())
+    labelled = {"tissue": read_labelled("tissue", tissue, kept)}
+    few = make_grid(load_table(tmp_path / "small.yaml"), labelled, tiles, {}, kept)
+    assert pretraining(few).options["exclude"] == ["*0[0-5].png"]
+    assert pretraining(few).name != before.name and "exclude" not in before.options
+    (tissue.parent / "tiles.safetensors").touch()
+    with pytest.raises(UserError, match="no effect on a packed store"):
+        read_tiles(tissue.parent / "tiles.safetensors", kept, ["*"])
+
+
+def test_turned_images_are_read_as_the_user_says(lay_out, tissue, tmp_path):
+    data = shutil.copytree(tissue, tmp_path / "turned")
+    path = next((data / "test").iterdir())
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(UserError, match="say with --orientation"):
+        read_labelled("tissue", data, tmp_path / "kept")
+    grids = [lay_out(labelled=read_labelled("tissue", data, tmp_path / "kept", how)) for how in ("stored", "viewed")]
+    for grid, how in zip(grids, ("stored", "viewed"), strict=True):
+        runs = [run for run in grid.runs.values() if run.verb != "pretrain"]
+        assert all(f"--orientation={how}" in RunFolder(tmp_path, run).command("cpu") for run in runs)
+    assert {run.verb for name, run in grids[0].runs.items() if name in grids[1].runs} == {"pretrain"}
 
 
 def test_the_code_digest_covers_the_packages_of_the_verb(monkeypatch, tmp_path):

@@ -97,6 +97,45 @@ def test_instance_maps_next_to_images(instances: Path, tmp_path: Path) -> None:
     assert copied.read_bytes() == (instances / "images" / "train_2.jpg").read_bytes()
 
 
+def test_a_copy_that_differs_is_reported(authors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_glas(authors, tmp_path / "out")
+    err = capsys.readouterr().err
+    assert "GlaS as published: 85 train, 80 test images; for research only, no commercial use" in err
+    assert "differs from the published one: it has 3 train images, not 85; 2 test images, not 80" in err
+
+
+def test_patients_are_read_from_the_published_table(
+    authors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{name},{number % 2}\n" for number, name in enumerate(NAMES))
+    (authors / "Warwick QU Dataset" / "Grade.csv").write_text("name,patient ID\n" + rows)
+    dest = convert_glas(authors, tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert out.startswith("train: 3 images of 2 patients")
+    assert "2 patients have images in several splits, so scores are too high: 0, 1" in err
+    images = open_split(dest, "test").coco_ground_truth()["images"]
+    assert [image["patient"] for image in images] == ["1", "0"]
+
+
+@pytest.mark.parametrize("layout", ["authors", "instances"])
+def test_excluded_images_are_left_out_with_their_maps(
+    layout: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dest = convert_glas(request.getfixturevalue(layout), tmp_path / "out", exclude=["train_2.*", "testB*"])
+    names = [Path(s["name"]).stem for split in ("train", "test") for s in open_split(dest, split)]  # type: ignore[arg-type]
+    assert names == ["train_1", "train_10", "testA_1"]
+    assert "2 of 5 images are left out by --exclude" in capsys.readouterr().err
+
+
+def test_orientation_is_asked_for(instances: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(pixels("train_1")).save(instances / "images" / "train_1.jpg", exif=exif)
+    with pytest.raises(UserError, match=r"different orientation tags: train_1\.jpg \(3\) .* --orientation"):
+        convert_glas(instances, tmp_path / "out")
+    check_instances(convert_glas(instances, tmp_path / "out", orientation="stored"))
+
+
 def spoil_name(source: Path) -> None:
     (source / "images" / "train_1.jpg").rename(source / "images" / "train_5.jpg")
 

@@ -21,6 +21,7 @@ from densepath.core.errors import UserError
 from densepath.datasets.crag import convert_crag
 from densepath.datasets.instances import convert_instances
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
 
 SIZE = (18, 25)
 Array = np.ndarray[Any, Any]
@@ -279,6 +280,49 @@ def test_crag_with_annotations_in_both_formats_counts_them_once(tmp_path: Path) 
     for path in (tmp_path / "in").glob("*/Annotation/*.png"):
         save_matlab(path, labels(0))
     check(convert_crag(tmp_path / "in", tmp_path / "out"), CRAG, "gland")
+
+
+def test_crag_without_excluded_images_and_its_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crag(tmp_path / "in")
+    convert_crag(tmp_path / "in", tmp_path / "out", exclude=["*_9.png"])
+    check(tmp_path / "out", {"train": ["train_8", "train_10"], "test": CRAG["test"]}, "gland")
+    err = capsys.readouterr().err
+    assert "1 of 3 images are left out" in err and "publications must cite the MILD-Net paper" in err
+    assert "it has 2 train images, not 173; 2 test images, not 40" in err
+
+
+def test_validation_images_and_patients_of_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in/images", tmp_path / "in/labels", range(8))
+    rows = "".join(f"{number}.png,P{number // 2}\n" for number in range(8))
+    (tmp_path / "in/manifest.csv").write_text(f"file,patient\n{rows}")
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.25, val_share=0.25, exclude=["7.*"])
+    assert sorted(path.name for path in dest.iterdir()) == ["annotations", "manifest.csv", "test", "train", "val"]
+    parts = [{int(stem) // 2 for stem in stems(dest, split)} for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [2, 1, 1] and sum(map(len, parts)) == len(set().union(*parts))
+    assert "train: " in (out := capsys.readouterr().out) and out.count(" of 1 patients") == 2
+    for split in ("train", "val", "test"):
+        for name in stems(dest, split):
+            for kind in ("images", "labels"):
+                folder = tmp_path / "split" / split / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{name}.png").write_bytes((tmp_path / "in" / kind / f"{name}.png").read_bytes())
+    again = convert_instances(tmp_path / "split", tmp_path / "again")
+    assert [stems(again, split) for split in ("train", "val", "test")] == [
+        stems(dest, split) for split in ("train", "val", "test")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["grey", "color"])
+def test_turned_images_keep_their_bits(kind: str, tmp_path: Path) -> None:
+    write(tmp_path / "in/images", tmp_path / "in/labels", range(2))
+    wide = np.random.default_rng(0).integers(0, 2**16, SIZE if kind == "grey" else (*SIZE, 3)).astype(np.uint16)
+    photometric = "minisblack" if kind == "grey" else "rgb"
+    (tmp_path / "in/images/1.png").unlink()
+    tifffile.imwrite(tmp_path / "in/images/1.tif", wide, photometric=photometric, extratags=[(274, "H", 1, 3, True)])
+    dest = convert_instances(tmp_path / "in", tmp_path / "out", test_share=0.5, orientation="stored")
+    (written,) = [path for split in ("train", "test") for path in (dest / split).glob("1.*")]
+    read = read_image(written, channels=1 if kind == "grey" else 3, dtype=np.uint16)
+    np.testing.assert_array_equal(read.squeeze(), wide)
 
 
 def drop_map(source: Path) -> None:

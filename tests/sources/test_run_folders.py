@@ -1,7 +1,5 @@
 """Pictures that densepath writes do not become images that it reads."""
 
-import io
-
 import pytest
 from PIL import Image
 
@@ -28,9 +26,9 @@ def test_run_folders_among_the_images_are_passed_over(tmp_path, monkeypatch):
     with open_run(tmp_path / "sub" / "run", {"data": "x"}, resume=False, note="densepath 1"):
         pass
     (tmp_path / "pictures").rename(tmp_path / "sub" / "run" / "pictures")
-    opened = []
+    opened, usual = [], open
     with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", lambda name, *how: opened.append(name) or io.open(name, *how))
+        patch.setattr("builtins.open", lambda name, *how: opened.append(name) or usual(name, *how))
         found = find_source(tmp_path)
     assert opened == [f"{tmp_path}/sub/run/config.yaml"]  # and no such file in folders that have none
     assert found.passed.kinds == {"folders of runs": 1}

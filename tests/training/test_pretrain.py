@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -196,6 +197,21 @@ def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     with pytest.raises(UserError, match="probe"):
         pretrain(out=tmp_path / "c", **options, probe_data=tmp_path)
+
+
+def test_turned_images_are_probed_as_the_user_says(tmp_path, tiles):
+    data = write_tissue(tmp_path / "labelled", train=1, test=1, size=64)
+    exif = Image.Exif()
+    exif[274] = 3
+    (path,) = (data / "test").iterdir()
+    Image.open(path).save(path, exif=exif)
+    options = {"data": tiles, **SMALL, **MOCO, "max_steps": 1, "probe_data": data, "probe_every": 0.1}
+    with pytest.raises(UserError, match="say with --orientation"):
+        pretrain(out=tmp_path / "a", **options, probe=lambda *_: {})
+    seen = []
+    probe = lambda *_, orientation: seen.append(orientation) or {}  # noqa: E731
+    pretrain(out=tmp_path / "a", **options, probe=probe, probe_orientation="viewed")
+    assert seen == ["viewed"]
 
 
 WRONG = {

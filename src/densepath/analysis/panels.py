@@ -24,7 +24,7 @@ LINES = ("#0072b2", "#e66100", "#009e73", "#b5179e", "#8c6d1f", "#4d4d4d")
 # From the darkest to the lightest concept of a tile.
 CONCEPTS = ("#3b0f70", "#2c6fbb", "#1fa39a", "#57b947", "#c6d92f", "#f9c22e", "#f3722c", "#d62f4b")
 # Contrast with stained tissue.
-OBJECTS = ("#00e5ff", "#ffe600", "#39ff6a", "#ff9d00", "#f5f5f5", "#9d8cff")
+OBJECTS = ("#00e5ff", "#ffe600", "#39ff6a", "#ff9d00", "#f5f5f5", "#9d8cff", "#ff5cff")
 WRONG = "#ff1f3d"
 
 DPI = 120

@@ -33,6 +33,7 @@ from densepath.core.affine import apply, warp_points
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
+from densepath.transfer.detection.object_colors import color_numbers, near_boxes
 from densepath.transfer.detection.overlay import match_masks
 from densepath.views.view import Batch
 
@@ -182,7 +183,7 @@ def draw_detections(
     """Draw images with the outlines of their objects, and next to each the detections of detectors.
 
     A detection has the color of the true object that it matches (mask IoU of at least 0.5, or box IoU if a detector
-    finds boxes only), and is red if there is no match.
+    finds boxes only), and is red if there is no match. Dashed red outlines: true objects without a detection.
 
     Args:
         images: a data set with its ground truth.
@@ -195,27 +196,34 @@ def draw_detections(
     for axes, index in zip(grid.axes, indices, strict=True):
         sample = images[index]
         truth = list(sample["masks"])
-        colors = [OBJECTS[i % len(OBJECTS)] for i in range(len(truth))]
+        boxes = [(int(y1), int(x1), int(y2), int(x2)) for x1, y1, x2, y2 in np.asarray(sample["boxes"]).round()]
+        numbers = color_numbers(near_boxes(boxes))  # objects that touch differ
+        colors = [OBJECTS[numbers[i] % len(OBJECTS)] for i in range(len(truth))]
         paint_objects(axes[0], sample["image"], truth, colors)
         for panel, results in zip(axes[1:], found.values(), strict=True):
             confident = [r for r in results if r["image_id"] == sample["image_id"] and r["score"] >= _SHOWN_SCORE]
             wanted, masks = objects_of(sample, confident)
             matches = match_masks(wanted, masks)
-            paint_objects(panel, sample["image"], masks, [WRONG if m is None else colors[m] for m in matches])
+            missed = [mask for number, mask in enumerate(wanted) if number not in matches]
+            drawn = [*missed, *masks], [WRONG] * len(missed) + [WRONG if m is None else colors[m] for m in matches]
+            paint_objects(panel, sample["image"], *drawn, dashed=len(missed))
     return save(grid.figure, path)
 
 
-def paint_objects(axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str]) -> None:
-    """Show an image (H, W, 3) uint8 with the outlines of objects, masks (H, W) bool, in a panel."""
+def paint_objects(
+    axes: Axes, image: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str], dashed: int = 0
+) -> None:
+    """Show an image (H, W, 3) uint8 with the outlines of objects, masks (H, W) bool, in a panel; the first dashed."""
     show(axes, image)
     height, width = image.shape[:2]
     # One pixel of background around the mask closes the outlines of objects at the border.
     xs, ys = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5
-    for mask, color in zip(masks, colors, strict=True):
+    for number, (mask, color) in enumerate(zip(masks, colors, strict=True)):
         if mask.any():
             padded = np.pad(mask, 1).astype(float)
-            axes.contour(xs, ys, padded, levels=[0.5], colors="#1a1a1a", linewidths=2.8)
-            axes.contour(xs, ys, padded, levels=[0.5], colors=color, linewidths=1.7)
+            style = "dashed" if number < dashed else "solid"
+            axes.contour(xs, ys, padded, levels=[0.5], colors="#1a1a1a", linewidths=2.8, linestyles=style)
+            axes.contour(xs, ys, padded, levels=[0.5], colors=color, linewidths=1.7, linestyles=style)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
 

@@ -86,6 +86,11 @@ class CocoImages(Dataset[dict[str, Any]]):
         return self.sample(index)
 
     @property
+    def cached(self) -> bool:
+        """Whether decoded images stay in memory."""
+        return self._cache is not None
+
+    @property
     def objects(self) -> int:
         """The number of objects of all images."""
         return sum(len(self._objects[image["id"]]) for image in self._images)

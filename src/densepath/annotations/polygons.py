@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-LONGEST = 2**24  # rows that the sides of a polygon cross together
+LONGEST = 2**21  # rows that the sides of a polygon cross together
+_SIDES = 20_000  # of an ellipse
 
 Ring = npt.NDArray[np.float64]  # (N, 2) x y, where pixel 0 reaches from 0 to 1
 
@@ -31,7 +32,7 @@ def fill(rings: Sequence[Ring], height: int, width: int) -> tuple[int, int, npt.
     low, high = (np.clip(edge, 0, (width, height)) for edge in (points.min(axis=0), points.max(axis=0)))
     left, top = (int(np.floor(edge)) for edge in low)
     right, bottom = (int(np.ceil(edge)) for edge in high)
-    crossings = np.zeros((bottom - top, right - left + 1), np.int32)
+    crossings = np.zeros((bottom - top, right - left + 1), np.uint8)  # modulo 256, so that odd stays odd
     for ring in rings:
         after = np.roll(ring, -1, axis=0)
         # The rows whose centers lie between the ends of a side, without the lower end: a corner counts once.
@@ -46,13 +47,14 @@ def fill(rings: Sequence[Ring], height: int, width: int) -> tuple[int, int, npt.
         x = x1 + (row + 0.5 - y1) / (y2 - y1) * (x2 - x1)
         column = np.ceil((x - 0.5).clip(left, right)).astype(np.int64)
         np.add.at(crossings, (row - top, column - left), 1)
-    return top, left, crossings[:, :-1].cumsum(axis=1) % 2 == 1
+    return top, left, crossings[:, :-1].cumsum(axis=1, dtype=np.uint8) % 2 == 1
 
 
 def ellipse(ring: Ring) -> Ring:
-    """The ellipse in the bounding box of a ring, as a polygon whose sides are shorter than a pixel."""
+    """The ellipse in the bounding box of a ring, as a polygon whose sides are shorter than a pixel (up to 5000 px)."""
     low, high = ring.min(axis=0), ring.max(axis=0)
-    angles = np.linspace(0, 2 * np.pi, max(16, int(np.ceil(4 * (high - low).max()))), endpoint=False)
+    sides = int(np.clip(4 * (high - low).max(), 16, _SIDES))
+    angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     outline: Ring = (low + high) / 2 + (high - low) / 2 * around
     return outline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,9 @@ from densepath.core.errors import UserError, first_few
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
+from densepath.sources.listing import Passed, list_images
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.summary import counted, size_range
 
 _SAMPLE = 32  # images that are decoded
 
@@ -61,6 +64,26 @@ def fit_window(train: CocoImages, test: CocoImages) -> PixelSpec:
         train.spec = test.spec = spec
         say(f"densepath: the images have 16 bits but values up to {highest} only; the window is 0 to {high}")
     return spec
+
+
+def summarize_split(images: CocoImages, what: str) -> str:
+    """What is read, in a line: number of images, folders and sizes, and what else lies in their folder."""
+    listed = images.coco_ground_truth()["images"]
+    folders = len({os.path.dirname(image["file_name"]) for image in listed})
+    sides = [image[side] for image in listed for side in ("height", "width")]
+    parts = [f"{len(listed)} {what} images in {counted(folders, 'folder')}", size_range(min(sides), max(sides))]
+    line = ", ".join([*parts, "kept in memory" if images.cached else "read each time"])
+    passed = Passed()
+    others = len(list_images(images.folder, passed=passed, runs=False)) - len(listed)
+    unlisted = f"{counted(others, 'image')} not in {images.annotations.name}" if others > 0 else ""
+    also = ", ".join(filter(None, (unlisted, passed.describe())))
+    return f"{line}; passed over: {also}" if also else line
+
+
+def say_read(train: CocoImages, test: CocoImages) -> None:
+    """Say what is read of both splits."""
+    for images, what in ((train, "training"), (test, "test")):
+        say(f"densepath: {summarize_split(images, what)}")
 
 
 def check_objects(images: CocoImages) -> None:

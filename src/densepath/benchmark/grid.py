@@ -152,6 +152,8 @@ def _pretraining(
     table: TableConfig,
     cache: Path,
 ) -> Run:
+    if tiles.exclude:
+        options = {**options, "exclude": [*options.get("exclude", ()), *tiles.exclude]}
     resolved = copy.deepcopy(dict(options))
     resolved["method_options"] = all_options(_method(resolved), resolved.get("method_options"))
     for name, place in row.needs.items():
@@ -188,6 +190,8 @@ def _transfer(
     elif verb == "detect":
         options |= row.detect
         _check_detector(row, options)
+    if data.orientation is not None:
+        options["orientation"] = data.orientation
     origin = Path(str(row.recipe or weights)).stem
     return Run(
         verb=verb,

@@ -6,7 +6,7 @@ import glob
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.coco_checks import Orientation
 from densepath.core.digests import cached_text, digest_of, digest_of_files
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores, with_progress
@@ -24,7 +25,7 @@ from densepath.nets.weights import weights_file
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.listing import list_images
-from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.training.export import EXPORTED
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
@@ -43,12 +44,14 @@ class ImageSet:
         digest: digest of the names and contents of all files.
         names: names of the images.
         pixels: digests of their pixels, "" for a damaged image.
+        exclude: patterns of the files that are left out.
     """
 
     source: str
     digest: str
     names: tuple[str, ...]
     pixels: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{len(self.names)} images, digest {self.digest[:SHOWN_DIGITS]}"
@@ -62,12 +65,14 @@ class LabelledSet:
         name: its name in the table.
         train, test: its images.
         digest: digest of the images and their outlines.
+        orientation: the pixels that the outlines describe, of images with an orientation tag; None if there are none.
     """
 
     name: str
     train: ImageSet
     test: ImageSet
     digest: str
+    orientation: Orientation | None = None
 
     @property
     def folder(self) -> str:
@@ -87,13 +92,20 @@ def code_digest(verb: str) -> str:
     return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
 
 
-def read_tiles(source: str | Path, cache: Path) -> ImageSet:
-    """Read the unlabelled images of a source; ``cache`` is the folder in which digests are kept.
+def read_tiles(source: str | Path, cache: Path, exclude: Sequence[str] = ()) -> ImageSet:
+    """Read the unlabelled images of a source as pre-training reads them.
+
+    Args:
+        source: as for :func:`densepath.sources.open.open_images`.
+        cache: the folder in which digests are kept.
+        exclude: patterns of files to leave out.
 
     Raises:
         UserError: as for :func:`densepath.sources.open.open_images`.
     """
     if str(source).lower().endswith(SUFFIX):
+        if exclude:
+            raise UserError(NO_EXCLUDE)
         store = open_store(source)
         names = tuple(store.names(position) for position in range(len(store)))
 
@@ -102,10 +114,11 @@ def read_tiles(source: str | Path, cache: Path) -> ImageSet:
 
         pixels = cached_text("pixels", [source], cache, read)
         return ImageSet(str(source), _content([source], cache), names, tuple(pixels.split("\n")))
-    return _image_set(str(source), list(list_images(source)), cache)
+    images = _image_set(str(source), list(list_images(source, exclude, runs=False)), cache)
+    return replace(images, exclude=tuple(exclude))
 
 
-def read_labelled(name: str, folder: str | Path, cache: Path) -> LabelledSet:
+def read_labelled(name: str, folder: str | Path, cache: Path, orientation: Orientation | None = None) -> LabelledSet:
     """Read a data set as ``densepath data`` writes it.
 
     Raises:
@@ -113,11 +126,11 @@ def read_labelled(name: str, folder: str | Path, cache: Path) -> LabelledSet:
     """
     found = {}
     for split in ("train", "test"):
-        images = open_split(folder, split, outlines=False)
+        images = open_split(folder, split, outlines=False, orientation=orientation)
         paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
         found[split] = _image_set(str(images.folder), paths, cache), _content([images.annotations], cache)
     digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))
-    return LabelledSet(name, found["train"][0], found["test"][0], digest)
+    return LabelledSet(name, found["train"][0], found["test"][0], digest, orientation)
 
 
 def digest_of_given(value: Any, cache: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
@@ -35,6 +36,8 @@ def benchmark_table(
     out: str | Path,
     data: Sequence[str] = (),
     tiles: str | Path | None = None,
+    exclude: Sequence[str] = (),
+    orientation: Literal["stored", "viewed"] | None = None,
     given: Sequence[str] = (),
     seeds: Sequence[int] = (),
     rows: Sequence[str] = (),
@@ -61,6 +64,9 @@ def benchmark_table(
         data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
             sets that are not given are left out.
         tiles: the unlabelled images: a folder, a text list, a glob, or a packed store.
+        exclude: patterns of image files among the tiles to leave out: ``*`` and ``?`` in a path, a folder or a name.
+        orientation: for labelled images with an orientation tag (of cameras), the pixels that the outlines describe: as
+            "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         given: other inputs that rows need, as NAME=VALUE; rows whose inputs are missing are left out.
         seeds: override the table's seeds.
         rows: run only these rows and the baseline.
@@ -89,8 +95,10 @@ def benchmark_table(
     _check_same_table(out, table.name)
     root = Path(runs) if runs is not None else out / _RUNS
     folders = _folders(data, table)
-    labelled = {name: read_labelled(name, folder, out) for name, folder in folders.items()}
-    unlabelled = read_tiles(tiles, out) if tiles is not None and any(row.recipe for row in table.rows) else None
+    labelled = {name: read_labelled(name, folder, out, orientation) for name, folder in folders.items()}
+    unlabelled = (
+        read_tiles(tiles, out, exclude) if tiles is not None and any(row.recipe for row in table.rows) else None
+    )
     notes = [f"{data.name}: {data}." for data in labelled.values()]
     notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
     notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)

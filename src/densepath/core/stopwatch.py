@@ -5,6 +5,13 @@ from __future__ import annotations
 import time
 
 
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from one hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
 class Stopwatch:
     """Counts seconds; a clock that jumps back (a machine that was moved or put to sleep) costs one interval."""
 

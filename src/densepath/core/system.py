@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from rich.progress import track
 
-from densepath.core.streams import open_console, say
+from densepath.core.streams import is_animated, open_console, say
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LINES = 30.0
@@ -73,9 +73,9 @@ def first_on_node() -> bool:
 
 
 def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield the items; the node's first process shows a bar in a terminal, and a line now and then elsewhere."""
+    """Yield the items; the node's first process shows a bar in a terminal or a notebook, else a line now and then."""
     console = open_console(sys.stderr)
-    if console.is_terminal or not first_on_node():
+    if is_animated(console) or not first_on_node():
         quiet = not first_on_node()
         yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)
         return

@@ -89,24 +89,18 @@ def _counts(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]
         empty = sum(not len(images.annotations_of(place)) for place in range(len(images)))
         crowds = f", {images.crowds:,} crowds" if images.crowds else ""
         lines.append(
-            f"{split}: {len(images):,} images{of}{unknown}, {extent}, {images.objects:,} objects{crowds}; {empty:,} images "
-            "without an object"
+            f"{split}: {len(images):,} images{of}{unknown}, {extent}, {images.objects:,} objects{crowds}; "
+            f"{empty:,} images without an object"
         )
-    counts = {
-        split: Counter(a["category_id"] for place in range(len(images)) for a in images.annotations_of(place))
-        for split, images in splits.items()
-    }
+    counts: dict[str, Counter[str]] = {split: Counter() for split in splits}
+    for split, images in splits.items():
+        names = dict(zip(images.category_ids, images.category_names, strict=True))
+        counts[split].update(names[a["category_id"]] for i in range(len(images)) for a in images.annotations_of(i))
     every = list(dict.fromkeys(name for images in splits.values() for name in images.category_names))
     width = max(map(len, [*every, "objects"])) + 2
     lines.append(f"{'objects':{width}}" + "".join(f"{split:>9}" for split in splits))
     for name in every:
-        row = (
-            counts[split][images.category_ids[images.category_names.index(name)]]
-            if name in images.category_names
-            else 0
-            for split, images in splits.items()
-        )
-        lines.append(f"{name:{width}}" + "".join(f"{number:>9,}" for number in row))
+        lines.append(f"{name:{width}}" + "".join(f"{counts[split][name]:>9,}" for split in splits))
     for split, images in splits.items():
         if lacking := [name for name in every if name not in images.category_names]:
             lines.append(f"warning: {split} lacks the categories {first_few(lacking)}; all splits need the same")
@@ -170,7 +164,7 @@ def _shared(splits: Splits, patients: Mapping[str, dict[str, str]]) -> list[str]
         names = [[path.name for path in splits[split].paths()] for split in (one, other)]
         alike = [f"{names[1][b]} is like {names[0][a]}" for a, b in similar(small[one], small[other])]
         lines.append(
-            f"nearly identical images in {one} and {other} (correlation >= {ALIKE}, turned and mirrored ones included): "
+            f"nearly identical images in {one} and {other} (correlation >= {ALIKE}, turned or mirrored too): "
             f"{len(alike)}{': ' * bool(alike)}{first_few(alike)}"
         )
     return lines

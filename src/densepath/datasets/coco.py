@@ -18,7 +18,7 @@ from densepath.core.files import require_new_folder
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, split_named
-from densepath.datasets.samples import Sample, names_below, with_patients
+from densepath.datasets.samples import SPLITS, Sample, names_below, with_patients
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.listing import SUFFIXES, matches_any, walk
@@ -79,13 +79,12 @@ def convert_coco(
     """
     dest, source = require_new_folder(dest, "the data set"), Path(source)
     renaming = Renaming(categories)
-    files = _find_files(source)
+    files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}
     index = FileIndex(map(Path, walk(_folder_of(source, images), SUFFIXES)))
     samples: list[Sample] = []
     names: list[str] = []
     listed: Counter[Path] = Counter()
-    for path, content in files.items():
-        split = split_named(path.stem) or split_named(path.parent.name)
+    for path, (content, split) in sorted(files.items(), key=lambda each: SPLITS.index(each[1][1] or "train")):
         truth, found = _read(path, content, index, exclude, crowds, orientation, split)
         kinds = {category["id"]: category["name"] for category in truth["categories"]}
         names += kinds.values()
@@ -99,6 +98,8 @@ def convert_coco(
     renaming.check(names)
     twice = [str(file) for file, times in listed.items() if times > 1]
     refuse(twice, f"images that {source} lists more than once", "list each image once, in one JSON file")
+    if (others := index.count - len(listed)) and not exclude:
+        say(f"densepath: {source}: {others:,} image files that no JSON file lists are left out")
     if not samples:
         raise UserError(f"--exclude leaves out all images of {source}; narrow it")
     kept = _used([name for old in dict.fromkeys(names) if (name := renaming(old))], samples, source)
@@ -115,17 +116,17 @@ def _folder_of(source: Path, images: str | Path | None) -> Path:
     return folder
 
 
-def _find_files(source: Path) -> dict[Path, Any]:
+def _find_files(source: Path) -> list[tuple[Path, Any]]:
     """The JSON files with COCO instances, with their content."""
     if not source.exists():
         raise UserError(f"{source} does not exist; give the folder of a COCO export, or its JSON file")
     if not source.is_dir():
-        return {source: load_json(source, "a COCO instances JSON")}
+        return [(source, load_json(source, "a COCO instances JSON"))]
     paths = [Path(name) for name in walk(source, (".json",))]
     usual = {path.parent for path in paths if path.name.startswith("instances_")}
     paths = [path for path in paths if path.parent not in usual or not path.name.startswith(_OTHER)]
     read = ((path, load_json(path, "a COCO instances JSON")) for path in paths)
-    found = {path: content for path, content in read if holds_instances(content)}
+    found = [(path, content) for path, content in read if holds_instances(content)]
     if not found:
         raise UserError(f"{source} holds no JSON file with COCO instances; give the folder of a COCO export")
     return found
@@ -147,7 +148,8 @@ def _read(
         truth["images"] = [i for i in everything if not matches_any(i["file_name"].replace("\\", "/"), exclude)]
         gone = {image["id"] for image in everything} - {image["id"] for image in truth["images"]}
         truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in gone]
-        say(f"densepath: {path}: {len(gone)} of {len(everything)} images are left out by --exclude")
+        if gone:
+            say(f"densepath: {path}: {len(gone)} of {len(everything)} images are left out by --exclude")
     candidates = {image["id"]: index.find(image["file_name"], path.parent, split) for image in truth["images"]}
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     missing = [names[number] for number, found in candidates.items() if not found]

@@ -28,12 +28,17 @@ class FileIndex:
     Args:
         files: the files.
         stems: whether to compare names without suffix.
+
+    Attributes:
+        count: the number of files.
     """
 
     def __init__(self, files: Iterable[Path], stems: bool = False) -> None:
         self._stems = stems
         self._files: dict[str, list[tuple[Path, list[str]]]] = defaultdict(list)
+        self.count = 0
         for path in files:
+            self.count += 1
             parts = _parts(str(path))
             for key in {self._key(parts[-1]), parts[-1]}:
                 self._files[key].append((path, parts))

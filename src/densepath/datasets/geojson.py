@@ -69,8 +69,9 @@ def _features(entry: dict[str, Any], name: str, depth: int = 0) -> Iterator[Feat
     kind = kind if kind in TYPES else _OTHER_TYPES.get(kind, "annotation")  # as QuPath reads it
     nucleus = entry.get("nucleusGeometry", properties.get("nucleusGeometry"))
     yield Feature(name, kind, _category(properties.get("classification")), entry.get("geometry"), nucleus)
-    children = next((properties[k] for k in ("childObjects", "children") if isinstance(properties.get(k), list)), [])
-    for number, child in enumerate(children if depth < _DEEPEST else []):
+    inside = (properties[k] for k in ("childObjects", "children") if isinstance(properties.get(k), list))
+    children: list[Any] = next(inside, []) if depth < _DEEPEST else []
+    for number, child in enumerate(children):
         if isinstance(child, dict):
             yield from _features(child, f"{name}.{number + 1}", depth + 1)
 
@@ -101,9 +102,8 @@ def annotation_of_geometry(geometry: Any, height: int, width: int) -> dict[str, 
     parts = [(top, left, mask) for top, left, mask in (fill(rings, height, width) for rings in polygons) if mask.any()]
     if not parts:
         raise ValueError("outlines that cover no pixel")
-    top, left = (min(part[axis] for part in parts) for axis in (0, 1))
-    ends = ([part[axis] + part[2].shape[axis] for part in parts] for axis in (0, 1))
-    bottom, right = map(max, ends)
+    top, left = min(y for y, _, _ in parts), min(x for _, x, _ in parts)
+    bottom, right = max(y + len(part) for y, _, part in parts), max(x + part.shape[1] for _, x, part in parts)
     mask = np.zeros((bottom - top, right - left), bool)
     for y, x, part in parts:
         mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] |= part

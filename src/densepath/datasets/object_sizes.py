@@ -35,8 +35,8 @@ def describe_sizes(sides: npt.NDArray[np.float64], short_sides: Sequence[int]) -
     asked = int(np.ceil(image * least / small))
     lines = [
         f"object sides (square root of the box's area) in px: {shown}",
-        f"they ask for a short side of {asked} px or more (images: {image:.0f} px): then {100 - _SHARE}% of the objects "
-        f"have a side of at least {least:.0f} px, where a square has an IoU of {POSITIVE} with the smallest anchor of "
+        f"they ask for a short side of {asked} px or more (images: {image:.0f} px): then {100 - _SHARE}% of them have "
+        f"a side of at least {least:.0f} px, where a square has an IoU of {POSITIVE} with the smallest anchor of "
         f"{min(ANCHOR_SIZES)} px (FPN's anchors, Faster R-CNN's threshold)",
     ]
     if asked > 2 * image:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from densepath.annotations.patients import patient_in_name
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.streams import say
+from densepath.datasets.find_files import FileIndex
 from densepath.datasets.samples import SPLITS, Sample
 
 Splits = dict[str, list[Sample]]
@@ -122,39 +123,24 @@ def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
     """The patient of each image; an image without a known one is its own."""
     if regex is None:
         return [sample.patient if sample.patient is not None else sample.name for sample in samples]
-    owners = [_owner(sample.name, regex) for sample in samples]
+    owners = [patient_in_name(sample.name, regex) for sample in samples]
     if len(set(owners)) == len(owners) > 1:
         first = min(owners)
         say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each image, first {first}")
     return owners
 
 
-def _owner(name: str, regex: str) -> str:
-    try:
-        match = re.search(regex, Path(name).name) or re.search(regex, name)
-    except re.error as error:
-        raise UserError(f"--patient_regex {regex!r} is not a regular expression ({error}); correct it") from error
-    owner = match and match[1 if match.re.groups else 0]
-    if match is None or owner is None:
-        raise UserError(
-            f"--patient_regex {regex!r} does not match the name {name}; it must match the name of every image"
-        )
-    return owner
-
-
 def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
-    """The split of each image in a table: by its file's path or the last parts of that, with or without suffix."""
+    """The split of each image in a table: by the last parts of its path, with or without suffix."""
     rows = _read_table(table)
-    found = [_look_up(sample, rows) for sample in samples]
-    missing = [str(sample.image) for sample, split in zip(samples, found, strict=True) if split is None]
+    index = FileIndex(map(Path, rows), stems=True)
+    found = [index.find(str(sample.image)) for sample in samples]
+    missing = [str(sample.image) for sample, files in zip(samples, found, strict=True) if not files]
     refuse(missing, f"images that {table} does not list", "add them, or leave them out with --exclude")
-    return [split for split in found if split is not None]
-
-
-def _look_up(sample: Sample, rows: Mapping[str, str]) -> str | None:
-    parts = Path(os.path.abspath(sample.image)).parts
-    paths = [sample.image, *(Path(*parts[start:]) for start in range(len(parts)))]
-    return next((rows[key] for path in paths for key in (str(path), str(path.with_suffix(""))) if key in rows), None)
+    times = Counter(file for files in found for file in files)
+    unclear = [str(s.image) for s, files in zip(samples, found, strict=True) if len(files) > 1 or times[files[0]] > 1]
+    refuse(unclear, f"images whose lines in {table} are not clear", "list them with their folders")
+    return [rows[str(files[0])] for files in found]
 
 
 def _read_table(path: Path) -> dict[str, str]:
@@ -173,10 +159,8 @@ def _read_table(path: Path) -> dict[str, str]:
     names = {"valid": "val", "validation": "val", "training": "train"} | {split: split for split in SPLITS}
     wrong = [f"{file}: {split or 'empty'}" for file, split in rows if split not in names]
     refuse(wrong, f"{path} names splits other than train, val and test", "correct them")
-    listed = {os.path.normpath(file.strip()): names[split] for file, split in rows}
-    refuse(
-        [file for file, split in rows if listed[os.path.normpath(file.strip())] != names[split]],
-        f"{path} gives one file two splits",
-        "keep one of them",
-    )
+    listed: dict[str, str] = {}
+    for file, split in rows:
+        if listed.setdefault(str(Path(file.strip())), names[split]) != names[split]:
+            raise UserError(f"{path} gives {file} two splits; keep one of them")
     return listed

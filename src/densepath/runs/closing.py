@@ -6,11 +6,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from densepath.core.stopwatch import Stopwatch
+from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import say
 from densepath.runs.folder import CURVES, VIEWS
 from densepath.runs.metrics import read_metrics
-from densepath.runs.progress import clock
 
 METRICS = "metrics.csv"
 CHANCE = "_vs_chance"  # of the name of a loss that is divided by its value for a network that knows nothing

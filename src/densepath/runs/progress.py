@@ -13,17 +13,11 @@ from rich.text import Text
 
 from densepath.core.log import log
 from densepath.core.stopwatch import Stopwatch
+from densepath.core.stopwatch import clock as clock
 from densepath.core.streams import is_animated, open_console
 from densepath.core.streams import say as say
 
 _SECONDS_BETWEEN_LINES = 30.0
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from one hour on."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class _Measurements(ProgressColumn):

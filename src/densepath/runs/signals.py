@@ -49,8 +49,8 @@ def not_resumable() -> Iterator[None]:
 class StopSignals:
     """Records Ctrl-C, SIGTERM, and SIGHUP of a lost terminal, so that the step in progress can finish and be saved.
 
-    The second Ctrl-C or SIGTERM has its usual effect; SIGHUP stays ignored under ``nohup``. Outside the main thread, where Python allows no handlers, signals
-    keep their usual effect.
+    The second Ctrl-C or SIGTERM has its usual effect; SIGHUP stays ignored under ``nohup``. Outside the main thread,
+    where Python allows no handlers, signals keep their usual effect.
 
     Python calls handlers only between two of its own instructions, and so not while the main thread waits for other
     processes: :meth:`heard` lets another thread see a signal during that time.

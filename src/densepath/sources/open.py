@@ -13,7 +13,7 @@ from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import PackedTiles
-from densepath.sources.packing import SUFFIX, open_store
+from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
 
 Cache = Literal["auto", "ram", "none"]
@@ -47,7 +47,7 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[
     """Find the images of a source without reading pixels. Arguments and errors as for :func:`open_images`."""
     if str(source).lower().endswith(SUFFIX):
         if exclude:
-            raise UserError("--exclude has no effect on a packed store; pack the images again without those")
+            raise UserError(NO_EXCLUDE)
         return open_store(source)
     passed = Passed()
     return ImageFiles(list_images(source, exclude, passed, runs=False), max_side, passed)

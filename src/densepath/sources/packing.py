@@ -33,6 +33,7 @@ from densepath.sources.read_all import read_all
 from densepath.sources.summary import summarize
 
 SUFFIX = ".safetensors"
+NO_EXCLUDE = "--exclude has no effect on a packed store; pack the images again without those"
 FORMAT, VERSION, READABLE = "densepath-tiles", "2", ("1", "2")
 HEADER = 4096  # bytes before the pixels: the header's length in 8 bytes, then JSON, then spaces
 _MOST_CHANNELS = 2**16

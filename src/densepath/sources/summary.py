@@ -15,6 +15,8 @@ from densepath.sources.pixel_source import AllNames, PixelSource
 _VALUES = 64  # different values of a mask or an instance map at most; tissue and X-rays have more
 _LOOKED_AT = 32  # images that are decoded
 _MANY = 0.1  # share of images
+_SMALL = 32  # pixels: the side of a thumbnail at most
+_SMALLER = 16  # as many times fewer pixels than the median image a thumbnail has at least
 
 
 def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]:
@@ -28,15 +30,15 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
         A line, and a line for each warning. Sizes and warnings are those of a sample of the files.
     """
     folders = len({os.path.dirname(name) for name in AllNames(images)})
-    parts = [f"{len(images)} images in {folders} folder{'s' * (folders != 1)}"]
+    parts = [f"{len(images)} images in {counted(folders, 'folder')}"]
     if files is None and isinstance(images, PackedTiles):
         low, high = int(images.table.min()), int(images.table.max())
-        return [", ".join([*parts, _range(low, high), f"packed in {images.file}"])]
+        return [", ".join([*parts, size_range(low, high), f"packed in {images.file}"])]
     if files is None or not files.headers:
         return [", ".join(parts)]
     sides = [side for header in files.headers.values() for side in (header.height, header.width)]
     kept = "kept in memory" if isinstance(images, PackedTiles) else "read each time"
-    line = ", ".join([*parts, _range(min(sides), max(sides)), kept])
+    line = ", ".join([*parts, size_range(min(sides), max(sides)), kept])
     if passed := files.passed.describe():
         line += f"; passed over: {passed}"
     reduced = [files.names(position) for position, header in files.headers.items() if header.factor > 1]
@@ -51,10 +53,21 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
             f"warning: many images look like masks, with one channel of few values: {first_few(masks)}; leave them out "
             "with --exclude PATTERN"
         )
+    if small := _thumbnails(files):
+        warnings.append(
+            f"warning: many images look like thumbnails, with few pixels: {first_few(small)}; leave them out with "
+            "--exclude PATTERN"
+        )
     return [line, *warnings]
 
 
-def _range(low: int, high: int) -> str:
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def size_range(low: int, high: int) -> str:
+    """Sizes in pixels."""
     return f"{low} px" if low == high else f"{low}-{high} px"
 
 
@@ -77,3 +90,13 @@ def _masks(files: ImageFiles) -> list[str]:
             found.append(files.names(position))
     share = len(suspects) / len(files.headers) * len(found) / max(len(looked_at), 1)
     return found if share > _MANY else []
+
+
+def _thumbnails(files: ImageFiles) -> list[str]:
+    """The names of images that look like thumbnails, or like overviews of a slide, if there are many in a sample."""
+    pixels = {position: header.height * header.width for position, header in files.headers.items()}
+    most = np.median(list(pixels.values())) / _SMALLER
+    sides = {position: (header.height, header.width) for position, header in files.headers.items()}
+    found = [k for k, area in pixels.items() if area <= most or min(sides[k]) < _SMALL]
+    shown = [f"{files.names(k)} ({sides[k][1]} x {sides[k][0]} px)" for k in found]
+    return shown if len(found) > _MANY * len(pixels) else []

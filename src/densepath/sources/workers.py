@@ -154,7 +154,7 @@ def report_dead_workers(workers: int, remedy: str) -> Iterator[None]:
 
 
 def outlive_signals(worker: int) -> None:
-    """Keep a worker alive after Ctrl-C, SIGTERM or SIGHUP for as long as the main process needs to end its step and save.
+    """Keep a worker alive after a stop signal for as long as the main process needs to end its step and save.
 
     It ends soon after the main process, even while it waits for a file, or is killed by :func:`end_workers`.
     """

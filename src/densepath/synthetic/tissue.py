@@ -90,7 +90,7 @@ def write_tissue(
     def outlined(stream: int, count: int) -> Iterator[Outlined]:
         for index in range(count):
             image, labels = tissue_image(_derive(seed, stream, index), size, microns_per_pixel=microns_per_pixel)
-            yield f"tissue_{index:05d}", image, labels
+            yield Outlined(f"tissue_{index:05d}", image, labels)
 
     with atomic_write(dest) as folder:
         counts = write_coco(folder, {"train": outlined(_TRAIN, train), "test": outlined(_TEST, test)})

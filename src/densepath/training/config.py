@@ -24,7 +24,7 @@ _MOST = 10**9  # epochs or steps
 # not change: it is one of the run's facts.)
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
-    *("log_every", "save_every_steps", "save_every_minutes"),
+    *("probe_orientation", "log_every", "save_every_steps", "save_every_minutes"),
     *("regions", "cache_dir"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
@@ -85,6 +85,8 @@ class PretrainConfig:
         log_every: write measurements every N optimizer steps.
         loggers: loggers besides the CSV file: "tensorboard", "wandb".
         probe_data: labelled images that the backbone is probed on during the run.
+        probe_orientation: for labelled images with an orientation tag (of cameras), the pixels that the outlines
+            describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         probe_every: epochs between probes; 0 for never.
         picture_every: epochs between pictures of the predictions of a method that predicts pixels; 0 for none.
 
@@ -130,6 +132,7 @@ class PretrainConfig:
     log_every: int = 10
     loggers: Sequence[str] = ()
     probe_data: str | Path | None = None
+    probe_orientation: Literal["stored", "viewed"] | None = None
     probe_every: float = 10.0
     picture_every: float = 10.0
 

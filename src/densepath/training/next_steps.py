@@ -10,13 +10,7 @@ from densepath.sources.pixel_source import PixelSource
 from densepath.training.config import PretrainConfig
 
 _SHOWN, _LEAST = 6, 128  # the images of a picture of concepts, and their shortest side in pixels
-_DEFAULT_BACKBONE, _DEFAULT_STAGES = "resnet18", {3, 4, 5}
-
-
-def with_backbone(name: str | None, patch_size: int = 1) -> list[str]:
-    """The options that choose a backbone and a detector for it; None if the weights name the backbone."""
-    chosen = [] if name in (None, _DEFAULT_BACKBONE) else ["--backbone", str(name)]
-    return [*chosen, *(["--detector", "vitdet"] if patch_size > 1 else [])]
+_DEFAULT_STAGES = {3, 4, 5}
 
 
 def after_pretraining(config: PretrainConfig, method: Method, images: PixelSource) -> tuple[str, ...]:
@@ -34,9 +28,8 @@ def after_pretraining(config: PretrainConfig, method: Method, images: PixelSourc
     commands = []
     if not isinstance(config.backbone, str):
         return (command("export", out),)
-    chosen = with_backbone(config.backbone)
     if config.probe_data is not None:
-        detector = with_backbone(config.backbone, backbone.patch_size)
+        detector = ["--detector", "vitdet"] if backbone.patch_size > 1 else []
         commands.append(
             command("detect", "--data", config.probe_data, "--weights", out, *detector, "--out", f"{out}_detector")
         )
@@ -48,6 +41,6 @@ def after_pretraining(config: PretrainConfig, method: Method, images: PixelSourc
         stages = [] if set(backbone.stages) >= _DEFAULT_STAGES else ["--stages", str(backbone.deepest)]
         picture = out / "concepts.png"
         commands.append(
-            command("show", "concepts", "--data", data, "--weights", out, *chosen, *stages, *count, "--out", picture)
+            command("show", "concepts", "--data", data, "--weights", out, *stages, *count, "--out", picture)
         )
     return tuple(commands) or (command("export", out),)

@@ -20,7 +20,6 @@ from densepath.core.locks import refuse_held
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
-from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
@@ -57,7 +56,7 @@ from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
-Probe = Callable[[Backbone, Path, PixelSpec], Mapping[str, float]]
+Probe = Callable[..., Mapping[str, float]]  # of a backbone, the folder and the specification of pixels
 DrawViews = Callable[[ImageBatch, Batch, Path, PixelSpec], Path]
 DrawCurves = Callable[[Path], Path]
 _VIEWED = 4  # images
@@ -111,7 +110,10 @@ def run(
         if probe is None:
             raise UserError("probe_data is given without a probe; pass the function that scores a backbone on it")
         for split in ("train", "test"):
-            check_objects(open_split(Path(config.probe_data), split))  # now, not after the first epochs
+            labelled = open_split(Path(config.probe_data), split, orientation=config.probe_orientation)
+            check_objects(labelled)  # now, not after the first epochs
+        if config.probe_orientation is not None:
+            probe = partial(probe, orientation=config.probe_orientation)
     if config.epochs is None and config.max_steps is None:
         config = replace(config, epochs=DEFAULT_EPOCHS)
     old = read_config(out) if resume else None
@@ -189,7 +191,7 @@ def run(
     pictures = None
     if draw is not None and method.predicts_pixels():
         pictures = ReconstructionImages(method, images, views, draw, out)
-    facts = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
+    facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             read = summarize(images, files) if fresh else []
@@ -232,7 +234,7 @@ def run(
 
 def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Path) -> Path:
     with untouched_generators():  # a loader draws a seed
-        batch = first_images(images, _VIEWED, views.seed)
+        batch = first_images(images, _VIEWED if images.spec.ndim == 2 else 1, views.seed)  # whole volumes are large
         return draw(batch, views(batch), path, images.spec)
 
 

@@ -283,3 +283,29 @@ def test_a_folder_that_another_evaluation_writes_to_is_refused(data: Path, tiny_
     with sole_writer(tmp_path), pytest.raises(UserError, match="writes to"):
         sam(data=data, out=tmp_path, weights=tiny_sam, devices="cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bits_that_images_use_are_seen_and_what_is_read_is_said(
+    data: Path, tiny_sam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of 12 bits in 16-bit files would be nearly black."""
+    grey = shutil.copytree(data, tmp_path / "data")
+    for path in (grey / "test").iterdir():
+        pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        pixels[0, 0] = 4095
+        Image.fromarray(pixels).save(path)
+    (grey / "test" / "notes.txt").touch()
+    (grey / "test" / "more.png").write_bytes((grey / "test" / "scene0.png").read_bytes())
+    seen: list[np.ndarray] = []
+
+    def find(self: Any, image: np.ndarray, boxes: np.ndarray, prompt: str) -> list[Any]:
+        seen.append(image)
+        return [(np.ones(image.shape[:2], bool), 0.9)] * len(boxes)
+
+    monkeypatch.setattr(SegmentAnything, "prompted", find)
+    sam(data=grey, out=tmp_path / "out", weights=tiny_sam, prompt="box", devices="cpu", pictures=0)
+    for path, image in zip(sorted((grey / "test").glob("scene*")), seen, strict=True):
+        shown = np.rint(np.asarray(Image.open(path), np.float64) * (255 / 4095)).astype(np.uint8)
+        np.testing.assert_array_equal(image, shown[..., None].repeat(3, axis=2))
+    line = "2 test images in 1 folder, 36-48 px, kept in memory; passed over: 1 image not in test.json, 1 .txt files"
+    assert f"densepath: {line}\n" in capsys.readouterr().err

@@ -20,6 +20,7 @@ class PlainPositions(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, 2)
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        assert self.pos_embed is not None
         own = 0 if self.no_embed_class else self.num_prefix_tokens
         positions = torch.cat((self.pos_embed[:, :own], patch_positions(self, x.shape[1], x.shape[2])), dim=1)
         if self.no_embed_class:

@@ -31,7 +31,7 @@ _RESNETS = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 # The shape of layer1.0.conv2 in those whose blocks are wider or grouped
-_VARIANTS = {
+_VARIANTS: dict[tuple[str, tuple[int, ...]], str] = {
     ("resnet50", (128, 128)): "wide_resnet50_2",
     ("resnet101", (128, 128)): "wide_resnet101_2",
     ("resnet50", (128, 4)): "resnext50_32x4d",
@@ -117,7 +117,8 @@ def size_of_weights(weights: str | Path) -> int:
     import timm
 
     if not Path(weights).exists() and timm.models.is_model_pretrained(str(weights)):
-        return int(timm.get_pretrained_cfg(str(weights)).input_size[-1])
+        config = timm.get_pretrained_cfg(str(weights))
+        return int(config.input_size[-1]) if config is not None else 0
     return 0
 
 

@@ -172,13 +172,14 @@ def _arguments_of(architecture: str) -> dict[str, Any] | None:
     if type(model) is not VisionTransformer:
         return None
     shown = _shown(model.state_dict(), model.no_embed_class)
-    if shown is None or not hasattr(model.blocks[0].mlp, "act"):
+    block: Any = model.blocks[0]
+    if shown is None or not hasattr(block.mlp, "act"):
         return None
-    act = model.blocks[0].mlp.act
+    act = block.mlp.act
     return {
         **shown,
-        "num_heads": model.blocks[0].attn.num_heads,
+        "num_heads": block.attn.num_heads,
         "act_layer": {nn.GELU: "gelu", nn.SiLU: "silu"}.get(type(act), type(act).__name__),
-        "norm_eps": model.blocks[0].norm1.eps,
+        "norm_eps": block.norm1.eps,
         "pos_antialias": True,
     }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
@@ -77,7 +77,8 @@ def _evaluate(config: DetectConfig) -> Result:
     device = choose_device(config.devices)
     model, notes = load_detector(out / DETECTOR_FILE)
     _check_evaluation(config, read_config(out) or {})
-    test = open_split(config.data, "test", notes.spec, model.finds_masks, config.orientation)
+    orientation = config.orientation or notes.orientation
+    test = open_split(config.data, "test", notes.spec, model.finds_masks, orientation)
     match_categories(test, notes.category_names, f"the detector in {out}")
     check_objects(test)
     half = choose_precision(config.precision, device.type) == "bf16-mixed"
@@ -126,6 +127,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
     train, test = (open_split(config.data, split, spec, outlines, config.orientation) for split in ("train", "test"))
     train.keep_fraction(config.fraction, config.seed)
     facts = check_splits(train, test)
+    facts += [summarize_split(train, "training"), summarize_split(test, "test")]
     if old is None:
         spec = fit_window(train, test)
 
@@ -141,6 +143,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         spec.std,
         *found,
         int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
+        config.orientation,
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Path:
     path = detector_path(run).with_suffix(".onnx") if out is None else Path(out)
     graph = DetectorGraph(model).eval()
     try:
-        written = onnx.load_from_string(_traced(graph, model))
+        written = _traced(graph, model, onnx)
         _describe(written, model, onnx)
         onnx.checker.check_model(written, full_check=True)
         session = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -102,26 +101,24 @@ def _agree(session: Any, graph: DetectorGraph, image: Tensor) -> bool:
     return int(same.any(1).sum()) >= _SHARE * len(boxes)
 
 
-def _traced(graph: DetectorGraph, model: TrainedDetector) -> bytes:
+def _traced(graph: DetectorGraph, model: TrainedDetector, onnx: Any) -> Any:
     """The graph, as torch writes it."""
-    file = io.BytesIO()
     outputs = [*_BOX_OUTPUTS, *(_MASK_OUTPUTS if model.finds_masks else ())]
     axes = {name: {0: "objects"} for name in outputs} | {"image": {0: "height", 1: "width"}}
     axes["label_map"] = axes["image"]
-    # On an error, torch prints the whole graph.
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), antialiased_resizing():
+    with warnings.catch_warnings(), TemporaryDirectory() as folder, antialiased_resizing():
         warnings.simplefilter("ignore")  # of tracing
         torch.onnx.export(
             graph,
             (_image(model, *_TRACED), torch.zeros(1)),
-            file,
+            Path(folder, "graph.onnx"),
             input_names=list(_INPUTS),
             output_names=outputs,
             dynamic_axes={name: axes[name] for name in ("image", *outputs)},
             opset_version=OPSET,
             dynamo=False,  # torch.export cannot follow torchvision's proposals, whose number depends on the image
         )
-    return file.getvalue()
+        return onnx.load(Path(folder, "graph.onnx"))
 
 
 def _describe(written: Any, model: TrainedDetector, onnx: Any) -> None:

@@ -46,22 +46,24 @@ class DetectorGraph(nn.Module):
             masks (N, M, M) and the label map (H, W) int32.
         """
         size = torch._shape_as_tensor(image)[:2]
+        sides: tuple[Any, ...] = size.unbind()
         scale = torch.minimum(self.notes.test_size / size.min().double(), LONGEST / size.max().double())
         shape = (size * scale).round().long().clamp(min=1)  # as resized_shape
-        (height, width), spec = shape.unbind(), self.notes.spec
+        resized: tuple[Any, ...] = shape.unbind()
+        room: tuple[Any, ...] = (-shape % DIVISOR).unbind()
+        spec = self.notes.spec
         pixels = spec.apply_window(image.float().permute(2, 0, 1)[None])
-        pixels = F.interpolate(pixels, [height, width], mode="bilinear", antialias=True, align_corners=False)
-        down, across = (-shape % DIVISOR).unbind()
-        pixels = F.pad(spec.normalize(pixels), (0, across, 0, down))
-        found = self.detector.detect(ImageList(pixels, [(height, width)]))[0]
+        pixels = F.interpolate(pixels, list(resized), mode="bilinear", antialias=True, align_corners=False)
+        pixels = F.pad(spec.normalize(pixels), (0, room[1], 0, room[0]))
+        found = self.detector.detect(ImageList(pixels, [resized]))[0]
         kept = torch.where(found["scores"] >= score)[0]
         boxes = found["boxes"][kept] * (size / shape).flip(0).repeat(2)
         outputs = boxes, found["scores"][kept], found["labels"][kept]
         if "masks" not in found:
             return outputs
         masks = found["masks"][kept]
-        y, x = (_sampling(boxes[:, axis::2], size[axis ^ 1], masks.shape[-1]) for axis in (1, 0))
-        return *outputs, masks, self.paint(masks, y, x, torch.zeros(*size.unbind(), dtype=torch.int32))
+        y, x = (_sampling(boxes[:, axis::2], sides[axis ^ 1], masks.shape[-1]) for axis in (1, 0))
+        return *outputs, masks, self.paint(masks, y, x, torch.zeros(*sides, dtype=torch.int32))
 
 
 def _sampling(edges: Tensor, length: Tensor, count: int) -> Tensor:

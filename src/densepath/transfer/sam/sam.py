@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pycocotools import mask as rle
 
 from densepath.annotations.coco import open_split
-from densepath.annotations.splits import check_objects
+from densepath.annotations.splits import check_objects, fit_window, summarize_split
 from densepath.core.errors import UserError
 from densepath.core.locks import refuse_held, sole_writer
+from densepath.core.streams import say
 from densepath.sources.run_folders import refuse_among_images
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.config import DETECTIONS
@@ -85,12 +86,14 @@ def sam(
         raise UserError(f"{out} holds another run; use another folder")
     images = open_split(data, "test", orientation=orientation)
     check_objects(images)
+    fit_window(images, images)
     categories = images.category_ids
     if prompt == "automatic" and len(categories) > 1:
         raise UserError(
             f"{images.annotations} has {len(categories)} categories, but automatic masks have none; use the prompt "
             "point or box"
         )
+    say(f"densepath: {summarize_split(images, 'test')}")
     model = SegmentAnything(weights, choose_device(devices))
     generator: dict[str, Any] = {
         "points_per_side": points_per_side,
@@ -100,11 +103,12 @@ def sam(
     }
 
     def find(sample: dict[str, Any]) -> list[dict[str, Any]]:
+        image = images.spec.to_rgb(sample["image"])
         # Encoded one by one: the masks of a thousand nuclei would take a gigabyte.
         if prompt == "automatic":
-            found = model.everything(sample["image"], **generator)
+            found = model.everything(image, **generator)
             return [_result(one, sample["image_id"], categories[0]) for one in found]
-        labels = zip(model.prompted(sample["image"], sample["boxes"], prompt), sample["labels"], strict=True)
+        labels = zip(model.prompted(image, sample["boxes"], prompt), sample["labels"], strict=True)
         return [_result(one, sample["image_id"], categories[label - 1]) for one, label in labels]
 
     with sole_writer(out):

@@ -1,0 +1,116 @@
+"""What ``data check`` finds in a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.annotations.coco_writing import Outlined, write_coco
+from densepath.core.errors import UserError
+from densepath.datasets.check import check_data
+from densepath.datasets.object_sizes import describe_sizes
+from densepath.datasets.similar_images import similar, thumbnails
+
+SIZE = (64, 96)
+
+
+def picture(seed: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+
+
+def labels(side: int = 16) -> np.ndarray:
+    maps = np.zeros(SIZE, np.int32)
+    maps[4 : 4 + side, 6 : 6 + side], maps[40:56, 60:76] = 1, 2
+    return maps
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    splits = {"train": range(4), "test": range(4, 6)}
+    samples = {
+        split: [Outlined(f"{n}", picture(n), labels(), f"P{n // 2}", f"{n}.png") for n in numbers]
+        for split, numbers in splits.items()
+    }
+    write_coco(tmp_path / "data", samples, "gland")
+    return tmp_path / "data"
+
+
+def test_a_sound_data_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data(data, tmp_path / "sheet.png") == tmp_path / "sheet.png"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train: 4 images of 2 patients, 96 x 64 px, 8 objects; 0 images without an object"
+    assert lines[2].split() == ["objects", "train", "test"] and lines[3].split() == ["gland", "8", "4"]
+    assert "5%: 16, 25%: 16, 50%: 16, 75%: 16, 95%: 16" in lines[4]
+    assert lines[-4:] == [
+        "objects that reach beyond their image by more than 2 px: 0",
+        "patients in train and test: 0",
+        "identical files in train and test: 0",
+        "nearly identical images in train and test (correlation >= 0.99, turned or mirrored too): 0",
+    ]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert (sheet == (0, 255, 64)).all(axis=2).any(), "outlines"
+
+
+def test_leaks_between_splits_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "test/4.png").write_bytes((data / "train/1.png").read_bytes())
+    mirrored = picture(2)[:, ::-1] // 2 + 20  # darker, with less contrast
+    Image.fromarray(np.ascontiguousarray(mirrored)).save(data / "test/5.png")
+    truth = json.loads((data / "annotations/test.json").read_text())
+    for image in truth["images"]:
+        image["patient"] = "P1"
+    outline = [60, 40, 110, 40, 110, 56, 60, 56]
+    truth["annotations"][1].update(bbox=[60, 40, 50, 16], segmentation=[outline])
+    (data / "annotations/test.json").write_text(json.dumps(truth))
+    (data / "manifest.csv").unlink()
+    assert check_data(data, count=0) == data
+    out = capsys.readouterr().out
+    for line in (
+        "beyond their image by more than 2 px: 1: annotation 2 of test/4.png; detectors see the part inside",
+        "patients in train and test: 1: P1; scores are too high",
+        "identical files in train and test: 1: 4.png is 1.png",
+        "turned or mirrored too): 2: 4.png is like 1.png, 5.png is like 2.png",
+    ):
+        assert line in out
+    check_data(data, count=0, patient_regex=r"^(\d)")
+    assert "patients in train and test: 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_turned_images_are_alike_and_others_are_not(turns: int, mirrored: bool, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(5)]
+    for n, path in enumerate(paths[:3]):
+        Image.fromarray(picture(n)).save(path)
+    same = np.rot90(picture(1)[:, :: -1 if mirrored else 1], turns)
+    Image.fromarray(np.ascontiguousarray(same)).save(paths[3])
+    Image.new("RGB", SIZE, "white").save(paths[4])
+    small = thumbnails(paths)
+    assert similar(small[:3], small[3:]) == [(1, 0)]
+    assert similar(small[4:], small[4:]) == []  # nothing to see
+
+
+def test_the_short_side_lets_nine_of_ten_objects_match_the_smallest_anchor() -> None:
+    sides = np.arange(1.0, 101.0)
+    text = " ".join(describe_sizes(sides, [500, 500, 900]))
+    tenth = np.percentile(sides, 10)
+    asked = int(text.partition("short side of ")[2].split()[0])
+    assert (tenth * asked / 500) ** 2 / 32**2 == pytest.approx(0.7, abs=0.01)
+    assert "more than twice the images' size" in text
+    assert "twice" not in " ".join(describe_sizes(sides + 50, [500]))
+
+
+def test_what_cannot_be_checked_is_named(data: Path, tmp_path: Path) -> None:
+    for given, message in (
+        ({"data": tmp_path}, "has no annotations/train.json"),
+        ({"out": tmp_path / "sheet.jpg"}, "use a file name that ends in .png"),
+        ({"out": data / "train/sheet.png"}, "would lie among the images"),
+        ({"count": -1}, "count is -1"),
+        ({"patient_regex": "("}, "is not a regular expression"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_data(**{"data": data, "out": tmp_path / "sheet.png", **given})  # type: ignore[arg-type]

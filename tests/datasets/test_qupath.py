@@ -1,0 +1,188 @@
+"""QuPath's GeoJSON gives the pixels whose centers its outlines contain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Polygon
+from PIL import Image
+
+from densepath.annotations.coco import open_split
+from densepath.annotations.polygons import ellipse, fill
+from densepath.core.errors import UserError
+from densepath.datasets.qupath import convert_qupath
+from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.prediction_files import outline
+
+SIZE = (48, 64)
+
+
+def whole(top: int, left: int, mask: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
+    full = np.zeros(size, bool)
+    full[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    return full
+
+
+def centers() -> np.ndarray:
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    return np.stack([columns.ravel(), rows.ravel()], axis=1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_polygons_cover_the_pixels_whose_centers_they_contain(seed: int) -> None:
+    """matplotlib is the oracle; star-shaped polygons do not cross themselves, and may leave the image."""
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 40)))
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    ring = rng.uniform(0, 60, 2) + rng.uniform(2, 40, (len(angles), 1)) * around
+    hole = ring.mean(axis=0) + 3 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    inside = [Polygon(r).contains_points(centers()).reshape(SIZE) for r in (ring, hole)]
+    np.testing.assert_array_equal(whole(*fill([ring], *SIZE)), inside[0])
+    np.testing.assert_array_equal(whole(*fill([ring, hole], *SIZE)), inside[0] ^ inside[1])
+    np.testing.assert_array_equal(fill([np.vstack([ring, ring[:1]])], *SIZE)[2], fill([ring], *SIZE)[2])  # closed
+
+
+def test_corners_on_centers_count_once() -> None:
+    square = np.array([[2.5, 3.5], [7.5, 3.5], [7.5, 9.5], [2.5, 9.5]])
+    beside = square + np.array([5, 0])
+    one, other = (whole(*fill([ring], *SIZE)) for ring in (square, beside))
+    assert one.sum() == other.sum() == 30 and not (one & other).any()
+    diamond = np.array([[10.5, 4.5], [16.5, 10.5], [10.5, 16.5], [4.5, 10.5]])
+    assert whole(*fill([diamond], *SIZE)).sum() == pytest.approx(72, abs=12)
+
+
+def test_an_ellipse_has_its_pixels() -> None:
+    ring = np.array([[5.0, 6.0], [45.0, 6.0], [45.0, 30.0], [5.0, 30.0]])
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    inside = ((columns - 25) / 20) ** 2 + ((rows - 18) / 12) ** 2
+    drawn = whole(*fill([ellipse(ring)], *SIZE))
+    assert drawn[inside < 0.99].all() and not drawn[inside > 1.0].any()
+
+
+def test_long_outlines_are_bounded() -> None:
+    zigzag = np.array([[x % 7, 0 if x % 2 else 10_000] for x in range(4000)], float)
+    with pytest.raises(ValueError, match="cross more than"):
+        fill([zigzag], 10_000, 10)
+
+
+def box(x: float, y: float, w: float, h: float) -> list[list[float]]:
+    return [[x, y], [x + w, y], [x + w, y + h], [x, y + h], [x, y]]
+
+
+def feature(geometry: Any, name: str | None = "Tumor", kind: str = "annotation", **more: Any) -> dict[str, Any]:
+    properties = {"objectType": kind, "isLocked": False} | ({"classification": {"name": name}} if name else {})
+    return {"type": "Feature", "id": "b3a7", "geometry": geometry, "properties": properties} | more
+
+
+def polygon(*rings: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": list(rings), **more}
+
+
+def write(folder: Path, contents: dict[str, Any], suffix: str = ".geojson") -> Path:
+    """Images and their GeoJSON side by side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, (name, content) in enumerate(contents.items()):
+        pixels = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        (folder / f"{name}{suffix}").write_text(json.dumps(content))
+    return folder
+
+
+def masks(dest: Path) -> dict[str, tuple[np.ndarray, list[str]]]:
+    found = {}
+    for split in ("train", "test"):
+        images = open_split(dest, split)  # type: ignore[arg-type]
+        for sample in images:
+            names = [images.category_names[label - 1] for label in sample["labels"]]
+            found[Path(sample["name"]).stem] = sample["masks"], names
+    return found
+
+
+def test_every_form_of_geojson(tmp_path: Path) -> None:
+    """A collection, a list, a feature; holes, several parts, nested objects, classes of classes, version 0.2."""
+    ring = polygon(box(4, 4, 20, 20), box(10, 10, 6, 6))
+    parts = {"type": "MultiPolygon", "coordinates": [[box(2, 2, 5, 5)], [box(20, 20, 8, 8), box(22, 22, 2, 2)]]}
+    nested = feature(ring)
+    nested["properties"]["childObjects"] = [feature(polygon(box(30, 2, 6, 6)), "Stroma")]
+    old = {"type": "Feature", "id": "PathAnnotationObject", "geometry": polygon(box(1, 1, 9, 9)), "properties": {}}
+    derived = feature(polygon(box(2, 30, 9, 9)))
+    derived["properties"]["classification"] = {"names": ["Tumor", "Positive"]}
+    source = write(
+        tmp_path / "in",
+        {
+            "a": {"type": "FeatureCollection", "features": [nested, derived]},
+            "b": [feature(parts), feature({"type": "Point", "coordinates": [3, 3]})],
+            "c": old,
+        },
+    )
+    found = masks(convert_qupath(source, tmp_path / "out", test_share=0.3))
+    outer, hole, child, last = (np.zeros(SIZE, bool) for _ in range(4))
+    outer[4:24, 4:24], hole[10:16, 10:16], child[2:8, 30:36], last[30:39, 2:11] = True, True, True, True
+    np.testing.assert_array_equal(found["a"][0], [outer & ~hole, child, last])
+    assert found["a"][1] == ["Tumor", "Stroma", "Tumor: Positive"]
+    assert found["b"][0].sum() == 25 + 64 - 4 and len(found["b"][0]) == 1
+    assert found["c"][0].sum() == 81 and found["c"][1] == ["object"]
+
+
+def test_cells_or_their_nuclei(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = feature(polygon(box(4, 4, 20, 20)), None, "cell", nucleusGeometry=polygon(box(8, 8, 6, 6), isEllipse=True))
+    bare = feature(polygon(box(30, 4, 10, 10)), None, "cell")
+    region = feature(polygon(box(0, 0, 60, 40)), "Region")
+    source = write(tmp_path / "in", {name: [region, cell, bare] for name in "ab"})
+    with pytest.raises(UserError, match="has 2 annotations, 4 cells; say with --objects which are the objects"):
+        convert_qupath(source, tmp_path / "out", test_share=0.5)
+    cells = masks(convert_qupath(source, tmp_path / "cells", objects=["cell"], test_share=0.5))
+    assert [mask.sum() for mask in cells["a"][0]] == [400, 100]
+    nuclei = convert_qupath(source, tmp_path / "n", objects=["cell"], outline="nucleus", category="n", test_share=0.5)
+    found = masks(nuclei)["b"]
+    assert [mask.sum() for mask in found[0]] == [32] and found[1] == ["n"]  # a circle: 36 pi / 4 is 28
+    assert "2 cells without a nucleus are left out" in capsys.readouterr().err
+    regions = masks(convert_qupath(source, tmp_path / "r", objects=["annotation"], test_share=0.5))
+    assert regions["a"][1] == ["Region"]
+
+
+def test_names_splits_and_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "in" / split, {"tile": [feature(polygon(box(4, 4, 9, 9)))]}, ".png.geojson")
+    Image.new("RGB", (9, 9)).save(tmp_path / "in/train/other.png")
+    dest = convert_qupath(tmp_path / "in", tmp_path / "out", categories=["Tumor=tumor"])
+    assert open_split(dest, "test").category_names == ["tumor"]
+    assert "1 images without a GeoJSON file are left out" in capsys.readouterr().err
+    (tmp_path / "in/train/lost.geojson").write_text("[]")
+    with pytest.raises(UserError, match=r"without an image of the same name in .*: train/lost\.geojson"):
+        convert_qupath(tmp_path / "in", tmp_path / "no")
+
+
+def test_faults_of_geojson_are_named(tmp_path: Path) -> None:
+    outside = [feature(polygon(box(5000, 5000, 9, 9)))]
+    for content, message in (
+        ({"type": "Topology"}, "entry 0 is not a feature"),
+        ("text", "is not GeoJSON with features"),
+        (outside, "outlines that cover no pixel: a.geojson object 1"),
+        ([feature(polygon([["x", 1], [2, 3], [4, 5]]))], "coordinates are not pairs of numbers: a.geojson object 1"),
+        ([feature(polygon([[1, float("nan")], [2, 3], [4, 5]]))], "coordinates are not pairs of numbers"),
+        ([feature({"type": "Polygon"})], "without coordinates"),
+        ([], "has no object"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            convert_qupath(write(tmp_path / "in", {"a": content}), tmp_path / "out", test_share=0.5)
+        assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_predictions_come_back_pixel_by_pixel(tmp_path: Path) -> None:
+    """What ``predict`` writes is read as the same pixels: single pixels, diagonals, holes, parts, and borders."""
+    rng = np.random.default_rng(0)
+    noise = [rng.random(SIZE) < share for share in (0.02, 0.3, 0.6, 0.9)]
+    features = [feature(outline(FoundObject(1, 1.0, 0, 0, mask, (0, 0, 1, 1)))) for mask in noise]
+    source = tmp_path / "predictions" / "geojson" / "deep"
+    write(tmp_path / "images" / "deep", {name: [] for name in "ab"})
+    source.mkdir(parents=True)
+    for name in "ab":
+        (source / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    dest = convert_qupath(tmp_path / "predictions", tmp_path / "out", images=tmp_path / "images", test_share=0.5)
+    np.testing.assert_array_equal(masks(dest)["a"][0], noise)
