@@ -24,6 +24,7 @@ from benchmarks import (
     loading,
     measure,
     peers,
+    slides,
     step,
     superpixels,
     targets,
@@ -34,6 +35,7 @@ from densepath.methods import METHODS
 from densepath.nets.backbones import build_backbone
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import open_store, pack
+from densepath.synthetic.slide import write_slide
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.export import export_parts
 from densepath.training.hardware import choose_hardware
@@ -257,6 +259,20 @@ def test_cubes_of_volumes_are_those_of_the_plain_implementation() -> None:
     cases = volumes.crop_cases(volumes.CROPS["crop"], 2)
     torch.testing.assert_close(cases["ours"](), cases["plain"](), atol=1e-2, rtol=1e-5)  # of values up to 1000
     assert cases["view"]()["cube"].pixels.shape == (2, 1, *volumes.SIZE)
+
+
+def test_readers_of_slides_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slides, "_TILES", 5)
+    path = write_slide(tmp_path / "s.tiff", size=(700, 800), mpp=0.5, levels=(1, 4))
+    rows = slides.measure(path, 1)
+    assert [row["case"] for row in rows] == [
+        "256 px, aligned",
+        "224 px, unaligned",
+        "224 px, raster",
+        "224 px at 1 µm/px, no such level",
+    ]
+    assert all(row["ratio"] > 0 and row["densepath, tiles/s"] > 0 for row in rows)
+    assert slides.opened(str(path), 3)["slides"] == 3 and slides.many(str(path), 20)["MiB at the end"] > 0
 
 
 def test_features_of_images_are_compared_with_bare_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

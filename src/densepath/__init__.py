@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
     from densepath.core.result import Result as Result
+    from densepath.datasets.check import check_data as check_data
+    from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
+    from densepath.datasets.nct import convert_nct as convert_nct
+    from densepath.datasets.qupath import convert_qupath as convert_qupath
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
+    from densepath.sources.slides.open import open_slide as open_slide
+    from densepath.sources.slides.table import list_slides as list_slides
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
@@ -46,14 +52,20 @@ _HOME = {
     "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
+    "check_data": "densepath.datasets.check",
+    "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
     "convert_glas": "densepath.datasets.glas",
     "convert_instances": "densepath.datasets.instances",
+    "convert_nct": "densepath.datasets.nct",
+    "convert_qupath": "densepath.datasets.qupath",
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
     "embed": "densepath.transfer.embed.embed",
     "export": "densepath.transfer.export",
+    "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",

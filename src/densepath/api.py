@@ -47,7 +47,8 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> Result:
     """Fine-tune a detector on outlined objects and score it on the test images.
 
-    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg have the settings for these data sets.
+    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg have the settings for these data sets;
+    glas_small trains without a GPU.
 
     Args:
         config: the name of a recipe, the path of a YAML file, or a ``DetectConfig``.

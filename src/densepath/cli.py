@@ -73,6 +73,7 @@ VERBS = {
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -185,6 +186,8 @@ def _run(argv: list[str]) -> None:
     if argv == ["--version"]:
         print(f"densepath {__version__}")
         return
+    if sys.platform == "win32":
+        raise UserError("densepath needs the locks and signals of Linux or macOS; on Windows, install it in WSL 2")
     if argv and argv[0] == "--print_completion":
         from densepath.completion import completion
 

@@ -17,7 +17,7 @@ from densepath.sources.path_table import PathTable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
-_KINDS = "PNG, JPEG, TIFF, WebP or BMP"
+_KINDS = "PNG, JPEG, TIFF, WebP or BMP image"
 _SHOWN = 4  # kinds of files
 _RUNS = "folders of runs"
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins
@@ -51,7 +51,12 @@ def find_images(source: str | Path, exclude: Sequence[str] = ()) -> list[Path]:
 
 
 def list_images(
-    source: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None, runs: bool = True
+    source: str | Path,
+    exclude: Sequence[str] = (),
+    passed: Passed | None = None,
+    runs: bool = True,
+    suffixes: Sequence[str] = SUFFIXES,
+    kinds: str = _KINDS,
 ) -> PathTable:
     """The image files of a source, in a compact table. A disk that hangs is reported.
 
@@ -66,6 +71,8 @@ def list_images(
             folder, a folder above it, or its name.
         passed: what was passed over is added to it.
         runs: whether images in folders that hold a run of densepath are included: they are pictures of it.
+        suffixes: the endings of images.
+        kinds: their formats, for messages.
 
     Raises:
         UserError: the source is missing or cannot be read, contains no image, or lists missing files.
@@ -74,25 +81,27 @@ def list_images(
     passed = passed or Passed()
 
     def listed(text: str) -> PathTable:
-        return _list(text, exclude, passed, runs)
+        return _list(text, exclude, passed, runs, suffixes, kinds)
 
     return next(in_threads(listed, [str(source)], 1, f"list of the files in {source}", sign=lambda: passed.read))
 
 
-def _list(text: str, exclude: Sequence[str], passed: Passed, runs: bool) -> PathTable:
+def _list(
+    text: str, exclude: Sequence[str], passed: Passed, runs: bool, suffixes: Sequence[str], kinds: str
+) -> PathTable:
     if os.path.isdir(text):
-        found, root = walk(text, SUFFIXES, passed, runs), text
-        empty = f"{text} and its subfolders contain no {_KINDS} image; check the path"
+        found, root = walk(text, suffixes, passed, runs), text
+        empty = f"{text} and its subfolders contain no {kinds}; check the path"
     elif text.lower().endswith(LIST_SUFFIXES):
-        found, root = read_list(text, SUFFIXES), os.path.dirname(text)
+        found, root = read_list(text, suffixes), os.path.dirname(text)
         empty = f"the list {text} names no image; give one path per line"
     else:
         matches = [text] if os.path.isfile(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
             raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
-        found = (name for name in matches if name.lower().endswith(SUFFIXES) and os.path.isfile(name))
+        found = (name for name in matches if name.lower().endswith(tuple(suffixes)) and os.path.isfile(name))
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
-        empty = f"{text} is not a {_KINDS} image, a folder or a text list (.txt, .csv) of images; check the path"
+        empty = f"{text} is not a {kinds}, a folder or a text list (.txt, .csv) of images; check the path"
     names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
         if passed.kinds[_RUNS] and not passed.excluded:

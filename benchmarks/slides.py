@@ -1,0 +1,168 @@
+"""Reading whole slides: this package, and OpenSlide with Pillow, on the same tiles in turns.
+
+Tiles per second of the processor, on one thread: other work on the machine matters less to it than to the time that
+passes. Places are random and drawn before. No decoded tile is kept by either, so that a small slide does not answer
+from memory, except in the rows "raster", where both may keep 64 MiB, and start each round with none. The slides are a
+procedural pyramid and, with ``--data``, one of yours.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import torch
+from PIL import Image
+
+from benchmarks.measure import isolated, parser, ratio, report, shown, status_mib, write_json
+from densepath.sources.slides.decoded_tiles import recent_tiles
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.slide import Slide
+from densepath.synthetic.slide import write_slide
+
+_TILES = 100  # in each round
+_KEPT = 2**26  # bytes
+
+Case = Callable[[], Any]
+
+
+def _places(slide: Slide, side: int, step: int) -> list[tuple[int, int]]:
+    rng, (height, width) = np.random.default_rng(0), slide.size
+    rows, columns = ((length - side) // step + 1 for length in (height, width))
+    return [(int(rng.integers(rows)) * step, int(rng.integers(columns)) * step) for _ in range(_TILES)]
+
+
+def _raster(slide: Slide, side: int) -> list[tuple[int, int]]:
+    height, width = (min(length, 12 * side) for length in slide.size)
+    return [(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)][:_TILES]
+
+
+def reading(slide: Slide, oracle: openslide.OpenSlide) -> Iterator[tuple[str, int, dict[str, Case]]]:
+    """The cases to compare: name, tiles of a round, and a function for each reader."""
+    tables: Any = slide.file
+    side = int(tables.tables[0].format.height)
+    for name, size, step in ((f"{side} px, aligned", side, side), ("224 px, unaligned", 224, 1)):
+        places = _places(slide, size, step)
+        yield name, len(places), _whole(slide, oracle, places, size)
+    raster = _raster(slide, 224)
+    cases = _whole(slide, oracle, raster, 224)
+    yield (
+        "224 px, raster",
+        len(raster),
+        {
+            "densepath": lambda: (recent_tiles.limit(_KEPT), cases["densepath"]()),
+            "openslide": lambda: (oracle.set_cache(openslide.OpenSlideCache(_KEPT)), cases["openslide"]()),
+        },
+    )
+    for factor in (2, 4):
+        mpp = slide.mpp[0] * factor
+        if slide.nearest(mpp) == (0, factor) and min(slide.size) >= 224 * factor:  # it is not stored
+            places = _places(slide, 224 * factor, factor)
+            yield f"224 px at {mpp:.3g} µm/px, no such level", len(places), _reduced(slide, oracle, places, factor)
+
+
+def _whole(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], side: int) -> dict[str, Case]:
+    return {
+        "densepath": lambda: [slide.read(0, (y, x, side, side)) for y, x in places],
+        "openslide": lambda: [np.asarray(oracle.read_region((x, y), 0, (side, side)))[:, :, :3] for y, x in places],
+    }
+
+
+def _reduced(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, int]], factor: int) -> dict[str, Case]:
+    def resized(y: int, x: int) -> Any:
+        region = oracle.read_region((x, y), 0, (224 * factor, 224 * factor)).convert("RGB")
+        return np.asarray(region.resize((224, 224), Image.Resampling.BICUBIC))
+
+    return {
+        "densepath": lambda: [slide.read(0, (y // factor, x // factor, 224, 224), factor) for y, x in places],
+        "openslide": lambda: [resized(y, x) for y, x in places],
+    }
+
+
+def _cpu_seconds(cases: dict[str, Case], repeats: int) -> dict[str, list[float]]:
+    """Seconds of the processor for each case in each round, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(1 + repeats):
+        for name, case in cases.items():
+            start = time.process_time()
+            case()
+            if turn:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def measure(path: Path, repeats: int) -> list[dict[str, Any]]:
+    """A row for each way of reading a slide."""
+    slide, oracle = open_slide(path), openslide.OpenSlide(path)
+    rows = []
+    for name, count, cases in reading(slide, oracle):
+        recent_tiles.limit(0)
+        oracle.set_cache(openslide.OpenSlideCache(0))
+        seconds = _cpu_seconds(cases, repeats)
+        row = {f"{reader}, tiles/s": count / statistics.median(times) for reader, times in seconds.items()}
+        rows.append(shown({"case": name} | row | {"ratio": ratio(seconds["openslide"], seconds["densepath"])}))
+    recent_tiles.limit(_KEPT)
+    return rows
+
+
+def opened(path: str, count: int) -> dict[str, float]:
+    """Memory of many open slides, each of which was read once."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, f"{number}.tiff") for number in range(count)]
+        for name in names:
+            os.symlink(os.path.abspath(path), name)
+        open_slide(path).read(0, (0, 0, 224, 224))
+        before = status_mib("VmRSS")
+        slides = [open_slide(name) for name in names]
+        for slide in slides:
+            slide.read(0, (0, 0, 224, 224))
+        after = status_mib("VmRSS")
+        return {"slides": count, "MiB for them": after - before, "MiB of the process": after}
+
+
+def many(path: str, count: int) -> dict[str, float]:
+    """Memory while many tiles are read: after a tenth of them, and at the end."""
+    slide = open_slide(path)
+    places, early = _places(slide, 224, 1), 0.0
+    for number in range(count):
+        y, x = places[number % len(places)]
+        slide.read(0, (y, (x + number) % (slide.size[1] - 224), 224, 224))
+        if number == count // 10:
+            early = status_mib("VmRSS")
+    return {"tiles": count, "MiB after a tenth": early, "MiB at the end": status_mib("VmRSS")}
+
+
+def main() -> None:
+    """Measure reading, and the memory of it."""
+    made = parser(__doc__.splitlines()[0])
+    made.add_argument("--side", type=int, default=20_000, help="sides of the procedural slide in pixels")
+    made.add_argument("--slides", type=int, default=1000, help="number of slides that are open at once")
+    made.add_argument("--tiles", type=int, default=100_000, help="number of tiles for the memory over time")
+    made.add_argument("--keep", help="a file for the procedural slide, which is used again if it exists")
+    asked = made.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(asked.keep or Path(folder, "slide.tiff"))
+        if not path.exists():
+            write_slide(path, size=(asked.side, asked.side))
+        tables = {f"procedural slide of {asked.side} px": measure(path, asked.repeats)}
+        if asked.data:
+            tables[Path(asked.data).name] = measure(Path(asked.data), asked.repeats)
+        memory = [{"case": "open slides"} | isolated(opened, str(path), asked.slides)]
+        memory.append({"case": "many tiles"} | isolated(many, str(path), asked.tiles))
+        tables["memory"] = [shown(row) for row in memory]
+    for title, rows in tables.items():
+        report(title, rows)
+    if asked.json:
+        write_json(asked.json, tables)
+
+
+if __name__ == "__main__":
+    main()

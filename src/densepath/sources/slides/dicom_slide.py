@@ -1,0 +1,119 @@
+"""DICOM slides that OpenSlide does not read, by wsidicom; and which files of a folder belong to one slide."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from densepath.core.errors import UserError, one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.handles import Handles
+from densepath.sources.slides.resolution import Spacing, plausible
+from densepath.sources.slides.slide import Box, Level, downsamples
+from densepath.sources.slides.tile_codecs import Pixels
+
+_SERIES = b"\x20\x00\x0e\x00"  # the tag SeriesInstanceUID, little-endian
+_HEAD = 2**16  # bytes in which it is
+DICOM_START = 132  # bytes that show whether a file is DICOM
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether a file is DICOM, from its first bytes."""
+    return start[DICOM_START - 4 : DICOM_START] == b"DICM"
+
+
+def series_of(path: str) -> bytes:
+    """The number of the series that a DICOM file belongs to; empty if it is not found."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return b""
+    place = head.find(_SERIES)
+    explicit = head[place + 4 : place + 6] == b"UI"
+    start = place + 8
+    length = int.from_bytes(head[start - 2 : start] if explicit else head[start - 4 : start], "little")
+    return head[start : start + length] if place >= 0 else b""
+
+
+def _open(path: str) -> Any:
+    from wsidicom import WsiDicom
+
+    folder, series = os.path.dirname(path) or ".", series_of(path)
+    files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+    return WsiDicom.open([file for file in files if series and series_of(file) == series] or [path])
+
+
+_handles = Handles(_open, most=16)
+
+
+@dataclass(frozen=True)
+class DicomSlide:
+    """A slide that wsidicom reads.
+
+    Args:
+        file: one of its files.
+        numbers: wsidicom's numbers of the levels.
+        levels: from the finest to the coarsest.
+        spacing: µm per pixel of level 0.
+        associated: names of other images in the files.
+    """
+
+    file: FileParts
+    numbers: tuple[int, ...]
+    levels: tuple[Level, ...]
+    spacing: Spacing | None
+    associated: tuple[str, ...]
+    vendor = "dicom"
+    reader = "wsidicom"
+    problems: tuple[str, ...] = ()
+
+    def read(self, level: int, box: Box, scale: int) -> Pixels:
+        """A part (height, width, 3) of a level. Raises CorruptImage."""
+        top, left, height, width = box
+        place = f"level {level}, x {left}, y {top}, {width} x {height} px"
+        return self._pixels(place, lambda slide: slide.read_region((left, top), self.numbers[level], (width, height)))
+
+    def read_associated(self, name: str) -> Pixels:
+        """Another image (H, W, 3). Raises CorruptImage."""
+        return self._pixels(name, lambda slide: slide.read_label() if name == "label" else slide.read_overview())
+
+    def check(self) -> list[str]:
+        """Nothing: wsidicom checks the files when they are opened."""
+        return []
+
+    def _pixels(self, what: str, read: Any) -> Pixels:
+        try:
+            with _handles.reading:
+                return np.asarray(read(_handles.get(self.file)).convert("RGB"))
+        except Exception as error:  # its decoders raise nearly any type on corrupt bytes
+            _handles.drop(self.file)
+            raise CorruptImage(self.file.path, f"{what} cannot be decoded ({one_line(str(error))})") from error
+
+
+def open_dicom(path: str) -> DicomSlide:
+    """A DICOM slide, from one of its files.
+
+    Raises:
+        CorruptImage: it cannot be opened.
+        UserError: wsidicom is not installed.
+    """
+    file = FileParts.of(path)
+    try:
+        slide = _handles.get(file)
+        levels = sorted(slide.pyramid, key=lambda level: level.level)
+        sizes = [(level.size.height, level.size.width) for level in levels]
+        spacing = plausible(levels[0].mpp.height, levels[0].mpp.width)
+        others = (("label", slide.labels), ("macro", slide.overviews))
+        names = tuple(name for name, images in others if images is not None and len(images))
+    except ImportError as error:
+        raise UserError('OpenSlide does not read this DICOM slide; pip install "densepath[dicom]"') from error
+    except Exception as error:  # it raises many types, and may quote what the files say
+        raise CorruptImage(path, f"a DICOM slide that cannot be opened ({type(error).__name__})") from error
+    steps = downsamples(sizes)
+    found = tuple(Level(size, step) for size, step in zip(sizes, steps, strict=True))
+    return DicomSlide(file, tuple(level.level for level in levels), found, spacing, names)

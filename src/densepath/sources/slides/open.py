@@ -1,0 +1,70 @@
+"""Opening a slide with the library that reads its format fastest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.dicom_slide import DICOM_START, is_dicom, open_dicom
+from densepath.sources.slides.openslide_slide import open_with_openslide
+from densepath.sources.slides.slide import Slide, SlideFile
+from densepath.sources.slides.tiff_slide import open_tiff
+from densepath.sources.tiff import TIFF_STARTS
+
+
+def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+    """Open a slide.
+
+    Args:
+        path: the file; of a DICOM slide, any of its files.
+        mpp: µm per pixel that override those of the file.
+
+    Raises:
+        CorruptImage: it cannot be read.
+        UserError: a library that it needs is not installed.
+    """
+    name = str(path)
+    return Slide(name, _file(name)).with_mpp(mpp)
+
+
+def _file(path: str) -> SlideFile:
+    start = _start(path)
+    refused: CorruptImage | UserError | None = None
+    if start[:4] in TIFF_STARTS:
+        try:
+            tiled = open_tiff(path)
+        except (CorruptImage, UserError):
+            raise
+        except Exception:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
+            tiled, refused = None, CorruptImage(path, "a TIFF that is truncated or damaged; copy it again")
+        if tiled is not None:
+            return tiled
+    try:
+        other = open_with_openslide(path)
+    except (CorruptImage, UserError) as error:
+        other, refused = None, refused or error
+    if other is not None:
+        return other
+    if is_dicom(start):
+        return open_dicom(path)
+    if refused is not None:
+        raise refused
+    if start[:4] in TIFF_STARTS:
+        why = "not a slide: a TIFF without tiles (a label, a thumbnail?); save a large one as a tiled pyramid"
+    else:
+        why = "not a slide of a format that OpenSlide knows; convert it to a tiled TIFF"
+    raise CorruptImage(path, why)
+
+
+def _start(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(DICOM_START)
+    except FileNotFoundError as error:
+        raise CorruptImage(path, "the file is missing") from error
+    except OSError as error:
+        raise CorruptImage(path, f"cannot be read ({error.strerror})") from error
+    if not start:
+        raise CorruptImage(path, "the file is empty")
+    return start

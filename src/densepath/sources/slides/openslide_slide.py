@@ -1,0 +1,140 @@
+"""Slides that OpenSlide reads: every format whose tiles are not read straight from the file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from densepath.core.errors import UserError, one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.handles import Handles
+from densepath.sources.slides.resolution import Spacing, plausible
+from densepath.sources.slides.slide import Box, Level, downsamples
+from densepath.sources.slides.tile_codecs import Pixels
+
+_SEARCHED = 64  # pixels
+_CACHE = 2**26  # bytes of decoded tiles, of all open slides together
+
+
+def _openslide() -> Any:
+    try:
+        import openslide
+    except ImportError as error:
+        raise UserError('this slide needs OpenSlide; pip install "densepath[slides]"') from error
+    return openslide
+
+
+@lru_cache(1)
+def _cache(process: int) -> Any:
+    """The decoded tiles of all slides that a process has open."""
+    return _openslide().OpenSlideCache(_CACHE)
+
+
+def _open(path: str) -> Any:
+    handle = _openslide().OpenSlide(path)
+    handle.set_cache(_cache(os.getpid()))
+    return handle
+
+
+_handles = Handles(_open)
+
+
+@dataclass(frozen=True)
+class OpenSlideFile:
+    """A slide that OpenSlide reads.
+
+    Args:
+        file: the file.
+        vendor: of the scanner.
+        levels: from the finest to the coarsest.
+        spacing: µm per pixel of level 0.
+        associated: names of other images in the file.
+    """
+
+    file: FileParts
+    vendor: str
+    levels: tuple[Level, ...]
+    spacing: Spacing | None
+    associated: tuple[str, ...]
+    reader = "openslide"
+    problems: tuple[str, ...] = ()
+
+    def read(self, level: int, box: Box, scale: int) -> Pixels:
+        """A part (height, width, 3) of a level; transparent pixels are white. Raises CorruptImage."""
+        top, left, height, width = box
+        openslide = _openslide()
+        try:
+            handle = _handles.get(self.file)
+            factor = handle.level_downsamples[level]
+            (x, right), (y, down) = _start(left, factor), _start(top, factor)
+            region = handle.read_region((x, y), level, (width + right, height + down))
+            pixels = np.asarray(region)[down:, right:]
+        except openslide.OpenSlideError as error:
+            _handles.drop(self.file)
+            place = f"level {level}, x {left}, y {top}, {width} x {height} px"
+            raise CorruptImage(self.file.path, f"{place} cannot be decoded ({one_line(str(error))})") from error
+        return _on_white(pixels)
+
+    def read_associated(self, name: str) -> Pixels:
+        """Another image (H, W, 3). Raises CorruptImage."""
+        openslide = _openslide()
+        try:
+            return _on_white(np.asarray(_handles.get(self.file).associated_images[name]))
+        except openslide.OpenSlideError as error:
+            _handles.drop(self.file)
+            raise CorruptImage(self.file.path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
+
+    def check(self) -> list[str]:
+        """Nothing: OpenSlide checks a file when it is opened."""
+        return []
+
+
+def open_with_openslide(path: str) -> OpenSlideFile | None:
+    """A slide that OpenSlide reads; None if it does not know the format.
+
+    Raises:
+        CorruptImage: it knows the format, but cannot open the file.
+        UserError: OpenSlide is not installed.
+    """
+    openslide = _openslide()
+    try:
+        if openslide.OpenSlide.detect_format(path) is None:
+            return None
+        file = FileParts.of(path)
+        handle = _handles.get(file)
+    except openslide.OpenSlideError as error:
+        raise CorruptImage(path, f"cannot be opened ({one_line(str(error))})") from error
+    sizes = [(height, width) for width, height in handle.level_dimensions]
+    found = handle.properties
+    try:
+        spacing = plausible(float(found["openslide.mpp-y"]), float(found["openslide.mpp-x"]))
+    except (KeyError, ValueError):
+        spacing = None
+    levels = tuple(Level(size, step) for size, step in zip(sizes, downsamples(sizes), strict=True))
+    vendor = found.get("openslide.vendor", "unknown")
+    return OpenSlideFile(file, vendor, levels, spacing, tuple(handle.associated_images))
+
+
+def _start(place: int, factor: float) -> tuple[int, int]:
+    """Where to begin reading a level: in pixels of level 0, and how many pixels of the level that is before ``place``.
+
+    OpenSlide takes whole pixels of level 0, and resamples if they are not whole in the level. So a start is looked for
+    that nearly is, when the factor is not whole.
+    """
+    before = range(1 if factor == int(factor) else min(place, _SEARCHED) + 1)
+    best = min(before, key=lambda k: abs(round((place - k) * factor) - (place - k) * factor))
+    return round((place - best) * factor), best
+
+
+def _on_white(pixels: Pixels) -> Pixels:
+    """RGBA (H, W, 4) as RGB (H, W, 3)."""
+    if pixels.shape[2] == 3 or (pixels[:, :, 3] == 255).all():
+        return np.ascontiguousarray(pixels[:, :, :3])
+    image = Image.fromarray(pixels, "RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))

@@ -1,0 +1,132 @@
+"""µm per pixel of slides: as their files say, or as a table of the user says."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import Any
+from xml.etree import ElementTree
+
+from densepath.core.errors import UserError, first_few
+
+PLAUSIBLE = (0.02, 100.0)  # µm per pixel of the largest level of a slide
+_FROM_TAGS = (0.05, 20.0)  # µm per pixel; other resolutions in a TIFF are those of screens and printers
+_UNITS = {2: 25400.0, 3: 10000.0}  # ResolutionUnit: µm of an inch and of a centimeter
+_MICRONS = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
+_APERIO = re.compile(r"\|\s*MPP\s*=\s*([\d.,]+)")
+_NAMES, _VALUES = ("wsi", "slide", "slide_id", "filename", "file", "path", "name"), ("mpp", "microns_per_pixel")
+
+Spacing = tuple[float, float]  # µm per pixel along y and x
+
+
+def plausible(y: float, x: float, bounds: tuple[float, float] = PLAUSIBLE) -> Spacing | None:
+    """The two distances if they can be those of a slide."""
+    fits = all(math.isfinite(value) and bounds[0] <= value <= bounds[1] for value in (y, x))
+    return (y, x) if fits else None
+
+
+def from_aperio(description: str) -> Spacing | None:
+    """µm per pixel from the description of an Aperio slide."""
+    found = _APERIO.search(description)
+    try:
+        value = float(found[1].replace(",", ".")) if found else math.nan
+    except ValueError:
+        return None
+    return plausible(value, value)
+
+
+def from_ome(xml: str) -> Spacing | None:
+    """µm per pixel of the first image of OME-XML."""
+    try:
+        pixels = next(node for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels"))
+        y, x = (
+            float(pixels.attrib[f"PhysicalSize{axis}"]) * _MICRONS[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "YX"
+        )
+    except (ElementTree.ParseError, StopIteration, KeyError, ValueError):
+        return None
+    return plausible(y, x)
+
+
+def from_tags(page: Any) -> Spacing | None:
+    """µm per pixel from the resolution tags of a TIFF's page, if it is that of a microscope."""
+    values = [page.tags.get(name) for name in ("YResolution", "XResolution", "ResolutionUnit")]
+    if any(tag is None for tag in values) or int(values[2].value) not in _UNITS:
+        return None
+    unit, rates = _UNITS[int(values[2].value)], [tag.value for tag in values[:2]]
+    if not all(rate[0] and rate[1] for rate in rates):
+        return None
+    y, x = (unit * rate[1] / rate[0] for rate in rates)
+    return plausible(y, x, _FROM_TAGS)
+
+
+def read_mpp_table(path: str | Path) -> dict[str, float]:
+    """µm per pixel by the name of a slide, from a CSV file with the columns ``wsi`` and ``mpp``.
+
+    Raises:
+        UserError: it cannot be read, or a row is invalid.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(
+            f"the table {path} cannot be read ({error}); give a CSV file with the columns wsi,mpp"
+        ) from error
+    heads = {head.strip().lower(): head for head in (rows[0] if rows else {}) if head}
+    name = next((heads[each] for each in _NAMES if each in heads), None)
+    value = next((heads[each] for each in _VALUES if each in heads), None)
+    if name is None or value is None:
+        raise UserError(f"the table {path} has no rows with columns wsi and mpp; give a CSV file with wsi,mpp")
+    table: dict[str, float] = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            mpp = float(row[value])
+        except (TypeError, ValueError):
+            mpp = math.nan
+        if plausible(mpp, mpp) is None:
+            raise UserError(f"line {number} of {path}: {row[value]!r} is not µm per pixel; give a number such as 0.25")
+        key = (row[name] or "").strip()
+        if table.setdefault(key, mpp) != mpp:
+            raise UserError(f"line {number} of {path} gives {key} a second value; keep one")
+    return table
+
+
+class MppTable:
+    """µm per pixel that a user gives for slides.
+
+    Args:
+        path: a CSV file with the columns ``wsi`` (a slide's name, with or without folders and suffix) and ``mpp``; its
+            values override those of the slides.
+        default: µm per pixel of slides that have none; None for none.
+
+    Raises:
+        UserError: the table or the default is invalid.
+    """
+
+    def __init__(self, path: str | Path | None = None, default: float | None = None) -> None:
+        if default is not None and plausible(default, default) is None:
+            raise UserError(f"default_mpp is {default}; give µm per pixel, such as 0.25")
+        self.default, self.path = default, path
+        self._given = read_mpp_table(path) if path is not None else {}
+
+    def given(self, slide: str | Path) -> float | None:
+        """The value that the table gives for a slide; None if it has none."""
+        return next((self._given[name] for name in _spellings(slide) if name in self._given), None)
+
+    def unknown(self, slides: Iterable[str | Path]) -> str:
+        """A line about the rows that belong to none of the slides; empty if there are none."""
+        known = {name for slide in slides for name in _spellings(slide)}
+        others = [name for name in self._given if name not in known]
+        if not others:
+            return ""
+        return f"{self.path} names {len(others)} slides that are not in the data: {first_few(others)}; correct it"
+
+
+def _spellings(slide: str | Path) -> list[str]:
+    """The names by which a table may call a slide: with any of the folders above it, or without its suffix."""
+    path = PurePath(slide)
+    return [str(PurePath(*path.parts[start:])) for start in range(len(path.parts))] + [path.stem]

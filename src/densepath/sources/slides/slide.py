@@ -1,0 +1,310 @@
+"""A whole slide: its levels, its resolution in µm per pixel, and parts of it at any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from densepath.core.errors import UserError
+from densepath.sources.slides.resolution import Spacing
+from densepath.sources.slides.tile_codecs import Pixels
+from densepath.sources.slides.tile_table import WHITE
+
+# A level is fine enough for an asked resolution that is finer by no more than this share: 0.5021 for 0.5 µm/px.
+_FINER = 0.03
+
+NO_MPP = "no µm per pixel; give them by --mpp_table slides.csv (columns wsi,mpp) or --default_mpp"
+
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+
+
+@dataclass(frozen=True)
+class Level:
+    """A resolution at which a slide is stored.
+
+    Args:
+        size: height and width in pixels.
+        downsample: pixels of level 0 for one of this level, along y and x.
+        scales: factors by which it can be reduced while it is decoded; the first is 1.
+        codec: how it is compressed.
+        shift: pixels of this level by which each lies up and left of the square of finer pixels that it stands for.
+    """
+
+    size: tuple[int, int]
+    downsample: tuple[float, float] = (1.0, 1.0)
+    scales: tuple[int, ...] = (1,)
+    codec: str = ""
+    shift: float = 0.0
+
+    def at(self, scale: int) -> Level:
+        """The level reduced by one of its ``scales``: without the last pixels, where they are not a whole square.
+
+        JPEG averages squares. The low pass of JPEG 2000 has its samples at the first pixel of each square.
+        """
+        height, width = (max(1, length // scale) for length in self.size)
+        y, x = self.downsample
+        shift = (scale - 1) / (2 * scale) if self.codec == "JPEG 2000" else 0.0
+        return Level((height, width), (y * scale, x * scale), (1,), self.codec, shift)
+
+
+class SlideFile(Protocol):
+    """A slide's pixels, read by one of several libraries.
+
+    Attributes:
+        reader: the library: "tiles" for the built-in one, "openslide" or "wsidicom".
+        vendor: of the scanner, or the file format.
+        levels: from the finest to the coarsest.
+        spacing: µm per pixel of level 0 along y and x; None where unknown.
+        associated: names of other images in the file: label, macro, thumbnail.
+        problems: what is wrong with the file, a line each.
+    """
+
+    @property
+    def reader(self) -> str: ...
+
+    @property
+    def vendor(self) -> str: ...
+
+    @property
+    def levels(self) -> Sequence[Level]: ...
+
+    @property
+    def spacing(self) -> Spacing | None: ...
+
+    @property
+    def associated(self) -> Sequence[str]: ...
+
+    @property
+    def problems(self) -> Sequence[str]: ...
+
+    def read(self, level: int, box: Box, scale: int) -> Pixels:
+        """A part (height, width, 3) of a level reduced by ``scale``, which lies inside it. Raises CorruptImage."""
+        ...
+
+    def read_associated(self, name: str) -> Pixels:
+        """Another image (H, W, 3). Raises CorruptImage."""
+        ...
+
+    def check(self) -> list[str]:
+        """Problems that are found by a look at all tiles' positions, but not at their pixels."""
+        ...
+
+
+@dataclass(frozen=True)
+class Region:
+    """The pixels that cover a rectangle of a slide, as they are stored.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        origin: µm from the slide's upper left corner to that of the pixels, along y and x.
+        spacing: µm per pixel along y and x.
+    """
+
+    pixels: Pixels
+    origin: tuple[float, float]
+    spacing: Spacing
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A whole slide. It may be used by several threads, and in processes that are forked or get it pickled.
+
+    Args:
+        name: the path of the file.
+        file: its pixels.
+        given: µm per pixel that override those of the file.
+    """
+
+    name: str
+    file: SlideFile
+    given: Spacing | None = None
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """The stored resolutions, from the finest to the coarsest."""
+        return self.file.levels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of level 0 in pixels."""
+        return self.file.levels[0].size
+
+    @property
+    def vendor(self) -> str:
+        """The vendor of the scanner, or the file format."""
+        return self.file.vendor
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """µm per pixel of level 0 along y and x; None where unknown."""
+        return self.given or self.file.spacing
+
+    @property
+    def mpp(self) -> Spacing:
+        """µm per pixel of level 0 along y and x.
+
+        Raises:
+            UserError: they are unknown.
+        """
+        if self.spacing is None:
+            raise UserError(f"{self.name} has {NO_MPP}")
+        return self.spacing
+
+    @property
+    def associated(self) -> Sequence[str]:
+        """Names of other images in the file. Labels and macros may show the patient's name; nothing stores them."""
+        return self.file.associated
+
+    def associated_image(self, name: str) -> Pixels:
+        """Another image (H, W, 3) of the file.
+
+        Raises:
+            UserError: there is none of that name.
+            CorruptImage: it cannot be decoded.
+        """
+        if name not in self.associated:
+            raise UserError(f"{self.name} has no image {name}; it has: {', '.join(self.associated) or 'none'}")
+        return self.file.read_associated(name)
+
+    def read(self, level: int, box: Box, scale: int = 1) -> Pixels:
+        """Pixels of a level; white outside of the slide.
+
+        Args:
+            level: 0 is the finest.
+            box: top, left, height, width in pixels of the level reduced by ``scale``.
+            scale: one of the level's ``scales``, by which it is reduced while it is decoded.
+
+        Returns:
+            (height, width, 3) uint8.
+
+        Raises:
+            CorruptImage: a tile cannot be decoded.
+        """
+        top, left, height, width = box
+        rows, columns = self.levels[level].at(scale).size
+        y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, rows), min(left + width, columns)
+        if (y0, x0, y1, x1) == (top, left, top + height, left + width):
+            return self.file.read(level, box, scale)
+        out = np.full((height, width, 3), WHITE, np.uint8)
+        if y0 < y1 and x0 < x1:
+            out[y0 - top : y1 - top, x0 - left : x1 - left] = self.file.read(level, (y0, x0, y1 - y0, x1 - x0), scale)
+        return out
+
+    def nearest(self, mpp: float) -> tuple[int, int]:
+        """The level and scale that are read for a resolution: the coarsest that is not coarser, or else the finest.
+
+        Args:
+            mpp: µm per pixel.
+
+        Raises:
+            UserError: the slide's µm per pixel are unknown.
+        """
+        y, x = self.mpp
+        choices = [
+            (max(y * reduced.downsample[0], x * reduced.downsample[1]), -scale, number)
+            for number, level in enumerate(self.levels)
+            for scale in level.scales
+            for reduced in [level.at(scale)]
+        ]
+        fine = [choice for choice in choices if choice[0] <= mpp * (1 + _FINER)]
+        _, scale, number = max(fine) if fine else min(choices, key=lambda choice: (choice[0], -choice[1]))
+        return number, -scale
+
+    def read_um(self, box: tuple[float, float, float, float], mpp: float) -> Region:
+        """The stored pixels that cover a rectangle, at the nearest resolution that is not coarser than asked.
+
+        Nothing is resampled: whoever draws the rectangle at exactly ``mpp`` resamples once, from the region's map.
+
+        Args:
+            box: top, left, height, width in µm from the upper left corner of the slide.
+            mpp: µm per pixel.
+
+        Raises:
+            UserError: the slide's µm per pixel are unknown.
+            CorruptImage: a tile cannot be decoded.
+        """
+        number, scale = self.nearest(mpp)
+        level = self.levels[number].at(scale)
+        y, x = (own * down for own, down in zip(self.mpp, level.downsample, strict=True))
+        shift = level.shift
+        top, bottom = _covering(box[0] / y + shift, (box[0] + box[2]) / y + shift)
+        left, right = _covering(box[1] / x + shift, (box[1] + box[3]) / x + shift)
+        pixels = self.read(number, (top, left, bottom - top, right - left), scale)
+        return Region(pixels, ((top - shift) * y, (left - shift) * x), (y, x))
+
+    def at_mpp(self, mpp: float) -> SlideLevel:
+        """The slide as an image of the nearest resolution that is not coarser. Arguments and errors as above."""
+        return SlideLevel(self, *self.nearest(mpp))
+
+    def with_mpp(self, mpp: float | None) -> Slide:
+        """The slide with other µm per pixel, or as it is for None."""
+        return self if mpp is None else replace(self, given=(mpp, mpp))
+
+
+@dataclass(frozen=True)
+class SlideLevel:
+    """A level of a slide as an image that is read in parts, see :class:`densepath.sources.image_reader.ImageReader`.
+
+    Args:
+        slide: the slide.
+        level: 0 is the finest.
+        scale: one of the level's ``scales``.
+    """
+
+    slide: Slide
+    level: int = 0
+    scale: int = 1
+
+    @property
+    def name(self) -> str:
+        """The slide's path."""
+        return self.slide.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.slide.levels[self.level].at(self.scale).size
+
+    @property
+    def spacing(self) -> float | None:
+        """µm per pixel, the mean of both axes; None where unknown."""
+        if self.slide.spacing is None:
+            return None
+        downsample = self.slide.levels[self.level].at(self.scale).downsample
+        return sum(own * down for own, down in zip(self.slide.spacing, downsample, strict=True)) / 2
+
+    def read(self, top: int, left: int, height: int, width: int) -> Pixels:
+        """A part (height, width, 3). Raises CorruptImage."""
+        return self.slide.read(self.level, (top, left, height, width), self.scale)
+
+
+def _covering(low: float, high: float) -> tuple[int, int]:
+    """The pixels that an interval touches; an edge that is a pixel's within rounding is taken for that."""
+    first, last = round(low), round(high)
+    if abs(first - low) > 1e-4:
+        first = int(np.floor(low))
+    if abs(last - high) > 1e-4:
+        last = int(np.ceil(high))
+    return first, max(last, first + 1)
+
+
+def downsamples(sizes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Pixels of the first size for one of each size, along y and x.
+
+    Levels are made by whole factors, and their sizes rounded: where a whole factor explains a size, it is that.
+    """
+    (height, width), found = sizes[0], []
+    for rows, columns in sizes:
+        factor = round((height / rows + width / columns) / 2) if rows and columns else 1
+        whole = factor >= 1 and abs(height / factor - rows) < 1 and abs(width / factor - columns) < 1
+        found.append((float(factor), float(factor)) if whole else (height / rows, width / columns))
+    return found
+
+
+def disagree(largest: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a level shows another area than level 0: no downsampling explains both its sides, within 2 pixels."""
+    ranges = [(full / (side + 2), full / max(side - 2, 0.5)) for full, side in zip(largest, size, strict=True)]
+    return max(low for low, _ in ranges) > min(high for _, high in ranges)

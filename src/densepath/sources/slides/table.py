@@ -1,0 +1,138 @@
+"""``densepath slides``: what is known of each slide, and what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError, one_line
+from densepath.core.files import atomic_write
+from densepath.core.streams import say, write_line
+from densepath.core.system import with_progress
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.listing import Passed
+from densepath.sources.slides.find import find_slides
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.resolution import MppTable
+from densepath.sources.slides.slide import NO_MPP, Slide
+
+COLUMNS = ("slide", "vendor", "width", "height", "levels", "mpp", "codec", "reader", "associated", "problem")
+
+
+def open_slides(
+    paths: Sequence[str], mpp: MppTable | None = None
+) -> Iterator[tuple[str, Slide | CorruptImage | UserError]]:
+    """Open slides one after the other; a slide that cannot be opened gives its error.
+
+    Args:
+        paths: of the slides.
+        mpp: µm per pixel that the user gives.
+    """
+    for path in paths:
+        try:
+            slide = open_slide(path, mpp.given(path) if mpp else None)
+            if slide.spacing is None and mpp:
+                slide = slide.with_mpp(mpp.default)
+            yield path, slide
+        except (CorruptImage, UserError) as error:
+            yield path, error
+
+
+def list_slides(
+    *,
+    data: str | Path,
+    out: str | Path | None = None,
+    mpp_table: str | Path | None = None,
+    default_mpp: float | None = None,
+    exclude: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """List slides: vendor, size, levels, µm per pixel, codec, the library that reads them, and what is wrong with them.
+
+    Nothing of a slide's label, macro or text is shown or stored, as these may name the patient.
+
+    Args:
+        data: a folder of slides, a text list of files, a glob, or a slide.
+        out: a CSV file for the table.
+        mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.
+        default_mpp: µm per pixel of slides that have none.
+        exclude: patterns of slides to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+
+    Returns:
+        A row for each slide, with the columns of the table; values that are unknown are empty.
+
+    Raises:
+        UserError: there is no slide, or none can be read.
+    """
+    passed, mpp = Passed(), MppTable(mpp_table, default_mpp)
+    paths = find_slides(data, exclude, passed)
+    rows = []
+    for path, slide in with_progress(open_slides(paths, mpp), len(paths), "opening slides"):
+        name = one_line(os.path.relpath(path, data) if os.path.isdir(data) else path)
+        rows.append(_row(slide) if isinstance(slide, Slide) else {"problem": _why(slide)})
+        rows[-1] = {column: {"slide": name, **rows[-1]}.get(column, "") for column in COLUMNS}
+    _print(rows)
+    also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+    wrong = [row for row in rows if row["problem"]]
+    for row in wrong:
+        write_line(f"{row['slide']}: {row['problem']}", sys.stdout)
+    if unknown := mpp.unknown(paths):
+        write_line(unknown, sys.stdout)
+    say(f"densepath: {len(rows)} slides, {len(wrong)} with problems{also}")
+    if all(not row["reader"] for row in rows):
+        raise UserError(f"none of {len(rows)} slides can be read ({rows[0]['slide']}: {rows[0]['problem']})")
+    if out is not None:
+        with atomic_write(out) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return rows
+
+
+def _row(slide: Slide) -> dict[str, Any]:
+    """The facts of a slide that can be opened."""
+    height, width = slide.size
+    problems = list(slide.file.problems)
+    try:
+        found = slide.file.check()
+        problems += found
+        if not found:
+            slide.read(0, (height - 1, width - 1, 1, 1))  # the last pixel, which a truncated file lacks
+    except CorruptImage as error:
+        problems.append(error.why)
+    problems += [NO_MPP] * (slide.spacing is None)
+    return {
+        "vendor": slide.vendor,
+        "width": width,
+        "height": height,
+        "levels": " ".join(f"{sum(level.downsample) / 2:.6g}" for level in slide.levels),
+        "mpp": _spacing(slide),
+        "codec": slide.levels[0].codec,
+        "reader": slide.file.reader,
+        "associated": " ".join(sorted(slide.associated)),
+        "problem": "; ".join(problems),
+    }
+
+
+def _spacing(slide: Slide) -> str:
+    if slide.spacing is None:
+        return ""
+    y, x = slide.spacing
+    return f"{x:.6g}" if x == y else f"{x:.6g} x {y:.6g}"
+
+
+def _why(error: CorruptImage | UserError) -> str:
+    return error.why if isinstance(error, CorruptImage) else str(error)
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    """The table on stdout, without the problems, which have a line each."""
+    shown = [{"mpp": "µm/px"}.get(column, column) for column in COLUMNS[:-1]]
+    lines = [shown, *([str(row[column]) for column in COLUMNS[:-1]] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        words = (word.ljust(width) for word, width in zip(line, widths, strict=True))
+        write_line("  ".join(words).rstrip(), sys.stdout)

@@ -1,0 +1,139 @@
+"""Slides in tiled TIFF files of Aperio and OME, and plain pyramids, whose tiles are read straight from the file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from densepath.core.errors import one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides import resolution
+from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.resolution import Spacing
+from densepath.sources.slides.slide import Box, Level, disagree, downsamples
+from densepath.sources.slides.tile_codecs import CODECS, Pixels
+from densepath.sources.slides.tile_table import TileTable
+
+_REDUCED = 1  # bit of NewSubfileType
+_KNOWN = ("label", "macro", "thumbnail")
+_OTHERS = re.compile("Philips|MedScan|Hamamatsu|Ventana|Leica|Zeiss", re.IGNORECASE)  # OpenSlide knows them better
+
+
+@dataclass(frozen=True)
+class TiffSlide:
+    """A slide in a tiled TIFF. It has no open file: threads and forked processes share nothing.
+
+    Args:
+        vendor: aperio, ome-tiff or tiff.
+        tables: the tiles of each level.
+        spacing: µm per pixel of level 0.
+        pages: positions of associated images among the file's pages, by name.
+        problems: what is wrong with the file.
+    """
+
+    vendor: str
+    tables: tuple[TileTable, ...]
+    spacing: Spacing | None
+    pages: dict[str, int]
+    problems: tuple[str, ...]
+    levels: tuple[Level, ...] = field(init=False)
+    reader = "tiles"
+
+    def __post_init__(self) -> None:
+        steps = downsamples([table.size for table in self.tables])
+        pairs = zip(self.tables, steps, strict=True)
+        levels = (Level(t.size, step, t.format.scales, t.format.codec) for t, step in pairs)
+        object.__setattr__(self, "levels", tuple(levels))
+
+    @property
+    def associated(self) -> tuple[str, ...]:
+        """Names of other images in the file."""
+        return tuple(self.pages)
+
+    def read(self, level: int, box: Box, scale: int) -> Pixels:
+        """A part (height, width, 3) of a level reduced by ``scale``. Raises CorruptImage."""
+        return self.tables[level].read(*box, scale)
+
+    def read_associated(self, name: str) -> Pixels:
+        """Another image (H, W, 3). Raises CorruptImage."""
+        path = self.tables[0].file.path
+        try:
+            with TiffImageFile(path) as image:  # Image.open would refuse the size of level 0
+                image.seek(self.pages[name])
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:  # decoders raise nearly any type on corrupt bytes
+            raise CorruptImage(path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
+
+    def check(self) -> list[str]:
+        """A line for each level with tiles that the file ends before."""
+        return [
+            f"truncated: {beyond:,} of {table.count:,} tiles of level {number} lie beyond its end; copy it again"
+            for number, table in enumerate(self.tables)
+            if (beyond := table.beyond())
+        ]
+
+
+def open_tiff(path: str) -> TiffSlide | None:
+    """A slide in a tiled TIFF; None for other files, and for the formats that OpenSlide knows better.
+
+    Raises:
+        CorruptImage: it is such a file, but cannot be read.
+        Exception: of nearly any type, if it is not a TIFF.
+    """
+    file = FileParts.of(path)
+    with tifffile.TiffFile(path) as tiff:
+        first: Any = tiff.pages.first
+        software = str(first.tags.valueof("Software", "")) + str(first.tags.valueof("Make", ""))
+        foreign = tiff.is_scn or tiff.is_bif or tiff.is_ndpi or tiff.is_philips or _OTHERS.search(software)
+        if not first.is_tiled or foreign or int(first.compression) not in CODECS:
+            return None
+        ome = bool(tiff.is_ome)
+        aperio = not ome and first.description.startswith("Aperio")
+        tables, problems = [TileTable.of(file, first)], []
+        for number, page in enumerate(_reduced(tiff, aperio), 1):
+            size = int(page.imagelength), int(page.imagewidth)
+            shown = f"level {number} of {size[1]} x {size[0]} px"
+            if disagree(tables[0].size, size):
+                problems.append(f"{shown} has other proportions than level 0 and is left out")
+                continue
+            try:
+                tables.append(TileTable.of(file, page))
+            except CorruptImage as error:
+                problems.append(f"{shown} is left out: {error.why}")
+        tables.sort(key=lambda table: -table.size[0] * table.size[1])
+        if ome:
+            vendor, spacing = "ome-tiff", resolution.from_ome(tiff.ome_metadata or "")
+        elif aperio:
+            vendor, spacing = "aperio", resolution.from_aperio(first.description)
+        else:
+            vendor, spacing = "tiff", None
+        spacing = spacing or resolution.from_tags(first)
+        return TiffSlide(vendor, tuple(tables), spacing, _associated(tiff) if aperio else {}, tuple(problems))
+
+
+def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
+    """The pages that show the first one reduced."""
+    first: Any = tiff.pages.first
+    yield from first.pages or ()
+    pages: list[Any] = list(tiff.pages)
+    for page in pages[1:]:
+        if page.is_tiled and (aperio or page.subfiletype & _REDUCED):
+            yield page
+
+
+def _associated(tiff: tifffile.TiffFile) -> dict[str, int]:
+    """Positions of the label, the macro and the thumbnail of an Aperio slide, by these names."""
+    found: dict[str, int] = {}
+    pages: list[Any] = list(tiff.pages)
+    for number, page in enumerate(pages):
+        if number and not page.is_tiled:
+            lines = page.description.splitlines()
+            word = (lines[1].split() or [""])[0] if len(lines) > 1 else ""
+            found.setdefault(word if word in _KNOWN else "thumbnail", number)
+    return found

@@ -1,0 +1,154 @@
+"""Decoding the tiles of a TIFF: JPEG and JPEG 2000, also reduced, and what Pillow's libtiff knows."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densepath.core.errors import UserError
+
+NONE, JPEG = 1, 7
+JPEG_2000 = (33003, 33005, 34712)
+_APERIO_YCBCR = 33003
+CODECS = {NONE: "none", 5: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
+CODECS |= dict.fromkeys(JPEG_2000, "JPEG 2000")
+_WHITE_IS_ZERO, _RGB, _YCBCR = 0, 2, 6  # PhotometricInterpretation
+_SCALES = {"JPEG": (1, 2, 4, 8), "JPEG 2000": (1, 2, 4)}
+_START, _END, _JFIF = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
+_PADDING = 8  # bytes between the pixels and the end of a JPEG that do not mean damage
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TileFormat:
+    """How the tiles of a level are stored.
+
+    Args:
+        compression, photometric, predictor: TIFF's numbers.
+        height, width: of a tile in pixels.
+        samples: channels of a tile: 1 or 3, or 4 with transparency.
+        jpeg_start: the beginning of each JPEG: its tables, and the marker that says whether it is RGB or YCbCr.
+    """
+
+    compression: int
+    photometric: int
+    predictor: int
+    height: int
+    width: int
+    samples: int
+    jpeg_start: bytes = b""
+
+    @property
+    def codec(self) -> str:
+        """The name of the compression; empty if it is unknown."""
+        return CODECS.get(self.compression, "")
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Factors by which a tile can be reduced while it is decoded."""
+        scales = _SCALES.get(self.codec, (1,))
+        return tuple(scale for scale in scales if self.height % scale == 0 == self.width % scale)
+
+    def decode(self, data: bytes, scale: int = 1) -> Pixels:
+        """A tile (height / scale, width / scale, 1 or 3).
+
+        Raises:
+            Exception: of nearly any type, if the data is corrupt.
+        """
+        if self.compression == JPEG:
+            pixels = self._jpeg(data, scale)
+        elif self.compression in JPEG_2000:
+            pixels = self._jpeg_2000(data, scale)
+        elif self.compression == NONE and self.predictor == 1:
+            pixels = np.frombuffer(data, np.uint8).reshape(self.height, self.width, self.samples)
+        else:
+            pixels = self._libtiff(data)
+        if pixels.shape[:2] != (self.height // scale, self.width // scale):
+            raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
+        if self.photometric == _WHITE_IS_ZERO:
+            pixels = np.invert(pixels)
+        return pixels[:, :, :3]
+
+    def _jpeg(self, data: bytes, scale: int) -> Pixels:
+        decode_jpeg = _simplejpeg().decode_jpeg
+        body = data[2:]
+        if self.photometric == _RGB and body.startswith(_JFIF):  # it would mean YCbCr, whatever else is said
+            body = body[2 + int.from_bytes(body[2:4], "big") :]
+        whole = self.jpeg_start + body
+        height, width, channels = self.height // scale, self.width // scale, 1 if self.samples == 1 else 3
+        given: dict[str, Any] = {"colorspace": "GRAY" if channels == 1 else "RGB"}
+        given["buffer"] = np.empty((height, width, channels), np.uint8)  # a larger image is refused
+        if scale > 1:
+            given |= {"min_height": height, "min_width": width, "min_factor": scale}
+        try:
+            return decode_jpeg(whole, **given)
+        except ValueError as error:
+            padding = _EXTRANEOUS.search(str(error))
+            if padding is None or int(padding[1]) > _PADDING:
+                raise
+            return decode_jpeg(whole, strict=False, **given)
+
+    def _jpeg_2000(self, data: bytes, scale: int) -> Pixels:
+        image: Any = Image.open(io.BytesIO(data), formats=("JPEG2000",))
+        if image.size != (self.width, self.height):  # before memory is allocated
+            raise ValueError(f"{image.size[0]} x {image.size[1]} px")
+        image.reduce = scale.bit_length() - 1
+        pixels = np.asarray(image)
+        if self.compression == _APERIO_YCBCR and image.mode != "L":
+            pixels = np.asarray(Image.fromarray(pixels, "YCbCr").convert("RGB"))
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    def _libtiff(self, data: bytes) -> Pixels:
+        """Decode by Pillow's libtiff, which is given the tile as an image of one strip."""
+        with Image.open(io.BytesIO(self._as_file(data)), formats=("TIFF",)) as image:
+            pixels = np.asarray(image)
+        if self.photometric == _WHITE_IS_ZERO:  # Pillow has inverted it
+            pixels = np.invert(pixels)
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    def _as_file(self, data: bytes) -> bytes:
+        tags = [(256, 4, 1, self.width), (257, 4, 1, self.height), (258, 3, self.samples, 8)]
+        tags += [(259, 3, 1, self.compression), (262, 3, 1, self.photometric), (273, 4, 1, 0)]
+        tags += [
+            (277, 3, 1, self.samples),
+            (278, 4, 1, self.height),
+            (279, 4, 1, len(data)),
+            (317, 3, 1, self.predictor),
+        ]
+        tags += [(338, 3, 1, 2)] * (self.samples == 4)
+        bits = 8 + 2 + 12 * len(tags) + 4
+        values = {258: bits if self.samples > 2 else 0x00080008, 273: bits + 8}
+        entries = b"".join(struct.pack("<HHII", t, kind, count, values.get(t, v)) for t, kind, count, v in tags)
+        head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+        return head + entries + struct.pack("<I4H", 0, *(8,) * 4) + data
+
+
+def jpeg_start(tables: bytes, photometric: int) -> bytes:
+    """What a JPEG tile of a TIFF begins with instead of its own start marker.
+
+    A decoder takes a JPEG of three channels for YCbCr; an Adobe marker says what the TIFF's tag says.
+
+    Args:
+        tables: the tag JPEGTables, a JPEG without pixels; may be empty.
+        photometric: the tag PhotometricInterpretation.
+    """
+    adobe = b"\xff\xee" + struct.pack(">H5sHHHB", 14, b"Adobe", 100, 0, 0, int(photometric == _YCBCR))
+    body = tables.removeprefix(_START).removesuffix(_END)
+    return _START + (adobe if photometric in (_RGB, _YCBCR) else b"") + body
+
+
+def _simplejpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError as error:
+        raise UserError('slides with JPEG tiles need simplejpeg; pip install "densepath[slides]"') from error
+    return simplejpeg

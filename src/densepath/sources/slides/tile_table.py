@@ -1,0 +1,166 @@
+"""The tiles of one level of a TIFF: where each is in the file, read from there when it is needed."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError, one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.decoded_tiles import recent_tiles
+from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.tile_codecs import CODECS, JPEG, Pixels, TileFormat, jpeg_start
+
+WHITE = 255
+_OFFSETS, _COUNTS = 324, 325  # TileOffsets, TileByteCounts
+_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by TIFF's type
+_SEPARATE = 2  # PlanarConfiguration
+_CHECKED_AT_ONCE = 2**14  # tiles
+_LARGEST_TILE = 2**13  # pixels of a side
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A list of numbers in a file, of any length, of which only those that are needed are read.
+
+    Args:
+        offset: of the list in bytes.
+        count: its length.
+        kind: byte order and type, as in :mod:`struct`.
+    """
+
+    offset: int
+    count: int
+    kind: str
+
+    @classmethod
+    def of(cls, tag: Any, byteorder: str) -> _Numbers:
+        return cls(tag.valueoffset, tag.count, byteorder + _NUMBERS[int(tag.dtype)])
+
+    def one(self, file: FileParts, position: int) -> int:
+        size = struct.calcsize(self.kind)
+        return int(struct.unpack(self.kind, file.read(self.offset + position * size, size))[0])
+
+    def some(self, file: FileParts, first: int, count: int) -> npt.NDArray[np.float64]:
+        size = struct.calcsize(self.kind)
+        data = file.read(self.offset + first * size, count * size)
+        return np.frombuffer(data, np.dtype(self.kind)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """The tiles of a level.
+
+    Args:
+        file: the slide.
+        size: height and width of the level in pixels.
+        format: how a tile is stored.
+        planes: 3 if the colors are stored in separate tiles, otherwise 1.
+    """
+
+    file: FileParts
+    size: tuple[int, int]
+    format: TileFormat
+    planes: int
+    _offsets: _Numbers
+    _counts: _Numbers
+
+    @classmethod
+    def of(cls, file: FileParts, page: Any) -> TileTable:
+        """The table of a page of tifffile.
+
+        Raises:
+            CorruptImage: its tiles cannot be decoded here.
+        """
+        samples, planes = int(page.samplesperpixel), 1
+        if page.planarconfig == _SEPARATE and samples > 1:
+            samples, planes = 1, samples
+        if page.dtype != np.uint8 or samples not in (1, 3, 4) or planes not in (1, 3) or page.imagedepth != 1:
+            channels = samples * planes
+            raise CorruptImage(file.path, f"{channels} channels of {page.dtype} are not 8-bit RGB or grey; convert it")
+        if int(page.compression) not in CODECS:
+            raise CorruptImage(file.path, f"its compression {int(page.compression)} is unknown; save it with JPEG")
+        height, width = int(page.tilelength), int(page.tilewidth)
+        if not 0 < height <= _LARGEST_TILE or not 0 < width <= _LARGEST_TILE:
+            raise CorruptImage(file.path, f"its tiles have {width} x {height} px; save it with tiles of 256 px")
+        photometric = int(page.photometric) if planes == 1 else 1
+        jpeg = int(page.compression) == JPEG
+        start = jpeg_start(page.jpegtables or b"", photometric) if jpeg else b""
+        kind = TileFormat(int(page.compression), photometric, int(page.predictor), height, width, samples, start)
+        lists = [_Numbers.of(page.tags[code], page.parent.byteorder) for code in (_OFFSETS, _COUNTS)]
+        table = cls(file, (int(page.imagelength), int(page.imagewidth)), kind, planes, *lists)
+        if min(each.count for each in lists) < table.count:
+            raise CorruptImage(file.path, f"it lists {lists[0].count:,} of {table.count:,} tiles; copy it again")
+        return table
+
+    @property
+    def across(self) -> int:
+        """Tiles in a row."""
+        return -(-self.size[1] // self.format.width)
+
+    @property
+    def count(self) -> int:
+        """Tiles of the level."""
+        return -(-self.size[0] // self.format.height) * self.across * self.planes
+
+    def read(self, top: int, left: int, height: int, width: int, scale: int = 1) -> Pixels:
+        """A part (height, width, 3) of the level reduced by ``scale``, which is one of ``format.scales``.
+
+        Raises:
+            CorruptImage: a tile cannot be read or decoded.
+        """
+        high, wide = self.format.height // scale, self.format.width // scale
+        if top % high == 0 == left % wide and (height, width) == (high, wide):  # no copy
+            return self._tile(top // high * self.across + left // wide, scale, keep=False)
+        out = np.empty((height, width, 3), np.uint8)
+        for row in range(top // high, -(-(top + height) // high)):
+            for column in range(left // wide, -(-(left + width) // wide)):
+                tile = self._tile(row * self.across + column, scale)
+                y, x = row * high - top, column * wide - left  # of the tile in the part
+                rows, columns = slice(max(y, 0), y + high), slice(max(x, 0), x + wide)
+                part = out[rows, columns]
+                part[:] = tile[rows.start - y :, columns.start - x :][: part.shape[0], : part.shape[1]]
+        return out
+
+    def beyond(self) -> int:
+        """How many tiles the file ends before."""
+        found = 0
+        for first in range(0, self.count, _CHECKED_AT_ONCE):
+            count = min(_CHECKED_AT_ONCE, self.count - first)
+            starts, sizes = (each.some(self.file, first, count) for each in (self._offsets, self._counts))
+            found += int(((sizes > 0) & (starts + sizes > self.file.size)).sum())
+        return found
+
+    def _tile(self, index: int, scale: int, keep: bool = True) -> Pixels:
+        """A tile (h, w, 3); with ``keep`` also kept for later, and not to be changed."""
+        key = (self.file.identity, self._offsets.offset, index, scale)
+        tile = recent_tiles.get(key)
+        if tile is None:
+            in_plane = self.count // self.planes
+            planes = [self._plane(index + plane * in_plane, index, scale) for plane in range(self.planes)]
+            tile = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+            tile = np.repeat(tile, 3, axis=2) if tile.shape[2] == 1 else tile
+            if keep:
+                recent_tiles.put(key, tile)
+        elif not keep:
+            tile = tile.copy()
+        return tile
+
+    def _plane(self, stored: int, index: int, scale: int) -> Pixels:
+        start, count = self._offsets.one(self.file, stored), self._counts.one(self.file, stored)
+        shape = self.format.height // scale, self.format.width // scale
+        if not count:  # a tile that was left out is empty glass
+            return np.full((*shape, 1), WHITE, np.uint8)
+        data = self.file.read(start, count)
+        try:
+            return self.format.decode(data, scale)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # decoders raise nearly any type on corrupt bytes
+            y, x = index // self.across * self.format.height, index % self.across * self.format.width
+            where = f"the tile at x {x}, y {y} of its level of {self.size[1]} x {self.size[0]} px is damaged"
+            raise CorruptImage(self.file.path, f"{where} ({one_line(str(error))})") from error

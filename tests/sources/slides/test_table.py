@@ -1,0 +1,134 @@
+"""``densepath slides``: facts and problems, a line each, and nothing of a patient."""
+
+from __future__ import annotations
+
+import csv
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from slide_files import APERIO, JPEG, RGB, YCBCR, Pixels, aperio_tile, halves, jpeg, tables, write_tiles
+
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.table import COLUMNS, list_slides
+
+
+def _many(folder: Path, slides: dict[str, Path], tissue: Pixels) -> None:
+    """A folder of good slides, and one of each damage."""
+    good = slides["RGB without a marker"].read_bytes()
+    (folder / "good.svs").write_bytes(good)
+    (folder / "empty.svs").touch()
+    (folder / "junk.ndpi").write_bytes(bytes(range(256)) * 9)
+    (folder / "short.svs").write_bytes(good[: len(good) // 2])
+    (folder / "head.tiff").write_bytes(b"II*\0\x08")
+    plain = write_tiles(folder / "no mpp.tiff", [tissue], jpeg, JPEG, YCBCR)
+    write_tiles(folder / "levels.tiff", [tissue, halves(tissue, 4)[:, :60]], jpeg, JPEG, YCBCR)
+    beyond = folder / "beyond.tiff"
+    beyond.write_bytes(plain.read_bytes())
+    with tifffile.TiffFile(beyond) as tiff:
+        place = tiff.pages[0].tags[324].valueoffset + 4 * 3
+    with beyond.open("r+b") as file:
+        file.seek(place)
+        file.write(struct.pack("<I", 2**31))
+    tifffile.imwrite(folder / "deep.tiff", tissue.astype(np.float32), tile=(64, 64), photometric="rgb")
+    Image.fromarray(tissue[:90]).save(folder / "label.tif")
+    Image.fromarray(tissue[:90]).save(folder / "thumbnail.png")
+
+
+EXPECTED = {
+    "good.svs": "",
+    "empty.svs": "the file is empty",
+    "junk.ndpi": "not a slide of a format that OpenSlide knows",
+    "short.svs": "truncated: 8 of 15 tiles of level 0 lie beyond its end; copy it again",
+    "head.tiff": "a TIFF that is truncated or damaged; copy it again",
+    "no mpp.tiff": "no µm per pixel; give them by --mpp_table slides.csv (columns wsi,mpp) or --default_mpp",
+    "levels.tiff": "level 1 of 60 x 83 px has other proportions than level 0 and is left out",
+    "beyond.tiff": "truncated: 1 of 15 tiles of level 0 lie beyond its end",
+    "deep.tiff": "3 channels of float32 are not 8-bit RGB or grey",
+    "label.tif": "not a slide: a TIFF without tiles",
+}
+
+
+def test_each_problem_is_a_line_and_none_ends_the_list(
+    slides: dict[str, Path], tissue: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "S").mkdir()
+    _many(folder, slides, tissue)
+    (tmp_path / "mpp.csv").write_text("wsi,mpp\nlevels.tiff,0.23\ngone.svs,1\nbeyond,0.25\n")
+    words = ["--data", str(folder), "--mpp_table", str(tmp_path / "mpp.csv"), "--out", str(tmp_path / "t.csv")]
+    assert main(["slides", *words]) == 0
+    shown = capsys.readouterr()
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = {row["slide"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == sorted(EXPECTED)
+    for name, problem in EXPECTED.items():
+        assert rows[name]["problem"].startswith(problem) and bool(problem) == bool(rows[name]["problem"])
+        assert (f"{name}: {problem}" in shown.out) == bool(problem)
+        assert list(rows[name]) == list(COLUMNS)
+    assert rows["good.svs"] | {"problem": ""} == {
+        "slide": "good.svs",
+        "vendor": "aperio",
+        "width": "517",
+        "height": "333",
+        "levels": "1 4",
+        "mpp": "0.499",
+        "codec": "JPEG",
+        "reader": "tiles",
+        "associated": "",
+        "problem": "",
+    }
+    assert rows["levels.tiff"]["mpp"] == "0.23" and rows["levels.tiff"]["levels"] == "1"
+    assert "mpp.csv names 1 slides that are not in the data: gone.svs" in shown.out
+    assert "10 slides, 9 with problems; passed over: 1 .png files" in shown.err
+    good = next(line for line in shown.out.splitlines() if line.startswith("good.svs"))
+    assert all(value in good for value in ("aperio", "517", "333", "1 4", "0.499", "JPEG", "tiles"))
+    with pytest.raises(CorruptImage, match=r"beyond\.tiff.*copy it again"):
+        open_slide(folder / "beyond.tiff").read(0, (0, 384, 50, 50))
+    assert open_slide(folder / "beyond.tiff").read(0, (0, 0, 128, 128)).std() > 5
+
+
+def test_only_unreadable_slides_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.svs").touch()
+    assert main(["slides", "--data", str(tmp_path)]) == 2
+    assert "none of 1 slides can be read (empty.svs: the file is empty)" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="contain no slide"):
+        list_slides(data=tmp_path / "none")
+
+
+def test_nothing_of_the_patient_is_shown_or_stored(
+    tissue: Pixels,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name is in the description, in the names of pages, and in a path of the scanner."""
+    (folder := tmp_path / "S").mkdir()
+    secret = "DOE^JANE A-1234567"
+    description = APERIO.format(mpp=0.5) + f"|Filename = {secret}|Patient = {secret}|ScanScope ID = {secret}"
+    write_tiles(folder / "a.svs", [tissue], aperio_tile, JPEG, RGB, jpeg_tables=tables(), description=description)
+    with tifffile.TiffWriter(folder / "a.svs", append=True) as tiff:
+        for name in ("label", "macro", secret):
+            note = f"Aperio Image Library v12\n{name} 99x33 {secret}"
+            tiff.write(tissue[:33, :99], photometric="rgb", description=note, metadata=None, software=secret)
+    write_tiles(folder / "b.tiff", [tissue], jpeg, JPEG, YCBCR, description=secret)
+    data = (folder / "a.svs").read_bytes()
+    (folder / "c.svs").write_bytes(data[: len(data) - 1000])
+    assert main(["slides", "--data", str(folder), "--out", str(tmp_path / "t.csv")]) == 0
+    shown, stored = capfd.readouterr(), (tmp_path / "t.csv").read_text()
+    assert "label macro thumbnail" in stored and "aperio" in shown.out
+    for text in (shown.out, shown.err, caplog.text, stored):
+        assert not any(word in text for word in ("DOE", "JANE", "1234567"))
+    slide = open_slide(folder / "a.svs")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)  # level 0 has many more than Pillow takes at once
+    np.testing.assert_array_equal(slide.associated_image("label"), tissue[:33, :99])
+    with pytest.raises(UserError, match="has no image map; it has: label, macro, thumbnail"):
+        slide.associated_image("map")
+    assert secret not in repr(slide)
