@@ -1,9 +1,9 @@
 """The page of densepath on a package index: the README, whose relative links would lead nowhere there."""
 
 import re
+import tomllib
 from pathlib import Path
 
-import tomllib
 from setuptools import setup
 
 ROOT = Path(__file__).parent

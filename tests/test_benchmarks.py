@@ -18,6 +18,7 @@ import torchvision
 from benchmarks import (
     bare,
     detect,
+    embed,
     end_to_end,
     gpu,
     loading,
@@ -272,3 +273,12 @@ def test_readers_of_slides_are_compared(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert all(row["ratio"] > 0 and row["densepath, tiles/s"] > 0 for row in rows)
     assert slides.opened(str(path), 3)["slides"] == 3 and slides.many(str(path), 20)["MiB at the end"] > 0
+
+
+def test_features_of_images_are_compared_with_bare_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "embed.json"
+    small = ["--images", "6", "--size", "32", "--batch_size", "4", "--backbone", "test_resnet", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["embed", *small, "--device", "cpu", "--json", str(out)])
+    embed.main()
+    (rows,) = json.loads(out.read_text())["tables"].values()
+    assert [row["case"] for row in rows] == ["files", "packed"] and all(row["speed / bare"] > 0 for row in rows)

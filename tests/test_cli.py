@@ -246,7 +246,7 @@ def test_the_recipe_of_glas_is_what_detect_does_without_one(capsys: pytest.Captu
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert main(["detect", "--help"]) == 0
-    assert "crag, glas, monuseg" in " ".join(capsys.readouterr().out.split())
+    assert "crag, glas, glas_small, monuseg" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_whole_way_through_the_verbs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -412,7 +412,7 @@ MISTAKES = {
     "too few values": (_nothing, f"{DETECT} --train_size 64", "--train_size takes 2 values, each a whole number"),
     "unknown choice": (_nothing, "export run --layout tim", "did you mean timm"),
     "unknown recipe": (_nothing, f"{PRETRAIN} --config conlc", "did you mean concl"),
-    "recipe of another verb": (_nothing, f"{DETECT} --config concl", "there are: crag, glas, monuseg"),
+    "recipe of another verb": (_nothing, f"{DETECT} --config concl", "there are: crag, glas, glas_small, monuseg"),
     "anchors of no level": (_nothing, f"{DETECT} --anchor_sizes 8 16", "give 5 sizes"),
     "unknown method": (_nothing, f"{PRETRAIN} --method moco_v3", "moco_v2"),
     "unknown backbone": (_nothing, f"{PRETRAIN} --backbone resnet1", "resnet1"),

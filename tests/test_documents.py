@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,30 @@ from densepath.methods import METHODS
 from densepath.synthetic.tissue import write_tiles
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+_FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
-def blocks(page: str, language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    return [code for name, code in fenced if name == language]
+def blocks(page: str | Path, language: str) -> list[str]:
+    return [code for _, name, code in _FENCED.findall((ROOT / page).read_text()) if name == language]
+
+
+def lines_of_shells() -> list[str]:
+    """Every line in the code blocks of shells, without comments, continued lines as one."""
+    text = "".join(block for page in PAGES for language in ("", "sh", "bash") for block in blocks(page, language))
+    return [line.split(" #")[0].strip() for line in re.sub(r"\\\n\s*", " ", text).splitlines()]
 
 
 def commands() -> list[str]:
-    """Every densepath command in the code blocks of the pages."""
-    text = "".join(block for page in PAGES for block in blocks(str(page.relative_to(ROOT)), ""))
-    text = re.sub(r"\\\n\s*", " ", text)  # continued lines
-    return [line.split("#")[0].strip() for line in text.splitlines() if line.startswith("densepath ")]
+    """Every densepath command in the code blocks of the pages, also those that another program starts."""
+    starts = r"^(?:srun .* |torchrun .* |docker run .* )?(?:python -m |-m )?(densepath .*)"
+    return [match[1] for line in lines_of_shells() if (match := re.match(starts, line))]
+
+
+def inline_commands() -> list[str]:
+    """Every densepath command within the text of the pages: verbs and options, maybe not all that are required."""
+    text = "".join(_FENCED.sub("", page.read_text()) for page in PAGES if page.name != "CHANGELOG.md")
+    return sorted(set(re.findall(r"`(densepath [a-z][^`]*)`", " ".join(text.split()))))
 
 
 def test_the_training_loop_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,10 +83,49 @@ def test_a_command_of_the_pages_is_valid(line: str) -> None:
         assert command.parse([word for word in rest if word != "--print_config"], complete="--print_config" not in rest)
 
 
+@pytest.mark.parametrize("line", inline_commands())
+def test_a_command_within_the_text_is_valid(line: str) -> None:
+    """Its verb exists, or is a group of verbs, and its options belong to it."""
+    words = [word for word in shlex.split(line)[1:] if word != "..."]
+    name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in VERBS), None)
+    if name is None:
+        assert words in (["VERB"], ["VERB", "--help"]) or [v for v in VERBS if v.startswith(f"{words[0]} ")], line
+        return
+    command = VERBS[name].command(name)
+    for option in (word for word in words if word.startswith("--")):
+        assert option in command.help(["--help", "all"]), option
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_the_pages_are_valid(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+
+
+def test_programs_and_extras_that_the_pages_name_exist() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)) <= set(targets)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"(?:densepath|'\.|`\.)\[([a-z,]+)\]", text)
+    assert named and {extra for names in named for extra in names.split(",")} <= extras.keys()
+    for module in set(re.findall(r"python -m (benchmarks\.\w+)", text)):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+    for file in set(re.findall(r"(?:^|[` ])((?:\.ci|tools|docs|\.github)/[\w./-]*\w)", text, re.MULTILINE)):
+        assert (ROOT / file).exists(), file
 
 
 def test_every_method_is_described() -> None:

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
     from densepath.core.result import Result as Result
+    from densepath.datasets.check import check_data as check_data
+    from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
+    from densepath.datasets.nct import convert_nct as convert_nct
+    from densepath.datasets.qupath import convert_qupath as convert_qupath
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
     from densepath.sources.slides.open import open_slide as open_slide
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
+    from densepath.transfer.embed.embed import embed as embed
+    from densepath.transfer.embed.feature_file import read_features as read_features
     from densepath.transfer.export import export as export
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
@@ -46,11 +52,16 @@ _HOME = {
     "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
+    "check_data": "densepath.datasets.check",
+    "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
     "convert_glas": "densepath.datasets.glas",
     "convert_instances": "densepath.datasets.instances",
+    "convert_nct": "densepath.datasets.nct",
+    "convert_qupath": "densepath.datasets.qupath",
     "demo": "densepath.demonstration",
     "detect": "densepath.api",
+    "embed": "densepath.transfer.embed.embed",
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
@@ -58,6 +69,7 @@ _HOME = {
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",
+    "read_features": "densepath.transfer.embed.feature_file",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",

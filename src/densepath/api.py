@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
     from densepath.training.config import PretrainConfig
     from densepath.training.pretrain import run
     from densepath.training.resolve import resolve
-    from densepath.transfer.probe.probe import probe_backbone
+    from densepath.transfer.probe.pixels import probe_backbone
 
     with as_keyboard_interrupt():
         return run(resolve(PretrainConfig, config, options), probe_backbone, draw_reconstruction, draw_views, draw_run)
@@ -47,7 +47,8 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> Result:
     """Fine-tune a detector on outlined objects and score it on the test images.
 
-    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg have the settings for these data sets.
+    The defaults are the paper's for GlaS. The recipes glas, crag and monuseg have the settings for these data sets;
+    glas_small trains without a GPU.
 
     Args:
         config: the name of a recipe, the path of a YAML file, or a ``DetectConfig``.

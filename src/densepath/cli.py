@@ -83,7 +83,8 @@ VERBS = {
         ("run",),
         renamed={"to": "out"},
     ),
-    "probe": Verb("transfer.probe.probe:probe", "score frozen features with a linear pixel classifier, in seconds"),
+    "embed": Verb("transfer.embed.embed:embed", "a vector of features for each image, by a frozen network"),
+    "probe": Verb("transfer.probe.probe:probe", "score frozen features: of pixels, or of images with labels"),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -121,6 +122,7 @@ _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas",
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
+    "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
@@ -184,6 +186,8 @@ def _run(argv: list[str]) -> None:
     if argv == ["--version"]:
         print(f"densepath {__version__}")
         return
+    if sys.platform == "win32":
+        raise UserError("densepath needs the locks and signals of Linux or macOS; on Windows, install it in WSL 2")
     if argv and argv[0] == "--print_completion":
         from densepath.completion import completion
 

@@ -36,7 +36,7 @@ from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
 from densepath.training.pretrain import pretrain
 from densepath.transfer.detection.detect import detect
-from densepath.transfer.probe.probe import probe
+from densepath.transfer.probe.pixels import probe_pixels
 from densepath.version import __version__
 
 MARKER = "demo.json"
@@ -111,7 +111,9 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
     with _part(console, "3/6  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
-            results[name]["probe"] = dict(probe(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed))
+            results[name]["probe"] = dict(
+                probe_pixels(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
+            )
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
         with _part(console, f"{number}/6  detector from {name} weights"):

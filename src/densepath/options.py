@@ -25,7 +25,19 @@ _WORDS = {
 _CONTAINERS = (Literal, tuple, list, Sequence, dict)
 # The options of any verb that are shown first, in this order.
 EVERYDAY = (
-    *("data", "out", "config", "weights", "method", "backbone", "detector", "epochs", "max_steps"),
+    *(
+        "data",
+        "labels",
+        "features",
+        "out",
+        "config",
+        "weights",
+        "method",
+        "backbone",
+        "detector",
+        "epochs",
+        "max_steps",
+    ),
     *("batch_size", "lr", "devices", "resume"),
 )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -14,7 +17,8 @@ from densepath.analysis.show_detections import show_detections
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
-from densepath.transfer.detection.object_colors import PALETTE, color_numbers, color_of, neighbors
+from densepath.transfer.detection.object_colors import PALETTE, color_numbers, color_of, near_boxes, neighbors
+from densepath.transfer.detection.predictor import load_detector
 
 
 def test_neighbors_are_objects_within_a_few_pixels() -> None:
@@ -27,6 +31,30 @@ def test_neighbors_are_objects_within_a_few_pixels() -> None:
     labels[26, 6] = 8  # six pixels below 9
     assert neighbors(labels) == {3: {7, 4}, 4: {3}, 5: set(), 7: {3, 9}, 8: set(), 9: {7}}
     assert neighbors(labels.T.copy()) == neighbors(labels) == neighbors(labels[::-1, ::-1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbors_are_those_of_all_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random((40, 40)) < 0.02, rng.integers(1, 30, (40, 40)), 0)
+    places = {label: np.argwhere(labels == label) for label in np.unique(labels[labels > 0]).tolist()}
+    apart = {(a, b): np.abs(places[a][:, None] - places[b]).max(-1).min() for a in places for b in places}
+    assert neighbors(labels) == {a: {b for b in places if b != a and apart[a, b] <= 4} for a in places}
+    boxes = [(*corner, *(corner + size)) for corner, size in rng.integers(1, 90, (60, 2, 2)) // [[1], [5]]]
+    boxes = [tuple(map(int, box)) for box in boxes]
+    gaps = [[max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) for b in boxes] for a in boxes]
+    near = near_boxes(boxes)
+    assert near == {k: {m for m, gap in enumerate(row) if gap < 4 and m != k} for k, row in enumerate(gaps)}
+
+
+def test_many_objects_are_colored_in_linear_time() -> None:
+    """A grid of 40,000 objects, each with eight neighbors."""
+    boxes = [(20 * y, 20 * x, 20 * y + 18, 20 * x + 18) for y in range(200) for x in range(200)]
+    start = time.process_time()
+    numbers = color_numbers(near := near_boxes(boxes))
+    assert time.process_time() - start < 20
+    assert len(near[201]) == 8
+    assert all(numbers[key] not in {numbers[other] for other in others} for key, others in near.items())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -101,8 +129,26 @@ def test_what_cannot_be_drawn_is_refused(data: Path, tmp_path: Path) -> None:
         ({"count": 0}, "count is 0"),
         ({"score": 2.0}, "from 0 to 1"),
         ({"out": tmp_path / "p.jpg"}, "png"),
+        ({"out": data / "test" / "p.png"}, "would lie among the images"),
     ):
         given = {"data": data, "runs": [good], "out": tmp_path / "p.png", "devices": "cpu"} | options
         with pytest.raises(UserError, match=says):
             show_detections(**given)
     assert not (tmp_path / "p.png").exists()
+
+
+def test_turned_images_are_drawn_as_the_detector_was_trained(data: Path, tmp_path: Path) -> None:
+    """Images of 12 bits, which are drawn with their own range, and are turned by half."""
+    for path in (data / "test").iterdir():
+        pixels = np.full((48, 64), 4000, np.uint16)
+        tifffile.imwrite(path, pixels, extratags=[(274, 3, 1, 3, True)], photometric="minisblack")
+    options = {"data": data, "score": 0.9, "devices": "cpu", "count": 1}
+    with pytest.raises(UserError, match="say with --orientation"):
+        show_detections(runs=[run(tmp_path / "a")], out=tmp_path / "a.png", **options)
+    loaded = load_detector(run(tmp_path / "b"))
+    notes = replace(loaded.notes, orientation="viewed")
+    save_detector(tmp_path / "b" / "exported" / "detector.safetensors", loaded.detector, notes)
+    for how, given in (("viewed", {}), ("stored", {"orientation": "stored"})):
+        given = options | given | {"runs": [str(tmp_path / "b")], "out": tmp_path / f"{how}.png"}
+        picture = Image.open(show_detections(**given))
+        assert np.asarray(picture.convert("L"))[200:].max() > 240 and picture.width > 900

@@ -217,6 +217,7 @@ def test_a_missing_box_is_that_of_its_outline(box: Any, data: Path) -> None:
 AMODAL: dict[str, Callable[[list[float]], list[float]]] = {
     "twice as high": lambda b: [b[0], b[1], b[2], min(2 * b[3], SIZE[0] - b[1])],
     "to the left and above": lambda b: [b[0] - 9, b[1] - 7, b[2] + 9, b[3] + 7],
+    "far beyond the image": lambda b: [b[0], b[1], 120, b[3]],
     "whole numbers, beyond the image": lambda b: [b[0] - 9, b[1] - 7, 90 - b[0] + 10, 60 - b[1] + 8],
 }
 
@@ -319,6 +320,9 @@ def test_a_box_detector_needs_boxes_only(empty: Any, data: Path) -> None:
     np.testing.assert_array_equal(images.crop(0, 20, 0, 60)["boxes"], [[0, 8, 20, 28], [25, 30, 50, 52]])
     edit(data, "train", each(lambda a: a.update(bbox=[a["bbox"][0], a["bbox"][1], 80, 55])))
     with pytest.raises(UserError, match=r"annotation 1, .* they are x1 y1 x2 y2"):
+        open_split(data, "train", outlines=False)
+    edit(data, "train", each(lambda a: a.update(bbox=[0.1, 0.2, 0.5, 1])))
+    with pytest.raises(UserError, match=r"annotation 1, .* they are shares of the image; write pixels"):
         open_split(data, "train", outlines=False)
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from densepath.core.threads import in_threads
+from densepath.core.threads import OneBehind, in_threads
 from densepath.core.waiting import Stuck
 
 
@@ -57,3 +57,25 @@ def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 1 and "no image data for" in done.stderr
+
+
+def test_work_is_done_one_behind_and_in_order():
+    done, begun = [], threading.Event()
+
+    def slow(item):
+        begun.set()
+        time.sleep(0.02)
+        done.append(item)
+
+    with OneBehind() as behind:
+        behind.submit(slow, 0)
+        begun.wait()
+        assert done == []  # the caller works meanwhile
+        for item in range(1, 4):
+            behind.submit(slow, item)
+    assert done == [0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError), OneBehind() as behind:
+        behind.submit(lambda: 1 / 0)
+    with pytest.raises(KeyError), OneBehind() as behind:  # the caller's own error is more important
+        behind.submit(lambda: 1 / 0)
+        raise KeyError

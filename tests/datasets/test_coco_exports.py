@@ -159,6 +159,11 @@ def one_set(tmp_path: Path, count: int = 4, **change: Any) -> Path:
     return tmp_path / "in"
 
 
+def test_one_set_in_a_folder_called_test_is_split(tmp_path: Path) -> None:
+    source = one_set(tmp_path).rename(tmp_path / "my_test")
+    assert len(open_split(convert_coco(source, tmp_path / "out", test_share=0.5), "train")) == 2
+
+
 def test_validation_images_are_drawn_by_patient_too(tmp_path: Path) -> None:
     source = one_set(tmp_path, 8)
     content = json.loads((source / "result.json").read_text())
@@ -256,6 +261,21 @@ def test_files_of_one_name_are_told_apart_or_refused(tmp_path: Path) -> None:
     (tmp_path / "in/all.json").write_text(json.dumps(truth(["x/a/images/tile.png", "y/a/images/tile.png"])))
     with pytest.raises(UserError, match=r"lists more than once: .*a/images/tile\.png"):
         convert_coco(tmp_path / "in", tmp_path / "no", test_share=0.5)
+
+
+def test_the_data_set_goes_into_an_empty_folder_or_a_linked_one_only(tmp_path: Path) -> None:
+    source = one_set(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    dest = convert_coco(source, tmp_path / "link", test_share=0.5)
+    assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == [
+        "annotations",
+        "manifest.csv",
+        "test",
+        "train",
+    ]
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        convert_coco(source, dest, test_share=0.5)
 
 
 def test_what_is_not_an_export_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
+from densepath.nets.backbones.names import create_network
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
+from densepath.nets.weights.transformer_names import name_transformer
 
 _TRANSFORMERS = importlib.util.find_spec("transformers")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -175,6 +177,29 @@ def test_a_network_of_timm_follows_from_its_folder(name: str, tmp_path: Path) ->
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in backbone.state_dict().items())
 
 
+FULL = {"UNI2-h": {"embed_dim": 1536, "depth": 24, "num_heads": 24}, "prov-gigapath": {"depth": 40, "num_heads": 24}}
+EXPECTED = {
+    "UNI": "vit_large_patch16_224(init_values=1e-05)",
+    "H-optimus-0": "vit_giant_patch14_reg4_dinov2(img_size=224)",
+    "Virchow2": "vit_huge_patch14_224(mlp_ratio=5.3375, init_values=1e-05, reg_tokens=4, mlp_layer='SwiGLUPacked', "
+    "act_layer='silu')",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_names_of_the_published_sizes_give_their_shapes(name: str) -> None:
+    family = FAMILIES[name]
+    arguments = {key: value for key, value in family.model_args.items() if key not in SMALL} | FULL.get(name, {})
+    made = {"num_classes": 0, "weight_init": "skip"}
+    with torch.device("meta"):
+        state = timm.create_model(family.architecture, **arguments, **family.card_args, **made).state_dict()
+        known = {key: arguments[key] for key in ("num_heads", "no_embed_class") if key in arguments}
+        found = name_transformer(state, family.architecture, known)
+        assert found is not None and found == EXPECTED.get(name, found)
+        again = create_network(found, **made).state_dict()
+    assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
+
+
 def test_a_configuration_without_arguments_is_completed_by_the_shapes(tmp_path: Path) -> None:
     """As of UNI2-h, whose model card gives all arguments; its width follows from 64 channels per head."""
     wide = {**FAMILIES["UNI2-h"].model_args, "embed_dim": 192, "num_heads": 3}
@@ -314,7 +339,7 @@ SMALL_VIT = "vit_base_patch16_224(img_size=160, embed_dim=64, depth=6, mlp_ratio
 def test_a_bare_file_shows_its_backbone(name: str, found: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         made = timm.create_model(name).state_dict(prefix="module.encoder_q.")
-    state = {key: torch.zeros(1).expand(value.shape) for key, value in made.items()}
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in made.items()}
     assert guess_backbone(state) == found
     if name in ("resnet18", "test_vit"):
         torch.save({"state_dict": state}, tmp_path / "w.pth")

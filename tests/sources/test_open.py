@@ -138,10 +138,10 @@ def test_pack_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
 
 
 def test_no_progress_is_printed_where_nobody_watches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_tiles(tmp_path / "tiles", [(8, 6)] * 3)
+    write_tiles(tmp_path / "tiles", [(80, 60)] * 3)
     pack(tmp_path / "tiles", tmp_path / "s.safetensors")
     open_images(tmp_path / "tiles")
-    assert capfd.readouterr() == ("", "densepath: 3 images in 1 folder, 6-8 px, read each time\n")
+    assert capfd.readouterr() == ("", "densepath: 3 images in 1 folder, 60-80 px, read each time\n")
 
 
 def test_pack_refuses_other_suffixes_and_files_that_exist(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import densepath
 from densepath.annotations.coco import open_split
@@ -226,9 +227,13 @@ def test_a_detector_takes_arrays_pictures_and_files(detector: Path, tmp_path: Pa
         "no pixels": pixels[:0],
         "no.png": tmp_path / "no.png",
         "is a folder": tmp_path,
+        "an image is NoneType": None,
     }.items():
         with pytest.raises(UserError, match=re.escape(says)):
             loaded.predict(wrong)
+    for name, value in {"score": 2, "window": 5, "overlap": 1.0, "precision": "fp16"}.items():
+        with pytest.raises(UserError, match=f"^{name} is "):
+            loaded.predict(pixels, **{name: value})
 
 
 @pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs decodes it")
@@ -297,3 +302,68 @@ def test_a_list_with_dots_writes_nothing_outside(detector: Path, tmp_path: Path)
     assert (tmp_path / "images" / "0.png").read_bytes() == before
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["0.png"]
     assert len(list((out / "labels").rglob("*.png"))) == 2
+
+
+def turned(path: Path, pixels: np.ndarray, tag: int, **options: Any) -> Path:
+    """A file with an orientation tag."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[274] = tag
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    return path
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_images_are_turned_by_their_tags_in_parts(tag: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    files = [turned(tmp_path / "a.jpg", pixels, tag, quality=95), tmp_path / "a.tif"]
+    tifffile.imwrite(files[1], pixels, tile=(16, 16), extratags=[(274, 3, 1, tag, True)], photometric="rgb")
+    monkeypatch.setattr("densepath.sources.image_reader._IN_PARTS", 1000)
+    for path in files:
+        plain = Image.fromarray(read_image(path))
+        plain.getexif()[274] = tag
+        whole = np.asarray(ImageOps.exif_transpose(plain))
+        reader = open_file(path, viewed=True)
+        assert reader.size == whole.shape[:2]
+        np.testing.assert_array_equal(reader.read(7, 3, 40, 21), whole[7:47, 3:24])
+        np.testing.assert_array_equal(open_file(path).read(0, 0, 50, 70), read_image(path))
+
+
+def test_a_detector_reads_images_as_those_of_its_training(detector: Path, tmp_path: Path) -> None:
+    (pixels,) = images(tmp_path / "unused", 1)
+    path = turned(tmp_path / "in" / "a.jpg", pixels, 6, quality=95)
+    loaded = densepath.load_detector(detector)
+    notes = replace(loaded.notes, orientation="viewed")
+    save_detector(tmp_path / "run" / "exported" / "detector.safetensors", loaded.detector, notes)
+    viewer = densepath.load_detector(tmp_path / "run")
+    with Image.open(path) as picture:
+        upright = np.asarray(ImageOps.exif_transpose(picture))
+        found = [viewer.predict(each, score=0.0) for each in (path, picture, upright)]
+    assert len({len(each) for each in found} - {0}) == 1
+    for each in found:
+        assert each.size == (64, 50)
+        np.testing.assert_array_equal(each.masks, found[2].masks)
+    assert viewer.predict(path, orientation="stored").size == loaded.predict(path).size == (50, 64)
+    for options, size in (({}, (50, 64)), ({"orientation": "stored"}, (64, 50))):
+        out = predict(tmp_path / "run", data=tmp_path / "in", out=tmp_path / f"out{size}", **options, **ALL)
+        with Image.open(out / "labels" / "a.png") as labels, Image.open(out / "pictures" / "a.png") as drawn:
+            assert labels.size == drawn.size == size
+    with pytest.raises(UserError, match="other values of orientation"):
+        predict(tmp_path / "run", data=tmp_path / "in", out=out, **ALL)
+
+
+def test_a_large_image_for_a_detector_of_version_0_1_is_reported_once(
+    detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path / "small", 1, (200, 200))
+    images(tmp_path / "large", 2, (300, 300))
+    loaded = densepath.load_detector(detector)
+    assert loaded.window == 0 and loaded.notes.test_size == 64
+    predict(detector, data=tmp_path / "small", out=tmp_path / "a", pictures=0, **ALL)
+    assert "is not cut into windows" not in capsys.readouterr().err
+    predict(detector, data=tmp_path / "large", out=tmp_path / "b", pictures=0, **ALL)
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path}/large/0.png has 300 x 300 px, but is not cut into windows" in said
+    assert said.count("is not cut into windows") == 1
+    predict(detector, data=tmp_path / "large", out=tmp_path / "c", pictures=0, window=100, **ALL)
+    assert "is not cut into windows" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,17 @@ def test_what_does_not_match_is_named_in_one_line(
     with pytest.raises(UserError, match=says):
         score(**{"data": coco, "predictions": "found"} | options)
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_turned_images_are_compared_as_the_user_says(coco: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(coco, tmp_path / "turned")
+    path = next((data / "test").iterdir())
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.open(path).save(path, exif=exif)
+    for number in range(len(images := open_split(coco, "test"))):
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        Image.fromarray(images.label_map(number)).save(tmp_path / "maps" / f"{images.paths()[number].stem}.tif")
+    with pytest.raises(UserError, match="say with --orientation"):
+        score(data=data, predictions=tmp_path / "maps")
+    assert score(data=data, predictions=tmp_path / "maps", orientation="viewed")["object_f1"] == 100

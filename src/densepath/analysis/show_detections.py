@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ from scipy import ndimage
 from densepath.analysis.panels import picture_file
 from densepath.analysis.short_names import short_names
 from densepath.annotations.coco import open_split
+from densepath.annotations.splits import fit_window
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.spacing import evenly_spaced
 from densepath.training.hardware import choose_device
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.object_metrics import compare, correct_pairs
@@ -35,6 +38,7 @@ def show_detections(
     out: str | Path,
     count: int = 4,
     score: float = 0.5,
+    orientation: Literal["stored", "viewed"] | None = None,
     devices: int | str = "auto",
 ) -> Path:
     """Draw test images with their true objects and, next to them, those that each detector finds, with its scores.
@@ -49,6 +53,8 @@ def show_detections(
         out: a PNG file.
         count: number of test images, evenly spaced.
         score: the lowest score of a detection that is drawn.
+        orientation: for images with an orientation tag (of cameras), the pixels that the outlines describe: as "stored"
+            in the file, or as "viewed", turned by the tag. By default as the detectors' training images.
         devices: "auto" (one GPU, or the CPU), or "cpu".
 
     Returns:
@@ -57,12 +63,11 @@ def show_detections(
     Raises:
         UserError: no such data or detectors, a detector without masks, or a file name that does not end in .png.
     """
-    out = picture_file(out)
+    out = picture_file(out, data)
     sources = [runs] if isinstance(runs, str) else list(runs)
     names = short_names(sources, "runs")
     if not 0 <= score <= 1:
         raise UserError(f"score is {score}; give a number from 0 to 1")
-    images = open_split(data, "test")
     if count < 1:
         raise UserError(f"count is {count}; give the number of images to draw")
     device = choose_device(devices)
@@ -70,11 +75,15 @@ def show_detections(
     for source, detector in zip(sources, detectors, strict=True):
         if not detector.finds_masks:
             raise UserError(f"the detector of {source} finds boxes only; give detectors with masks")
+    known = [detector.notes.orientation for detector in detectors]
+    orientation = orientation or next(filter(None, known), None)
+    images = open_split(data, "test", orientation=orientation)
+    fit_window(images, images)
     rows = []
-    for position in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+    for position in evenly_spaced(count, len(images)):
         sample, truth = images.sample(position, masks=False), images.label_map(position)
         file = images.folder / sample["name"]
-        found = [detector.predict(file, score=score).label_map() for detector in detectors]
+        found = [detector.predict(file, score=score, orientation=orientation).label_map() for detector in detectors]
         rows.append(_row(images.spec.to_rgb(sample["image"]), Path(sample["name"]).stem, truth, found))
     note = f"score >= {score:g}; dashed red: missed, nothing covers more than half of it"
     with atomic_write(out) as part:

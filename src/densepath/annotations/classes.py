@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError, first_few
-from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.pixel_source import AllNames, Named
 
 FOLDERS = "folders"
-_COLUMNS = ("file", "label")
+_LABEL = "label"
+_FILE = ("file", "file_name", "filename", "path", "image", "name")  # columns, the first that exists
 _SHOWN = 12  # classes in a line
 
 
@@ -52,13 +53,15 @@ class Classes:
         return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
 
 
-def read_classes(images: PixelSource, labels: str, root: str | Path | None = None) -> Classes:
+def read_classes(images: Named, labels: str, root: str | Path | None = None) -> Classes:
     """Look up the class of each image.
 
     A table is a CSV or TSV file with two columns, the file and its label; with a header that names them ``file`` and
-    ``label`` it may have more. A file is given by its path relative to the folder of the images, by its absolute path
-    (not in a packed store) or the last parts of that, or by its name if no other image has that name. Lines for other
-    files are ignored. Only checksums of the table are kept, so that millions of lines take little memory.
+    ``label`` it may have more (``file_name``, ``path`` and ``image`` name files, too, and ``class`` or the only column
+    that begins with ``label`` names labels). A file is given by its path relative to the folder of the images, by its
+    absolute path (not in a packed store) or the last parts of that, or by its name if no other image has that name.
+    Lines for other files are ignored. Only checksums of the table are kept, so that millions of lines take little
+    memory.
 
     Args:
         images: the source.
@@ -85,7 +88,7 @@ def read_classes(images: PixelSource, labels: str, root: str | Path | None = Non
     return Classes(tuple(present[number] for number in order), torch.from_numpy(rank[inverse]))
 
 
-def _by_folder(images: PixelSource, root: str | Path | None) -> tuple[list[str], npt.NDArray[np.int32]]:
+def _by_folder(images: Named, root: str | Path | None) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The topmost folders of the images, and (N,) the index of each image's folder."""
     folders = {os.path.dirname(name) for name in AllNames(images)}
     # A list may have absolute and relative paths.
@@ -97,9 +100,36 @@ def _by_folder(images: PixelSource, root: str | Path | None) -> tuple[list[str],
     return list(numbers), index
 
 
-def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+def read_column(images: Named, path: str, column: str) -> list[str]:
+    """What a column of a table says of each image, e.g. its patient; the table is as for :func:`read_classes`.
+
+    Raises:
+        UserError: as there, or there is no such column.
+    """
+    known = table_columns(path)
+    if column.lower() not in known:
+        raise UserError(f"{path} has no column {column}; its header names {', '.join(known) or 'none'}")
+    values, index = _by_table(images, path, column.lower())
+    return [values[number] for number in index]
+
+
+def table_columns(path: str) -> list[str]:
+    """The columns of a table of labels in small letters; none if its first line is not a header.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"the table of labels {path} cannot be read ({error}); check the path") from error
+    return heads if _places(heads, _LABEL) or any(name in heads for name in _FILE) else []
+
+
+def _by_table(images: Named, path: str, column: str = _LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The labels of a table, and (N,) the index of each image's label."""
-    table = _read_table(path)
+    table = _read_table(path, column)
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
         paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
@@ -110,7 +140,7 @@ def _by_table(images: PixelSource, path: str) -> tuple[list[str], npt.NDArray[np
     if (row < 0).any():
         first = images.names(int((row < 0).argmax()))
         raise UserError(
-            f"{(row < 0).sum()} of {len(row)} images have no label in {path}, the first is {first}; add them"
+            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}, the first is {first}; add them"
         )
     times = np.bincount(row)
     if times.max() > 1:
@@ -139,13 +169,13 @@ class _Table:
     depths: list[int]
 
 
-def _read_table(path: str) -> _Table:
+def _read_table(path: str, column: str = _LABEL) -> _Table:
     numbers: dict[str, int] = {}
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for line, name, label in _rows(file, path):
+            for line, name, label in _rows(file, path, column):
                 parts = _parts(os.path.normpath(name))
                 depths.add(len(parts))
                 keys.append(_key(parts))
@@ -164,29 +194,47 @@ def _read_table(path: str) -> _Table:
     contrary = again & (label_of[1:] != label_of[:-1])
     if contrary.any():
         one, other = line_of[int(contrary.argmax()) :][:2]
-        raise UserError(f"lines {one} and {other} of {path} give one file two labels; keep one of them")
+        raise UserError(f"lines {one} and {other} of {path} give one file two {column}s; keep one of them")
     kept = np.append(True, ~again)
     return _Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
 
 
-def _rows(file: Any, path: str) -> Iterator[tuple[int, str, str]]:
-    """The number of each line, and the file and the label in it."""
-    tabs = "\t" in file.readline()
-    file.seek(0)
-    reader = csv.reader(file, delimiter="\t" if tabs else ",")
+def _rows(file: Any, path: str, column: str) -> Iterator[tuple[int, str, str]]:
+    """The number of each line, and the file and the label, or the value of another column, in it."""
+    reader = csv.reader(file, delimiter=_delimiter(file))
     columns, width = (0, 1), 2
     for row in reader:
-        heads = [field.strip().lower() for field in row]
-        if reader.line_num == 1 and all(name in heads for name in _COLUMNS):
-            columns, width = (heads.index("file"), heads.index("label")), len(row)
+        heads = _heads(row)
+        if reader.line_num == 1 and (found := _places(heads, column)):
+            columns, width = found, len(row)
         elif any(heads):
-            name, label = (row[column].strip() if len(row) == width else "" for column in columns)
+            name, label = (row[place].strip() if len(row) == width else "" for place in columns)
             if not name or not label:
                 raise UserError(
-                    f"line {reader.line_num} of {path} is not a file and its label; give lines of file,label, or a "
-                    "header that names these columns"
+                    f"line {reader.line_num} of {path} is not a file and its {column}; give lines of file,{column}, or "
+                    "a header that names these columns"
                 )
             yield reader.line_num, name, label
+
+
+def _delimiter(file: Any) -> str:
+    tabs = "\t" in file.readline()
+    file.seek(0)
+    return "\t" if tabs else ","
+
+
+def _heads(row: list[str]) -> list[str]:
+    return [field.strip().lower() for field in row]
+
+
+def _places(heads: list[str], column: str) -> tuple[int, int] | None:
+    """The places of the file and of another column in a header; None if it is not a header with these."""
+    file = next((heads.index(name) for name in _FILE if name in heads), None)
+    named = [place for place, head in enumerate(heads) if head == column]
+    if column == _LABEL and not named:
+        named = [place for place, head in enumerate(heads) if head == "class"]
+        named = named or [place for place, head in enumerate(heads) if head.startswith(_LABEL)]
+    return (file, named[0]) if file is not None and len(named) == 1 else None
 
 
 def _parts(path: str) -> list[bytes]:

@@ -21,9 +21,9 @@ def disagree(written: Floats, bounds: Floats, limits: Floats) -> Flags:
     """Whether boxes and outlines clearly contradict each other.
 
     A box agrees with an outline that it bounds up to a few pixels or 30% of their union. It may also be larger, if it
-    contains the outline and lies in the image: amodal boxes are those of a whole object whose outline shows only the
-    visible part, and tools that turn images give the bounds of the turned box. Numbers that bound the outline as x1 y1
-    x2 y2, but do not as x y width height, disagree, although such a box contains its outline as well.
+    contains the outline: amodal boxes are those of a whole object whose outline shows only the visible part, and tools
+    that turn images give the bounds of the turned box. Numbers that are x1 y1 x2 y2 contain the outline as x y width
+    height, too: they disagree if only so they bound it, or contain it without leaving the image.
 
     Args:
         written: (N, 4) x y width height.
@@ -31,8 +31,12 @@ def disagree(written: Floats, bounds: Floats, limits: Floats) -> Flags:
         limits: (N, 4) width height width height of the images.
     """
     boxes = corners_of(written)
-    outside = np.maximum(_beyond(boxes, bounds.clip(0, limits)), _beyond(limits * (0, 0, 1, 1), boxes))
-    larger = outside <= _LEAST_DISTANCE
+    inside = bounds.clip(0, limits)
+    contains, contains_as_corners, in_image = (
+        _beyond(outer, inner) <= _LEAST_DISTANCE
+        for outer, inner in ((boxes, inside), (written, inside), (limits * (0, 0, 1, 1), boxes))
+    )
+    larger = contains & (in_image | ~contains_as_corners)
     return ~_alike(boxes, bounds, limits) & (~larger | _fits_as_corners(written, bounds, limits))
 
 
@@ -52,6 +56,11 @@ def leave_images(written: Floats, limits: Floats) -> bool:
     if (written[:, 2:] <= written[:, :2]).any() or (written[:, 2:] > limits[:, 2:] + 1).any():
         return False
     return bool((corners_of(written) > limits + _LEAST_DISTANCE).any())
+
+
+def are_shares(written: Floats) -> bool:
+    """Whether boxes without outlines are shares of the image, from 0 to 1, as YOLO has them."""
+    return bool(len(written) and (written <= 1).all())
 
 
 def _fits_as_corners(written: Floats, bounds: Floats, limits: Floats) -> Flags:

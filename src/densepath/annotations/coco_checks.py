@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from densepath.annotations.coco_boxes import are_corners, corners_of, disagree, leave_images
+from densepath.annotations.coco_boxes import are_corners, are_shares, corners_of, disagree, leave_images
 from densepath.annotations.coco_file import read_coco
 from densepath.annotations.left_out import LeftOut
 from densepath.annotations.outlines import are_numbers, draw, is_empty, slivers
@@ -152,12 +152,16 @@ def _check_objects(
     with_outline, box_only = known & drawn, known & ~drawn
     apart = with_outline & disagree(written, bounds, limits)
     what = f"boxes that disagree with their {'outlines' if drawn.any() else 'images'}"
-    swapped = are_corners(*(values[with_outline] for values in (written, bounds, limits)))
-    if swapped or leave_images(written[box_only], limits[box_only]):
+    why = ""
+    if are_corners(*(values[with_outline] for values in (written, bounds, limits))) or leave_images(
+        written[box_only], limits[box_only]
+    ):
+        why = "they are x1 y1 x2 y2; write x y width height, as COCO has it"
+    elif are_shares(written[box_only]):
+        why = "they are shares of the image; write pixels, as COCO has it"
+    if why:
         wrong = [name for (name, _), one in zip(entries, known, strict=True) if one]
-        raise UserError(
-            f"{source}: {what}: {first_few(wrong)}; they are x1 y1 x2 y2; write x y width height, as COCO has it"
-        )
+        raise UserError(f"{source}: {what}: {first_few(wrong)}; {why}")
     for position in np.flatnonzero(valid & single & empty).tolist():
         left_out.add(position, "boxes without area", entries[position][0])
     for position in np.flatnonzero(apart).tolist():

@@ -1,10 +1,11 @@
-"""Finds the patients of images in a ``manifest.csv`` next to the images."""
+"""Finds the patients of images in a ``manifest.csv`` next to the images, or in their names."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import os
+import re
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +14,7 @@ from densepath.core.errors import UserError
 
 MANIFEST = "manifest.csv"
 _FILE = ("file", "file_name", "filename", "path", "image", "name")
-_PATIENT = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
+PATIENT_COLUMNS = ("patient", "patient_id", "case", "case_id", "subject", "subject_id")
 
 
 def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFEST) -> dict[str, str]:
@@ -48,6 +49,28 @@ def patients_of(source: str | Path, names: Sequence[str], manifest: str = MANIFE
     return found
 
 
+def patient_in_name(name: str, pattern: str) -> str:
+    """The patient in the name of an image: the first group of a regular expression, or all that it matches.
+
+    Args:
+        name: a path; its last part is searched first.
+        pattern: the regular expression, for messages ``--patient_regex``.
+
+    Raises:
+        UserError: it is not a regular expression, or does not match.
+    """
+    try:
+        match = re.search(pattern, Path(name).name) or re.search(pattern, name)
+    except re.error as error:
+        raise UserError(f"--patient_regex {pattern!r} is not a regular expression ({error}); correct it") from error
+    owner: str | None = match[1 if match.re.groups else 0] if match else None
+    if owner is None:
+        raise UserError(
+            f"--patient_regex {pattern!r} does not match the name {name}; it must match the name of every image"
+        )
+    return owner
+
+
 def _folder(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
@@ -76,7 +99,7 @@ def _read(path: Path) -> dict[str, str]:
             table = csv.DictReader(lines)
             columns = {(column or "").strip().lower().replace(" ", "_"): column for column in table.fieldnames or ()}
             file = next((columns[name] for name in _FILE if name in columns), None)
-            patient = next((columns[name] for name in _PATIENT if name in columns), None)
+            patient = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
             if file is None or patient is None:
                 return {}
             pairs = [(row[file].strip(), row[patient].strip()) for row in table if row[file] and row[patient]]

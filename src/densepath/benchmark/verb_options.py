@@ -15,13 +15,18 @@ from densepath.training.recipes import all_options, load_recipe
 from densepath.training.resolve import merged, method_of, nested, over_recipe
 from densepath.transfer.detection.config import DetectConfig
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS
-from densepath.transfer.probe.probe import probe
+from densepath.transfer.probe.pixels import probe_pixels
 from densepath.transfer.sam.sam import sam
 
 Verb = Literal["pretrain", "probe", "detect", "sam"]
 
 # What holds the options of each: a dataclass, or the function itself.
-VERBS: dict[str, Callable[..., Any]] = {"pretrain": PretrainConfig, "probe": probe, "detect": DetectConfig, "sam": sam}
+VERBS: dict[str, Callable[..., Any]] = {
+    "pretrain": PretrainConfig,
+    "probe": probe_pixels,
+    "detect": DetectConfig,
+    "sam": sam,
+}
 _AP = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75")
 METRICS = {
     "probe": ("mean_iou", "iou_object", "iou_rest", "dice", "accuracy"),

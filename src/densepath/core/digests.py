@@ -82,7 +82,7 @@ def cached_text(what: str, files: Iterable[str | Path], cache: Path, read: Calla
     """
     stamps = hashlib.sha256(what.encode())
     for file in files:
-        stamps.update(_stamp(file))
+        stamps.update(stamp(file))
     path = cache / "contents" / stamps.hexdigest()[:32]
     if (known := _known(path)) is not None:
         return known
@@ -112,7 +112,7 @@ def _known(path: Path) -> str | None:
     return None
 
 
-def _stamp(file: str | Path) -> bytes:
+def stamp(file: str | Path) -> bytes:
     """What changes when a file is replaced: its path, size and modification time."""
     name = os.fsencode(os.path.abspath(file))
     try:

@@ -6,9 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, TypeVar
 
 from densepath.core.waiting import HANGING_READER, wait_for
@@ -86,3 +87,36 @@ def _done(future: Future[T]) -> Callable[[float], None]:
             raise TimeoutError
 
     return attempt
+
+
+class OneBehind:
+    """Work in another thread, one item at a time, while the caller computes the next item.
+
+    An error of the work is raised by the next call, or at the end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        # Futures are popped: a variable in an exception's frame would keep the thread alive.
+        self._pending: list[Future[object]] = []
+
+    def __enter__(self) -> OneBehind:
+        return self
+
+    def submit(self, function: Callable[..., object], *values: Any) -> None:
+        """Call a function with values in the other thread, once the former call has ended."""
+        self._wait()
+        self._pending.append(self._pool.submit(function, *values))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._wait()
+        finally:
+            self._pool.shutdown()
+
+    def _wait(self) -> None:
+        if self._pending:
+            self._pending.pop().result()

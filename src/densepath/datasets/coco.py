@@ -148,7 +148,8 @@ def _read(
         truth["images"] = [i for i in everything if not matches_any(i["file_name"].replace("\\", "/"), exclude)]
         gone = {image["id"] for image in everything} - {image["id"] for image in truth["images"]}
         truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in gone]
-        say(f"densepath: {path}: {len(gone)} of {len(everything)} images are left out by --exclude")
+        if gone:
+            say(f"densepath: {path}: {len(gone)} of {len(everything)} images are left out by --exclude")
     candidates = {image["id"]: index.find(image["file_name"], path.parent, split) for image in truth["images"]}
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     missing = [names[number] for number, found in candidates.items() if not found]

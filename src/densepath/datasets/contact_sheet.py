@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
+from densepath.core.spacing import evenly_spaced
 from densepath.transfer.detection.object_colors import color_numbers, color_of, neighbors
 from densepath.transfer.detection.overlay import outlined
 
@@ -30,8 +31,7 @@ def draw_sheet(splits: Mapping[str, CocoImages], path: Path, count: int) -> Path
     """
     rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
     for split, images in splits.items():
-        places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist()
-        panels = [_panel(images, place) for place in places]
+        panels = [_panel(images, place) for place in evenly_spaced(count, len(images))]
         heading = f"{split}: {images.objects:,} objects in {len(images):,} images"
         starts = range(0, len(panels), _COLUMNS)
         rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from densepath.annotations.patients import patient_in_name
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.streams import say
 from densepath.datasets.find_files import FileIndex
@@ -91,6 +91,8 @@ def split_samples(
 def _given(samples: Sequence[Sample], how: Splitting, source: str | Path) -> list[str | None]:
     """The split of each image in the source; None for those that are to be drawn. Training images may be drawn too."""
     given = [sample.split for sample in samples]
+    if len(set(given)) == 1:  # a folder may be called "test" for any reason
+        given = [None] * len(given)
     present = {split for split in given if split}
     for option, share, split in (("--test_share", how.test_share, "test"), ("--val_share", how.val_share, "val")):
         if share is not None and split in present:
@@ -123,24 +125,11 @@ def _owners(samples: Sequence[Sample], regex: str | None) -> list[str]:
     """The patient of each image; an image without a known one is its own."""
     if regex is None:
         return [sample.patient if sample.patient is not None else sample.name for sample in samples]
-    owners = [_owner(sample.name, regex) for sample in samples]
+    owners = [patient_in_name(sample.name, regex) for sample in samples]
     if len(set(owners)) == len(owners) > 1:
         first = min(owners)
         say(f"densepath: warning: --patient_regex {regex!r} finds another patient in each image, first {first}")
     return owners
-
-
-def _owner(name: str, regex: str) -> str:
-    try:
-        match = re.search(regex, Path(name).name) or re.search(regex, name)
-    except re.error as error:
-        raise UserError(f"--patient_regex {regex!r} is not a regular expression ({error}); correct it") from error
-    owner = match and match[1 if match.re.groups else 0]
-    if match is None or owner is None:
-        raise UserError(
-            f"--patient_regex {regex!r} does not match the name {name}; it must match the name of every image"
-        )
-    return owner
 
 
 def _listed(samples: Sequence[Sample], table: Path) -> list[str]:

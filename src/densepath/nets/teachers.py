@@ -18,7 +18,7 @@ from densepath.nets.backbones.names import create_network
 from densepath.nets.backbones.transformers import is_transformer, resize_positions, wrap_transformer
 from densepath.nets.weights import read_weights
 from densepath.nets.weights.checks import require_numbers
-from densepath.nets.weights.hub import HUB, quiet
+from densepath.nets.weights.hub import HUB, is_hub_name, quiet
 from densepath.nets.weights.layouts import match_names
 from densepath.nets.weights.model_folders import load_transformers_model, read_config
 from densepath.nets.weights.published import published_folder, read_published
@@ -125,7 +125,7 @@ def build_teacher(name: str, weights: str = "") -> Teacher:
         UserError: there is no such network, its weights are missing or do not fit, or it does not return a map of its
             patches.
     """
-    if name.startswith(HUB):
+    if is_hub_name(name):
         return _from_folder(published_folder(name), name, weights)
     if Path(name).is_dir():
         return _from_folder(Path(name), name, weights)

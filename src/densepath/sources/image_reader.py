@@ -21,7 +21,7 @@ from densepath.sources.pixel_source import PixelSource
 from densepath.sources.slides.resolution import from_tags
 from densepath.sources.slides.slide import Slide, SlideLevel
 from densepath.sources.slides.tiff_slide import open_tiff
-from densepath.sources.tiff import MAX_PIXELS
+from densepath.sources.tiff import MAX_PIXELS, mirrored, stored_orientation, turn
 
 _IN_PARTS = 2**24  # pixels from which a TIFF is decoded in parts
 _KEPT = 2**28  # bytes of decoded parts that are kept: neighboring windows share them
@@ -39,7 +39,9 @@ class ImageReader(Protocol):
         spacing: µm per pixel; None where unknown.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The file's name."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -120,6 +122,37 @@ class StoredImage(_WholeImage):
     @cached_property
     def _pixels(self) -> npt.NDArray[Any]:
         return as_pixels(self._images.read(self._position), self._channels, self._dtype)
+
+
+class TurnedImage:
+    """An image as a viewer shows it, turned and mirrored by its orientation tag.
+
+    Args:
+        image: the image as stored.
+        orientation: the tag, 1 to 8.
+    """
+
+    def __init__(self, image: ImageReader, orientation: int) -> None:
+        self.name, self._image, self._orientation = image.name, image, orientation
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self._image.size
+        return (width, height) if self._orientation > 4 else (height, width)
+
+    @property
+    def spacing(self) -> float | None:
+        """µm per pixel."""
+        return self._image.spacing
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
+        """A part (height, width, C). Raises CorruptImage."""
+        rows, columns = mirrored(self._orientation)
+        part = self.size[0] - top - height if rows else top, self.size[1] - left - width if columns else left
+        if self._orientation > 4:
+            return turn(self._image.read(part[1], part[0], width, height), self._orientation)
+        return turn(self._image.read(*part, height, width), self._orientation)
 
 
 class ImageFile(_WholeImage):
@@ -230,12 +263,28 @@ class TiffParts:
         return part
 
 
-def open_file(path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8) -> ImageReader:
+def open_file(
+    path: str | Path, channels: int = 3, dtype: npt.DTypeLike = np.uint8, viewed: bool = False
+) -> ImageReader:
     """The reader of an image file: a large TIFF is decoded in parts.
+
+    Args:
+        path: the file.
+        channels: 1 or 3.
+        dtype: uint8 or uint16.
+        viewed: turn it by its orientation tag, as a viewer does, instead of reading it as stored.
 
     Raises:
         CorruptImage: it cannot be read.
     """
+    image = _open_stored(path, channels, dtype)
+    if not viewed:
+        return image
+    tag = read_header(path).orientation if isinstance(image, ImageFile) else stored_orientation(path)
+    return image if tag == 1 else TurnedImage(image, tag)
+
+
+def _open_stored(path: str | Path, channels: int, dtype: npt.DTypeLike) -> ImageReader:
     try:
         with tifffile.TiffFile(path) as tiff:
             page: Any = tiff.pages.first

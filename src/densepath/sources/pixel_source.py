@@ -254,10 +254,18 @@ class PixelSource(Protocol):
         ...
 
 
+class Named(Protocol):
+    """Images that have names: a source, or a file of their features."""
+
+    def __len__(self) -> int: ...
+
+    def names(self, position: int) -> str: ...
+
+
 class AllNames:
     """The names of all images of a source, in their order; it can be iterated several times."""
 
-    def __init__(self, images: PixelSource) -> None:
+    def __init__(self, images: Named) -> None:
         self._images = images
 
     def __len__(self) -> int:

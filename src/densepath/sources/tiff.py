@@ -57,8 +57,13 @@ def turn(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     """Pixels (H, W, ...) as stored, as a viewer shows them: turned and mirrored by an orientation tag (1 to 8)."""
     if orientation > 4:
         pixels = np.swapaxes(pixels, 0, 1)
-    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    rows, columns = mirrored(orientation)
     return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def mirrored(orientation: int) -> tuple[bool, bool]:
+    """Whether :func:`turn` reverses the rows and the columns of what it returns."""
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
 def read_stored(path: str | Path) -> npt.NDArray[Any]:

@@ -39,13 +39,13 @@ def export(
     folder, prefix = Path(run), prefix.removesuffix(".") + "." if prefix else ""
     config = read_config(folder) if folder.is_dir() else None
     if config is None and not is_published(run) and folder.is_dir():
-        raise UserError(f"{run} is neither the folder of a run nor that of a published model; name one, or a file")
+        raise UserError(f"{run} is not the folder of a pre-training run, or of a published model; name one, or a file")
     scores = recorded_scores(folder) if config is not None else {}
     if config is None or "method" not in config:
         source = run if config is None else folder / _DETECTOR
-        if out is None:
+        if out is None and Path(source).exists():
             raise UserError(f"{run} is not the folder of a pre-training run; name the file to write with --out")
-        return export_file(source, Path(out), layout, backbone, prefix, {"scores": scores, "licence": licence})
+        return export_file(source, Path(out or ""), layout, backbone, prefix, {"scores": scores, "licence": licence})
     if layout == "tensors" or backbone or prefix:
         raise UserError("the layout tensors, backbone and prefix are for files of other projects; leave them out")
     method, config, steps = load_run(folder)

@@ -7,6 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import FORMAT_VERSION, load_weights, pixel_notes, read_weights, save_backbone, write_tensors
+from densepath.nets.weights.backbone_weights import ACCEPTED
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.nets.weights.published import is_published, read_published
@@ -43,6 +45,8 @@ def export_file(
         UserError: see :func:`~densepath.training.export.export`.
     """
     name = str(source)
+    if not (Path(source).exists() or is_published(source) or timm.models.is_model_pretrained(name)):
+        raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
     if layout != "tensors":
         try:
             found = backbone or backbone_of_weights(source, prefix)

@@ -106,10 +106,8 @@ def train(
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
     if first and saver.start:
-        complete = f"the run in {out} is complete ({total} steps)" + (
-            f"; {train_longer(out, config)}" if config else ""
-        )
-        say(f"densepath: {complete if saver.start >= total else f'resuming {out} at step {saver.start} of {total}'}")
+        end = f"the run in {out} is complete ({total} steps)" + (f"; {train_longer(out, config)}" if config else "")
+        say(f"densepath: {end if saver.start >= total else f'resuming {out} at step {saver.start} of {total}'}")
     if saver.start >= total:
         return saver.start
     batches.start_step = saver.start * accumulate

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -24,3 +25,18 @@ def output_names(images: Sequence[Path]) -> list[str]:
             name = f"{first}.{number}"
         names[name] = None
     return list(names)
+
+
+def names_below(names: Iterable[str], data: str | Path) -> list[str]:
+    """The paths of images relative to the folder that contains all.
+
+    Args:
+        names: the images' paths.
+        data: where they were found: if it is a folder, paths are relative to it.
+    """
+    paths = [os.path.abspath(name) for name in names]
+    if os.path.isdir(data):
+        root = os.path.abspath(data)
+    else:
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, root) for path in paths]

@@ -6,22 +6,23 @@ import json
 import logging
 import os
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
+from densepath.annotations.coco_checks import Orientation
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.result import Result
+from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
+from densepath.core.threads import OneBehind
 from densepath.runs.closing import command, say_end
 from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
@@ -39,15 +40,15 @@ from densepath.transfer.detection.prediction_files import (
     write_geojson,
     write_label_map,
 )
-from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, load_detector
+from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, check_search, load_detector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.output_names import output_names
+from densepath.transfer.output_names import names_below, output_names
 from densepath.transfer.predict_records import TABLE, gather, record_of, source_of
 from densepath.version import __version__
 
 LOG = "predict.log"
 _FREE = ("data", "run", "pictures", "devices")
-_LEAST_WINDOW = 32  # pixels
+_LATER = {"orientation": None}  # options that earlier versions did not have
 _AHEAD = 2  # images
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def predict(
     overlap: float = OVERLAP,
     spacing: float | None = None,
     exclude: Sequence[str] = (),
+    orientation: Literal["stored", "viewed"] | None = None,
     pictures: int | Literal["all"] = 8,
     devices: int | str = "auto",
     precision: Literal["auto", "32", "bf16-mixed"] = "auto",
@@ -85,6 +87,8 @@ def predict(
         overlap: share of a window that the next one covers.
         spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores.
         exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+        orientation: how images with an orientation tag (of cameras) are read: as "stored" in the file, or as "viewed",
+            turned by the tag. By default as the detector's training images.
         pictures: number of images to draw with the outlines of their objects, or "all".
         devices: "auto" (one GPU, or the CPU), or "cpu".
         precision: "auto", "32" or "bf16-mixed".
@@ -96,12 +100,16 @@ def predict(
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
     watch = Stopwatch()
-    _check(score, window, overlap, spacing, pictures)
+    check_search(score, window, overlap)
+    if spacing is not None and not spacing > 0:
+        raise UserError(f"spacing is {spacing}; give µm per pixel")
+    if pictures != "all" and pictures < 0:
+        raise UserError(f"pictures is {pictures}; give a number, or all")
     detector = load_detector(run)
     device = choose_device(devices)
     precision = choose_precision(precision, device.type)
     passed = Passed()
-    readers = _Readers(data, detector, exclude, passed)
+    readers = _Readers(data, detector, exclude, passed, orientation)
     stems = output_names(readers.paths())
     out = Path(out)
     refuse_among_images(out, data)
@@ -114,11 +122,12 @@ def predict(
         "overlap": overlap,
         "spacing": spacing,
         "exclude": list(exclude),
+        "orientation": orientation,
         "pictures": pictures,
         "devices": devices,
     }
     with sole_writer(out), logged(out / LOG):
-        if check_run(out, record, resume=True, free=_FREE) is None:
+        if check_run(out, record, resume=True, free=_FREE, defaults=_LATER) is None:
             with atomic_write(out / CONFIG) as part:
                 part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
         remove_remains(out)
@@ -133,11 +142,6 @@ def predict(
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
         done = len(readers) - len(left)
         say(f"densepath: {detector.notes.detector} of {run}; {len(readers)} images, {done} done before{also}")
-        if window is None and not detector.window:
-            say(
-                "densepath: the size of the detector's training images is unknown, so images are not cut into windows; "
-                "for large ones give --window the short side of the training images"
-            )
         damaged: list[str] = []
 
         def finish(position: int, reader: ImageReader, found: Prediction) -> None:
@@ -156,8 +160,7 @@ def predict(
                 part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
 
         # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
-        waiting: list[Future[None]] = []
-        with ThreadPoolExecutor(1) as other, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
+        with OneBehind() as behind, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
             for position, reader in with_progress(opened, len(left), "predicting"):
                 try:
                     if isinstance(reader, CorruptImage):
@@ -167,11 +170,7 @@ def predict(
                     damaged.append(str(error))
                     _log.warning("damaged image, passed over: %s", error)
                     continue
-                if waiting:
-                    waiting.pop().result()
-                waiting.append(other.submit(finish, position, reader, found))
-            if waiting:
-                waiting.pop().result()
+                behind.submit(finish, position, reader, found)
         if len(damaged) == len(readers):
             raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
         count = gather(out, stems, readers, detector.notes)
@@ -187,28 +186,21 @@ def predict(
     return Result(out, counts, {"table": out / TABLE, **drawn_files}, commands)
 
 
-def _check(
-    score: float, window: int | None, overlap: float, spacing: float | None, pictures: int | Literal["all"]
-) -> None:
-    if not 0 <= score <= 1:
-        raise UserError(f"score is {score}; give a number from 0 to 1")
-    if window is not None and window != 0 and window < _LEAST_WINDOW:
-        raise UserError(f"window is {window}; give {_LEAST_WINDOW} pixels or more, or 0 for none")
-    if not 0 <= overlap < 1:
-        raise UserError(f"overlap is {overlap}; give a number from 0 up to, but not including, 1")
-    if spacing is not None and not spacing > 0:
-        raise UserError(f"spacing is {spacing}; give µm per pixel")
-    if pictures != "all" and pictures < 0:
-        raise UserError(f"pictures is {pictures}; give a number, or all")
-
-
 class _Readers:
     """The images of a source; each is opened when it is used: thousands of TIFFs would be too many open files."""
 
-    def __init__(self, data: str | Path, detector: TrainedDetector, exclude: Sequence[str], passed: Passed) -> None:
+    def __init__(
+        self,
+        data: str | Path,
+        detector: TrainedDetector,
+        exclude: Sequence[str],
+        passed: Passed,
+        orientation: Orientation | None,
+    ) -> None:
         packed = str(data).lower().endswith(SUFFIX)
         self._store = open_store(data) if packed else None
         self._kind = (len(detector.notes.mean), detector.dtype)
+        self._viewed = detector.views(orientation)
         store = self._store
         names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
         self.names = list(names)
@@ -223,10 +215,7 @@ class _Readers:
         """The images' paths below their common folder."""
         if self._store is not None:
             return list(map(Path, self.names))
-        paths = [os.path.abspath(name) for name in self.names]
-        folder = os.path.isdir(self._data)
-        root = os.path.abspath(self._data) if folder else os.path.commonpath([os.path.dirname(path) for path in paths])
-        return [Path(os.path.relpath(path, root)) for path in paths]
+        return list(map(Path, names_below(self.names, self._data)))
 
     def identity(self, position: int) -> list[Any]:
         """What changes if an image is another one: its path, its size and its time."""
@@ -241,7 +230,7 @@ class _Readers:
         """The reader of an image. Raises CorruptImage."""
         if self._store is not None:
             return StoredImage(self._store, position, *self._kind)
-        return open_file(self.names[position], *self._kind)
+        return open_file(self.names[position], *self._kind, self._viewed)
 
 
 def _opened(
@@ -260,4 +249,4 @@ def _opened(
 def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:
     if pictures == "all":
         return set(range(count))
-    return {int(position) for position in np.linspace(0, count - 1, min(pictures, count))}
+    return set(evenly_spaced(pictures, count))

@@ -35,6 +35,7 @@ def score(
     predictions: str | Path,
     out: str | Path | None = None,
     split: Literal["train", "test"] = "test",
+    orientation: Literal["stored", "viewed"] | None = None,
     score: float | None = None,
 ) -> Result:
     """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation.
@@ -50,6 +51,8 @@ def score(
             results; images.json next to it names its images if their ids are not those of the data.
         out: a JSON file for the metrics; a CSV file next to it has those of each image.
         split: the split of a data set.
+        orientation: for images of a data set with an orientation tag (of cameras), the pixels that the outlines
+            describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         score: the lowest score of an object that is compared; by default 0.5 for a JSON, and for a folder of
             ``densepath predict`` the score that it was made with.
 
@@ -66,7 +69,7 @@ def score(
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"score is {score}; give a number from 0 to 1")
-    truth = read_truth(data, split)
+    truth = read_truth(data, split, orientation)
     found = read_predictions(predictions, truth, score)
     places = matching(truth, found)
     images: list[ImageScores] = []

@@ -14,10 +14,12 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from densepath.annotations.outlines import encode_part
 from densepath.core.errors import UserError
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.evaluation import describe
-from densepath.transfer.detection.instances import coco_results, decode_mask, encode_mask, encode_pasted, objects_of
+from densepath.transfer.detection.found import coco_results
+from densepath.transfer.detection.instances import decode_mask, encode_mask, objects_of, paste
 from densepath.transfer.detection.object_colors import PALETTE
 from densepath.transfer.detection.overlay import match_masks, overlay
 
@@ -137,6 +139,11 @@ def test_truth_without_instances_is_named(tmp_path: Path) -> None:
     truth = write_truth(tmp_path / "truth.json", per_image=0)
     with pytest.raises(UserError, match="has no instances"):
         average_precision(truth, [])
+
+
+def encode_pasted(mask: np.ndarray, box: list[float], size: tuple[int, int]) -> dict[str, Any]:
+    top, left, pasted = paste(mask, box, size)
+    return encode_part(pasted, top, left, size)
 
 
 def paste_mask(mask: torch.Tensor, box: list[float], size: tuple[int, int] = SIZE) -> np.ndarray:

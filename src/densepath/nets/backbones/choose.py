@@ -11,7 +11,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
 from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
-from densepath.nets.weights.hub import HUB
+from densepath.nets.weights.hub import is_hub_name
 from densepath.nets.weights.model_folders import read_json
 from densepath.nets.weights.published import backbone_of_config, published_folder, read_published
 
@@ -30,7 +30,7 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
         UserError: the name is unknown, or the network does not return its stages.
     """
     if isinstance(backbone, str):
-        return _of_hub(backbone, channels) if backbone.startswith(HUB) else build_backbone(backbone, channels)
+        return _of_hub(backbone, channels) if is_hub_name(backbone) else build_backbone(backbone, channels)
     made = backbone if isinstance(backbone, Backbone) else _wrap(backbone, channels)
     if made.in_channels != channels:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,13 @@ from typing import Any
 from densepath.core.errors import UserError
 
 HUB = "hf-hub:"
+_PREFIX = re.compile("hf[-_]hub:")  # timm takes both
 FETCHED = ("*.json", "*.safetensors")
+
+
+def is_hub_name(name: object) -> bool:
+    """Whether weights or a backbone are named as a model of the hub, "hf-hub:OWNER/NAME"."""
+    return isinstance(name, str) and _PREFIX.match(name) is not None
 
 
 @contextmanager
@@ -53,9 +60,9 @@ def fetch(name: str, files: Sequence[str] = FETCHED) -> Path:
 
     try:
         with quiet():
-            return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=list(files)))
+            return Path(snapshot_download(_PREFIX.sub("", name, count=1), allow_patterns=list(files)))
     except Exception as error:  # each kind of failure raises another exception
-        repository = name.removeprefix(HUB)
+        repository = _PREFIX.sub("", name, count=1)
         raise UserError(
             f"{name} could not be fetched ({type(error).__name__}); check the name and the "
             f"network, or run 'hf download {repository} --local-dir FOLDER' on a machine with a network (for a gated "

@@ -11,7 +11,7 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.nets.backbones.names import join_name
 from densepath.nets.weights.files import read_tensors
-from densepath.nets.weights.hub import FETCHED, HUB, fetch
+from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
 from densepath.nets.weights.model_folders import read_image_processor, read_json
 from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
 
@@ -60,7 +60,7 @@ class Published(NamedTuple):
 def is_published(source: str | Path) -> bool:
     """Whether weights are a network of the hub, or a folder of one: with config.json, or only with weights."""
     folder = Path(source)
-    return str(source).startswith(HUB) or any((folder / file).is_file() for file in ("config.json", *WEIGHT_FILES))
+    return is_hub_name(source) or any((folder / file).is_file() for file in ("config.json", *WEIGHT_FILES))
 
 
 def published_folder(source: str | Path, weights: bool = True) -> Path:
@@ -74,7 +74,7 @@ def published_folder(source: str | Path, weights: bool = True) -> Path:
         UserError: it cannot be fetched.
     """
     name = str(source)
-    if not name.startswith(HUB):
+    if not is_hub_name(name):
         return Path(source)
     folder = fetch(name, FETCHED if weights else ("*.json",))
     if weights and not any(folder.glob("*.safetensors")):
@@ -90,6 +90,7 @@ def read_published(source: str | Path) -> Published:
     """
     folder = published_folder(source)
     config = read_json(folder / "config.json")
+    _check_architecture(config)
     state = to_timm(_read_weights(folder, source))
     if prefixes := transformer_prefixes(state):
         # Of several, e.g. of an image and a text tower, the first is that of the images.
@@ -125,10 +126,15 @@ def preprocessing(
     return mean, std, size if isinstance(size, int) else 0
 
 
-def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
-    """The name of the backbone of a folder."""
+def _check_architecture(config: Mapping[str, Any]) -> None:
     import timm
 
+    if "architecture" in config and not timm.is_model(str(config["architecture"])):
+        raise UserError(f"timm has no network {config['architecture']!r}, which config.json names; update timm")
+
+
+def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
+    """The name of the backbone of a folder."""
     if (kind := config.get("model_type")) in _TRANSFORMERS:
         known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
         known["pos_antialias"] = _TRANSFORMERS[str(kind)] or "reg_token" in state
@@ -136,8 +142,6 @@ def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | N
             return None
         return name_transformer(state, None, {key: value for key, value in known.items() if value is not None})
     architecture = str(config.get("architecture", ""))
-    if architecture and not timm.is_model(architecture):
-        raise UserError(f"timm has no network {architecture!r}, which config.json names; update timm")
     arguments = {**config, **(config.get("model_args") or {})}
     known = {key: arguments[key] for key in _KNOWN if arguments.get(key) is not None}
     return name_transformer(state, architecture or None, known) or backbone_of_config(config)

@@ -77,7 +77,8 @@ def _evaluate(config: DetectConfig) -> Result:
     device = choose_device(config.devices)
     model, notes = load_detector(out / DETECTOR_FILE)
     _check_evaluation(config, read_config(out) or {})
-    test = open_split(config.data, "test", notes.spec, model.finds_masks, config.orientation)
+    orientation = config.orientation or notes.orientation
+    test = open_split(config.data, "test", notes.spec, model.finds_masks, orientation)
     match_categories(test, notes.category_names, f"the detector in {out}")
     check_objects(test)
     half = choose_precision(config.precision, device.type) == "bf16-mixed"
@@ -142,6 +143,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         spec.std,
         *found,
         int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
+        config.orientation,
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
+from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
@@ -37,6 +38,8 @@ class DetectorNotes:
         detections_per_image: maximum number of detections.
         window: the pixel values that are mapped to 0 and 1.
         image_size: the median short side of the training images in pixels; 0 if unknown.
+        orientation: how images with an orientation tag were read: as "stored" in the file, or as "viewed", turned by
+            the tag; None if there were none.
     """
 
     detector: str
@@ -50,6 +53,7 @@ class DetectorNotes:
     detections_per_image: int = DETECTIONS
     window: tuple[float, float] = (0.0, 255.0)
     image_size: int = 0
+    orientation: Orientation | None = None
 
     @property
     def spec(self) -> PixelSpec:
@@ -116,6 +120,8 @@ def _notes_from(values: Any) -> DetectorNotes:
         raise ValueError("whole numbers")
     if type(notes.image_size) is not int or notes.image_size < 0:
         raise ValueError("a size")
+    if notes.orientation not in (None, *get_args(Orientation)):
+        raise ValueError("an orientation")
     if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
         raise ValueError("names")
     _ = notes.spec  # refuses what is not a mean, a standard deviation and a window

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,9 @@ from torch import Tensor
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
 from densepath.core.scores import SCALE
+from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
+from densepath.core.threads import OneBehind
 from densepath.core.waiting import HANGING_READER
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
@@ -26,7 +27,8 @@ from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
-from densepath.transfer.detection.instances import coco_results, label_map_of, objects_of
+from densepath.transfer.detection.found import coco_results
+from densepath.transfer.detection.instances import label_map_of, objects_of
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
 from densepath.transfer.detection.overlay import overlay
 from densepath.transfer.detection.samples import into_detector
@@ -95,34 +97,26 @@ def evaluate(
         As :func:`~densepath.transfer.detection.average_precision.average_precision`, and with ``objects`` as
         :func:`~densepath.transfer.detection.object_metrics.over_images`.
     """
-    drawn = {int(i) for i in np.linspace(0, len(images) - 1, min(pictures, len(images)))}
+    drawn = set(evenly_spaced(pictures, len(images)))
+    results: list[dict[str, Any]] = []
+    compared: list[ImageScores] = []
 
-    def finish(i: int, sample: dict[str, Any], found: Found) -> list[dict[str, Any]]:
+    def finish(i: int, sample: dict[str, Any], found: Found) -> None:
         encoded = encode(sample, found)
+        results.extend(encoded)
         if i in drawn:
             _draw(images[i], encoded, images.spec, out / "pictures" / files[i])
         if objects:
             compared.append(compare(images.label_map(i), label_map_of(encoded, images.size(i), OBJECT_SCORE)))
-        return encoded
 
     files = [
         f"{name}.png" for name in output_names([Path(os.path.relpath(path, images.folder)) for path in images.paths()])
     ]
-    results: list[dict[str, Any]] = []
-    compared: list[ImageScores] = []
     samples = ahead((images.sample(i, masks=False) for i in range(len(images))), depth=1, remedy=HANGING_READER)
     shown = with_progress(samples, len(images), "detecting")
-    # The network runs in this thread, so that Ctrl-C ends it at once. Futures are popped: a variable in an exception's
-    # frame would keep the other thread alive.
-    waiting: list[Future[list[dict[str, Any]]]] = []
-    with ThreadPoolExecutor(1) as other:
+    with OneBehind() as behind:  # the network runs in this thread, so that Ctrl-C ends it at once
         for i, sample in enumerate(shown):
-            found = find(sample)
-            if waiting:
-                results += waiting.pop().result()
-            waiting.append(other.submit(finish, i, sample, found))
-        if waiting:
-            results += waiting.pop().result()
+            behind.submit(finish, i, sample, find(sample))
     metrics = average_precision(
         images.coco_ground_truth(), results, boxes=boxes, masks=masks, detections_per_image=detections_per_image
     )

@@ -89,9 +89,14 @@ class FoundObject:
 
 
 def found_objects(
-    detections: Mapping[str, Tensor], size: tuple[int, int], score: float, top: int = 0, left: int = 0
+    detections: Mapping[str, Tensor],
+    size: tuple[int, int],
+    score: float = 0.0,
+    top: int = 0,
+    left: int = 0,
+    empty: bool = False,
 ) -> list[FoundObject]:
-    """The objects of a window or an image, best first; those without a pixel are left out.
+    """The objects of a window or an image, best first.
 
     Args:
         detections: float32 on the CPU: boxes (N, 4) in the window's pixels, scores (N,), labels (N,) from 1, and
@@ -99,6 +104,7 @@ def found_objects(
         size: height and width of the window.
         score: the lowest score.
         top, left: where the window lies in the image.
+        empty: whether objects without a pixel are kept: average precision counts them.
     """
     boxes, scores, labels = (detections[name].tolist() for name in ("boxes", "scores", "labels"))
     masks = detections["masks"].numpy() if "masks" in detections else [None] * len(boxes)
@@ -107,9 +113,22 @@ def found_objects(
         if each < score:
             continue
         row, column, pasted = paste(np.ones((1, 1), np.float32) if mask is None else mask, box, size)
-        if not pasted.any():
+        if not empty and not pasted.any():
             continue
         x1, y1, x2, y2 = box
         place = (x1 + left, y1 + top, x2 + left, y2 + top)
         objects.append(FoundObject(int(label), each, row + top, column + left, pasted, place))
     return objects
+
+
+def coco_results(
+    detections: Mapping[str, Tensor], image_id: int, size: tuple[int, int], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections in one image in COCO's results format, best first.
+
+    Args:
+        detections, size: as for :func:`found_objects`.
+        category_ids: the category ids of the labels 1, 2, ...
+    """
+    objects, masks = found_objects(detections, size, empty=True), "masks" in detections
+    return [{"image_id": image_id, **each.result(size, category_ids, masks)} for each in objects]

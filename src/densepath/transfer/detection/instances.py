@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as rle
-from torch import Tensor
 
-from densepath.annotations.outlines import encode_part, paint
+from densepath.annotations.outlines import paint
 
 
-def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
-    """Paste a box's mask into its image, as COCO's compressed run lengths.
+def paste(
+    mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]
+) -> tuple[int, int, npt.NDArray[np.bool_]]:
+    """The pixels of a box's mask in its image.
 
     Args:
         mask: (M, M) probabilities that cover the box from edge to edge; values between their centers are
@@ -23,16 +24,8 @@ def encode_pasted(mask: npt.NDArray[np.float32], box: Sequence[float], size: tup
         size: height, width of the image.
 
     Returns:
-        The run lengths, as :func:`encode_mask`, of the pixels whose probability at the center is at least 0.5.
+        Top, left, and (h, w) bool: the pixels whose probability at the center is at least 0.5.
     """
-    top, left, pasted = paste(mask, box, size)
-    return encode_part(pasted, top, left, size)
-
-
-def paste(
-    mask: npt.NDArray[np.float32], box: Sequence[float], size: tuple[int, int]
-) -> tuple[int, int, npt.NDArray[np.bool_]]:
-    """The pixels of a box's mask: top, left, and (h, w) bool. Arguments as for :func:`encode_pasted`."""
     (x1, y1, x2, y2), (height, width) = box, size
     # Only the pixels whose centers lie in the box.
     left, right, across = _sample_points(x1, x2, width, len(mask))
@@ -63,35 +56,6 @@ def _interpolate(
     after = values[np.minimum(index + 1, len(values) - 1)]
     between: npt.NDArray[np.float32] = before + fraction[:, None] * (after - before)
     return between
-
-
-def coco_results(
-    detections: Mapping[str, Tensor], image_id: int, size: tuple[int, int], category_ids: list[int]
-) -> list[dict[str, Any]]:
-    """The detections in one image in COCO's results format, best first.
-
-    Args:
-        detections: float32 on the CPU: boxes (N, 4) in the image's pixels, scores (N,), labels (N,) from 1, and
-            optionally masks (N, M, M).
-        size: height, width of the image.
-        category_ids: the category ids of the labels 1, 2, ...
-    """
-    results: list[dict[str, Any]] = []
-    for box, score, label in zip(detections["boxes"], detections["scores"], detections["labels"], strict=True):
-        x1, y1, x2, y2 = box.tolist()
-        results.append(
-            {
-                "image_id": image_id,
-                "category_id": category_ids[int(label) - 1],
-                "score": score.item(),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-            }
-        )
-    if "masks" in detections:
-        masks = zip(detections["masks"].numpy(), detections["boxes"].tolist(), strict=True)
-        for result, (mask, box) in zip(results, masks, strict=True):
-            result["segmentation"] = encode_pasted(mask, box, size)
-    return results
 
 
 def label_map_of(results: Sequence[Mapping[str, Any]], size: tuple[int, int], score: float) -> npt.NDArray[np.int32]:

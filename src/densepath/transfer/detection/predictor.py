@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError
+from densepath.core.streams import say
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import to_grey, to_rgb
@@ -26,8 +28,11 @@ from densepath.transfer.detection.samples import into_detector
 from densepath.transfer.detection.windows import merge, windows_of
 
 OVERLAP = 0.25
+_LEAST_WINDOW = 32  # pixels
+_PRECISIONS = ("32", "bf16-mixed")
 _LARGE = 2.0  # an image with more pixels than this many windows is cut into windows
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
+_MUCH_LARGER = 16  # times the pixels of the detector's input: larger than any training image could be
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
 
 Picture = npt.NDArray[Any] | Image.Image | str | Path
@@ -100,6 +105,7 @@ class TrainedDetector(nn.Module):
         super().__init__()
         self.detector, self.notes = detector, notes
         self.classes = notes.category_names
+        self._warned = False
 
     @property
     def finds_masks(self) -> bool:
@@ -127,6 +133,7 @@ class TrainedDetector(nn.Module):
         window: int | None = None,
         overlap: float = OVERLAP,
         precision: str = "32",
+        orientation: Orientation | None = None,
     ) -> Any:
         """Find the objects in images.
 
@@ -138,17 +145,24 @@ class TrainedDetector(nn.Module):
                 of the training images, for images with more than twice the pixels of a window.
             overlap: share of a window that the next one covers.
             precision: "32" or "bf16-mixed".
+            orientation: how files and images of Pillow with an orientation tag are read: as "stored", or as "viewed",
+                turned by the tag. By default as the training images.
 
         Returns:
             A :class:`Prediction` for an image, a list of them for a list of images.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read, or an option is invalid.
         """
+        check_search(score, window, overlap)
+        if precision not in _PRECISIONS:
+            raise UserError(f"precision is {precision!r}; use one of {', '.join(_PRECISIONS)}")
         if not isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
-            return [self.predict(image, score, window, overlap, precision) for image in images]
+            if not isinstance(images, Iterable):
+                raise UserError(f"an image is {type(images).__name__}; give an array, an image of Pillow, or a file")
+            return [self.predict(image, score, window, overlap, precision, orientation) for image in images]
         try:
-            reader = self._reader(images)
+            reader = self._reader(images, self.views(orientation))
             return self.predict_reader(reader, score, window, overlap, precision)
         except CorruptImage as error:
             raise UserError(str(error)) from error
@@ -171,12 +185,25 @@ class TrainedDetector(nn.Module):
             self.eval()
         side = self.window if window is None else window
         height, width = image.size
+        if window is None and not side and height * width > _MUCH_LARGER * self.notes.test_size**2:
+            self._warn_of_large(image)
         if not side or (window is None and height * width <= _LARGE * side**2):
             side, windows = min(height, width), [Window(0, 0, height, width)]  # as in the evaluation
         else:
             windows = windows_of(image.size, side, overlap)
         found = self._found(image, windows, side, score, precision == "bf16-mixed")
         return Prediction(tuple(merge(found, image.size)), image.size, self.classes)
+
+    def _warn_of_large(self, image: ImageReader) -> None:
+        """Warn once that a large image is not cut into windows."""
+        if not self._warned:
+            self._warned = True
+            height, width = image.size
+            say(
+                f"densepath: warning: {image.name} has {width} x {height} px, but is not cut into windows, because the "
+                "detector does not know the size of its training images (version 0.1 did not record it); give --window "
+                "their short side"
+            )
 
     def _found(
         self, image: ImageReader, windows: Sequence[Window], side: int, score: float, bfloat16: bool
@@ -212,12 +239,18 @@ class TrainedDetector(nn.Module):
             "labels": np.zeros(0, np.int64),
         }
 
-    def _reader(self, image: Any) -> ImageReader:
+    def views(self, orientation: Orientation | None) -> bool:
+        """Whether images are turned by their orientation tags; None: as the training images."""
+        return (orientation or self.notes.orientation) == "viewed"
+
+    def _reader(self, image: Any, viewed: bool) -> ImageReader:
         channels = len(self.notes.mean)
         if isinstance(image, str | Path):
             if Path(image).is_dir():
                 raise UserError(f"{image} is a folder; give its images, or use densepath predict")
-            return open_file(image, channels, self.dtype)
+            return open_file(image, channels, self.dtype, viewed)
+        if isinstance(image, Image.Image) and viewed:
+            image = ImageOps.exif_transpose(image)
         if isinstance(image, Image.Image) and not image.mode.startswith("I;16"):
             image = to_rgb(image) if channels == 3 else to_grey(image)
         pixels = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
@@ -236,6 +269,20 @@ class TrainedDetector(nn.Module):
             share = pixels[..., 3:] / most
             pixels = np.rint(pixels[..., :3] * share + most * (1 - share)).astype(pixels.dtype)
         return DecodedImage(as_pixels(pixels, channels, self.dtype))
+
+
+def check_search(score: float, window: int | None, overlap: float) -> None:
+    """Check how objects are searched for.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    if not 0 <= score <= 1:
+        raise UserError(f"score is {score}; give a number from 0 to 1")
+    if window is not None and window != 0 and window < _LEAST_WINDOW:
+        raise UserError(f"window is {window}; give {_LEAST_WINDOW} pixels or more, or 0 for none")
+    if not 0 <= overlap < 1:
+        raise UserError(f"overlap is {overlap}; give a number from 0 up to, but not including, 1")
 
 
 def load_detector(path: str | Path) -> TrainedDetector:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from densepath.annotations.coco import open_split
+from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.transfer.detection.instances import label_map_of
+from densepath.transfer.output_names import output_names
 
 LABELS, PREDICTIONS, IMAGES = "labels", "predictions.json", "images.json"  # in a folder of ``densepath predict``
 _LEAST_SCORE = 0.5
@@ -49,7 +50,9 @@ class LabelledImages:
     coco: dict[str, Any] | None = None
 
 
-def read_truth(data: str | Path, split: Literal["train", "test"]) -> LabelledImages:
+def read_truth(
+    data: str | Path, split: Literal["train", "test"], orientation: Orientation | None = None
+) -> LabelledImages:
     """The true objects: a split of a data set in COCO's layout, or a folder of label maps.
 
     Raises:
@@ -57,7 +60,7 @@ def read_truth(data: str | Path, split: Literal["train", "test"]) -> LabelledIma
     """
     if not (Path(data) / "annotations").is_dir():
         return _label_maps(Path(data))
-    images = open_split(data, split)
+    images = open_split(data, split, orientation=orientation)
     truth = images.coco_ground_truth()
     names, sizes = _listed(truth["images"])
     return LabelledImages(str(images.annotations), names, list(sizes.values()), images.label_map, coco=truth)
@@ -97,7 +100,8 @@ def _label_maps(folder: Path) -> LabelledImages:
         raise UserError(f"{folder} has no label map ({', '.join(LABEL_SUFFIXES)}); check the path")
     paths = list(files.values())
     sizes = [_checked(label_size, path) for path in paths]
-    return LabelledImages(str(folder), _short(files), sizes, lambda position: _checked(read_labels, paths[position]))
+    names = output_names(list(map(Path, files)))
+    return LabelledImages(str(folder), names, sizes, lambda position: _checked(read_labels, paths[position]))
 
 
 def _checked(read: Callable[[Path], Any], path: Path) -> Any:
@@ -105,13 +109,6 @@ def _checked(read: Callable[[Path], Any], path: Path) -> Any:
         return read(path)
     except CorruptImage as error:
         raise UserError(f"{error}; replace the file") from error
-
-
-def _short(files: Iterable[str]) -> list[str]:
-    """Paths without suffix; with it, where two of them differ only in the suffix."""
-    stems = {file: str(PurePath(file).with_suffix("")) for file in files}
-    times = Counter(stems.values())
-    return [file if times[stem] > 1 else stem for file, stem in stems.items()]
 
 
 def _detections(path: Path, truth: LabelledImages, score: float) -> LabelledImages:
@@ -143,7 +140,7 @@ def _drawn(images: Sequence[Results], sizes: Sequence[Size], score: float, posit
 def _listed(images: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[int, Size]]:
     """Names and, by id, sizes of the images of a COCO JSON."""
     sizes = {int(image["id"]): (int(image["height"]), int(image["width"])) for image in images}
-    names = _short([str(image["file_name"]) for image in images])
+    names = output_names([Path(str(image["file_name"])) for image in images])
     if not len(names) == len(sizes) == len(images):
         raise ValueError
     return names, sizes

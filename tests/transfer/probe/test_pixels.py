@@ -15,7 +15,8 @@ from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights import save_backbone
-from densepath.transfer.probe.probe import probe, probe_backbone
+from densepath.transfer.probe.pixels import probe_backbone
+from densepath.transfer.probe.probe import probe
 
 
 class Colors(nn.Module):
@@ -77,7 +78,7 @@ def test_resolution_and_aspect_of_the_images_are_kept(tmp_path: Path) -> None:
 
 def test_positions_are_subsampled_to_limit_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_data(tmp_path / "data", informative=True)
-    monkeypatch.setattr("densepath.transfer.probe.probe._FEATURE_VALUES", 6 * 3 * 50)
+    monkeypatch.setattr("densepath.transfer.probe.pixels._FEATURE_VALUES", 6 * 3 * 50)
     scores = probe_colors(data)
     assert scores["train_positions"] == 6 * 50
     assert scores["mean_iou"] > 90

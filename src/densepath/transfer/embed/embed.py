@@ -1,0 +1,288 @@
+"""``densepath embed``: a vector for each image, by a frozen network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from densepath.core.digests import digest_of
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.locks import sole_writer
+from densepath.core.random import check_seed
+from densepath.core.result import Result
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.system import first_on_node, with_progress
+from densepath.core.waiting import notice_seconds, wait_for
+from densepath.runs.folder import CONFIG, check_run, read_config
+from densepath.runs.progress import clock, say
+from densepath.runs.watchdog import PARENT
+from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
+from densepath.training.processes import start_processes
+from densepath.transfer.embed.blocks import Block, Blocks
+from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
+from densepath.transfer.embed.encoder import Encoder, Pool, load_encoder
+from densepath.transfer.embed.feature_file import Features, Shape, check_format, encoded, read_features, write_features
+from densepath.transfer.embed.inputs import Inputs, open_source
+from densepath.version import __version__
+
+_FREE = ("data", "devices", "densepath_version")  # may change when the same command continues
+_SHOWN = 1000  # damaged images in the notes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Embeddings(Result):
+    """The file that :func:`embed` has written: a path, with the numbers ``images``, ``dim`` and ``damaged``.
+
+    Args:
+        damaged: file name and reason of the images that were passed over.
+    """
+
+    damaged: tuple[str, ...] = ()
+
+    def load(self) -> Features:
+        """Read the file: ``names``, ``values`` (N, D) and ``notes``."""
+        return read_features(Path(self))
+
+
+def embed(
+    *,
+    data: str | Path,
+    weights: str | Path,
+    out: str | Path,
+    backbone: str | None = None,
+    stage: int | None = None,
+    pool: Pool = "auto",
+    size: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    batch_size: int = 64,
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    devices: int | str = "auto",
+    precision: Precision = "auto",
+) -> Embeddings:
+    """Write a vector of features for each image, by a frozen network.
+
+    The file holds the features, the images' names (paths below ``data``) and what made them: the digest of the
+    weights, backbone, pooling, pixels, date. Its ending chooses the format: .h5 (HDF5), .parquet or .safetensors. It
+    appears when all images are done; the same command continues after a stop. A damaged image is reported and passed
+    over.
+
+    Args:
+        data: a folder of images, a text list of files, a glob, an image, or a packed store.
+        weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
+        out: the file of the features: .h5, .hdf5, .parquet or .safetensors.
+        backbone: a timm name; default: that of the weights, resnet18 for random ones.
+        stage: the stage whose map is pooled; by default the deepest.
+        pool: "mean" over all positions of the map, which are the patch tokens of a vision transformer; "cls", its class
+            token; "cls_mean", both one after the other; "auto" is "cls" where there is a class token, else "mean".
+        size: side in pixels: short sides are resized to it, and the center is cut out. By default a ConvNet sees images
+            as they are, and a vision transformer the size of its positions; 0 for images as they are.
+        dtype: of the numbers in the file.
+        batch_size: images in a pass of the network.
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+        seed: seed of random weights.
+        devices: "auto" (one GPU, or the CPU), N (processes on as many GPUs, or on the CPU), "cpu" or "cpu:N".
+        precision: "auto", "32" or "bf16-mixed".
+
+    Returns:
+        The file; ``.load()`` reads it. With several processes, that of the first is complete.
+
+    Raises:
+        UserError: there are no such weights or images, ``out`` exists, or no image can be read.
+    """
+    out = Path(out)
+    check_format(out)
+    check_seed(seed)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give 1 or more")
+    if out.exists():
+        raise UserError(f"{out} already exists; name another file or remove it first")
+    hardware = choose_hardware(devices, precision)
+    source = open_source(data, exclude)
+    encoder, line = load_encoder(weights, backbone, source, stage=stage, pool=pool, seed=seed)
+    inputs = Inputs(source, data, encoder.spec, input_size(encoder, size))
+    notes: dict[str, Any] = {
+        "data": str(data),
+        "weights": str(weights),
+        **encoder.notes(),
+        "size": inputs.size,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "precision": hardware.precision,
+        "devices": str(devices),
+        "densepath_version": __version__,
+    }
+    folder = out.with_name(f".{out.name}.parts")
+    record = notes | {"names": digest_of(map(encoded, inputs.names))}
+    blocks = Blocks(folder, inputs, batch_size, dtype)
+    with ExitStack() as stack:
+        if hardware.rank == 0:
+            stack.enter_context(sole_writer(folder))
+            stack.enter_context(_kept_if_begun(folder))
+            _begin(folder, record)
+            say(f"densepath: {line}; {len(inputs)} images, {encoder.dim} numbers each")
+            children = stack.enter_context(_others(hardware))
+        else:
+            _await_record(folder, record)
+            children = []
+        _encode(encoder, inputs, blocks, hardware)
+        if hardware.rank > 0:
+            return Embeddings(out, {"dim": encoder.dim})
+        _await_blocks(blocks, children)
+        return _gather(out, folder, blocks, inputs, encoder.dim, dtype, notes)
+
+
+def input_size(encoder: Encoder, size: int | None) -> int | None:
+    """The side to which images are resized and cut; None if they are used as they are.
+
+    Raises:
+        UserError: it does not fit the network.
+    """
+    if size is None:
+        return encoder.input_size
+    if size < 0:
+        raise UserError(f"size is {size}; give pixels, or 0 for images as they are")
+    if size:
+        encoder.backbone.check_size(*[size] * encoder.backbone.ndim)
+    return size or None
+
+
+def _begin(folder: Path, record: dict[str, Any]) -> None:
+    """Write what is computed, or check that it is what an earlier command has begun."""
+    if check_run(folder, record, resume=True, free=_FREE) is None:
+        with atomic_write(folder / CONFIG) as part:
+            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
+
+
+def _await_record(folder: Path, record: dict[str, Any]) -> None:
+    """Wait until the first process has begun."""
+
+    def attempt(seconds: float) -> None:
+        written = read_config(folder) or {}
+        if any(written.get(name) != value for name, value in record.items() if name not in _FREE):
+            time.sleep(seconds)
+            raise TimeoutError
+
+    wait_for(attempt, "the first process", "it has not begun; see its message, then start all processes again")
+
+
+@contextmanager
+def _kept_if_begun(folder: Path) -> Iterator[None]:
+    """After a stop, say how to continue; what an error leaves before the first block is removed."""
+    try:
+        yield
+    except BaseException as error:
+        if not any(folder.glob("[0-9]*.safetensors")):
+            (folder / CONFIG).unlink(missing_ok=True)
+        elif not isinstance(error, Exception):
+            say("densepath: stopped; the same command continues")
+        raise
+
+
+@contextmanager
+def _others(hardware: Hardware) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
+    """The other processes of this machine, which end with this one."""
+    environment = dict(os.environ)
+    children = start_processes(hardware)
+    try:
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        if children:  # or this process would seem to be started by a launcher the next time
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware) -> None:
+    """Encode this process's share of the blocks that are not done."""
+    left = [b for b in range(hardware.rank, len(blocks), hardware.world_size) if not blocks.is_done(b)]
+    if not left:
+        return
+    keep_freed_memory(hardware)
+    hardware.lay_out(encoder)
+    encoder.to(hardware.device)
+    half = hardware.precision == "bf16-mixed"
+    jobs = [(block, batch) for block in left for batch in batches_of(blocks.positions(block), blocks.batch_size)]
+    parts = encode(encoder, inputs, [batch for _, batch in jobs], hardware.device, half)
+    with closing(parts):
+        own: list[Encoded] = []
+        for part in _with_lines(parts, jobs):
+            own.append(part)
+            block = jobs[part.batch][0]
+            if part.batch + 1 < len(jobs) and jobs[part.batch + 1][0] == block:
+                continue
+            blocks.write(block, Block(*collect(own)))
+            own.clear()
+            if PARENT in os.environ and hardware.rank > 0 and os.getppid() != int(os.environ[PARENT]):
+                raise UserError("the first process has ended; see its message, then start again")
+
+
+def _with_lines(parts: Iterable[Encoded], jobs: Sequence[tuple[int, range]]) -> Iterator[Encoded]:
+    """The batches, with a bar in a terminal, else with a line now and then: how many images are done, the time left."""
+    total, done, lines = sum(len(batch) for _, batch in jobs), 0, not (sys.stderr is not None and sys.stderr.isatty())
+    watch = Stopwatch()
+    last = watch.read()
+    for part in with_progress(parts, len(jobs), "embedding"):
+        yield part
+        done += len(jobs[part.batch][1])
+        now = watch.read()
+        if lines and first_on_node() and now - last >= notice_seconds():
+            last = now
+            left = clock(now / done * (total - done))
+            say(f"densepath: {done:,} of {total:,} images  {done / now:.1f} images/s  ETA {left}")
+
+
+def _await_blocks(blocks: Blocks, children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for the blocks of the other processes."""
+    left = set(range(len(blocks)))
+
+    def attempt(seconds: float) -> None:
+        left.difference_update([block for block in left if blocks.path(block).exists()])
+        if left and any(child.poll() for child in children):
+            raise UserError("another process has failed; see its message, then start again: what is done is kept")
+        if left:
+            time.sleep(seconds)
+            raise TimeoutError
+
+    remedy = "another process hangs or has ended; see its message, then start again: what is done is kept"
+    wait_for(attempt, "the features of other processes", remedy, sign=lambda: len(left))
+
+
+def _gather(
+    out: Path, folder: Path, blocks: Blocks, inputs: Inputs, dim: int, dtype: str, notes: dict[str, Any]
+) -> Embeddings:
+    """Write the blocks as one file, and remove them."""
+    count, name_bytes, damaged = 0, 0, []
+    for block in blocks.read():
+        count += len(block.positions)
+        name_bytes += sum(len(encoded(inputs.names[position])) for position in block.positions)
+        damaged += block.damaged
+    if not count:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"none of {len(inputs)} images can be read; check the files ({damaged[0]})")
+    notes = notes | {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images": count,
+        "damaged": len(damaged),
+        "damaged_images": damaged[:_SHOWN],
+    }
+    parts = (([inputs.names[position] for position in block.positions], block.features) for block in blocks.read())
+    write_features(out, parts, Shape(count, dim, dtype, name_bytes), notes)
+    shutil.rmtree(folder, ignore_errors=True)
+    without = f"; {len(damaged)} damaged images passed over: {first_few(damaged)}" if damaged else ""
+    say(f"densepath: features of {count} images, {dim} numbers each, are in {out}{without}")
+    return Embeddings(out, {"images": count, "dim": dim, "damaged": len(damaged)}, damaged=tuple(damaged))

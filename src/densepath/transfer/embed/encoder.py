@@ -1,0 +1,113 @@
+"""A frozen backbone with pooling: images as they are stored -> one vector each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from densepath.core.digests import digest_of_tensors
+from densepath.core.errors import UserError
+from densepath.core.regions import global_pool
+from densepath.nets.backbones import Backbone
+from densepath.nets.weights.pretrained import pretrained_backbone
+from densepath.sources.pixel_source import PixelSource, PixelSpec
+
+Pool = Literal["auto", "mean", "cls", "cls_mean"]
+
+
+class Encoder(nn.Module):
+    """The pooled features of a stage of a backbone.
+
+    Args:
+        backbone: the backbone.
+        spec: the meaning of the stored pixels.
+        stage: the stage; by default the deepest.
+        pool: "mean" over all positions of the stage's map (the patch tokens of a vision transformer); "cls" for the
+            class token after the last block and the final norm; "cls_mean" for both, one after the other; "auto" for
+            "cls" if there is a class token, else "mean".
+
+    Attributes:
+        dim: D, the length of a vector.
+        input_size: side in pixels of the images that the positions of a vision transformer were trained for; None for a
+            ConvNet.
+
+    Raises:
+        UserError: there is no such stage or no class token.
+    """
+
+    def __init__(self, backbone: Backbone, spec: PixelSpec, stage: int | None = None, pool: Pool = "auto") -> None:
+        super().__init__()
+        self.backbone, self.spec = backbone, spec
+        self.stage = backbone.deepest if stage is None else stage
+        backbone.check_stage(self.stage)
+        transformer = getattr(backbone.net, "model", None) if backbone.patch_size > 1 else None
+        has_class = getattr(transformer, "cls_token", None) is not None
+        self.pool: Pool = ("cls" if has_class else "mean") if pool == "auto" else pool
+        if self.pool != "mean" and not has_class:
+            raise UserError(f"{backbone.name} has no class token; use --pool mean")
+        self.dim = backbone.channels[self.stage] * (2 if self.pool == "cls_mean" else 1)
+        embedding: Any = getattr(transformer, "patch_embed", None)
+        self.input_size: int | None = None if embedding is None else int(embedding.img_size[0])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, *size, C) stored pixels -> (B, dim) float32."""
+        x = self.spec.normalize(self.spec.apply_window(pixels.movedim(-1, 1).to(torch.float32, copy=True)))
+        if self.pool == "mean":
+            return global_pool(self.backbone(x, last=self.stage)[self.stage].float())
+        self.backbone.check_size(*x.shape[2:])
+        tokens = self.backbone.net.model.forward_features(x).float()  # (B, prefix + patches, C)
+        if self.pool == "cls":
+            return tokens[:, 0]
+        return torch.cat((tokens[:, 0], tokens[:, self.backbone.net.model.num_prefix_tokens :].mean(1)), dim=1)
+
+    def notes(self) -> dict[str, Any]:
+        """What identifies the features."""
+        return {
+            "weights_digest": digest_of_tensors(self.backbone.state_dict()),
+            "backbone": self.backbone.name,
+            "stage": self.stage,
+            "pool": self.pool,
+            "pixels": self.spec.record(),
+        }
+
+
+def load_encoder(
+    weights: str | Path,
+    backbone: str | None = None,
+    images: PixelSource | None = None,
+    *,
+    stage: int | None = None,
+    pool: Pool = "auto",
+    seed: int = 0,
+) -> tuple[Encoder, str]:
+    """The frozen encoder of weights, in evaluation mode on the CPU.
+
+    Grey and RGB images are read with the channels of the weights; others, and volumes, need weights for them. If the
+    weights are of 8-bit images and the images have 16 bits, or the other way round, the window is that of the images.
+
+    Args:
+        weights, backbone: as for :func:`~densepath.nets.weights.pretrained.pretrained_backbone`.
+        images: what it will see; by default images as the weights need them.
+        stage, pool: as for :class:`Encoder`.
+        seed: seed of random weights.
+
+    Returns:
+        The encoder, and one line that reports what was loaded.
+
+    Raises:
+        UserError: the weights do not fit, or there is no such stage or class token.
+    """
+    torch.manual_seed(seed)
+    other = images is not None and (images.spec.ndim != 2 or images.spec.channels not in (1, 3))
+    network, spec, size, line = pretrained_backbone(weights, backbone, images.spec if images and other else None)
+    bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype) if images is not None else None
+    if images is not None and bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
+        spec = spec.override(window=images.spec.window)
+    encoder = Encoder(network, spec, stage, pool)
+    if encoder.input_size is not None:
+        encoder.input_size = size or encoder.input_size
+    return encoder.eval().requires_grad_(False), line

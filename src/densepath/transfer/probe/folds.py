@@ -1,0 +1,105 @@
+"""Training and test images: as given, or folds by patient."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.annotations.classes import Classes
+from densepath.core.errors import UserError
+from densepath.core.streams import say
+from densepath.transfer.probe.metrics import Integers
+
+_TEST = ("test", "testing")
+_HELD_OUT = ("val", "valid", "validation")  # which count as test images if there are no others
+_TRAIN = ("train", "training")
+SPLITS = (*_TRAIN, *_HELD_OUT, *_TEST)
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Positions of training and of test images.
+
+    Args:
+        train, test: (N,) and (M,) positions.
+    """
+
+    train: Integers
+    test: Integers
+
+
+def given_split(splits: list[str], whose: str) -> npt.NDArray[np.bool_] | None:
+    """(N,) whether an image is a test image, from the names of splits; None if they name none.
+
+    Validation images are the test images if there are no others, and training images otherwise.
+
+    Raises:
+        UserError: the names are not those of splits, or all images are of one.
+    """
+    names = [name.lower() for name in splits]
+    if unknown := sorted(set(names) - set(SPLITS)):
+        raise UserError(f"{whose} has the split {unknown[0]!r}; name splits train, val and test")
+    held = _TEST if set(names) & set(_TEST) else _HELD_OUT
+    test = np.array([name in held for name in names])
+    if test.all() or not test.any():
+        raise UserError(f"{whose} has only {'test' if test.all() else 'training'} images; a probe needs both")
+    return test
+
+
+def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, known: bool) -> list[Fold]:
+    """The given training and test images.
+
+    Raises:
+        UserError: a class has no training image.
+    """
+    labels = classes.labels.numpy()
+    absent = [name for number, name in enumerate(classes.names) if not (labels[~test] == number).any()]
+    if absent:
+        raise UserError(f"the training images have no {', '.join(absent)}; add some, or take these test images out")
+    shared = np.intersect1d(patients[test], patients[~test])
+    if known and len(shared):
+        say(
+            f"densepath: warning: {len(shared)} patients have training and test images, which makes scores too high; "
+            "divide the images by patient"
+        )
+    return [Fold(np.flatnonzero(~test), np.flatnonzero(test))]
+
+
+def make_folds(classes: Classes, patients: Integers, count: int, seed: int) -> list[Fold]:
+    """Folds of whole patients with classes in proportion, as far as patients allow.
+
+    Args:
+        classes: of the images.
+        patients: (N,) the number of each image's patient.
+        count: number of folds.
+        seed: seed of the folds.
+
+    Raises:
+        UserError: a class has fewer patients than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if count < 2:
+        raise UserError(f"folds is {count}; give 2 or more")
+    labels = classes.labels.numpy().astype(np.int64)
+    owners = {name: len(np.unique(patients[labels == number])) for number, name in enumerate(classes.names)}
+    rare = min(owners, key=lambda name: owners[name])
+    if owners[rare] < count:
+        remedy = f"use --folds {owners[rare]}" if owners[rare] > 1 else "leave this class out, or add images"
+        raise UserError(
+            f"{rare} has images of {owners[rare]} patient{'s' * (owners[rare] > 1)}, fewer than the {count} folds; "
+            f"{remedy}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, patients)
+        folds = [Fold(train, test) for train, test in found]
+    for fold in folds:
+        lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())
+        if lacking or not len(fold.test):
+            name = classes.names[min(lacking)] if lacking else "a fold"
+            raise UserError(f"{name} cannot be divided into {count} folds by patient; use fewer --folds")
+    return folds

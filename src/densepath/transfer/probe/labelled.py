@@ -1,0 +1,160 @@
+"""Features of images with what is known of each: its class, its patient, its split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densepath.annotations.classes import FOLDERS, Classes, read_classes, read_column, table_columns
+from densepath.annotations.patients import MANIFEST, PATIENT_COLUMNS, patient_in_name, patients_of
+from densepath.core.errors import UserError
+from densepath.transfer.embed.feature_file import Features
+from densepath.transfer.probe.folds import SPLITS, given_split
+from densepath.transfer.probe.metrics import Floats, Integers
+
+_SPLIT = "split"  # a column
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where classes and patients are found.
+
+    Args:
+        labels: "folders" (the topmost folder of an image, below folders of splits if there are any), or the path of a
+            table, see :func:`densepath.annotations.classes.read_classes`.
+        patient: a column of the table, or of a ``manifest.csv`` of the images.
+        patient_regex: a regular expression that finds the patient in an image's name.
+    """
+
+    labels: str
+    patient: str | None = None
+    patient_regex: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images with their features.
+
+    Args:
+        names: (N,) of the images.
+        features: (N, D).
+        classes: of the images.
+        patients: (N,) the number of each image's patient, from 0.
+        patient_names: of these numbers.
+        by_patient: where the patients come from; "" if unknown: then each image is a patient of its own.
+        test: (N,) whether an image is a test image, if the data says so.
+    """
+
+    names: list[str]
+    features: Floats
+    classes: Classes
+    patients: Integers
+    patient_names: list[str]
+    by_patient: str
+    test: npt.NDArray[np.bool_] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class _Listed:
+    """Names of images without pixels."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def names(self, position: int) -> str:
+        return self._names[position]
+
+
+def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
+    """Find the class, the patient and the split of each image.
+
+    A split is the column ``split`` of the table, or the topmost folders if these are train and test (or val).
+
+    Args:
+        features: of the images; their names are paths.
+        how: where classes and patients are found.
+        data: the images, if they are at hand: a ``manifest.csv`` next to them may name patients.
+
+    Raises:
+        UserError: an image has no class or no patient, or there are fewer than two classes.
+    """
+    if how.patient is not None and how.patient_regex is not None:
+        raise UserError("--patient and --patient_regex both name the patients; give one of them")
+    names, table = features.names, None if how.labels == FOLDERS else how.labels
+    listed: Any = _Listed(names)
+    tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
+    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
+    test = given_split(tops, "the folder of images") if divided else None
+    if table is None:
+        inside = _Listed([name.partition("/")[2] for name in names]) if divided else listed
+        classes = read_classes(inside, FOLDERS, "")
+    else:
+        classes = read_classes(listed, table)
+        if _SPLIT in table_columns(table):
+            test = given_split(read_column(listed, table, _SPLIT), table)
+    owners, source = _patients(names, listed, how, table, data)
+    patient_names, patients = np.unique(owners, return_inverse=True)
+    values = features.values.astype(np.float64)
+    return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
+
+
+def _patients(
+    names: list[str], listed: Any, how: Labels, table: str | None, data: str | Path | None
+) -> tuple[list[str], str]:
+    """The patient of each image, and where it is found: "" if it is unknown."""
+    if how.patient_regex is not None:
+        return [patient_in_name(name, how.patient_regex) for name in names], "--patient_regex"
+    if how.patient is not None:
+        manifest = None if data is None else os.path.join(data, MANIFEST)
+        source = table or manifest
+        if source is None:
+            raise UserError("--patient names a column of a table; give the table with --labels, or --patient_regex")
+        return read_column(listed, source, how.patient), f"{how.patient} in {source}"
+    known = table_columns(table) if table is not None else []
+    column = next((name for name in PATIENT_COLUMNS if name in known), None)
+    if table is not None and column is not None:
+        return read_column(listed, table, column), f"{column} in {table}"
+    if data is not None and os.path.isdir(data):
+        paths = {name: os.path.join(data, name) for name in names}
+        found = patients_of(data, list(paths.values()))
+        if len(found) == len(names):
+            return [found[paths[name]] for name in names], MANIFEST
+    return list(names), ""
+
+
+def join(train: Labelled, test: Labelled) -> Labelled:
+    """Training images and test images of another source, with the classes of both.
+
+    Raises:
+        UserError: the test images have a class that the training images lack.
+    """
+    if lacking := set(test.classes.names) - set(train.classes.names):
+        raise UserError(f"the test images have the class {min(lacking)}, which the training images lack; name it alike")
+    order = torch.tensor([train.classes.names.index(name) for name in test.classes.names], dtype=torch.int32)
+    labels = torch.cat((train.classes.labels, order[test.classes.labels.long()]))
+    known = bool(train.by_patient and test.by_patient)
+    owners = [[part.patient_names[number] for number in part.patients] for part in (train, test)]
+    if not known:
+        owners = [[f"{side}/{owner}" for owner in own] for side, own in zip(("train", "test"), owners, strict=True)]
+    patient_names, patients = np.unique(owners[0] + owners[1], return_inverse=True)
+    return Labelled(
+        [f"train/{name}" for name in train.names] + [f"test/{name}" for name in test.names],
+        np.concatenate((train.features, test.features)),
+        Classes(train.classes.names, labels),
+        patients.astype(np.int64),
+        patient_names.tolist(),
+        train.by_patient if known else "",
+        np.repeat([False, True], [len(train), len(test)]),
+    )

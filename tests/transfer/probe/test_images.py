@@ -1,0 +1,260 @@
+"""The probe of images: classifiers and scores against other implementations, folds by patient, labels, files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+
+from densepath.annotations.classes import Classes
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.transfer.embed.feature_file import Features, Shape, write_features
+from densepath.transfer.probe.classifiers import STRENGTHS, logistic_regression, nearest_neighbors
+from densepath.transfer.probe.folds import make_folds
+from densepath.transfer.probe.images import probe_images
+from densepath.transfer.probe.labelled import Labels
+from densepath.transfer.probe.metrics import evaluate
+from densepath.transfer.probe.probe import probe
+
+
+def random_case(seed: int = 0, n: int = 60, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Classes, and probabilities with ties."""
+    rng = np.random.default_rng(seed)
+    truth = np.append(np.arange(k), rng.integers(0, k, n - k))
+    chances = rng.integers(1, 5, (n, k)) + 2.0 * (truth[:, None] == np.arange(k)) * rng.integers(0, 2, (n, 1))
+    return truth, chances / chances.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_scores_are_those_of_scikit_learn(k: int) -> None:
+    truth, chances = random_case(k=k)
+    found = evaluate(truth, chances, np.zeros(60, int), np.arange(60), seed=0, repeats=20)
+    area = roc_auc_score(truth, chances if k > 2 else chances[:, 1], multi_class="ovr", average="macro")
+    assert found["accuracy"].value == pytest.approx(100 * accuracy_score(truth, chances.argmax(1)))
+    assert found["balanced_accuracy"].value == pytest.approx(100 * balanced_accuracy_score(truth, chances.argmax(1)))
+    assert found["macro_auc"].value == pytest.approx(100 * area)
+
+
+def test_only_images_of_one_fold_are_compared() -> None:
+    """Two classifiers that are both perfect, on different scales."""
+    truth = np.array([0, 1, 0, 1])
+    positive = np.array([0.1, 0.2, 0.8, 0.9])
+    chances = np.stack([1 - positive, positive], axis=1)
+    areas = [
+        evaluate(truth, chances, np.array(folds), np.arange(4), 0, 10)["macro_auc"].value
+        for folds in ([0, 0, 1, 1], [0, 0, 0, 0])
+    ]
+    assert areas == [100, 75]
+
+
+def test_the_interval_is_that_of_patients() -> None:
+    """Copies of an image of one patient do not narrow it; those of others do."""
+    truth, chances = random_case(n=40)
+    four = [np.repeat(x, 4, axis=0) for x in (truth, chances)]
+    once = evaluate(truth, chances, np.zeros(40, int), np.arange(40), 0)
+    copied = evaluate(*four, np.zeros(160, int), np.repeat(np.arange(40), 4), 0)
+    independent = evaluate(*four, np.zeros(160, int), np.arange(160), 0)
+    for metric, score in once.items():
+        assert copied[metric] == pytest.approx(score) or str(copied[metric]) == str(score)
+        width = independent[metric].high - independent[metric].low
+        assert width < 0.7 * (score.high - score.low)
+    # By the normal approximation of a share.
+    p = once["accuracy"].value / 100
+    assert once["accuracy"].high - once["accuracy"].low == pytest.approx(392 * (p * (1 - p) / 40) ** 0.5, rel=0.15)
+
+
+def test_neighbors_are_those_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    train, test, truth = rng.normal(1, 1, (50, 6)), rng.normal(1, 1, (20, 6)), rng.integers(0, 3, 50)
+    found = nearest_neighbors(train, truth, test, 4, 7).chances
+    for row, x in zip(found, test, strict=True):
+        a = x - train.mean(0)
+        similarity = [float(a @ (b - train.mean(0)) / np.linalg.norm(b - train.mean(0))) for b in train]
+        nearest = sorted(range(50), key=lambda i: -similarity[i])[:7]
+        assert row.tolist() == [sum(truth[i] == c for i in nearest) / 7 for c in range(4)]
+
+
+@pytest.mark.parametrize("dim", [5, 90])  # fewer and more features than images
+def test_logistic_regression_is_that_of_scikit_learn(dim: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.tile([0, 1, 2], 20)
+    train = rng.normal(size=(60, dim)) * rng.uniform(0.1, 10, dim) + truth[:, None]
+    test = rng.normal(size=(30, dim)) + 1
+    fitted = logistic_regression(train, truth, test, 3, np.arange(60), seed=0)
+    assert fitted.strength in STRENGTHS
+    mean, std = train.mean(0), train.std(0)
+    model = LogisticRegression(C=fitted.strength, tol=1e-8, max_iter=10000).fit((train - mean) / std, truth)
+    assert np.allclose(fitted.chances, model.predict_proba((test - mean) / std), atol=2e-3)
+
+
+def features(values: np.ndarray, names: list[str]) -> Features:
+    return Features(names, values.astype(np.float32), {})
+
+
+def named(labels: np.ndarray, patients: int = 10) -> list[str]:
+    """Names of images: the class, then the patient."""
+    return [f"c{label}/P{number % patients}_{number}.png" for number, label in enumerate(labels)]
+
+
+BY_FOLDER = Labels("folders", patient_regex=r"(P\d+)_")
+
+
+def test_constant_features_are_chance_and_separable_ones_perfect() -> None:
+    labels = np.random.default_rng(0).integers(0, 3, 120)
+    constant = probe_images(features(np.full((120, 4), 3.7), named(labels)), BY_FOLDER)
+    separable = probe_images(
+        features(np.eye(3)[labels] + 0.01 * np.random.default_rng(1).normal(size=(120, 3)), named(labels)), BY_FOLDER
+    )
+    for name in ("knn", "logistic"):
+        assert constant.scores[name]["macro_auc"].value == 50
+        assert constant.scores[name]["balanced_accuracy"].value < 45
+        assert {str(score) for score in separable.scores[name].values()} == {"100.0 (100.0 to 100.0)"}
+    assert separable.confusion("knn").tolist() == np.diag(np.bincount(labels)).tolist()
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 15)), min_size=20, max_size=60), st.integers(2, 4))
+def test_folds_share_no_patient(images: list[tuple[int, int]], count: int) -> None:
+    labels, patients = np.array(images).T
+    classes = Classes(("a", "b"), torch.from_numpy(labels.astype(np.int32)))
+    few = min(len(set(patients[labels == c])) for c in (0, 1)) < count
+    try:
+        folds = make_folds(classes, np.unique(patients, return_inverse=True)[1], count, seed=0)
+    except UserError as error:
+        assert few or "cannot be divided" in str(error)
+        return
+    assert not few
+    assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(len(images)))
+    for fold in folds:
+        assert not set(patients[fold.train]) & set(patients[fold.test])
+        assert sorted([*fold.train, *fold.test]) == list(range(len(images)))
+        assert len(set(labels[fold.train])) == 2
+
+
+def test_no_strength_is_chosen_by_test_images() -> None:
+    """The classifiers of a fold are the same whatever its test images are."""
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1], 40)
+    values = rng.normal(size=(80, 5)) + labels[:, None]
+    test = [f"{'test' if number % 4 < 2 else 'train'}/c{label}/{number}.png" for number, label in enumerate(labels)]
+    one = probe_images(features(values, test), Labels("folders"))
+    changed = values.copy()
+    changed[one.folds[0].test[1:]] += 100
+    two = probe_images(features(changed, test), Labels("folders"))
+    for name in ("knn", "logistic"):
+        assert one.chances[name][0].tolist() == two.chances[name][0].tolist()
+    assert one.strengths == two.strengths
+
+
+def table(path: Path, rows: list[tuple[str, ...]], header: str) -> Labels:
+    path.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return Labels(str(path))
+
+
+def test_a_table_gives_labels_patients_and_the_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels, names = np.tile([0, 1], 20), [f"{number}.png" for number in range(40)]
+    values = features(rng.normal(size=(40, 4)) + 3 * labels[:, None], names)
+    rows = [(f"{i}.png", f"L{y}", f"p{i // 4}", "train" if i % 8 > 3 else "val") for i, y in enumerate(labels)]
+    split = probe_images(values, table(tmp_path / "t.csv", rows, "file,label_tumour,patient_id,split"))
+    assert len(split.folds) == 1 and split.folds[0].test.tolist() == [i for i in range(40) if i % 8 < 4]
+    assert split.images.by_patient.startswith("patient_id in") and len(split.images.patient_names) == 10
+    folds = probe_images(values, table(tmp_path / "u.csv", [row[:3] for row in rows], "image,class,who"), folds=2)
+    assert len(folds.folds) == 2 and folds.images.by_patient == "" and folds.images.classes.names == ("L0", "L1")
+    how = Labels(str(tmp_path / "u.csv"), patient="who")
+    assert len(probe_images(values, how, folds=2).images.patient_names) == 10
+    with pytest.raises(UserError, match="has no column nobody; its header names image, class, who"):
+        probe_images(values, Labels(str(tmp_path / "u.csv"), patient="nobody"))
+    with pytest.raises(UserError, match="give one of them"):
+        probe_images(values, Labels("folders", "a", "b"))
+
+
+def test_too_few_patients_are_refused(capfd: Any) -> None:
+    labels = np.repeat([0, 1], [40, 10])
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    few = [
+        f"c{label}/P{number % (10 if label == 0 else 2)}x{label}_{number}.png" for number, label in enumerate(labels)
+    ]
+    how = Labels("folders", patient_regex=r"(P\d+x\d)_")
+    with pytest.raises(UserError, match="c1 has images of 2 patients, fewer than the 5 folds; use --folds 2"):
+        probe_images(features(values, few), how)
+    assert len(probe_images(features(values, few), how, folds=2).folds) == 2
+    assert "patients are unknown" not in capfd.readouterr().err
+    probe_images(features(values, few), Labels("folders"))
+    assert "patients are unknown" in capfd.readouterr().err
+
+
+def write_tiles(folder: Path, classes: str, count: int, seed: int) -> None:
+    """Dark and light tiles."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8) + (120 if name == "b" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"P{number}_{seed}.png")
+
+
+def test_images_become_scores_and_files(tmp_path: Path, capsys: Any) -> None:
+    write_tiles(tmp_path / "train", "ab", 6, 0)
+    write_tiles(tmp_path / "other", "ab", 3, 1)
+    out = tmp_path / "scores.json"
+    words = ["probe", "--data", tmp_path / "train", "--labels", "folders", "--backbone", "test_resnet", "--devices=cpu"]
+    assert (
+        main([*map(str, words), "--patient_regex", r"(P\d+)_", "--folds", "3", "--neighbors=3", "--out", str(out)]) == 0
+    )
+    record = json.loads(out.read_text())
+    assert record["scale"] == "percent" and record["knn_accuracy"] == record["logistic_macro_auc"] == 100
+    assert record["logistic_accuracy_interval"] == [100, 100] and record["patients"] == 6
+    assert record["classes"] == {"a": 6, "b": 6} and len(record["logistic_c"]) == 3
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    assert sorted(row["image"] for row in rows) == sorted(f"{c}/P{n}_0.png" for c in "ab" for n in range(6))
+    assert all(row["label"] == row["knn"] == row["logistic"] for row in rows)
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > picture.height > 100
+    assert "3 folds by patient: 12 images, 6 patients" in capsys.readouterr().out
+    options: dict[str, Any] = {"labels": "folders", "backbone": "test_resnet", "devices": "cpu", "neighbors": 3}
+    tested = probe(data=tmp_path / "train", test_data=tmp_path / "other", **options)
+    assert tested.plot().width > 100 and "knn: accuracy 100.0 (100.0 to 100.0)" in repr(tested)
+    assert len(tested.tested) == 6 and tested.scores["knn"]["accuracy"].value == 100
+
+
+def test_folders_of_splits_are_honoured(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "d" / "train", "ab", 5, 0)
+    write_tiles(tmp_path / "d" / "test", "ab", 2, 1)
+    found = probe(data=tmp_path / "d", labels="folders", backbone="test_resnet", devices="cpu", neighbors=3)
+    assert found.images.classes.names == ("a", "b")
+    assert sorted(found.images.names[p] for p in found.tested) == [f"test/{c}/P{n}_1.png" for c in "ab" for n in (0, 1)]
+
+
+def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(tmp_path: Path) -> None:
+    labels = np.tile([0, 1], 15)
+    names = named(labels)
+    values = (np.random.default_rng(0).normal(size=(30, 4)) + 5 * labels[:, None]).astype(np.float32)
+    path = tmp_path / "f.safetensors"
+    write_features(path, [(names, values)], Shape(30, 4, "float32", sum(map(len, names))), {"weights": "mine"})
+    found = probe(features=path, labels="folders", folds=3, neighbors=3, fraction=0.5)
+    assert found.notes["weights"] == "mine" and found.scores["knn"]["accuracy"].value > 90
+    for options, match in (
+        ({"features": path}, "--features needs --labels"),
+        ({}, "--data must be given"),
+        ({"labels": "folders"}, "--data must be given, or --features"),
+        ({"features": path, "labels": "folders", "l2": 1.0}, "--l2 has no effect"),
+        ({"features": path, "labels": "folders", "weights": "run"}, "leave out --weights"),
+        ({"features": path, "labels": "folders", "stages": (3, 4)}, "give one"),
+        ({"features": path, "labels": "folders", "out": "x.csv"}, r"ends in \.json"),
+        ({"features": path, "labels": "folders", "folds": 1}, "folds is 1"),
+        ({"features": path, "labels": "folders", "neighbors": 0}, "neighbors is 0"),
+    ):
+        with pytest.raises(UserError, match=match):
+            probe(**options)
