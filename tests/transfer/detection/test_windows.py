@@ -12,8 +12,9 @@ from pycocotools import mask as coco
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
+from densepath.annotations.outlines import encode_part
 from densepath.transfer.detection.found import FoundObject, Window
-from densepath.transfer.detection.instances import encode_mask, encode_part
+from densepath.transfer.detection.instances import encode_mask
 from densepath.transfer.detection.prediction_files import outline, write_label_map
 from densepath.transfer.detection.predictor import Prediction
 from densepath.transfer.detection.windows import merge, windows_of
