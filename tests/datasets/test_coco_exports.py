@@ -159,6 +159,11 @@ def one_set(tmp_path: Path, count: int = 4, **change: Any) -> Path:
     return tmp_path / "in"
 
 
+def test_one_set_in_a_folder_called_test_is_split(tmp_path: Path) -> None:
+    source = one_set(tmp_path).rename(tmp_path / "my_test")
+    assert len(open_split(convert_coco(source, tmp_path / "out", test_share=0.5), "train")) == 2
+
+
 def test_validation_images_are_drawn_by_patient_too(tmp_path: Path) -> None:
     source = one_set(tmp_path, 8)
     content = json.loads((source / "result.json").read_text())

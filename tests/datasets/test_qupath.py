@@ -16,7 +16,8 @@ from densepath.annotations.polygons import ellipse, fill
 from densepath.core.errors import UserError
 from densepath.datasets.qupath import convert_qupath
 from densepath.transfer.detection.found import FoundObject
-from densepath.transfer.detection.prediction_files import outline
+from densepath.transfer.detection.prediction_files import write_geojson
+from densepath.transfer.detection.predictor import Prediction
 
 SIZE = (48, 64)
 
@@ -178,11 +179,13 @@ def test_predictions_come_back_pixel_by_pixel(tmp_path: Path) -> None:
     """What ``predict`` writes is read as the same pixels: single pixels, diagonals, holes, parts, and borders."""
     rng = np.random.default_rng(0)
     noise = [rng.random(SIZE) < share for share in (0.02, 0.3, 0.6, 0.9)]
-    features = [feature(outline(FoundObject(1, 1.0, 0, 0, mask, (0, 0, 1, 1)))) for mask in noise]
+    found = tuple(FoundObject(1 + n % 2, 1.0, 0, 0, mask, (0, 0, 1, 1)) for n, mask in enumerate(noise))
     source = tmp_path / "predictions" / "geojson" / "deep"
     write(tmp_path / "images" / "deep", {name: [] for name in "ab"})
     source.mkdir(parents=True)
     for name in "ab":
-        (source / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        write_geojson(Prediction(found, SIZE, ("gland", "lumen")), source / f"{name}.geojson")
     dest = convert_qupath(tmp_path / "predictions", tmp_path / "out", images=tmp_path / "images", test_share=0.5)
-    np.testing.assert_array_equal(masks(dest)["a"][0], noise)
+    for drawn, names in masks(dest).values():
+        np.testing.assert_array_equal(drawn, noise)
+        assert names == ["gland", "lumen"] * 2

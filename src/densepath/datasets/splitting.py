@@ -91,6 +91,8 @@ def split_samples(
 def _given(samples: Sequence[Sample], how: Splitting, source: str | Path) -> list[str | None]:
     """The split of each image in the source; None for those that are to be drawn. Training images may be drawn too."""
     given = [sample.split for sample in samples]
+    if len(set(given)) == 1:  # a folder may be called "test" for any reason
+        given = [None] * len(given)
     present = {split for split in given if split}
     for option, share, split in (("--test_share", how.test_share, "test"), ("--val_share", how.val_share, "val")):
         if share is not None and split in present:

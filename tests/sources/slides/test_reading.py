@@ -19,7 +19,7 @@ import pytest
 import tifffile
 from PIL import Image
 from scipy import ndimage
-from slide_files import JPEG, RGB, YCBCR, Pixels, damage_tile, halves, jpeg, write_tiles
+from slide_files import JPEG, RGB, YCBCR, Pixels, damage_tile, halves, jpeg, jpeg_2000, write_tiles
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
@@ -207,6 +207,23 @@ def test_a_damaged_tile_costs_a_tile(slides: dict[str, Path], tissue: Pixels, tm
         assert "\n" not in str(raised.value)
         np.testing.assert_array_equal(slide.read(0, (0, 0, 128, 517)), good[:128])
         np.testing.assert_array_equal(slide.read(0, (128, 256, 100, 261)), good[128:228, 256:])
+
+
+@pytest.mark.parametrize("codec", [JPEG, 33005])
+def test_a_tile_that_claims_to_be_huge_takes_no_memory(
+    codec: int, slides: dict[str, Path], tmp_path: Path, bounded_memory: Callable[..., AbstractContextManager[None]]
+) -> None:
+    def huge(pixels: Pixels) -> bytes:
+        data = bytearray(jpeg(pixels) if codec == JPEG else jpeg_2000(pixels))
+        frame = data.index(b"\xff\xc0") + 5 if codec == JPEG else data.index(b"\xff\x51") + 6
+        kind, side = (">HH", 30_000) if codec == JPEG else (">II", 30_000)
+        struct.pack_into(kind, data, frame, side, side)
+        return bytes(data)
+
+    pixels = np.full((128, 128, 3), 99, np.uint8)
+    slide = open_slide(write_tiles(tmp_path / "a.tiff", [pixels], huge, codec, YCBCR if codec == JPEG else RGB))
+    with bounded_memory(20), pytest.raises(CorruptImage, match="is damaged"):
+        slide.read(0, (0, 0, 128, 128))
 
 
 def test_a_few_stray_bytes_before_the_end_of_a_tile_are_not_damage(tissue: Pixels, tmp_path: Path) -> None:

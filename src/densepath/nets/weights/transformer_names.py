@@ -8,7 +8,6 @@ from math import isqrt
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from densepath.nets.backbones.names import GATED, create_network, join_name
@@ -163,7 +162,8 @@ def _ratio(inner: int, width: int) -> float:
 
 def _arguments_of(architecture: str) -> dict[str, Any] | None:
     """The arguments of a timm architecture as :func:`name_transformer` gives them; None for other networks."""
-    from timm.models import model_entrypoint
+    from timm.models import model_entrypoint  # timm takes seconds to import
+    from timm.models.vision_transformer import VisionTransformer
 
     if str(model_entrypoint(architecture).__module__) not in _MODULES:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from densepath.core.errors import one_line
 from densepath.sources.corrupt import CorruptImage
@@ -64,7 +64,7 @@ class TiffSlide:
         """Another image (H, W, 3). Raises CorruptImage."""
         path = self.tables[0].file.path
         try:
-            with Image.open(path, formats=("TIFF",)) as image:
+            with TiffImageFile(path) as image:  # Image.open would refuse the size of level 0
                 image.seek(self.pages[name])
                 return np.asarray(image.convert("RGB"))
         except Exception as error:  # decoders raise nearly any type on corrupt bytes

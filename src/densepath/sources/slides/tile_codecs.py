@@ -84,18 +84,23 @@ class TileFormat:
         if self.photometric == _RGB and body.startswith(_JFIF):  # it would mean YCbCr, whatever else is said
             body = body[2 + int.from_bytes(body[2:4], "big") :]
         whole = self.jpeg_start + body
-        least = {"min_height": self.height // scale, "min_width": self.width // scale, "min_factor": scale}
-        kind = "GRAY" if self.samples == 1 else "RGB"
+        height, width, channels = self.height // scale, self.width // scale, 1 if self.samples == 1 else 3
+        given: dict[str, Any] = {"colorspace": "GRAY" if channels == 1 else "RGB"}
+        given["buffer"] = np.empty((height, width, channels), np.uint8)  # a larger image is refused
+        if scale > 1:
+            given |= {"min_height": height, "min_width": width, "min_factor": scale}
         try:
-            return decode_jpeg(whole, kind, **least if scale > 1 else {})
+            return decode_jpeg(whole, **given)
         except ValueError as error:
             padding = _EXTRANEOUS.search(str(error))
             if padding is None or int(padding[1]) > _PADDING:
                 raise
-            return decode_jpeg(whole, kind, strict=False, **least if scale > 1 else {})
+            return decode_jpeg(whole, strict=False, **given)
 
     def _jpeg_2000(self, data: bytes, scale: int) -> Pixels:
         image: Any = Image.open(io.BytesIO(data), formats=("JPEG2000",))
+        if image.size != (self.width, self.height):  # before memory is allocated
+            raise ValueError(f"{image.size[0]} x {image.size[1]} px")
         image.reduce = scale.bit_length() - 1
         pixels = np.asarray(image)
         if self.compression == _APERIO_YCBCR and image.mode != "L":
