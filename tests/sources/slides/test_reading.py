@@ -122,6 +122,32 @@ def test_lossless_tiles_are_exact(kind: str, tissue: Pixels, tmp_path: Path) -> 
         np.testing.assert_array_equal(read, expected[top : top + height, left : left + width])
 
 
+def test_transparent_pixels_are_white(tissue: Pixels, tmp_path: Path) -> None:
+    alpha = np.full((333, 517, 1), 255, np.uint8)
+    alpha[:100], alpha[100:200] = 0, 128
+    stored = np.concatenate([tissue, alpha], axis=2)
+    tifffile.imwrite(tmp_path / "a.tiff", stored, tile=(64, 64), photometric="rgb", extrasamples=["unassalpha"])
+    read = open_slide(tmp_path / "a.tiff").read(0, (0, 0, 333, 517))
+    assert (read[:100] == 255).all() and (read[200:] == tissue[200:]).all()
+    assert np.abs(read[100:200] - (tissue[100:200] * (128 / 255) + 127)).max() <= 1
+
+
+def test_a_palette_is_left_to_openslide(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16) * 257
+    stored = np.arange(90 * 80, dtype=np.uint32).reshape(90, 80).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tiff", stored, tile=(32, 32), photometric="palette", colormap=colors)
+    slide = open_slide(tmp_path / "a.tiff")
+    assert slide.file.reader == "openslide"
+    np.testing.assert_array_equal(slide.read(0, (9, 5, 70, 60)), (colors.T >> 8)[stored][9:79, 5:65])
+
+
+def test_channels_of_ome_in_separate_pages_are_refused(tissue: Pixels, tmp_path: Path) -> None:
+    planes = np.ascontiguousarray(np.moveaxis(tissue, 2, 0))
+    tifffile.imwrite(tmp_path / "a.ome.tiff", planes, tile=(64, 64), photometric="minisblack", metadata={"axes": "CYX"})
+    with pytest.raises(CorruptImage, match="3 channels in separate pages are not RGB"):
+        open_slide(tmp_path / "a.ome.tiff")
+
+
 def test_lzw_tiles_are_exact(tissue: Pixels, tmp_path: Path) -> None:
     def lzw(pixels: Pixels) -> bytes:
         file = io.BytesIO()

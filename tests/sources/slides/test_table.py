@@ -26,6 +26,8 @@ def _many(folder: Path, slides: dict[str, Path], tissue: Pixels) -> None:
     (folder / "empty.svs").touch()
     (folder / "junk.ndpi").write_bytes(bytes(range(256)) * 9)
     (folder / "short.svs").write_bytes(good[: len(good) // 2])
+    with tifffile.TiffFile(folder / "good.svs") as tiff:
+        (folder / "first.svs").write_bytes(good[: tiff.pages[1].offset])
     (folder / "head.tiff").write_bytes(b"II*\0\x08")
     plain = write_tiles(folder / "no mpp.tiff", [tissue], jpeg, JPEG, YCBCR)
     write_tiles(folder / "levels.tiff", [tissue, halves(tissue, 4)[:, :60]], jpeg, JPEG, YCBCR)
@@ -45,7 +47,8 @@ EXPECTED = {
     "good.svs": "",
     "empty.svs": "the file is empty",
     "junk.ndpi": "not a slide of a format that OpenSlide knows",
-    "short.svs": "truncated: 8 of 15 tiles of level 0 lie beyond its end; copy it again",
+    "short.svs": "truncated: it ends before its last pages; copy it again; truncated: 8 of 15 tiles of level 0 lie",
+    "first.svs": "truncated: it ends before its last pages; copy it again",
     "head.tiff": "a TIFF that is truncated or damaged; copy it again",
     "no mpp.tiff": "no µm per pixel; give them by --mpp_table slides.csv (columns wsi,mpp) or --default_mpp",
     "levels.tiff": "level 1 of 60 x 83 px has other proportions than level 0 and is left out",
@@ -85,7 +88,7 @@ def test_each_problem_is_a_line_and_none_ends_the_list(
     }
     assert rows["levels.tiff"]["mpp"] == "0.23" and rows["levels.tiff"]["levels"] == "1"
     assert "mpp.csv names 1 slides that are not in the data: gone.svs" in shown.out
-    assert "10 slides, 9 with problems; passed over: 1 .png files" in shown.err
+    assert "11 slides, 10 with problems; passed over: 1 .png files" in shown.err
     good = next(line for line in shown.out.splitlines() if line.startswith("good.svs"))
     assert all(value in good for value in ("aperio", "517", "333", "1 4", "0.499", "JPEG", "tiles"))
     with pytest.raises(CorruptImage, match=r"beyond\.tiff.*copy it again"):

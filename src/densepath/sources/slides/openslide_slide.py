@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from densepath.core.errors import UserError, one_line
 from densepath.sources.corrupt import CorruptImage
@@ -16,7 +15,7 @@ from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
 from densepath.sources.slides.resolution import Spacing, plausible
 from densepath.sources.slides.slide import Box, Level, downsamples
-from densepath.sources.slides.tile_codecs import Pixels
+from densepath.sources.slides.tile_codecs import Pixels, on_white
 
 _SEARCHED = 64  # pixels
 _CACHE = 2**26  # bytes of decoded tiles, of all open slides together
@@ -79,13 +78,13 @@ class OpenSlideFile:
             _handles.drop(self.file)
             place = f"level {level}, x {left}, y {top}, {width} x {height} px"
             raise CorruptImage(self.file.path, f"{place} cannot be decoded ({one_line(str(error))})") from error
-        return _on_white(pixels)
+        return on_white(pixels)
 
     def read_associated(self, name: str) -> Pixels:
         """Another image (H, W, 3). Raises CorruptImage."""
         openslide = _openslide()
         try:
-            return _on_white(np.asarray(_handles.get(self.file).associated_images[name]))
+            return on_white(np.asarray(_handles.get(self.file).associated_images[name]))
         except openslide.OpenSlideError as error:
             _handles.drop(self.file)
             raise CorruptImage(self.file.path, f"its {name} cannot be decoded ({one_line(str(error))})") from error
@@ -130,11 +129,3 @@ def _start(place: int, factor: float) -> tuple[int, int]:
     before = range(1 if factor == int(factor) else min(place, _SEARCHED) + 1)
     best = min(before, key=lambda k: abs(round((place - k) * factor) - (place - k) * factor))
     return round((place - best) * factor), best
-
-
-def _on_white(pixels: Pixels) -> Pixels:
-    """RGBA (H, W, 4) as RGB (H, W, 3)."""
-    if pixels.shape[2] == 3 or (pixels[:, :, 3] == 255).all():
-        return np.ascontiguousarray(pixels[:, :, :3])
-    image = Image.fromarray(pixels, "RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))

@@ -40,15 +40,29 @@ def from_aperio(description: str) -> Spacing | None:
 
 def from_ome(xml: str) -> Spacing | None:
     """µm per pixel of the first image of OME-XML."""
+    pixels = _ome_pixels(xml)
     try:
-        pixels = next(node for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels"))
         y, x = (
-            float(pixels.attrib[f"PhysicalSize{axis}"]) * _MICRONS[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
+            float(pixels[f"PhysicalSize{axis}"]) * _MICRONS[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
             for axis in "YX"
         )
-    except (ElementTree.ParseError, StopIteration, KeyError, ValueError):
+    except (KeyError, ValueError):
         return None
     return plausible(y, x)
+
+
+def ome_channels(xml: str) -> int:
+    """The channels of the first image of OME-XML; 1 where it does not say."""
+    text = _ome_pixels(xml).get("SizeC", "1")
+    return int(text) if text.isdecimal() else 1
+
+
+def _ome_pixels(xml: str) -> dict[str, str]:
+    """The attributes of the first image's pixels."""
+    try:
+        return next(node.attrib for node in ElementTree.fromstring(xml).iter() if node.tag.endswith("}Pixels"))
+    except (ElementTree.ParseError, StopIteration):
+        return {}
 
 
 def from_tags(page: Any) -> Spacing | None:

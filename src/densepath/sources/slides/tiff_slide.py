@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,7 @@ from densepath.sources.slides import resolution
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.resolution import Spacing
 from densepath.sources.slides.slide import Box, Level, disagree, downsamples
-from densepath.sources.slides.tile_codecs import CODECS, Pixels
+from densepath.sources.slides.tile_codecs import Pixels, decodes
 from densepath.sources.slides.tile_table import TileTable
 
 _REDUCED = 1  # bit of NewSubfileType
@@ -91,9 +93,12 @@ def open_tiff(path: str) -> TiffSlide | None:
         first: Any = tiff.pages.first
         software = str(first.tags.valueof("Software", "")) + str(first.tags.valueof("Make", ""))
         foreign = tiff.is_scn or tiff.is_bif or tiff.is_ndpi or tiff.is_philips or _OTHERS.search(software)
-        if not first.is_tiled or foreign or int(first.compression) not in CODECS:
+        if not first.is_tiled or foreign or not decodes(first.compression, first.photometric, first.samplesperpixel):
             return None
         ome = bool(tiff.is_ome)
+        planes = resolution.ome_channels(tiff.ome_metadata or "") if ome and first.samplesperpixel == 1 else 1
+        if planes > 1:
+            raise CorruptImage(path, f"{planes} channels in separate pages are not RGB; convert it to RGB")
         aperio = not ome and first.description.startswith("Aperio")
         tables, problems = [TileTable.of(file, first)], []
         for number, page in enumerate(_reduced(tiff, aperio), 1):
@@ -106,6 +111,8 @@ def open_tiff(path: str) -> TiffSlide | None:
                 tables.append(TileTable.of(file, page))
             except CorruptImage as error:
                 problems.append(f"{shown} is left out: {error.why}")
+        if _ends_early(tiff):
+            problems.append("truncated: it ends before its last pages; copy it again")
         tables.sort(key=lambda table: -table.size[0] * table.size[1])
         if ome:
             vendor, spacing = "ome-tiff", resolution.from_ome(tiff.ome_metadata or "")
@@ -125,6 +132,15 @@ def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
     for page in pages[1:]:
         if page.is_tiled and (aperio or page.subfiletype & _REDUCED):
             yield page
+
+
+def _ends_early(tiff: tifffile.TiffFile) -> bool:
+    """Whether the last page that could be read names a further one."""
+    form, file, pages = tiff.tiff, tiff.filehandle, list(tiff.pages)
+    file.seek(pages[-1].offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(tags * form.tagsize, os.SEEK_CUR)
+    return bool(struct.unpack(form.offsetformat, file.read(form.offsetsize))[0])
 
 
 def _associated(tiff: tifffile.TiffFile) -> dict[str, int]:

@@ -19,7 +19,7 @@ JPEG_2000 = (33003, 33005, 34712)
 _APERIO_YCBCR = 33003
 CODECS = {NONE: "none", 5: "LZW", JPEG: "JPEG", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
 CODECS |= dict.fromkeys(JPEG_2000, "JPEG 2000")
-_WHITE_IS_ZERO, _RGB, _YCBCR = 0, 2, 6  # PhotometricInterpretation
+_WHITE_IS_ZERO, _GREY, _RGB, _YCBCR = 0, 1, 2, 6  # PhotometricInterpretation
 _SCALES = {"JPEG": (1, 2, 4, 8), "JPEG 2000": (1, 2, 4)}
 _START, _END, _JFIF = b"\xff\xd8", b"\xff\xd9", b"\xff\xe0"
 _PADDING = 8  # bytes between the pixels and the end of a JPEG that do not mean damage
@@ -76,7 +76,7 @@ class TileFormat:
             raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} px")
         if self.photometric == _WHITE_IS_ZERO:
             pixels = np.invert(pixels)
-        return pixels[:, :, :3]
+        return on_white(pixels)
 
     def _jpeg(self, data: bytes, scale: int) -> Pixels:
         decode_jpeg = _simplejpeg().decode_jpeg
@@ -130,6 +130,24 @@ class TileFormat:
         entries = b"".join(struct.pack("<HHII", t, kind, count, values.get(t, v)) for t, kind, count, v in tags)
         head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
         return head + entries + struct.pack("<I4H", 0, *(8,) * 4) + data
+
+
+def decodes(compression: int, photometric: int, samples: int) -> bool:
+    """Whether tiles can be decoded here, from TIFF's numbers: palettes and CMYK cannot, for instance."""
+    if photometric == _YCBCR or compression in JPEG_2000:
+        return compression in (JPEG, *JPEG_2000) and photometric in (_GREY, _RGB, _YCBCR)
+    plain = photometric in (_WHITE_IS_ZERO, _GREY, _RGB) and compression in CODECS
+    return plain and not (compression == JPEG and samples == 4)
+
+
+def on_white(pixels: Pixels) -> Pixels:
+    """Pixels (H, W, C), of which a fourth channel is transparency, blended with white: (H, W, 1 or 3)."""
+    if pixels.shape[2] != 4:
+        return pixels
+    if (pixels[:, :, 3] == 255).all():
+        return np.ascontiguousarray(pixels[:, :, :3])
+    image = Image.fromarray(pixels)
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
 def jpeg_start(tables: bytes, photometric: int) -> bytes:
