@@ -87,3 +87,9 @@ def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["data", "tissue", "T"]) == 2
     monkeypatch.undo()
     assert re.fullmatch(r"densepath: error: .*WSL.*\n", capsys.readouterr().err)
+
+
+def test_all_extras_are_described() -> None:
+    page = (ROOT / "docs" / "getting_started.md").read_text()
+    line = page[page.index("Extras: ") :].split(", e.g.")[0]
+    assert set(re.findall(r"`(\w+)`", line)) == set(PROJECT["optional-dependencies"])

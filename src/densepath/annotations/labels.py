@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import scipy.io
+import scipy  # its parts are imported when they are used
 from PIL import Image
-from scipy.io.matlab import matfile_version
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
@@ -154,7 +153,7 @@ def _matlab_elements(path: Path, most: int) -> Iterator[tuple[list[Any], io.Byte
     At most the first ``most`` bytes are inflated: scipy inflates whatever a file claims.
     """
     data = path.read_bytes()
-    version = matfile_version(io.BytesIO(data))[0]
+    version = scipy.io.matlab.matfile_version(io.BytesIO(data))[0]
     if version != 1:  # format 4 has no compression, and scipy refuses 7.3
         file = io.BytesIO(data)
         yield scipy.io.whosmat(file), io.BytesIO(data), 0

@@ -94,9 +94,9 @@ def _masks(files: ImageFiles) -> list[str]:
 
 def _thumbnails(files: ImageFiles) -> list[str]:
     """The names of images that look like thumbnails, or like overviews of a slide, if there are many in a sample."""
-    pixels = {position: header.height * header.width for position, header in files.headers.items()}
+    sides = {k: (header.factor * header.height, header.factor * header.width) for k, header in files.headers.items()}
+    pixels = {position: height * width for position, (height, width) in sides.items()}
     most = np.median(list(pixels.values())) / _SMALLER
-    sides = {position: (header.height, header.width) for position, header in files.headers.items()}
     found = [k for k, area in pixels.items() if area <= most or min(sides[k]) < _SMALL]
     shown = [f"{files.names(k)} ({sides[k][1]} x {sides[k][0]} px)" for k in found]
     return shown if len(found) > _MANY * len(pixels) else []

@@ -191,7 +191,7 @@ def test_a_stop_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(words) == 0
     assert len(passes) == 2  # the third block, and the first, of which an image has been replaced
     again = read_features(tmp_path / "f.safetensors")
-    assert again.names == whole.names and np.array_equal(again.values[1:], whole.values[1:])
+    assert again.names == whole.names and np.allclose(again.values[1:], whole.values[1:], atol=1e-5)
     assert not np.array_equal(again.values[0], whole.values[0])
     with pytest.raises(UserError, match="already exists"):
         embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", **SMALL)
@@ -212,7 +212,7 @@ def test_processes_write_the_file_of_one(tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
     one, two = (read_features(tmp_path / f"{devices}.safetensors") for devices in ("cpu", "cpu:2"))
