@@ -10,9 +10,9 @@ import pytest
 import tifffile
 
 from densepath.core.errors import UserError
+from densepath.sources.slides.levels import disagree, downsamples
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable, from_aperio, from_ome
-from densepath.sources.slides.slide import disagree, downsamples
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from densepath.core.errors import UserError, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
+from densepath.sources.slides.levels import Level, downsamples
 from densepath.sources.slides.resolution import Spacing, plausible
-from densepath.sources.slides.slide import Box, Level, downsamples
+from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels
 
 _SERIES = b"\x20\x00\x0e\x00"  # the tag SeriesInstanceUID, little-endian

@@ -13,8 +13,9 @@ from densepath.core.errors import UserError, one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.file_parts import FileParts
 from densepath.sources.slides.handles import Handles
+from densepath.sources.slides.levels import Level, downsamples
 from densepath.sources.slides.resolution import Spacing, plausible
-from densepath.sources.slides.slide import Box, Level, downsamples
+from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels, on_white
 
 _SEARCHED = 64  # pixels

@@ -17,8 +17,9 @@ from densepath.core.errors import one_line
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides import resolution
 from densepath.sources.slides.file_parts import FileParts
+from densepath.sources.slides.levels import Level, disagree, downsamples
 from densepath.sources.slides.resolution import Spacing
-from densepath.sources.slides.slide import Box, Level, disagree, downsamples
+from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels, decodes
 from densepath.sources.slides.tile_table import TileTable
 
