@@ -145,8 +145,10 @@ def close_match(name: str, known: Sequence[str]) -> str:
     for each in known:
         components.setdefault(_last(each), []).append(each)
     same = components.get(_last(name), [])
-    same = (get_close_matches(name, same, n=1) if "." in name else same) or same
-    match = same or get_close_matches(name, known, n=1)
+    close = get_close_matches(name, known, n=1)
+    if "." in name and close and close[0].startswith(name):
+        same = []  # a longer name in the same part is the likelier one
+    match = same or close
     if not match and (close := get_close_matches(_last(name), components, n=1)):
         match = components[close[0]]
     return f"did you mean {' or '.join(match)}?" if match else ""

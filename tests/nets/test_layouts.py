@@ -147,7 +147,7 @@ def test_the_query_backbone_wins_over_its_slow_copy() -> None:
     checkpoint = {f"method.momentum.net.{key}": torch.zeros_like(value) for key, value in names.items()}
     checkpoint |= {f"method.backbone.net.{key}": value for key, value in names.items()}
     checkpoint["method.head.fc1.weight"] = torch.zeros(2, 2)
-    found, prefix, others, unused = match_names(checkpoint, names)
+    found, prefix, others, unused, *_ = match_names(checkpoint, names)
     assert (prefix, others) == ("method.backbone.net.", [])
     assert "method.head.fc1.weight" in unused and len(unused) == len(names) + 1
     assert all(found[key] is names[key] for key in names)

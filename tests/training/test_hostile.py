@@ -420,7 +420,7 @@ def test_names_in_a_coco_json_never_lead_out_of_the_run_folder(name, picture_nam
     after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert all(after[file] == content for file, content in before.items())
     new = sorted(str(file.relative_to(out)) for file in after.keys() - before.keys())
-    assert new == ["metrics.json", f"pictures/{picture_name}", "predictions.json"]
+    assert new == ["metrics.json", f"pictures/{picture_name}", "predictions.json", "train.log"]
 
 
 def test_a_run_whose_checkpoint_lacks_its_parts_is_refused(run, tmp_path):

@@ -189,7 +189,7 @@ def _results(folder: Path, **changed: Any) -> None:
         (lambda f: _results(f, image_id=7), {"predictions": "r.json"}, "the image_id 7, which no image has"),
         (lambda f: _results(f, bbox=[1]), {"predictions": "r.json"}, "a bbox that is not four numbers"),
         (
-            lambda f: _results(f, segmentation=[[1, 2]]),
+            lambda f: _results(f, segmentation=[[1, 2, 3, 4, 5, "x"]]),
             {"predictions": "r.json"},
             "has outlines that are neither polygons",
         ),

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import yaml
 
+from densepath.core.streams import say
 from densepath.core.system import cores
-from densepath.runs.folder import SESSIONS
+from densepath.runs.folder import SESSIONS, train_longer
 from densepath.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "timm", "lightning")
@@ -27,6 +28,32 @@ def command_line() -> str:
     program = Path(sys.argv[0])
     name = "densepath" if program.name == "__main__.py" and program.parent.name == "densepath" else program.name
     return shlex.join([name, *sys.argv[1:]])
+
+
+def begin_session(
+    out: Path,
+    step: int,
+    total: int,
+    config: Mapping[str, Any] | None,
+    data: Mapping[str, Any],
+    device: torch.device,
+    processes: int,
+) -> None:
+    """Report whether a run is resumed or complete, and record the session if there are steps to do.
+
+    Args:
+        out, step, data, device, processes: as for :func:`record_session`.
+        total: the number of optimizer steps of the whole run.
+        config: the options of the run, if they are known.
+    """
+    if step >= total:
+        say(
+            f"densepath: the run in {out} is complete ({step} steps){f'; {train_longer(out, config)}' if config else ''}"
+        )
+        return
+    if step:
+        say(f"densepath: resuming {out} at step {step} of {total}")
+    record_session(out, step, device, processes, data)
 
 
 def record_session(out: Path, step: int, device: torch.device, processes: int, data: Mapping[str, Any]) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from densepath.core.errors import UserError
-from densepath.core.streams import say
 from densepath.core.waiting import listening
 from densepath.nets.preserve_mode import preserve_mode
-from densepath.runs.folder import train_longer
 from densepath.runs.lost_peers import reporting_lost_peers
-from densepath.runs.sessions import record_session
+from densepath.runs.sessions import begin_session
 from densepath.runs.signals import Interrupted, StopSignals
 from densepath.runs.watchdog import Watchdog
 from densepath.training.batch_norm import reporting_lonely_values
@@ -105,15 +103,12 @@ def train(
             f"the run has {batches.total_steps} batches, fewer than the {accumulate} of one step; make it longer"
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
-    if first and saver.start:
-        end = f"the run in {out} is complete ({total} steps)" + (f"; {train_longer(out, config)}" if config else "")
-        say(f"densepath: {end if saver.start >= total else f'resuming {out} at step {saver.start} of {total}'}")
+    if first:
+        begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
     if saver.start >= total:
         return saver.start
     batches.start_step = saver.start * accumulate
     keep_freed_memory(hardware)
-    if first:
-        record_session(out, saver.start, hardware.device, hardware.world_size, facts or {})
 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
