@@ -62,13 +62,18 @@ def assert_same_run(one, other):
     states = [read_checkpoint(out / "checkpoints" / "last.ckpt") for out in (one, other)]
     for part in ("step", "state_dict", "optimizers", "schedules", "random"):
         assert differing(states[0][part], states[1][part]) == []
-    for path in one.rglob("exported/*"):
+    for path in one.rglob("exported/*.safetensors"):
         assert differing(load_file(path), load_file(other / path.relative_to(one))) == []
     ignored = {"images_per_second", "waiting"}
     rows = [read_metrics(out / "metrics.csv") for out in (one, other)]
     kept = [[{key: value for key, value in row.items() if key not in ignored} for row in part] for part in rows]
     assert kept[0] == kept[1]
     assert not list(other.rglob(".*"))
+
+
+def results(left):
+    """The files of a run without what is written beside them for people: the log, the sessions, pictures."""
+    return [name for name in left if name not in ("train.log", "sessions.yaml", "views.png", "curves.png")]
 
 
 def test_a_killed_fine_tuning_ends_as_if_nothing_had_happened(crashes):
@@ -101,7 +106,7 @@ def test_a_full_or_read_only_disk_is_reported_and_keeps_its_files(crashes):
         code, line, left = story[verb]
         assert code == 2 and f"disk/{out}/checkpoints/last.ckpt" in line and "No space left on device" in line
         assert line.startswith("densepath: error: ") and line.endswith("then continue with --resume")
-        assert left == ["checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
+        assert results(left) == ["checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
         assert story[f"{verb} resumed"][0] == story[f"{verb} whole"][0] == 0
         assert_same_run(folder / whole, folder / out)
     for state, reason in (("full", "No space left on device"), ("closed", "Read-only file system")):
@@ -120,14 +125,14 @@ def test_a_worker_that_dies_and_images_that_go_end_the_run_with_what_was_saved(c
     saved = ["checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
     code, line = story["worker"]
     assert code == 2 and "a process that decodes images died" in line and line.endswith("or pack the images first")
-    assert story["worker left"] == saved
+    assert results(story["worker left"]) == saved
     assert story["resumed"][0] == story["whole"][0] == 0
     assert_same_run(folder / "whole", folder / "cut")
     code, line = story["detect worker"]
     assert code == 2 and "a process that decodes images died" in line and line.endswith("use fewer workers")
     code, line = story["images"]
     assert code == 2 and "of 40 images were found damaged" in line and ".png: the file is missing" in line
-    assert story["images left"] == saved
+    assert results(story["images left"]) == saved
 
 
 @pytest.fixture

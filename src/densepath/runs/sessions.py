@@ -47,9 +47,8 @@ def begin_session(
         config: the options of the run, if they are known.
     """
     if step >= total:
-        say(
-            f"densepath: the run in {out} is complete ({step} steps){f'; {train_longer(out, config)}' if config else ''}"
-        )
+        more = f"; {train_longer(out, config)}" if config else ""
+        say(f"densepath: the run in {out} is complete ({step} steps){more}")
         return
     if step:
         say(f"densepath: resuming {out} at step {step} of {total}")
