@@ -51,7 +51,7 @@ def test_a_run_of_another_verb_is_not_one_to_train_longer(tmp_path):
     with open_run(tmp_path, {**CONFIG, "max_steps": None}, resume=False):
         pass
     with (
-        pytest.raises(UserError, match="or name another folder$"),
+        pytest.raises(UserError, match=r"or name another folder$"),
         open_run(tmp_path, {"run": "run", "score": 0.5}, resume=True),
     ):
         pass

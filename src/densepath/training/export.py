@@ -81,9 +81,7 @@ def export_backbone(
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
     metadata |= pixel_notes(pixels_of(config))
     save_backbone(path, backbone, layout, metadata)
-    draw_safely(
-        lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written"
-    )
+    draw_safely(lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written")
 
 
 def export_parts(
