@@ -14,7 +14,8 @@ from densepath.runs.checkpoints import newest_checkpoint
 from densepath.synthetic.tissue import write_tiles
 
 PRETRAIN = (
-    "pretrain --config concl_small --backbone test_resnet --batch_size 8 --view_size 64 --devices cpu --workers 0"
+    "pretrain --config concl_small --backbone test_resnet --batch_size 8 --view_size 64 --devices cpu "
+    "--workers 0 --log_every 1"
 )
 
 
@@ -36,7 +37,7 @@ def in_terminal(words, nohup=False):
 
 
 def read_until(terminal, text):
-    end, shown = time.monotonic() + 60, b""
+    end, shown = time.monotonic() + 180, b""
     while text not in shown:
         assert time.monotonic() < end, shown
         if select.select([terminal], [], [], 1)[0]:
@@ -52,7 +53,7 @@ def test_a_run_that_loses_its_terminal_saves_itself(tmp_path, nohup):
     os.close(terminal)
     if nohup:
         rows = (tmp_path / "run" / "metrics.csv").stat().st_size
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while (tmp_path / "run" / "metrics.csv").stat().st_size == rows:  # it goes on without its terminal
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -66,7 +67,7 @@ def test_a_run_that_loses_its_terminal_saves_itself(tmp_path, nohup):
 
 def test_work_that_loses_its_terminal_cleans_up(tmp_path):
     child, terminal = in_terminal(f"data tissue {tmp_path}/data --train 400 --test 3 --size 64")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not any(tmp_path.rglob("*.png")):
         assert time.monotonic() < end
         time.sleep(0.01)
