@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -87,6 +89,16 @@ def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["data", "tissue", "T"]) == 2
     monkeypatch.undo()
     assert re.fullmatch(r"densepath: error: .*WSL.*\n", capsys.readouterr().err)
+
+
+def test_windows_gets_as_far_as_that_line() -> None:
+    """Its Python has neither SIGHUP nor locks of POSIX."""
+    code = (
+        "import signal, sys; del signal.SIGHUP; sys.modules['fcntl'] = None; sys.platform = 'win32'\n"
+        "from densepath.cli import main; sys.exit(main(['pretrain']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "WSL" in done.stderr
 
 
 def test_all_extras_are_described() -> None:

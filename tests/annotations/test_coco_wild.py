@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from densepath.annotations.coco import CocoImages, open_split
-from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories
+from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
 from densepath.core.errors import UserError
 
 SIZE = (60, 90)
@@ -378,3 +378,15 @@ def test_names_that_differ_by_unicode_normalization_are_found(data: Path) -> Non
         edit(data, "train", lambda truth, written=in_json: truth["images"][0].update(file_name=written))
         assert open_split(data, "train")[0]["name"] == on_disk
         (data / "train" / on_disk).replace(data / "train" / "train_1.png")
+
+
+def test_images_of_any_suffix_and_place_are_counted(data: Path) -> None:
+    """JPEG files are also called .jfif; a JSON may name files outside of its folder."""
+    for name in ("train_1", "train_2"):
+        (data / f"train/{name}.png").rename(data / f"train/{name}.jfif")
+    edit(data, "train", lambda t: [i.update(file_name=i["file_name"].replace("png", "jfif")) for i in t["images"]])
+    assert summarize_split(open_split(data, "train"), "training").endswith("kept in memory")
+    for name in ("test_1.png", "test_2.png"):
+        (data / f"test/{name}").rename(data / name)
+    edit(data, "test", lambda t: [i.update(file_name=str(data / i["file_name"])) for i in t["images"]])
+    assert summarize_split(open_split(data, "test"), "test").startswith("2 test images in 1 folder, 60-90 px")

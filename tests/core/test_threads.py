@@ -60,17 +60,16 @@ def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path):
 
 
 def test_work_is_done_one_behind_and_in_order():
-    done, begun = [], threading.Event()
+    done, goes_on = [], threading.Event()
 
     def slow(item):
-        begun.set()
-        time.sleep(0.02)
+        assert goes_on.wait(60)
         done.append(item)
 
     with OneBehind() as behind:
         behind.submit(slow, 0)
-        begun.wait()
         assert done == []  # the caller works meanwhile
+        goes_on.set()
         for item in range(1, 4):
             behind.submit(slow, item)
     assert done == [0, 1, 2, 3]

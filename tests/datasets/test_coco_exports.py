@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as oracle
 
 from densepath.annotations.coco import CocoImages, open_split
+from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
 from densepath.datasets.coco import convert_coco
 from densepath.datasets.find_files import split_named
@@ -309,3 +311,19 @@ SPLIT_OF = {
 @pytest.mark.parametrize("name", SPLIT_OF)
 def test_splits_are_words_of_names(name: str) -> None:
     assert split_named(name) == SPLIT_OF[name]
+
+
+def test_folders_with_names_in_any_encoding(tmp_path: Path) -> None:
+    """The manifest names them, and is read again as a table of splits."""
+    source = one_set(tmp_path).rename(tmp_path / os.fsdecode(b"Gewebe\xe4"))
+    dest = convert_coco(source, tmp_path / "out", test_share=0.5)
+    again = convert_coco(source, tmp_path / "again", splits=dest / "manifest.csv")
+    for split in ("train", "test"):
+        assert (again / f"annotations/{split}.json").read_bytes() == (dest / f"annotations/{split}.json").read_bytes()
+    assert patients_of(dest, ["a"]) == {}
+
+
+def test_a_table_with_an_empty_name_is_no_bug(tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_text("file,split\n,train\n" + "".join(f"{n}.png,train\n" for n in range(4)))
+    with pytest.raises(UserError, match="has no test image"):
+        convert_coco(one_set(tmp_path), tmp_path / "out", splits=tmp_path / "splits.csv")

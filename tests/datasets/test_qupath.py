@@ -189,3 +189,24 @@ def test_predictions_come_back_pixel_by_pixel(tmp_path: Path) -> None:
     for drawn, names in masks(dest).values():
         np.testing.assert_array_equal(drawn, noise)
         assert names == ["gland", "lumen"] * 2
+
+
+def test_a_number_in_a_name_is_no_suffix(tmp_path: Path) -> None:
+    """tile_0.5.geojson is not that of tile_0.png."""
+    write(tmp_path / "in", {"tile_0": [feature(polygon(box(4, 4, 9, 9)))], "b": []})
+    (tmp_path / "in/tile_0.geojson").rename(tmp_path / "in/tile_0.5.geojson")
+    with pytest.raises(UserError, match=r"without an image of the same name in .*: tile_0\.5\.geojson"):
+        convert_qupath(tmp_path / "in", tmp_path / "out", test_share=0.5)
+    (tmp_path / "in/tile_0.png").rename(tmp_path / "in/tile_0.5.png")
+    found = masks(convert_qupath(tmp_path / "in", tmp_path / "out", test_share=0.5))
+    assert found["tile_0.5"][0].sum() == 81
+
+
+def test_label_maps_of_predict_are_not_its_images(tmp_path: Path) -> None:
+    (tmp_path / "P/labels").mkdir(parents=True)
+    write(tmp_path / "P/geojson", {name: [feature(polygon(box(4, 4, 9, 9)))] for name in "ab"})
+    for name in "ab":
+        (tmp_path / f"P/geojson/{name}.png").rename(tmp_path / f"P/labels/{name}.png")
+    (tmp_path / "P/config.yaml").write_text("# densepath 0.2\nscore: 0.5\n")
+    with pytest.raises(UserError, match=r"without an image of the same name in .*; give the images with --images"):
+        convert_qupath(tmp_path / "P", tmp_path / "out", test_share=0.5)

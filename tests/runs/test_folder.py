@@ -47,6 +47,16 @@ def test_resuming_with_other_options_names_them(tmp_path):
     assert read_config(tmp_path)["data"] == "tiles"
 
 
+def test_a_run_of_another_verb_is_not_one_to_train_longer(tmp_path):
+    with open_run(tmp_path, {**CONFIG, "max_steps": None}, resume=False):
+        pass
+    with (
+        pytest.raises(UserError, match=r"or name another folder$"),
+        open_run(tmp_path, {"run": "run", "score": 0.5}, resume=True),
+    ):
+        pass
+
+
 def test_resuming_what_never_began_begins(tmp_path):
     with open_run(tmp_path / "run", CONFIG, resume=True):
         pass

@@ -252,6 +252,6 @@ def test_a_slow_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "a.png").touch()
     look = os.scandir
-    monkeypatch.setattr("os.scandir", lambda *place: time.sleep(0.1) or look(*place))
-    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.5")  # for all folders together it would not be enough
+    monkeypatch.setattr("os.scandir", lambda *place: time.sleep(0.15) or look(*place))
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "1.2")  # for all folders together it would not be enough
     assert len(find_images(tmp_path)) == 8

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from densepath.cli import main
@@ -20,7 +20,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import load_weights, read_weights
 from densepath.nets.weights.layouts import to_detectron2
-from densepath.training.export import export
+from densepath.transfer.export import export
 
 State = dict[str, Tensor]
 
@@ -186,3 +186,12 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="could run code if it were loaded"):
             export(tmp_path / name, tmp_path / "out.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_do_not_replace_what_they_are_made_of(resnet: State, tmp_path: Path) -> None:
+    source = tmp_path / "w.safetensors"
+    save_file({f"module.{key}": value for key, value in resnet.items()}, source)
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="is read, and the result would replace it"):
+        export(source, source)
+    assert source.read_bytes() == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -128,3 +130,20 @@ def test_scores_of_a_probe_and_of_a_detector_are_in_the_card(tmp_path: Path) -> 
     assert scores == {"box_ap": 12.5}
     card = write_card(tmp_path / "w.safetensors", build_backbone("test_resnet"), "timm", {}, scores=scores)
     assert "| box_ap | 12.50 |" in card.read_text()
+
+
+def test_a_card_that_cannot_be_written_does_not_end_a_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*given: Any, **more: Any) -> Path:
+        raise ValueError("no card")
+
+    monkeypatch.setattr("densepath.training.export.write_card", fail)
+    assert export(run, tmp_path / "w.safetensors").is_file()
+    assert "warning: the model card was not written (no card)" in capsys.readouterr().err
+
+
+def test_names_of_folders_in_any_encoding_are_in_the_card(tmp_path: Path) -> None:
+    config = json.dumps({"method": "concl", "data": os.fsdecode(b"Gewebe\xe4")})
+    card = write_card(tmp_path / "w.safetensors", None, "tensors", {"config": config, "steps": "1"})
+    assert "`Gewebe\\udce4`" in card.read_text(encoding="utf-8")

@@ -189,7 +189,7 @@ def _results(folder: Path, **changed: Any) -> None:
         (lambda f: _results(f, image_id=7), {"predictions": "r.json"}, "the image_id 7, which no image has"),
         (lambda f: _results(f, bbox=[1]), {"predictions": "r.json"}, "a bbox that is not four numbers"),
         (
-            lambda f: _results(f, segmentation=[[1, 2, 3, 4, 5, "x"]]),
+            lambda f: _results(f, segmentation=[[1, 2, 3]]),
             {"predictions": "r.json"},
             "has outlines that are neither polygons",
         ),
@@ -221,3 +221,18 @@ def test_turned_images_are_compared_as_the_user_says(coco: Path, tmp_path: Path)
     with pytest.raises(UserError, match="say with --orientation"):
         score(data=data, predictions=tmp_path / "maps")
     assert score(data=data, predictions=tmp_path / "maps", orientation="viewed")["object_f1"] == 100
+
+
+@pytest.mark.parametrize("out", ["predictions.json", "images.json", "objects.json"])
+def test_scores_do_not_replace_the_predictions(out: str, coco: Path, tmp_path: Path) -> None:
+    """objects.json would have the scores of each image in objects.csv, the table of ``predict``."""
+    folder = tmp_path / "predicted"
+    folder.mkdir()
+    listed = json.loads((coco / "annotations/test.json").read_text())["images"]
+    (folder / "predictions.json").write_text(json.dumps(results_of(FOUND)))
+    (folder / "images.json").write_text(json.dumps({"images": listed}))
+    (folder / "objects.csv").write_text("image\n")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="is read, and the result would replace it"):
+        score(data=coco, predictions=folder, out=folder / out)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -95,7 +95,7 @@ def write_coco(
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(truth))
             counts[split] = len(truth["images"]), len(truth["annotations"])
         if rows:
-            with (folder / MANIFEST).open("w", newline="", encoding="utf-8") as lines:
+            with (folder / MANIFEST).open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
                 csv.writer(lines, lineterminator="\n").writerows([("file", "split", "patient", "source"), *rows])
     return counts
 

@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             table = csv.DictReader(lines)
             columns = {(column or "").strip().lower().replace(" ", "_"): column for column in table.fieldnames or ()}
             file = next((columns[name] for name in _FILE if name in columns), None)

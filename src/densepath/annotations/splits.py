@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from densepath.core.errors import UserError, first_few
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
-from densepath.sources.listing import Passed, list_images
+from densepath.sources.listing import SUFFIXES, Passed, list_images
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.summary import counted, size_range
 
@@ -73,8 +74,10 @@ def summarize_split(images: CocoImages, what: str) -> str:
     sides = [image[side] for image in listed for side in ("height", "width")]
     parts = [f"{len(listed)} {what} images in {counted(folders, 'folder')}", size_range(min(sides), max(sides))]
     line = ", ".join([*parts, "kept in memory" if images.cached else "read each time"])
-    passed = Passed()
-    others = len(list_images(images.folder, passed=passed, runs=False)) - len(listed)
+    passed, others = Passed(), 0
+    suffixes = {*SUFFIXES, *(os.path.splitext(image["file_name"])[1].lower() for image in listed)} - {""}
+    with suppress(UserError):  # the JSON may list files elsewhere
+        others = len(list_images(images.folder, passed=passed, runs=False, suffixes=tuple(suffixes))) - len(listed)
     unlisted = f"{counted(others, 'image')} not in {images.annotations.name}" if others > 0 else ""
     also = ", ".join(filter(None, (unlisted, passed.describe())))
     return f"{line}; passed over: {also}" if also else line

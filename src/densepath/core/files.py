@@ -114,6 +114,17 @@ def writing(path: str | Path, temporary: str | Path | None = None) -> Iterator[N
         raise UserError(f"{known} cannot be written ({error.strerror}); free disk space or use another path") from error
 
 
+def refuse_replacing(out: str | Path, *inputs: str | Path | None) -> None:
+    """Check that a result would not be written over a file that it is made of.
+
+    Raises:
+        UserError: it would be.
+    """
+    for path in inputs:
+        if path is not None and os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
+            raise UserError(f"{out} is read, and the result would replace it; use another path")
+
+
 def existing(folder: str | Path, name: str) -> str:
     """A file's name as it is on disk: it may differ by Unicode normalization (macOS writes other forms than Linux), and
     have backslashes between folders (Windows); the name itself if there is no such file."""

@@ -80,7 +80,7 @@ def convert_coco(
     dest, source = require_new_folder(dest, "the data set"), Path(source)
     renaming = Renaming(categories)
     files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}
-    index = FileIndex(map(Path, walk(_folder_of(source, images), SUFFIXES)))
+    index = FileIndex(map(Path, walk(_folder_of(source, images), SUFFIXES, runs=False)))
     samples: list[Sample] = []
     names: list[str] = []
     listed: Counter[Path] = Counter()

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from densepath.datasets.samples import SPLITS
+from densepath.sources.listing import SUFFIXES
 
 _NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _SPLIT = re.compile(rf"(?:^|[^a-z])({'|'.join(n for names in _NAMES.values() for n in names)})(?:\d{{4}})?(?=[^a-z]|$)")
@@ -27,7 +28,7 @@ class FileIndex:
 
     Args:
         files: the files.
-        stems: whether to compare names without suffix.
+        stems: whether to compare names without the suffix of an image.
 
     Attributes:
         count: the number of files.
@@ -39,7 +40,7 @@ class FileIndex:
         self.count = 0
         for path in files:
             self.count += 1
-            parts = _parts(str(path))
+            parts = _parts(str(path)) or [""]
             for key in {self._key(parts[-1]), parts[-1]}:
                 self._files[key].append((path, parts))
 
@@ -67,7 +68,8 @@ class FileIndex:
         return [path for rank, path in ranked if rank == best]
 
     def _key(self, name: str) -> str:
-        return os.path.splitext(name)[0] if self._stems else name
+        stem, suffix = os.path.splitext(name)
+        return stem if self._stems and suffix.lower() in SUFFIXES else name  # "tile_0.5" has no suffix
 
 
 def _parts(name: str) -> list[str]:

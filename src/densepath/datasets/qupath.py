@@ -122,7 +122,7 @@ def _find_files(source: Path) -> list[Path]:
 
 def _match(paths: Sequence[Path], source: Path, folder: Path, exclude: Sequence[str]) -> dict[Path, Path]:
     """The image of each GeoJSON file, without excluded ones."""
-    images = [Path(name) for name in walk(folder, SUFFIXES)]
+    images = [Path(name) for name in walk(folder, SUFFIXES, runs=False)]  # not the label maps of ``predict``
     index, root = FileIndex(images, stems=True), source if source.is_dir() else source.parent
     names = {path: path.relative_to(root) for path in paths}
     candidates = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,15 @@ def similar(first: Thumbnails, second: Thumbnails) -> list[tuple[int, int]]:
     Returns:
         For each of the second thumbnails that has a counterpart, the positions of the best one and of itself.
     """
-    turned = [np.rot90(flipped, k, (1, 2)) for flipped in (second, second[:, :, ::-1]) for k in range(4)]
-    variants = np.stack([each.reshape(len(second), -1) for each in turned])  # (8, N, pixels)
     best, place = np.full(len(second), -1.0), np.zeros(len(second), int)
-    for start in range(0, len(first), _ROWS):
-        rows = first[start : start + _ROWS].reshape(-1, SIDE * SIDE)
-        scores = np.max([rows @ variant.T for variant in variants], axis=0)  # (rows, N)
-        where = scores.argmax(axis=0)
-        value = scores[where, np.arange(len(second))]
-        place = np.where(value > best, start + where, place)
-        best = np.maximum(best, value)
+    for flipped, k in product((second, second[:, :, ::-1]), range(4)):
+        variant = np.rot90(flipped, k, (1, 2)).reshape(len(second), -1)
+        for start, begin in product(range(0, len(first), _ROWS), range(0, len(second), _ROWS)):
+            rows, columns = first[start : start + _ROWS].reshape(-1, SIDE * SIDE), slice(begin, begin + _ROWS)
+            scores = rows @ variant[columns].T
+            where, value = scores.argmax(axis=0), scores.max(axis=0)
+            place[columns] = np.where(value > best[columns], start + where, place[columns])
+            best[columns] = np.maximum(best[columns], value)
     return [(int(place[i]), i) for i in range(len(second)) if best[i] >= ALIKE]
 
 

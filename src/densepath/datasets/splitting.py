@@ -148,7 +148,7 @@ def _listed(samples: Sequence[Sample], table: Path) -> list[str]:
 def _read_table(path: Path) -> dict[str, str]:
     """File -> split."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             table = csv.DictReader(lines)
             columns = {(name or "").strip().lower(): name for name in table.fieldnames or ()}
             if not set(_COLUMNS) <= set(columns):

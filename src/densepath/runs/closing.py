@@ -20,12 +20,12 @@ def command(*words: str | Path) -> str:
     return shlex.join(["densepath", *map(str, words)])
 
 
-def draw_safely(draw: Callable[[], Path]) -> None:
-    """Draw a picture; an error is reported, and does not stop the run."""
+def draw_safely(draw: Callable[[], Path], failure: str = "a picture was not drawn") -> None:
+    """Draw a picture, or write another file for people; an error is reported, and does not stop the run."""
     try:
         draw()
     except Exception as error:  # whatever a full disk or a drawing library raises
-        say(f"densepath: warning: a picture was not drawn ({' '.join(str(error).split())})")
+        say(f"densepath: warning: {failure} ({' '.join(str(error).split())})")
 
 
 def files_of_run(run: Path, **others: Path) -> dict[str, Path]:

@@ -82,7 +82,7 @@ def check_run(
         raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
     changed = changed_options(old, config, free, defaults)
     if changed:
-        length = {"epochs", "max_steps"} & set(changed)
+        length = {"epochs", "max_steps"} & set(changed) & config.keys()  # another verb has no length
         raise UserError(
             f"the run in {out} was started with other values of {', '.join(changed)} (see {out / CONFIG}); "
             f"resume it with those, or {train_longer(out, old) if length else 'name another folder'}"

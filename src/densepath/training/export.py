@@ -16,6 +16,7 @@ from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
 from densepath.nets.weights.published import is_published
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
+from densepath.runs.closing import draw_safely
 from densepath.runs.folder import read_config
 from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
@@ -80,7 +81,7 @@ def export_backbone(
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
     metadata |= pixel_notes(pixels_of(config))
     save_backbone(path, backbone, layout, metadata)
-    write_card(path, backbone, layout, metadata, **(card or {}))
+    draw_safely(lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written")
 
 
 def export_parts(

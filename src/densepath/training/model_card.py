@@ -75,7 +75,7 @@ def write_card(
     ]
     card = card_path(path)
     with atomic_write(card) as part:
-        part.write_text("\n\n".join(filter(None, parts)) + "\n")
+        part.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8", errors="backslashreplace")
     return card
 
 

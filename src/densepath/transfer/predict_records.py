@@ -55,7 +55,7 @@ def gather(out: Path, stems: Sequence[str], images: Images, notes: DetectorNotes
         atomic_write(out / PREDICTIONS) as part,
         atomic_write(out / TABLE) as table_part,
         part.open("w") as file,
-        table_part.open("w", newline="", encoding="utf-8") as table,
+        table_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
     ):
         writer = csv.DictWriter(table, [*COLUMNS, *MICRONS], restval="", lineterminator="\n")
         writer.writeheader()

@@ -13,7 +13,7 @@ import numpy as np
 
 from densepath.annotations.coco_writing import annotation_of
 from densepath.core.errors import UserError, refuse
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.result import Result
 from densepath.core.scores import SCALE
 from densepath.core.stopwatch import Stopwatch
@@ -24,7 +24,8 @@ from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS
 from densepath.transfer.detection.evaluation import describe
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
-from densepath.transfer.detection.score_inputs import LabelledImages, read_predictions, read_truth
+from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS, LabelledImages, read_predictions, read_truth
+from densepath.transfer.predict_records import TABLE
 
 _COLUMNS = ("image", "true", "found", *OBJECT_METRICS)
 
@@ -69,6 +70,10 @@ def score(
         raise UserError(f"out is {out}; use a file name that ends in .json")
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"score is {score}; give a number from 0 to 1")
+    if out is not None:
+        folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
+        for path in (Path(out), Path(out).with_suffix(".csv")):
+            refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))
     truth = read_truth(data, split, orientation)
     found = read_predictions(predictions, truth, score)
     places = matching(truth, found)

@@ -135,3 +135,14 @@ def test_nothing_of_the_patient_is_shown_or_stored(
     with pytest.raises(UserError, match="has no image map; it has: label, macro, thumbnail"):
         slide.associated_image("map")
     assert secret not in repr(slide)
+
+
+def test_the_table_does_not_replace_what_it_is_made_of(slides: dict[str, Path], tmp_path: Path) -> None:
+    slide, given = tmp_path / "a.svs", tmp_path / "slides.csv"
+    slide.write_bytes(slides["RGB without a marker"].read_bytes())
+    given.write_text("wsi,mpp\na,0.25\n")
+    for out, inputs in ((given, {"data": tmp_path, "mpp_table": given}), (slide, {"data": tmp_path})):
+        before = out.read_bytes()
+        with pytest.raises(UserError, match="is read, and the result would replace it"):
+            list_slides(out=out, **inputs)  # type: ignore[arg-type]
+        assert out.read_bytes() == before

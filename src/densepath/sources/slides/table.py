@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError, one_line
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.streams import say, write_line
 from densepath.core.system import with_progress
 from densepath.sources.corrupt import CorruptImage
@@ -69,6 +69,8 @@ def list_slides(
     """
     passed, mpp = Passed(), MppTable(mpp_table, default_mpp)
     paths = find_slides(data, exclude, passed)
+    if out is not None:
+        refuse_replacing(out, data, mpp_table, *paths)
     rows = []
     for path, slide in with_progress(open_slides(paths, mpp), len(paths), "opening slides"):
         name = one_line(os.path.relpath(path, data) if os.path.isdir(data) else path)

@@ -147,8 +147,8 @@ class TileTable:
             if keep:
                 recent_tiles.put(key, tile)
         elif not keep:
-            tile = tile.copy()
-        return tile
+            return tile.copy()
+        return tile if keep or tile.flags.writeable else tile.copy()
 
     def _plane(self, stored: int, index: int, scale: int) -> Pixels:
         start, count = self._offsets.one(self.file, stored), self._counts.one(self.file, stored)
