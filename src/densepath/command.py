@@ -87,7 +87,8 @@ class Command:
             known["method"] = Option("method", str, method, describe_parameters(self.schema)["method"])
         if self.recipes is not None:
             names = recipe_names(self.recipes)
-            some = first_few([name for name in names if name.endswith("_small")] or names, 5)
+            few = names if len(names) <= 5 else [name for name in names if name.endswith("_small")]
+            some = first_few(few, 5)
             known["config"] = Option("config", str, None, f"a recipe ({some}), or a YAML file")
         return known
 

@@ -17,11 +17,11 @@ class FileParts:
 
     Args:
         path: the file.
-        identity: inode, size in bytes and time of the last change in ns, by which a changed file is noticed.
+        identity: size in bytes and time of the last change in ns, by which a changed file is noticed.
     """
 
     path: str
-    identity: tuple[int, int, int]
+    identity: tuple[int, int]
 
     @classmethod
     def of(cls, path: str) -> FileParts:
@@ -31,7 +31,7 @@ class FileParts:
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self.identity[1]
+        return self.identity[0]
 
     def read(self, offset: int, count: int) -> bytes:
         """Bytes of the file.
@@ -69,5 +69,5 @@ class _Descriptor:
 _opened = lru_cache(_OPEN)(_Descriptor)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

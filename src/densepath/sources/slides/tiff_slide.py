@@ -136,8 +136,8 @@ def _reduced(tiff: tifffile.TiffFile, aperio: bool) -> Iterator[Any]:
 
 def _ends_early(tiff: tifffile.TiffFile) -> bool:
     """Whether the last page that could be read names a further one."""
-    form, file, pages = tiff.tiff, tiff.filehandle, list(tiff.pages)
-    file.seek(pages[-1].offset)
+    form, file, last = tiff.tiff, tiff.filehandle, tiff.pages[len(tiff.pages) - 1]
+    file.seek(last.offset)
     (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
     file.seek(tags * form.tagsize, os.SEEK_CUR)
     return bool(struct.unpack(form.offsetformat, file.read(form.offsetsize))[0])

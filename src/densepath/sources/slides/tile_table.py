@@ -137,7 +137,7 @@ class TileTable:
 
     def _tile(self, index: int, scale: int, keep: bool = True) -> Pixels:
         """A tile (h, w, 3); with ``keep`` also kept for later, and not to be changed."""
-        key = (self.file.identity, self._offsets.offset, index, scale)
+        key = (self.file, self._offsets.offset, index, scale)
         tile = recent_tiles.get(key)
         if tile is None:
             in_plane = self.count // self.planes
