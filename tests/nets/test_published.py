@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.backbones.names import create_network
+from densepath.nets.backbones.names import create_network, parse_name
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode
 from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
@@ -355,3 +355,24 @@ def test_a_network_with_another_name_is_found_by_the_record_of_its_file(tmp_path
     with pytest.raises(UserError, match="do not show which backbone they belong to; name it with --backbone"):
         backbone_of_weights(tmp_path / "w.pth")
     assert read_weights(tmp_path / "w.pth").state_dict.keys() == state.keys()
+
+
+@pytest.mark.parametrize("kind", ["vit_mae", "vit_msn", "another"])
+def test_heads_and_epsilon_of_any_model_of_transformers_are_those_of_its_configuration(
+    kind: str, tmp_path: Path
+) -> None:
+    """Shapes show neither: with timm's own, features would be slightly or completely wrong."""
+    network = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config = {"model_type": kind, "num_attention_heads": 6, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, arguments = parse_name(backbone_of_weights(tmp_path))
+    assert arguments == {"depth": 1, "num_heads": 6, "norm_eps": 1e-12, "pos_antialias": False}
+
+
+def test_an_old_configuration_of_timm_has_its_statistics_at_the_top(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "test_resnet", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 64, 64]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, spec, size, _ = pretrained_backbone(tmp_path)
+    assert (spec.mean, spec.std, size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ def test_a_pickle_of_detectron2_holds_arrays_and_comes_back(resnet: State, tmp_p
         assert type(value) is np.ndarray and np.array_equal(value, wanted[key].numpy())
     assert read_weights(path).state_dict.keys() == wanted.keys()
     again = load_file(export(path, tmp_path / "again.safetensors", "torchvision"))
+    named = {text for _, text, _ in pickletools.genops(path.read_bytes()) if isinstance(text, str)}
+    assert "numpy.core.multiarray _reconstruct" in named  # so that numpy 1 reads it, too
+    assert not any("numpy._core" in text for text in named)
     counts = [key for key in resnet if key.endswith("num_batches_tracked")]
     assert all(torch.equal(again[key], resnet[key]) for key in resnet if key not in counts)
 
@@ -147,7 +151,9 @@ def test_of_a_network_that_densepath_lacks_the_tensors_are_extracted(
     assert all(torch.equal(found[key.removeprefix("module.")], value) for key, value in state.items())
 
 
-def test_what_lacks_is_named_and_nothing_is_written(resnet: State, tmp_path: Path) -> None:
+def test_what_lacks_is_named_and_nothing_is_written(
+    resnet: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = tmp_path / "w.pth", tmp_path / "out.safetensors"
     torch.save(moco({key: value for key, value in resnet.items() if key != "layer4.1.bn2.bias"}), source)
     with pytest.raises(UserError, match=r"99 of the 100 tensors \(not layer4\.1\.bn2\.bias; instead module\.encoder_q"):
@@ -156,7 +162,31 @@ def test_what_lacks_is_named_and_nothing_is_written(resnet: State, tmp_path: Pat
         export(source, out, prefix="nobody")
     with pytest.raises(UserError, match="name the file to write with --out"):
         export(source)
-    assert not out.exists()
+    with pytest.raises(UserError, match="name the file to write with --out"):
+        export("resnet18.a1_in1k")
+    (tmp_path / "w.txt").write_text("not weights")
+    with pytest.raises(UserError, match="contains no weights"):
+        export(tmp_path / "w.txt", out)
+    assert "are written" not in capsys.readouterr().err and not out.exists()
+
+
+def test_the_file_to_convert_is_not_overwritten(resnet: State, tmp_path: Path) -> None:
+    source, folder = tmp_path / "w.pth", tmp_path / "model"
+    torch.save(resnet, source)
+    folder.mkdir()
+    save_file(resnet, folder / "model.safetensors")
+    for given, out in ((source, source), (folder, folder / "model.safetensors")):
+        before = out.read_bytes()
+        with pytest.raises(UserError, match="is the file to convert"):
+            export(given, out, "detectron2" if out == source else None)
+        assert out.read_bytes() == before
+
+
+def test_tensors_far_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    """A view that repeats one number would fill the memory when it is copied."""
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="tensors are far larger than the file"):
+        export(tmp_path / "w.pth", tmp_path / "out.safetensors", "tensors")
 
 
 def test_grey_images_stay_grey_and_a_backbone_may_be_named(tmp_path: Path) -> None:

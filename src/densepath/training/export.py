@@ -44,9 +44,8 @@ def export(
     scores = recorded_scores(folder) if config is not None else {}
     if config is None or "method" not in config:
         source = run if config is None else folder / _DETECTOR
-        if out is None and Path(source).exists():
-            raise UserError(f"{run} is not the folder of a pre-training run; name the file to write with --out")
-        return export_file(source, Path(out or ""), layout, backbone, prefix, {"scores": scores, "licence": licence})
+        target, card = None if out is None else Path(out), {"scores": scores, "licence": licence}
+        return export_file(source, target, layout, backbone, prefix, card)
     if layout == "tensors" or backbone or prefix:
         raise UserError("the layout tensors, backbone and prefix are for files of other projects; leave them out")
     method, config, steps = load_run(folder)

@@ -28,13 +28,13 @@ _FIRST = ("patch_embed.proj.weight", "conv1.weight", ".0.weight")  # ends of the
 
 
 def export_file(
-    source: str | Path, out: Path, layout: str | None, backbone: str | None, prefix: str, card: Mapping[str, Any]
+    source: str | Path, out: Path | None, layout: str | None, backbone: str | None, prefix: str, card: Mapping[str, Any]
 ) -> Path:
     """Write the backbone in weights of another project, its model card beside it, and report what was taken.
 
     Args:
         source: a file, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
-        out: the file to write.
+        out: the file to write; it must be given.
         layout, backbone, prefix: as for :func:`~densepath.training.export.export`.
         card: as for :func:`~densepath.training.export.export_backbone`.
 
@@ -47,12 +47,17 @@ def export_file(
     name = str(source)
     if not (Path(source).exists() or is_published(source) or timm.models.is_model_pretrained(name)):
         raise UserError(f"there are no weights {name!r}; give {ACCEPTED}")
+    if out is None:
+        raise UserError(f"{source} is not the folder of a pre-training run; name the file to write with --out")
+    if out.is_file() and any(path.exists() and out.samefile(path) for path in (Path(source), Path(source) / out.name)):
+        raise UserError(f"{out} is the file to convert, which would be lost; name another one with --out")
     if layout != "tensors":
         try:
             found = backbone or backbone_of_weights(source, prefix)
         except UserError as error:
             if layout is not None or not Path(source).exists():
                 raise UserError(f"{error}; or write its tensors unchanged with --layout tensors") from error
+            _state(source)  # reports a file that cannot be read
             say(f"densepath: {error}; so its tensors are written unchanged, under their own names")
             layout = "tensors"
     if layout == "tensors":

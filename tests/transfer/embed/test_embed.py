@@ -89,6 +89,34 @@ def test_stages_and_halves(tmp_path: Path) -> None:
     assert half.values.dtype == np.float16 and np.array_equal(half.values, whole.values.astype(np.float16))
 
 
+def test_numbers_too_large_for_float16_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", 2)
+    images = embed_module.Inputs(embed_module.open_source(tmp_path / "data"), tmp_path / "data", PixelSpec(), None)
+    parts = blocks_module.Blocks(tmp_path, images, 4, "float16")
+    parts.write(0, blocks_module.Block([0, 1], np.array([[6e4], [np.nan]]), []))
+    with pytest.raises(UserError, match="use --dtype float32"):
+        parts.write(0, blocks_module.Block([0, 1], np.array([[6e4], [7e4]]), []))
+
+
+def test_features_of_replaced_images_are_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of an earlier command that another process computes again is not taken."""
+    write_images(tmp_path / "data", 2)
+    images = embed_module.Inputs(embed_module.open_source(tmp_path / "data"), tmp_path / "data", PixelSpec(), None)
+    parts = blocks_module.Blocks(tmp_path, images, 4, "float32")
+    done = blocks_module.Block([0, 1], np.zeros((2, 3)), [])
+    parts.write(0, done)
+    Image.new("RGB", (48, 48)).save(tmp_path / "data" / "a" / "0.png")
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        parts.write(0, done)
+
+    monkeypatch.setattr(embed_module.time, "sleep", sleep)
+    embed_module._await_blocks(parts, [])
+    assert len(waits) == 1 and parts.is_done(0)
+
+
 @pytest.mark.parametrize("pool", ["cls", "mean", "cls_mean"])
 def test_tokens_are_those_of_timm(tmp_path: Path, pool: Any) -> None:
     """A vision transformer sees the size of its positions, by torchvision's transform."""
@@ -186,6 +214,10 @@ def test_a_stop_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "f.safetensors").exists()
     with pytest.raises(UserError, match="other values of stage"):
         embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", stage=4, **SMALL)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "new.png")
+    with pytest.raises(UserError, match=r"begun for other images; remove it"):
+        embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", **SMALL)
+    (tmp_path / "data" / "new.png").unlink()
     (tmp_path / "data" / "a" / "0.png").write_bytes((tmp_path / "data" / "b" / "0.png").read_bytes())
     monkeypatch.setattr(embed_module, "encode", counted)
     assert main(words) == 0

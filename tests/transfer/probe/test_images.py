@@ -23,7 +23,7 @@ from densepath.transfer.embed.feature_file import Features, Shape, write_feature
 from densepath.transfer.probe.classifiers import STRENGTHS, logistic_regression, nearest_neighbors
 from densepath.transfer.probe.folds import make_folds
 from densepath.transfer.probe.images import probe_images
-from densepath.transfer.probe.labelled import Labels
+from densepath.transfer.probe.labelled import Labels, label
 from densepath.transfer.probe.metrics import evaluate
 from densepath.transfer.probe.probe import probe
 
@@ -258,3 +258,17 @@ def test_a_file_of_features_is_probed_and_options_of_the_other_task_are_refused(
     ):
         with pytest.raises(UserError, match=match):
             probe(**options)
+
+
+def test_a_table_may_have_absolute_paths_or_the_folder_of_the_images(tmp_path: Path) -> None:
+    data = tmp_path / "tiles"
+    (data / "a").mkdir(parents=True)
+    names = [f"a/{number}.png" for number in range(4)]
+    values = np.zeros((4, 2), np.float32)
+    for start in (data.as_posix(), "tiles", ""):
+        table = tmp_path / "labels.csv"
+        rows = [f"{Path(start, name)},{'xy'[number % 2]},{number // 2}" for number, name in enumerate(names)]
+        table.write_text("\n".join(["file,label,patient", *rows]))
+        for folder, known in ((data, {}), (None, {"data": str(data)})):
+            found = label(Features(names, values, known), Labels(str(table)), folder)
+            assert found.classes.labels.tolist() == [0, 1, 0, 1] and found.patients.tolist() == [0, 0, 1, 1]

@@ -33,6 +33,8 @@ ACCEPTED = (
     "a .safetensors, .pth, .pt, .ckpt or .pkl file, a run folder, a timm name such as resnet18.a1_in1k, "
     "hf-hub:OWNER/NAME or the folder of such a model, or random"
 )
+# detectron2 is often used with numpy before 1.26, which does not know the first name. Protocol 3 writes such lines.
+_NUMPY_2_AND_1 = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
 _LEAST_SHARE = 0.9  # of the backbone's tensors that a file must contain
 
 
@@ -91,7 +93,8 @@ def save_backbone(
             torch.save(content, temporary)
         elif path.suffix == ".pkl":
             arrays = {key: value.float().numpy() for key, value in state.items()}
-            temporary.write_bytes(pickle.dumps({**content, "model": arrays, "__author__": "densepath"}))
+            text = pickle.dumps({**content, "model": arrays, "__author__": "densepath"}, protocol=3)
+            temporary.write_bytes(text.replace(*_NUMPY_2_AND_1))
         else:
             write_tensors(state, temporary, notes)
 

@@ -21,6 +21,8 @@ _SETTINGS = re.compile(
     r"(?:argparse|lightning|mmcv|mmengine|numpy|omegaconf|pathlib|pytorch_lightning|typing)\.[\w.]+|"
     r"builtins\.(?:bool|dict|float|int|list|str|tuple)"
 )
+# A view may repeat a few stored numbers any number of times, which fills the memory when it is copied.
+_MOST_SHARED, _FREE = 10, 2**30  # times the file's size, and bytes
 _NESTING = 4  # dictionaries within dictionaries that are searched for tensors
 _ZIP_START = b"PK\3\4"
 _TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # of torch.save, now and until 1.5
@@ -39,7 +41,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with path.open("rb") as file:
         by_torch = file.read(64).startswith(_TORCH_STARTS)
     content = _read_torch(path) if by_torch else read_pickle(path)
-    return _tensors(content), _notes(content)
+    found, size = _tensors(content), path.stat().st_size
+    if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > _MOST_SHARED * size + _FREE:
+        raise UserError(f"{path} is damaged: its tensors are far larger than the file; copy or export it again")
+    return found, _notes(content)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

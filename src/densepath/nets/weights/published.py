@@ -18,8 +18,6 @@ from densepath.nets.weights.transformer_names import name_transformer, to_timm, 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model_vision.bin")
 _PARTS = "*.index.json"  # names the files of weights that are divided
 _PICKLED = ("pytorch_model*.bin", "*.bin.index.json")
-# transformers' model types whose tensors have counterparts in timm, and whether positions are antialiased there
-_TRANSFORMERS = {"vit": False, "dinov2": False, "dinov2_with_registers": True}
 # Arguments of timm's constructors that neither the shapes of tensors nor the architecture give.
 _KNOWN = ("num_heads", "act_layer", "no_embed_class")
 # Those that do not change the features.
@@ -110,7 +108,7 @@ def preprocessing(
     source: str | Path, folder: Path, config: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Mean, std and the side of the images in pixels, from a configuration, an image processor, or the model card."""
-    made: Any = config.get("pretrained_cfg") or {}
+    made: Any = config.get("pretrained_cfg") or config  # older ones of timm are flat
     processor = read_image_processor(folder)
     statistics = [made.get(key) or processor.get(f"image_{key}") for key in ("mean", "std")]
     cached = [part for part in folder.parts if part.startswith("models--")]  # in the hub's cache
@@ -135,9 +133,9 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
 
 def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
     """The name of the backbone of a folder."""
-    if (kind := config.get("model_type")) in _TRANSFORMERS:
+    if "num_attention_heads" in config and "architecture" not in config:  # of transformers: vit, vit_mae, dinov2, ...
         known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
-        known["pos_antialias"] = _TRANSFORMERS[str(kind)] or "reg_token" in state
+        known["pos_antialias"] = "reg_token" in state  # its DINOv2 with registers interpolates positions as timm
         if config.get("hidden_act", "gelu") != "gelu":
             return None
         return name_transformer(state, None, {key: value for key, value in known.items() if value is not None})

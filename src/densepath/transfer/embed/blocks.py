@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
+from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.weights import write_tensors
 from densepath.transfer.embed.inputs import Inputs
@@ -70,8 +71,16 @@ class Blocks:
             return False
 
     def write(self, block: int, content: Block) -> None:
-        """Write a block; its file appears when it is complete."""
-        features = torch.from_numpy(content.features.astype(self._dtype))
+        """Write a block; its file appears when it is complete.
+
+        Raises:
+            UserError: a feature is too large for the dtype.
+        """
+        with np.errstate(over="ignore"):
+            values = content.features.astype(self._dtype)
+        if (np.isinf(values) & np.isfinite(content.features)).any():
+            raise UserError("features exceed 65504, the largest number of float16; use --dtype float32")
+        features = torch.from_numpy(values)
         tensors = {"features": features, "positions": torch.tensor(content.positions, dtype=torch.int64)}
         notes = {"images": self._inputs.stamp(self.positions(block)), "damaged": json.dumps(content.damaged)}
         with atomic_write(self.path(block)) as part:

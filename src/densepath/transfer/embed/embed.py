@@ -25,7 +25,7 @@ from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import first_on_node, with_progress
 from densepath.core.waiting import notice_seconds, wait_for
-from densepath.runs.folder import CONFIG, check_run, read_config
+from densepath.runs.folder import CONFIG, changed_options, check_run, read_config
 from densepath.runs.progress import clock, say
 from densepath.runs.watchdog import PARENT
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
@@ -161,6 +161,10 @@ def input_size(encoder: Encoder, size: int | None) -> int | None:
 
 def _begin(folder: Path, record: dict[str, Any]) -> None:
     """Write what is computed, or check that it is what an earlier command has begun."""
+    old = read_config(folder) or record
+    if changed := changed_options(old, record, _FREE, {}):
+        what = "for other images" if changed == ["names"] else f"with other values of {', '.join(changed)}"
+        raise UserError(f"{folder} holds features that were begun {what}; remove it, or name another file with --out")
     if check_run(folder, record, resume=True, free=_FREE) is None:
         with atomic_write(folder / CONFIG) as part:
             part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(record, sort_keys=False)}")
@@ -251,7 +255,7 @@ def _await_blocks(blocks: Blocks, children: Sequence[subprocess.Popen[bytes]]) -
     left = set(range(len(blocks)))
 
     def attempt(seconds: float) -> None:
-        left.difference_update([block for block in left if blocks.path(block).exists()])
+        left.difference_update([block for block in left if blocks.is_done(block)])
         if left and any(child.poll() for child in children):
             raise UserError("another process has failed; see its message, then start again: what is done is kept")
         if left:

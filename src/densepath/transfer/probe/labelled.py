@@ -93,7 +93,10 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     if how.patient is not None and how.patient_regex is not None:
         raise UserError("--patient and --patient_regex both name the patients; give one of them")
     names, table = features.names, None if how.labels == FOLDERS else how.labels
-    listed: Any = _Listed(names)
+    # Below their folder: tables may have absolute paths, or paths that begin with the folder.
+    folder = str(features.notes.get("data", "") if data is None else data)
+    below = os.path.abspath(folder) if os.path.isdir(folder) else ""
+    listed: Any = _Listed(names if table is None else [os.path.join(below, name) for name in names])
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
     divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
     test = given_split(tops, "the folder of images") if divided else None
