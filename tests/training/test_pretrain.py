@@ -80,7 +80,7 @@ def test_export_writes_what_the_run_wrote(run, tmp_path):
 
 
 def test_export_needs_a_run(tmp_path, run):
-    with pytest.raises(UserError, match="neither the folder of a run nor"):
+    with pytest.raises(UserError, match="is not the folder of a pre-training run, or of a published model"):
         export(tmp_path)
     for path in (run / "checkpoints").iterdir():
         path.unlink()
