@@ -57,6 +57,7 @@ def test_a_run_writes_a_card_with_its_data_and_recipe(run: Path, monkeypatch: py
     assert header["library_name"] == "timm" and {"densepath", "moco_v2", "test_resnet"} <= set(header["tags"])
     assert "- Images: 16\n" in body and "Folder or file: `tiles`" in body
     assert re.search(r"SHA-256 of their names: `[0-9a-f]{64}`", body)
+    assert str(run.parent).encode() not in (run / "exported" / "backbone.safetensors").read_bytes()
     assert str(run.parent) not in body and "queue_size: 32" in body and "2 optimizer steps" in body
     assert "Not a medical device" in body and "0.485" in body
     made = run_code(body, run / "exported", monkeypatch)

@@ -20,7 +20,7 @@ from densepath.runs.closing import draw_safely
 from densepath.runs.folder import read_config
 from densepath.training.export_file import export_file
 from densepath.training.load_run import load_run, pixels_of
-from densepath.training.model_card import recorded_scores, write_card
+from densepath.training.model_card import bare, recorded_scores, write_card
 
 EXPORTED = Path("exported") / "backbone.safetensors"
 _DETECTOR = Path("exported") / "detector.safetensors"
@@ -77,7 +77,7 @@ def export_backbone(
         steps: number of optimizer steps that it was trained for.
         card: what else the model card contains: see :func:`~densepath.training.model_card.write_card`.
     """
-    metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(config)}
+    metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(bare(dict(config)))}
     metadata |= pixel_notes(pixels_of(config))
     save_backbone(path, backbone, layout, metadata)
     draw_safely(lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written")
@@ -95,7 +95,7 @@ def export_parts(
         steps: number of optimizer steps that they were trained for.
     """
     notes = {"format": "pt", "format_version": FORMAT_VERSION, "method": str(config["method"]), "steps": str(steps)}
-    notes |= {"backbone": str(config["backbone"]), "config": json.dumps(config)}
+    notes |= {"backbone": str(config["backbone"]), "config": json.dumps(bare(dict(config)))}
     notes |= pixel_notes(pixels_of(config))
     for name, state in parts.items():
         plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}

@@ -121,7 +121,7 @@ def _data(config: Mapping[str, Any], facts: Mapping[str, Any], notes: Mapping[st
             f"## Training data\n\nNot known to densepath: the weights come from `{notes['origin']}`. Mean and std are "
             "those that it records, or else assumed: ImageNet's."
         )
-    lines = [f"- Folder or file: `{_bare(config.get('data', ''))}`"]
+    lines = [f"- Folder or file: `{bare(config.get('data', ''))}`"]
     lines += [f"- Images: {facts['images']:,}"] if "images" in facts else []
     lines += [f"- SHA-256 of their {key}: `{facts[key]}`" for key in ("names", "sizes", "samples") if key in facts]
     return "## Training data\n\n" + "\n".join(lines)
@@ -130,7 +130,7 @@ def _data(config: Mapping[str, Any], facts: Mapping[str, Any], notes: Mapping[st
 def _recipe(config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     if not config:
         return ""
-    options = yaml.safe_dump(_bare(dict(config)), sort_keys=False)
+    options = yaml.safe_dump(bare(dict(config)), sort_keys=False)
     done = f"{config.get('method')}, {notes.get('steps')} optimizer steps. All options:"
     return f"## Recipe\n\n{done}\n\n```yaml\n{options}```"
 
@@ -142,12 +142,12 @@ def _scores(scores: Mapping[str, float]) -> str:
     return f"## Scores\n\n| measured by the run, in percent unless it is a count or px | |\n|---|---|\n{rows}"
 
 
-def _bare(value: Any) -> Any:
+def bare(value: Any) -> Any:
     """Options without the folders of this machine: of absolute paths only the last part remains."""
     if isinstance(value, dict):
-        return {key: _bare(entry) for key, entry in value.items()}
+        return {key: bare(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_bare(entry) for entry in value]
+        return [bare(entry) for entry in value]
     private = isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "..")))
     return Path(value).name if private else value
 
