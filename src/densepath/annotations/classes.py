@@ -114,7 +114,7 @@ def read_column(images: Named, path: str, column: str) -> list[str]:
 
 
 def table_columns(path: str) -> list[str]:
-    """The columns of a table of labels in small letters; none if its first line is not a header.
+    """The columns of a table of labels, in small letters with underscores for spaces; none if its first line is not a header.
 
     Raises:
         UserError: it cannot be read.
@@ -224,11 +224,13 @@ def _delimiter(file: Any) -> str:
 
 
 def _heads(row: list[str]) -> list[str]:
-    return [field.strip().lower() for field in row]
+    """Names of columns as they are compared: ``Patient ID`` is ``patient_id``."""
+    return [field.strip().lower().replace(" ", "_") for field in row]
 
 
 def _places(heads: list[str], column: str) -> tuple[int, int] | None:
     """The places of the file and of another column in a header; None if it is not a header with these."""
+    column = _heads([column])[0]
     file = next((heads.index(name) for name in _FILE if name in heads), None)
     named = [place for place, head in enumerate(heads) if head == column]
     if column == _LABEL and not named:

@@ -167,12 +167,12 @@ def test_a_table_gives_labels_patients_and_the_split(tmp_path: Path) -> None:
     labels, names = np.tile([0, 1], 20), [f"{number}.png" for number in range(40)]
     values = features(rng.normal(size=(40, 4)) + 3 * labels[:, None], names)
     rows = [(f"{i}.png", f"L{y}", f"p{i // 4}", "train" if i % 8 > 3 else "val") for i, y in enumerate(labels)]
-    split = probe_images(values, table(tmp_path / "t.csv", rows, "file,label_tumour,patient_id,split"))
+    split = probe_images(values, table(tmp_path / "t.csv", rows, "File,label tumour,Patient ID,split"))
     assert len(split.folds) == 1 and split.folds[0].test.tolist() == [i for i in range(40) if i % 8 < 4]
     assert split.images.by_patient.startswith("patient_id in") and len(split.images.patient_names) == 10
     folds = probe_images(values, table(tmp_path / "u.csv", [row[:3] for row in rows], "image,class,who"), folds=2)
     assert len(folds.folds) == 2 and folds.images.by_patient == "" and folds.images.classes.names == ("L0", "L1")
-    how = Labels(str(tmp_path / "u.csv"), patient="who")
+    how = Labels(str(tmp_path / "u.csv"), patient="Who")
     assert len(probe_images(values, how, folds=2).images.patient_names) == 10
     with pytest.raises(UserError, match="has no column nobody; its header names image, class, who"):
         probe_images(values, Labels(str(tmp_path / "u.csv"), patient="nobody"))
