@@ -114,7 +114,7 @@ def read_column(images: Named, path: str, column: str) -> list[str]:
 
 
 def table_columns(path: str) -> list[str]:
-    """The columns of a table of labels, in small letters with underscores for spaces; none if its first line is not a header.
+    """The columns of a table of labels, as ``_heads`` spells them; none if its first line is not a header.
 
     Raises:
         UserError: it cannot be read.
