@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from densepath.cli import main
 from densepath.runs.checkpoints import newest_checkpoint
 from densepath.synthetic.tissue import write_tiles
 
@@ -22,16 +21,9 @@ PRETRAIN = (
 def in_terminal(words, nohup=False):
     """The process that runs a command line in a terminal of its own, and the other end of the terminal."""
     child, terminal = pty.fork()
-    if not child:
-        code = 1
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-        try:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # whatever the tests run under
-            code = main(words.split())
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            os._exit(code)
+    if not child:  # a new program: networks cannot be trained in a fork of a process that has trained one
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # whatever the tests run under
+        os.execv(sys.executable, [sys.executable, "-m", "densepath", *words.split()])
     return child, terminal
 
 
