@@ -440,7 +440,11 @@ MISTAKES = {
     "batch larger than the data": (_nothing, f"{PRETRAIN} --batch_size 16", "16"),
     "epochs and steps": (_nothing, f"{PRETRAIN} --epochs 1 --max_steps 1", "epochs and max_steps"),
     "no such weights": (_nothing, "probe --data tissue --weights nowhere.safetensors", "nowhere.safetensors"),
-    "foreign weights": (_foreign_weights, "probe --data tissue --weights foreign.safetensors", "foreign.safetensors"),
+    "foreign weights": (
+        _foreign_weights,
+        "probe --data tissue --weights foreign.safetensors",
+        "foreign.safetensors do not show which",
+    ),
     "weights with code": (_pickled_code, "probe --data tissue --weights evil.pth", "evil.pth"),
     "no run to export": (_nothing, "export nowhere", "nowhere"),
     "folder of another run": (_other_run, PRETRAIN, "run already holds a run"),

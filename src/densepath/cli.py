@@ -14,8 +14,8 @@ from typing import Any
 from densepath.command import Command
 from densepath.core.errors import UserError
 from densepath.core.signals import unwinding_on_signals
-from densepath.core.stopwatch import Stopwatch, clock
-from densepath.core.streams import flush_streams, open_streams, say, write_line
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import flush_streams, open_streams, write_line
 from densepath.options import close_match
 from densepath.version import __version__
 
@@ -257,5 +257,6 @@ def _report(verb: str, result: Any, watch: Stopwatch) -> None:
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
         if verb in _NEXT:
-            say(f"densepath: done in {clock(watch.read())}")
-            say(f"densepath: next: {_NEXT[verb].format(shlex.quote(os.fspath(result)))}")
+            from densepath.runs.closing import say_end
+
+            say_end(watch, "", {}, (_NEXT[verb].format(shlex.quote(os.fspath(result))),))

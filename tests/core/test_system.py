@@ -1,4 +1,4 @@
-"""Progress where there is no terminal."""
+"""Progress without a terminal."""
 
 from densepath.core import system
 from densepath.core.system import with_progress
@@ -9,4 +9,5 @@ def test_long_work_is_reported_in_a_log(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(system, "_SECONDS_BETWEEN_LINES", 0.0)
     assert list(with_progress("ab", 2, "reading")) == ["a", "b"]
-    assert capsys.readouterr().err.splitlines() == ["densepath: reading: 0 of 2", "densepath: reading: 1 of 2"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["densepath: reading: 0 of 2", "densepath: reading: 1 of 2  ETA 0:00"]

@@ -104,7 +104,7 @@ def read_column(images: Named, path: str, column: str) -> list[str]:
     """What a column of a table says of each image, e.g. its patient; the table is as for :func:`read_classes`.
 
     Raises:
-        UserError: as there, or there is no such column.
+        UserError: as there, or the column is missing.
     """
     known = table_columns(path)
     if column.lower() not in known:

@@ -15,8 +15,9 @@ from densepath.benchmark.devices import Device
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import LOG, RunFolder
 from densepath.core.errors import UserError
+from densepath.core.stopwatch import clock
 from densepath.core.waiting import Stuck, Wait
-from densepath.runs.progress import clock, say
+from densepath.runs.progress import say
 from densepath.runs.signals import Interrupted, StopSignals
 
 _POLL = 0.1  # seconds between checks of the processes

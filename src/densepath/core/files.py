@@ -127,7 +127,7 @@ def refuse_replacing(out: str | Path, *inputs: str | Path | None) -> None:
 
 def existing(folder: str | Path, name: str) -> str:
     """A file's name as it is on disk: it may differ by Unicode normalization (macOS writes other forms than Linux), and
-    have backslashes between folders (Windows); the name itself if there is no such file."""
+    have backslashes between folders (Windows); the name itself if the file does not exist."""
     spellings = dict.fromkeys((name, name.replace("\\", "/")))
     forms = [form for text in spellings for form in (text, *(unicodedata.normalize(f, text) for f in ("NFC", "NFD")))]
     return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)

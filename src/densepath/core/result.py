@@ -38,7 +38,7 @@ class Result(Mapping[str, Any]):
         """A picture among the files, by default the first, as a PIL image, which notebooks show.
 
         Raises:
-            UserError: there is no such picture.
+            UserError: the picture does not exist.
         """
         from PIL import Image
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from rich.progress import track
 
+from densepath.core.stopwatch import clock
 from densepath.core.streams import is_animated, open_console, say
 
 T = TypeVar("T")
@@ -79,9 +80,10 @@ def with_progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         quiet = not first_on_node()
         yield from track(items, description=what, total=total, console=console, transient=True, disable=quiet)
         return
-    line_at = time.monotonic()
+    began = line_at = time.monotonic()
     for count, item in enumerate(items):
-        if time.monotonic() - line_at >= _SECONDS_BETWEEN_LINES:
-            line_at = time.monotonic()
-            say(f"densepath: {what}: {count} of {total}")
+        if (now := time.monotonic()) - line_at >= _SECONDS_BETWEEN_LINES:
+            line_at = now
+            left = f"  ETA {clock((now - began) / count * (total - count))}" if count else ""
+            say(f"densepath: {what}: {count} of {total}{left}")
         yield item

@@ -53,10 +53,10 @@ def check_data(
             as "stored" or as "viewed".
 
     Returns:
-        ``out``, or ``data`` if there is no picture.
+        ``out``, or ``data`` if no picture is drawn.
 
     Raises:
-        UserError: there is no such data set, or its images and annotations do not match.
+        UserError: the data set does not exist, or its images and annotations do not match.
     """
     data, out = Path(data), Path(out)
     if count < 0:

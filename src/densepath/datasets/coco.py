@@ -17,7 +17,7 @@ from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import require_new_folder
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
-from densepath.datasets.find_files import FileIndex, split_named
+from densepath.datasets.find_files import FileIndex, image_folder, split_named
 from densepath.datasets.samples import SPLITS, Sample, names_below, with_patients
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
@@ -80,7 +80,7 @@ def convert_coco(
     dest, source = require_new_folder(dest, "the data set"), Path(source)
     renaming = Renaming(categories)
     files = {p: (content, split_named(p.stem) or split_named(p.parent.name)) for p, content in _find_files(source)}
-    index = FileIndex(map(Path, walk(_folder_of(source, images), SUFFIXES, runs=False)))
+    index = FileIndex(map(Path, walk(image_folder(source, images), SUFFIXES, runs=False)))
     samples: list[Sample] = []
     names: list[str] = []
     listed: Counter[Path] = Counter()
@@ -107,13 +107,6 @@ def convert_coco(
     parts, patients = split_samples(with_patients(_named(samples), images or source), how, source)
     write_samples(dest, parts, kept, "objects", orientation, patients)
     return dest
-
-
-def _folder_of(source: Path, images: str | Path | None) -> Path:
-    folder = Path(images) if images is not None else source if source.is_dir() else source.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the one that holds the images")
-    return folder
 
 
 def _find_files(source: Path) -> list[tuple[Path, Any]]:

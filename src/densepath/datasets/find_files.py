@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
+from densepath.core.errors import UserError
 from densepath.datasets.samples import SPLITS
 from densepath.sources.listing import SUFFIXES
 
@@ -21,6 +22,18 @@ def split_named(name: str) -> str | None:
     """The split that a name of a file or a folder contains as a word: train2017, valid, instances_test.json."""
     found = _SPLIT.findall(name.lower())
     return next((split for split in SPLITS if found and found[-1] in _NAMES[split]), None)
+
+
+def image_folder(source: Path, images: str | Path | None) -> Path:
+    """The folder of the images of annotations: the given one, or that of the annotations.
+
+    Raises:
+        UserError: it is not a folder.
+    """
+    folder = Path(images) if images is not None else source if source.is_dir() else source.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the one that holds the images")
+    return folder
 
 
 class FileIndex:

@@ -15,7 +15,7 @@ from densepath.core.files import require_new_folder
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
-from densepath.datasets.find_files import FileIndex, split_named
+from densepath.datasets.find_files import FileIndex, image_folder, split_named
 from densepath.datasets.geojson import TYPES, Feature, annotation_of_geometry, is_area, read_features
 from densepath.datasets.samples import Sample, names_below, with_patients, without_excluded
 from densepath.datasets.splitting import Splitting, split_samples
@@ -83,9 +83,7 @@ def convert_qupath(
     """
     dest, source = require_new_folder(dest, "the data set"), Path(source)
     renaming = Renaming(categories)
-    folder = Path(images) if images is not None else source if source.is_dir() else source.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give the one that holds the images")
+    folder = image_folder(source, images)
     image_of = _match(_find_files(source), source, folder, exclude)
     features = {path: read_features(path) for path in with_progress(image_of, len(image_of), "reading GeoJSON")}
     chosen = _choose(features, tuple(objects), source)

@@ -12,8 +12,7 @@ from rich.table import Column
 from rich.text import Text
 
 from densepath.core.log import log
-from densepath.core.stopwatch import Stopwatch
-from densepath.core.stopwatch import clock as clock
+from densepath.core.stopwatch import Stopwatch, clock
 from densepath.core.streams import is_animated, open_console
 from densepath.core.streams import say as say
 
@@ -21,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Measurements(ProgressColumn):
-    """The newest measurements, cut where there is no room."""
+    """The newest measurements, cut where space is missing."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")

@@ -31,13 +31,7 @@ _SIMPLE = (0, 1, 2, 6)  # photometric interpretations: grey, RGB, YCbCr
 
 
 class ImageReader(Protocol):
-    """An image whose parts can be read: a file, an image of a packed store, a level of a slide.
-
-    Attributes:
-        name: the file's name.
-        size: height and width in pixels.
-        spacing: µm per pixel; None where unknown.
-    """
+    """An image whose parts can be read: a file, an image of a packed store, a level of a slide."""
 
     @property
     def name(self) -> str:

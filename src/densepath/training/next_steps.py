@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.methods.base import Method
+from densepath.nets.backbones import Backbone
 from densepath.runs.closing import command
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.config import PretrainConfig
 
 _SHOWN, _LEAST = 6, 128  # the images of a picture of concepts, and their shortest side in pixels
 _DEFAULT_STAGES = {3, 4, 5}
+
+
+def with_detector(backbone: Backbone) -> list[str]:
+    """The options of ``detect`` for a backbone that its default detector does not fit."""
+    return ["--detector", "vitdet"] if backbone.patch_size > 1 else []
 
 
 def after_pretraining(config: PretrainConfig, method: Method, images: PixelSource) -> tuple[str, ...]:
@@ -29,7 +35,7 @@ def after_pretraining(config: PretrainConfig, method: Method, images: PixelSourc
     if not isinstance(config.backbone, str):
         return (command("export", out),)
     if config.probe_data is not None:
-        detector = ["--detector", "vitdet"] if backbone.patch_size > 1 else []
+        detector = with_detector(backbone)
         commands.append(
             command("detect", "--data", config.probe_data, "--weights", out, *detector, "--out", f"{out}_detector")
         )

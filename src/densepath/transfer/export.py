@@ -7,7 +7,6 @@ from typing import Literal
 
 from densepath.core.errors import UserError
 from densepath.core.files import refuse_replacing
-from densepath.nets.weights.published import WEIGHT_FILES
 from densepath.training.export import export as export_weights
 from densepath.transfer.detection.detector_file import DETECTOR_FILE
 from densepath.transfer.detection.onnx_export import export_onnx
@@ -47,10 +46,10 @@ def export(
         UserError: there are no such weights, the run has no checkpoint yet, the file lacks tensors of the network, the
             layout does not fit it, or a package is missing.
     """
-    if out is not None:
-        refuse_replacing(out, run, *(Path(run) / name for name in (DETECTOR_FILE, *WEIGHT_FILES)))
     if layout != "onnx":
         return export_weights(run, out, layout, backbone=backbone, prefix=prefix, licence=licence)
     if backbone or prefix or licence:
         raise UserError("backbone, prefix and licence are for weights; leave them out for an ONNX file")
+    if out is not None:
+        refuse_replacing(out, run, Path(run) / DETECTOR_FILE)
     return export_onnx(run, out)

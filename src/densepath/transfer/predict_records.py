@@ -33,7 +33,7 @@ def record_of(out: Path, stem: str) -> Path:
 
 
 def source_of(record: Path) -> Any:
-    """The image that a record was made of; None if there is no record."""
+    """The image that a record was made of; None without a record."""
     try:
         with record.open() as file:
             return json.loads(file.readline())

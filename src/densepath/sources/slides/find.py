@@ -22,7 +22,7 @@ def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | 
         passed: what was passed over is added to it.
 
     Raises:
-        UserError: there is no slide.
+        UserError: no slide is found.
     """
     return list(_one_of_each(list_images(data, exclude, passed, suffixes=SUFFIXES, kinds=_KINDS)))
 

@@ -65,7 +65,7 @@ def list_slides(
         A row for each slide, with the columns of the table; values that are unknown are empty.
 
     Raises:
-        UserError: there is no slide, or none can be read.
+        UserError: no slide is found, or none can be read.
     """
     passed, mpp = Passed(), MppTable(mpp_table, default_mpp)
     paths = find_slides(data, exclude, passed)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +21,10 @@ from densepath.core.files import atomic_write
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
 from densepath.core.result import Result
-from densepath.core.stopwatch import Stopwatch
-from densepath.core.system import first_on_node, with_progress
-from densepath.core.waiting import notice_seconds, wait_for
+from densepath.core.streams import say
+from densepath.core.system import with_progress
+from densepath.core.waiting import wait_for
 from densepath.runs.folder import CONFIG, changed_options, check_run, read_config
-from densepath.runs.progress import clock, say
 from densepath.runs.watchdog import PARENT
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
 from densepath.training.processes import start_processes
@@ -224,7 +222,7 @@ def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware
     parts = encode(encoder, inputs, [batch for _, batch in jobs], hardware.device, half)
     with closing(parts):
         own: list[Encoded] = []
-        for part in _with_lines(parts, jobs):
+        for part in with_progress(parts, len(jobs), "embedding batches"):
             own.append(part)
             block = jobs[part.batch][0]
             if part.batch + 1 < len(jobs) and jobs[part.batch + 1][0] == block:
@@ -233,21 +231,6 @@ def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware
             own.clear()
             if PARENT in os.environ and hardware.rank > 0 and os.getppid() != int(os.environ[PARENT]):
                 raise UserError("the first process has ended; see its message, then start again")
-
-
-def _with_lines(parts: Iterable[Encoded], jobs: Sequence[tuple[int, range]]) -> Iterator[Encoded]:
-    """The batches, with a bar in a terminal, else with a line now and then: how many images are done, the time left."""
-    total, done, lines = sum(len(batch) for _, batch in jobs), 0, not (sys.stderr is not None and sys.stderr.isatty())
-    watch = Stopwatch()
-    last = watch.read()
-    for part in with_progress(parts, len(jobs), "embedding"):
-        yield part
-        done += len(jobs[part.batch][1])
-        now = watch.read()
-        if lines and first_on_node() and now - last >= notice_seconds():
-            last = now
-            left = clock(now / done * (total - done))
-            say(f"densepath: {done:,} of {total:,} images  {done / now:.1f} images/s  ETA {left}")
 
 
 def _await_blocks(blocks: Blocks, children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -36,7 +36,7 @@ class Encoder(nn.Module):
             ConvNet.
 
     Raises:
-        UserError: there is no such stage or no class token.
+        UserError: the stage or the class token does not exist.
     """
 
     def __init__(self, backbone: Backbone, spec: PixelSpec, stage: int | None = None, pool: Pool = "auto") -> None:
@@ -99,7 +99,7 @@ def load_encoder(
         The encoder, and one line that reports what was loaded.
 
     Raises:
-        UserError: the weights do not fit, or there is no such stage or class token.
+        UserError: the weights do not fit, or the stage or class token does not exist.
     """
     torch.manual_seed(seed)
     other = images is not None and (images.spec.ndim != 2 or images.spec.channels not in (1, 3))

@@ -114,7 +114,7 @@ def read_features(path: str | Path) -> Features:
     """Read a file of features that :func:`write_features` wrote, or another one in the same layout.
 
     Raises:
-        UserError: there is no such file, it holds no features with names, or a library is not installed.
+        UserError: the file does not exist, it holds no features with names, or a library is not installed.
     """
     suffix = check_format(path)
     if not Path(path).is_file():

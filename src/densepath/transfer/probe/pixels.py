@@ -38,7 +38,9 @@ from densepath.runs.closing import command, say_end
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device
+from densepath.training.next_steps import with_detector
 from densepath.transfer.probe.logistic import fit_stages
+from densepath.transfer.probe.record import check_out
 
 _RGB = PixelSpec()
 _POSITION = 8  # pixels of the resized image, the side of a position of the features
@@ -88,8 +90,7 @@ def probe_pixels(
         UserError: no such data, weights that do not fit, or a missing stage.
     """
     watch = Stopwatch()
-    if out is not None and Path(out).suffix != ".json":
-        raise UserError(f"cannot write the scores to {out}; use a file name that ends in .json")
+    check_out(out)
     check_seed(seed)
     torch.manual_seed(seed)
     network, spec, *_ = pretrained_backbone(weights, backbone)
@@ -103,7 +104,7 @@ def probe_pixels(
         with atomic_write(out) as part:
             part.write_text(json.dumps(result, indent=2) + "\n")
     named = ["--backbone", backbone] if backbone else []
-    named += ["--detector", "vitdet"] if network.patch_size > 1 else []
+    named += with_detector(network)
     run = f"{Path(weights)}_detector" if Path(weights).is_dir() else f"{Path(data)}_detector"
     commands = (command("detect", "--data", data, "--weights", weights, *named, "--out", run),)
     say_end(watch, "", {} if out is None else {"scores": Path(out)}, commands)
