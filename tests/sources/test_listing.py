@@ -16,7 +16,7 @@ import pytest
 from densepath.core.errors import UserError
 from densepath.core.waiting import Stuck
 from densepath.sources import path_table as names
-from densepath.sources.listing import Passed, find_images, list_images
+from densepath.sources.listing import Passed, find_images, list_images, walk
 from densepath.sources.path_table import PathTable
 
 
@@ -242,6 +242,8 @@ def test_a_disk_that_hangs_while_files_are_listed_is_reported(
     try:
         with pytest.raises(Stuck, match=rf"no list of the files in {tmp_path}\S* for 1 s; a file .* does not respond"):
             find_images(f"{tmp_path}{source}")
+        with pytest.raises(Stuck, match=f"no list of the files in {tmp_path} for 1 s"):
+            walk(tmp_path, (".json",))
     finally:
         answers.set()
     assert "waiting for list of the files in" in capsys.readouterr().err

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from densepath.core.errors import UserError, first_few
 from densepath.core.threads import in_threads
 from densepath.sources.lists import read_list
 from densepath.sources.path_table import PathTable
+
+T = TypeVar("T")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
@@ -80,17 +83,14 @@ def list_images(
     """
     passed = passed or Passed()
 
-    def listed(text: str) -> PathTable:
-        return _list(text, exclude, passed, runs, suffixes, kinds)
-
-    return next(in_threads(listed, [str(source)], 1, f"list of the files in {source}", sign=lambda: passed.read))
+    return _while_reading(lambda: _list(str(source), exclude, passed, runs, suffixes, kinds), source, passed)
 
 
 def _list(
     text: str, exclude: Sequence[str], passed: Passed, runs: bool, suffixes: Sequence[str], kinds: str
 ) -> PathTable:
     if os.path.isdir(text):
-        found, root = walk(text, suffixes, passed, runs), text
+        found, root = _walk(text, suffixes, passed, runs), text
         empty = f"{text} and its subfolders contain no {kinds}; check the path"
     elif text.lower().endswith(LIST_SUFFIXES):
         found, root = read_list(text, suffixes), os.path.dirname(text)
@@ -110,16 +110,28 @@ def _list(
     return names
 
 
-def walk(folder: str | Path, suffixes: Sequence[str], passed: Passed | None = None, runs: bool = True) -> Iterator[str]:
-    """The files of some suffixes below a folder, depth first, sorted by the characters of their names.
+def walk(folder: str | Path, suffixes: Sequence[str], runs: bool = True) -> list[str]:
+    """The files of some suffixes below a folder, depth first, sorted by the characters of their names. A disk that
+    hangs is reported.
 
     Hidden files and folders are left out. Each folder is read once: a link to one that is read anyway is not followed.
     With ``runs=False``, folders that hold a run of densepath are left out.
 
     Raises:
         UserError: a folder cannot be read.
+        Stuck: nothing was read within the limit of :func:`~densepath.core.waiting.wait_for`.
     """
-    passed = passed or Passed()
+    passed = Passed()
+    return _while_reading(lambda: list(_walk(folder, suffixes, passed, runs)), folder, passed)
+
+
+def _while_reading(read: Callable[[], T], source: str | Path, passed: Passed) -> T:
+    """What a function returns that reads folders, as long as it reads any."""
+    what = f"list of the files in {source}"
+    return next(in_threads(lambda call: call(), [read], 1, what, sign=lambda: passed.read))
+
+
+def _walk(folder: str | Path, suffixes: Sequence[str], passed: Passed, runs: bool) -> Iterator[str]:
     root = os.path.realpath(folder)
     read = {_identity(root)}
     stack: list[Iterator[os.DirEntry[str]]] = []

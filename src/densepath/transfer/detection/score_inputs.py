@@ -18,6 +18,7 @@ from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.listing import walk
 from densepath.transfer.detection.instances import label_map_of
 from densepath.transfer.output_names import output_names
 
@@ -90,12 +91,7 @@ def read_predictions(path: str | Path, truth: LabelledImages, score: float | Non
 def _label_maps(folder: Path) -> LabelledImages:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give a folder of label maps, or data or results in COCO's format")
-    found = ((path, path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
-    files = {
-        str(name): path
-        for path, name in found
-        if name.suffix.lower() in LABEL_SUFFIXES and not any(part.startswith(".") for part in name.parts)
-    }
+    files = {str(path.relative_to(folder)): path for path in map(Path, walk(folder, LABEL_SUFFIXES))}
     if not files:
         raise UserError(f"{folder} has no label map ({', '.join(LABEL_SUFFIXES)}); check the path")
     paths = list(files.values())
