@@ -114,16 +114,16 @@ class BagTask(Task):
         solver: the optimizer, its schedule, and the number of epochs.
         validation: the validation bags.
         steps: steps of an epoch.
-        half: whether features are bfloat16 in the network, as in mixed precision.
+        mixed: whether features are bfloat16 in the network, as in mixed precision.
     """
 
     def __init__(
-        self, model: BagModel, objective: Objective, solver: Solver, validation: BagSet, steps: int, half: bool = False
+        self, model: BagModel, objective: Objective, solver: Solver, validation: BagSet, steps: int, mixed: bool = False
     ) -> None:
         super().__init__()
         self.model = model
         self.chosen = deepcopy(model).requires_grad_(False)
-        self.objective, self.solver, self.half = objective, solver, half
+        self.objective, self.solver, self.mixed = objective, solver, mixed
         self._validation, self._steps = validation, steps
         # Epochs done; of the weights that are kept: epoch from 1, 0 for none, score, and loss.
         self.register_buffer("record", torch.zeros(4, dtype=torch.float64))
@@ -184,14 +184,14 @@ class BagTask(Task):
         return bags.mean_of_cases(self._answers(self._outputs(self.chosen, bags)))
 
     def _answers(self, outputs: Tensor) -> Floats:
-        return self.objective.answers(outputs).double().numpy()  # type: ignore[no-any-return]
+        return self.objective.answers(outputs).double().numpy()
 
     @torch.no_grad()
     def _outputs(self, model: BagModel, bags: BagSet) -> Tensor:
         """(B, K) outputs for whole bags, on the CPU."""
         model.eval()
-        with torch.autocast(self.record.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.record.device.type, torch.bfloat16, enabled=self.mixed):
             return torch.stack([model(self._ready(bag.tiles()))[0].float().cpu() for bag in bags.bags])
 
     def _ready(self, tiles: Tensor) -> Tensor:
-        return tiles.to(self.record.device).to(torch.bfloat16 if self.half else torch.float32)
+        return tiles.to(self.record.device).to(torch.bfloat16 if self.mixed else torch.float32)

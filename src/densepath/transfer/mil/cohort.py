@@ -101,8 +101,8 @@ def read_cohort(
     missing = [row.slide for row, name in zip(rows, names, strict=True) if name is None]
     if len(missing) == len(rows):
         raise UserError(
-            f"no slide of {table} has features in {data} (the table has {first_few([r.slide for r in rows])}, the folder "
-            f"{first_few(list(found))}); check both"
+            f"no slide of {table} has features in {data} (the table has {first_few([r.slide for r in rows])}, "
+            f"the folder {first_few(list(found))}); check both"
         )
     there = [(row, name) for row, name in zip(rows, names, strict=True) if name is not None]
     check_one_file_each([found[name] for _, name in there], [row.slide for row, _ in there])

@@ -137,7 +137,18 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
     labels = bags.targets[:, 0]
     scale = (float(labels.mean()), float(labels.std()) or 1.0) if config.task == "regression" else (0.0, 1.0)
     notes = ModelNotes(
-        study.model, study.dim, config.task, study.target, study.classes, (), scale, study.extractor, 0, 0.0, 0.0, 0.0
+        model=study.model,
+        dim=study.dim,
+        task=config.task,
+        target=study.target,
+        classes=study.classes,
+        thresholds=(),
+        scale=scale,
+        extractor=study.extractor,
+        epoch=0,
+        score=0.0,
+        lr=solver.lr,
+        weight_decay=solver.weight_decay,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -166,15 +177,8 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
     thresholds: Sequence[float] = ()
     if study.classes:
         thresholds = choose_thresholds(task.answers(validation), validation.targets[:, 0].astype(np.int64)).tolist()
-    chosen = replace(
-        notes,
-        thresholds=tuple(thresholds),
-        epoch=int(epoch),
-        score=score,
-        lr=solver.lr,
-        weight_decay=solver.weight_decay,
-    )
-    save_model(out / MODEL_FILE, task.chosen, chosen)
+    notes = replace(notes, thresholds=tuple(thresholds), epoch=int(epoch), score=score)
+    save_model(out / MODEL_FILE, task.chosen, notes)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_split
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
+_CLASSES_ONLY = ("clam", KNN)
 _SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
 
 
@@ -84,23 +86,22 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         return _finish(config, models, watch)
 
 
-_CLASSES_ONLY = ("clam", KNN)
-
-
 class _Store:
     """The bags of all cases; sets of them are given out by the part of a fold that they are in."""
 
     def __init__(self, cohort: Cohort, averaged: bool) -> None:
         self._cohort = cohort
         if averaged:
-            pairs = [(name, (file,)) for case in range(len(cohort)) for name, file in self._slides(case)]
+            pairs: list[tuple[str, tuple[Path, ...]]] = [
+                (name, (file,)) for case in range(len(cohort)) for name, file in self._slides(case)
+            ]
             sizes = [len(files) for files in cohort.files]
         else:
             pairs = list(zip(cohort.cases, cohort.files, strict=True))
             sizes = [1] * len(cohort)
         bags = read_bags([name for name, _ in pairs], [files for _, files in pairs])
         starts = np.cumsum([0, *sizes])
-        self._of_case = [bags[start:end] for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        self._of_case = [bags[start:end] for start, end in pairwise(starts)]
         self.dim = int(bags[0].tiles().shape[1])
         self.extractor = read_slide_features(cohort.files[0][0]).extractor
 
@@ -152,9 +153,8 @@ def _run(
     answers: list[Answers] = []
     for number, split in enumerate(splits):
         train, validation, test = (store.take(part.tolist()) for part in split.parts())
-        say(
-            f"densepath: {name}, fold {number}: {len(train)} training, {len(validation)} validation, {len(test)} test bags"
-        )
+        sizes = f"{len(train)} training, {len(validation)} validation, {len(test)} test bags"
+        say(f"densepath: {name}, fold {number}: {sizes}")
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0] >> 1)
         answers.append(answer_fold(study, train, validation, test, out / f"fold_{number}", seed))
     tested = collect(cohort, splits, answers)

@@ -93,7 +93,7 @@ def _precision_recall(axes: Axes, tested: Tested, scores: dict[str, Score]) -> N
 
 
 def _calibration(axes: Axes, tested: Tested, scores: dict[str, Score]) -> None:
-    """The share of cases of a class among those with about the same probability; the size of a point is their number."""
+    """The share of cases of a class among those with about the same probability; larger points are more cases."""
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for number, name in enumerate(tested.cohort.classes[:_MOST]):
         chance, positive = tested.values[:, number], tested.truth == number

@@ -87,7 +87,7 @@ def read_slide_table(
 
     Args:
         table: a CSV or TSV; "folders" takes the innermost folder of a file of features as its class (BRIGHT and BRACS
-            as published, with ``Type_`` before it or not) and its topmost one, if it is train, val or test, as the split.
+            as published, with ``Type_`` before it or not) and its topmost one, if that is train, val or test, as split.
         columns: the columns to use.
         slide_table: for a table of patients, another one with their slides (STAMP: PATIENT, FILENAME).
         known: the names of the slides that have features, for "folders" and for patients of TCGA.
@@ -144,12 +144,15 @@ def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
     """
     if not classes:
         return list(rows)
-    named = {"bright3": BRIGHT, "bright6": {own: (own,) for group in BRIGHT.values() for own in group}}
+    named: dict[str, Mapping[str, Sequence[str]]] = {
+        "bright3": BRIGHT,
+        "bright6": {own: (own,) for group in BRIGHT.values() for own in group},
+    }
     merged: dict[str, str] = {}
     for entry in classes:
         name, equals, members = entry.partition("=")
         if entry.lower() in named:
-            groups: Mapping[str, Sequence[str]] = named[entry.lower()]
+            groups = named[entry.lower()]
         elif equals:
             groups = {name.strip(): members.split(",")}
         else:

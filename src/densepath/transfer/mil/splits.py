@@ -80,8 +80,8 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
     if least < 2:
         rare = _classes(cohort, _strata(cohort)).names[_rarest(strata, groups)]
         raise UserError(
-            f"{rare} has one patient or site among the training cases of a fold, and validation needs another; use fewer "
-            "--folds, or leave this class out"
+            f"{rare} has one patient or site among the training cases of a fold, and validation needs another; use "
+            "fewer --folds, or leave this class out"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -59,7 +59,7 @@ class BagModel(nn.Module):
         """
 
     def training_outputs(self, bag: Tensor, label: int | None) -> tuple[Tensor, Tensor | None]:
-        """The outputs (S, K) of S streams, and a further loss of the tiles; ``label`` is the class, if there are any."""
+        """The outputs (S, K) of S streams, and a further loss of tiles; ``label`` is the class, None for other tasks."""
         return self(bag)[0][None], None
 
 
@@ -87,7 +87,7 @@ class GatedAttention(nn.Module):
         hidden = self.dropout(self.value(embedded).tanh())
         if self.gate is not None:
             hidden = hidden * self.dropout(self.gate(embedded).sigmoid())
-        return self.score(hidden).T.float()  # type: ignore[no-any-return]
+        return self.score(hidden).T.float()
 
 
 def softmax_over_tiles(scores: Tensor) -> Tensor:

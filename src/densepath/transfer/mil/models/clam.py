@@ -15,8 +15,8 @@ _MARGIN = 1.0
 class CLAM(BagModel):
     """Clustering-constrained attention with a single branch.
 
-    Of the tiles of a bag, the B with the highest attention should be of its class, and the B with the lowest should not:
-    a classifier for each class learns this with the smooth SVM loss (temperature and margin 1). With more than two
+    Of the tiles of a bag, the B with the highest attention should be of its class, and the B with the lowest should
+    not: a classifier for each class learns this with the smooth SVM loss (temperature and margin 1). With more than two
     classes, which exclude each other, the B highest are also taught not to be of the other classes.
 
     Args:

@@ -54,7 +54,7 @@ class NystromAttention(nn.Module):
 
     def _convolve(self, values: Tensor) -> Tensor:
         """A convolution over the tokens, one filter for each head, of values (heads, N, d)."""
-        return self.convolution(values.permute(2, 0, 1)).permute(1, 2, 0)  # type: ignore[no-any-return]
+        return self.convolution(values.permute(2, 0, 1)).permute(1, 2, 0)
 
 
 def pseudo_inverse(x: Tensor, iterations: int) -> Tensor:
