@@ -30,7 +30,7 @@ from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
-from densepath.transfer.mil.results import PREDICTIONS, Tested, collect, scores_of, write_results
+from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
 from densepath.transfer.mil.slide_features import read_slide_features
 from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, write_splits
 from densepath.transfer.probe.metrics import Score
@@ -146,7 +146,7 @@ def _check_leaks(cohort: Cohort, splits: Sequence[Split]) -> None:
 
 def _run(
     config: MilConfig, name: str, cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware
-) -> tuple[Tested, dict[str, Score]]:
+) -> tuple[Outcome, dict[str, Score]]:
     """Train and test a model in all folds, and write its files."""
     out = _folder(config, name)
     study = Study(config, name, cohort.classes, cohort.target, store.dim, store.extractor, hardware)
@@ -200,7 +200,7 @@ def _folder(config: MilConfig, name: str) -> Path:
     return Path(config.out) / name if config.model == ALL else Path(config.out)
 
 
-def _finish(config: MilConfig, models: dict[str, tuple[Tested, dict[str, Score]]], watch: Stopwatch) -> Result:
+def _finish(config: MilConfig, models: dict[str, tuple[Outcome, dict[str, Score]]], watch: Stopwatch) -> Result:
     out = Path(config.out)
     scores: dict[str, Any] = {}
     for name, (_, found) in models.items():
