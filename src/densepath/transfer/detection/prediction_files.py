@@ -103,7 +103,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixels that a detector saw lie in those that results are given in: of the image, or of a slide's level 0.
+    """Where the pixels that a detector saw lie in those of the results: of the image, or of a slide's level 0.
 
     Args:
         step: pixels of the results for one that it saw, along y and x.
@@ -196,9 +196,7 @@ def rows_of(found: Prediction, name: str, spacing: float | None) -> list[dict[st
     return [row_of(each, name, number, found.classes, grid) for number, each in enumerate(found.objects, 1)]
 
 
-def row_of(
-    found: FoundObject, name: str, number: int, classes: Sequence[str], grid: Grid = AS_SEEN
-) -> dict[str, Any]:
+def row_of(found: FoundObject, name: str, number: int, classes: Sequence[str], grid: Grid = AS_SEEN) -> dict[str, Any]:
     """The measurements of an object, by the names of the columns. Arguments as for :func:`feature_of`.
 
     Args:

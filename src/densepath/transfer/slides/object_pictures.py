@@ -11,20 +11,18 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from densepath.core.files import atomic_write
-from densepath.core.spacing import evenly_spaced
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.slide import Slide, SlideLevel
-from densepath.transfer.detection.object_colors import color_of
+from densepath.transfer.detection.object_colors import PALETTE, color_of
 from densepath.transfer.detection.prediction_files import Grid
 from densepath.transfer.slides.heat_map import write_heat_map
 from densepath.transfer.slides.object_files import centroids_in, polygons_in
 from densepath.transfer.slides.overview import font, framed, overview
 from densepath.transfer.slides.slide_list import Share
 
-SQUARE = 250.0  # µm: side of the squares in which objects are counted
-_LEAST_TISSUE = 0.05  # share of a square without objects, below which it has no density
+SQUARE = 250.0  # µm: about the side of the rectangles in which objects are counted
+_LEAST_TISSUE = 0.05  # share of a rectangle without objects, below which it has no density
 _PLACES, _SIDE, _GAP = 3, 512, 8  # pixels
-_COLORS = 8
 _MARK = (20, 20, 20)
 
 
@@ -39,7 +37,8 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
     """
     whole = overview(level.slide)
     centers = centroids_in(table)
-    chosen = centers[np.lexsort(centers.T)][evenly_spaced(_PLACES, len(centers))] if len(centers) else centers
+    count = min(_PLACES, len(centers))
+    chosen = centers[np.lexsort(centers.T)][[(2 * k + 1) * len(centers) // (2 * count) for k in range(count)]]
     side = min(_SIDE, *level.size)
     places = []  # upper left corners y, x in the level's pixels
     for x, y in chosen / grid.step[::-1] + grid.shift:
@@ -49,7 +48,7 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
     canvases += [Image.fromarray(_read(level, top, left, side)) for top, left in places]
     draws = [ImageDraw.Draw(canvas) for canvas in canvases]
     for number, rings in enumerate(polygons_in(geojson)):
-        color = color_of(number % _COLORS)
+        color = color_of(number % len(PALETTE))
         for ring in rings:
             _outline(draws[0], ring / whole.step[::-1], canvases[0].size, color)
             own = ring / grid.step[::-1] + grid.shift
@@ -102,24 +101,24 @@ def _beside(parts: list[Image.Image]) -> Image.Image:
 
 
 def write_density(slide: Slide, table: Path, share: Share, path: Path) -> None:
-    """Write a heat map of objects per mm², counted in squares of 250 µm; smaller at the slide's borders.
+    """Write a heat map of objects per mm², counted in rectangles of about 250 µm that divide the slide evenly.
 
     Args:
         slide: the slide.
         table: of its objects.
-        share: of tissue in rectangles (B, 4) in µm: squares without tissue and without objects have no value.
+        share: of tissue in rectangles (B, 4) in µm: those without tissue and without objects have no value.
         path: of the files, without suffix.
     """
     extent = [length * mpp for length, mpp in zip(slide.size, slide.mpp, strict=True)]
-    tops, lefts = (np.arange(max(1, math.ceil(length / SQUARE - 1e-9))) * SQUARE for length in extent)
-    places = centroids_in(table)[:, ::-1] * slide.mpp // SQUARE
-    shape = len(tops), len(lefts)
+    shape = [max(1, round(length / SQUARE)) for length in extent]
+    sides = np.divide(extent, shape)
+    places = centroids_in(table)[:, ::-1] * slide.mpp // sides
     rows, columns = (places[:, axis].astype(int).clip(0, shape[axis] - 1) for axis in (0, 1))
     counts = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
-    corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1).reshape(-1, 2)
-    boxes = np.concatenate([corners, np.minimum(SQUARE, extent - corners)], axis=1)
-    area = boxes[:, 2:].prod(1) / 1e6  # mm²
-    density = np.where((counts > 0) | (share(boxes) >= _LEAST_TISSUE), counts / area, np.nan)
+    corners = np.indices(shape).reshape(2, -1).T * sides
+    boxes = np.concatenate([corners, np.broadcast_to(sides, corners.shape)], axis=1)
+    density = counts / (sides.prod() / 1e6)
+    density[(counts == 0) & (share(boxes) < _LEAST_TISSUE)] = np.nan
     known = density[np.isfinite(density)]
     limits = (0.0, max(1.0, float(known.max()) if known.size else 1.0))
     write_heat_map(path, slide, boxes, density, label="objects per mm²", limits=limits)
