@@ -31,7 +31,7 @@ from densepath.transfer.detection.predictor import OVERLAP, check_search, load_d
 from densepath.transfer.predict_images import Readers, predict_images
 from densepath.transfer.predict_records import TABLE
 from densepath.transfer.slides.predict_slides import SLIDES, predict_slides, search_of
-from densepath.transfer.slides.slide_list import list_of_slides
+from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
 from densepath.version import __version__
 
 LOG = "predict.log"
@@ -131,7 +131,7 @@ def predict(
     made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
     files, commands = {"table": out / TABLE}, ()
     if mpp is not None or holds_slides(data, exclude):
-        _refuse(spacing=spacing, orientation=orientation, what="images; give µm per pixel of slides by --default_mpp")
+        refuse_options("images, not slides", {"spacing": spacing, "orientation": orientation})
         search = search_of(detector, mpp, window, overlap, score, precision)
         table = MppTable(mpp_table, default_mpp)
         slides = list_of_slides(data, exclude, table, passed)
@@ -142,7 +142,7 @@ def predict(
             counts = predict_slides(detector.to(device), slides, out, search, pictures, Shard.of(shard))
             say_end(watch, "", {**made, "slides": out / SLIDES, "heat maps": out / "heat_maps"})
         return Result(out, counts, {**files, "slides": out / SLIDES})
-    _refuse(mpp_table=mpp_table, default_mpp=default_mpp, shard=shard, what="slides; give --spacing for images")
+    refuse_options("slides, not images", {"mpp_table": mpp_table, "default_mpp": default_mpp, "shard": shard})
     readers = Readers(data, detector, exclude, passed, orientation)
     with _alone(out, record):
         _say_begin(detector.notes.detector, run, passed)
@@ -159,16 +159,6 @@ def predict(
 def _say_begin(detector: str, run: str | Path, passed: Passed) -> None:
     also = f"; passed over: {passed.describe()}" if passed.describe() else ""
     say(f"densepath: {detector} of {run}{also}")
-
-
-def _refuse(what: str, **options: Any) -> None:
-    """Refuse options that have no effect on the data.
-
-    Raises:
-        UserError: one is given.
-    """
-    if given := [name for name, value in options.items() if value is not None]:
-        raise UserError(f"{' and '.join(given)}: only for {what}")
 
 
 @contextmanager

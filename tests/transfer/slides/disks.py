@@ -74,7 +74,10 @@ class DarkDisks(Detector):
         raise NotImplementedError
 
     def detect(self, images: ImageList) -> list[dict[str, Tensor]]:
-        return [self._one(image[:, : size[0], : size[1]]) for image, size in zip(images.tensors, images.image_sizes)]
+        return [
+            self._one(image[:, : size[0], : size[1]])
+            for image, size in zip(images.tensors, images.image_sizes, strict=True)
+        ]
 
     def _one(self, image: Tensor) -> dict[str, Tensor]:
         green = (image[1] * self.notes.std[1] + self.notes.mean[1]) * 255

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from disks import WINDOW, Disk, DarkDisks, disk_detector, paint, write_levels
+from disks import Disk, disk_detector, paint, write_levels
 
-import densepath
-from densepath.core.errors import UserError
 from densepath.transfer.predict import predict
 
 DISKS = [Disk(40, 38, 9.3), Disk(41.7, 77.2, 12), Disk(96.3, 58.1, 10.6), Disk(66.2, 118.9, 6.1), Disk(118, 120.4, 14)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,3 +111,17 @@ def share_of_tiles(tiling: SlideTiling) -> Share:
         return np.array(touched, np.float64)
 
     return share
+
+
+def refuse_options(what: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that have no effect on the data.
+
+    Args:
+        what: what they are for.
+        options: their values by name.
+
+    Raises:
+        UserError: one has a value.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"{' and '.join(given)}: only for {what}; leave that out")
