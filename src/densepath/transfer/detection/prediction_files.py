@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from scipy import ndimage
-from skimage.measure import find_contours
 
 from densepath.core.files import atomic_write
+from densepath.core.polygons import polygons_of
 from densepath.sources.image_reader import ImageReader
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.found import FoundObject
@@ -166,19 +165,13 @@ def _areas(found: FoundObject, grid: Grid) -> dict[str, float]:
 
 def outline(found: FoundObject, grid: Grid = AS_SEEN) -> dict[str, Any]:
     """An object as a GeoJSON Polygon, or as a MultiPolygon if its pixels are not connected, with holes."""
-    parts, count = ndimage.label(found.mask)
-    polygons = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
-        padded = np.pad(parts[rows, columns] == number, 1)
-        shift = np.array([found.top + rows.start - 0.5, found.left + columns.start - 0.5])  # the pad, and pixel centers
-        rings = [(ring + shift)[:, ::-1] for ring in find_contours(padded, 0.5, fully_connected="low")]
-        rings.sort(key=lambda ring: -np.ptp(ring[:, 0]) * np.ptp(ring[:, 1]))  # the outer one, then its holes
-        if grid is not AS_SEEN:
-            rings = [np.round(grid.place(_without_straight(ring)), _DECIMALS) for ring in rings]
-        polygons.append([ring.tolist() for ring in rings])
-    if count == 1:
-        return {"type": "Polygon", "coordinates": polygons[0]}
-    return {"type": "MultiPolygon", "coordinates": polygons}
+    polygons = polygons_of(found.mask, found.top, found.left)
+    if grid is not AS_SEEN:
+        polygons = [[np.round(grid.place(_without_straight(ring)), _DECIMALS) for ring in rings] for rings in polygons]
+    coordinates = [[ring.tolist() for ring in rings] for rings in polygons]
+    if len(polygons) == 1:
+        return {"type": "Polygon", "coordinates": coordinates[0]}
+    return {"type": "MultiPolygon", "coordinates": coordinates}
 
 
 def _without_straight(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -28,12 +28,14 @@ from densepath.runs.folder import CONFIG, changed_options, check_run, read_confi
 from densepath.runs.watchdog import PARENT
 from densepath.sources.slides.find import holds_slides
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
+from densepath.training.processes import other_processes
 from densepath.transfer.embed.blocks import Block, Blocks
 from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
-from densepath.transfer.embed.encoder import Encoder, Pool, load_encoder
+from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
 from densepath.transfer.embed.feature_file import Features, Shape, check_format, encoded, read_features, write_features
 from densepath.transfer.embed.inputs import Inputs, open_source
+from densepath.transfer.slides.slide_list import refuse_options
 from densepath.version import __version__
 
 _FREE = ("data", "devices", "densepath_version")  # may change when the same command continues
