@@ -15,10 +15,10 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.sources.slides.slide import Slide
-from densepath.transfer.slides.overview import framed, overview
+from densepath.transfer.slides.overview import framed, slide_picture
 
 COLORS = "viridis"
-_ACROSS = 8  # pixels of the map for the side of a rectangle
+_ACROSS = 32  # pixels of the map for the side of a rectangle
 _LONGEST = 2048  # pixels of a side of the map: bounds its memory
 _SMALLEST = 64  # pixels: no level of the pyramid is smaller
 _OPACITY = 0.5
@@ -88,7 +88,7 @@ def write_heat_map(
 def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatMap:
     """The map of rectangles on a slide. Arguments and errors as for :func:`write_heat_map`.
 
-    Its pixels are a whole number of those of level 0, about an eighth of a rectangle's side, and at most 2048 along the
+    Its pixels are a whole number of those of level 0, about a 32nd of a rectangle's side, and at most 2048 along the
     longer side of the slide.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
@@ -111,7 +111,8 @@ def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatM
         area = y[:, None] * x
         weight[rows, columns] += area
         total[rows, columns] += area[..., None] * value
-    least = 0.5 * min(1.0, side**2 / (spacing[0] * spacing[1]))  # of a pixel, or of a rectangle that is smaller
+    inside = [np.minimum(1, length / step - np.arange(-(-length // step))) for length in slide.size]
+    least = 0.5 * np.minimum(np.outer(*inside), side**2 / (spacing[0] * spacing[1]))  # of a pixel, or of a rectangle
     total /= np.where(weight < least, np.nan, weight)[..., None]
     return HeatMap(total, step, spacing)
 
@@ -170,7 +171,7 @@ def _over_slide(
     slide: Slide, found: HeatMap, colors: npt.NDArray[np.uint8], label: str, limits: tuple[float, float] | None
 ) -> Image.Image:
     """The slide's picture with the colors on it."""
-    shown = overview(slide)
+    shown = slide_picture(slide)
     height, width = shown.pixels.shape[:2]
     rows, columns = (
         np.minimum((np.arange(length) + 0.5) * step / found.step, most - 1).astype(np.int64)

@@ -17,7 +17,7 @@ from densepath.transfer.detection.object_colors import PALETTE, color_of
 from densepath.transfer.detection.prediction_files import Grid
 from densepath.transfer.slides.heat_map import write_heat_map
 from densepath.transfer.slides.object_files import centroids_in, polygons_in
-from densepath.transfer.slides.overview import font, framed, overview
+from densepath.transfer.slides.overview import font, framed, slide_picture
 from densepath.transfer.slides.slide_list import Share
 
 SQUARE = 250.0  # µm: about the side of the rectangles in which objects are counted
@@ -35,7 +35,7 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
         geojson, table: what :class:`~densepath.transfer.slides.object_files.ObjectFiles` wrote.
         path: the PNG.
     """
-    whole = overview(level.slide)
+    whole = slide_picture(level.slide)
     centers = centroids_in(table)
     count = min(_PLACES, len(centers))
     chosen = centers[np.lexsort(centers.T)][[(2 * k + 1) * len(centers) // (2 * count) for k in range(count)]]
@@ -59,10 +59,10 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
         draws[0].rectangle([*low[0], *low[1]], outline=_MARK, width=3)
         draws[0].text(tuple(low[0] + 6), str(number), _MARK, font(22))
         draws[number].text((8, 6), str(number), _MARK, font(22))
-    spacing = level.spacing
+    spacing = grid.step[0] * level.slide.mpp[0], grid.step[1] * level.slide.mpp[1]
     label = f"{len(centers)} objects"
     parts = [framed(canvases[0], whole.spacing, label)]
-    parts += [framed(canvas, None if spacing is None else (spacing, spacing)) for canvas in canvases[1:]]
+    parts += [framed(canvas, spacing) for canvas in canvases[1:]]
     with atomic_write(path) as part:
         _beside(parts).save(part, format="PNG")
     return path

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, first_few
-from densepath.core.files import LOCK, atomic_write
+from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
-from densepath.core.shared_work import Shard, claimed
+from densepath.core.shared_work import LOCKS, Shard, claimed
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
@@ -128,7 +128,7 @@ def predict_slides(
             facts = _predict_slide(detector, listed, out, search, name in drawn)
             with atomic_write(record_of(out, name)) as part:
                 part.write_text(f"{json.dumps(identity)}\n{json.dumps(facts)}\n")
-    with shared_work(out / LOCK, "tables"):
+    with shared_work(out / LOCKS / "tables", "tables"):
         counts, problems = _gather(out, slides)
     if len(problems) == len(slides):
         raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
