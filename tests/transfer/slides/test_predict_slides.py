@@ -13,12 +13,19 @@ from disks import Disk, disk_detector, paint, write_levels
 
 from densepath.transfer.predict import predict
 
-DISKS = [Disk(40, 38, 9.3), Disk(41.7, 77.2, 12), Disk(96.3, 58.1, 10.6), Disk(66.2, 118.9, 6.1), Disk(118, 120.4, 14)]
-TISSUE = (20.0, 20.0, 120.0, 120.0)
+DISKS = [
+    Disk(60, 58, 9.3),
+    Disk(61.7, 97.2, 12),
+    Disk(116.3, 78.1, 10.6),
+    Disk(86.2, 138.9, 6.1),
+    Disk(138, 140.4, 14),
+    Disk(201.3, 222.4, 17.7),
+]
+TISSUE = (20.0, 20.0, 240.0, 220.0)
 
 
 def write_slide(path: Path, mpp: float, factors: tuple[int, ...] = (1, 4)) -> Path:
-    size = round(200 / mpp), round(180 / mpp)
+    size = round(280 / mpp), round(260 / mpp)
     return write_levels(path, paint(size, mpp, DISKS, TISSUE), mpp, factors)
 
 
