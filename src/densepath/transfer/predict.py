@@ -130,7 +130,7 @@ def predict(
     }
     passed = Passed()
     made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
-    files, commands = {"table": out / TABLE}, ()
+    files: dict[str, Path] = {"table": out / TABLE}
     if mpp is not None or holds_slides(data, exclude):
         refuse_options("images, not slides", {"spacing": spacing, "orientation": orientation})
         search = search_of(detector, mpp, window, overlap, score, precision)
@@ -152,7 +152,7 @@ def predict(
         )
         truth = Path(data).parent
         known = Path(data).name == "test" and (truth / "annotations" / "test.json").is_file()
-        commands = (command("score", "--data", truth, "--predictions", out),) if known else ()
+        commands: tuple[str, ...] = (command("score", "--data", truth, "--predictions", out),) if known else ()
         say_end(watch, "", made, commands)
     return Result(out, counts, files | drawn, commands)
 

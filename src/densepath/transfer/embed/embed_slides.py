@@ -136,7 +136,7 @@ def embed_slides(
         if not tiled:
             tiles = out / "tiles"
             side = tile_size or encoder.input_size or _TILE
-            given = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
+            given: dict[str, Any] = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
             tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
             exclude, table = (), MppTable()
         slides = list_of_slides(tiles, exclude, table)

@@ -192,7 +192,7 @@ def _facts(record: Path) -> dict[str, Any]:
 def _boxes(windows: Sequence[Window], grid: Grid) -> npt.NDArray[np.float64]:
     """Windows as rectangles (N, 4) top, left, height, width in µm."""
     edges = np.array(windows, np.float64).reshape(-1, 2, 2)  # y, x of two corners
-    edges = (edges - grid.shift) * grid.step * grid.spacing
+    edges = (edges - grid.shift) * grid.step * np.array(grid.spacing)
     return np.concatenate([edges[:, 0], edges[:, 1] - edges[:, 0]], axis=1)
 
 
