@@ -74,6 +74,7 @@ VERBS = {
     ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
+    "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -261,7 +262,7 @@ def _report(verb: str, result: Any, watch: Stopwatch) -> None:
             write_line(f"{name:{width}}{shown}", sys.stdout)
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
-        if verb in _NEXT:
+        if verb in _NEXT and not (verb == "embed" and os.path.isdir(result)):  # a folder has features of slides
             from densepath.runs.closing import say_end
 
             say_end(watch, "", {}, (_NEXT[verb].format(shlex.quote(os.fspath(result))),))
