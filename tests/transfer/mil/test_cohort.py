@@ -156,7 +156,7 @@ def test_a_slide_with_two_files_and_an_ambiguous_name_are_refused(tmp_path: Path
         (torch.zeros(0, 4), "b.pt has no tiles; remove this slide"),
         (torch.full((3, 4), torch.nan), "b.pt has features of NaN, Inf or beyond 65504"),
         (torch.full((3, 4), 1e6), "b.pt has features of NaN, Inf or beyond 65504"),
-        (torch.zeros(3), "b.pt does not hold a tensor of features"),
+        (torch.zeros(3), "b.pt has no features of tiles"),
     ],
 )
 def test_wrong_features_are_refused(tmp_path: Path, second: torch.Tensor, message: str) -> None:

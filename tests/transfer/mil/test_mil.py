@@ -212,7 +212,7 @@ def test_numbers_and_survival(study: Study, task: str) -> None:
 def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
     folder = study(tiles=30)
     bags = bag_task.BagSet(
-        [bag_task.Bag("a", (), torch.arange(30.0)[:, None].half())], np.array([0]), np.array([[1.0]])
+        [bag_task.Bag("a", (), (30,), torch.arange(30.0)[:, None].half())], np.array([0]), np.array([[1.0]])
     )
     drawn = [batch.tiles[0][:, 0].tolist() for batch in bag_task.BagBatches(bags, 1, 3, 0, most=10)]
     assert all(len(set(tiles)) == 10 and tiles == sorted(tiles) for tiles in drawn) and drawn[0] != drawn[1]
