@@ -91,21 +91,20 @@ def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatM
     Its pixels are a whole number of those of level 0, about a 32nd of a rectangle's side, and at most 2048 along the
     longer side of the slide.
     """
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    values = np.asarray(values, np.float32)
-    values = values.reshape(len(values), -1)
-    if len(values) != len(boxes) or (len(values) and values.shape[1] not in (1, 3)):
-        raise UserError(f"a heat map of {len(boxes)} rectangles needs a value or a color for each, not {values.shape}")
-    kept = np.isfinite(values).all(1)
-    boxes, values = boxes[kept], values[kept]
-    side = float(boxes[:, 2:].min()) if len(boxes) else max(slide.mpp)
+    edges, colors = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(values, np.float32)
+    colors = colors.reshape(len(colors), -1)
+    if len(colors) != len(edges) or (len(colors) and colors.shape[1] not in (1, 3)):
+        raise UserError(f"a heat map of {len(edges)} rectangles needs a value or a color for each, not {colors.shape}")
+    kept = np.isfinite(colors).all(1)
+    edges, colors = edges[kept], colors[kept]
+    side = float(edges[:, 2:].min()) if len(edges) else max(slide.mpp)
     step = max(1, int(side / _ACROSS / max(slide.mpp)), -(-max(slide.size) // _LONGEST))
     spacing = slide.mpp[0] * step, slide.mpp[1] * step
     height, width = (-(-length // step) for length in slide.size)
-    total = np.zeros((height, width, values.shape[1] if len(values) else 1), np.float32)
+    total = np.zeros((height, width, colors.shape[1] if len(colors) else 1), np.float32)
     weight = np.zeros((height, width), np.float32)
-    edges = boxes / np.array([*spacing, *spacing])
-    for (top, left, high, wide), value in zip(edges, values, strict=True):
+    edges = edges / np.array([*spacing, *spacing])
+    for (top, left, high, wide), value in zip(edges, colors, strict=True):
         rows, y = _covered(top, top + high, height)
         columns, x = _covered(left, left + wide, width)
         area = y[:, None] * x
@@ -140,7 +139,7 @@ def _pyramid(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
 
 def _colors(values: npt.NDArray[np.float32], limits: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
     """The colors (H, W, 3) of values (H, W, C)."""
-    empty = ~np.isfinite(values).all(2)
+    empty = np.isnan(values.sum(2))
     if limits is not None:
         low, high = limits
         share = (values[..., 0] - low) / (high - low if high > low else 1.0)
@@ -177,7 +176,7 @@ def _over_slide(
         np.minimum((np.arange(length) + 0.5) * step / found.step, most - 1).astype(np.int64)
         for length, step, most in zip((height, width), shown.step, found.values.shape[:2], strict=True)
     )
-    over, empty = colors[rows][:, columns], ~np.isfinite(found.values).all(2)[rows][:, columns]
+    over, empty = colors[rows][:, columns], np.isnan(found.values.sum(2))[rows][:, columns]
     mixed = (1 - _OPACITY) * shown.pixels + _OPACITY * over
     picture = np.where(empty[..., None], shown.pixels, mixed.astype(np.uint8))
     return framed(Image.fromarray(picture), shown.spacing, label, limits, COLORS)
