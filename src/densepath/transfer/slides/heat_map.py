@@ -92,8 +92,8 @@ def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatM
     longer side of the slide.
     """
     edges, colors = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(values, np.float32)
-    colors = colors.reshape(len(colors), -1)
-    if len(colors) != len(edges) or (len(colors) and colors.shape[1] not in (1, 3)):
+    colors = colors.reshape(len(colors), -1 if len(colors) else 1)
+    if len(colors) != len(edges) or colors.shape[1] not in (1, 3):
         raise UserError(f"a heat map of {len(edges)} rectangles needs a value or a color for each, not {colors.shape}")
     kept = np.isfinite(colors).all(1)
     edges, colors = edges[kept], colors[kept]
@@ -101,7 +101,7 @@ def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatM
     step = max(1, int(side / _ACROSS / max(slide.mpp)), -(-max(slide.size) // _LONGEST))
     spacing = slide.mpp[0] * step, slide.mpp[1] * step
     height, width = (-(-length // step) for length in slide.size)
-    total = np.zeros((height, width, colors.shape[1] if len(colors) else 1), np.float32)
+    total = np.zeros((height, width, colors.shape[1]), np.float32)
     weight = np.zeros((height, width), np.float32)
     edges = edges / np.array([*spacing, *spacing])
     for (top, left, high, wide), value in zip(edges, colors, strict=True):

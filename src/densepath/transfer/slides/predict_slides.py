@@ -67,21 +67,15 @@ def search_of(
     """
     notes = detector.notes
     if len(notes.mean) != 3 or detector.dtype is not np.uint8:
-        raise UserError(
-            f"the detector was trained on {len(notes.mean)}-channel {np.dtype(detector.dtype)} images, not RGB"
-        )
+        raise UserError("the detector was trained on grey or 16-bit images, and slides are RGB; train another one")
     mpp = notes.mpp if mpp is None else mpp
     if mpp is None:
-        raise UserError(
-            "the µm per pixel of the detector's training images are unknown; give them with --mpp, such as 0.5"
-        )
+        raise UserError("the detector does not know the µm per pixel of its training images; give them with --mpp")
     if not mpp > 0:
         raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
     window = detector.window if window is None else window
     if not window:
-        raise UserError(
-            "slides are searched in windows; give --window, the short side of the training images in pixels"
-        )
+        raise UserError("slides are searched in windows; give their side in pixels with --window")
     return Search(mpp, window, overlap, score, precision)
 
 
