@@ -120,9 +120,7 @@ def test_damaged_tiles_are_left_out(tmp_path: Path) -> None:
     assert features.features.dtype == np.float16 and np.isfinite(features.features).all()
     kept = {tuple(corner) for corner in features.corners.tolist()}
     lost = [corner for corner in a.corners.tolist() if tuple(corner) not in kept]
-    assert all(
-        x + 63 >= 192 and x < 256 and y + 63 >= 256 and y < 320 for x, y in lost
-    )
+    assert all(x + 63 >= 192 and x < 256 and y + 63 >= 256 and y < 320 for x, y in lost)
     assert (found["slides"], found["failed"]) == (1, 1) and len(b)
 
 

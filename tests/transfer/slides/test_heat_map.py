@@ -14,7 +14,7 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
-from densepath.transfer.slides.heat_map import heat_map, write_heat_map
+from densepath.transfer.slides.heat_map import heat_map, write_density, write_heat_map
 from densepath.transfer.slides.overview import nice_length
 from densepath.transfer.slides.principal import principal_colors
 
@@ -77,6 +77,19 @@ def test_colors_and_maps_without_values(slide: Slide, tmp_path: Path) -> None:
     assert [at(open_slide(tiff), 0, top + 20, left + 20) for top, left, *_ in BOXES] == (255 * np.eye(3)).tolist()
     tiff, png = write_heat_map(tmp_path / "empty", slide, np.zeros((0, 4)), [])
     assert (open_slide(tiff).read(0, (0, 0, 5, 5)) == 255).all() and png.exists()
+
+
+def test_densities_are_counts_by_area(tmp_path: Path) -> None:
+    """A slide of two by three squares of 250 µm; the last two have no tissue, and one of them has a point."""
+    slide = open_slide(write_levels(tmp_path / "b.tiff", paint((125, 188), 4.0, [], (0, 0, 500, 500)), 4.0))
+    points = [(10, 20), (240, 249), (30, 260), (400, 700), (499, 751)]
+    tiff, _ = write_density(tmp_path / "density", slide, points, lambda boxes: (boxes[:, 1] < 400).astype(float))
+    found, colors = open_slide(tiff), (matplotlib.colormaps["viridis"](np.linspace(0, 1, 3))[:, :3] * 255).round()
+    shown = [[at(found, 0, y, x) for x in (125, 375, 625)] for y in (125, 375)]
+    expected = [[colors[2], colors[1], [255] * 3], [colors[0], colors[0], colors[2]]]
+    assert shown == [[list(map(int, color)) for color in row] for row in expected]
+    with tifffile.TiffFile(tiff) as file:
+        assert "from 0 to 31.9" in file.ome_metadata  # two in 250 x 250.7 µm
 
 
 def test_principal_colors_follow_the_features() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ COLORS = "viridis"
 _ACROSS = 32  # pixels of the map for the side of a rectangle
 _LONGEST = 2048  # pixels of a side of the map: bounds its memory
 _SMALLEST = 64  # pixels: no level of the pyramid is smaller
+_SQUARE = 250.0  # µm: about the side of the rectangles in which points are counted
+_LEAST_TISSUE = 0.05  # share of a rectangle without points, below which it has no density
 _OPACITY = 0.5
 _TILE = 256
 _NOTHING = 255  # where there is no value: white
@@ -83,6 +86,40 @@ def write_heat_map(
     with atomic_write(png) as part:
         _over_slide(slide, found, levels[0], label, limits).save(part, format="PNG")
     return tiff, png
+
+
+def write_density(
+    path: str | Path,
+    slide: Slide,
+    points: npt.ArrayLike,
+    share: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None,
+    *,
+    label: str = "objects per mm²",
+) -> tuple[Path, Path]:
+    """Write a heat map of the number of points per mm², counted in rectangles of about 250 µm that divide the slide
+    evenly. The files and errors are those of :func:`write_heat_map`.
+
+    Args:
+        path: of the files, without suffixes.
+        slide: the slide.
+        points: (N, 2) y, x in µm.
+        share: the share of tissue (B,) in rectangles (B, 4) in µm: those with less than 5% and without points have no
+            value. By default all have one.
+        label: what is counted.
+    """
+    extent = [length * mpp for length, mpp in zip(slide.size, slide.mpp, strict=True)]
+    shape = [max(1, round(length / _SQUARE)) for length in extent]
+    sides = np.divide(extent, shape)
+    places = (np.asarray(points, np.float64).reshape(-1, 2) // sides).astype(np.int64)
+    rows, columns = (places[:, axis].clip(0, shape[axis] - 1) for axis in (0, 1))
+    counts = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
+    corners = np.indices(shape).reshape(2, -1).T * sides
+    boxes = np.concatenate([corners, np.broadcast_to(sides, corners.shape)], axis=1)
+    density = counts / (sides.prod() / 1e6)
+    if share is not None:
+        density[(counts == 0) & (share(boxes) < _LEAST_TISSUE)] = np.nan
+    highest = float(np.nanmax(density, initial=0.0))
+    return write_heat_map(path, slide, boxes, density, label=label, limits=(0.0, highest or 1.0))
 
 
 def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatMap:

@@ -28,8 +28,9 @@ from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.windows import merged, windows_of
 from densepath.transfer.predict_records import TABLE, record_of, source_of
-from densepath.transfer.slides.object_files import ObjectFiles
-from densepath.transfer.slides.object_pictures import draw_objects, write_density
+from densepath.transfer.slides.heat_map import write_density
+from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
+from densepath.transfer.slides.object_pictures import draw_objects
 from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
 
 SLIDES = "slides.csv"
@@ -155,7 +156,8 @@ def _predict_slide(
         found = detector.find(level, kept, side, search.score, search.precision, damaged)
         for each in merged(with_progress(found, len(kept), f"windows of {name}"), level.size):
             files.add(each)
-    write_density(slide, table, share, out / "heat_maps" / name)
+    points = centroids_in(table)[:, ::-1] * slide.mpp
+    write_density(out / "heat_maps" / name, slide, points, share)
     if drawn:
         draw_objects(level, grid, geojson, table, _picture(out, name))
     facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
