@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, first_few
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, remove_abandoned
 from densepath.core.locks import shared_work
 from densepath.core.shared_work import LOCKS, Shard, claimed
 from densepath.core.spacing import evenly_spaced
@@ -28,8 +28,9 @@ from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.windows import merged, windows_of
 from densepath.transfer.predict_records import TABLE, record_of, source_of
-from densepath.transfer.slides.object_files import ObjectFiles
-from densepath.transfer.slides.object_pictures import draw_objects, write_density
+from densepath.transfer.slides.heat_map import write_density
+from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
+from densepath.transfer.slides.object_pictures import draw_objects
 from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
 
 SLIDES = "slides.csv"
@@ -67,21 +68,15 @@ def search_of(
     """
     notes = detector.notes
     if len(notes.mean) != 3 or detector.dtype is not np.uint8:
-        raise UserError(
-            f"the detector was trained on {len(notes.mean)}-channel {np.dtype(detector.dtype)} images, not RGB"
-        )
+        raise UserError("the detector was trained on grey or 16-bit images, and slides are RGB; train another one")
     mpp = notes.mpp if mpp is None else mpp
     if mpp is None:
-        raise UserError(
-            "the µm per pixel of the detector's training images are unknown; give them with --mpp, such as 0.5"
-        )
+        raise UserError("the detector does not know the µm per pixel of its training images; give them with --mpp")
     if not mpp > 0:
         raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
     window = detector.window if window is None else window
     if not window:
-        raise UserError(
-            "slides are searched in windows; give --window, the short side of the training images in pixels"
-        )
+        raise UserError("slides are searched in windows; give their side in pixels with --window")
     return Search(mpp, window, overlap, score, precision)
 
 
@@ -157,11 +152,14 @@ def _predict_slide(
     kept = [window for window, own in zip(windows, share(_boxes(windows, grid)), strict=True) if own > 0]
     damaged: list[tuple[Window, CorruptImage]] = []
     geojson, table = out / "geojson" / f"{name}.geojson", _table(out, name)
+    for path in (geojson, table):
+        remove_abandoned(path)
     with ObjectFiles(name, detector.classes, grid, geojson, table) as files:
         found = detector.find(level, kept, side, search.score, search.precision, damaged)
         for each in merged(with_progress(found, len(kept), f"windows of {name}"), level.size):
             files.add(each)
-    write_density(slide, table, share, out / "heat_maps" / name)
+    points = centroids_in(table)[:, ::-1] * slide.mpp
+    write_density(out / "heat_maps" / name, slide, points, share)
     if drawn:
         draw_objects(level, grid, geojson, table, _picture(out, name))
     facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}

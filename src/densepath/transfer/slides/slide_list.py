@@ -81,9 +81,7 @@ def list_of_slides(
     mpp = mpp or MppTable()
     if is_tile_folder(data):
         if mpp.path is not None or mpp.default is not None or exclude:
-            raise UserError(
-                f"{data} has slides that are tiled: give exclude, mpp_table and default_mpp to densepath tile"
-            )
+            raise UserError(f"{data} was tiled before; give exclude, mpp_table and default_mpp to densepath tile")
         return [ListedSlide(each.name, each.path, mpp, each) for each in read_tile_folder(data)]
     paths = find_slides(data, exclude, passed)
     names = output_names([Path(name) for name in names_below(paths, data)])
