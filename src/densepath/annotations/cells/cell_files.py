@@ -21,6 +21,7 @@ COLUMNS = ("slide", "path", "mpp", "width", "height", "cells", "classes", "probl
 MOST_CLASSES = 256
 _FOLDER, _SUFFIX = "cells", ".h5"
 _ONE_CLASS = ("cell",)
+NO_CLASS = "unclassified"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +62,13 @@ class Cells:
         order = np.lexsort((points[:, 0], points[:, 1]))
         known, classes = list(_ONE_CLASS), np.zeros(len(points), np.uint8)
         if names is not None and any(name is not None for name in names):
-            given = np.array(["" if name is None else str(name) for name in names], object)
-            known, numbers = np.unique(given.astype(str), return_inverse=True)
+            given = [
+                "" if name is None else str(name).replace(";", ",") for name in names
+            ]  # ; separates them in tables
+            known, numbers = np.unique(np.array(given), return_inverse=True)
             if len(known) > MOST_CLASSES:
                 raise UserError(f"the cells have {len(known)} classes, and at most {MOST_CLASSES} are possible")
-            known, classes = [name or "unclassified" for name in known.tolist()], numbers.astype(np.uint8)
+            known, classes = [name or NO_CLASS for name in known.tolist()], numbers.astype(np.uint8)
         sorted_scores = None if scores is None else np.asarray(scores, np.float32)[order]
         return cls(points[order], extent, classes[order], tuple(known), sorted_scores)
 
@@ -133,11 +136,11 @@ def read_cell_rows(folder: str | Path) -> list[dict[str, str]]:
 
 def write_cell_rows(folder: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write a folder's ``cells.csv``: a row for each slide or image, with the columns :data:`COLUMNS`."""
-    with atomic_write(Path(folder) / CELLS) as part:
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    path = Path(folder) / CELLS
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _mapped(dataset: Any, path: str | Path) -> npt.NDArray[Any]:

@@ -57,7 +57,7 @@ class CellPoints:
     def __init__(self, images: PixelSource, folder: str | Path) -> None:
         self._images, self._folder = images, Path(folder)
         self._tiles = images if isinstance(images, TilesOfSlides) else None
-        rows = [row for row in read_cell_rows(folder)]
+        rows = read_cell_rows(folder)
         self._without = {row["slide"] for row in rows if row["problem"]}
         if self._tiles is not None:
             what, wanted = "slides", [(tiling.name, tiling.path) for tiling in self._tiles.tilings]
@@ -175,7 +175,8 @@ def _matching(rows: Sequence[dict[str, str]], wanted: Sequence[tuple[str, str]])
         tied = sum(_shared(absolute, other) == best[0] for other in close) > 1
         same_name = [by_path[other] for other in close if name and by_path[other] == name]
         found.append(same_name[0] if same_name else None if tied else by_path[best[1]])
-    doubled = [name for name, times in Counter(name for name in found if name).items() if times > 1]
+    pairs = {(name, os.path.abspath(path)) for name, (_, path) in zip(found, wanted, strict=True) if name}
+    doubled = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
     if doubled:
         raise UserError(
             f"several images match the cells of {first_few(doubled)}; run densepath cells on the same --data"
