@@ -31,6 +31,7 @@ _APART = 1.0  # of two centers that are closer, only one counts
 _RESPONSE = 0.12  # of the Laplacian, normalized by its scale
 _SMALLEST = 9.0  # area of a nucleus
 _TISSUE = 0.12  # mean optical density above which there is tissue
+_INK = 1.6  # times the density of green: hematoxylin absorbs red and green alike, ink red
 _FAINTEST = 0.1  # contrast, in optical density of hematoxylin: less is noise
 _COARSE = 8  # pixels, for the mean of the surroundings
 _BINS = 256
@@ -91,8 +92,7 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     soft, mask = _soft_mask(image, levels)
     distance = ndimage.distance_transform_edt(mask).astype(np.float32) * np.float32(MPP / _RADIUS)
     shape = (1 - _ROUND) * soft + _ROUND * np.minimum(distance, 1)
-    scale = _SCALE / MPP
-    response = -ndimage.gaussian_laplace(shape, scale, mode="reflect") * scale**2
+    response = _laplacian(shape, _SCALE / MPP)
     peaks = (response == ndimage.maximum_filter(response, footprint=_disk(_APART / MPP))) & (response > _RESPONSE)
     y, x = np.nonzero(peaks & mask)
     seeds = np.zeros(mask.shape, np.int32)
@@ -113,10 +113,12 @@ def at_mpp(pixels: Pixels, mpp: float) -> Pixels:
 
 
 def hematoxylin(pixels: Pixels) -> Stain:
-    """(H, W) the optical density of hematoxylin, not negative."""
-    tables = _tables()
-    stain = tables[0][pixels[..., 0]] + tables[1][pixels[..., 1]] + tables[2][pixels[..., 2]]
-    return np.maximum(stain, 0)
+    """(H, W) the optical density of hematoxylin, not negative; 0 in the blue and green ink that marks margins."""
+    tables, densities = _tables(), _logarithms()
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    stain = tables[0][red] + tables[1][green] + tables[2][blue]
+    ink = densities[red] > _INK * densities[green]
+    return np.where(ink, 0, np.maximum(stain, 0))
 
 
 def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[np.bool_]]:
@@ -135,6 +137,16 @@ def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[n
     mask |= small[holes]
     mask = ndimage.binary_opening(mask, _disk(max(1.0, _OPENING / MPP)))
     return np.clip(excess / _WIDTH + 0.5, 0, 1), mask
+
+
+def _laplacian(shape: Stain, scale: float) -> Stain:
+    """The negative Laplacian of an image at a scale in pixels, normalized by it."""
+    from scipy import ndimage
+
+    smooth = np.pad(ndimage.gaussian_filter(shape, scale) * np.float32(scale**2), 1, mode="symmetric")
+    around = smooth[:-2, 1:-1] + smooth[2:, 1:-1] + smooth[1:-1, :-2] + smooth[1:-1, 2:]
+    found: Stain = 4 * smooth[1:-1, 1:-1] - around
+    return found
 
 
 def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float) -> Stain:

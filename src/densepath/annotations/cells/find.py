@@ -209,7 +209,7 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
     if failed:
         shown = first_few([one_line(row["slide"]) for row in failed])
         say(f"densepath: {len(failed)} {what} failed and have no cells: {shown}")
-    following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}_pictures"),)
+    following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}.png"),)
     say_end(watch, f"{counts['cells']:,} cells of {counts['slides']:,} {what}{problems}", files, following)
     return Result(job.out, counts, files, following)
 
