@@ -4,8 +4,8 @@ The data are MoNuSeg: a folder with manifest.csv (name, label_kind, mpp_from_xml
 instance maps count, about 0.25 µm/px; coarser ones are means of squares of pixels. A found point is correct within 1.5
 µm (6 px at 0.25 µm/px) of the center of an instance; each belongs to one of the other side, as many as possible.
 
-The parameters of both were fixed on every second of the first images in the order of their names (six of thirteen): those
-of the watershed here, by a search over all combinations at 0.5 µm/px; those of the finder in
+The parameters of both were fixed on six of the thirteen images, every second one in the order of their names: those of
+the watershed here, by a search over all combinations at 0.5 µm/px; those of the finder in
 ``densepath/annotations/cells/blobs.py``. The scores are those of the other seven.
 """
 

@@ -153,7 +153,9 @@ def draw_shares(table: ShareTable, path: Path) -> Path:
         axes.stairs(each.histogram(), np.linspace(0, 1, _BINS + 1), fill=True, color=LINES[0], alpha=0.7)
         axes.axvline(each.quantile(0.5), color=INK, lw=1, ls=(0, (3, 2)))
         crops = f"{len(each.shares):,} crops, {each.one_region:.0%} with one region"
-        style_curve(axes, f"{each.mpp:g} µm/px, median {each.quantile(0.5):.2f}\n{crops}", "share of tokens with a cell")
+        style_curve(
+            axes, f"{each.mpp:g} µm/px, median {each.quantile(0.5):.2f}\n{crops}", "share of tokens with a cell"
+        )
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("share of crops")

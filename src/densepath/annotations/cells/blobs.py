@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.uint8]
 Stain = npt.NDArray[np.float32]
 
 MPP = 0.5  # µm per pixel, at which cells are found
-REACH = 40.0  # µm: what is farther away from a cell does not change it
+REACH = 40.0  # µm: what is farther away from a cell does not change it (a multiple of _COARSE pixels)
 _AS_IS = 0.03  # pixels whose size differs by less from MPP are not resampled
 
 # Fixed on six images of MoNuSeg, see benchmarks/cells.py. Lengths in µm, areas in µm², contrasts in units of Stain's.
@@ -94,11 +94,9 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     shape = (1 - _ROUND) * soft + _ROUND * np.minimum(distance, 1)
     response = _laplacian(shape, _SCALE / MPP)
     peaks = (response == ndimage.maximum_filter(response, footprint=_disk(_APART / MPP))) & (response > _RESPONSE)
-    y, x = np.nonzero(peaks & mask)
-    seeds = np.zeros(mask.shape, np.int32)
-    seeds[y, x] = np.arange(1, len(x) + 1)
+    seeds, count = ndimage.label(peaks & mask, np.ones((3, 3)))  # neighbors of equal response are one
     regions = watershed(-response, seeds, mask=mask)
-    points, areas = _centers(regions, soft, len(x))
+    points, areas = _centers(regions, soft, count)
     kept = points[areas * MPP**2 >= _SMALLEST]
     return (kept * (width / image.shape[1], height / image.shape[0])).astype(np.float32)
 
@@ -160,7 +158,9 @@ def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float)
         means = padded.reshape(padded.shape[0] // _COARSE, _COARSE, -1, _COARSE).mean((1, 3))
         sums.append(ndimage.gaussian_filter(means, _AROUND / MPP / _COARSE, mode="constant", truncate=2.0))
     coarse = np.where(sums[1] > 1e-3, sums[0] / np.maximum(sums[1], 1e-3), otherwise).astype(np.float32)
-    wide = Image.fromarray(coarse).resize((coarse.shape[1] * _COARSE, coarse.shape[0] * _COARSE), Image.Resampling.BILINEAR)
+    wide = Image.fromarray(coarse).resize(
+        (coarse.shape[1] * _COARSE, coarse.shape[0] * _COARSE), Image.Resampling.BILINEAR
+    )
     return np.asarray(wide)[:height, :width]
 
 
