@@ -41,10 +41,10 @@ Find = Callable[[Pixels, float], Points]
 MPP, NEAR = 0.25, 1.5  # µm per pixel of the images; µm within which a point is correct
 FIXED_ON = 6  # images
 GRID: Mapping[str, Sequence[float]] = {  # µm, µm²
-    "smooth": (0, 0.25, 0.5),
-    "apart": (1.5, 2, 2.5, 3),
-    "smallest": (5, 8, 12),
-    "smooth_distance": (0.25, 0.75, 1.5),
+    "smooth": (0, 0.25),
+    "apart": (2, 2.5, 3),
+    "smallest": (5, 8),
+    "smooth_distance": (0.25, 0.75),
 }
 
 
@@ -115,7 +115,7 @@ def compare(data: Path) -> list[dict[str, Any]]:
     fixed_on, others = [images[k] for k in first], [images[k] for k in range(len(images)) if k not in first]
     choices = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     best = max(choices, key=lambda kw: score(lambda p, mpp: otsu_watershed(p, mpp, **kw), fixed_on, 2)["F1"])
-    print(f"watershed: {best}")
+    print(f"watershed: {best}", flush=True)
     finders: dict[str, Find] = {"blobs": find_cells, "watershed": lambda p, mpp: otsu_watershed(p, mpp, **best)}
     rows = []
     for name, find in finders.items():

@@ -30,6 +30,7 @@ _SCALE = 1.9  # standard deviation of the Laplacian of a Gaussian
 _APART = 1.0  # of two centers that are closer, only one counts
 _RESPONSE = 0.12  # of the Laplacian, normalized by its scale
 _SMALLEST = 9.0  # area of a nucleus
+_SUREST = 0.58  # least mean of the soft mask over a nucleus: fainter regions are cytoplasm
 _TISSUE = 0.12  # mean optical density above which there is tissue
 _INK = 1.6  # times the density of green: hematoxylin absorbs red and green alike, ink red
 _FAINTEST = 0.1  # contrast, in optical density of hematoxylin: less is noise
@@ -96,8 +97,8 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     peaks = (response == ndimage.maximum_filter(response, footprint=_disk(_APART / MPP))) & (response > _RESPONSE)
     seeds, count = ndimage.label(peaks & mask, np.ones((3, 3)))  # neighbors of equal response are one
     regions = watershed(-response, seeds, mask=mask)
-    points, areas = _centers(regions, soft, count)
-    kept = points[areas * MPP**2 >= _SMALLEST]
+    points, areas, means = _centers(regions, soft, count)
+    kept = points[(areas * MPP**2 >= _SMALLEST) & (means >= _SUREST)]
     return (kept * (width / image.shape[1], height / image.shape[0])).astype(np.float32)
 
 
@@ -166,13 +167,14 @@ def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float)
 
 def _centers(
     regions: npt.NDArray[np.int32], weights: Stain, count: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The weighted centers (N, 2) x, y of regions 1 to N in pixels, and their areas."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The weighted centers (N, 2) x, y of regions 1 to N in pixels, their areas, and their mean weights."""
     y, x = np.nonzero(regions)
     label, weight = regions[y, x] - 1, weights[y, x] + 1e-6
     total = np.maximum(np.bincount(label, weight, minlength=count), 1e-6)
     centers = [np.bincount(label, weight * (axis + 0.5), minlength=count) / total for axis in (x, y)]
-    return np.stack(centers, axis=1), np.bincount(label, minlength=count)
+    areas = np.bincount(label, minlength=count)
+    return np.stack(centers, axis=1), areas, total / np.maximum(areas, 1)
 
 
 def _density(pixels: Pixels) -> Stain:
