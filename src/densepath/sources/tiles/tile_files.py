@@ -18,7 +18,7 @@ from densepath.core.files import atomic_write
 from densepath.sources.slides.resolution import Spacing
 
 SLIDES = "slides.csv"
-_CONFIG, _HEAD = "config.yaml", "# densepath "  # the record of a verb, and how it begins
+_CONFIG, _HEAD = "config.yaml", b"# densepath "  # the record of a verb, and how it begins
 _FOLDERS = "*mpp_*px_*px_overlap"
 _PATCHES, _SUFFIX, _TISSUE = "patches", "_patches.h5", "tissue"
 _AT_10X = 10.0  # µm per pixel times magnification
@@ -154,10 +154,13 @@ def read_shares(path: str | Path) -> npt.NDArray[np.float32]:
 
 def is_tile_folder(path: str | Path) -> bool:
     """Whether a path is a folder of ``densepath tile``, finished or not."""
+    config = os.path.join(path, _CONFIG)
+    if not os.path.isfile(config) or not any(Path(path).glob(_FOLDERS)):
+        return False
     try:
-        with open(os.path.join(path, _CONFIG), encoding="utf-8") as file:
-            return file.read(len(_HEAD)) == _HEAD and any(Path(path).glob(_FOLDERS))
-    except (OSError, UnicodeError):
+        with open(config, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD
+    except OSError:
         return False
 
 
