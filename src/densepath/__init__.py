@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from densepath.transfer.embed.embed import embed as embed
     from densepath.transfer.embed.feature_file import read_features as read_features
     from densepath.transfer.export import export as export
+    from densepath.transfer.mil.mil import mil as mil
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
@@ -65,6 +66,7 @@ _HOME = {
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
