@@ -45,7 +45,9 @@ class Distillation(nn.Module):
         self._pending: list[Tensor] = []  # of the current step: sums of scores, and their number
 
     @torch.no_grad()
-    def targets(self, scores: Tensor, temperature: float, valid: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def targets(
+        self, scores: Tensor, temperature: float, valid: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The teacher's distributions; their scores enter the center after the step.
 
         Args:
@@ -101,12 +103,12 @@ def view_pairs(
         images: number of images B.
         teachers, students: number of the teacher's and the student's views, Q and V.
         device: device of the result.
-        taught, learned: (Q * B,) and (V * B,) bool: the views for which there is a vector; all by default. Pairs without
-            both are left out, and the weights are those of a mean over the others.
+        taught, learned: (Q * B,) and (V * B,) bool: the views that have a vector; all by default. Pairs without both are
+            left out, and the weights are those of a mean over the others.
 
     Returns:
-        (V * B, Q) int64, the teacher's rows, and (V * B, Q) weights that sum to 1 over the batch; with several processes
-        the average of their sums is 1.
+        (V * B, Q) int64, the teacher's rows, and (V * B, Q) weights that sum to 1; with several processes, the average
+        of their sums is 1.
     """
     rows = torch.arange(teachers * images, device=device).view(teachers, images)
     pairs = rows.T.expand(students, images, teachers)
@@ -145,10 +147,16 @@ def soft_cross_entropy(
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, students: Tensor, prototypes: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, temperature: float
+        ctx: Any,
+        students: Tensor,
+        prototypes: Tensor,
+        targets: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        temperature: float,
     ) -> Tensor:
         device, wide = students.device.type, torch.promote_types(students.dtype, torch.float32)
-        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
+        narrow = (students[:1] @ prototypes[:1].T).dtype  # that of autocast
         ctx.dtypes = students.dtype, prototypes.dtype
         needed = ctx.needs_input_grad[:2]
         with torch.autocast(device, enabled=False):

@@ -57,8 +57,8 @@ class CellPrior:
         whole = identity(len(view.map), view.map.shape[1])
         if self.source == "files":
             labels = main_labels(batch.extras["regions"].repeat(crops, 1, 1), whole, view.map, grid)
-            region = torch.where(labels == 0, last, (labels - 1).clamp(max=0 if last == 1 else None))
-            return torch.where((labels < 0) | (region > last), -1, region)
+            region = torch.where(labels > 0, 0 if last == 1 else labels - 1, labels)
+            return torch.where(labels == 0, last, torch.where(region < last, region, -1))
         cells = batch.extras["cells"]
         points, _ = warp_points(cells[..., :-1].repeat(crops, 1, 1), whole, view.map)
         if last == 1:

@@ -26,9 +26,9 @@ class Cellback(DINO):
 
     f_c = (sum of P_i T_i) / (sum of P_i)   and   f_b = (sum of (1 - P_i) T_i) / (sum of (1 - P_i))   (Equation 3),
 
-    L = lambda1 (L_c + L_b): each is DINO's loss with a head and a center of its own. The paper does not say what an empty
-    region does: here it is left out, for each image, pair of views and region, L_c and L_b are means over the pairs that
-    have both, of all processes, and centers are means over the vectors that exist. Pooling is after the final norm.
+    L = lambda1 (L_c + L_b): each is DINO's loss with a head and a center of its own. The paper does not say what an
+    empty region does. Here L_c and L_b are means over those pairs of views of an image, of all processes, that both
+    have the region, and centers are means over the vectors that exist. Pooling is after the final norm.
 
     The regions may be more than two: the classes of cells, and the background. Any backbone will do.
 
@@ -77,8 +77,8 @@ class Cellback(DINO):
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         seldom = [name for name in self.prior.names() if row.get(f"{name}_views", 1.0) < _SELDOM]
         lines = [
-            f"fewer than {_SELDOM:.0%} of the global crops have a position of the region {name!r}: it teaches little; check "
-            "the cells, or choose another --method.num_regions"
+            f"fewer than {_SELDOM:.0%} of the global crops have a position of the region {name!r}: it teaches little; "
+            "check the cells, or choose another --method.num_regions"
             for name in seldom
         ]
         return [*super().warnings(row, last), *lines]

@@ -60,13 +60,13 @@ class DINO(Method):
 
     L = mean over images and pairs v != q of  -sum over prototypes of  p_q log p_v   (Equations 2 and 3).
 
-    A crop's vector is the mean of its patch tokens, as in DiRL. All crops of one size pass through the network together,
-    and all vectors through the head. The momentum of the teacher rises to 1 along half a cosine wave. The released code
-    updates the teacher after each step; this does so before the next step, with the momentum of that step. Stochastic
-    depth is a function of image and epoch, so a run is the same on any number of processes.
+    A crop's vector is the mean of its patch tokens, as in DiRL. All crops of one size pass through the network
+    together, and all vectors through the head. The momentum of the teacher rises to 1 along half a cosine wave. The
+    released code updates the teacher after each step; this does so before the next step, with the momentum of that
+    step. Stochastic depth is a function of image and epoch, so a run is the same on any number of processes.
 
     Collapse shows in the statistics: ``entropy`` and ``kl_uniform`` of the teacher's distributions, as shares of ln K,
-    and ``feature_std``, the deviation of the teacher's vectors over the batch (1 if they have all directions, 0 if one).
+    and ``feature_std``, the deviation of the teacher's vectors over the batch: 1 if they have all directions, 0 if one.
 
     Args:
         backbone: the student; the teacher, which is exported, is its momentum copy.
@@ -223,7 +223,9 @@ class DINO(Method):
         head, loss = self.heads[name], self.losses[name]
         vectors, valid = taught
         with torch.no_grad():
-            targets, statistics = loss.targets(self.teacher_heads.network[name](vectors), self.temperature(batch.epoch), valid)
+            targets, statistics = loss.targets(
+                self.teacher_heads.network[name](vectors), self.temperature(batch.epoch), valid
+            )
         students = torch.cat([x for x, _ in learned])
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
@@ -244,14 +246,16 @@ class DINO(Method):
             largest = max(sizes["first"])
             fitting = max(patch, round(largest * _LOCAL / patch) * patch)
             raise UserError(
-                f"local crops of {local[0]} px are not a multiple of the patches of {patch} px of {self.backbone.name}; "
-                f"set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"
+                f"local crops of {local[0]} px are not a multiple of the patches of {patch} px of "
+                f"{self.backbone.name}; set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"
             )
-        super().check({name: size for name, size in sizes.items() if name not in self.unused_views}, batch_size, processes)
+        super().check(
+            {name: size for name, size in sizes.items() if name not in self.unused_views}, batch_size, processes
+        )
 
 
 def deviation(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The standard deviation over the rows (N, C) of unit vectors, times sqrt(C): 1 if they have all directions, 0 if one."""
+    """The standard deviation of unit vectors over rows (N, C), times sqrt(C): 1 if they have all directions."""
     with torch.autocast(vectors.device.type, enabled=False):
         unit = F.normalize(full_precision(vectors), dim=1)
         weight = unit.new_ones(len(unit)) if valid is None else valid.to(unit.dtype)

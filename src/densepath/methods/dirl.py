@@ -19,8 +19,8 @@ class DiRL(Cellback):
     """Diversity-inducing representation learning.
 
     Cellback's f_c and f_b, and four vectors of a disentangle block on the last tokens T (:class:`Disentangle`), pooled
-    like them: f_cc and f_bb of T_self, in which regions see themselves, f_cb and f_bc of T_cross, in which each sees the
-    other (Equation 8). With DINO's loss of each vector, all with heads and centers of their own,
+    like them: f_cc and f_bb of T_self, in which regions see themselves, f_cb and f_bc of T_cross, in which each sees
+    the other (Equation 8). With DINO's loss of each vector, all with heads and centers of their own,
 
     L = lambda1 (L_c + L_b) + lambda2 (L_cc + L_bb + L_cb + L_bc)   (Equation 9).
 

@@ -29,7 +29,7 @@ class DropPath(nn.Module):
 
 
 class StochasticDepth:
-    """The residual branches of a vision transformer that may be dropped: rates rise linearly from 0 to that of the last.
+    """The residual branches of a vision transformer that may be dropped, with rates that rise linearly from 0.
 
     Args:
         model: timm's transformer, whose drop paths are replaced.
