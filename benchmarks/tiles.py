@@ -66,7 +66,5 @@ def batch_of(
     index = (torch.arange(batch_size) + step * batch_size) % len(images)
     gathered = images.gather(index)
     known = {name: extra.gather(gathered.index) for name, extra in extras.items()}
-    batch = ImageBatch(
-        gathered.pixels, gathered.sizes, gathered.index, step, epoch=float(step), progress=0.5, extras=known
-    )
+    batch = ImageBatch.of(gathered, step=step, epoch=float(step), progress=0.5, extras=known)
     return batch.to(device)

@@ -12,8 +12,8 @@ from matplotlib.path import Path as Polygon
 from PIL import Image
 
 from densepath.annotations.coco import open_split
-from densepath.annotations.polygons import ellipse, fill
 from densepath.core.errors import UserError
+from densepath.core.polygons import ellipse, fill
 from densepath.datasets.qupath import convert_qupath
 from densepath.transfer.detection.found import FoundObject
 from densepath.transfer.detection.prediction_files import write_geojson

@@ -20,6 +20,7 @@ import densepath
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
+from densepath.core.output_names import output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.image_reader import ImageFile, TiffParts, open_file
@@ -28,7 +29,6 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.detector_file import DetectorNotes, save_detector
 from densepath.transfer.detection.evaluation import evaluate_detector
 from densepath.transfer.detection.instances import decode_mask
-from densepath.transfer.output_names import output_names
 from densepath.transfer.predict import predict
 
 ALL: dict[str, Any] = {"score": 0.0, "devices": "cpu", "precision": "32"}

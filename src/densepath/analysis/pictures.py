@@ -29,12 +29,14 @@ from densepath.analysis.panels import (
     show,
 )
 from densepath.annotations.coco import CocoImages
-from densepath.core.affine import apply, warp_points
+from densepath.core.affine import apply, identity, warp_points
+from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
 from densepath.transfer.detection.object_colors import color_numbers, near_boxes
 from densepath.transfer.detection.overlay import match_masks
+from densepath.views.maker import onto_boxes
 from densepath.views.view import Batch
 
 _RGB = PixelSpec()
@@ -60,6 +62,8 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
     for row, axes in enumerate(grid.axes):
         *depth, height, width = images.sizes[row].tolist()
         image = images.pixels[row, depth[0] // 2] if depth else images.pixels[row]
+        if images.extent is not None:
+            image = _tile(images, row)
         show(axes[0], _image_colors(image[:height, :width], spec))
         first = next(iter(batch.views.values()))
         # The first view is drawn last: it lies on top.
@@ -77,6 +81,16 @@ def draw_views(images: ImageBatch, batch: Batch, path: str | Path, spec: PixelSp
                 moved, inside = warp_points(_POINTS[None], first.map[row : row + 1], view.map[row : row + 1])
                 _number(panel, moved[0], inside[0], view.pixels.shape[2:])
     return save(grid.figure, path)
+
+
+def _tile(images: ImageBatch, row: int) -> Tensor:
+    """An image (H, W, C) at its own resolution, from the pixels that a slide stores."""
+    assert images.boxes is not None and images.extent is not None
+    rows = slice(row, row + 1)
+    maps = onto_boxes(identity(1), images.sizes[rows], *images.boxes[rows].unbind(1))
+    pixels = images.pixels[rows].cpu().movedim(-1, 1)
+    image = sample(pixels, maps.float(), images.sizes[row].tolist(), extent=images.extent[rows])
+    return image[0].movedim(0, -1).round().to(images.pixels.dtype)
 
 
 def _number(panel: Axes, points: Tensor, inside: Tensor, size: Sequence[int]) -> None:

@@ -126,7 +126,7 @@ def show_concepts(
     names = short_names([concepts] if isinstance(concepts, str) else concepts, "concepts")
     images = open_images(data, cache="none", exclude=exclude)
     batch = _draw(images, count, seed)
-    stored = [p[: int(h), : int(w)].numpy() for p, (h, w) in zip(batch.pixels, batch.sizes, strict=True)]
+    stored = [images.read(position) for position in batch.index.tolist()]
     tiles = [images.spec.to_rgb(pixels) for pixels in stored]
     groups: list[Columns] = []
     for name in names:

@@ -126,7 +126,7 @@ def region_similarities(
             for position, what in gathered.corrupt.items():
                 corrupt.add(position, what)
             corrupt.check()
-            batch = ImageBatch(gathered.pixels, gathered.sizes, gathered.index).to(device)
+            batch = ImageBatch.of(gathered).to(device)
             found.add(pair_similarities(backbone(make_view(batch)[_VIEW].pixels, last=stage)[stage]))
     finally:
         backbone.train(training)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 from densepath.core.errors import UserError
+from densepath.core.json_files import load_json
 
 _NEEDED: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -27,26 +27,6 @@ def read_coco(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is not a COCO instances JSON.
     """
     return check_keys(load_json(path, "a COCO instances JSON"), path)
-
-
-def load_json(path: Path, what: str) -> Any:
-    """The content of a JSON file.
-
-    Args:
-        path: the file.
-        what: what it should be, for messages.
-
-    Raises:
-        UserError: it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the path of {what}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give {what}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give {what}") from None
 
 
 def holds_instances(content: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Lock files: one that other processes wait for, and one that they are refused by."""
+"""Lock files: that other processes wait for, that they are refused by, and that they try."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -22,6 +23,13 @@ from densepath.core.waiting import limit_seconds, wait_for
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 _BEAT = 5.0  # seconds between two signs of life
 _held: set[Path] = set()  # by this process
+_files: dict[
+    Path, int
+] = {}  # lock files, and the process that holds them: this one, or the one that it was forked from
+
+
+class Held(Exception):
+    """Another process, or another thread of this one, holds a lock file; the text says which, for messages."""
 
 
 @contextmanager
@@ -52,13 +60,22 @@ def shared_work(path: Path, what: str) -> Iterator[None]:
         say(f"densepath: the file system of {path.parent} has no locks; do not start two runs that need new {what}")
         yield
         return
+    try:
+        with signs_of_life(path):
+            yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def signs_of_life(path: Path) -> Iterator[None]:
+    """Touch a lock file every few seconds, so that those who wait for it know that this process lives."""
     done = threading.Event()
     threading.Thread(target=_beat, args=(path, done), daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        lock.release()
 
 
 @contextmanager
@@ -75,17 +92,17 @@ def sole_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be created ({error.strerror}); use another path") from error
-    path = folder / LOCK
     _refuse_own(folder)
-    descriptor = _lock(folder, path)
+    try:
+        release = hold(folder / LOCK)
+    except Held as holder:
+        raise _refusal(folder, holder) from None
     _held.add(here := folder.resolve())
     try:
         yield
     finally:
         _held.discard(here)
-        with suppress(OSError):
-            path.unlink()  # still locked: nobody else uses this file
-        os.close(descriptor)
+        release()
         if made:
             with suppress(OSError):
                 folder.rmdir()  # if nothing was written
@@ -101,9 +118,15 @@ def refuse_held(folder: Path) -> None:
     with suppress(OSError):
         descriptor = os.open(folder / LOCK, os.O_RDWR)
         try:
-            _try(folder, descriptor)
+            _try(folder / LOCK, descriptor)
+        except Held as holder:
+            raise _refusal(folder, holder) from None
         finally:
             os.close(descriptor)
+
+
+def _refusal(folder: Path, holder: Held) -> UserError:
+    return UserError(f"another process writes to {folder} ({holder}); wait until it has ended, or use another folder")
 
 
 def _refuse_own(folder: Path) -> None:
@@ -112,22 +135,40 @@ def _refuse_own(folder: Path) -> None:
         raise UserError(f"a run of this process writes to {folder}; wait until it has ended, or use another folder")
 
 
-def _lock(folder: Path, path: Path) -> int:
-    """The descriptor of the locked file."""
+def hold(path: Path) -> Callable[[], None]:
+    """Lock a file, which is created. The system releases it when this process ends; child processes do not hold it.
+
+    Returns:
+        A function that releases the lock, and removes the file.
+
+    Raises:
+        Held: somebody else holds it.
+        UserError: it cannot be created.
+    """
+    if _files.get(path) == os.getpid():  # the system would not refuse it, and opening the file would end the lock
+        raise Held("this process")
     while True:
         with writing(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _try(folder, descriptor)
+            _try(path, descriptor)
             if _is_at(descriptor, path):
                 with suppress(OSError):  # on a full disk the holder has no name
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                return descriptor
+                _files[path] = os.getpid()
+                return partial(_release, path, descriptor)
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its former holder has removed the file meanwhile
+
+
+def _release(path: Path, descriptor: int) -> None:
+    with suppress(OSError):
+        path.unlink()  # still locked: nobody else uses this file
+    os.close(descriptor)
+    _files.pop(path, None)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -138,20 +179,23 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _try(folder: Path, descriptor: int) -> None:
+def _try(path: Path, descriptor: int) -> None:
+    """Lock an open file, or raise Held."""
     # Not flock(2): a worker process would inherit the lock, and hold it longer than a process that was killed.
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
-            say(f"densepath: the file system of {folder} has no locks; do not start a second run in this folder")
+            _explain_no_locks(path.parent)
             return
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "its name is unknown"
-        raise UserError(
-            f"another process writes to {folder} ({holder}); wait until it has ended, or use another folder"
-        ) from None
+        raise Held(os.pread(descriptor, 200, 0).decode(errors="replace") or "its name is unknown") from None
+
+
+@cache  # once
+def _explain_no_locks(folder: Path) -> None:
+    say(f"densepath: the file system of {folder} has no locks; do not start a second run in this folder")
 
 
 def _beat(path: Path, done: threading.Event) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from faster_coco_eval import mask as rle
 
 from densepath.annotations.coco_checks import Orientation, check_instances
-from densepath.annotations.coco_file import check_keys, holds_instances, load_json
+from densepath.annotations.coco_file import check_keys, holds_instances
 from densepath.annotations.coco_writing import Objects
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named

@@ -1,112 +1,21 @@
-"""Objects in QuPath's GeoJSON."""
+"""Objects in QuPath's GeoJSON as annotations of COCO."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from densepath.annotations.coco_file import load_json
 from densepath.annotations.outlines import encode_part
-from densepath.annotations.polygons import Ring, ellipse, fill
-from densepath.core.errors import UserError
-
-TYPES = ("annotation", "detection", "cell")
-_OTHER_TYPES = {"tile": "tile", "tmacore": "core", "tma_core": "core", "root": "root"}
-_OLD_TYPES = {f"path{name}object": name for name in (*TYPES, "tile", "root")}  # of version 0.2, which had them as ids
-_MOST = 1e7  # pixels
-_DEEPEST = 50  # of objects in objects
-
-
-@dataclass(frozen=True)
-class Feature:
-    """An object of QuPath.
-
-    Args:
-        name: how the user finds it.
-        kind: "annotation", "detection" or "cell"; another one for what is not an object of interest.
-        category: name of its class; None without one.
-        geometry: GeoJSON.
-        nucleus: GeoJSON of a cell's nucleus; None without one.
-    """
-
-    name: str
-    kind: str
-    category: str | None
-    geometry: Any
-    nucleus: Any = None
-
-
-def read_features(path: Path) -> list[Feature]:
-    """The objects of a GeoJSON file: a FeatureCollection, a list of features, or one feature, with nested objects.
-
-    Raises:
-        UserError: it cannot be read, or is none of these.
-    """
-    content = load_json(path, "GeoJSON as QuPath exports it")
-    if isinstance(content, dict):
-        content = content.get("features") if content.get("type") == "FeatureCollection" else [content]
-    if not isinstance(content, list):
-        raise UserError(f"{path} is not GeoJSON with features; export the objects of QuPath as GeoJSON")
-    found = []
-    for number, entry in enumerate(content):
-        if not isinstance(entry, dict) or entry.get("type") != "Feature":
-            raise UserError(f"{path} is not GeoJSON of QuPath: entry {number} is not a feature; export it again")
-        found += list(_features(entry, f"object {number + 1}"))
-    return found
-
-
-def _features(entry: dict[str, Any], name: str, depth: int = 0) -> Iterator[Feature]:
-    """A feature and the objects in it."""
-    given = entry.get("properties")
-    properties: dict[str, Any] = given if isinstance(given, dict) else {}
-    kind = next((properties[k] for k in ("objectType", "object_type", "type") if properties.get(k)), entry.get("id"))
-    kind = str(kind or "").lower()
-    kind = _OLD_TYPES.get(kind, kind)
-    kind = kind if kind in TYPES else _OTHER_TYPES.get(kind, "annotation")  # as QuPath reads it
-    nucleus = entry.get("nucleusGeometry", properties.get("nucleusGeometry"))
-    yield Feature(name, kind, _category(properties.get("classification")), entry.get("geometry"), nucleus)
-    inside = (properties[k] for k in ("childObjects", "children") if isinstance(properties.get(k), list))
-    children: list[Any] = next(inside, []) if depth < _DEEPEST else []
-    for number, child in enumerate(children):
-        if isinstance(child, dict):
-            yield from _features(child, f"{name}.{number + 1}", depth + 1)
-
-
-def _category(classification: Any) -> str | None:
-    """The name of a class: derived ones have several names, which QuPath joins by a colon."""
-    if isinstance(classification, dict):
-        names = classification.get("names")
-        name = classification.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else None)
-    else:
-        name = classification
-    return str(name) if name else None
+from densepath.core.geojson import fill_geometry
 
 
 def annotation_of_geometry(geometry: Any, height: int, width: int) -> dict[str, Any]:
     """A Polygon or a MultiPolygon as an annotation of COCO: outline, box and area of the pixels inside.
 
-    Args:
-        geometry: GeoJSON in pixels of the image. With ``isEllipse``, the ellipse in its bounds.
-        height, width: of the image.
-
-    Raises:
-        ValueError: what is wrong, as a phrase for several outlines.
+    Arguments and errors as for :func:`densepath.core.geojson.fill_geometry`.
     """
-    polygons = _polygons(geometry)
-    if geometry.get("isEllipse") is True:
-        polygons = [[ellipse(np.concatenate([ring for rings in polygons for ring in rings]))]]
-    parts = [(top, left, mask) for top, left, mask in (fill(rings, height, width) for rings in polygons) if mask.any()]
-    if not parts:
-        raise ValueError("outlines that cover no pixel")
-    top, left = min(y for y, _, _ in parts), min(x for _, x, _ in parts)
-    bottom, right = max(y + len(part) for y, _, part in parts), max(x + part.shape[1] for _, x, part in parts)
-    mask = np.zeros((bottom - top, right - left), bool)
-    for y, x, part in parts:
-        mask[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] |= part
+    top, left, mask = fill_geometry(geometry, height, width)
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box = (left + columns[0], top + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     return {
@@ -115,30 +24,3 @@ def annotation_of_geometry(geometry: Any, height: int, width: int) -> dict[str, 
         "area": int(mask.sum()),
         "iscrowd": 0,
     }
-
-
-def is_area(geometry: Any) -> bool:
-    """Whether a geometry has an area: not a point or a line."""
-    return isinstance(geometry, dict) and geometry.get("type") in ("Polygon", "MultiPolygon")
-
-
-def _polygons(geometry: dict[str, Any]) -> list[list[Ring]]:
-    coordinates = geometry.get("coordinates")
-    polygons: Any = [coordinates] if geometry["type"] == "Polygon" else coordinates
-    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
-        raise ValueError("outlines without coordinates")
-    found = [[_ring(ring) for ring in polygon] for polygon in polygons if polygon]
-    if not found:
-        raise ValueError("outlines without coordinates")
-    return found
-
-
-def _ring(points: Sequence[Any]) -> Ring:
-    """(N, 2); a third coordinate is left out."""
-    try:
-        ring = np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
-    except (TypeError, ValueError, IndexError):
-        raise ValueError("outlines whose coordinates are not pairs of numbers") from None
-    if not len(ring) or not (np.abs(ring) <= _MOST).all():
-        raise ValueError("outlines whose coordinates are not pairs of numbers")
-    return ring

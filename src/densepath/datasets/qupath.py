@@ -12,11 +12,12 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.left_out import LeftOut
 from densepath.core.errors import UserError, first_few, refuse
 from densepath.core.files import require_new_folder
+from densepath.core.geojson import TYPES, Feature, is_area, read_features
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named
-from densepath.datasets.geojson import TYPES, Feature, annotation_of_geometry, is_area, read_features
+from densepath.datasets.geojson import annotation_of_geometry
 from densepath.datasets.samples import Sample, names_below, with_patients, without_excluded
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples

@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from densepath.annotations.cells.cell_points import CellPoints
+from densepath.annotations.label_maps import LabelMaps
 from densepath.concepts.image_labels import FromPath
 from densepath.concepts.map_files import MapFiles
 from densepath.core.affine import identity, warp_points
 from densepath.core.errors import UserError
 from densepath.core.labels import main_labels
-from densepath.core.regions import point_counts
+from densepath.core.regions import Regions
 from densepath.methods.needs import Need
 from densepath.views.view import Batch, View
 
@@ -45,6 +47,22 @@ class CellPrior:
         count = self.num_regions - 1
         return (*(["cell"] if count == 1 else [f"class_{number}" for number in range(count)]), "back")
 
+    def check(self, annotations: CellPoints | LabelMaps) -> str | None:
+        """Check that the images' annotations fit the number of regions; a line that says what was found.
+
+        Raises:
+            UserError: the cells have other classes.
+        """
+        if not isinstance(annotations, CellPoints):
+            return None
+        classes = annotations.class_names
+        if self.num_regions > 2 and len(classes) != self.num_regions - 1:
+            raise UserError(
+                f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions with "
+                f"the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells together"
+            )
+        return annotations.describe()
+
     def needs(self) -> Mapping[str, Need]:
         """The annotation of the images, by its name in a batch."""
         if self.source == "cells":
@@ -59,11 +77,7 @@ class CellPrior:
             labels = main_labels(batch.extras["regions"].repeat(crops, 1, 1), whole, view.map, grid)
             region = torch.where(labels > 0, 0 if last == 1 else labels - 1, labels)
             return torch.where(labels == 0, last, torch.where(region < last, region, -1))
-        cells = batch.extras["cells"]
-        points, _ = warp_points(cells[..., :-1].repeat(crops, 1, 1), whole, view.map)
-        if last == 1:
-            return torch.where(point_counts(points, grid) > 0, 0, 1)
-        classes = cells[..., -1:].repeat(crops, 1, 1)
-        counts = [point_counts(points.masked_fill(classes != number, torch.nan), grid) for number in range(last)]
-        most, region = torch.stack(counts, dim=1).max(dim=1)
-        return torch.where(most > 0, region, last)
+        cells = batch.extras["cells"].repeat(crops, 1, 1)
+        points, _ = warp_points(cells[..., :-1], whole, view.map)
+        regions = Regions.of_points(points, grid, cells[..., -1] if last > 1 else None, last)
+        return regions.masks.to(torch.uint8).argmax(dim=1).unflatten(1, grid)

@@ -58,8 +58,9 @@ class Cellback(DINO):
     def needs(self) -> Mapping[str, Need]:
         return self.prior.needs()
 
-    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         self.extras = {name: given[name] for name in self.needs()}
+        return self.prior.check(*self.extras.values())
 
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         backbone: Backbone = self.teacher.network if teacher else self.backbone

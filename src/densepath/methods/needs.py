@@ -15,8 +15,8 @@ class Need:
 
     Args:
         kind: the kind of input: "classes" (:class:`~densepath.annotations.classes.Classes`), "regions"
-            (:class:`~densepath.annotations.label_maps.LabelMaps`) and "cells" (points of each image) are known of each
-            image; "teacher"
+            (:class:`~densepath.annotations.label_maps.LabelMaps`) and "cells"
+            (:class:`~densepath.annotations.cells.cell_points.CellPoints`) are known of each image; "teacher"
             (:class:`~densepath.nets.teachers.Teacher`) and "tokenizer"
             (:class:`~densepath.nets.tokenizers.Tokenizer`) are frozen networks.
         labeller: for "regions": computes the label map of an image.

@@ -24,8 +24,8 @@ class ImageBatch:
         epoch: epochs done before this batch, with the fraction.
         progress: the share of the run before this batch, in [0, 1).
         corrupt: the files found corrupt while this batch was made.
-        boxes: (B, 2, d) int64 on the CPU: the box of each image that ``pixels`` holds (see
-            :class:`~densepath.sources.pixel_source.Gathered`); None for whole images.
+        boxes, extent: the box of each image that ``pixels`` holds, and its pixels on the canvas, as in
+            :class:`~densepath.sources.pixel_source.Gathered`.
         spacing: (B, d) float32 on the CPU: the distance of neighboring pixels along each axis, in µm or mm; None where
             unknown.
         plan: the plan of the views, if it was drawn before the pixels were read; else None.
@@ -40,12 +40,19 @@ class ImageBatch:
     progress: float = 0.0
     corrupt: tuple[str, ...] = ()
     boxes: Tensor | None = None
+    extent: Tensor | None = None
     spacing: Tensor | None = None
     plan: Any = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @classmethod
+    def of(cls, gathered: Gathered, **others: Any) -> ImageBatch:
+        """The batch of images that a source gave, with other fields."""
+        g = gathered
+        return cls(g.pixels, g.sizes, g.index, boxes=g.boxes, extent=g.extent, **others)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ImageBatch:
         """The batch with its pixels and extras on another device. The rest stays on the CPU, where views are drawn."""
@@ -84,10 +91,13 @@ def join(parts: list[Gathered], pin: bool = False) -> Gathered:
     """Copy the parts of a batch onto one canvas."""
     sizes = torch.cat([part.sizes for part in parts])
     index = torch.cat([part.index for part in parts])
-    boxes = None if parts[0].boxes is None else torch.cat([part.boxes for part in parts if part.boxes is not None])
+    boxes, extent = (
+        None if parts[0].__dict__[name] is None else torch.cat([part.__dict__[name] for part in parts])
+        for name in ("boxes", "extent")
+    )
     first = parts[0].pixels
     size = [max(lengths) for lengths in zip(*(part.pixels.shape[1:-1] for part in parts), strict=True)]
     canvas = new_canvas(len(index), size, first.shape[-1], first.dtype, pin)
     fill_canvas(canvas.numpy(), (image for part in parts for image in part.pixels.numpy()))
     corrupt = {position: what for part in parts for position, what in part.corrupt.items()}
-    return Gathered(canvas, sizes, index, corrupt, boxes)
+    return Gathered(canvas, sizes, index, corrupt, boxes, extent)

@@ -33,6 +33,8 @@ def fingerprint(images: PixelSource) -> dict[str, str]:
         "sizes": of the sizes of the files, or of the images of a packed store;
         "samples": of samples of their contents: files without compression have equal sizes.
     """
+    if (own := getattr(images, "fingerprint", None)) is not None:  # of tiles, whose files are those of the slides
+        return dict(own())
     paths = getattr(images, "paths", None)
     table = paths if isinstance(paths, PathTable) else PathTable.of(AllNames(images))
     if isinstance(images, PackedTiles) and images.file is not None:

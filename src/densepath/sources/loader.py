@@ -238,15 +238,12 @@ class ImageBatches:
     def _batch(self, wanted: _Planned, gathered: Gathered, corrupt: tuple[str, ...]) -> ImageBatch:
         # By the index of the images that were read: some may replace corrupt ones.
         pin = self._pinned()
-        return ImageBatch(
-            gathered.pixels,
-            gathered.sizes,
-            gathered.index,
-            wanted.step,
+        return ImageBatch.of(
+            gathered,
+            step=wanted.step,
             epoch=wanted.step / self.steps_per_epoch,
             progress=wanted.step / self.total_steps,
             corrupt=corrupt,
-            boxes=gathered.boxes,
             spacing=self.images.spacing(gathered.index),
             plan=wanted.plan,
             extras={name: extra.gather(gathered.index, pin) for name, extra in self.extras.items()},

@@ -11,10 +11,10 @@ import torch
 from densepath.core.errors import UserError
 from densepath.sources.cache import decode_if_it_fits, decode_to_memory
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.unpacked import find_unpacked
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
@@ -31,8 +31,8 @@ def open_images(
     """Open a source of images for training: :func:`find_source` and :func:`cache_images`.
 
     Args:
-        source: folder, text list or glob pattern (see :func:`densepath.sources.listing.list_images`), or a packed
-            store.
+        source: folder, text list or glob pattern (see :func:`densepath.sources.listing.list_images`), a packed store,
+            or a folder of tiles that ``densepath tile`` wrote.
         cache, device: as for :func:`cache_images`.
         max_side: images in files whose longer side is larger (pixels) are reduced, which bounds the memory of a batch.
         exclude: patterns of files to leave out, see :func:`densepath.sources.listing.list_images`.
@@ -49,8 +49,7 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[
         if exclude:
             raise UserError(NO_EXCLUDE)
         return open_store(source)
-    passed = Passed()
-    return ImageFiles(list_images(source, exclude, passed, runs=False), max_side, passed)
+    return find_unpacked(source, max_side, exclude)
 
 
 def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.device | str | None = None) -> PixelSource:

@@ -25,12 +25,12 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import Passed, list_images
 from densepath.sources.packed import BLOCK, PackedTiles
 from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.read_all import read_all
 from densepath.sources.summary import summarize
+from densepath.sources.unpacked import find_unpacked
 
 SUFFIX = ".safetensors"
 NO_EXCLUDE = "--exclude has no effect on a packed store; pack the images again without those"
@@ -45,7 +45,8 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     """Decode all images of a source into one file, which is read by mapping it into memory.
 
     Args:
-        source: folder, text list or glob pattern, see :func:`densepath.sources.listing.list_images`.
+        source: folder, text list or glob pattern, see :func:`densepath.sources.listing.list_images`; or a folder of
+            tiles of slides, whose µm per pixel are stored too.
         dest: the file to write, ``*.safetensors``.
         max_side: larger images (pixels) are reduced, as in training from files.
         exclude: patterns of files to leave out: ``*`` and ``?`` in a path below ``source``, a folder or a name.
@@ -61,19 +62,18 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
         raise UserError(f"a packed store is a {SUFFIX} file; name it {dest.name}{SUFFIX} instead of {dest.name}")
     if dest.exists():
         raise UserError(f"{dest} already exists; name another file or remove it first")
-    passed = Passed()
-    files = ImageFiles(list_images(source, exclude, passed, runs=False), max_side, passed)
-    for line in summarize(files, files):
+    images = find_unpacked(source, max_side, exclude)
+    for line in summarize(images, images if isinstance(images, ImageFiles) else None):
         say(f"densepath: {line}")
-    corrupt = CorruptLog(len(files))
-    images = read_all(files, corrupt, "packing")
+    corrupt = CorruptLog(len(images))
+    read = read_all(images, corrupt, "packing")
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:
-        sizes, dtype = _write_pixels(file, (image for image in images if image is not None))
+        sizes, dtype = _write_pixels(file, (image for image in read if image is not None))
         root = Path(source) if Path(source).is_dir() else Path(source).parent
-        names = PathTable.of(
-            _relative(files.names(position), root) for position in range(len(files)) if position not in corrupt.found
-        )
-        write_tables(file, sizes, names, files.spec, dtype)
+        kept = torch.from_numpy(np.setdiff1d(np.arange(len(images)), [*corrupt.found]))
+        names = PathTable.of(_relative(images.names(int(position)), root) for position in kept)
+        spacing = images.spacing(kept)
+        write_tables(file, sizes, names, images.spec, dtype, None if spacing is None else spacing.numpy())
     return dest
 
 

@@ -162,8 +162,11 @@ class Gathered:
         sizes: (B, d) int64, the sizes of the whole images in pixels, on the CPU.
         index: (B,) int64, the images' positions in their source, on the CPU.
         corrupt: positions of the images that could not be read, each with file name and reason.
-        boxes: (B, 2, d) int64 on the CPU: the low corner (included) and the high corner (excluded) of the box of each
-            image that ``pixels`` contains, in the order of the tensor's axes; None for whole images.
+        boxes: (B, 2, d) on the CPU: the low corner (included) and the high corner (excluded) of the box of each
+            image that ``pixels`` contains, in the order of the tensor's axes; None for whole images. int64, or float64
+            with ``extent``.
+        extent: (B, d) int64 on the CPU: the pixels of each box on the canvas, for pixels of another resolution than the
+            image's, such as those of a slide's level; None where a box has as many pixels as the image has there.
     """
 
     pixels: Tensor
@@ -171,6 +174,7 @@ class Gathered:
     index: Tensor
     corrupt: dict[int, str]
     boxes: Tensor | None = None
+    extent: Tensor | None = None
 
 
 class PixelSource(Protocol):

@@ -11,6 +11,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.tiles.slide_tiles import SlideTiles
 
 _VALUES = 64  # different values of a mask or an instance map at most; tissue and X-rays have more
 _LOOKED_AT = 32  # images that are decoded
@@ -29,6 +30,9 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
     Returns:
         A line, and a line for each warning. Sizes and warnings are those of a sample of the files.
     """
+    if isinstance(images, SlideTiles):
+        slides = counted(len(images.tilings), "slide")
+        return [f"{len(images)} tiles of {images.size} px at {images.mpp:g} µm/px from {slides}, read from the slides"]
     folders = len({os.path.dirname(name) for name in AllNames(images)})
     parts = [f"{len(images)} images in {counted(folders, 'folder')}"]
     if files is None and isinstance(images, PackedTiles):

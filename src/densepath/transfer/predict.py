@@ -18,6 +18,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
+from densepath.core.output_names import names_below, output_names
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
@@ -42,7 +43,6 @@ from densepath.transfer.detection.prediction_files import (
 )
 from densepath.transfer.detection.predictor import OVERLAP, Prediction, TrainedDetector, check_search, load_detector
 from densepath.transfer.detection.score_inputs import LABELS
-from densepath.transfer.output_names import names_below, output_names
 from densepath.transfer.predict_records import TABLE, gather, record_of, source_of
 from densepath.version import __version__
 

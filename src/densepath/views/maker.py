@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.affine import compose
+from densepath.core.affine import bounds, compose
+from densepath.core.grids import EDGE_TOLERANCE, inside
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
@@ -117,10 +118,14 @@ class ViewMaker:
         if images.boxes is not None:
             low, high = images.boxes[rows].repeat(len(of_crops), 1, 1).unbind(1)
             maps, extent = onto_boxes(maps, extent, low, high), high - low
+            if images.extent is not None:  # in float32, as for whole images: a box that is the image gives equal views
+                maps, extent = maps.float(), images.extent[rows].repeat(len(of_crops), 1)
         elif self.spec.ndim == 3:
             maps = maps.double()  # as for boxes, so that both give the same views
         source = torch.arange(rows.stop - rows.start).repeat(len(of_crops)) if len(of_crops) > 1 else None
         pixels = sample(part, maps, planned.size, mode=planned.interpolation, extent=extent, rows=source).contiguous()
+        if images.extent is not None:
+            pixels = _only_inside(pixels, planned.map[of_rows])
         pixels = self.spec.apply_window(pixels)
         if isinstance(view, RandomView):
             draw = planned.draw.take(of_rows)
@@ -135,6 +140,14 @@ class ViewMaker:
             largest = max(len(view.map) // total * math.prod(view.size) for view in plan.views.values())
             count = max(1, torch.get_num_threads() * _CACHED // largest)
         return [slice(start, min(start + count, total)) for start in range(0, total, count)]
+
+
+def _only_inside(pixels: Tensor, maps: Tensor) -> Tensor:
+    """Pixels (N, C, *size) with zeros where a position's center lies outside of the image: a box may reach further."""
+    low, high = bounds(maps)
+    if bool((torch.maximum(-low, high) > 1 + EDGE_TOLERANCE).any()):
+        pixels = pixels * inside(maps.to(pixels.device, non_blocking=True), pixels.shape[2:]).unsqueeze(1)
+    return pixels
 
 
 def onto_boxes(maps: Tensor, sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import pytest
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
+from densepath.core.output_names import output_names
 from densepath.transfer.detection.evaluation import evaluate
-from densepath.transfer.output_names import output_names
 
 IMAGES = 4
 

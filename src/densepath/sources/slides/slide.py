@@ -198,14 +198,7 @@ class Slide:
             UserError: the slide's µm per pixel are unknown.
             CorruptImage: a tile cannot be decoded.
         """
-        number, scale = self.nearest(mpp)
-        level = self.levels[number].at(scale)
-        y, x = (own * down for own, down in zip(self.mpp, level.downsample, strict=True))
-        shift = level.shift
-        top, bottom = _covering(box[0] / y + shift, (box[0] + box[2]) / y + shift)
-        left, right = _covering(box[1] / x + shift, (box[1] + box[3]) / x + shift)
-        pixels = self.read(number, (top, left, bottom - top, right - left), scale)
-        return Region(pixels, ((top - shift) * y, (left - shift) * x), (y, x))
+        return self.at_mpp(mpp).read_um(box)
 
     def at_mpp(self, mpp: float) -> SlideLevel:
         """The slide as an image of the nearest resolution that is not coarser. Arguments and errors as above."""
@@ -251,6 +244,16 @@ class SlideLevel:
     def read(self, top: int, left: int, height: int, width: int) -> Pixels:
         """A part (height, width, 3). Raises CorruptImage."""
         return self.slide.read(self.level, (top, left, height, width), self.scale)
+
+    def read_um(self, box: tuple[float, float, float, float]) -> Region:
+        """The stored pixels that cover a rectangle in µm, see :meth:`Slide.read_um`."""
+        level = self.slide.levels[self.level].at(self.scale)
+        y, x = (own * down for own, down in zip(self.slide.mpp, level.downsample, strict=True))
+        shift = level.shift
+        top, bottom = _covering(box[0] / y + shift, (box[0] + box[2]) / y + shift)
+        left, right = _covering(box[1] / x + shift, (box[1] + box[3]) / x + shift)
+        pixels = self.read(top, left, bottom - top, right - left)
+        return Region(pixels, ((top - shift) * y, (left - shift) * x), (y, x))
 
 
 def _covering(low: float, high: float) -> tuple[int, int]:

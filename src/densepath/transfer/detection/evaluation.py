@@ -15,6 +15,7 @@ from torch import Tensor
 
 from densepath.annotations.coco import CocoImages
 from densepath.core.files import atomic_write
+from densepath.core.output_names import output_names
 from densepath.core.scores import SCALE
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
@@ -32,7 +33,6 @@ from densepath.transfer.detection.instances import label_map_of, objects_of
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
 from densepath.transfer.detection.overlay import overlay
 from densepath.transfer.detection.samples import into_detector
-from densepath.transfer.output_names import output_names
 
 Found = TypeVar("Found")
 OBJECT_SCORE = 0.5  # detections with a lower score are neither drawn nor compared as objects

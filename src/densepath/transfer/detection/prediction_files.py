@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from scipy import ndimage
-from skimage.measure import find_contours
 
 from densepath.core.files import atomic_write
+from densepath.core.polygons import polygons_of
 from densepath.sources.image_reader import ImageReader
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.found import FoundObject
@@ -121,15 +120,8 @@ def write_geojson(found: Prediction, path: Path) -> Path:
 
 def outline(found: FoundObject) -> dict[str, Any]:
     """An object as a GeoJSON Polygon, or as a MultiPolygon if its pixels are not connected, with holes."""
-    parts, count = ndimage.label(found.mask)
-    polygons = []
-    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
-        padded = np.pad(parts[rows, columns] == number, 1)
-        shift = np.array([found.top + rows.start - 0.5, found.left + columns.start - 0.5])  # the pad, and pixel centers
-        rings = [(ring + shift)[:, ::-1] for ring in find_contours(padded, 0.5, fully_connected="low")]
-        rings.sort(key=lambda ring: -np.ptp(ring[:, 0]) * np.ptp(ring[:, 1]))  # the outer one, then its holes
-        polygons.append([ring.tolist() for ring in rings])
-    if count == 1:
+    polygons = [[ring.tolist() for ring in rings] for rings in polygons_of(found.mask, found.top, found.left)]
+    if len(polygons) == 1:
         return {"type": "Polygon", "coordinates": polygons[0]}
     return {"type": "MultiPolygon", "coordinates": polygons}
 

@@ -17,10 +17,10 @@ from densepath.annotations.coco_checks import Orientation
 from densepath.annotations.labels import LABEL_SUFFIXES, label_size, read_labels
 from densepath.annotations.outlines import are_numbers, draw
 from densepath.core.errors import UserError
+from densepath.core.output_names import output_names
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import walk
 from densepath.transfer.detection.instances import label_map_of
-from densepath.transfer.output_names import output_names
 
 LABELS, PREDICTIONS, IMAGES = "labels", "predictions.json", "images.json"  # in a folder of ``densepath predict``
 _LEAST_SCORE = 0.5

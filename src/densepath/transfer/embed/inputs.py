@@ -17,13 +17,13 @@ from PIL import Image
 
 from densepath.core.digests import digest_of, stamp
 from densepath.core.errors import UserError
+from densepath.core.output_names import names_below
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
-from densepath.transfer.output_names import names_below
 
 
 def open_source(data: str | Path, exclude: Sequence[str] = ()) -> PixelSource:

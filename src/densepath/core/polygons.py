@@ -1,4 +1,4 @@
-"""Polygons with holes as masks: the pixels whose centers lie inside, as QuPath and other viewers count them."""
+"""Polygons with holes as masks, and back: pixels belong to them whose centers lie inside, as in QuPath."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 LONGEST = 2**21  # rows that the sides of a polygon cross together
 _SIDES = 20_000  # of an ellipse
@@ -58,3 +59,24 @@ def ellipse(ring: Ring) -> Ring:
     around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     outline: Ring = (low + high) / 2 + (high - low) / 2 * around
     return outline
+
+
+def polygons_of(mask: npt.NDArray[np.bool_], top: int = 0, left: int = 0) -> list[list[Ring]]:
+    """The connected parts of a mask (h, w) as polygons, each with its outline first and then its holes.
+
+    Outlines run between the centers of neighboring pixels, so that exactly the mask's pixels have their centers inside.
+
+    Args:
+        mask: the mask.
+        top, left: of the mask in its image, to which the polygons refer.
+    """
+    from skimage.measure import find_contours
+
+    parts, _ = ndimage.label(mask)
+    polygons = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
+        padded = np.pad(parts[rows, columns] == number, 1)
+        shift = np.array([top + rows.start - 0.5, left + columns.start - 0.5])  # the pad, and pixel centers
+        rings = [(ring + shift)[:, ::-1] for ring in find_contours(padded, 0.5, fully_connected="low")]
+        polygons.append(sorted(rings, key=lambda ring: -np.ptp(ring[:, 0]) * np.ptp(ring[:, 1])))
+    return polygons

@@ -1,0 +1,211 @@
+"""The tiles of slides in files: an HDF5 file for each slide, in TRIDENT's layout, in the folder of a ``tile`` run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError, one_line, refuse
+from densepath.core.files import atomic_write
+
+SLIDES = "slides.csv"
+_CONFIG, _HEAD = "config.yaml", b"# densepath "  # the record of a verb, and how it begins
+_FOLDERS = "*mpp_*px_*px_overlap"
+_PATCHES, _SUFFIX = "patches", "_patches.h5"
+_AT_10X = 10.0  # µm per pixel times magnification
+
+
+@dataclass(frozen=True, eq=False)
+class SlideTiling:
+    """The tiles of one slide.
+
+    Args:
+        name: of the slide, unique among the slides of a folder; it may contain "/".
+        path: of the slide.
+        corners: (N, 2) int64: x, y of the upper left corners in pixels of level 0.
+        mpp: µm per pixel of a tile.
+        size: side of a tile in pixels at ``mpp``; its side in µm is ``size * mpp`` exactly.
+        spacing: µm per pixel of level 0 along y and x.
+        extent: height and width of level 0 in pixels.
+    """
+
+    name: str
+    path: str
+    corners: npt.NDArray[np.int64]
+    mpp: float
+    size: int
+    spacing: tuple[float, float]
+    extent: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def boxes_um(self, rows: Any = slice(None)) -> npt.NDArray[np.float64]:
+        """The rectangles (B, 4) of some tiles: top, left, height, width in µm, as ``Slide.read_um`` takes them."""
+        x, y = self.corners[rows].reshape(-1, 2).T
+        side = np.full(len(x), self.size * self.mpp)
+        return np.stack([y * self.spacing[0], x * self.spacing[1], side, side], axis=1)
+
+
+def tiling_folder(mpp: float, size: int, overlap: int) -> str:
+    """The folder of tiles of a size and overlap in pixels, as TRIDENT names it."""
+    return f"{mpp:.10g}mpp_{size}px_{overlap}px_overlap"
+
+
+def tiling_path(folder: Path, name: str) -> Path:
+    """The file of a slide's tiles in a folder named by :func:`tiling_folder`."""
+    return folder / _PATCHES / f"{name}{_SUFFIX}"
+
+
+def write_tiling(path: str | Path, tiling: SlideTiling, overlap: int = 0) -> None:
+    """Write the tiles of a slide.
+
+    Args:
+        path: the HDF5 file.
+        tiling: the tiles.
+        overlap: pixels by which neighboring tiles overlap, for the record.
+
+    Raises:
+        UserError: the disk is full, or h5py is not installed.
+    """
+    level_0 = sum(tiling.spacing) / 2
+    notes = {
+        "patch_size": tiling.size,
+        "patch_size_level0": round(tiling.size * tiling.mpp / level_0),
+        "level0_magnification": _AT_10X / level_0,
+        "target_magnification": _AT_10X / tiling.mpp,
+        "overlap": overlap,
+        "name": _text(tiling.name),
+        "savetodir": _text(str(Path(path).parent)),
+        "level0_width": tiling.extent[1],
+        "level0_height": tiling.extent[0],
+        "mpp": tiling.mpp,
+        "level0_mpp_x": tiling.spacing[1],
+        "level0_mpp_y": tiling.spacing[0],
+        "size_um": tiling.size * tiling.mpp,
+    }
+    content = io.BytesIO()  # on a full disk h5py would not say so
+    with _h5py().File(content, "w") as file:
+        coords = file.create_dataset("coords", data=np.asarray(tiling.corners, np.int64).reshape(-1, 2))
+        coords.attrs.update(notes)
+    with atomic_write(path) as part:
+        part.write_bytes(content.getbuffer())
+
+
+def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
+    """Read what :func:`write_tiling` wrote.
+
+    Args:
+        path: the HDF5 file.
+        slide_path: where the slide is now.
+
+    Raises:
+        UserError: the file is missing or damaged, or of other software.
+    """
+    h5py = _h5py()
+    try:
+        with h5py.File(path) as file:
+            notes, corners = dict(file["coords"].attrs), file["coords"][:]
+            return SlideTiling(
+                name=str(notes["name"]),
+                path=slide_path,
+                corners=corners.astype(np.int64).reshape(-1, 2),
+                mpp=float(notes["mpp"]),
+                size=int(notes["patch_size"]),
+                spacing=(float(notes["level0_mpp_y"]), float(notes["level0_mpp_x"])),
+                extent=(int(notes["level0_height"]), int(notes["level0_width"])),
+            )
+    except Exception as error:  # h5py raises nearly any type on corrupt bytes
+        why = "the file is missing" if not os.path.exists(path) else "damaged, or not written by densepath tile"
+        raise UserError(f"the tiles {path} cannot be read ({why}); run densepath tile again") from error
+
+
+def is_tile_folder(path: str | Path) -> bool:
+    """Whether a path is a folder of ``densepath tile``, finished or not."""
+    config = os.path.join(path, _CONFIG)
+    if not os.path.isfile(config) or not any(Path(path).glob(_FOLDERS)):
+        return False
+    try:
+        with open(config, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD
+    except OSError:
+        return False
+
+
+def read_tile_folder(folder: str | Path, slides: Sequence[str] | None = None) -> list[SlideTiling]:
+    """The tiles of all slides of a folder that ``densepath tile`` wrote, without slides that have none.
+
+    Args:
+        folder: the folder.
+        slides: the slides to read, as they are named in ``slides.csv``, or by their file names with or without folders
+            and suffix; None for all. The order is always that of ``slides.csv``.
+
+    Raises:
+        UserError: the folder is not one, is unfinished or damaged, has no tile, or has no slide of a given name.
+    """
+    folder = Path(folder)
+    places = sorted(folder.glob(_FOLDERS))
+    if not is_tile_folder(folder) or len(places) != 1:
+        raise UserError(
+            f"{folder} is not a folder of tiles; write one with densepath tile --data SLIDES --out {folder}"
+        )
+    rows = read_slide_rows(folder)
+    if slides is not None:
+        asked = set(slides)
+        known = {name for row in rows for name in _spellings(row)}
+        refuse([one_line(name) for name in slides if name not in known], f"{folder} has no slides", "correct the list")
+        rows = [row for row in rows if asked.intersection(_spellings(row))]
+    found = []
+    for row in rows:
+        if int(row["tiles"] or 0):
+            tiling = read_tiling(tiling_path(places[0], row["slide"]), row["path"])
+            found.append(replace(tiling, name=row["slide"]))
+    if not found:
+        raise UserError(f"{folder} has no tiles of {'these' if slides is not None else 'any'} slides; see its {SLIDES}")
+    return found
+
+
+def read_slide_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a folder's ``slides.csv``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / SLIDES
+    if not path.exists():
+        raise UserError(f"the tiles in {folder} are unfinished; continue with the same densepath tile command")
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); run densepath tile again") from error
+    if any(not row.get("slide") or not (row.get("tiles") or "0").isdecimal() or "path" not in row for row in rows):
+        raise UserError(f"{path} is not a table of densepath tile; run it again")
+    return rows
+
+
+def _spellings(row: dict[str, str]) -> set[str]:
+    """The names by which a user may call a slide: its own, or its path with any of the folders above it."""
+    path = PurePath(row["path"])
+    return {row["slide"], path.stem} | {str(PurePath(*path.parts[start:])) for start in range(len(path.parts))}
+
+
+def _text(name: str) -> str:
+    """A name as HDF5 can store it: not every file name is valid Unicode."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError('tiles need h5py; pip install "densepath[slides]"') from error
+    return h5py

@@ -1,0 +1,139 @@
+"""Work that processes share through a folder, with real processes that are killed in the middle."""
+
+import errno
+import os
+import signal
+import time
+from collections import Counter
+from contextlib import closing
+from itertools import chain
+
+import pytest
+
+from densepath.core import locks
+from densepath.core.errors import UserError
+from densepath.core.shared_work import LOCKS, Shard, claimed
+from densepath.core.waiting import Stuck
+
+_NAMES = [f"folder/slide {number}" for number in range(24)]
+
+
+def _done(out, name):
+    return (out / "done" / name.replace("/", "_")).exists()
+
+
+def _work(out, name):
+    (out / "done" / name.replace("/", "_")).write_text(name)
+    with (out / "finished").open("a") as file:
+        file.write(f"{name}\n")
+
+
+def _worker(out, stops_at=None):
+    """A process that does items; it stops in the middle of one, and says which by a pipe."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if child:
+        return child, ready
+    status = 1
+    try:
+        for count, name in enumerate(claimed(out, _NAMES, lambda name: _done(out, name))):
+            if count == stops_at:
+                os.write(told, name.encode())
+                time.sleep(60)
+            time.sleep(0.01)
+            _work(out, name)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def test_four_workers_of_which_two_are_killed_do_every_item_once(tmp_path):
+    (tmp_path / "done").mkdir()
+    workers = [_worker(tmp_path, stops_at) for stops_at in (1, 3, None, None)]
+    interrupted = []
+    for child, ready in workers[:2]:
+        interrupted.append(os.read(ready, 100).decode())
+        os.kill(child, signal.SIGKILL)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child, _ in workers] == [-9, -9, 0, 0]
+    assert len(set(interrupted)) == 2
+    assert Counter((tmp_path / "finished").read_text().splitlines()) == Counter(_NAMES)
+    assert list(claimed(tmp_path, _NAMES, lambda name: _done(tmp_path, name))) == []
+    assert list((tmp_path / LOCKS).iterdir()) == []
+
+
+def test_an_item_is_yielded_once_and_held_by_one_iterator_of_a_process(tmp_path):
+    done = set()
+    with closing(claimed(tmp_path, "abc", done.__contains__)) as mine:
+        assert next(mine) == "a"
+        others = claimed(tmp_path, "abc", done.__contains__)
+        assert next(others) == "b"
+        done.update("ab")
+        assert list(mine) == ["c"]  # not done afterwards, and yet not yielded again
+        assert list(others) == ["c"]  # nobody holds it any more
+
+
+def test_an_item_that_is_finished_between_the_look_and_the_lock_is_not_done_again(tmp_path):
+    looks = iter([False, True])
+    assert list(claimed(tmp_path, ["a"], lambda name: next(looks))) == []
+
+
+def test_a_holder_without_signs_of_life_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "1")
+    monkeypatch.setenv("DENSEPATH_WAIT_NOTICE", "0.4")
+    (tmp_path / "done").mkdir()
+    child, ready = _worker(tmp_path, 0)
+    try:
+        assert os.read(ready, 100).decode() == _NAMES[0]
+        os.kill(child, signal.SIGSTOP)
+        refusal = rf"no {_NAMES[0]} from other processes for 1 s; process {child} on .* holds it, but does not respond"
+        with pytest.raises(Stuck, match=refusal):
+            list(claimed(tmp_path, _NAMES[:1], lambda name: False))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert f"waiting for {_NAMES[0]} from other processes since" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_reported_once(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", none)
+    assert list(claimed(tmp_path, "abc", lambda name: False)) == list("abc")
+    assert capsys.readouterr().err.count("has no locks") == 1
+
+
+def test_shards_share_all_items(tmp_path):
+    shares = [list(claimed(tmp_path, _NAMES, lambda name: False, Shard.of(f"{k}/5"))) for k in range(1, 6)]
+    assert sorted(chain(*shares)) == sorted(_NAMES) and max(map(len, shares)) - min(map(len, shares)) == 1
+    assert str(Shard.of("2/8")) == "2/8" and Shard.of("2/8") == Shard(1, 8)
+    for wrong in ("0/8", "9/8", "3", "a/b", "1/0", "-1/4", ""):
+        with pytest.raises(UserError, match="give for instance 2/8 for the second of eight: 1/8 to 8/8"):
+            Shard.of(wrong)
+
+
+_ARRAY = {"SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+_SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "shard"),
+    [
+        ({}, None),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, Shard(1, 4)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        ({"WORLD_SIZE": "4"}, None),
+        (_SRUN, Shard(1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # in a job script, without srun
+        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "8"}, Shard(2, 4)),
+        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "9"}, None),  # of an array such as 2,5,9
+        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "8", "RANK": "1", "WORLD_SIZE": "2"}, Shard(5, 8)),
+        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "11"} | _SRUN, Shard(7, 8)),
+    ],
+)
+def test_shards_of_launchers(variables, shard, monkeypatch):
+    for name in {*_ARRAY, *_SRUN, "RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_NTASKS"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Shard.of(None) == shard
