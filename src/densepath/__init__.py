@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from densepath.sources.packing import pack as pack
     from densepath.sources.slides.open import open_slide as open_slide
     from densepath.sources.slides.table import list_slides as list_slides
+    from densepath.sources.tiles.tile import tile as tile
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
@@ -81,6 +82,7 @@ _HOME = {
     "show_reconstruction": "densepath.analysis.show",
     "show_similarity": "densepath.analysis.show_similarity",
     "show_views": "densepath.analysis.show",
+    "tile": "densepath.sources.tiles.tile",
     "write_tissue": "densepath.synthetic.tissue",
 }
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,13 +59,13 @@ def share_work(
         return
     with _Processes() as processes:
         for _ in range(min(workers, len(left))):
-            processes.start(lambda: _do_all(folder, left, is_done, work))
+            processes.start(partial(_do_all, folder, left, is_done, work))
         for _ in with_progress(processes.watch(left, is_done), len(left), what):
             pass
         # Items that other processes hold are waited for; what is then left has ended its process.
         with closing(claimed(folder, left, is_done)) as lost:
             for name in lost:
-                alone = processes.start(lambda name=name: work(name))
+                alone = processes.start(partial(work, name))
                 list(processes.watch([name], is_done))
                 if not is_done(name):
                     give_up(name, f"reading it ends the process ({_reason(alone.exitcode)})")
@@ -89,7 +90,7 @@ class _Processes:
     def __enter__(self) -> _Processes:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for process, _ in self._running:
             process.terminate()
         for process, _ in self._running:

@@ -78,11 +78,15 @@ def grid_of(slide: Slide, mpp: float, size: int, overlap: int = 0, align: bool =
     lost = 1 - sides[0] * sides[1] / (found[0] * found[1])
     if lost <= (_ASKED if align else _UNASKED):
         return Grid(plain[0], (found[0], found[1]), aligned=True)
-    fitting = math.floor(min(own * each for own, each in zip(stored, slide.mpp, strict=True)) / mpp + _SAME)
-    shown = (
-        f"{sides[1]:.6g} x {sides[0]:.6g} px of level 0 do not fit the file's tiles of {stored[1]:g} x {stored[0]:g}"
-    )
-    return Grid(*plain, why=f"{shown}; --size {fitting} does")
+    fitting = min(_fitting(*each) for each in zip(stored, sides, slide.mpp, strict=True)) / mpp
+    own, asked = (f"{pair[1]:.6g} x {pair[0]:.6g}" for pair in (stored, sides))
+    why = f"{asked} px of level 0 do not fit the file's tiles of {own} px; --size {math.floor(fitting + _SAME)} does"
+    return Grid(*plain, why=why)
+
+
+def _fitting(stored: float, side: float, mpp: float) -> float:
+    """The side in µm of the tiles nearest to those asked for that fit a compression grid."""
+    return mpp * (stored / round(stored / side) if side <= stored else stored * round(side / stored))
 
 
 def _stored(slide: Slide, mpp: float) -> tuple[float, float] | None:

@@ -27,7 +27,7 @@ _SMOOTH = 10.0  # µm
 _PADDING, _GLASS, _DARKEST_GLASS, _BRIGHT = 253, 245.0, 120, 40.0  # grey levels
 _PART, _HOLE = 0.03, 0.02  # mm²: smaller parts and smaller holes are not kept
 _STROKE = 64.0  # µm: the least width of a pen's stroke
-_FRINGE = 32.0  # µm: the blurred border of a stroke
+_FRINGE = 48.0  # µm: the blurred border of a stroke
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +141,10 @@ def glass_color(pixels: Pixels) -> npt.NDArray[np.float32]:
     if not len(flat):
         return np.full(3, _GLASS, np.float32)
     light = flat.mean(axis=1, dtype=np.float32)
-    bright = flat[light > np.percentile(light, 99.5) - _BRIGHT]
-    counts = [np.bincount(bright[:, channel], minlength=256).astype(np.float32) for channel in range(3)]
-    color = np.array([ndimage.gaussian_filter1d(each, 1.5).argmax() for each in counts], np.float32)
+    bright = light > np.percentile(light, 99.5) - _BRIGHT
+    counts = np.bincount(light[bright].astype(np.int64), minlength=256).astype(np.float32)
+    usual_light = ndimage.gaussian_filter1d(counts, 2.0).argmax() + 0.5
+    color = np.median(flat[bright & (np.abs(light - usual_light) < 4)], axis=0).astype(np.float32)
     usual = color.min() >= _DARKEST_GLASS and np.ptp(color) <= _BRIGHT
     return color if usual else np.full(3, _GLASS, np.float32)
 
