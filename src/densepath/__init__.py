@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_views as show_views
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
+    from densepath.annotations.cells.find import cells as cells
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
@@ -54,6 +55,7 @@ _HOME = {
     "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
+    "cells": "densepath.annotations.cells.find",
     "check_data": "densepath.datasets.check",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",

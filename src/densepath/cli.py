@@ -75,6 +75,7 @@ VERBS = {
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
+    "cells": Verb("annotations.cells.find:cells", "the cells of slides and images, found or imported"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
