@@ -11,12 +11,13 @@ import yaml
 
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
-from densepath.core.files import LOCK, atomic_write, remove_remains
-from densepath.core.locks import shared_work, sole_writer
+from densepath.core.files import atomic_write, remove_remains
+from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.result import Result
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
+from densepath.core.work_folder import work_folder
 from densepath.runs.closing import command, say_end
 from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
@@ -129,13 +130,13 @@ def predict(
     }
     passed = Passed()
     made = {"objects": out / TABLE, "outlines for QuPath": out / "geojson", "pictures": out / "pictures"}
-    files, commands = {"table": out / TABLE}, ()
+    files: dict[str, Path] = {"table": out / TABLE}
     if mpp is not None or holds_slides(data, exclude):
         refuse_options("images, not slides", {"spacing": spacing, "orientation": orientation})
         search = search_of(detector, mpp, window, overlap, score, precision)
         table = MppTable(mpp_table, default_mpp)
         slides = list_of_slides(data, exclude, table, passed)
-        with _shared(out, record):
+        with work_folder(out, record, log=LOG, free=_FREE):
             _say_begin(detector.notes.detector, run, passed)
             if unknown := table.unknown([slide.path for slide in slides]):
                 say(f"densepath: {unknown}")
@@ -151,7 +152,7 @@ def predict(
         )
         truth = Path(data).parent
         known = Path(data).name == "test" and (truth / "annotations" / "test.json").is_file()
-        commands = (command("score", "--data", truth, "--predictions", out),) if known else ()
+        commands: tuple[str, ...] = (command("score", "--data", truth, "--predictions", out),) if known else ()
         say_end(watch, "", made, commands)
     return Result(out, counts, files | drawn, commands)
 
@@ -167,16 +168,6 @@ def _alone(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
     with sole_writer(out), logged(out / LOG):
         _begin(out, record)
         remove_remains(out)
-        yield
-
-
-@contextmanager
-def _shared(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """The folder of predictions, for any number of processes with the same options."""
-    out.mkdir(parents=True, exist_ok=True)
-    with shared_work(out / LOCK, "options"):
-        _begin(out, record)
-    with logged(out / LOG):
         yield
 
 

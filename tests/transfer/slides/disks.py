@@ -43,9 +43,14 @@ def paint(
     share = (rows[:, None] * columns)[..., None]
     out = GLASS + share * (TISSUE - GLASS)
     for disk in disks:
-        inside = np.hypot(y[:, None] - disk.y, x - disk.x) < disk.radius
-        covered = inside.reshape(size[0], _FINER, size[1], _FINER).mean((1, 3))[..., None]
-        out += covered * (DISK - out)
+        top, left, bottom, right = (
+            max(0, int((middle + side * (disk.radius + 2)) / mpp)) for side in (-1, 1) for middle in (disk.y, disk.x)
+        )
+        part = out[top:bottom, left:right]
+        here = y[top * _FINER : bottom * _FINER, None], x[left * _FINER : right * _FINER]
+        inside = np.hypot(here[0] - disk.y, here[1] - disk.x) < disk.radius
+        covered = inside.reshape(part.shape[0], _FINER, part.shape[1], _FINER).mean((1, 3))[..., None]
+        part += covered * (DISK - part)
     return np.rint(out).astype(np.uint8)
 
 

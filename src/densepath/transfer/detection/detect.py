@@ -147,7 +147,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         *found,
         int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
         config.orientation,
-        _mpp(train),
+        training_mpp(train),
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -207,7 +207,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         return _finish(watch, out, scores, test)
 
 
-def _mpp(images: CocoImages) -> float | None:
+def training_mpp(images: CocoImages) -> float | None:
     """The µm per pixel of images; None if they are unknown, or differ."""
     found = [images.mpp(position) for position in evenly_spaced(_SAMPLED, len(images))]
     known = [mpp for mpp in found if mpp is not None]

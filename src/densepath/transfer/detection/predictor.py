@@ -237,7 +237,8 @@ class TrainedDetector(nn.Module):
             except CorruptImage as error:
                 return error
 
-        with closing(in_threads(read, windows, 1, "image data")) as samples:
+        reading: Any = in_threads(read, windows, 1, "image data")
+        with closing(reading) as samples:
             waiting: list[tuple[Window, dict[str, Any]]] = []
             for number, (window, sample) in enumerate(zip(windows, samples, strict=False), 1):
                 if not isinstance(sample, CorruptImage):

@@ -128,7 +128,13 @@ def embed(
     check_seed(seed)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give 1 or more")
-    tiles = {"mpp": mpp, "tile_size": tile_size, "mpp_table": mpp_table, "default_mpp": default_mpp, "shard": shard}
+    tiles: dict[str, Any] = {
+        "mpp": mpp,
+        "tile_size": tile_size,
+        "mpp_table": mpp_table,
+        "default_mpp": default_mpp,
+        "shard": shard,
+    }
     if mpp is not None or holds_slides(data, exclude):
         network = {"backbone": backbone, "stage": stage, "pool": pool, "seed": seed, "size": size}
         how = EmbedOptions(weights, network, dtype, batch_size, choose_hardware(devices, precision))

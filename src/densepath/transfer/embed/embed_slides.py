@@ -31,7 +31,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
-from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of
+from densepath.sources.tiles.tile_files import h5py_module, is_tile_folder, overlap_of
 from densepath.training.hardware import Hardware
 from densepath.training.processes import other_processes
 from densepath.transfer.embed.encode import batches_of, encode
@@ -44,7 +44,8 @@ from densepath.transfer.slides.principal import principal_colors
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
 from densepath.version import __version__
 
-_MPP, _TILE = 0.5, 256  # µm per pixel and pixels of tiles
+_TILE = 256  # pixels
+_ALL = "1/1"  # every process waits until all slides are tiled
 _FREE = ("data", "precision", "densepath_version")  # may change when the same command continues
 
 _log = logging.getLogger(__name__)
@@ -135,8 +136,8 @@ def embed_slides(
         if not tiled:
             tiles = out / "tiles"
             side = tile_size or encoder.input_size or _TILE
-            given = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
-            tile(data=data, out=tiles, mpp=mpp or _MPP, size=side, **given)
+            given: dict[str, Any] = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
+            tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
             exclude, table = (), MppTable()
         slides = list_of_slides(tiles, exclude, table)
         hardware.lay_out(encoder)
@@ -253,10 +254,8 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
 
 def _notes(path: Path) -> dict[str, Any]:
     """What a file of features says of itself; empty if there is none."""
-    import h5py
-
     try:
-        with h5py.File(path) as file:
+        with h5py_module().File(path) as file:
             notes: dict[str, Any] = json.loads(file.attrs[NOTES])
             return notes
     except (OSError, KeyError, ValueError):

@@ -17,7 +17,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
-from densepath.sources.tiles.tile_files import SlideTiling, notes_of_tiling
+from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
 
 NOTES = "densepath"  # the attribute of the file with the notes, JSON
 _FEATURES, _CORNERS = ("features", "feats"), "coords"
@@ -123,11 +123,10 @@ class FeatureWriter:
                 self._finish()
 
     def _finish(self) -> None:
-        h5py = _h5py()
         self._raw.seek(0)
         width = np.dtype(self._dtype).itemsize * self._dim
         try:
-            with atomic_write(self._path) as part, h5py.File(part, "w") as file:
+            with atomic_write(self._path) as part, h5py_module().File(part, "w") as file:
                 file.attrs[NOTES] = json.dumps(self.notes)
                 coords = file.create_dataset(_CORNERS, data=self._tiling.corners[self._rows].reshape(-1, 2))
                 coords.attrs.update(notes_of_tiling(self._tiling, self._path.parent, self._overlap))
@@ -144,7 +143,7 @@ class FeatureWriter:
 @contextmanager
 def open_features(path: Path) -> Iterator[Any]:
     """The features (N, D) in a file of :class:`FeatureWriter`, of which only the rows that are used are read."""
-    with _h5py().File(path) as file:
+    with h5py_module().File(path) as file:
         yield file[_FEATURES[0]]
 
 
@@ -177,7 +176,7 @@ def read_slide_features(path: str | Path, features: bool = True) -> SlideFeature
 
 
 def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
-    with _h5py().File(path) as file:
+    with h5py_module().File(path) as file:
         name = next((name for name in _FEATURES if name in file), None)
         if name is None:
             raise ValueError(f"datasets {', '.join(file) or 'none'} instead of features or feats")
@@ -237,11 +236,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError('features of slides need h5py; pip install "densepath[slides]"') from error
-    return h5py

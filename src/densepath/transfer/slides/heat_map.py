@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.sources.slides.slide import Slide
-from densepath.transfer.slides.overview import framed, overview
+from densepath.transfer.slides.overview import framed, slide_picture
 
 COLORS = "viridis"
-_ACROSS = 8  # pixels of the map for the side of a rectangle
+_ACROSS = 32  # pixels of the map for the side of a rectangle
 _LONGEST = 2048  # pixels of a side of the map: bounds its memory
 _SMALLEST = 64  # pixels: no level of the pyramid is smaller
+_SQUARE = 250.0  # µm: about the side of the rectangles in which points are counted
+_LEAST_TISSUE = 0.05  # share of a rectangle without points, below which it has no density
 _OPACITY = 0.5
 _TILE = 256
 _NOTHING = 255  # where there is no value: white
@@ -85,33 +88,67 @@ def write_heat_map(
     return tiff, png
 
 
+def write_density(
+    path: str | Path,
+    slide: Slide,
+    points: npt.ArrayLike,
+    share: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None,
+    *,
+    label: str = "objects per mm²",
+) -> tuple[Path, Path]:
+    """Write a heat map of the number of points per mm², counted in rectangles of about 250 µm that divide the slide
+    evenly. The files and errors are those of :func:`write_heat_map`.
+
+    Args:
+        path: of the files, without suffixes.
+        slide: the slide.
+        points: (N, 2) y, x in µm.
+        share: the share of tissue (B,) in rectangles (B, 4) in µm: those with less than 5% and without points have no
+            value. By default all have one.
+        label: what is counted.
+    """
+    extent = [length * mpp for length, mpp in zip(slide.size, slide.mpp, strict=True)]
+    shape = [max(1, round(length / _SQUARE)) for length in extent]
+    sides = np.divide(extent, shape)
+    places = (np.asarray(points, np.float64).reshape(-1, 2) // sides).astype(np.int64)
+    rows, columns = (places[:, axis].clip(0, shape[axis] - 1) for axis in (0, 1))
+    counts = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
+    corners = np.indices(shape).reshape(2, -1).T * sides
+    boxes = np.concatenate([corners, np.broadcast_to(sides, corners.shape)], axis=1)
+    density = counts / (sides.prod() / 1e6)
+    if share is not None:
+        density[(counts == 0) & (share(boxes) < _LEAST_TISSUE)] = np.nan
+    highest = float(np.nanmax(density, initial=0.0))
+    return write_heat_map(path, slide, boxes, density, label=label, limits=(0.0, highest or 1.0))
+
+
 def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatMap:
     """The map of rectangles on a slide. Arguments and errors as for :func:`write_heat_map`.
 
-    Its pixels are a whole number of those of level 0, about an eighth of a rectangle's side, and at most 2048 along the
+    Its pixels are a whole number of those of level 0, about a 32nd of a rectangle's side, and at most 2048 along the
     longer side of the slide.
     """
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    values = np.asarray(values, np.float32)
-    values = values.reshape(len(values), -1)
-    if len(values) != len(boxes) or (len(values) and values.shape[1] not in (1, 3)):
-        raise UserError(f"a heat map of {len(boxes)} rectangles needs a value or a color for each, not {values.shape}")
-    kept = np.isfinite(values).all(1)
-    boxes, values = boxes[kept], values[kept]
-    side = float(boxes[:, 2:].min()) if len(boxes) else max(slide.mpp)
+    edges, colors = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(values, np.float32)
+    colors = colors.reshape(len(colors), -1 if len(colors) else 1)
+    if len(colors) != len(edges) or colors.shape[1] not in (1, 3):
+        raise UserError(f"a heat map of {len(edges)} rectangles needs a value or a color for each, not {colors.shape}")
+    kept = np.isfinite(colors).all(1)
+    edges, colors = edges[kept], colors[kept]
+    side = float(edges[:, 2:].min()) if len(edges) else max(slide.mpp)
     step = max(1, int(side / _ACROSS / max(slide.mpp)), -(-max(slide.size) // _LONGEST))
     spacing = slide.mpp[0] * step, slide.mpp[1] * step
     height, width = (-(-length // step) for length in slide.size)
-    total = np.zeros((height, width, values.shape[1] if len(values) else 1), np.float32)
+    total = np.zeros((height, width, colors.shape[1]), np.float32)
     weight = np.zeros((height, width), np.float32)
-    edges = boxes / np.array([*spacing, *spacing])
-    for (top, left, high, wide), value in zip(edges, values, strict=True):
+    edges = edges / np.array([*spacing, *spacing])
+    for (top, left, high, wide), value in zip(edges, colors, strict=True):
         rows, y = _covered(top, top + high, height)
         columns, x = _covered(left, left + wide, width)
         area = y[:, None] * x
         weight[rows, columns] += area
         total[rows, columns] += area[..., None] * value
-    least = 0.5 * min(1.0, side**2 / (spacing[0] * spacing[1]))  # of a pixel, or of a rectangle that is smaller
+    inside = [np.minimum(1, length / step - np.arange(-(-length // step))) for length in slide.size]
+    least = 0.5 * np.minimum(np.outer(*inside), side**2 / (spacing[0] * spacing[1]))  # of a pixel, or of a rectangle
     total /= np.where(weight < least, np.nan, weight)[..., None]
     return HeatMap(total, step, spacing)
 
@@ -139,7 +176,7 @@ def _pyramid(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
 
 def _colors(values: npt.NDArray[np.float32], limits: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
     """The colors (H, W, 3) of values (H, W, C)."""
-    empty = ~np.isfinite(values).all(2)
+    empty = np.isnan(values.sum(2))
     if limits is not None:
         low, high = limits
         share = (values[..., 0] - low) / (high - low if high > low else 1.0)
@@ -170,13 +207,13 @@ def _over_slide(
     slide: Slide, found: HeatMap, colors: npt.NDArray[np.uint8], label: str, limits: tuple[float, float] | None
 ) -> Image.Image:
     """The slide's picture with the colors on it."""
-    shown = overview(slide)
+    shown = slide_picture(slide)
     height, width = shown.pixels.shape[:2]
     rows, columns = (
         np.minimum((np.arange(length) + 0.5) * step / found.step, most - 1).astype(np.int64)
         for length, step, most in zip((height, width), shown.step, found.values.shape[:2], strict=True)
     )
-    over, empty = colors[rows][:, columns], ~np.isfinite(found.values).all(2)[rows][:, columns]
+    over, empty = colors[rows][:, columns], np.isnan(found.values.sum(2))[rows][:, columns]
     mixed = (1 - _OPACITY) * shown.pixels + _OPACITY * over
     picture = np.where(empty[..., None], shown.pixels, mixed.astype(np.uint8))
     return framed(Image.fromarray(picture), shown.spacing, label, limits, COLORS)

@@ -1,5 +1,4 @@
-"""Pictures of the objects of a slide: the whole slide and a few places at full resolution with their outlines, and a
-heat map of their density."""
+"""Pictures of the objects of a slide: the whole slide and a few places as the detector saw them, with outlines."""
 
 from __future__ import annotations
 
@@ -12,16 +11,12 @@ from PIL import Image, ImageDraw
 
 from densepath.core.files import atomic_write
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.slide import Slide, SlideLevel
+from densepath.sources.slides.slide import SlideLevel
 from densepath.transfer.detection.object_colors import PALETTE, color_of
 from densepath.transfer.detection.prediction_files import Grid
-from densepath.transfer.slides.heat_map import write_heat_map
 from densepath.transfer.slides.object_files import centroids_in, polygons_in
-from densepath.transfer.slides.overview import font, framed, overview
-from densepath.transfer.slides.slide_list import Share
+from densepath.transfer.slides.overview import font, framed, slide_picture
 
-SQUARE = 250.0  # µm: about the side of the rectangles in which objects are counted
-_LEAST_TISSUE = 0.05  # share of a rectangle without objects, below which it has no density
 _PLACES, _SIDE, _GAP = 3, 512, 8  # pixels
 _MARK = (20, 20, 20)
 
@@ -35,7 +30,7 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
         geojson, table: what :class:`~densepath.transfer.slides.object_files.ObjectFiles` wrote.
         path: the PNG.
     """
-    whole = overview(level.slide)
+    whole = slide_picture(level.slide)
     centers = centroids_in(table)
     count = min(_PLACES, len(centers))
     chosen = centers[np.lexsort(centers.T)][[(2 * k + 1) * len(centers) // (2 * count) for k in range(count)]]
@@ -59,10 +54,10 @@ def draw_objects(level: SlideLevel, grid: Grid, geojson: Path, table: Path, path
         draws[0].rectangle([*low[0], *low[1]], outline=_MARK, width=3)
         draws[0].text(tuple(low[0] + 6), str(number), _MARK, font(22))
         draws[number].text((8, 6), str(number), _MARK, font(22))
-    spacing = level.spacing
+    spacing = grid.step[0] * level.slide.mpp[0], grid.step[1] * level.slide.mpp[1]
     label = f"{len(centers)} objects"
     parts = [framed(canvases[0], whole.spacing, label)]
-    parts += [framed(canvas, None if spacing is None else (spacing, spacing)) for canvas in canvases[1:]]
+    parts += [framed(canvas, spacing) for canvas in canvases[1:]]
     with atomic_write(path) as part:
         _beside(parts).save(part, format="PNG")
     return path
@@ -98,27 +93,3 @@ def _beside(parts: list[Image.Image]) -> Image.Image:
         column, row = divmod(number, rows)
         canvas.paste(part, (first.width + _GAP + column * (wide + _GAP), row * (high + _GAP)))
     return canvas
-
-
-def write_density(slide: Slide, table: Path, share: Share, path: Path) -> None:
-    """Write a heat map of objects per mm², counted in rectangles of about 250 µm that divide the slide evenly.
-
-    Args:
-        slide: the slide.
-        table: of its objects.
-        share: of tissue in rectangles (B, 4) in µm: those without tissue and without objects have no value.
-        path: of the files, without suffix.
-    """
-    extent = [length * mpp for length, mpp in zip(slide.size, slide.mpp, strict=True)]
-    shape = [max(1, round(length / SQUARE)) for length in extent]
-    sides = np.divide(extent, shape)
-    places = centroids_in(table)[:, ::-1] * slide.mpp // sides
-    rows, columns = (places[:, axis].astype(int).clip(0, shape[axis] - 1) for axis in (0, 1))
-    counts = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1])
-    corners = np.indices(shape).reshape(2, -1).T * sides
-    boxes = np.concatenate([corners, np.broadcast_to(sides, corners.shape)], axis=1)
-    density = counts / (sides.prod() / 1e6)
-    density[(counts == 0) & (share(boxes) < _LEAST_TISSUE)] = np.nan
-    known = density[np.isfinite(density)]
-    limits = (0.0, max(1.0, float(known.max()) if known.size else 1.0))
-    write_heat_map(path, slide, boxes, density, label="objects per mm²", limits=limits)

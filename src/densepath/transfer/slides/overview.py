@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.slide import Slide
+from densepath.sources.tiles.overview import read_overview
 
-_BLOCK = 1024  # pixels of a level that are read at a time
-_UNREADABLE = 160  # grey
 _INK = "#2b2b33"
 _GAP, _BAR = 12, 22  # pixels
 _MARGIN = 150  # pixels at the right, for a color bar and its numbers
@@ -23,56 +21,38 @@ _FOOT = 48  # pixels at the bottom, for a scale bar
 
 
 @dataclass(frozen=True, eq=False)
-class Overview:
-    """A slide, reduced.
+class SlidePicture:
+    """A whole slide, reduced.
 
     Args:
-        pixels: (H, W, 3) uint8; parts that cannot be read are grey.
+        pixels: (H, W, 3) uint8.
         step: pixels of level 0 for one of these, along y and x.
-        spacing: µm per pixel along y and x; None where unknown.
+        spacing: µm per pixel along y and x.
     """
 
     pixels: npt.NDArray[np.uint8]
     step: tuple[float, float]
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, float]
 
 
-def overview(slide: Slide, longest: int = 1600) -> Overview:
-    """The whole slide, at most ``longest`` pixels wide and high: read from the coarsest level that is fine enough, in
-    parts, and averaged."""
+def slide_picture(slide: Slide, longest: int = 1600) -> SlidePicture:
+    """The whole slide, at most ``longest`` pixels wide and high; parts that cannot be read are white.
+
+    Raises:
+        CorruptImage: none of it can be read.
+        UserError: its µm per pixel are unknown.
+    """
     wanted = max(1.0, max(slide.size) / longest)
-    choices = [
-        (max(level.at(scale).downsample), scale, number)
-        for number, level in enumerate(slide.levels)
-        for scale in level.scales
-    ]
-    _, scale, number = max([choice for choice in choices if choice[0] <= wanted * 1.001] or [min(choices)])
-    level = slide.levels[number].at(scale)
-    whole = max(1, int(wanted / max(level.downsample)))
-    block = max(1, _BLOCK // whole) * whole
-    rows = []
-    for top in range(0, level.size[0], block):
-        height = min(block, level.size[0] - top)
-        parts = []
-        for left in range(0, level.size[1], block):
-            box = top, left, height, min(block, level.size[1] - left)
-            try:
-                part = slide.read(number, box, scale)
-            except CorruptImage:
-                part = np.full((*box[2:], 3), _UNREADABLE, np.uint8)
-            parts.append(np.asarray(Image.fromarray(part).reduce(whole)))
-        rows.append(np.concatenate(parts, axis=1))
-    small = Image.fromarray(np.concatenate(rows))
-    size = [max(1, round(side / wanted)) for side in slide.size]
-    pixels = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BOX if min(size) > 1 else None))
-    step = slide.size[0] / size[0], slide.size[1] / size[1]
-    known = slide.spacing
-    return Overview(pixels, step, None if known is None else (known[0] * step[0], known[1] * step[1]))
+    found = read_overview(slide, wanted * max(slide.mpp)).pixels
+    height, width = (max(1, round(side / wanted)) for side in slide.size)
+    pixels = np.asarray(Image.fromarray(found).resize((width, height), Image.Resampling.BOX))
+    step = slide.size[0] / height, slide.size[1] / width
+    return SlidePicture(pixels, step, (slide.mpp[0] * step[0], slide.mpp[1] * step[1]))
 
 
 def framed(
     picture: Image.Image,
-    spacing: tuple[float, float] | None,
+    spacing: tuple[float, float],
     label: str = "",
     limits: tuple[float, float] | None = None,
     colors: str = "",
@@ -81,7 +61,7 @@ def framed(
 
     Args:
         picture: of a slide.
-        spacing: µm per pixel; without it there is no scale bar.
+        spacing: µm per pixel along y and x.
         label: what is shown.
         limits: the lowest and the highest value of the color bar; None for no bar.
         colors: matplotlib's name of its colors.
@@ -91,13 +71,11 @@ def framed(
     canvas = Image.new("RGB", (max(width + room, 360), height + _FOOT), "white")
     canvas.paste(picture, (0, 0))
     draw, letters = ImageDraw.Draw(canvas), font(15)
-    end = 0
-    if spacing is not None:
-        length = nice_length(0.25 * width * spacing[1])
-        end = _GAP + max(1, round(length / spacing[1]))
-        draw.rectangle((_GAP, height + 8, end, height + 13), fill=_INK)
-        text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-        draw.text((_GAP, height + 17), text, _INK, letters)
+    length = nice_length(0.25 * width * spacing[1])
+    end = _GAP + max(1, round(length / spacing[1]))
+    draw.rectangle((_GAP, height + 8, end, height + 13), fill=_INK)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    draw.text((_GAP, height + 17), text, _INK, letters)
     if label:
         draw.text((max(end, 90) + 2 * _GAP, height + 17), label, _INK, letters)
     if limits is not None:

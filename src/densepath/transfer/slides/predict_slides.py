@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, first_few
-from densepath.core.files import LOCK, atomic_write
+from densepath.core.files import atomic_write
 from densepath.core.locks import shared_work
-from densepath.core.shared_work import Shard, claimed
+from densepath.core.shared_work import LOCKS, Shard, claimed
 from densepath.core.spacing import evenly_spaced
 from densepath.core.system import with_progress
 from densepath.runs.progress import say
@@ -28,8 +28,9 @@ from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.windows import merged, windows_of
 from densepath.transfer.predict_records import TABLE, record_of, source_of
-from densepath.transfer.slides.object_files import ObjectFiles
-from densepath.transfer.slides.object_pictures import draw_objects, write_density
+from densepath.transfer.slides.heat_map import write_density
+from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
+from densepath.transfer.slides.object_pictures import draw_objects
 from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
 
 SLIDES = "slides.csv"
@@ -67,21 +68,15 @@ def search_of(
     """
     notes = detector.notes
     if len(notes.mean) != 3 or detector.dtype is not np.uint8:
-        raise UserError(
-            f"the detector was trained on {len(notes.mean)}-channel {np.dtype(detector.dtype)} images, not RGB"
-        )
+        raise UserError("the detector was trained on grey or 16-bit images, and slides are RGB; train another one")
     mpp = notes.mpp if mpp is None else mpp
     if mpp is None:
-        raise UserError(
-            "the µm per pixel of the detector's training images are unknown; give them with --mpp, such as 0.5"
-        )
+        raise UserError("the detector does not know the µm per pixel of its training images; give them with --mpp")
     if not mpp > 0:
         raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
     window = detector.window if window is None else window
     if not window:
-        raise UserError(
-            "slides are searched in windows; give --window, the short side of the training images in pixels"
-        )
+        raise UserError("slides are searched in windows; give their side in pixels with --window")
     return Search(mpp, window, overlap, score, precision)
 
 
@@ -128,7 +123,7 @@ def predict_slides(
             facts = _predict_slide(detector, listed, out, search, name in drawn)
             with atomic_write(record_of(out, name)) as part:
                 part.write_text(f"{json.dumps(identity)}\n{json.dumps(facts)}\n")
-    with shared_work(out / LOCK, "tables"):
+    with shared_work(out / LOCKS / "tables", "tables"):
         counts, problems = _gather(out, slides)
     if len(problems) == len(slides):
         raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
@@ -161,7 +156,8 @@ def _predict_slide(
         found = detector.find(level, kept, side, search.score, search.precision, damaged)
         for each in merged(with_progress(found, len(kept), f"windows of {name}"), level.size):
             files.add(each)
-    write_density(slide, table, share, out / "heat_maps" / name)
+    points = centroids_in(table)[:, ::-1] * slide.mpp
+    write_density(out / "heat_maps" / name, slide, points, share)
     if drawn:
         draw_objects(level, grid, geojson, table, _picture(out, name))
     facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
@@ -192,7 +188,7 @@ def _facts(record: Path) -> dict[str, Any]:
 def _boxes(windows: Sequence[Window], grid: Grid) -> npt.NDArray[np.float64]:
     """Windows as rectangles (N, 4) top, left, height, width in µm."""
     edges = np.array(windows, np.float64).reshape(-1, 2, 2)  # y, x of two corners
-    edges = (edges - grid.shift) * grid.step * grid.spacing
+    edges = (edges - grid.shift) * grid.step * np.array(grid.spacing)
     return np.concatenate([edges[:, 0], edges[:, 1] - edges[:, 0]], axis=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.slides.slide import Slide
+from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
 
 Share = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -60,11 +60,7 @@ class ListedSlide:
 
     def identity(self) -> list[Any]:
         """What changes if the slide is another one, or has other µm per pixel or other tiles."""
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return [self.name]
-        own = [os.path.abspath(self.path), self.name, status.st_size, status.st_mtime_ns]
+        own = [self.name, *identity_of(self.path)]
         if self.tiling is None:
             return [*own, self.mpp.given(self.path), self.mpp.default]
         tiles = self.tiling
@@ -85,9 +81,7 @@ def list_of_slides(
     mpp = mpp or MppTable()
     if is_tile_folder(data):
         if mpp.path is not None or mpp.default is not None or exclude:
-            raise UserError(
-                f"{data} has slides that are tiled: give exclude, mpp_table and default_mpp to densepath tile"
-            )
+            raise UserError(f"{data} was tiled before; give exclude, mpp_table and default_mpp to densepath tile")
         return [ListedSlide(each.name, each.path, mpp, each) for each in read_tile_folder(data)]
     paths = find_slides(data, exclude, passed)
     names = output_names([Path(name) for name in names_below(paths, data)])
