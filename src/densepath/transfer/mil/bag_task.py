@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from math import ceil, cos, pi
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,8 +133,12 @@ class BagTask(Task):
     def updates(self) -> Updates:
         """Adam with L2 decay, or RAdam; the rate changes after each epoch."""
         solver = self.solver
-        make = torch.optim.RAdam if solver.optimizer == "radam" else torch.optim.Adam
-        optimizer = make(self.model.parameters(), solver.lr, solver.betas, weight_decay=solver.weight_decay)
+        given: dict[str, Any] = {"lr": solver.lr, "betas": solver.betas, "weight_decay": solver.weight_decay}
+        optimizer: torch.optim.Optimizer
+        if solver.optimizer == "radam":
+            optimizer = torch.optim.RAdam(self.model.parameters(), **given)
+        else:
+            optimizer = torch.optim.Adam(self.model.parameters(), **given, fused=True)
         last = solver.last_lr / solver.lr if solver.lr else 0.0
 
         def factor(step: int) -> float:

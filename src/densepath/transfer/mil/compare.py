@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from densepath.core.files import atomic_write
-from densepath.transfer.mil.results import Tested
+from densepath.transfer.mil.results import Outcome
 from densepath.transfer.probe.metrics import Floats, measure, resampled, score_of
 
 COMPARISON = "comparison.csv"
@@ -31,7 +31,7 @@ def mcnemar(first: Floats, second: Floats) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def paired_auc(first: Tested, second: Tested, seed: int) -> tuple[float, float, float, float]:
+def paired_auc(first: Outcome, second: Outcome, seed: int) -> tuple[float, float, float, float]:
     """The difference of two models' macro AUC in percent, its 95% interval, and the two-sided p-value of no difference.
 
     Both are measured on the same bootstrap samples of patients. The p-value is twice the share of samples on the other
@@ -51,7 +51,7 @@ def paired_auc(first: Tested, second: Tested, seed: int) -> tuple[float, float, 
     return difference.value, difference.low, difference.high, min(1.0, 2 * (int(beyond) + 1) / (len(drawn) + 1))
 
 
-def write_comparison(models: Mapping[str, Tested], out: Path, seed: int) -> Path:
+def write_comparison(models: Mapping[str, Outcome], out: Path, seed: int) -> Path:
     """A row for each pair of models: the difference of their macro AUC, and the p-values of both tests."""
     path = out / COMPARISON
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:

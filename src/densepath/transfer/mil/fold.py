@@ -29,6 +29,7 @@ from densepath.transfer.mil.objectives import Classification, Objective, Regress
 from densepath.transfer.probe.classifiers import nearest_neighbors
 from densepath.transfer.probe.metrics import Floats, Integers
 
+SAVE_EVERY = 0  # steps; besides this a run is saved every ten minutes, and when it is stopped
 _ANSWERS = "answers.json"
 
 
@@ -164,7 +165,7 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
         batches,
         out,
         hardware=hardware,
-        intervals=Intervals(log_every=batches.per_epoch, evaluate_every=batches.per_epoch),
+        intervals=Intervals(log_every=batches.per_epoch, save_every_steps=SAVE_EVERY, evaluate_every=batches.per_epoch),
         facts={"cases": digest_of(name for part in (bags, validation) for name in part.names()), "bags": len(bags)},
         seed=seed,
         resume=True,

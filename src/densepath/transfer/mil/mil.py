@@ -19,9 +19,10 @@ from densepath.core.streams import say
 from densepath.runs.closing import draw_safely, say_end
 from densepath.runs.folder import open_run
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
-from densepath.transfer.mil.attention import ATTENTION, write_geojson, write_table
+from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
 from densepath.transfer.mil.bag_task import BagSet
-from densepath.transfer.mil.bags import Bag, read_bags
+from densepath.transfer.mil.bags import Bag, extractor_of, read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
 from densepath.transfer.mil.compare import write_comparison
 from densepath.transfer.mil.config import FREE, MilConfig
@@ -30,8 +31,7 @@ from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
-from densepath.transfer.mil.results import PREDICTIONS, Tested, collect, scores_of, write_results
-from densepath.transfer.mil.slide_features import read_slide_features
+from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
 from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, write_splits
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
@@ -103,7 +103,7 @@ class _Store:
         starts = np.cumsum([0, *sizes])
         self._of_case = [bags[start:end] for start, end in pairwise(starts)]
         self.dim = int(bags[0].tiles().shape[1])
-        self.extractor = read_slide_features(cohort.files[0][0]).extractor
+        self.extractor = extractor_of(read_slide_features(cohort.files[0][0], features=False))
 
     def _slides(self, case: int) -> list[tuple[str, Path]]:
         return list(zip(self._cohort.slides[case], self._cohort.files[case], strict=True))
@@ -135,7 +135,7 @@ def _splits(config: MilConfig, cohort: Cohort, out: Path) -> list[Split]:
 
 
 def _check_leaks(cohort: Cohort, splits: Sequence[Split]) -> None:
-    seen = pretraining_slides(read_slide_features(cohort.files[0][0]).notes)
+    seen = pretraining_slides(read_slide_features(cohort.files[0][0], features=False).notes)
     if seen is None:
         say(
             "densepath: the slides that the features' backbone was pre-trained on are unknown, so a leak cannot be seen"
@@ -146,7 +146,7 @@ def _check_leaks(cohort: Cohort, splits: Sequence[Split]) -> None:
 
 def _run(
     config: MilConfig, name: str, cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware
-) -> tuple[Tested, dict[str, Score]]:
+) -> tuple[Outcome, dict[str, Score]]:
     """Train and test a model in all folds, and write its files."""
     out = _folder(config, name)
     study = Study(config, name, cohort.classes, cohort.target, store.dim, store.extractor, hardware)
@@ -176,31 +176,28 @@ def _write_attention(
     """Write the attention in some test slides, of the model that did not train on them."""
     tested = [(number, int(case)) for number, split in enumerate(splits) for case in split.test]
     count = len(tested) if config.attention == "all" else min(config.attention, len(tested))
+    files = AttentionFiles(out / ATTENTION, cohort.classes, config.slides)
     for place in evenly_spaced(count, len(tested)):
         number, case = tested[place]
-        model, notes = load_model(out / f"fold_{number}" / MODEL_FILE)
-        model.to(hardware.device)
+        model = load_model(out / f"fold_{number}" / MODEL_FILE)[0].to(hardware.device)
         for bag in store.take([case]).bags:
             with torch.no_grad():
-                found = model(bag.tiles().float().to(hardware.device))[1]
+                outputs, found = model(bag.tiles().float().to(hardware.device))
             attention = found.reshape(-1, found.shape[-1]).double().cpu().numpy()
             start = 0
             for file in bag.files:
-                slide = read_slide_features(file)
-                own = attention[:, start : start + len(slide.features)]
-                start += len(slide.features)
+                slide = read_slide_features(file, features=False)
+                end = start + bag.lengths[bag.files.index(file)]
                 name = cohort.slides[case][cohort.files[case].index(file)]
-                stem = out / ATTENTION / name
-                write_table(stem.with_name(f"{stem.name}.csv"), slide, own, notes.classes)
-                if slide.corners is not None and slide.side is not None:
-                    write_geojson(stem.with_name(f"{stem.name}.geojson"), slide, own, notes.classes)
+                files.write(name, slide, attention[:, start:end], int(outputs.argmax()))
+                start = end
 
 
 def _folder(config: MilConfig, name: str) -> Path:
     return Path(config.out) / name if config.model == ALL else Path(config.out)
 
 
-def _finish(config: MilConfig, models: dict[str, tuple[Tested, dict[str, Score]]], watch: Stopwatch) -> Result:
+def _finish(config: MilConfig, models: dict[str, tuple[Outcome, dict[str, Score]]], watch: Stopwatch) -> Result:
     out = Path(config.out)
     scores: dict[str, Any] = {}
     for name, (_, found) in models.items():

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from densepath.core.files import atomic_write
-from densepath.transfer.mil.results import Tested
+from densepath.transfer.mil.results import Outcome
 from densepath.transfer.probe.metrics import Floats, Integers, Score
 from densepath.transfer.probe.record import draw_matrices
 
@@ -24,7 +24,7 @@ _GRID = np.linspace(0, 1, 201)
 _MOST = 10  # classes in a legend
 
 
-def draw_pictures(tested: Tested, scores: dict[str, Score], out: Path) -> dict[str, Path]:
+def draw_pictures(tested: Outcome, scores: dict[str, Score], out: Path) -> dict[str, Path]:
     """Draw the pictures of PICTURES as PNG files; returns their paths."""
     paths = {name: out / f"{name}.png" for name in PICTURES}
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 8}):
@@ -50,7 +50,7 @@ def _above(chance: Floats, positive: Floats) -> tuple[Floats, Floats]:
     return hits.cumsum()[last], (1 - hits).cumsum()[last]
 
 
-def _figure(path: Path, tested: Tested, scores: dict[str, Score], draw: object) -> None:
+def _figure(path: Path, tested: Outcome, scores: dict[str, Score], draw: object) -> None:
     figure = Figure((_SIDE + 0.4, _SIDE + 0.4), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -65,7 +65,7 @@ def _figure(path: Path, tested: Tested, scores: dict[str, Score], draw: object) 
         figure.savefig(part, format="png")
 
 
-def _roc(axes: Axes, tested: Tested, scores: dict[str, Score]) -> None:
+def _roc(axes: Axes, tested: Outcome, scores: dict[str, Score]) -> None:
     """The mean of the folds' curves, and the spread of their true positive rates."""
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for number, name, folds in _shown(tested):
@@ -79,7 +79,7 @@ def _roc(axes: Axes, tested: Tested, scores: dict[str, Score]) -> None:
     axes.legend(loc="lower right", frameon=False)
 
 
-def _precision_recall(axes: Axes, tested: Tested, scores: dict[str, Score]) -> None:
+def _precision_recall(axes: Axes, tested: Outcome, scores: dict[str, Score]) -> None:
     for number, name, folds in _shown(tested):
         curves = []
         for rows in folds:
@@ -92,7 +92,7 @@ def _precision_recall(axes: Axes, tested: Tested, scores: dict[str, Score]) -> N
     axes.legend(loc="lower left", frameon=False)
 
 
-def _calibration(axes: Axes, tested: Tested, scores: dict[str, Score]) -> None:
+def _calibration(axes: Axes, tested: Outcome, scores: dict[str, Score]) -> None:
     """The share of cases of a class among those with about the same probability; larger points are more cases."""
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for number, name in enumerate(tested.cohort.classes[:_MOST]):
@@ -109,7 +109,7 @@ def _calibration(axes: Axes, tested: Tested, scores: dict[str, Score]) -> None:
     axes.legend(loc="upper left", frameon=False)
 
 
-def _shown(tested: Tested) -> list[tuple[int, str, list[Integers]]]:
+def _shown(tested: Outcome) -> list[tuple[int, str, list[Integers]]]:
     """The classes, with the rows of the folds that have cases of the class and of others."""
     shown = []
     for number, name in enumerate(tested.cohort.classes[:_MOST]):

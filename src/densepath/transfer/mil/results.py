@@ -32,7 +32,7 @@ PREDICTIONS, SCORES = "patient-preds.csv", "scores.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Outcome:
     """The answers for the test cases of all folds; a case that several folds test is there several times.
 
     Args:
@@ -65,9 +65,9 @@ class Tested:
         return np.bincount(self.truth * count + self.predicted, minlength=count * count).reshape(count, count)
 
 
-def collect(cohort: Cohort, splits: Sequence[Split], answers: Sequence[Answers]) -> Tested:
+def collect(cohort: Cohort, splits: Sequence[Split], answers: Sequence[Answers]) -> Outcome:
     """The answers of all folds."""
-    return Tested(
+    return Outcome(
         cohort,
         np.concatenate([split.test for split in splits]),
         np.repeat(np.arange(len(splits)), [len(split.test) for split in splits]),
@@ -76,7 +76,7 @@ def collect(cohort: Cohort, splits: Sequence[Split], answers: Sequence[Answers])
     )
 
 
-def scores_of(tested: Tested, task: str, seed: int) -> dict[str, Score]:
+def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
     """The scores of all folds together, with 95% intervals by a bootstrap over patients.
 
     Classes: AUC and average precision one against the rest and their means, accuracy, balanced accuracy and F1, in
@@ -107,7 +107,7 @@ def scores_of(tested: Tested, task: str, seed: int) -> dict[str, Score]:
     return {name: score_of(found[0], np.array(found[1:])) for name, found in numbers.items()}
 
 
-def scores_of_folds(tested: Tested, task: str) -> list[dict[str, float]]:
+def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
     """The scores of each fold, without intervals; NaN where one is undefined."""
     rows = []
     for fold in np.unique(tested.folds):
@@ -123,7 +123,7 @@ def scores_of_folds(tested: Tested, task: str) -> list[dict[str, float]]:
     return rows
 
 
-def write_results(tested: Tested, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
+def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
     """Write the predictions (a row for each case, as STAMP has them) and the scores."""
     cohort = tested.cohort
     with atomic_write(out / PREDICTIONS) as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -59,7 +59,7 @@ class BagModel(nn.Module):
         """
 
     def training_outputs(self, bag: Tensor, label: int | None) -> tuple[Tensor, Tensor | None]:
-        """The outputs (S, K) of S streams, and a further loss of tiles; ``label`` is the class, None for other tasks."""
+        """The outputs (S, K) of S streams, and a further loss of tiles; ``label`` is the class, or None."""
         return self(bag)[0][None], None
 
 
