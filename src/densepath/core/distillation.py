@@ -103,8 +103,8 @@ def view_pairs(
         images: number of images B.
         teachers, students: number of the teacher's and the student's views, Q and V.
         device: device of the result.
-        taught, learned: (Q * B,) and (V * B,) bool: the views that have a vector; all by default. Pairs without both are
-            left out, and the weights are those of a mean over the others.
+        taught, learned: (Q * B,) and (V * B,) bool: the views that have a vector; all by default. Pairs without both
+            are left out, and the weights are those of a mean over the others.
 
     Returns:
         (V * B, Q) int64, the teacher's rows, and (V * B, Q) weights that sum to 1; with several processes, the average

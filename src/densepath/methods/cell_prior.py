@@ -58,8 +58,8 @@ class CellPrior:
         classes = annotations.class_names
         if self.num_regions > 2 and len(classes) != self.num_regions - 1:
             raise UserError(
-                f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions with "
-                f"the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells together"
+                f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions "
+                f"with the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells"
             )
         return annotations.describe()
 
