@@ -153,7 +153,7 @@ def train(kind, case, norms, batches, tokenizer):
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
-    if kind is not ConCL:  # which would read them
+    if kind not in (ConCL, Cellback, DiRL):  # which would read them
         images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
         prepare(method, images, labels="folders", tokenizer=tokenizer)
     method.double()

@@ -149,14 +149,11 @@ class DINO(Method):
 
         The first global crop is always blurred, the second sometimes solarized; ``augment`` applies to all crops.
         """
-        augments = [augment] * 3
-        if augment is None:
-            augment = Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
-            augments = [replace(augment, blur=1.0), replace(augment, blur=0.1, solarize=0.2), augment]
-        first, second, local = augments
-        scale = (min(_SMALLEST, augment.scale[0]), augment.scale[0])
+        own = augment or Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
+        first, second = (own, own) if augment else (replace(own, blur=1.0), replace(own, blur=0.1, solarize=0.2))
+        local = replace(own, scale=(min(_SMALLEST, own.scale[0]), own.scale[0]))
         views = {"first": first.random_view(), "second": second.random_view()}
-        return {**views, "local": replace(local, scale=scale).random_view(size, max(crops, 1))}
+        return {**views, "local": local.random_view(size, max(crops, 1))}
 
     def before_step(self, batch: Batch) -> None:
         self.teacher.update(self.backbone, self.teacher_momentum(batch))
@@ -220,12 +217,11 @@ class DINO(Method):
             taught: the teacher's vectors (2 B, C), and which of them exist.
             learned: the same of the student for the crops of each size.
         """
-        head, loss = self.heads[name], self.losses[name]
+        head, loss, teacher = self.heads[name], self.losses[name], self.teacher_heads.network[name]
+        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
         vectors, valid = taught
         with torch.no_grad():
-            targets, statistics = loss.targets(
-                self.teacher_heads.network[name](vectors), self.temperature(batch.epoch), valid
-            )
+            targets, statistics = loss.targets(teacher(vectors), self.temperature(batch.epoch), valid)
         students = torch.cat([x for x, _ in learned])
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
