@@ -10,6 +10,7 @@ import torch
 from lightly.loss import DINOLoss
 from method_checks import check
 
+from densepath.core.distillation import Distillation
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.methods import DINO
@@ -187,3 +188,36 @@ def test_what_does_not_fit_is_named(make):
     for wrong in ({"momentum": 1.5}, {"teacher_temperature": 0.0}, {"local_size": 0.0}, {"pool": "max"}):
         with pytest.raises(UserError):
             DINO(build_backbone("test_resnet"), prototypes=8, **wrong)
+
+
+def small_run(seed, steps, images, **options):
+    """Warnings, in a run on 8 images, of the means of every ten steps."""
+    torch.manual_seed(seed)
+    sizes = {"prototypes": 64, "hidden_dim": 64, "dim": 16, "local_crops": 0, "momentum": 0.9, "drop_path": 0.0}
+    method = DINO(build_backbone(PLAIN), **(sizes | options))
+    views = ViewMaker({name: method.views()[name] for name in ("first", "second")}, 32, seed=seed)
+    batch = replace(views(images), progress=0.0)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=5e-4, fused=True)
+    for _ in range(steps // 10):
+        rows = []
+        for _ in range(10):
+            method.before_step(batch)
+            losses = method(batch)
+            optimizer.zero_grad()
+            losses.total.backward()
+            optimizer.step()
+            method.after_step()
+            rows.append(losses.statistics)
+        row = {name: float(torch.stack([each[name] for each in rows]).mean()) for name in rows[0]}
+        if lines := method.warnings(row, last=False):
+            return lines[0]
+    return None
+
+
+def test_collapse_is_reported_and_nothing_else_is(images, monkeypatch):
+    """To a constant without centering, to the uniform distribution without sharpening: DINO's section 5.3."""
+    sharpless = {"teacher_temperature": 2.0, "teacher_temperature_start": 2.0}
+    assert "'image' is nearly uniform" in small_run(0, 200, images, **sharpless)
+    assert [small_run(seed, 60, images, momentum=0.99) for seed in range(3)] == [None] * 3
+    monkeypatch.setattr(Distillation, "after_step", lambda loss: loss._pending.clear())  # the center stays
+    assert "'image' is nearly constant" in small_run(0, 200, images)

@@ -57,7 +57,8 @@ class Distillation(nn.Module):
 
         Returns:
             (N, K) distributions, and statistics of them as shares of ln K: their mean "entropy", and "kl_uniform", the
-            divergence of their mean from the uniform distribution. One minus both is what they tell of the image.
+            divergence of their mean from the uniform distribution (0 for fewer than two rows). One minus both is what
+            they tell of the image.
         """
         with torch.autocast(scores.device.type, enabled=False):
             scores = full_precision(scores)
@@ -65,10 +66,11 @@ class Distillation(nn.Module):
             self._pending.append(torch.cat((weight @ scores, weight.sum().view(1))))
             logs = ((scores - self.center.to(scores.dtype)) / temperature).log_softmax(1)
             targets = logs.exp()
+            several = weight.sum() > 1  # a single row says nothing of what rows have in common
             weight, most = weight / weight.sum().clamp(min=1), math.log(max(scores.shape[1], 2))
             average = weight @ targets
             entropy = -(weight @ logs.mul_(targets).sum(1))
-            divergence = most + torch.xlogy(average, average).sum()
+            divergence = several * (most + torch.xlogy(average, average).sum())
             return targets, {"entropy": entropy / most, "kl_uniform": divergence / most}
 
     def forward(self, students: Tensor, prototypes: Tensor, targets: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -103,8 +105,8 @@ def view_pairs(
         images: number of images B.
         teachers, students: number of the teacher's and the student's views, Q and V.
         device: device of the result.
-        taught, learned: (Q * B,) and (V * B,) bool: the views that have a vector; all by default. Pairs without both are
-            left out, and the weights are those of a mean over the others.
+        taught, learned: (Q * B,) and (V * B,) bool: the views that have a vector; all by default. Pairs without both
+            are left out, and the weights are those of a mean over the others.
 
     Returns:
         (V * B, Q) int64, the teacher's rows, and (V * B, Q) weights that sum to 1; with several processes, the average

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from densepath.annotations.cells.cell_points import CellPoints
-from densepath.annotations.label_maps import LabelMaps
 from densepath.concepts.image_labels import FromPath
 from densepath.concepts.map_files import MapFiles
 from densepath.core.affine import identity, warp_points
@@ -47,21 +46,28 @@ class CellPrior:
         count = self.num_regions - 1
         return (*(["cell"] if count == 1 else [f"class_{number}" for number in range(count)]), "back")
 
-    def check(self, annotations: CellPoints | LabelMaps) -> str | None:
-        """Check that the images' annotations fit the number of regions; a line that says what was found.
+    def check(self, given: Mapping[str, Any]) -> str | None:
+        """Check that the cells of the images have as many classes as there are regions for them.
+
+        Args:
+            given: what :meth:`needs` asks for.
+
+        Returns:
+            A line on the cells.
 
         Raises:
-            UserError: the cells have other classes.
+            UserError: they have other classes.
         """
-        if not isinstance(annotations, CellPoints):
+        if self.source == "files":
             return None
-        classes = annotations.class_names
+        cells: CellPoints = given["cells"]
+        classes = cells.class_names
         if self.num_regions > 2 and len(classes) != self.num_regions - 1:
             raise UserError(
-                f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions with "
-                f"the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells together"
+                f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions "
+                f"with the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells"
             )
-        return annotations.describe()
+        return cells.describe()
 
     def needs(self) -> Mapping[str, Need]:
         """The annotation of the images, by its name in a batch."""

@@ -60,7 +60,7 @@ class Cellback(DINO):
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         self.extras = {name: given[name] for name in self.needs()}
-        return self.prior.check(*self.extras.values())
+        return self.prior.check(given)
 
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         backbone: Backbone = self.teacher.network if teacher else self.backbone

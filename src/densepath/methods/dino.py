@@ -20,7 +20,13 @@ from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, require_transformer
+from densepath.nets.backbones.transformer_parts import (
+    add_positions,
+    choose_attention,
+    embed_patches,
+    encode,
+    require_transformer,
+)
 from densepath.nets.heads import PrototypeHead
 from densepath.nets.stochastic_depth import StochasticDepth
 from densepath.views.augment import Augment
@@ -31,6 +37,7 @@ Vectors = dict[str, tuple[Tensor, Tensor | None]]  # name -> (N, C), and (N,) bo
 
 _DROPPED = 2**21  # stream of random numbers of stochastic depth
 _LOCAL = 96 / 224
+_TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
 _SMALLEST = 0.05  # share of an image's area of the smallest local crops
 
 
@@ -149,14 +156,11 @@ class DINO(Method):
 
         The first global crop is always blurred, the second sometimes solarized; ``augment`` applies to all crops.
         """
-        augments = [augment] * 3
-        if augment is None:
-            augment = Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
-            augments = [replace(augment, blur=1.0), replace(augment, blur=0.1, solarize=0.2), augment]
-        first, second, local = augments
-        scale = (min(_SMALLEST, augment.scale[0]), augment.scale[0])
+        own = augment or Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
+        first, second = (own, own) if augment else (replace(own, blur=1.0), replace(own, blur=0.1, solarize=0.2))
+        local = replace(own, scale=(min(_SMALLEST, own.scale[0]), own.scale[0]))
         views = {"first": first.random_view(), "second": second.random_view()}
-        return {**views, "local": replace(local, scale=scale).random_view(size, max(crops, 1))}
+        return {**views, "local": local.random_view(size, max(crops, 1))}
 
     def before_step(self, batch: Batch) -> None:
         self.teacher.update(self.backbone, self.teacher_momentum(batch))
@@ -170,6 +174,8 @@ class DINO(Method):
         sizes = self.crops(batch)
         with torch.no_grad():
             taught = self.represent(batch, sizes[0], teacher=True)
+        if hasattr(model := getattr(self.backbone.net, "model", None), "blocks"):
+            choose_attention(model, sizes[0].pixels.device)
         learned = [self.represent(batch, crops) for crops in self.dropping(batch, sizes)]
         terms = {}
         statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
@@ -220,12 +226,11 @@ class DINO(Method):
             taught: the teacher's vectors (2 B, C), and which of them exist.
             learned: the same of the student for the crops of each size.
         """
-        head, loss = self.heads[name], self.losses[name]
+        head, loss, teacher = self.heads[name], self.losses[name], self.teacher_heads.network[name]
+        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
         vectors, valid = taught
         with torch.no_grad():
-            targets, statistics = loss.targets(
-                self.teacher_heads.network[name](vectors), self.temperature(batch.epoch), valid
-            )
+            targets, statistics = loss.targets(teacher(vectors), self.temperature(batch.epoch), valid)
         students = torch.cat([x for x, _ in learned])
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
@@ -236,6 +241,19 @@ class DINO(Method):
         """The teacher's temperature: constant in each epoch of its linear warm-up."""
         start, end, epochs = self.temperatures
         return end if epoch >= epochs else start + (end - start) * int(epoch) / max(epochs - 1, 1)
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        """A line for each vector whose teacher gives all images the same distribution."""
+        lines = []
+        for name, loss in self.losses.items():
+            entropy, divergence = row.get(f"{name}_entropy", 0.0), row.get(f"{name}_kl_uniform", 0.0)
+            if (1 - entropy - divergence) * math.log(len(loss.center)) < _TOLD:
+                how = "uniform" if entropy > divergence else "constant"
+                lines.append(
+                    f"collapse: the teacher's distribution of {name!r} is nearly {how}, the same for every image; "
+                    "start again with a lower learning rate or teacher temperature, or a longer warm-up"
+                )
+        return lines
 
     def exported_backbone(self) -> Backbone:
         return self.teacher.network

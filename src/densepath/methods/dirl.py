@@ -56,10 +56,10 @@ class DiRL(Cellback):
         self.block = Disentangle(model.embed_dim, model.blocks[0].attn.num_heads, shared_block)
         self.teacher_block = Momentum(self.block)
         names = self.prior.names()
-        within, between = ("cell_cell", "back_back"), ("cell_back", "back_cell")
-        if num_regions > 2:
-            within, between = (tuple(f"{name}_{how}" for name in names) for how in ("within", "between"))
-        self.interactions = (within, between)
+        self.interactions = [tuple(f"{name}_{how}" for name in names) for how in ("within", "between")]
+        if num_regions == 2:
+            self.interactions = [("cell_cell", "back_back"), ("cell_back", "back_cell")]
+        within, between = self.interactions
         weights = dict.fromkeys((*within, *between), interaction_weight)
         self.make_heads(
             {**dict.fromkeys(names, dino.get("prototypes", 65536)), **dict.fromkeys(weights, interaction_prototypes)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Disentangle(nn.Module):
         super().__init__()
         from timm.models.vision_transformer import Block
 
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         count = 1 if shared else 2
         self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(count))
         self.norms = nn.ModuleList(norm(dim) for _ in range(count))
