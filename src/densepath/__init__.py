@@ -43,11 +43,14 @@ if TYPE_CHECKING:
     from densepath.transfer.detection.predictor import load_detector as load_detector
     from densepath.transfer.embed.embed import embed as embed
     from densepath.transfer.embed.feature_file import read_features as read_features
+    from densepath.transfer.embed.slide_features import read_slide_features as read_slide_features
     from densepath.transfer.export import export as export
+    from densepath.transfer.mil.mil import mil as mil
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
     from densepath.transfer.score import score as score
+    from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
     "DetectConfig": "densepath.transfer.detection.config",
@@ -69,11 +72,13 @@ _HOME = {
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",
     "read_features": "densepath.transfer.embed.feature_file",
+    "read_slide_features": "densepath.transfer.embed.slide_features",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
@@ -85,6 +90,7 @@ _HOME = {
     "show_similarity": "densepath.analysis.show_similarity",
     "show_views": "densepath.analysis.show",
     "tile": "densepath.sources.tiles.tile",
+    "write_heat_map": "densepath.transfer.slides.heat_map",
     "write_tissue": "densepath.synthetic.tissue",
 }
 

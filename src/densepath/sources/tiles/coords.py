@@ -80,7 +80,9 @@ def read_coords(path: str, slide: Slide) -> GivenTiles:
             raise UserError(f"{path} does not say how large its tiles are; write it again with attributes")
         given = GivenTiles(coords, (float(steps.min()),) * 2)
     height, width = slide.size
-    low, high = given.corners.min(axis=0, initial=0), given.corners.max(axis=0, initial=0)
+    if not len(coords):
+        return given
+    low, high = given.corners.min(axis=0), given.corners.max(axis=0)
     if (high >= (width, height)).any() or (low < 0).any():
         place = f"x {low[0]:.0f}, y {low[1]:.0f} to x {high[0]:.0f}, y {high[1]:.0f}"
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from densepath.sources.slides.tile_table import WHITE
 
 MPP = 8.0  # µm per pixel, at most, unless the slide itself is coarser
 _PART = 4096  # pixels: side of the parts that are read
-_PIECE = 256  # pixels: side of the pieces of a part that is damaged
+_PIECE = 32  # pixels: parts of this side are not divided further if they are damaged
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +54,8 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
         for left in range(0, width, side):
             rows, columns = min(side, height - top), min(side, width - left)
             part = np.full((rows, columns, 3), WHITE, np.uint8)
-            try:
-                part[:] = slide.read(number, (top, left, rows, columns), scale)
-            except CorruptImage as first:
-                error = error or first.why
-                lost += _read_pieces(slide, (number, scale), (top, left), part)
+            missing, why = _read(slide, (number, scale), top, left, part)
+            lost, error = lost + missing, error or why
             reduced = _means(part, factor)
             y, x = top // factor, left // factor
             out[y : y + reduced.shape[0], x : x + reduced.shape[1]] = reduced
@@ -69,22 +65,22 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
     return Overview(out, spacing, (-level.shift * own[0], -level.shift * own[1]), lost / (height * width), error)
 
 
-def _read_pieces(slide: Slide, level: tuple[int, int], corner: tuple[int, int], part: Pixels) -> int:
-    """Read a part that is damaged piece by piece; the number of its pixels that stay white."""
+def _read(slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels) -> tuple[int, str]:
+    """Read a part, and what is damaged in smaller and smaller parts; the number of pixels that stay white, and why."""
+    rows, columns = part.shape[:2]
+    try:
+        part[:] = slide.read(level[0], (top, left, rows, columns), level[1])
+        return 0, ""
+    except CorruptImage as error:
+        if max(rows, columns) <= _PIECE:
+            return rows * columns, error.why
+        why = error.why
+    half = 1 << ((max(rows, columns) - 1).bit_length() - 1)  # parts that fit the file's own tiles
     lost = 0
-    for y, x in _pieces(part.shape[0], part.shape[1]):
-        piece = part[y : y + _PIECE, x : x + _PIECE]
-        try:
-            piece[:] = slide.read(level[0], (corner[0] + y, corner[1] + x, *piece.shape[:2]), level[1])
-        except CorruptImage:
-            lost += piece.shape[0] * piece.shape[1]
-    return lost
-
-
-def _pieces(height: int, width: int) -> Iterator[tuple[int, int]]:
-    for y in range(0, height, _PIECE):
-        for x in range(0, width, _PIECE):
-            yield y, x
+    for y in range(0, rows, half):
+        for x in range(0, columns, half):
+            lost += _read(slide, level, top + y, left + x, part[y : y + half, x : x + half])[0]
+    return lost, why
 
 
 def _means(pixels: Pixels, factor: int) -> Pixels:
