@@ -157,7 +157,7 @@ class Job:
             )
         if not inside.all():
             notes.append(f"{len(points) - inside.sum():,} of {len(points):,} cells lie outside of it and are left out")
-        points, classes = points[inside], [read.classes[k] for k in np.flatnonzero(inside)]
+        points, classes = points[inside], [read.classes[k] for k in np.flatnonzero(inside).tolist()]
         if boxes is not None and spacing is not None and len(points):
             off = len(points) - int(inside_any(points * spacing[::-1], boxes).sum())
             notes += [f"{off:,} of {len(points):,} cells lie outside of all tiles"] * bool(off)
