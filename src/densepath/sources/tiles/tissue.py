@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 _COLORED = (0.035, 0.07)  # range of the threshold between glass and tissue, of the spread of the channels
 _NEUTRAL = 0.25  # spread of the channels by their mean: less is ink, shadow, dust or padding, and not a stain
 _OFFSET = 8.0  # grey levels, so that noise in black pixels has no color
-_SMOOTH = 10.0  # µm
+_SMOOTH, _CLOSED = 10.0, 16.0  # µm
 _SAMPLE = 2**20  # values of pixels that the color of the glass is taken from
 _PADDING, _GLASS, _DARKEST_GLASS, _BRIGHT = 253, 245.0, 120, 40.0  # grey levels
 _PART, _HOLE = 0.03, 0.02  # mm²: smaller parts and smaller holes are not kept
@@ -123,16 +123,18 @@ def tissue_mask(pixels: Pixels, mpp: float, *, holes: Holes = "keep", pen: Pen =
     glass = glass_color(pixels)
     lookup = np.log((glass[:, None] + _OFFSET) / (np.arange(256, dtype=np.float32) + _OFFSET)).astype(np.float32)
     density = np.stack([lookup[channel][pixels[..., channel]] for channel in range(3)])
-    smooth = np.stack([ndimage.gaussian_filter(each, _SMOOTH / mpp) for each in density])
+    smooth = np.stack([ndimage.gaussian_filter(each, _SMOOTH / mpp, truncate=2.5) for each in density])
     spread = _spread(smooth)
     found = (spread > _threshold(spread)) & (spread > _NEUTRAL * smooth.mean(axis=0)) & (smooth[1] > 0)
     foreign = _strokes(_dark(density) if pen == "keep" else _dark(density) | _ink(density), mpp)
-    found = ndimage.binary_closing(np.pad(found & ~foreign, 2), iterations=2)[2:-2, 2:-2] & ~foreign
-    found = _without_small(found, _PART * 1e6 / mpp**2)
-    gaps = ndimage.binary_fill_holes(found) & ~found
-    if holes == "keep":
-        gaps &= ~_without_small(gaps, _HOLE * 1e6 / mpp**2)
-    mask: Mask = found | (gaps & ~foreign)
+    closed = _square_filter(ndimage.maximum_filter1d, np.pad(found & ~foreign, 2), _CLOSED / mpp)
+    closed = _square_filter(ndimage.minimum_filter1d, closed, _CLOSED / mpp)[2:-2, 2:-2]
+    found = _without_small(closed & ~foreign, _PART * 1e6 / mpp**2)
+    outside, _ = ndimage.label(np.pad(~found, 1, constant_values=True))  # the border is outside, the others are holes
+    largest = np.inf if holes == "fill" else _HOLE * 1e6 / mpp**2
+    filled = np.bincount(outside.ravel()) < largest
+    filled[outside[0, 0]] = False
+    mask: Mask = found | (filled[outside[1:-1, 1:-1]] & ~foreign & ~found)
     return mask
 
 
