@@ -28,7 +28,7 @@ _SMOOTH, _CLOSED = 10.0, 16.0  # µm
 _SAMPLE = 2**20  # values of pixels that the color of the glass is taken from
 _PADDING, _GLASS, _DARKEST_GLASS, _BRIGHT = 253, 245.0, 120, 40.0  # grey levels
 _PART, _HOLE = 0.03, 0.02  # mm²: smaller parts and smaller holes are not kept
-_STROKE = 64.0  # µm: the least width of a pen's stroke
+_STROKE = 40.0  # µm: the least width of a pen's stroke
 _FRINGE = 40.0  # µm: the blurred border of a stroke
 _TEXTURE = 0.1  # local contrast of density: ink has less, also over tissue; H&E has medians of 0.24 to 0.42
 
