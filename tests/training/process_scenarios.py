@@ -216,7 +216,7 @@ def shot(folder, method, took):
 
 
 def slides(folder):
-    """A run on slides, tiled on the fly, and one that dies while it tiles, in a step, in a save, and by Ctrl-C."""
+    """A run on slides, tiled on the fly, and one that dies while it tiles, in a step, and by Ctrl-C."""
     for seed in (0, 1):
         write_slide(folder / "slides" / f"s{seed}.tiff", size=(576, 640), levels=(1, 2), seed=seed)
 
@@ -226,9 +226,8 @@ def slides(folder):
         run_method(folder, "concl", out, data=folder / "slides", **options)
 
     disturbances = [
-        lambda: in_writing("s1_patches.h5", "write"),
+        lambda: in_writing("slides.csv", "write"),
         lambda: in_step(3, die),
-        lambda: in_saving(1, "write"),
         lambda: in_step(1, lambda: os.kill(os.getpid(), signal.SIGINT)),
         lambda: None,
     ]

@@ -26,7 +26,7 @@ MOCO = {"method": "moco_v2", "method_options": {"queue_size": 32}, "workers": 0,
 
 def test_a_run_on_slides_that_is_killed_ends_as_if_nothing_had_happened(tmp_path, run_scenario):
     ends, _ = run_scenario("slides")
-    assert ends == [-signal.SIGKILL] * 3 + [128 + signal.SIGINT, 0, 0]
+    assert ends == [-signal.SIGKILL] * 2 + [128 + signal.SIGINT, 0, 0]
     shutil.rmtree(tmp_path / "cut" / "tiles" / ".locks")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     for name in ("slides.csv", "tiles/slides.csv", "tiles/tiles.csv"):
@@ -62,13 +62,13 @@ def test_a_run_records_its_slides_and_so_do_its_weights(tiles: Path, tmp_path: P
     with pytest.raises(UserError, match="other values of fraction"):
         pretrain(data=tiles, out=run, resume=True, fraction=0.5, slides=tmp_path / "list.txt", **SMALL, **MOCO)
     (tmp_path / "list.txt").write_text("s1\ns2\n")
-    with pytest.raises(UserError, match="names of the images, or their order, are not those"):
+    with pytest.raises(UserError, match=r"was started with \d+ images, but there are"):
         pretrain(data=tiles, out=run, resume=True, slides=tmp_path / "list.txt", **SMALL, **MOCO)
 
 
 def test_slides_are_tiled_on_the_fly(tiles: Path, tmp_path: Path) -> None:
     slides, kept = tiles.parent / "in", {"mpp": 0.5, "tile_size": 64, **MOCO}
-    with pytest.raises(UserError, match="needs more than the"):
+    with pytest.raises(UserError, match="a queue of 32 keys is smaller than a batch of 999"):
         pretrain(data=slides, out=tmp_path / "run", **{**SMALL, "batch_size": 999}, **kept)
     made = (tmp_path / "run" / "tiles" / "slides.csv").stat().st_mtime_ns
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["tiles"]
