@@ -91,15 +91,33 @@ def write_tiling(
     Raises:
         UserError: the disk is full, or h5py is not installed.
     """
+    content = io.BytesIO()  # on a full disk h5py would not say so
+    with h5py_module().File(content, "w") as file:
+        coords = file.create_dataset("coords", data=np.asarray(tiling.corners, np.int64).reshape(-1, 2))
+        coords.attrs.update(notes_of_tiling(tiling, Path(path).parent, overlap))
+        if tissue is not None:
+            file.create_dataset(_TISSUE, data=np.asarray(tissue, np.float32))
+    with atomic_write(path) as part:
+        part.write_bytes(content.getbuffer())
+
+
+def notes_of_tiling(tiling: SlideTiling, folder: Path, overlap: int = 0) -> dict[str, Any]:
+    """The attributes of the dataset ``coords`` in a file of tiles or of their features, as TRIDENT names them.
+
+    Args:
+        tiling: the tiles.
+        folder: where the file is.
+        overlap: pixels by which neighboring tiles overlap.
+    """
     level_0 = sum(tiling.spacing) / 2
-    notes = {
+    return {
         "patch_size": tiling.size,
         "patch_size_level0": round(tiling.size * tiling.mpp / level_0),
         "level0_magnification": _AT_10X / level_0,
         "target_magnification": _AT_10X / tiling.mpp,
         "overlap": overlap,
         "name": _text(tiling.name),
-        "savetodir": _text(str(Path(path).parent)),
+        "savetodir": _text(str(folder)),
         "level0_width": tiling.extent[1],
         "level0_height": tiling.extent[0],
         "mpp": tiling.mpp,
@@ -107,14 +125,6 @@ def write_tiling(
         "level0_mpp_y": tiling.spacing[0],
         "size_um": tiling.size * tiling.mpp,
     }
-    content = io.BytesIO()  # on a full disk h5py would not say so
-    with h5py_module().File(content, "w") as file:
-        coords = file.create_dataset("coords", data=np.asarray(tiling.corners, np.int64).reshape(-1, 2))
-        coords.attrs.update(notes)
-        if tissue is not None:
-            file.create_dataset(_TISSUE, data=np.asarray(tissue, np.float32))
-    with atomic_write(path) as part:
-        part.write_bytes(content.getbuffer())
 
 
 def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
@@ -150,6 +160,11 @@ def read_shares(path: str | Path) -> npt.NDArray[np.float32]:
     with h5py_module().File(path) as file:
         shares = file[_TISSUE][:] if _TISSUE in file else np.full(len(file["coords"]), np.nan)
         return shares.astype(np.float32)
+
+
+def overlap_of(folder: str | Path) -> int:
+    """The pixels by which neighboring tiles of a folder of ``densepath tile`` overlap."""
+    return max(int(place.name.split("_")[2].removesuffix("px")) for place in Path(folder).glob(_FOLDERS))
 
 
 def is_tile_folder(path: str | Path) -> bool:
