@@ -8,8 +8,7 @@ from pathlib import Path
 from densepath.core.errors import UserError
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import Passed, list_images
-from densepath.sources.slides.find import find_slides
-from densepath.sources.slides.tiff_slide import open_tiff
+from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles, read_tiles
 from densepath.sources.tiles.tile_files import is_tile_folder
 
@@ -32,30 +31,12 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
     try:
         paths = list_images(source, exclude, passed, runs=False)
     except UserError:
-        if _has_slides(source, exclude):
+        if holds_slides(source, exclude):
             raise _whole_slides(source) from None
         raise
-    if _is_pyramid(paths[0]):
+    if holds_slides(paths[0]):  # not all of them: a source of images can have millions
         raise _whole_slides(source)
     return ImageFiles(paths, max_side, passed)
-
-
-def _has_slides(source: str | Path, exclude: Sequence[str]) -> bool:
-    try:
-        return bool(find_slides(source, exclude))
-    except UserError:
-        return False
-
-
-def _is_pyramid(path: str) -> bool:
-    """Whether a file is a slide in a TIFF: an image of several resolutions in tiles."""
-    if not path.lower().endswith((".tif", ".tiff")):
-        return False
-    try:
-        slide = open_tiff(path)
-    except Exception:  # tifffile raises nearly any type on corrupt bytes; who reads the image says what is wrong
-        return False
-    return slide is not None and len(slide.levels) > 1
 
 
 def _whole_slides(source: str | Path) -> UserError:
