@@ -148,9 +148,7 @@ def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float)
         means = padded.reshape(padded.shape[0] // _COARSE, _COARSE, -1, _COARSE).mean((1, 3))
         sums.append(ndimage.gaussian_filter(means, _AROUND / MPP / _COARSE, mode="constant", truncate=2.0))
     coarse = np.where(sums[1] > 1e-3, sums[0] / np.maximum(sums[1], 1e-3), otherwise).astype(np.float32)
-    wide = Image.fromarray(coarse).resize(
-        (coarse.shape[1] * _COARSE, coarse.shape[0] * _COARSE), Image.Resampling.BILINEAR
-    )
+    wide = Image.fromarray(coarse).resize((coarse.shape[1] * _COARSE, coarse.shape[0] * _COARSE), Image.Resampling.BILINEAR)
     return np.asarray(wide)[:height, :width]
 
 

@@ -176,9 +176,7 @@ def _given_points(
     if not path.exists():
         raise UserError(f"there is no file or folder {path} of cells; correct --points")
     if not path.name.lower().endswith(ENDINGS[source]):
-        raise UserError(
-            f"{path} is not a file of {source} ({', '.join(ENDINGS[source])}); correct --points or --source"
-        )
+        raise UserError(f"{path} is not a file of {source} ({', '.join(ENDINGS[source])}); correct --points or --source")
     if source == "csv":
         tables = dict(read_tables(path))
         if "" not in tables:
