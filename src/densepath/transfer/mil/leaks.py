@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from densepath.core.errors import UserError, refuse
+from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
 from densepath.transfer.mil.splits import Split
-
-_HOME = "densepath.nets.weights.pixels"
 
 
 def pretraining_slides(notes: Mapping[str, Any]) -> set[str] | None:
@@ -25,10 +22,9 @@ def pretraining_slides(notes: Mapping[str, Any]) -> set[str] | None:
     """
     listed = notes.get("pretraining_slides")
     weights = notes.get("weights")
-    read = getattr(import_module(_HOME), "slides_of_weights", None)
-    if listed is None and read is not None and weights and Path(str(weights)).exists():
+    if listed is None and weights:
         try:
-            listed = read(weights)
+            listed = slides_of_weights(str(weights))
         except UserError:  # the weights were replaced by something else
             listed = None
     return None if listed is None else {_key(name) for name in listed}
