@@ -25,7 +25,7 @@ PAPER = [
     "simclr",
     "supervised",
 ]
-OWN = ["concl_files", "concl_nuclei"]
+OWN = ["concl_cells", "concl_files", "concl_nuclei"]
 MASKED = ["mae", "spark"]
 ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
 TAUGHT = ["beit_v2", "eva", "vq_kd"]
@@ -63,7 +63,9 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
     needs = {need.kind for need in method.needs().values()}
-    wanted = {"files": "regions", "saliency": "regions"}.get(options["method_options"].get("concepts"))
+    wanted = {"files": "regions", "saliency": "regions", "cells": "cells"}.get(
+        options["method_options"].get("concepts")
+    )
     wanted = wanted or {"eva": "teacher", "vq_kd": "teacher", "beit_v2": "tokenizer"}.get(options["method"])
     wanted = wanted or {"cellback": "cells", "dirl": "cells"}.get(options["method"])
     if wanted:
