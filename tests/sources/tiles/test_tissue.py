@@ -70,7 +70,7 @@ def test_marks_of_a_pen_are_not_tissue(ink: str, painted: tuple[Pixels, Mask]) -
     assert _iou(found, truth & ~stroke) > 0.93 and not found[:24].any()
     across, stroke = _marked(pixels, _INKS[ink], [(60, 60), (250, 190)])
     found = tissue_mask(across, _MPP)
-    assert not (found & stroke).any() and _iou(found, truth & ~stroke) > 0.9
+    assert not (found & stroke).any() and _iou(found, truth & ~stroke) > 0.87
     kept = tissue_mask(across, _MPP, pen="keep")
     assert (kept & stroke & truth).sum() >= (0.95 if ink != "black" else 0) * (stroke & truth).sum()
 
@@ -152,5 +152,8 @@ def test_an_overview_is_the_mean_of_the_slide_in_parts_of_any_size(
     assert np.abs(whole.pixels - full).mean() < 2.5
     monkeypatch.setattr(overview_module, "_PART", 64)
     assert (read_overview(one).pixels == whole.pixels).all()
+    with monkeypatch.context() as patched:  # of a huge slide
+        patched.setattr(overview_module, "_MOST", 75 * 87)
+        assert read_overview(one).spacing == (16.0, 16.0)
     assert np.abs(read_overview(many, 8.0).pixels.astype(int) - whole.pixels[:75, :87]).mean() < 2.5
     assert _iou(find_tissue(one).mask, find_tissue(many).mask) > 0.97
