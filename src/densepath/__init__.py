@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_views as show_views
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
+    from densepath.annotations.cells.find import cells as cells
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from densepath.transfer.embed.feature_file import read_features as read_features
     from densepath.transfer.embed.slide_features import read_slide_features as read_slide_features
     from densepath.transfer.export import export as export
+    from densepath.transfer.mil.mil import mil as mil
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
@@ -55,6 +57,7 @@ _HOME = {
     "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
+    "cells": "densepath.annotations.cells.find",
     "check_data": "densepath.datasets.check",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
@@ -68,6 +71,7 @@ _HOME = {
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",

@@ -75,6 +75,7 @@ VERBS = {
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
+    "cells": Verb("annotations.cells.find:cells", "the cells of slides and images, found or imported"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -86,6 +87,11 @@ VERBS = {
     ),
     "embed": Verb("transfer.embed.embed:embed", "a vector of features for each image, by a frozen network"),
     "probe": Verb("transfer.probe.probe:probe", "score frozen features: of pixels, or of images with labels"),
+    "mil": Verb(
+        "transfer.mil.mil:mil",
+        "answers for slides and patients from the features of their tiles: DSMIL, ABMIL, CLAM, TransMIL, ...",
+        schema="transfer.mil.config:MilConfig",
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -116,7 +122,7 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("detect", "probe", "score")
+_SCORED = ("detect", "mil", "probe", "score")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
