@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from densepath.core.affine import identity, onto_boxes
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, refuse
-from densepath.core.resampling import sample
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
@@ -147,11 +146,13 @@ class SlideTiles:
         pixels, found = self._stored(position, self._all)
         if found == self._all and pixels.shape[:2] == (self.size, self.size):
             return pixels
-        (low, high), size = torch.tensor(found, dtype=torch.float64), torch.tensor([self.size, self.size])
-        maps = onto_boxes(identity(1), size[None], low[None], high[None])
-        image = torch.from_numpy(pixels).movedim(-1, 0)[None]
-        made = sample(image, maps.float(), (self.size, self.size), mode="bicubic")
-        return made[0].movedim(0, -1).round_().clamp_(0, 255).to(torch.uint8).numpy()
+        low, high = np.array(found)
+        step = (high - low) / pixels.shape[:2]  # pixels of the tile for one that is stored
+        top, left = np.maximum(-low / step, 0)
+        bottom, right = np.minimum((self.size - low) / step, pixels.shape[:2])
+        how = (self.size, self.size), Image.Resampling.BICUBIC, (left, top, right, bottom)
+        colors = [Image.fromarray(pixels[..., color].astype(np.float32)).resize(*how) for color in range(3)]  # exact
+        return np.rint(np.stack(colors, axis=-1)).clip(0, 255).astype(np.uint8)
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The slides' pixels that cover the tiles at the positions ``index`` (B,) int64, or boxes of them.
