@@ -195,12 +195,13 @@ def small_run(seed, steps, images, **options):
     torch.manual_seed(seed)
     sizes = {"prototypes": 64, "hidden_dim": 64, "dim": 16, "local_crops": 0, "momentum": 0.9, "drop_path": 0.0}
     method = DINO(build_backbone(PLAIN), **(sizes | options))
-    views = ViewMaker({name: method.views()[name] for name in ("first", "second")}, 32, seed=seed)
-    batch = replace(views(images), progress=0.0)
-    optimizer = torch.optim.AdamW(method.parameters(), lr=5e-4, fused=True)
-    for _ in range(steps // 10):
+    plain = method.views(Augment(scale=(0.4, 1.0), jitter=0, grayscale=0, blur=0))
+    views = ViewMaker({name: plain[name] for name in ("first", "second")}, 32, seed=seed)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3, fused=True)
+    for ten in range(steps // 10):
         rows = []
-        for _ in range(10):
+        for step in range(10 * ten, 10 * ten + 10):
+            batch = replace(views(replace(images, epoch=float(step))), progress=0.0)
             method.before_step(batch)
             losses = method(batch)
             optimizer.zero_grad()
@@ -218,6 +219,6 @@ def test_collapse_is_reported_and_nothing_else_is(images, monkeypatch):
     """To a constant without centering, to the uniform distribution without sharpening: DINO's section 5.3."""
     sharpless = {"teacher_temperature": 2.0, "teacher_temperature_start": 2.0}
     assert "'image' is nearly uniform" in small_run(0, 200, images, **sharpless)
-    assert [small_run(seed, 60, images, momentum=0.99) for seed in range(3)] == [None] * 3
+    assert [small_run(seed, 40, images, momentum=0.99) for seed in range(3)] == [None] * 3
     monkeypatch.setattr(Distillation, "after_step", lambda loss: loss._pending.clear())  # the center stays
     assert "'image' is nearly constant" in small_run(0, 200, images)
