@@ -174,8 +174,8 @@ class DINO(Method):
         sizes = self.crops(batch)
         with torch.no_grad():
             taught = self.represent(batch, sizes[0], teacher=True)
-        if hasattr(model := getattr(self.backbone.net, "model", None), "blocks"):
-            choose_attention(model, sizes[0].pixels.device)
+        if self.depth is not None:
+            choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
         learned = [self.represent(batch, crops) for crops in self.dropping(batch, sizes)]
         terms = {}
         statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
