@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import in_turns, report
+from densepath.core.affine import onto_boxes
 from densepath.core.filters import axis_taps, weighted_rows
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
@@ -25,7 +26,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
 from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, IntensityJitter
-from densepath.views.maker import ViewMaker, onto_boxes
+from densepath.views.maker import ViewMaker
 from densepath.views.random_streams import Draw
 
 SIZE = (32, 64, 64)

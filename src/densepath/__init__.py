@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_views as show_views
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
+    from densepath.annotations.cells.find import cells as cells
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
@@ -34,17 +35,21 @@ if TYPE_CHECKING:
     from densepath.sources.packing import pack as pack
     from densepath.sources.slides.open import open_slide as open_slide
     from densepath.sources.slides.table import list_slides as list_slides
+    from densepath.sources.tiles.tile import tile as tile
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
     from densepath.transfer.embed.embed import embed as embed
     from densepath.transfer.embed.feature_file import read_features as read_features
+    from densepath.transfer.embed.slide_features import read_slide_features as read_slide_features
     from densepath.transfer.export import export as export
+    from densepath.transfer.mil.mil import mil as mil
     from densepath.transfer.predict import predict as predict
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
     from densepath.transfer.score import score as score
+    from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
     "DetectConfig": "densepath.transfer.detection.config",
@@ -52,6 +57,7 @@ _HOME = {
     "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
+    "cells": "densepath.annotations.cells.find",
     "check_data": "densepath.datasets.check",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
@@ -65,11 +71,13 @@ _HOME = {
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
     "load_detector": "densepath.transfer.detection.predictor",
+    "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
     "predict": "densepath.transfer.predict",
     "pretrain": "densepath.api",
     "read_features": "densepath.transfer.embed.feature_file",
+    "read_slide_features": "densepath.transfer.embed.slide_features",
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
@@ -79,6 +87,8 @@ _HOME = {
     "show_reconstruction": "densepath.analysis.show",
     "show_similarity": "densepath.analysis.show_similarity",
     "show_views": "densepath.analysis.show",
+    "tile": "densepath.sources.tiles.tile",
+    "write_heat_map": "densepath.transfer.slides.heat_map",
     "write_tissue": "densepath.synthetic.tissue",
 }
 

@@ -74,6 +74,8 @@ VERBS = {
     ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
+    "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
+    "cells": Verb("annotations.cells.find:cells", "the cells of slides and images, found or imported"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -85,6 +87,11 @@ VERBS = {
     ),
     "embed": Verb("transfer.embed.embed:embed", "a vector of features for each image, by a frozen network"),
     "probe": Verb("transfer.probe.probe:probe", "score frozen features: of pixels, or of images with labels"),
+    "mil": Verb(
+        "transfer.mil.mil:mil",
+        "answers for slides and patients from the features of their tiles: DSMIL, ABMIL, CLAM, TransMIL, ...",
+        schema="transfer.mil.config:MilConfig",
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -115,7 +122,7 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("detect", "probe", "score")
+_SCORED = ("detect", "mil", "probe", "score")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
@@ -256,7 +263,7 @@ def _report(verb: str, result: Any, watch: Stopwatch) -> None:
             write_line(f"{name:{width}}{shown}", sys.stdout)
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
-        if verb in _NEXT:
+        if verb in _NEXT and not (verb == "embed" and os.path.isdir(result)):  # a folder has features of slides
             from densepath.runs.closing import say_end
 
             say_end(watch, "", {}, (_NEXT[verb].format(shlex.quote(os.fspath(result))),))

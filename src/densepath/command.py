@@ -27,7 +27,7 @@ from densepath.training.resolve import (
 
 _PRINT = "--print_config"
 _HELP = ("-h", "--help")
-_FEW = 16  # options that are all shown at once
+_FEW = 17  # options that are all shown at once
 
 
 class Command:

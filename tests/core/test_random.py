@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from densepath.core.random import bits, permute, philox, shuffled, uniform
+from densepath.core.random import bits, permute, permute_blocks, philox, shuffled, uniform
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -95,3 +95,26 @@ def test_shuffle_of_a_billion_costs_what_one_of_a_thousand_does():
     position = torch.arange(1000) * 999_983
     taken = permute(position, 10**9, 0, 0)
     assert len(taken.unique()) == 1000 and taken.min() >= 0 and taken.max() < 10**9
+
+
+@pytest.mark.parametrize(("n", "block", "window"), [(1, 4, 3), (10, 16, 64), (48, 4, 3), (901, 7, 5), (500, 1, 1)])
+def test_an_order_of_blocks_has_each_item_once(n, block, window):
+    order = permute_blocks(torch.arange(n), n, block, window, 5, epoch=2)
+    assert torch.equal(order.sort().values, torch.arange(n))
+    some = torch.arange(0, n, 7)
+    assert torch.equal(permute_blocks(some, n, block, window, 5, epoch=2), order[some])
+
+
+def test_an_order_of_blocks_reads_few_blocks_at_a_time_and_mixes_their_items():
+    n, block, window = 10_007, 16, 8
+    order = permute_blocks(torch.arange(n), n, block, window, 3, epoch=0)
+    parts = order[: n // 128 * 128].view(-1, 128)
+    blocks = torch.tensor([len(part.unique()) for part in parts // block])
+    assert (blocks == window).float().mean() > 0.85  # all but those of the last, incomplete block
+    assert abs(stats.spearmanr(order[:-1], order[1:]).statistic) < 0.2
+    starts = torch.stack([permute_blocks(torch.arange(128), n, block, window, 3, epoch) for epoch in range(30)])
+    assert stats.kstest(starts[:, 17].numpy() / n, "uniform").pvalue > 1e-3
+    # A window's items come in any order
+    inside = torch.stack([part.argsort() for part in parts[blocks == window]]).float()
+    assert stats.kstest(inside[:, 5].numpy() / 128, "uniform").pvalue > 1e-3
+    assert permute_blocks(torch.tensor([10**9]), 10**10, block, window, 0, 0).shape == (1,)

@@ -29,14 +29,13 @@ from densepath.analysis.panels import (
     show,
 )
 from densepath.annotations.coco import CocoImages
-from densepath.core.affine import apply, identity, warp_points
+from densepath.core.affine import apply, identity, onto_boxes, warp_points
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.instances import objects_of
 from densepath.transfer.detection.object_colors import color_numbers, near_boxes
 from densepath.transfer.detection.overlay import match_masks
-from densepath.views.maker import onto_boxes
 from densepath.views.view import Batch
 
 _RGB = PixelSpec()

@@ -18,6 +18,7 @@ from densepath.annotations.patients import patients_of
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_header, read_image
+from densepath.sources.image_reader import ImageFile
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.tiff import turn
 
@@ -119,6 +120,12 @@ class CocoImages(Dataset[dict[str, Any]]):
         """Height and width of an image in pixels."""
         image = self._images[index]
         return image["height"], image["width"]
+
+    def mpp(self, index: int) -> float | None:
+        """µm per pixel of an image, as the JSON says (``mpp``) or the resolution tags of a TIFF; None if unknown."""
+        image = self._images[index]
+        found = image.get("mpp") or ImageFile(self.folder / image["file_name"]).spacing
+        return float(found) if isinstance(found, int | float) and found > 0 else None
 
     def crop(self, index: int, left: int, top: int, side: int) -> dict[str, Any]:
         """A sample of a square of an image: the visible parts of its objects, with tight boxes.

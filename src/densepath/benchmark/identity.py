@@ -24,7 +24,7 @@ from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
-from densepath.sources.listing import list_images
+from densepath.sources.listing import list_images, walk
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.training.export import EXPORTED
 
@@ -147,8 +147,7 @@ def digest_of_given(value: Any, cache: Path) -> str:
     if path.is_dir():
         exported = path / EXPORTED.parent  # the checkpoints of a run may be deleted
         path = exported if exported.is_dir() else path
-        inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
-        return _named(path, inside, cache)
+        return _named(path, sorted(map(Path, walk(path, ("",)))), cache)
     if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):
         return digest_of([str(value), _content(named, cache)])
     return str(value)

@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -202,8 +202,10 @@ def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
     return False
 
 
-def require_new_folder(path: str | Path, what: str) -> Path:
+def require_new_folder(path: str | Path, what: str, but: Collection[str] = ()) -> Path:
     """Check that ``path`` can become a new folder for ``what``; remove what a killed writer has left.
+
+    It may contain entries named in ``but``.
 
     Raises:
         UserError: it is a folder that is not empty, or not a folder.
@@ -212,6 +214,6 @@ def require_new_folder(path: str | Path, what: str) -> Path:
     remove_abandoned(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is not a folder; use another path for {what}")
-    if path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
+    if path.exists() and any(entry.name not in (LOCK, *but) for entry in path.iterdir()):
         raise UserError(f"{path} already exists and is not empty; use another folder for {what} or remove it first")
     return path

@@ -86,12 +86,15 @@ def _category(classification: Any) -> str | None:
     return str(name) if name else None
 
 
-def fill_geometry(geometry: Any, height: int, width: int) -> tuple[int, int, npt.NDArray[np.bool_]]:
+def fill_geometry(
+    geometry: Any, height: int, width: int, scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[int, int, npt.NDArray[np.bool_]]:
     """Draw a Polygon or a MultiPolygon: the pixels whose centers lie inside.
 
     Args:
         geometry: GeoJSON in pixels of the image. With ``isEllipse``, the ellipse in its bounds.
-        height, width: of the image.
+        height, width: of the image that is drawn.
+        scale: pixels of that image for one of the geometry, along x and y.
 
     Returns:
         Top, left, and the mask (h, w) of the part of the image that has the pixels.
@@ -99,7 +102,7 @@ def fill_geometry(geometry: Any, height: int, width: int) -> tuple[int, int, npt
     Raises:
         ValueError: what is wrong, as a phrase for several outlines.
     """
-    polygons = _polygons(geometry)
+    polygons = [[ring * scale for ring in rings] for rings in polygons_in(geometry)]
     if geometry.get("isEllipse") is True:
         polygons = [[ellipse(np.concatenate([ring for rings in polygons for ring in rings]))]]
     parts = [(top, left, mask) for top, left, mask in (fill(rings, height, width) for rings in polygons) if mask.any()]
@@ -118,7 +121,8 @@ def is_area(geometry: Any) -> bool:
     return isinstance(geometry, dict) and geometry.get("type") in ("Polygon", "MultiPolygon")
 
 
-def _polygons(geometry: dict[str, Any]) -> list[list[Ring]]:
+def polygons_in(geometry: dict[str, Any]) -> list[list[Ring]]:
+    """The rings of a Polygon or a MultiPolygon. Raises ValueError as :func:`fill_geometry`."""
     coordinates = geometry.get("coordinates")
     polygons: Any = [coordinates] if geometry["type"] == "Polygon" else coordinates
     if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):

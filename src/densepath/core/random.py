@@ -91,12 +91,17 @@ def uniform(seed: int, epoch: int, index: Tensor, view: int | Tensor, stream: in
     return (bits(seed, epoch, index, view, stream) >> 8).to(torch.float32) * 2.0**-24
 
 
-def _feistel(value: Tensor, half: int, seed: int, epoch: int) -> Tensor:
-    """A keyed bijection of 0 .. 4**half - 1 (a balanced Feistel network with Philox as its round function)."""
+def _feistel(value: Tensor, half: int, seed: int, epoch: int, part: Tensor | None = None) -> Tensor:
+    """A keyed bijection of 0 .. 4**half - 1 (a balanced Feistel network with Philox as its round function).
+
+    With ``part``, of the shape of ``value``, each part of a whole has its own.
+    """
     mask = (1 << half) - 1
     left, right = value >> half, value & mask
-    for round_ in range(_FEISTEL_ROUNDS):
-        mixed = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, right, view=0, stream=round_)[..., 0]
+    first = 0 if part is None else _FEISTEL_ROUNDS  # its streams
+    for round_ in range(first, first + _FEISTEL_ROUNDS):
+        counter = right if part is None else right | (part << half)
+        mixed = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, counter, view=0, stream=round_)[..., 0]
         left, right = right, left ^ (mixed & mask)
     return (left << half) | right
 
@@ -115,11 +120,47 @@ def permute(position: Tensor, n: int, seed: int, epoch: int) -> Tensor:
     Returns:
         int64 of the shape of ``position``.
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    half = _half(n)
     value = _feistel(position.to(torch.int64), half, seed, epoch)
     while bool((outside := value >= n).any()):
         value[outside] = _feistel(value[outside], half, seed, epoch)
     return value
+
+
+def permute_blocks(position: Tensor, n: int, block: int, window: int, seed: int, epoch: int) -> Tensor:
+    """Like :func:`permute`, but items that follow each other are read together: for disks and network drives.
+
+    Blocks of ``block`` items in a row are permuted, then the items of each ``window`` blocks that follow each other.
+    Fewer than ``block`` items of an epoch come at other places.
+
+    Args:
+        position, n, seed, epoch: as for :func:`permute`.
+        block: items in a row.
+        window: blocks whose items are mixed.
+
+    Returns:
+        int64 of the shape of ``position``.
+    """
+    blocks, most = -(-n // block), block * window
+    total, half = blocks * block, _half(most)  # the last block may be partly beyond the items
+
+    def moved(value: Tensor) -> Tensor:
+        part = value // most
+        count = (total - part * most).clamp(max=most)
+        inner = _feistel(value % most, half, seed, epoch, part)
+        while bool((outside := inner >= count).any()):
+            inner[outside] = _feistel(inner[outside], half, seed, epoch, part[outside])
+        return permute(part * window + inner // block, blocks, seed, epoch) * block + inner % block
+
+    value = moved(position.to(torch.int64))
+    while bool((outside := value >= n).any()):
+        value[outside] = moved(value[outside])
+    return value
+
+
+def _half(n: int) -> int:
+    """Half of the bits of a number below ``n``, rounded up."""
+    return max(1, ((n - 1).bit_length() + 1) // 2)
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

@@ -7,6 +7,7 @@ so the axes are processed one after another, as sums of a few rows. Other maps s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from densepath.core.filters import Mode, axis_taps, weighted_rows
 from densepath.core.grids import EDGE_TOLERANCE, average_parts, inside, positions, sample_grid
 from densepath.core.map_kinds import Aligned, Oblique, group_rows
 from densepath.core.volume_sampling import sample_volumes
+
+Taps = Sequence[tuple[Tensor, Tensor]]  # of each axis: positions and weights, see ``core.filters``
+_CACHED = 2**21  # numbers of inputs that are sampled at a time on a CPU, per thread
 
 
 def resample(x: Tensor, maps: Tensor, size: Sequence[int], *, mode: Mode = "bilinear") -> tuple[Tensor, Tensor]:
@@ -54,7 +58,9 @@ def sample(
     if host.shape[1] == 3 and x.device.type == "cpu":
         out = sample_volumes(x, host, size, mode, extent, torch.arange(len(host)) if rows is None else rows)
     else:
-        out = _sample_groups(x if x.is_floating_point() else x.to(torch.float32), host, size, mode, extent, rows)
+        if not x.is_floating_point() and x.device.type != "cpu":
+            x = x.to(torch.float32)  # on a CPU, a few inputs at a time
+        out = _sample_groups(x, host, size, mode, extent, rows)
     if bool((host[..., :-1].abs().sum(-1) + host[..., -1].abs() > 1 + EDGE_TOLERANCE).any()):
         out = out * inside(maps.to(x.device, non_blocking=True), size).unsqueeze(1)
     return out
@@ -65,13 +71,14 @@ def _sample_groups(
 ) -> Tensor:
     """All maps of one kind at once."""
     groups = group_rows(host, size, mode, extent)
+    kept = x.dtype if x.is_floating_point() else torch.float32
     if len(groups) == 1:
-        return _sample_group(x, host, size, mode, extent, groups[0][0], rows).to(x.dtype)
-    out = x.new_empty(len(host), x.shape[1], *size)
+        return _sample_group(x, host, size, mode, extent, groups[0][0], rows).to(kept)
+    out = x.new_empty(len(host), x.shape[1], *size, dtype=kept)
     for kind, group in groups:
         here = group.to(x.device, non_blocking=True)
         inputs = group if rows is None else rows[group]
-        out[here] = _sample_group(x, host[group], size, mode, extent[group], kind, inputs).to(x.dtype)
+        out[here] = _sample_group(x, host[group], size, mode, extent[group], kind, inputs).to(kept)
     return out
 
 
@@ -101,7 +108,7 @@ def _sample_group(
 ) -> Tensor:
     if isinstance(kind, Aligned):
         return _sample_axes(x, maps, size, mode, extent, kind.axes, rows)
-    x = x if rows is None else x[rows.to(x.device, non_blocking=True)]
+    x = _floats(x if rows is None else x[rows.to(x.device, non_blocking=True)])
     samples = sample_finely(x, maps, size, mode, extent, kind.parts)
     return average_parts(samples, kind.parts)
 
@@ -117,17 +124,49 @@ def _sample_axes(
 ) -> Tensor:
     """One matrix per axis. ``axes[i]``: the output coordinate that input coordinate i (x first) follows."""
     d = len(axes)
-    # Channels last, as decoded images lie in memory: the first axis then needs no copy.
-    table = x.movedim(1, -1)
-    order = [0] * d
+    taps = []
     for row in reversed(range(d)):
         axis, out_axis = d - 1 - row, d - 1 - axes[row]
         scale, shift = maps[:, row, axes[row]], maps[:, row, -1]
-        taps = axis_taps(shift - scale, shift + scale, size[out_axis], mode, extent[:, axis], x.device)
-        table = weighted_rows(table, *taps, axis=1 + axis, rows=rows)
+        taps.append(axis_taps(shift - scale, shift + scale, size[out_axis], mode, extent[:, axis], x.device))
+    # Channels last, as decoded images lie in memory: the first axis then needs no copy.
+    table = x.movedim(1, -1)
+    if x.device.type == "cpu" and d == 2 and (count := _CACHED * torch.get_num_threads() // table[0].numel()) < len(x):
+        out = _sums_in_parts(table, taps, rows, max(1, count))
+    else:
+        out = _sums(_floats(table), taps, rows)
+    order = [0] * d
+    for row in range(d):
+        order[d - 1 - axes[row]] = d - 1 - row
+    return out.permute(0, -1, *[1 + axis for axis in order])
+
+
+def _sums(table: Tensor, taps: Taps, rows: Tensor | None) -> Tensor:
+    """Weighted sums along one axis of a table (B, *spatial, C) after another."""
+    for axis, (places, weights) in enumerate(taps, 1):
+        table = weighted_rows(table, places, weights, axis=axis, rows=rows)
         rows = None  # after the first axis, each map has its own input
-        order[out_axis] = axis
-    return table.permute(0, -1, *[1 + axis for axis in order])
+    return table
+
+
+def _sums_in_parts(table: Tensor, taps: Taps, rows: Tensor | None, count: int) -> Tensor:
+    """The same for a few inputs at a time: their floats stay in the processor's cache."""
+    parts = []
+    for start in range(0, len(table), count):
+        inputs = slice(start, start + count)
+        chosen: Any = inputs if rows is None else ((rows >= start) & (rows < start + count)).nonzero().squeeze(-1)
+        own = [(places[chosen], weights[chosen]) for places, weights in taps]
+        parts.append((chosen, _sums(_floats(table[inputs]), own, None if rows is None else rows[chosen] - start)))
+    if rows is None:
+        return torch.cat([part for _, part in parts])
+    out = parts[0][1].new_empty(len(rows), *parts[0][1].shape[1:])
+    for chosen, part in parts:
+        out[chosen] = part
+    return out
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.to(torch.float32)
 
 
 def sample_finely(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from densepath.core.stopwatch import Stopwatch, clock
+from densepath.core.closing import command as command
+from densepath.core.closing import say_end as say_end
 from densepath.core.streams import say
 from densepath.runs.folder import CURVES, VIEWS
 from densepath.runs.metrics import read_metrics
 
 METRICS = "metrics.csv"
 CHANCE = "_vs_chance"  # of the name of a loss that is divided by its value for a network that knows nothing
-
-
-def command(*words: str | Path) -> str:
-    """A command line of densepath, quoted for a shell."""
-    return shlex.join(["densepath", *map(str, words)])
 
 
 def draw_safely(draw: Callable[[], Path], failure: str = "a picture was not drawn") -> None:
@@ -48,20 +43,3 @@ def describe_training(row: Mapping[str, float]) -> str:
             parts.append(f"{name.replace('_', ' ')} {value:.3f} (chance is {value / share:.3f})")
     parts += [f"{name.replace('_', ' ')} {value:.1f}" for name, value in row.items() if name.startswith("probe_")]
     return ", ".join(parts)
-
-
-def say_end(watch: Stopwatch, scores: str, made: Mapping[str, Path], commands: Sequence[str] = ()) -> None:
-    """Print the last lines of a run.
-
-    Args:
-        watch: started with the run.
-        scores: scores in a line; "" for none.
-        made: what was written -> where; files that do not exist are left out.
-        commands: commands that continue from here.
-    """
-    say(f"densepath: done in {clock(watch.read())}" + (f": {scores}" if scores else ""))
-    for what, path in made.items():
-        if path.exists():
-            say(f"densepath: {what}: {path}")
-    for number, command in enumerate(commands):
-        say(f"densepath: {'or' if number else 'next'}: {command}")

@@ -23,6 +23,7 @@ CONFIG = "config.yaml"
 TRAIN_LOG = "train.log"
 SESSIONS = "sessions.yaml"  # where and how the run was computed
 VIEWS, CURVES = "views.png", "curves.png"
+TILES = "tiles"  # the tiles of the slides that the run learns from, which may exist before it
 NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf
 _ABSENT = object()
 _EARLY = {LOCK, TRAIN_LOG, SESSIONS, VIEWS}  # files that are written before the first step
@@ -76,10 +77,9 @@ def check_run(
         stale.unlink(missing_ok=True)
     old = read_config(out)
     if old is None:
-        require_new_folder(out, "the run")
+        require_new_folder(out, "the run", but=(TILES,))
         return None
-    if not resume:
-        raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
+    refuse_other_run(out, resume)
     changed = changed_options(old, config, free, defaults)
     if changed:
         length = {"epochs", "max_steps"} & set(changed) & config.keys()  # another verb has no length
@@ -88,6 +88,12 @@ def check_run(
             f"resume it with those, or {train_longer(out, old) if length else 'name another folder'}"
         )
     return old
+
+
+def refuse_other_run(out: Path, resume: bool) -> None:
+    """Raise UserError unless the run in a folder is to be resumed."""
+    if not resume:
+        raise UserError(f"{out} already holds a run; name another folder, or continue that run with --resume")
 
 
 def changed_options(
@@ -146,11 +152,24 @@ def open_run(
                 yield out
             except BaseException as error:
                 _log_error(error)
-                files = {path.name for path in out.rglob("*") if path.is_file()} - _EARLY
+                made = [path for path in out.iterdir() if path.name != TILES]
+                files = {p.name for path in made for p in (path, *path.rglob("*")) if p.is_file()} - _EARLY
                 saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
                 if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
-                    shutil.rmtree(out, ignore_errors=True)
+                    _remove(out, made)
                 raise
+
+
+def _remove(out: Path, made: list[Path]) -> None:
+    """Remove the files of a run that has not begun, and its folder, but never tiles: they may be hours of work."""
+    if (out / TILES).exists():
+        for path in made:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def _log_error(error: BaseException) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from densepath.core.errors import UserError
-from densepath.core.random import permute
+from densepath.core.random import permute, permute_blocks
 from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
 from densepath.sources.pixel_source import Gathered, PerImage, PixelSource
@@ -24,8 +24,10 @@ from densepath.sources.workers import end_workers, from_worker, out_of_worker, o
 
 _AHEAD = 2  # batches
 _CHUNK = 32  # images that a worker decodes at a time: bounds the memory for any batch size
-_BLOCK = 8192  # positions that are shuffled at a time
+_SHUFFLED = 8192  # positions that are shuffled at a time
+_BLOCK, _WINDOW = 16, 64  # images in a row, and such blocks that are mixed, of the order "block"
 
+Shuffle = Literal["full", "block"]
 _Order = Iterator[tuple[int, Tensor]]  # each step with the positions (B,) of its images
 
 
@@ -87,6 +89,8 @@ class ImageBatches:
         device: where the training runs; for a GPU the batches come in page-locked memory.
         draw: draws the views of images before they are read (``ViewMaker.draw``); used for a source that reads boxes.
         extras: annotations of each image, by name, which are added to the batches.
+        shuffle: "full": every order is equally likely. "block": 16 images in a row are read together, and mixed with
+            those of 64 such blocks; for slides and files on a disk or a network drive.
 
     Raises:
         UserError: the batches of all processes together need more images than the source has; while iterating: more
@@ -108,6 +112,7 @@ class ImageBatches:
         device: torch.device | str | None = None,
         draw: DrawViews | None = None,
         extras: Mapping[str, PerImage] | None = None,
+        shuffle: Shuffle = "full",
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank}, world_size {world_size}")
@@ -115,6 +120,7 @@ class ImageBatches:
             raise ValueError("give max_steps or epochs")
         self.images = images
         self.draw = draw
+        self.shuffle = shuffle
         self.extras = dict(extras or {})
         self.batch_size = batch_size
         self.seed = seed
@@ -168,7 +174,8 @@ class ImageBatches:
     def _batches(self, order: _Order, draw: DrawViews | None, loaders: list[Any]) -> Generator[ImageBatch, None, None]:
         pin = self._pinned()
         batches = (self._plan_batch(step, index, draw) for step, index in order)
-        read = self._decoded(batches, pin, loaders) if self.images.decodes else self._gathered(batches, pin)
+        by_workers = self.images.decodes and self.workers > 0
+        read = self._decoded(batches, pin, loaders) if by_workers else self._gathered(batches, pin)
         for wanted, gathered in read:
             new = self._record_corrupt(gathered)
             while draw is not None and not torch.equal(gathered.index, wanted.index):
@@ -185,7 +192,7 @@ class ImageBatches:
     def _decoded(
         self, batches: Iterator[_Planned], pin: bool, loaders: list[Any]
     ) -> Iterator[tuple[_Planned, Gathered]]:
-        """Each batch, read in chunks, by other processes if there are any; their iterator is added to ``loaders``."""
+        """Each batch, read in chunks by other processes; their iterator is added to ``loaders``."""
         ordered: deque[_Planned] = deque()
 
         def chunks() -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -198,7 +205,7 @@ class ImageBatches:
             batch_size=None,
             sampler=chunks(),
             num_workers=self.workers,
-            prefetch_factor=2 if self.workers else None,
+            prefetch_factor=2,
             worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # otherwise it would draw from the global one
         )
@@ -255,11 +262,16 @@ class ImageBatches:
         lane = self.rank * self.batch_size + torch.arange(self.batch_size)
         while step < self.total_steps:
             epoch, first = divmod(step, self.steps_per_epoch)
-            steps = min(max(1, _BLOCK // self.batch_size), self.steps_per_epoch - first, self.total_steps - step)
+            steps = min(max(1, _SHUFFLED // self.batch_size), self.steps_per_epoch - first, self.total_steps - step)
             position = torch.arange(first, first + steps)[:, None] * self.global_size + lane
-            for index in permute(position, len(self.images), self.seed, epoch):
+            for index in self._shuffled(position, epoch):
                 yield step, index
                 step += 1
+
+    def _shuffled(self, position: Tensor, epoch: int) -> Tensor:
+        if self.shuffle == "full":
+            return permute(position, len(self.images), self.seed, epoch)
+        return permute_blocks(position, len(self.images), _BLOCK, _WINDOW, self.seed, epoch)
 
     def _pinned(self) -> bool:
         """Whether batches use page-locked memory; if so, select the GPU that this thread allocates it for."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.core.digests import digest_of_files, digest_of_tensors
+from densepath.core.digests import digest_of, digest_of_files, digest_of_tensors
 from densepath.core.files import Unchanged
 from densepath.sources.batch import box_of, fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage
@@ -68,6 +68,7 @@ class PackedTiles:
         self._mapped = Unchanged(file) if file is not None else None
         self.spec = spec
         self._spacing = spacing
+        self._chosen = ""  # the digest of a part of a store
         self._corrupt_positions = torch.tensor(sorted(self.corrupt), dtype=torch.int64)
         first = next(position for position in range(len(sizes)) if position not in self.corrupt)
         self._size: list[int] = sizes[first].tolist()
@@ -109,7 +110,17 @@ class PackedTiles:
             pixels, self.table, self.offsets, self.paths, self.corrupt, self.file, self.spec, self._spacing
         )
         copied._mapped = None  # it no longer reads the file
+        copied._chosen = self._chosen
         return copied
+
+    def take(self, positions: Tensor) -> PackedTiles:
+        """The store with only the images at some positions (K,), none of which is corrupt; pixels are shared."""
+        names = PathTable.of(self.paths[int(position)] for position in positions)
+        spacing = None if self._spacing is None else self._spacing[positions]
+        table, offsets = self.table[positions], self.offsets[positions]
+        taken = PackedTiles(self.pixels, table, offsets, names, None, self.file, self.spec, spacing)
+        taken._chosen = digest_of_tensors({"offsets": offsets})
+        return taken
 
     def _check(self) -> None:
         if self._mapped is not None:
@@ -165,7 +176,8 @@ class PackedTiles:
         """The identity of the images: a digest of their files' contents if there are any, else of their pixels."""
         if self.file is not None:
             store = self.file
-            return digest_of_files(lambda: [store], 1, cache)
+            whole = digest_of_files(lambda: [store], 1, cache)
+            return digest_of([whole, self._chosen]) if self._chosen else whole
         # Decoded images are identified by their files: the next run may read the files without decoding all of them.
         if all(map(os.path.exists, self.paths)):
             return digest_of_files(lambda: self.paths, len(self), cache)

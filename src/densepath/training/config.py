@@ -13,6 +13,7 @@ from torch import nn
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.core.random import check_seed
+from densepath.sources.loader import Shuffle
 from densepath.training.intervals import Intervals
 from densepath.training.optimizers import Optimizer
 from densepath.training.recipes import all_options, name_of
@@ -25,7 +26,7 @@ _MOST = 10**9  # epochs or steps
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
     *("probe_orientation", "log_every", "save_every_steps", "save_every_minutes"),
-    *("regions", "cells", "cache_dir"),  # paths of files, like data
+    *("regions", "cells", "cache_dir", "slides"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
 
@@ -35,8 +36,17 @@ class PretrainConfig:
     """The options of a pre-training run.
 
     Args:
-        data: a folder of images, a text list of files, a glob, or a packed store.
-        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+        data: a folder of images, a text list of files, a glob, a packed store, a folder of tiles from
+            ``densepath tile``, or with ``mpp`` whole slides.
+        exclude: patterns of image files or slides to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a
+            name.
+        mpp: for whole slides: the µm per pixel of the tiles, which are found in them and listed in OUT/tiles.
+        tile_size: for whole slides: the side of the tiles in pixels.
+        slides: train on these slides only: a text file with a name in each line, or a CSV file with a column "slide".
+        fraction: train on this share of the slides, or of the images where there are no slides. A smaller share with
+            the same seed is a part of a larger one.
+        shuffle: the order of the images. "full": any order. "block": images in a row are read together and mixed with
+            those of other rows, which suits slides and files on a hard disk or a network drive.
         out: the run folder.
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: the method's hyper-parameters that differ from its defaults.
@@ -98,6 +108,11 @@ class PretrainConfig:
     data: str | Path
     out: str | Path
     exclude: tuple[str, ...] = ()
+    mpp: float | None = None
+    tile_size: int = 256
+    slides: str | Path | None = None
+    fraction: float = 1.0
+    shuffle: Shuffle = "full"
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"
@@ -145,6 +160,12 @@ class PretrainConfig:
             object.__setattr__(self, "view_size", self.view_size[0])  # frozen; the command line gives lists
         if self.shortest_side < 1:
             raise UserError(f"view_size is {self.view_size}; give a number of pixels, or one for each axis")
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
+            raise UserError(f"mpp is {self.mpp}; give µm per pixel, such as 0.5")
+        if self.tile_size < 1:
+            raise UserError(f"tile_size is {self.tile_size}; give a number of pixels, such as 256")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"fraction is {self.fraction}; give a share of the slides or images, above 0 and up to 1")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         for name in ("probe_every", "picture_every"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
 from densepath.nets.weights.published import is_published
+from densepath.nets.weights.trained_on import slide_notes, slides_of_run
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import read_config
@@ -55,7 +56,7 @@ def export(
     path = Path(out) if out is not None else folder / "exported" / f"backbone{suffix}{kind}"
     facts = (newest_checkpoint(folder / CHECKPOINTS) or {}).get("facts", {})
     card = {"facts": facts, "scores": scores, "licence": licence}
-    export_backbone(path, method.exported_backbone(), layout, config, steps, card)
+    export_backbone(path, method.exported_backbone(), layout, config, steps, card, slides_of_run(folder))
     return path
 
 
@@ -66,6 +67,7 @@ def export_backbone(
     config: Mapping[str, Any],
     steps: int,
     card: Mapping[str, Any] | None = None,
+    slides: Sequence[str] | None = None,
 ) -> None:
     """Write a backbone, with metadata of its run, and its model card.
 
@@ -76,15 +78,20 @@ def export_backbone(
         config: the run's configuration.
         steps: number of optimizer steps that it was trained for.
         card: what else the model card contains: see :func:`~densepath.training.model_card.write_card`.
+        slides: the names of the slides that it was trained on; None for images.
     """
     metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(bare(dict(config)))}
-    metadata |= pixel_notes(pixels_of(config))
+    metadata |= pixel_notes(pixels_of(config)) | slide_notes(slides)
     save_backbone(path, backbone, layout, metadata)
     draw_safely(lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written")
 
 
 def export_parts(
-    folder: Path, parts: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], steps: int
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    config: Mapping[str, Any],
+    steps: int,
+    slides: Sequence[str] | None = None,
 ) -> None:
     """Write the exported parts of a method besides its backbone: a safetensors file for each, with metadata of its run.
 
@@ -93,10 +100,11 @@ def export_parts(
         parts: name -> tensors.
         config: the run's configuration.
         steps: number of optimizer steps that they were trained for.
+        slides: the names of the slides that they were trained on; None for images.
     """
     notes = {"format": "pt", "format_version": FORMAT_VERSION, "method": str(config["method"]), "steps": str(steps)}
     notes |= {"backbone": str(config["backbone"]), "config": json.dumps(bare(dict(config)))}
-    notes |= pixel_notes(pixels_of(config))
+    notes |= pixel_notes(pixels_of(config)) | slide_notes(slides)
     for name, state in parts.items():
         plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
         with atomic_write(folder / f"{name}.safetensors") as temporary:

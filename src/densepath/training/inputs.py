@@ -18,6 +18,7 @@ from densepath.nets.teachers import ACCEPTED, build_teacher
 from densepath.nets.tokenizers import load_tokenizer
 from densepath.sources.packing import SUFFIX
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.training.config import PretrainConfig
 from densepath.training.recipes import name_of
 
@@ -66,8 +67,9 @@ def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> 
 
 def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
     if need.kind == "classes":
-        packed = str(config.data).lower().endswith(SUFFIX)  # its names are relative to the folder of the images
-        root = "" if packed else config.data if Path(config.data).is_dir() else None
+        # Names in a store are relative to the folder of the images, and those of tiles to that of the slides
+        relative = str(config.data).lower().endswith(SUFFIX) or isinstance(images, SlideTiles)
+        root = "" if relative else config.data if Path(config.data).is_dir() else None
         return read_classes(images, str(config.labels), root)
     if need.kind == "cells":
         assert config.cells is not None, "call check_inputs first"

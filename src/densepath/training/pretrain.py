@@ -31,7 +31,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.fingerprint import fingerprint
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
-from densepath.sources.open import cache_images, check_size, find_source
+from densepath.sources.open import cache_images, check_size
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.summary import summarize
 from densepath.training.batch_norm import share_statistics
@@ -51,6 +51,7 @@ from densepath.training.random_state import untouched_generators
 from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
+from densepath.training.run_images import find_images, record_slides
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
@@ -128,7 +129,7 @@ def run(
     hardware = choose_hardware(config.devices, precision, config.channels_last, config.deterministic)
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
-    images = find_source(config.data, exclude=config.exclude)
+    images = find_images(config)
     images.spec = _choose_pixels(images, old, config)
     known = fingerprint(images)
     torch.manual_seed(config.seed)
@@ -180,6 +181,7 @@ def run(
         device=hardware.device,
         draw=views.draw,
         extras=method.extras,
+        shuffle=config.shuffle,
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format)
@@ -194,6 +196,7 @@ def run(
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
+            slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
             notes = (*read, loaded, _color_note(without), found)
             _report_start(notes, config.optimizer, steps, steps_per_epoch)
@@ -223,8 +226,8 @@ def run(
         if not first:
             return Result(out)
         card = {"facts": facts, "scores": recorded_scores(out)}
-        export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done, card)
-        export_parts(out / EXPORTED.parent, method.exported_parts(), record, done)
+        export_backbone(out / EXPORTED, method.exported_backbone(), "timm", record, done, card, slides)
+        export_parts(out / EXPORTED.parent, method.exported_parts(), record, done, slides)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))
         measured, commands = newest_measurements(out), after_pretraining(config, method, images)

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,22 @@ def start_processes(hardware: Hardware) -> list[subprocess.Popen[bytes]]:
         subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(number), PARENT: str(os.getpid())})
         for number in range(1, hardware.world_size)
     ]
+
+
+@contextmanager
+def other_processes(hardware: Hardware) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
+    """The other processes of this machine, see :func:`start_processes`, which end with this one."""
+    environment = dict(os.environ)
+    children = start_processes(hardware)
+    try:
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        if children:  # or this process would seem to be started by a launcher the next time
+            os.environ.clear()
+            os.environ.update(environment)
 
 
 def join_processes(hardware: Hardware, equal_shapes: bool) -> Fabric:

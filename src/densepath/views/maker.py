@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.affine import bounds, compose
+from densepath.core.affine import bounds, onto_boxes
 from densepath.core.grids import EDGE_TOLERANCE, inside
 from densepath.core.resampling import sample
 from densepath.sources.batch import ImageBatch
@@ -89,8 +89,8 @@ class ViewMaker:
             views[name] = View(torch.empty(shape, device=device, memory_format=self.memory_format), planned.map)
         for rows in self._shares(images, plan):
             part = images.pixels[rows].movedim(-1, 1)
-            if self.spec.ndim == 2 or device.type != "cpu":
-                part = part.to(torch.float32)  # once for all views; for volumes, only the box of each view
+            if device.type != "cpu":
+                part = part.to(torch.float32)  # once for all views
             for name, view in self.views.items():
                 of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
                 made = self._view(view, plan.views[name], of_crops, part, images, rows, views)
@@ -148,16 +148,3 @@ def _only_inside(pixels: Tensor, maps: Tensor) -> Tensor:
     if bool((torch.maximum(-low, high) > 1 + EDGE_TOLERANCE).any()):
         pixels = pixels * inside(maps.to(pixels.device, non_blocking=True), pixels.shape[2:]).unsqueeze(1)
     return pixels
-
-
-def onto_boxes(maps: Tensor, sizes: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Maps to images as maps to boxes of them: (N, d, d + 1) float64, where rounding does not matter.
-
-    Args:
-        maps: (N, d, d + 1).
-        sizes, low, high: (N, d) the images' sizes and the boxes' corners in pixels, in the order of the tensor's axes.
-    """
-    sizes, low, high = (corner.flip(-1).double() for corner in (sizes, low, high))
-    sides = (high - low).clamp(min=1)
-    scale, shift = sizes / sides, (sizes - 2 * low) / sides - 1
-    return compose(torch.cat((torch.diag_embed(scale), shift.unsqueeze(-1)), dim=-1), maps.double())

@@ -138,7 +138,7 @@ def write_cell_rows(folder: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write a folder's ``cells.csv``: a row for each slide or image, with the columns :data:`COLUMNS`."""
     path = Path(folder) / CELLS
     with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

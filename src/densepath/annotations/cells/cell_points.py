@@ -58,7 +58,7 @@ class CellPoints:
         self._images, self._folder = images, Path(folder)
         self._tiles = images if isinstance(images, TilesOfSlides) else None
         rows = read_cell_rows(folder)
-        self._without = {row["slide"] for row in rows if row["problem"]}
+        self._without = {row["slide"] for row in rows if not row["cells"]}
         if self._tiles is not None:
             what, wanted = "slides", [(tiling.name, tiling.path) for tiling in self._tiles.tilings]
         else:

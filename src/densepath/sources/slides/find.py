@@ -6,10 +6,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.listing import SUFFIXES as IMAGES
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.slides.dicom_slide import series_of
+from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.tile_files import is_tile_folder
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+_ALSO_IMAGES = (".tif", ".tiff")
 _KINDS = "slide (SVS, TIFF, NDPI, MRXS, SCN, BIF, VMS, CZI, DICOM)"
 
 
@@ -25,6 +31,28 @@ def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | 
         UserError: no slide is found.
     """
     return list(_one_of_each(list_images(data, exclude, passed, suffixes=SUFFIXES, kinds=_KINDS)))
+
+
+def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
+    """Whether data are slides, not images: a file has the suffix of a format of slides, or all are TIFFs, and the first
+    is a pyramid. A folder that ``densepath tile`` wrote holds slides.
+
+    Args:
+        data, exclude: as for :func:`find_slides`, or anything else.
+    """
+    if is_tile_folder(data):
+        return True
+    try:
+        names = list_images(data, exclude, suffixes=(*SUFFIXES, *IMAGES))
+    except UserError:  # not a list of files, or empty
+        return False
+    endings = {os.path.splitext(name)[1].lower() for name in names}
+    if not endings.issubset(_ALSO_IMAGES):
+        return bool(endings.intersection(SUFFIXES) - set(_ALSO_IMAGES))
+    try:
+        return len(open_slide(names[0]).levels) > 1
+    except (CorruptImage, UserError):
+        return False
 
 
 def _one_of_each(names: Iterable[str]) -> Iterator[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densepath.core.affine import identity, onto_boxes
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, refuse
 from densepath.core.resampling import sample
@@ -30,6 +33,7 @@ from densepath.sources.slides.slide import SlideLevel
 from densepath.sources.tiles.tile_files import SlideTiling, read_tile_folder
 
 _OPEN = 1024  # slides that a process remembers, without open files, each in a few kB
+_Box = Sequence[Sequence[float]]  # low and high corner, y and x
 _ROUNDING = 1e-6  # pixels; box corners that are whole but for rounding are made whole
 
 
@@ -69,10 +73,11 @@ class SlideTiles:
         ((self.size, self.mpp),) = kinds
         self.folder = folder
         self.spec = PixelSpec()
-        self._ends = np.cumsum([len(tiling) for tiling in self.tilings])
+        self._ends = list(accumulate(map(len, self.tilings)))
+        self._all: _Box = (0, 0), (self.size, self.size)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getstate__(self) -> dict[str, Any]:
         if self.folder is None:
@@ -95,9 +100,9 @@ class SlideTiles:
         """The slide of a tile, and the tile's number among those of the slide."""
         if not 0 <= position < len(self):
             raise IndexError(position)
-        slide = int(np.searchsorted(self._ends, position, side="right"))
+        slide = bisect_right(self._ends, position)
         tiling = self.tilings[slide]
-        return tiling, position - int(self._ends[slide]) + len(tiling)
+        return tiling, position - self._ends[slide] + len(tiling)
 
     def names(self, position: int) -> str:
         """The slide's name, and the tile's corner in pixels of level 0."""
@@ -139,14 +144,13 @@ class SlideTiles:
         Raises:
             CorruptImage: it cannot be read.
         """
-        pixels, box = self._stored(position, self._whole())
-        if np.array_equal(box, self._whole()) and pixels.shape[:2] == (self.size, self.size):
+        pixels, found = self._stored(position, self._all)
+        if found == self._all and pixels.shape[:2] == (self.size, self.size):
             return pixels
-        sides = box[1] - box[0]
-        centers = (self.size - box[0] - box[1]) / sides  # of the tile in the pixels' coordinates
-        maps = torch.from_numpy(np.concatenate((np.diag(self.size / sides[::-1]), centers[::-1, None]), axis=1))
+        (low, high), size = torch.tensor(found, dtype=torch.float64), torch.tensor([self.size, self.size])
+        maps = onto_boxes(identity(1), size[None], low[None], high[None])
         image = torch.from_numpy(pixels).movedim(-1, 0)[None]
-        made = sample(image, maps[None].float(), (self.size, self.size), mode="bicubic")
+        made = sample(image, maps.float(), (self.size, self.size), mode="bicubic")
         return made[0].movedim(0, -1).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
@@ -161,7 +165,7 @@ class SlideTiles:
             The pixels, with boxes in pixels of the tiles and with their extent. If more tiles are corrupt than a source
             may have, only those before the last corrupt one.
         """
-        asked = np.broadcast_to(self._whole(), (len(index), 2, 2)) if boxes is None else boxes.numpy()
+        asked = [self._all] * len(index) if boxes is None else boxes.tolist()
         images, found, taken = [], [], []
         corrupt: dict[int, str] = {}
         for position, box in zip(index.tolist(), asked, strict=True):
@@ -176,7 +180,7 @@ class SlideTiles:
         canvas = new_canvas(len(images), extent.amax(dim=0).tolist() if images else (0, 0), 3, self.dtype, pin)
         fill_canvas(canvas.numpy(), images)
         read = torch.tensor(taken, dtype=torch.int64)
-        places = torch.from_numpy(np.array(found, np.float64).reshape(-1, 2, 2))
+        places = torch.tensor(found, dtype=torch.float64).reshape(-1, 2, 2)
         return Gathered(canvas, self.sizes(read), read, corrupt, places, extent)
 
     def digest(self, cache: Path) -> str:
@@ -196,28 +200,25 @@ class SlideTiles:
         )
         return {"names": names, "sizes": digest_of_sizes(paths), "samples": digest_of_samples(paths)}
 
-    def _whole(self) -> npt.NDArray[np.float64]:
-        return np.array([[0.0, 0.0], [self.size, self.size]])
-
     def _stored(self, position: int, box: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
         """The slide's pixels that cover a box (2, 2) of a tile, and the box (2, 2) that they are, in its pixels."""
         tiling, number = self.place(position)
-        (rectangle,) = tiling.boxes_um([number])
-        corner, mpp = rectangle[:2], self.mpp
-        low, high = box[0] * mpp, box[1] * mpp
+        x, y = tiling.corners[number].tolist()
+        top, left, mpp = y * tiling.spacing[0], x * tiling.spacing[1], self.mpp
+        (y0, x0), (y1, x1) = box
         try:
-            region = _opened(tiling.path, tiling.spacing, tiling.extent, mpp).read_um((*(corner + low), *(high - low)))
+            level = _opened(tiling.path, tiling.spacing, tiling.extent, mpp)
+            region = level.read_um((top + y0 * mpp, left + x0 * mpp, (y1 - y0) * mpp, (x1 - x0) * mpp))
         except CorruptImage as error:
-            x, y = tiling.corners[number].tolist()
             raise CorruptImage(f"{tiling.path} at x {x}, y {y}", error.why) from error
-        start = (np.array(region.origin) - corner) / mpp
-        covered = np.stack((start, start + np.array(region.pixels.shape[:2]) * region.spacing / mpp))
-        whole = np.rint(covered)
-        return region.pixels, np.where(np.abs(covered - whole) < _ROUNDING, whole, covered)
+        height, width = region.pixels.shape[:2]
+        y0, x0 = (region.origin[0] - top) / mpp, (region.origin[1] - left) / mpp
+        y1, x1 = y0 + height * region.spacing[0] / mpp, x0 + width * region.spacing[1] / mpp
+        return region.pixels, ((_whole(y0), _whole(x0)), (_whole(y1), _whole(x1)))
 
     def _stored_or_next(
-        self, position: int, box: npt.NDArray[Any], corrupt: dict[int, str]
-    ) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.float64]] | None:
+        self, position: int, box: _Box, corrupt: dict[int, str]
+    ) -> tuple[int, npt.NDArray[np.uint8], _Box] | None:
         while len(corrupt) <= allowed(len(self)):
             if position not in corrupt:
                 try:
@@ -245,6 +246,11 @@ def read_tiles(folder: str | Path, exclude: Sequence[str] = ()) -> SlideTiles:
     tiles = SlideTiles(kept, Path(folder))
     tiles.check()
     return tiles
+
+
+def _whole(length: float) -> float:
+    nearest = round(length)
+    return nearest if abs(length - nearest) < _ROUNDING else length
 
 
 @lru_cache(_OPEN)

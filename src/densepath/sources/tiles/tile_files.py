@@ -15,11 +15,12 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError, one_line, refuse
 from densepath.core.files import atomic_write
+from densepath.sources.slides.resolution import Spacing
 
 SLIDES = "slides.csv"
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the record of a verb, and how it begins
 _FOLDERS = "*mpp_*px_*px_overlap"
-_PATCHES, _SUFFIX = "patches", "_patches.h5"
+_PATCHES, _SUFFIX, _TISSUE = "patches", "_patches.h5", "tissue"
 _AT_10X = 10.0  # µm per pixel times magnification
 
 
@@ -42,7 +43,7 @@ class SlideTiling:
     corners: npt.NDArray[np.int64]
     mpp: float
     size: int
-    spacing: tuple[float, float]
+    spacing: Spacing
     extent: tuple[int, int]
 
     def __len__(self) -> int:
@@ -50,9 +51,20 @@ class SlideTiling:
 
     def boxes_um(self, rows: Any = slice(None)) -> npt.NDArray[np.float64]:
         """The rectangles (B, 4) of some tiles: top, left, height, width in µm, as ``Slide.read_um`` takes them."""
-        x, y = self.corners[rows].reshape(-1, 2).T
-        side = np.full(len(x), self.size * self.mpp)
-        return np.stack([y * self.spacing[0], x * self.spacing[1], side, side], axis=1)
+        return boxes_um(self.corners[rows], self.spacing, self.size * self.mpp)
+
+
+def boxes_um(corners: npt.NDArray[np.int64], spacing: Spacing, size_um: float) -> npt.NDArray[np.float64]:
+    """The squares (B, 4) at some corners (B, 2): top, left, height, width in µm.
+
+    Args:
+        corners: x and y in pixels of level 0.
+        spacing: µm per pixel of level 0 along y and x.
+        size_um: the side of a square.
+    """
+    x, y = corners.reshape(-1, 2).T
+    side = np.full(len(x), size_um)
+    return np.stack([y * spacing[0], x * spacing[1], side, side], axis=1)
 
 
 def tiling_folder(mpp: float, size: int, overlap: int) -> str:
@@ -65,26 +77,47 @@ def tiling_path(folder: Path, name: str) -> Path:
     return folder / _PATCHES / f"{name}{_SUFFIX}"
 
 
-def write_tiling(path: str | Path, tiling: SlideTiling, overlap: int = 0) -> None:
+def write_tiling(
+    path: str | Path, tiling: SlideTiling, overlap: int = 0, tissue: npt.NDArray[np.float64] | None = None
+) -> None:
     """Write the tiles of a slide.
 
     Args:
         path: the HDF5 file.
         tiling: the tiles.
         overlap: pixels by which neighboring tiles overlap, for the record.
+        tissue: (N,) the share of tissue of each tile.
 
     Raises:
         UserError: the disk is full, or h5py is not installed.
     """
+    content = io.BytesIO()  # on a full disk h5py would not say so
+    with h5py_module().File(content, "w") as file:
+        coords = file.create_dataset("coords", data=np.asarray(tiling.corners, np.int64).reshape(-1, 2))
+        coords.attrs.update(notes_of_tiling(tiling, Path(path).parent, overlap))
+        if tissue is not None:
+            file.create_dataset(_TISSUE, data=np.asarray(tissue, np.float32))
+    with atomic_write(path) as part:
+        part.write_bytes(content.getbuffer())
+
+
+def notes_of_tiling(tiling: SlideTiling, folder: Path, overlap: int = 0) -> dict[str, Any]:
+    """The attributes of the dataset ``coords`` in a file of tiles or of their features, as TRIDENT names them.
+
+    Args:
+        tiling: the tiles.
+        folder: where the file is.
+        overlap: pixels by which neighboring tiles overlap.
+    """
     level_0 = sum(tiling.spacing) / 2
-    notes = {
+    return {
         "patch_size": tiling.size,
         "patch_size_level0": round(tiling.size * tiling.mpp / level_0),
         "level0_magnification": _AT_10X / level_0,
         "target_magnification": _AT_10X / tiling.mpp,
         "overlap": overlap,
         "name": _text(tiling.name),
-        "savetodir": _text(str(Path(path).parent)),
+        "savetodir": _text(str(folder)),
         "level0_width": tiling.extent[1],
         "level0_height": tiling.extent[0],
         "mpp": tiling.mpp,
@@ -92,12 +125,6 @@ def write_tiling(path: str | Path, tiling: SlideTiling, overlap: int = 0) -> Non
         "level0_mpp_y": tiling.spacing[0],
         "size_um": tiling.size * tiling.mpp,
     }
-    content = io.BytesIO()  # on a full disk h5py would not say so
-    with _h5py().File(content, "w") as file:
-        coords = file.create_dataset("coords", data=np.asarray(tiling.corners, np.int64).reshape(-1, 2))
-        coords.attrs.update(notes)
-    with atomic_write(path) as part:
-        part.write_bytes(content.getbuffer())
 
 
 def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
@@ -110,7 +137,7 @@ def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
     Raises:
         UserError: the file is missing or damaged, or of other software.
     """
-    h5py = _h5py()
+    h5py = h5py_module()
     try:
         with h5py.File(path) as file:
             notes, corners = dict(file["coords"].attrs), file["coords"][:]
@@ -126,6 +153,18 @@ def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
     except Exception as error:  # h5py raises nearly any type on corrupt bytes
         why = "the file is missing" if not os.path.exists(path) else "damaged, or not written by densepath tile"
         raise UserError(f"the tiles {path} cannot be read ({why}); run densepath tile again") from error
+
+
+def read_shares(path: str | Path) -> npt.NDArray[np.float32]:
+    """The shares of tissue (N,) that :func:`write_tiling` wrote; NaN where it got none."""
+    with h5py_module().File(path) as file:
+        shares = file[_TISSUE][:] if _TISSUE in file else np.full(len(file["coords"]), np.nan)
+        return shares.astype(np.float32)
+
+
+def overlap_of(folder: str | Path) -> int:
+    """The pixels by which neighboring tiles of a folder of ``densepath tile`` overlap."""
+    return max(int(place.name.split("_")[2].removesuffix("px")) for place in Path(folder).glob(_FOLDERS))
 
 
 def is_tile_folder(path: str | Path) -> bool:
@@ -203,7 +242,7 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _h5py() -> Any:
+def h5py_module() -> Any:
     try:
         import h5py
     except ImportError as error:

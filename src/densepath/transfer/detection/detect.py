@@ -18,6 +18,7 @@ from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
 from densepath.core.result import Result
+from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.nets.weights import load_weights
 from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
@@ -41,6 +42,8 @@ from densepath.transfer.detection.solver import make_solver
 from densepath.version import __version__
 
 _WINDOW = PixelSpec().window  # of 8-bit images
+_SAMPLED = 16  # images whose µm per pixel are read
+_SAME_MPP = 1.03  # the largest ratio of the µm per pixel of images that count as equal
 
 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> dict[str, float]:
@@ -144,6 +147,7 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         *found,
         int(median(min(train.size(i)) for i in range(len(train)))),  # as tested: whole, also if trained on crops
         config.orientation,
+        training_mpp(train),
     )
     model = notes.build()
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
@@ -201,6 +205,14 @@ def _fine_tune(config: DetectConfig, draw_curves: Callable[[Path], Path] | None)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))
         return _finish(watch, out, scores, test)
+
+
+def training_mpp(images: CocoImages) -> float | None:
+    """The µm per pixel of images; None if they are unknown, or differ."""
+    found = [images.mpp(position) for position in evenly_spaced(_SAMPLED, len(images))]
+    known = [mpp for mpp in found if mpp is not None]
+    same = len(known) == len(found) and max(known) <= _SAME_MPP * min(known)
+    return float(median(known)) if same else None
 
 
 def _check_evaluation(config: DetectConfig, trained: dict[str, Any]) -> None:

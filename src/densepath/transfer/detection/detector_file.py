@@ -40,6 +40,7 @@ class DetectorNotes:
         image_size: the median short side of the training images in pixels; 0 if unknown.
         orientation: how images with an orientation tag were read: as "stored" in the file, or as "viewed", turned by
             the tag; None if there were none.
+        mpp: µm per pixel of the training images; None if unknown.
     """
 
     detector: str
@@ -54,6 +55,7 @@ class DetectorNotes:
     window: tuple[float, float] = (0.0, 255.0)
     image_size: int = 0
     orientation: Orientation | None = None
+    mpp: float | None = None
 
     @property
     def spec(self) -> PixelSpec:
@@ -122,6 +124,8 @@ def _notes_from(values: Any) -> DetectorNotes:
         raise ValueError("a size")
     if notes.orientation not in (None, *get_args(Orientation)):
         raise ValueError("an orientation")
+    if notes.mpp is not None and not (isinstance(notes.mpp, float) and notes.mpp > 0):
+        raise ValueError("µm per pixel")
     if not isinstance(notes.detector, str) or not isinstance(notes.backbone, str):
         raise ValueError("names")
     _ = notes.spec  # refuses what is not a mean, a standard deviation and a window

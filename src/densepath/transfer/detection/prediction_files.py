@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from densepath.transfer.detection.predictor import Prediction
 
 COLUMNS = ("image", "object", "class", "score", "x", "y", "width", "height", "area", "centroid_x", "centroid_y")
 MICRONS = ("area_um2", "centroid_x_um", "centroid_y_um")
+GEOJSON_START, GEOJSON_END = '{"type": "FeatureCollection", "features": [', "\n]}\n"
+_DECIMALS = 2  # of the coordinates of a slide
 _BAND = 512  # rows that are painted at a time
 _MOST_IN_16_BITS = 2**16 - 1
 _LONGEST_PICTURE = 2048  # pixels
@@ -96,48 +100,109 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels that a detector saw lie in those of the results: of the image, or of a slide's level 0.
+
+    Args:
+        step: pixels of the results for one that it saw, along y and x.
+        shift: pixels that it saw, by which each lies up and left of the place that it stands for.
+        spacing: µm per pixel of the results along y and x; None where unknown.
+    """
+
+    step: tuple[float, float] = (1, 1)
+    shift: float = 0.0
+    spacing: tuple[float, float] | None = None
+
+    def place(self, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Points (N, 2) x, y of the pixels that it saw, in those of the results."""
+        return (np.asarray(points, np.float64) - self.shift) * self.step[::-1]
+
+
+AS_SEEN = Grid()
+
+
 def write_geojson(found: Prediction, path: Path) -> Path:
     """Write the outlines as GeoJSON that QuPath imports: annotations with class and score, in pixels of the image.
 
     Outlines run between the centers of neighboring pixels, so that exactly the object's pixels have their centers
     inside.
     """
-    colors = {name: list(color_of(number)) for number, name in enumerate(found.classes)}
     with atomic_write(path) as part, part.open("w") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        for number, (each, name) in enumerate(zip(found.objects, found.names, strict=True), 1):
-            properties = {
-                "objectType": "annotation",
-                "name": str(number),
-                "classification": {"name": name, "color": colors[name]},
-                "measurements": {"score": each.score, "area px^2": each.area},
-            }
-            feature = {"type": "Feature", "geometry": outline(each), "properties": properties}
-            file.write((",\n" if number > 1 else "\n") + json.dumps(feature))
-        file.write("\n]}\n")
+        file.write(GEOJSON_START)
+        for number, each in enumerate(found.objects, 1):
+            file.write((",\n" if number > 1 else "\n") + json.dumps(feature_of(each, number, found.classes)))
+        file.write(GEOJSON_END)
     return path
 
 
-def outline(found: FoundObject) -> dict[str, Any]:
+def feature_of(
+    found: FoundObject, number: int, classes: Sequence[str], grid: Grid = AS_SEEN, kind: str = "annotation"
+) -> dict[str, Any]:
+    """An object as a feature of GeoJSON, with its class, score and area.
+
+    Args:
+        found: the object.
+        number: of the object, its name.
+        classes: names of the labels 1, 2, ...
+        grid: of the coordinates.
+        kind: QuPath's type of objects, "annotation" or "detection".
+    """
+    properties = {
+        "objectType": kind,
+        "name": str(number),
+        "classification": {"name": classes[found.label - 1], "color": list(color_of(found.label - 1))},
+        "measurements": {"score": found.score, **_areas(found, grid)},
+    }
+    return {"type": "Feature", "geometry": outline(found, grid), "properties": properties}
+
+
+def _areas(found: FoundObject, grid: Grid) -> dict[str, float]:
+    if grid.spacing is None:
+        return {"area px^2": found.area}
+    return {"area µm^2": found.area * math.prod(grid.step) * math.prod(grid.spacing)}
+
+
+def outline(found: FoundObject, grid: Grid = AS_SEEN) -> dict[str, Any]:
     """An object as a GeoJSON Polygon, or as a MultiPolygon if its pixels are not connected, with holes."""
-    polygons = [[ring.tolist() for ring in rings] for rings in polygons_of(found.mask, found.top, found.left)]
+    polygons = polygons_of(found.mask, found.top, found.left)
+    if grid is not AS_SEEN:
+        polygons = [[np.round(grid.place(_without_straight(ring)), _DECIMALS) for ring in rings] for rings in polygons]
+    coordinates = [[ring.tolist() for ring in rings] for rings in polygons]
     if len(polygons) == 1:
-        return {"type": "Polygon", "coordinates": polygons[0]}
-    return {"type": "MultiPolygon", "coordinates": polygons}
+        return {"type": "Polygon", "coordinates": coordinates[0]}
+    return {"type": "MultiPolygon", "coordinates": coordinates}
+
+
+def _without_straight(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A closed ring (N, 2) without the points at which it goes straight on."""
+    steps = np.diff(ring, axis=0, append=ring[1:2])
+    before, after = steps[:-1], steps[1:]
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    kept = ring[1:][turns]
+    return np.concatenate([kept, kept[:1]])
 
 
 def rows_of(found: Prediction, name: str, spacing: float | None) -> list[dict[str, Any]]:
     """A row of measurements for each object: pixels, and µm where µm per pixel are known."""
-    rows = []
-    for number, (each, kind) in enumerate(zip(found.objects, found.names, strict=True), 1):
-        x1, y1, x2, y2 = each.box
-        x, y = each.centroid
-        values = (name, number, kind, each.score, x1, y1, x2 - x1, y2 - y1, each.area, x, y)
-        row = dict(zip(COLUMNS, values, strict=True))
-        if spacing is not None:
-            row |= zip(MICRONS, (each.area * spacing**2, x * spacing, y * spacing), strict=True)
-        rows.append(row)
-    return rows
+    grid = Grid(spacing=None if spacing is None else (spacing, spacing))
+    return [row_of(each, name, number, found.classes, grid) for number, each in enumerate(found.objects, 1)]
+
+
+def row_of(found: FoundObject, name: str, number: int, classes: Sequence[str], grid: Grid = AS_SEEN) -> dict[str, Any]:
+    """The measurements of an object, by the names of the columns. Arguments as for :func:`feature_of`.
+
+    Args:
+        name: of its image.
+    """
+    (x1, y1), (x2, y2), (x, y) = grid.place([found.box[:2], found.box[2:], found.centroid]).tolist()
+    area = found.area * math.prod(grid.step)
+    values = (name, number, classes[found.label - 1], found.score, x1, y1, x2 - x1, y2 - y1, area, x, y)
+    row: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    if grid.spacing is not None:
+        down, across = grid.spacing
+        row |= zip(MICRONS, (area * down * across, x * across, y * down), strict=True)
+    return row
 
 
 def draw(image: ImageReader, found: Prediction, spec: PixelSpec, path: Path) -> Path:

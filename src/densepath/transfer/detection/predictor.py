@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from densepath.annotations.coco_checks import Orientation
 from densepath.core.errors import UserError
 from densepath.core.streams import say
+from densepath.core.threads import in_threads
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import to_grey, to_rgb
@@ -167,7 +169,6 @@ class TrainedDetector(nn.Module):
         except CorruptImage as error:
             raise UserError(str(error)) from error
 
-    @torch.no_grad()
     def predict_reader(
         self,
         image: ImageReader,
@@ -181,8 +182,6 @@ class TrainedDetector(nn.Module):
         Raises:
             CorruptImage: the image cannot be read.
         """
-        if self.training:
-            self.eval()
         side = self.window if window is None else window
         height, width = image.size
         if window is None and not side and height * width > _MUCH_LARGER * self.notes.test_size**2:
@@ -191,7 +190,7 @@ class TrainedDetector(nn.Module):
             side, windows = min(height, width), [Window(0, 0, height, width)]  # as in the evaluation
         else:
             windows = windows_of(image.size, side, overlap)
-        found = self._found(image, windows, side, score, precision == "bf16-mixed")
+        found = self.find(image, windows, side, score, precision)
         return Prediction(tuple(merge(found, image.size)), image.size, self.classes)
 
     def _warn_of_large(self, image: ImageReader) -> None:
@@ -205,25 +204,67 @@ class TrainedDetector(nn.Module):
                 "their short side"
             )
 
-    def _found(
-        self, image: ImageReader, windows: Sequence[Window], side: int, score: float, bfloat16: bool
+    @torch.no_grad()
+    def find(
+        self,
+        image: ImageReader,
+        windows: Sequence[Window],
+        side: float,
+        score: float = 0.5,
+        precision: str = "32",
+        damaged: list[tuple[Window, CorruptImage]] | None = None,
     ) -> Iterator[tuple[Window, list[FoundObject]]]:
-        """The objects of each window, which is resized by the scale that makes ``side`` the detector's short edge."""
+        """The objects of each window, in the image's coordinates. The next windows are read meanwhile.
+
+        Args:
+            image: is read in parts.
+            windows: the windows.
+            side: pixels that are resized to the detector's short edge.
+            score, precision: as for :meth:`predict`.
+            damaged: windows that cannot be read are added to it, and passed over; None to raise their error.
+
+        Raises:
+            CorruptImage: a window cannot be read.
+        """
+        if self.training:
+            self.eval()
         device = next(self.parameters()).device
         count = _AT_ONCE.get(device.type, 1)
-        for first in range(0, len(windows), count):
-            part = windows[first : first + count]
-            samples = [self._sample(image, window, side) for window in part]
-            inputs, targets = into_detector(samples, self.notes.spec, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                outputs = self.detector.detect(inputs)
-            for window, output, target in zip(part, outputs, targets, strict=True):
-                output["boxes"] = output["boxes"] * target["scale"]
-                found = {name: value.float().cpu() for name, value in output.items()}
-                size = (window.bottom - window.top, window.right - window.left)
-                yield window, found_objects(found, size, score, window.top, window.left)
 
-    def _sample(self, image: ImageReader, window: Window, side: int) -> dict[str, Any]:
+        def read(window: Window) -> dict[str, Any] | CorruptImage:
+            try:
+                return self._sample(image, window, side)
+            except CorruptImage as error:
+                return error
+
+        reading: Any = in_threads(read, windows, 1, "image data")
+        with closing(reading) as samples:
+            waiting: list[tuple[Window, dict[str, Any]]] = []
+            for number, (window, sample) in enumerate(zip(windows, samples, strict=False), 1):
+                if not isinstance(sample, CorruptImage):
+                    waiting.append((window, sample))
+                elif damaged is None:
+                    raise sample
+                else:
+                    damaged.append((window, sample))
+                if waiting and (len(waiting) == count or number == len(windows)):
+                    yield from self._found(waiting, score, device, precision == "bf16-mixed")
+                    waiting = []
+
+    def _found(
+        self, samples: Sequence[tuple[Window, dict[str, Any]]], score: float, device: torch.device, bfloat16: bool
+    ) -> Iterator[tuple[Window, list[FoundObject]]]:
+        """The objects of some windows."""
+        inputs, targets = into_detector([sample for _, sample in samples], self.notes.spec, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            outputs = self.detector.detect(inputs)
+        for (window, _), output, target in zip(samples, outputs, targets, strict=True):
+            output["boxes"] = output["boxes"] * target["scale"]
+            found = {name: value.float().cpu() for name, value in output.items()}
+            size = (window.bottom - window.top, window.right - window.left)
+            yield window, found_objects(found, size, score, window.top, window.left)
+
+    def _sample(self, image: ImageReader, window: Window, side: float) -> dict[str, Any]:
         height, width = window.bottom - window.top, window.right - window.left
         pixels = image.read(window.top, window.left, height, width)
         if pixels.shape[2] != len(self.notes.mean):

@@ -35,18 +35,26 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, int]) -> list[FoundObject]:
-    """The objects of an image, best first, from those of its windows.
+    """The objects of an image, best first. Arguments as for :func:`merged`."""
+    return sorted(merged(found, size), key=lambda each: -each.score)
+
+
+def merged(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, int]) -> Iterator[FoundObject]:
+    """The objects of an image from those of its windows, each as soon as no window follows that may see it.
 
     Finds of two windows belong to one object if they are of one class and overlap by half of the smaller one, in the
     area that both windows see. A whole find replaces those that are cut; of two whole finds the better one stays; finds
     that are all cut are joined.
 
     Args:
-        found: the windows, and the objects in each, in the image's coordinates.
+        found: the windows, row by row, and the objects in each, in the image's coordinates.
         size: height and width of the image.
     """
-    index = _Index()
+    index, row = _Index(), 0
     for window, objects in found:
+        if window.top > row:
+            row = window.top
+            yield from index.take_above(row)
         before, joined = index.near(window), []
         for new in objects:
             new.windows, new.whole = [window], not _is_cut(new, window, size)
@@ -65,7 +73,7 @@ def merge(found: Iterable[tuple[Window, list[FoundObject]]], size: tuple[int, in
             index.add(new)
         for each in joined:
             each.windows.append(window)
-    return sorted(index, key=lambda each: -each.score)
+    yield from index
 
 
 def _is_cut(found: FoundObject, window: Window, size: tuple[int, int]) -> bool:
@@ -136,6 +144,13 @@ class _Index:
         del self._objects[id(found)]
         for square in self._touched(found.top, found.left, found.bottom, found.right):
             del self._squares[square][id(found)]
+
+    def take_above(self, row: int) -> list[FoundObject]:
+        """Remove the objects that end above a row of pixels, and return them."""
+        above = [found for found in self if found.bottom <= row]
+        for found in above:
+            self.remove(found)
+        return above
 
     def near(self, window: Window) -> list[FoundObject]:
         """The objects that may overlap a window."""

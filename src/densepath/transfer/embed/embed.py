@@ -26,13 +26,16 @@ from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
 from densepath.runs.folder import CONFIG, changed_options, check_run, read_config
 from densepath.runs.watchdog import PARENT
+from densepath.sources.slides.find import holds_slides
 from densepath.training.hardware import Hardware, Precision, choose_hardware, keep_freed_memory
-from densepath.training.processes import start_processes
+from densepath.training.processes import other_processes
 from densepath.transfer.embed.blocks import Block, Blocks
+from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.embed.encode import Encoded, batches_of, collect, encode
-from densepath.transfer.embed.encoder import Encoder, Pool, load_encoder
+from densepath.transfer.embed.encoder import Encoder, Pool, input_size, load_encoder
 from densepath.transfer.embed.feature_file import Features, Shape, check_format, encoded, read_features, write_features
 from densepath.transfer.embed.inputs import Inputs, open_source
+from densepath.transfer.slides.slide_list import refuse_options
 from densepath.version import __version__
 
 _FREE = ("data", "devices", "densepath_version")  # may change when the same command continues
@@ -50,7 +53,13 @@ class Embeddings(Result):
     damaged: tuple[str, ...] = ()
 
     def load(self) -> Features:
-        """Read the file: ``names``, ``values`` (N, D) and ``notes``."""
+        """Read the file: ``names``, ``values`` (N, D) and ``notes``.
+
+        Raises:
+            UserError: it is a folder of slides.
+        """
+        if Path(self).is_dir():
+            raise UserError(f"{self} has a file for each slide; read them with densepath.read_slide_features")
         return read_features(Path(self))
 
 
@@ -65,22 +74,32 @@ def embed(
     size: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     batch_size: int = 64,
+    mpp: float | None = None,
+    tile_size: int | None = None,
+    mpp_table: str | Path | None = None,
+    default_mpp: float | None = None,
+    shard: str | None = None,
     exclude: Sequence[str] = (),
     seed: int = 0,
     devices: int | str = "auto",
     precision: Precision = "auto",
 ) -> Embeddings:
-    """Write a vector of features for each image, by a frozen network.
+    """Write a vector of features for each image, or for each tile of slides, by a frozen network.
 
     The file holds the features, the images' names (paths below ``data``) and what made them: the digest of the
     weights, backbone, pooling, pixels, date. Its ending chooses the format: .h5 (HDF5), .parquet or .safetensors. It
     appears when all images are done; the same command continues after a stop. A damaged image is reported and passed
     over.
 
+    Slides, or a folder of ``densepath tile``, give a folder with a file for each slide, ``features_NAME/SLIDE.h5`` with
+    the features and the places of its tiles in TRIDENT's layout, and ``heat_maps/SLIDE``, the first three principal
+    components of the features as colors. Any number of processes and machines may share the work.
+
     Args:
-        data: a folder of images, a text list of files, a glob, an image, or a packed store.
+        data: a folder of images, a text list of files, a glob, an image, or a packed store; or slides in the same ways,
+            or the folder of ``densepath tile``.
         weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
-        out: the file of the features: .h5, .hdf5, .parquet or .safetensors.
+        out: the file of the features: .h5, .hdf5, .parquet or .safetensors; for slides, a folder.
         backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stage: the stage whose map is pooled; by default the deepest.
         pool: "mean" over all positions of the map, which are the patch tokens of a vision transformer; "cls", its class
@@ -89,6 +108,11 @@ def embed(
             as they are, and a vision transformer the size of its positions; 0 for images as they are.
         dtype: of the numbers in the file.
         batch_size: images in a pass of the network.
+        mpp: µm per pixel of the tiles of slides that are not tiled yet; default: 0.5. With it, TIFFs are slides.
+        tile_size: side of such tiles in pixels; by default what a vision transformer was trained for, or 256.
+        mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.
+        default_mpp: µm per pixel of slides that have none.
+        shard: this process's share of the slides, such as "2/8"; processes without shares divide them, too.
         exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         seed: seed of random weights.
         devices: "auto" (one GPU, or the CPU), N (processes on as many GPUs, or on the CPU), "cpu" or "cpu:N".
@@ -101,10 +125,22 @@ def embed(
         UserError: there are no such weights or images, ``out`` exists, or no image can be read.
     """
     out = Path(out)
-    check_format(out)
     check_seed(seed)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give 1 or more")
+    tiles: dict[str, Any] = {
+        "mpp": mpp,
+        "tile_size": tile_size,
+        "mpp_table": mpp_table,
+        "default_mpp": default_mpp,
+        "shard": shard,
+    }
+    if mpp is not None or holds_slides(data, exclude):
+        network = {"backbone": backbone, "stage": stage, "pool": pool, "seed": seed, "size": size}
+        how = EmbedOptions(weights, network, dtype, batch_size, choose_hardware(devices, precision))
+        return Embeddings(out, embed_slides(data, out, how, exclude=exclude, **tiles))
+    refuse_options("slides", tiles)
+    check_format(out)
     if out.exists():
         raise UserError(f"{out} already exists; name another file or remove it first")
     hardware = choose_hardware(devices, precision)
@@ -131,7 +167,7 @@ def embed(
             stack.enter_context(_kept_if_begun(folder))
             _begin(folder, record)
             say(f"densepath: {line}; {len(inputs)} images, {encoder.dim} numbers each")
-            children = stack.enter_context(_others(hardware))
+            children = stack.enter_context(other_processes(hardware))
         else:
             _await_record(folder, record)
             children = []
@@ -140,21 +176,6 @@ def embed(
             return Embeddings(out, {"dim": encoder.dim})
         _await_blocks(blocks, children)
         return _gather(out, folder, blocks, inputs, encoder.dim, dtype, notes)
-
-
-def input_size(encoder: Encoder, size: int | None) -> int | None:
-    """The side to which images are resized and cut; None if they are used as they are.
-
-    Raises:
-        UserError: it does not fit the network.
-    """
-    if size is None:
-        return encoder.input_size
-    if size < 0:
-        raise UserError(f"size is {size}; give pixels, or 0 for images as they are")
-    if size:
-        encoder.backbone.check_size(*[size] * encoder.backbone.ndim)
-    return size or None
 
 
 def _begin(folder: Path, record: dict[str, Any]) -> None:
@@ -191,22 +212,6 @@ def _kept_if_begun(folder: Path) -> Iterator[None]:
         elif not isinstance(error, Exception):
             say("densepath: stopped; the same command continues")
         raise
-
-
-@contextmanager
-def _others(hardware: Hardware) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
-    """The other processes of this machine, which end with this one."""
-    environment = dict(os.environ)
-    children = start_processes(hardware)
-    try:
-        yield children
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-        if children:  # or this process would seem to be started by a launcher the next time
-            os.environ.clear()
-            os.environ.update(environment)
 
 
 def _encode(encoder: Encoder, inputs: Inputs, blocks: Blocks, hardware: Hardware) -> None:

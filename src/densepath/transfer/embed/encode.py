@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,16 @@ from densepath.core.threads import in_threads
 from densepath.core.waiting import progress
 from densepath.sources.corrupt import CorruptImage
 from densepath.transfer.embed.encoder import Encoder
-from densepath.transfer.embed.inputs import Inputs
 
 _AT_ONCE = 2**24  # pixels in a pass of the network: bounds its memory for large images
 _MOST_THREADS = 32
+
+
+class Readable(Protocol):
+    """Images that are read one by one, from several threads."""
+
+    def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
+        """An image (*size, C), or why it cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,7 @@ def batches_of(positions: range, batch_size: int) -> list[range]:
 
 @torch.inference_mode()
 def encode(
-    encoder: Encoder, inputs: Inputs, batches: Sequence[Sequence[int]], device: torch.device, half: bool = False
+    encoder: Encoder, inputs: Readable, batches: Sequence[Sequence[int]], device: torch.device, half: bool = False
 ) -> Generator[Encoded, None, None]:
     """Encode batches of images, one after another.
 
@@ -86,7 +92,7 @@ def encode(
 
 
 def _decoded(
-    inputs: Inputs, batches: Sequence[Sequence[int]]
+    inputs: Readable, batches: Sequence[Sequence[int]]
 ) -> Generator[npt.NDArray[Any] | CorruptImage, None, None]:
     threads = min(_MOST_THREADS, usable_cores())
     yield from in_threads(inputs.read, chain.from_iterable(batches), threads, "image data")

@@ -111,3 +111,18 @@ def load_encoder(
     if encoder.input_size is not None:
         encoder.input_size = size or encoder.input_size
     return encoder.eval().requires_grad_(False), line
+
+
+def input_size(encoder: Encoder, size: int | None) -> int | None:
+    """The side to which images are resized and cut; None if they are used as they are.
+
+    Raises:
+        UserError: it does not fit the network.
+    """
+    if size is None:
+        return encoder.input_size
+    if size < 0:
+        raise UserError(f"size is {size}; give pixels, or 0 for images as they are")
+    if size:
+        encoder.backbone.check_size(*[size] * encoder.backbone.ndim)
+    return size or None

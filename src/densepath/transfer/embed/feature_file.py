@@ -19,6 +19,7 @@ FORMAT = "densepath-features"
 _NOTES = "densepath"  # the name of the notes, JSON, in a file
 _CHUNK = 1024  # rows of an HDF5 chunk
 _NEEDS = {".h5": "h5py", ".hdf5": "h5py", ".parquet": "pyarrow", ".safetensors": "safetensors"}
+FORMATS = tuple(_NEEDS)
 _SAFETENSORS = {"float32": "F32", "float16": "F16"}
 
 

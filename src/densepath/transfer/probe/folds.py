@@ -68,7 +68,7 @@ def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, 
     return [Fold(np.flatnonzero(~test), np.flatnonzero(test))]
 
 
-def make_folds(classes: Classes, patients: Integers, count: int, seed: int) -> list[Fold]:
+def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what: str = "images") -> list[Fold]:
     """Folds of whole patients with classes in proportion, as far as patients allow.
 
     Args:
@@ -76,6 +76,7 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int) -> l
         patients: (N,) the number of each image's patient.
         count: number of folds.
         seed: seed of the folds.
+        what: what is divided, for messages.
 
     Raises:
         UserError: a class has fewer patients than folds.
@@ -88,9 +89,9 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int) -> l
     owners = {name: len(np.unique(patients[labels == number])) for number, name in enumerate(classes.names)}
     rare = min(owners, key=lambda name: owners[name])
     if owners[rare] < count:
-        remedy = f"use --folds {owners[rare]}" if owners[rare] > 1 else "leave this class out, or add images"
+        remedy = f"use --folds {owners[rare]}" if owners[rare] > 1 else f"leave this class out, or add {what}"
         raise UserError(
-            f"{rare} has images of {owners[rare]} patient{'s' * (owners[rare] > 1)}, fewer than the {count} folds; "
+            f"{rare} has {what} of {owners[rare]} patient{'s' * (owners[rare] > 1)}, fewer than the {count} folds; "
             f"{remedy}"
         )
     with warnings.catch_warnings():

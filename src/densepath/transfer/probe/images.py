@@ -19,9 +19,8 @@ from densepath.core.errors import UserError, first_few
 from densepath.core.streams import say
 from densepath.core.system import with_progress
 from densepath.training.hardware import choose_hardware, keep_freed_memory
-from densepath.transfer.embed.embed import input_size
 from densepath.transfer.embed.encode import batches_of, collect, encode
-from densepath.transfer.embed.encoder import Pool, load_encoder
+from densepath.transfer.embed.encoder import Pool, input_size, load_encoder
 from densepath.transfer.embed.feature_file import Features, read_features
 from densepath.transfer.embed.inputs import Inputs, open_source
 from densepath.transfer.probe.classifiers import Fitted, logistic_regression, nearest_neighbors

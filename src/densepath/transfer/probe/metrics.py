@@ -1,17 +1,19 @@
-"""Scores of a classifier with 95% intervals: accuracy, balanced accuracy, macro AUC."""
+"""Scores of a classifier with 95% intervals: accuracy, balanced accuracy, F1, AUC, average precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_auc")
+ALL_METRICS = ("macro_auc", "macro_ap", "accuracy", "balanced_accuracy", "macro_f1")
 _REPEATS = 1000
 _AT_ONCE = 2**24  # weights that are kept at a time
 _LEVEL = 95.0  # percent
+_TINY = 1e-300
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -35,7 +37,15 @@ class Score:
 
 
 def evaluate(
-    truth: Integers, chances: Floats, folds: Integers, patients: Integers, seed: int, repeats: int = _REPEATS
+    truth: Integers,
+    chances: Floats,
+    folds: Integers,
+    patients: Integers,
+    seed: int,
+    repeats: int = _REPEATS,
+    *,
+    predicted: Integers | None = None,
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, Score]:
     """Score the predictions for all test images.
 
@@ -45,27 +55,33 @@ def evaluate(
 
     Args:
         truth: (N,) the class of each image.
-        chances: (N, K) the probabilities of the classes; the largest is the prediction.
+        chances: (N, K) the probabilities of the classes.
         folds: (N,) the fold that an image was tested in.
         patients: (N,) the number of its patient, from 0.
         seed: seed of the bootstrap.
         repeats: samples of the bootstrap.
+        predicted: (N,) predicted classes; by default those of the largest probability.
+        metrics: of ALL_METRICS, and "auc_k" and "ap_k" for class k against the rest.
 
     Returns:
-        The score for each of METRICS, in percent.
+        The score for each of the metrics, in percent.
     """
-    whole = _scores(np.ones((1, len(truth))), truth, chances, folds)
-    drawn = [_scores(w, truth, chances, folds) for w in _resampled(patients, seed, repeats)]
+    whole = measure(np.ones((1, len(truth))), truth, chances, folds, predicted)
+    drawn = [measure(w, truth, chances, folds, predicted) for w in resampled(patients, seed, repeats)]
     scores = {}
-    for name in METRICS:
-        sample = np.concatenate([part[name] for part in drawn])
-        tail = (100 - _LEVEL) / 2
-        low, high = np.nanpercentile(sample, [tail, 100 - tail])
-        scores[name] = Score(*(100 * float(x) for x in (whole[name][0], low, high)))
+    for name in metrics:
+        scores[name] = score_of(whole[name][0], np.concatenate([part[name] for part in drawn]))
     return scores
 
 
-def _resampled(patients: Integers, seed: int, repeats: int) -> Iterator[Floats]:
+def score_of(value: float, sample: Floats) -> Score:
+    """A score with the percentiles of its bootstrap, from shares of 1."""
+    tail = (100 - _LEVEL) / 2
+    low, high = np.nanpercentile(sample, [tail, 100 - tail])
+    return Score(*(100 * float(x) for x in (value, low, high)))
+
+
+def resampled(patients: Integers, seed: int, repeats: int = _REPEATS) -> Iterator[Floats]:
     """How often each image is in each sample, (B, N), in parts."""
     count = int(patients.max()) + 1
     generator = np.random.default_rng(seed)
@@ -75,27 +91,45 @@ def _resampled(patients: Integers, seed: int, repeats: int) -> Iterator[Floats]:
         yield times[:, patients].astype(np.float64)
 
 
-def _scores(weights: Floats, truth: Integers, chances: Floats, folds: Integers) -> dict[str, Floats]:
-    """The scores of weighted images, (B,) each, from 0 to 1."""
-    correct = (chances.argmax(1) == truth).astype(np.float64)
-    members = truth[:, None] == np.arange(chances.shape[1])  # (N, K)
+def measure(
+    weights: Floats, truth: Integers, chances: Floats, folds: Integers, predicted: Integers | None = None
+) -> dict[str, Floats]:
+    """All metrics of weighted images, (B,) each, from 0 to 1; a metric that is undefined is NaN.
+
+    Args:
+        weights: (B, N).
+        truth, chances, folds, predicted: as for :func:`evaluate`.
+    """
+    count = chances.shape[1]
+    chosen = chances.argmax(1) if predicted is None else predicted
+    correct = (chosen == truth).astype(np.float64)
+    members = truth[:, None] == np.arange(count)  # (N, K)
     with np.errstate(invalid="ignore", divide="ignore"):
-        recalls = (weights @ (members * correct[:, None])) / (weights @ members)
+        positive, hits = weights @ members, weights @ (members * correct[:, None])
         accuracy = (weights @ correct) / weights.sum(1)
-    areas = [macro for macro in (_auc(weights, members[:, k], chances[:, k], folds) for k in range(members.shape[1]))]
+        # A class without images and without predictions has no F1, as a class without images has no recall.
+        f1 = 2 * hits / (positive + weights @ (chosen[:, None] == np.arange(count)))
+    areas, precisions = zip(*(_ranked(weights, members[:, k], chances[:, k], folds) for k in range(count)), strict=True)
     return {
         "accuracy": accuracy,
-        "balanced_accuracy": _mean_of_known(recalls),
+        "balanced_accuracy": _mean_of_known(_divide(hits, positive)),
+        "macro_f1": _mean_of_known(f1),
         "macro_auc": _mean_of_known(np.stack(areas, axis=1)),
+        "macro_ap": _mean_of_known(np.stack(precisions, axis=1)),
+        **{f"auc_{k}": area for k, area in enumerate(areas)},
+        **{f"ap_{k}": precision for k, precision in enumerate(precisions)},
     }
 
 
-def _auc(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, folds: Integers) -> Floats:
-    """The share of pairs of a positive and a negative image of one fold in which the positive one has the higher
-    probability, (B,); equal ones count half. Images of different folds are not compared: each fold has a classifier of
-    its own. NaN without a pair.
+def _ranked(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, folds: Integers) -> tuple[Floats, Floats]:
+    """Area under the ROC curve, and average precision, (B,) each; NaN without a positive image.
+
+    The area is the share of pairs of a positive and a negative image of one fold in which the positive one has the
+    higher probability; equal ones count half. Average precision is the mean, over positive images, of the share of
+    positives among the images of its fold with at least its probability. Images of different folds are not compared:
+    each fold has a classifier of its own.
     """
-    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    won, pairs, precision, found = (np.zeros(len(weights)) for _ in range(4))
     for fold in np.unique(folds):
         own = np.flatnonzero(folds == fold)
         own = own[chance[own].argsort(kind="stable")]
@@ -104,8 +138,15 @@ def _auc(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, folds
         no = np.add.reduceat(weights[:, own] * ~positive[own], starts, axis=1)
         won += (yes * (no.cumsum(1) - no / 2)).sum(1)
         pairs += yes.sum(1) * no.sum(1)
-    with np.errstate(invalid="ignore"):
-        return won / pairs
+        true, false = (part[:, ::-1].cumsum(1)[:, ::-1] for part in (yes, no))  # with at least this probability
+        precision += (yes * true / np.maximum(true + false, _TINY)).sum(1)
+        found += yes.sum(1)
+    return _divide(won, pairs), _divide(precision, found)
+
+
+def _divide(part: Floats, whole: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return part / whole
 
 
 def _mean_of_known(values: Floats) -> Floats:

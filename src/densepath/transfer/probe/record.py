@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -101,19 +102,29 @@ def _write_predictions(probe: ImageProbe, writer: Any) -> None:
 
 def draw_confusion(probe: ImageProbe, file: Path | BytesIO) -> None:
     """Draw the confusion matrix of each classifier as PNG: percent of the images of a class, and their numbers."""
-    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in probe.images.classes.names]
+    draw_matrices({_TITLES[name]: probe.confusion(name) for name in probe.chances}, probe.images.classes.names, file)
+
+
+def draw_matrices(matrices: Mapping[str, npt.NDArray[np.int64]], classes: Sequence[str], file: Path | BytesIO) -> None:
+    """Draw confusion matrices side by side as PNG.
+
+    Args:
+        matrices: title -> (K, K) numbers by class and by predicted class.
+        classes: names of the classes.
+        file: where to.
+    """
+    names = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in classes]
     side = max(2.2, 0.55 * len(names))
     margin = 0.6 + 0.08 * max(map(len, names))
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 8}):
-        width = len(probe.chances) * (side + 0.35) + margin + 1.0
+        width = len(matrices) * (side + 0.35) + margin + 1.0
         figure = Figure((width, side + margin + 0.7), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
-        all_axes = figure.subplots(1, len(probe.chances), squeeze=False)[0]
-        for axes, name in zip(all_axes, probe.chances, strict=True):
-            counts = probe.confusion(name)
+        all_axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+        for axes, (title, counts) in zip(all_axes, matrices.items(), strict=True):
             shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
             image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-            axes.set_title(_TITLES[name])
+            axes.set_title(title)
             axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 4 else 0)
             axes.set_yticks(range(len(names)), names if axes is all_axes[0] else [])
             axes.set_xlabel("predicted")

@@ -1,0 +1,32 @@
+"""The last lines of a verb: how long it took, what it made, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from densepath.core.stopwatch import Stopwatch, clock
+from densepath.core.streams import say
+
+
+def command(*words: str | Path) -> str:
+    """A command line of densepath, quoted for a shell."""
+    return shlex.join(["densepath", *map(str, words)])
+
+
+def say_end(watch: Stopwatch, scores: str, made: Mapping[str, Path], commands: Sequence[str] = ()) -> None:
+    """Print the last lines of a run.
+
+    Args:
+        watch: started with the run.
+        scores: scores in a line; "" for none.
+        made: what was written -> where; files that do not exist are left out.
+        commands: commands that continue from here.
+    """
+    say(f"densepath: done in {clock(watch.read())}" + (f": {scores}" if scores else ""))
+    for what, path in made.items():
+        if path.exists():
+            say(f"densepath: {what}: {path}")
+    for number, command in enumerate(commands):
+        say(f"densepath: {'or' if number else 'next'}: {command}")

@@ -1,0 +1,67 @@
+"""A folder that several processes fill together: its record, which all must agree on, and its log."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, require_new_folder, writing
+from densepath.core.locks import shared_work
+from densepath.core.log import logged
+from densepath.core.plain import plain
+from densepath.core.shared_work import LOCKS
+from densepath.version import __version__
+
+CONFIG = "config.yaml"
+
+
+@contextmanager
+def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collection[str] = ()) -> Iterator[None]:
+    """Create the folder of some work, or continue in it; other processes may do so at the same time.
+
+    What is printed in this block is also appended to its log.
+
+    Args:
+        out: the folder.
+        options: of the work, for the record ``config.yaml``.
+        log: the name of the log.
+        free: names of options that may differ from the record.
+
+    Raises:
+        UserError: the folder holds something else, or work with other options.
+    """
+    if not (out / CONFIG).exists() and not (out / LOCKS).exists():
+        require_new_folder(out, "the results")
+    with writing(out):
+        (out / LOCKS).mkdir(parents=True, exist_ok=True)
+    with shared_work(out / LOCKS / "start", "start"):
+        _check(out / CONFIG, plain(options), free)
+    with logged(out / log):
+        yield
+
+
+def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
+    """Write the record, or compare the options with it."""
+    if not path.exists():
+        with atomic_write(path) as part:
+            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(options, sort_keys=False)}")
+        return
+    try:
+        old = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read; use another folder") from error
+    if not isinstance(old, dict):
+        raise UserError(f"{path} is not a record of densepath; use another folder")
+    changed = [name for name in options if name not in free and old.get(name) != options[name]]
+    if old.keys() != options.keys():
+        raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")
+    if changed:
+        names = ", ".join(changed)
+        raise UserError(
+            f"{path.parent} was made with other values of {names} (see {path}); use those, or another folder"
+        )

@@ -1,0 +1,81 @@
+"""Pre-training on a part of the data: the slides of a list, or a share of the slides or images."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import torch
+
+from densepath.core.errors import UserError
+from densepath.core.random import permute
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.packed import PackedTiles
+from densepath.sources.path_table import PathTable
+from densepath.sources.pixel_source import PixelSource
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile_files import read_tile_folder
+
+_COLUMNS = ("slide", "slide_id", "wsi", "filename", "file", "path", "name")
+_KEY = -1  # instead of an epoch: the choice is independent of all orders
+
+
+def restrict(
+    images: PixelSource, slides: str | Path | None = None, fraction: float = 1.0, seed: int = 0
+) -> PixelSource:
+    """A source with a part of its slides, or of its images where there are no slides.
+
+    A smaller fraction with the same seed is a part of a larger one.
+
+    Args:
+        images: the source, as it was found.
+        slides: a text or CSV file with names of slides; None for all.
+        fraction: the share of the slides that are left, above 0 and up to 1; at least one is taken.
+        seed: decides which.
+
+    Raises:
+        UserError: unknown slides, or no slides in the source.
+    """
+    if slides is not None:
+        if not isinstance(images, SlideTiles) or images.folder is None:
+            raise UserError("--slides needs tiles of slides, from densepath tile; leave it out, or use --exclude")
+        asked = read_slide_list(slides)
+        images = images.restricted_to([tiling.name for tiling in read_tile_folder(images.folder, asked)])
+    if fraction == 1:
+        return images
+    if isinstance(images, SlideTiles):
+        names = sorted((tiling.name for tiling in images.tilings), key=lambda name: _rank(name, seed))
+        return images.restricted_to(names[: max(1, round(fraction * len(names)))])
+    count = max(1, round(fraction * len(images)))
+    chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
+    if isinstance(images, PackedTiles):
+        return images.take(chosen)
+    if isinstance(images, ImageFiles):
+        names_of = PathTable.of(images.paths[int(position)] for position in chosen)
+        return ImageFiles(names_of, images.max_side, images.passed)
+    raise UserError("--fraction needs image files, a packed store, or tiles of slides; leave it out")
+
+
+def read_slide_list(path: str | Path) -> list[str]:
+    """The names of slides in a text file with a name in each line, or in a CSV file with a column of them.
+
+    Raises:
+        UserError: it cannot be read, or has no names.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
+    except OSError as error:
+        raise UserError(f"the list of slides {path} cannot be read ({error.strerror}); check the path") from error
+    rows = [[field.strip() for field in row] for row in csv.reader(lines)]
+    heads = [field.lower() for field in rows[0]] if rows else []
+    column = next((heads.index(name) for name in _COLUMNS if name in heads), None)
+    names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]
+    if not any(names):
+        raise UserError(f"the list of slides {path} has no names; give a name in each line, or a column slide")
+    return [name for name in names if name]
+
+
+def _rank(name: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()

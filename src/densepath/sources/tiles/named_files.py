@@ -1,0 +1,68 @@
+"""Files of a folder that belong to slides by their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from densepath.core.errors import UserError, first_few, one_line
+from densepath.sources.listing import walk
+from densepath.sources.slides.find import SUFFIXES
+
+
+class NamedFiles:
+    """The files of a folder and its subfolders, by the names of their slides.
+
+    Args:
+        folder: the folder.
+        endings: of the files; the first that fits is not part of the name, and neither is a slide's own suffix.
+        option: the option that names the folder, for messages.
+        what: the files, for messages.
+
+    Raises:
+        UserError: the folder has none.
+    """
+
+    def __init__(self, folder: str | Path, endings: Sequence[str], option: str, what: str) -> None:
+        self._folder, self._what, self._endings = str(folder), what, endings
+        if not os.path.isdir(folder):
+            raise UserError(f"{option} is {folder}, which is not a folder; give one with {what}")
+        self._paths: dict[str, list[str]] = {}
+        for path in walk(folder, endings):
+            for name in self._spellings(path):
+                self._paths.setdefault(name, []).append(path)
+        if not self._paths:
+            raise UserError(f"{option} is {folder}, which has no {what} ({', '.join(endings)}); check the path")
+
+    def of(self, name: str) -> str | None:
+        """The file of a slide; None if there is none.
+
+        Raises:
+            UserError: there are two.
+        """
+        for spelling in dict.fromkeys((name, PurePath(name).name)):
+            found = self._paths.get(spelling, [])
+            if len(found) > 1:
+                raise UserError(f"{self._folder} has {len(found)} files of this slide: {first_few(found)}; keep one")
+            if found:
+                return found[0]
+        return None
+
+    def describe_unmatched(self, names: Sequence[str]) -> str:
+        """A line about files that belong to none of the slides; empty if there are none."""
+        known = {spelling for name in names for spelling in (name, PurePath(name).name)}
+        used = {path for name, paths in self._paths.items() if name in known for path in paths}
+        others = sorted({path for paths in self._paths.values() for path in paths} - used)
+        if not others:
+            return ""
+        shown = first_few([one_line(os.path.relpath(path, self._folder)) for path in others])
+        return f"{self._folder} has {len(others)} {self._what} of no slide: {shown}"
+
+    def _spellings(self, path: str) -> set[str]:
+        relative = os.path.relpath(path, self._folder)
+        ending = next(ending for ending in self._endings if relative.lower().endswith(ending))
+        stem = relative[: len(relative) - len(ending)]
+        suffix = PurePath(stem).suffix
+        stems = {stem, stem.removesuffix(suffix)} if suffix.lower() in SUFFIXES else {stem}
+        return {spelling for each in stems for spelling in (each, PurePath(each).name)}

@@ -1,0 +1,212 @@
+"""Tiling one slide: whatever is wrong with it becomes a line of the table."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError, one_line
+from densepath.core.log import log
+from densepath.core.streams import say
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.resolution import MppTable
+from densepath.sources.slides.slide import NO_MPP, Slide
+from densepath.sources.tiles.coords import read_coords
+from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
+from densepath.sources.tiles.named_files import NamedFiles
+from densepath.sources.tiles.outlines import read_tissue, write_outlines
+from densepath.sources.tiles.overview import read_overview
+from densepath.sources.tiles.pictures import draw_tissue
+from densepath.sources.tiles.records import identity_of, read_record, record_path, write_record
+from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
+from densepath.sources.tiles.tissue import Holes, Pen, Tissue, find_tissue
+
+_COARSER = 1.1  # times the asked µm per pixel: a coarser slide is reported
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is done with each slide.
+
+    Args:
+        out: the folder of the results.
+        paths: the slides by name.
+        mpp, size, overlap: µm per pixel of a tile, its side, and by how much neighbors overlap in pixels.
+        min_tissue: the least share of tissue of a tile.
+        given_mpp: µm per pixel of slides, given by the user.
+        outlines, coords: files that give the tissue or the tiles; None to find them.
+        holes, pen: as for :func:`~densepath.sources.tiles.tissue.find_tissue`.
+        align: as for :func:`~densepath.sources.tiles.grid.grid_of`.
+    """
+
+    out: Path
+    paths: dict[str, str]
+    mpp: float
+    size: int
+    overlap: int
+    min_tissue: float
+    given_mpp: MppTable
+    outlines: NamedFiles | None
+    coords: NamedFiles | None
+    holes: Holes
+    pen: Pen
+    align: bool
+    _identities: dict[str, list[Any]] = field(default_factory=dict)
+
+    def tiles(self, name: str) -> Path:
+        """The file of a slide's tiles."""
+        return tiling_path(self.out / tiling_folder(self.mpp, self.size, self.overlap), name)
+
+    def mask(self, name: str) -> Path:
+        """The picture of a slide's tissue and tiles."""
+        return self.out / "masks" / f"{name}.png"
+
+    def outline(self, name: str) -> Path:
+        """The outlines of a slide's tissue."""
+        return self.out / "tissue" / f"{name}.geojson"
+
+    def identity(self, name: str) -> list[Any]:
+        """What changes if the slide, or what was given for it, is another one."""
+        if name not in self._identities:
+            files = [self.paths[name]]
+            for given in (self.outlines, self.coords):
+                with suppress(UserError):  # reported when the slide is tiled
+                    files += [path] if given and (path := given.of(name)) else []
+            self._identities[name] = [self.given_mpp.given(self.paths[name]), *identity_of(*files)]
+        return self._identities[name]
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The row of a slide that is done, with its current path; None if it is not done."""
+        record = read_record(self.out, name)
+        if record is None or record["identity"] != self.identity(name):
+            return None
+        if record["tiles"] and not self.tiles(name).exists():
+            return None
+        return record | {"path": os.path.abspath(self.paths[name])}
+
+    def is_done(self, name: str) -> bool:
+        """Whether a slide is done, with tiles or with a problem."""
+        return self.record(name) is not None
+
+    def do(self, name: str) -> None:
+        """Tile a slide, and write its files; the record comes last.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        row = self._row(name)
+        tissue, tiling, shares = None, None, None
+        try:
+            slide = self._open(name, row)
+            tissue, tiling, shares = self._find(name, slide, row)
+        except CorruptImage as error:
+            row["problem"] = error.why
+        except UserError as error:
+            row["problem"] = str(error)
+        except (OSError, MemoryError) as error:
+            row |= {"problem": str(error) or "out of memory", "again": True}
+        except Exception as error:  # a fault of this program must not end a long run
+            log("".join(traceback.format_exception(error)).rstrip())
+            row |= {"problem": f"a bug in densepath, please report it: {type(error).__name__}: {error}", "again": True}
+        files = (self.tiles(name), self.mask(name), self.outline(name))
+        for path in files:
+            path.unlink(missing_ok=True)
+        if tissue is not None:
+            draw_tissue(self.mask(name), tissue, tiling)
+            if self.coords is None:
+                write_outlines(self.outline(name), tissue, slide)
+        if tiling is not None:
+            row["tiles"] = len(tiling)
+            write_tiling(self.tiles(name), tiling, self.overlap, shares)
+        self._finish(name, row)
+
+    def give_up(self, name: str, why: str) -> None:
+        """Record that a slide cannot be tiled."""
+        self._finish(name, self._row(name) | {"problem": why, "again": True})
+
+    def forget_failures(self) -> None:
+        """Let slides be tiled again that failed for other reasons than their files: too little memory, for instance."""
+        for name in self.paths:
+            if (record := read_record(self.out, name)) and record.get("again"):
+                record_path(self.out, name).unlink(missing_ok=True)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        return {"slide": name, "path": os.path.abspath(self.paths[name]), "tiles": 0, "problem": "", "aligned": ""}
+
+    def _finish(self, name: str, row: dict[str, Any]) -> None:
+        row["problem"] = one_line(row["problem"])
+        if row["problem"]:
+            say(f"densepath: {one_line(name)}: {row['problem']}")
+        write_record(self.out, row, self.identity(name))
+
+    def _open(self, name: str, row: dict[str, Any]) -> Slide:
+        """Open a slide, and note what is known of it. Raises CorruptImage and UserError."""
+        path = self.paths[name]
+        slide = open_slide(path, self.given_mpp.given(path))
+        row["height"], row["width"] = slide.size
+        if slide.spacing is None:
+            slide = slide.with_mpp(self.given_mpp.default)
+        if slide.spacing is None:
+            raise UserError(NO_MPP)
+        row["mpp"] = float(f"{sum(slide.spacing) / 2:.6g}")
+        if damage := slide.file.check():
+            raise CorruptImage(path, "; ".join(damage))
+        problems = list(slide.file.problems)
+        if min(slide.spacing) > self.mpp * _COARSER:
+            problems.append(f"its {row['mpp']:g} µm per pixel are coarser than the asked {self.mpp:g}")
+        row["problem"] = "; ".join(problems)
+        return slide
+
+    def _find(
+        self, name: str, slide: Slide, row: dict[str, Any]
+    ) -> tuple[Tissue, SlideTiling | None, npt.NDArray[np.float64] | None]:
+        """The tissue and the tiles of a slide; what is missing is noted. Raises CorruptImage and UserError."""
+        side = (self.size * self.mpp / slide.mpp[0], self.size * self.mpp / slide.mpp[1])
+        if self.coords is not None:
+            path = self.coords.of(name)
+            if path is None:
+                raise UserError("the folder of --coords has no file of this slide")
+            corners, shares = read_coords(path, slide).of_size(side), None
+            overview = read_overview(slide)
+            tissue = Tissue(np.zeros(overview.pixels.shape[:2], bool), overview.spacing, overview.origin, overview)
+        else:
+            tissue = self._tissue(name, slide)
+            grid = grid_of(slide, self.mpp, self.size, self.overlap, self.align)
+            corners, shares = tiles_with_tissue(tissue, slide, grid, self.size * self.mpp, self.min_tissue)
+            row["aligned"], row["tissue_mm2"] = grid.why or "yes", round(tissue.mm2, 4)
+        notes = [row["problem"]] * bool(row["problem"])
+        if tissue.overview.damaged:
+            notes.append(f"{tissue.overview.damaged:.1%} of it cannot be read: {tissue.overview.error}")
+        if not len(corners):
+            notes.append(self._why_none(slide, tissue, side))
+        row["problem"] = "; ".join(notes)
+        if not len(corners):
+            return tissue, None, None
+        assert slide.spacing is not None
+        tiling = SlideTiling(name, self.paths[name], corners, self.mpp, self.size, slide.spacing, slide.size)
+        return tissue, tiling, shares
+
+    def _tissue(self, name: str, slide: Slide) -> Tissue:
+        if self.outlines is None:
+            return find_tissue(slide, holes=self.holes, pen=self.pen)
+        path = self.outlines.of(name)
+        if path is None:
+            raise UserError("the folder of --tissue has no outlines of this slide")
+        return read_tissue(Path(path), slide)
+
+    def _why_none(self, slide: Slide, tissue: Tissue, side: tuple[float, float]) -> str:
+        if self.coords is not None:
+            return "its file of --coords has no tiles"
+        if not tissue.mask.any():
+            return "no tissue found"
+        if side[0] > slide.size[0] or side[1] > slide.size[1]:
+            return f"smaller than a tile of {self.size * self.mpp:g} µm"
+        return f"no tile has the share {self.min_tissue:g} of tissue"

@@ -1,0 +1,95 @@
+"""A whole slide reduced to a few µm per pixel, read in parts: its memory does not depend on the stored levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.slide import Slide
+from densepath.sources.slides.tile_codecs import Pixels
+from densepath.sources.slides.tile_table import WHITE
+
+MPP = 8.0  # µm per pixel, at most, unless the slide itself is coarser
+_PART = 4096  # pixels: side of the parts that are read
+_PIECE = 32  # pixels: parts of this side are not divided further if they are damaged
+
+
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """A slide reduced to about 8 µm per pixel.
+
+    Args:
+        pixels: (h, w, 3) uint8, the means of squares.
+        spacing: µm per pixel along y and x.
+        origin: µm from the slide's upper left corner to that of the pixels, along y and x.
+        damaged: share of the slide that cannot be read; it is white.
+        error: the first reason why; empty without damage.
+    """
+
+    pixels: Pixels
+    spacing: tuple[float, float]
+    origin: tuple[float, float] = (0.0, 0.0)
+    damaged: float = 0.0
+    error: str = ""
+
+
+def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
+    """Reduce a slide to ``mpp`` µm per pixel, or up to half of that: by whole factors of a stored level.
+
+    Raises:
+        CorruptImage: none of it can be read.
+        UserError: the slide's µm per pixel are unknown.
+    """
+    number, scale = slide.nearest(mpp)
+    level = slide.levels[number].at(scale)
+    own = tuple(mpp * down for mpp, down in zip(slide.mpp, level.downsample, strict=True))
+    factor = max(1, int(mpp * 1.03 / max(own)))
+    height, width = level.size
+    out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    side = max(1, _PART // factor) * factor
+    lost, error = 0, ""
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            rows, columns = min(side, height - top), min(side, width - left)
+            part = np.full((rows, columns, 3), WHITE, np.uint8)
+            missing, why = _read(slide, (number, scale), top, left, part)
+            lost, error = lost + missing, error or why
+            reduced = _means(part, factor)
+            y, x = top // factor, left // factor
+            out[y : y + reduced.shape[0], x : x + reduced.shape[1]] = reduced
+    if lost == height * width:
+        raise CorruptImage(slide.name, error)
+    spacing = own[0] * factor, own[1] * factor
+    return Overview(out, spacing, (-level.shift * own[0], -level.shift * own[1]), lost / (height * width), error)
+
+
+def _read(slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels) -> tuple[int, str]:
+    """Read a part, and what is damaged in smaller and smaller parts; the number of pixels that stay white, and why."""
+    rows, columns = part.shape[:2]
+    try:
+        part[:] = slide.read(level[0], (top, left, rows, columns), level[1])
+        return 0, ""
+    except CorruptImage as error:
+        if max(rows, columns) <= _PIECE:
+            return rows * columns, error.why
+        why = error.why
+    half = 1 << ((max(rows, columns) - 1).bit_length() - 1)  # parts that fit the file's own tiles
+    lost = 0
+    for y in range(0, rows, half):
+        for x in range(0, columns, half):
+            lost += _read(slide, level, top + y, left + x, part[y : y + half, x : x + half])[0]
+    return lost, why
+
+
+def _means(pixels: Pixels, factor: int) -> Pixels:
+    """The means of squares, of which the last ones may be cut off."""
+    if factor == 1:
+        return pixels
+    starts = [np.arange(0, length, factor) for length in pixels.shape[:2]]
+    sums = np.add.reduceat(pixels, starts[0], axis=0, dtype=np.uint32)
+    sums = np.add.reduceat(sums, starts[1], axis=1, dtype=np.uint32)
+    high, wide = (np.diff(s, append=length) for s, length in zip(starts, pixels.shape[:2], strict=True))
+    count = (high[:, None] * wide[None])[..., None].astype(np.uint32)
+    return ((sums + count // 2) // count).astype(np.uint8)

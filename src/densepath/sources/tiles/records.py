@@ -1,0 +1,147 @@
+"""What is known of each slide that was tiled: its record, which makes ``tile`` resumable, and the tables of all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.sources.tiles.tile_files import SLIDES, read_shares, read_tiling
+
+COLUMNS = ("slide", "path", "mpp", "width", "height", "tiles", "tissue_mm2", "problem")
+TILE_COLUMNS = ("slide", "x", "y", "x_um", "y_um", "tissue")
+Table = Literal["csv", "parquet"]
+_SAMPLE = 2**16  # bytes at both ends of a file, by which a changed one is noticed
+
+
+def record_path(out: Path, name: str) -> Path:
+    """The record of a slide in the folder of the tiles."""
+    return out / "records" / f"{name}.json"
+
+
+def identity_of(*paths: str | Path | None) -> list[int]:
+    """Numbers that change if files do, but not if they are moved or copied: their sizes, and digests of their ends."""
+    found = []
+    for path in paths:
+        if path is None:
+            continue
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest = zlib.crc32(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                found += [size, zlib.crc32(file.read(_SAMPLE), digest)]
+        except OSError:
+            found += [-1, 0]
+    return found
+
+
+def write_record(out: Path, row: Mapping[str, Any], identity: Sequence[Any]) -> None:
+    """Write the record of a slide, which marks it as done.
+
+    Args:
+        out: the folder.
+        row: the values of the table.
+        identity: what the tiles were made of.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with atomic_write(record_path(out, row["slide"])) as part:
+        part.write_text(json.dumps({"identity": list(identity), **row}))
+
+
+def read_record(out: Path, name: str) -> dict[str, Any] | None:
+    """The row of a slide with its identity; None if it is not done."""
+    try:
+        record = json.loads(record_path(out, name).read_bytes())
+        return record if record["slide"] == name and "identity" in record else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def slides_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of slides as text."""
+    lines: list[str] = []
+
+    class _Lines:
+        write = staticmethod(lines.append)
+
+    writer = csv.DictWriter(_Lines(), COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return "".join(lines)
+
+
+def is_written(out: Path, table: str) -> bool:
+    """Whether the tables are those of these slides."""
+    try:
+        return (out / SLIDES).read_bytes() == table.encode("utf-8", "surrogateescape")
+    except OSError:
+        return False
+
+
+def write_slides_table(out: Path, table: str) -> None:
+    """Write the table of slides; it comes last, and marks the folder as complete."""
+    with atomic_write(out / SLIDES) as part:
+        part.write_bytes(table.encode("utf-8", "surrogateescape"))
+
+
+def write_tiles_table(path: Path, rows: Sequence[Mapping[str, Any]], tiles: Callable[[str], Path]) -> None:
+    """Write a table of all tiles, a slide at a time.
+
+    Args:
+        path: a CSV or a Parquet file.
+        rows: of the table of slides.
+        tiles: the HDF5 file of a slide by its name.
+
+    Raises:
+        UserError: it cannot be written, or pyarrow is not installed.
+    """
+    blocks = (_columns(row["slide"], tiles(row["slide"])) for row in rows if row["tiles"])
+    with atomic_write(path) as part:
+        if path.suffix == ".csv":
+            with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(TILE_COLUMNS)
+                for name, values in blocks:
+                    x, y, x_um, y_um, tissue = values
+                    shares = ["" if math.isnan(share) else round(share, 4) for share in tissue.tolist()]
+                    places = (x.tolist(), y.tolist(), x_um.round(3).tolist(), y_um.round(3).tolist())
+                    writer.writerows(zip([name] * len(x), *places, shares, strict=True))
+        else:
+            _write_parquet(part, blocks)
+
+
+def _columns(name: str, path: Path) -> tuple[str, list[Any]]:
+    tiling = read_tiling(path, "")
+    boxes, (x, y) = tiling.boxes_um(), tiling.corners.T
+    return name, [x, y, boxes[:, 1], boxes[:, 0], read_shares(path)]
+
+
+def _write_parquet(path: Path, blocks: Iterator[tuple[str, list[Any]]]) -> None:
+    pa, writer_of = parquet_module()
+    kinds = (pa.string(), pa.int64(), pa.int64(), pa.float64(), pa.float64(), pa.float32())
+    schema = pa.schema(list(zip(TILE_COLUMNS, kinds, strict=True)))
+    with writer_of(path, schema) as file:
+        for name, values in blocks:
+            text = os.fsencode(name).decode("utf-8", "backslashreplace")
+            arrays = [[text] * len(values[0]), *values]
+            file.write_table(pa.table([pa.array(a, k) for a, k in zip(arrays, kinds, strict=True)], schema))
+
+
+def parquet_module() -> tuple[Any, Any]:
+    """pyarrow, and its writer of Parquet. Raises UserError if it is not installed."""
+    try:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetWriter
+    except ImportError as error:
+        raise UserError("a Parquet table needs pyarrow; pip install pyarrow, or use --table csv") from error
+    return pa, ParquetWriter

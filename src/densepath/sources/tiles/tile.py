@@ -1,0 +1,220 @@
+"""``densepath tile``: slides -> tiles with tissue, as rectangles in µm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densepath.core.closing import command, say_end
+from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.files import remove_remains
+from densepath.core.locks import shared_work
+from densepath.core.output_names import names_below, output_names
+from densepath.core.result import Result
+from densepath.core.shared_work import LOCKS, Shard
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.core.system import usable_cores
+from densepath.core.work_folder import work_folder
+from densepath.core.worker_processes import share_work
+from densepath.sources.listing import Passed
+from densepath.sources.slides.find import find_slides
+from densepath.sources.slides.resolution import MppTable
+from densepath.sources.tiles import coords as coord_files
+from densepath.sources.tiles import outlines
+from densepath.sources.tiles.named_files import NamedFiles
+from densepath.sources.tiles.one_slide import Job
+from densepath.sources.tiles.pictures import draw_contact_sheet
+from densepath.sources.tiles.records import (
+    Table,
+    is_written,
+    parquet_module,
+    slides_table,
+    write_slides_table,
+    write_tiles_table,
+)
+from densepath.sources.tiles.tile_files import SLIDES, h5py_module
+from densepath.sources.tiles.tissue import Holes, Pen
+
+LOG, SHEET = "tile.log", "contact_sheet.png"
+_FREE = ("data", "exclude")  # may change when the same command continues
+_MPP, _SIZE = 0.5, 256
+_MOST_WORKERS = 16
+
+
+def tile(
+    *,
+    data: str | Path,
+    out: str | Path,
+    mpp: float | None = None,
+    size: int | None = None,
+    overlap: int = 0,
+    tissue: str = "auto",
+    min_tissue: float = 0.25,
+    holes: Holes = "keep",
+    pen: Pen = "drop",
+    align: bool = False,
+    coords: str | Path | None = None,
+    mpp_table: str | Path | None = None,
+    default_mpp: float | None = None,
+    exclude: Sequence[str] = (),
+    table: Table = "csv",
+    shard: str | None = None,
+    workers: int | None = None,
+) -> Result:
+    """Find the tissue of slides, and cover it with tiles of an exact size in µm.
+
+    For each slide: its tiles as HDF5 that TRIDENT reads, outlines of the tissue for QuPath, and a picture of both. For
+    all: slides.csv, a table of all tiles, and contact_sheet.png. A slide that cannot be tiled is reported and passed
+    over. Any number of processes and machines may fill one folder; the same command continues after a stop.
+
+    Args:
+        data: a folder of slides, a text list of files, a glob, or a slide.
+        out: the folder of the results.
+        mpp: µm per pixel of a tile; by default 0.5, or as in ``coords``.
+        size: side of a tile in pixels; by default 256, or as in ``coords``.
+        overlap: pixels by which neighboring tiles overlap.
+        tissue: "auto", or a folder with outlines of the tissue, NAME.geojson of QuPath for a slide NAME.
+        min_tissue: the least share of tissue of a tile, from 0 to 1.
+        holes: "keep" holes in the tissue that are larger than 0.02 mm², or "fill" them.
+        pen: "drop" marks of a pen, or "keep" them as tissue.
+        align: put tiles on the file's own tiles, which are then decoded once, even if up to a quarter of the tissue
+            lies between them; by default only where that is at most 3%.
+        coords: a folder with HDF5 files of TRIDENT, CLAM or STAMP, whose tiles are taken instead of finding tissue.
+        mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.
+        default_mpp: µm per pixel of slides that have none.
+        exclude: patterns of slides to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+        table: format of the table of all tiles.
+        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun, srun or a
+            job array of SLURM, if one of them started it.
+        workers: number of processes; 0 for none besides this one. By default one for each core.
+
+    Returns:
+        ``out``, with the numbers of "slides", "problems" and "tiles".
+
+    Raises:
+        UserError: there is no slide, ``out`` holds other results, or no slide can be tiled.
+    """
+    watch, passed, given_mpp = Stopwatch(), Passed(), MppTable(mpp_table, default_mpp)
+    part = Shard.of(shard)
+    h5py_module()
+    if table == "parquet":
+        parquet_module()
+    slides = list(find_slides(data, exclude, passed))
+    names = output_names([Path(name) for name in names_below(slides, data)])
+    given = NamedFiles(coords, coord_files.ENDINGS, "coords", "HDF5 files of tiles") if coords is not None else None
+    drawn = NamedFiles(tissue, outlines.ENDINGS, "tissue", "GeoJSON files") if tissue != "auto" else None
+    if given and drawn:
+        raise UserError("--coords gives the tiles, so that --tissue has no use; leave one of them out")
+    mpp, size, overlap = _measures(mpp, size, overlap, given, names)
+    if not 0 <= min_tissue <= 1:
+        raise UserError(f"min_tissue is {min_tissue}; give a share from 0 to 1")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers is {workers}; give 0 or more")
+    options = {
+        "data": str(data),
+        "mpp": mpp,
+        "size": size,
+        "overlap": overlap,
+        "tissue": tissue,
+        "min_tissue": min_tissue,
+        "holes": holes,
+        "pen": pen,
+        "align": align,
+        "coords": coords if coords is None else str(coords),
+        "default_mpp": default_mpp,
+        "exclude": list(exclude),
+        "table": table,
+    }
+    out = Path(out)
+    paths = dict(zip(names, slides, strict=True))
+    job = Job(out, paths, mpp, size, overlap, min_tissue, given_mpp, drawn, given, holes, pen, align)
+    with work_folder(out, options, log=LOG, free=_FREE):
+        job.forget_failures()
+        left = sum(not job.is_done(name) for name in names)
+        also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+        mine = f", shard {part}" if part else ""
+        say(f"densepath: {len(names)} slides, {len(names) - left} done before{mine}{also}")
+        for line in (given_mpp.unknown(slides), *(each.describe_unmatched(names) for each in (given, drawn) if each)):
+            if line:
+                say(f"densepath: {line}")
+        if left:
+            (out / SLIDES).unlink(missing_ok=True)  # incomplete until all slides are done
+            count = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
+            try:
+                share_work(
+                    out, names, job.is_done, job.do, workers=count, what="tiling", give_up=job.give_up, shard=part
+                )
+            except (KeyboardInterrupt, SystemExit):
+                say("densepath: stopped; the same command continues")
+                raise
+        return _gather(job, names, table, part, watch)
+
+
+def _measures(
+    mpp: float | None, size: int | None, overlap: int, given: NamedFiles | None, names: Sequence[str]
+) -> tuple[float, int, int]:
+    """µm per pixel, side and overlap of the tiles: as asked for, or else as in the first file of given ones."""
+    if given and (mpp is None or size is None):
+        path = next((path for name in names if (path := given.of(name))), None)
+        if path is None:
+            raise UserError(f"{given.describe_unmatched(names)}; the names of slides and files of --coords must agree")
+        found = coord_files.given_size(path)
+        if found is None:
+            raise UserError(f"{path} does not say the µm per pixel and the size of its tiles; give --mpp and --size")
+        mpp, size, overlap = mpp or found[0], size or found[1], overlap or found[2]
+    mpp, size = _MPP if mpp is None else mpp, _SIZE if size is None else size
+    if not 0.01 <= mpp <= 100:
+        raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
+    if size < 8:
+        raise UserError(f"size is {size}; give the side of a tile in pixels, at least 8")
+    if not 0 <= overlap < size:
+        raise UserError(f"overlap is {overlap}; give a number of pixels from 0 to less than --size {size}")
+    return mpp, size, overlap
+
+
+def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, watch: Stopwatch) -> Result:
+    """Write the tables and the sheet of all slides, if all are done, and print the last lines."""
+    rows = [row for name in names if (row := job.record(name))]
+    missing = len(names) - len(rows)
+    if missing:
+        who = f"the slides of shard {part} are" if part else "this process is"
+        say(f"densepath: {who} done; other processes have {missing} left, and the last one writes the tables")
+        return Result(job.out, _counts(rows))
+    text = slides_table(rows)
+    made = job.out / f"tiles.{table}"
+    with shared_work(job.out / LOCKS / "tables", "tables"):
+        if not (is_written(job.out, text) and made.exists() and (job.out / SHEET).exists()):
+            remove_remains(job.out)
+            write_tiles_table(made, rows, job.tiles)
+            draw_contact_sheet(job.out / SHEET, [(job.mask(row["slide"]), row["slide"], _shown(row)) for row in rows])
+            write_slides_table(job.out, text)
+    counts = _counts(rows)
+    if not counts["tiles"]:
+        first = rows[0]
+        example = f"{one_line(first['slide'])}: {first['problem']}"
+        raise UserError(f"none of {len(rows)} slides could be tiled ({example}); see {job.out / SLIDES}")
+    off = [row for row in rows if row["tiles"] and row["aligned"] not in ("yes", "")]
+    if job.align and off:
+        shown = first_few([f"{one_line(row['slide'])}: {row['aligned']}" for row in off], 2)
+        say(f"densepath: the tiles of {len(off)} slides are not on the file's own tiles ({shown})")
+    problems = f", {counts['problems']} with problems" if counts["problems"] else ""
+    files = {"slides": job.out / SLIDES, "tiles": made, "pictures": job.out / SHEET}
+    following = (command("pretrain", "--config", "concl_small", "--data", job.out, "--out", f"{job.out}_run"),)
+    say_end(watch, f"{counts['tiles']:,} tiles of {counts['slides']:,} slides{problems}", files, following)
+    return Result(job.out, counts, {"contact_sheet": job.out / SHEET, **files}, following)
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "slides": len(rows),
+        "problems": sum(bool(row["problem"]) for row in rows),
+        "tiles": sum(row["tiles"] for row in rows),
+    }
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """A line below a slide's picture."""
+    tissue = f", {row['tissue_mm2']:.3g} mm2" if "tissue_mm2" in row else ""
+    return f"{row['tiles']} tiles{tissue}" if row["tiles"] else str(row["problem"])

@@ -1,0 +1,196 @@
+"""Where the tissue of a slide is: by classical image processing of an overview, the same on every machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from densepath.core.polygons import Ring, polygons_of
+from densepath.sources.slides.slide import Slide
+from densepath.sources.slides.tile_codecs import Pixels
+from densepath.sources.tiles.overview import Overview, read_overview
+
+Holes = Literal["keep", "fill"]
+Pen = Literal["drop", "keep"]
+Mask = npt.NDArray[np.bool_]
+
+# Optical densities (natural logarithm) of pixels of 8 µm; chosen by eye on H&E and on painted slides.
+_COLORED = (0.035, 0.07)  # range of the threshold between glass and tissue, of the spread of the channels
+_NEUTRAL = 0.25  # spread of the channels by their mean: less is ink, shadow, dust or padding, and not a stain
+_OFFSET = 8.0  # grey levels, so that noise in black pixels has no color
+_SMOOTH = 10.0  # µm
+_PADDING, _GLASS, _DARKEST_GLASS, _BRIGHT = 253, 245.0, 120, 40.0  # grey levels
+_PART, _HOLE = 0.03, 0.02  # mm²: smaller parts and smaller holes are not kept
+_STROKE = 64.0  # µm: the least width of a pen's stroke
+_FRINGE = 48.0  # µm: the blurred border of a stroke
+
+
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """The tissue of a slide.
+
+    Args:
+        mask: (h, w) bool.
+        spacing: µm of a pixel of the mask along y and x.
+        origin: µm from the slide's upper left corner to that of the mask, along y and x.
+        overview: the slide at the resolution of the mask.
+    """
+
+    mask: Mask
+    spacing: tuple[float, float]
+    origin: tuple[float, float]
+    overview: Overview
+
+    @property
+    def mm2(self) -> float:
+        """The area of the tissue in mm²."""
+        return float(self.mask.sum()) * self.spacing[0] * self.spacing[1] * 1e-6
+
+    def share(self, boxes_um: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The share of tissue (B,) in rectangles, exactly that of the mask; what is outside of the slide is not tissue.
+
+        Args:
+            boxes_um: (B, 4): top, left, height, width in µm.
+        """
+        top, left, height, width = np.asarray(boxes_um, np.float64).reshape(-1, 4).T
+        y = [(edge - self.origin[0]) / self.spacing[0] for edge in (top, top + height)]
+        x = [(edge - self.origin[1]) / self.spacing[1] for edge in (left, left + width)]
+        area = sum(sign * self._sum(y[row], x[column]) for sign, row, column in _CORNERS)
+        return np.clip(area / ((y[1] - y[0]) * (x[1] - x[0])), 0, 1)
+
+    @cached_property
+    def _table(self) -> npt.NDArray[np.float64]:
+        """The number of the mask's pixels above and left of each corner of its pixels."""
+        return np.pad(self.mask, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+
+    def _sum(self, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The area of the tissue above and left of places, in pixels of the mask and their fractions."""
+        table = self._table
+        rows, columns = self.mask.shape
+        y, x = y.clip(0, rows), x.clip(0, columns)
+        i, j = np.minimum(y.astype(np.int64), rows - 1), np.minimum(x.astype(np.int64), columns - 1)
+        v, u = y - i, x - j
+        above = table[i, j] * (1 - u) + table[i, j + 1] * u
+        below = table[i + 1, j] * (1 - u) + table[i + 1, j + 1] * u
+        return above * (1 - v) + below * v
+
+    def outlines(self) -> list[list[Ring]]:
+        """Polygons, each with its outline first and then its holes: rings (N, 2) of x, y in µm."""
+        scale, shift = np.array(self.spacing[::-1]), np.array(self.origin[::-1])
+        return [[ring * scale + shift for ring in rings] for rings in polygons_of(self.mask)]
+
+
+_CORNERS = ((1, 1, 1), (-1, 0, 1), (-1, 1, 0), (1, 0, 0))  # sign, lower edge, right edge
+
+
+def find_tissue(slide: Slide, *, holes: Holes = "keep", pen: Pen = "drop") -> Tissue:
+    """Find the tissue of a slide at about 8 µm per pixel, in bounded memory.
+
+    Args:
+        slide: the slide.
+        holes: "keep" holes larger than 0.02 mm², or "fill" all.
+        pen: whether marks of a pen are left out ("drop") or may count as tissue ("keep").
+
+    Raises:
+        CorruptImage: the slide cannot be read.
+        UserError: the slide's µm per pixel are unknown.
+    """
+    overview = read_overview(slide)
+    mask = tissue_mask(overview.pixels, sum(overview.spacing) / 2, holes=holes, pen=pen)
+    return Tissue(mask, overview.spacing, overview.origin, overview)
+
+
+def tissue_mask(pixels: Pixels, mpp: float, *, holes: Holes = "keep", pen: Pen = "drop") -> Mask:
+    """The tissue (h, w) in an overview.
+
+    Stains absorb some colors more than others: a pixel is tissue if the optical density of its channels, compared to
+    the slide's own glass, differs by more than a threshold (Otsu's, within bounds, so that an empty slide stays
+    empty). Shadows, dust, black borders and black ink absorb all colors alike, and colored inks other colors than
+    stains do. Small parts and holes are not kept.
+
+    Args:
+        pixels: (h, w, 3).
+        mpp: µm per pixel.
+        holes, pen: as for :func:`find_tissue`.
+    """
+    glass = glass_color(pixels)
+    lookup = np.log((glass[:, None] + _OFFSET) / (np.arange(256, dtype=np.float32) + _OFFSET)).astype(np.float32)
+    density = np.stack([lookup[channel][pixels[..., channel]] for channel in range(3)])
+    smooth = np.stack([ndimage.gaussian_filter(each, _SMOOTH / mpp) for each in density])
+    spread = smooth.max(axis=0) - smooth.min(axis=0)
+    found = (spread > _threshold(spread)) & (spread > _NEUTRAL * smooth.mean(axis=0)) & (smooth[1] > 0)
+    foreign = _strokes(_dark(density) if pen == "keep" else _dark(density) | _ink(density), mpp)
+    found = ndimage.binary_closing(np.pad(found & ~foreign, 2), iterations=2)[2:-2, 2:-2] & ~foreign
+    found = _without_small(found, _PART * 1e6 / mpp**2)
+    gaps = ndimage.binary_fill_holes(found) & ~found
+    if holes == "keep":
+        gaps &= ~_without_small(gaps, _HOLE * 1e6 / mpp**2)
+    mask: Mask = found | (gaps & ~foreign)
+    return mask
+
+
+def glass_color(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """The color (3,) of glass without tissue: the most frequent one among the brightest pixels, without padding."""
+    flat = pixels.reshape(-1, 3)
+    flat = flat[flat.min(axis=1) < _PADDING]
+    if not len(flat):
+        return np.full(3, _GLASS, np.float32)
+    light = flat.mean(axis=1, dtype=np.float32)
+    bright = light > np.percentile(light, 99.5) - _BRIGHT
+    counts = np.bincount(light[bright].astype(np.int64), minlength=256).astype(np.float32)
+    usual_light = ndimage.gaussian_filter1d(counts, 2.0).argmax() + 0.5
+    color = np.median(flat[bright & (np.abs(light - usual_light) < 4)], axis=0).astype(np.float32)
+    usual = color.min() >= _DARKEST_GLASS and np.ptp(color) <= _BRIGHT
+    return color if usual else np.full(3, _GLASS, np.float32)
+
+
+def _threshold(spread: npt.NDArray[np.float32]) -> float:
+    from skimage.filters import threshold_otsu
+
+    clipped = spread.clip(0, 1)
+    otsu = float(threshold_otsu(clipped)) if clipped.max() > clipped.min() else 0.0
+    return min(max(otsu / 2, _COLORED[0]), _COLORED[1])
+
+
+def _dark(density: npt.NDArray[np.float32]) -> Mask:
+    """Black borders and black ink."""
+    mean, spread = density.mean(axis=0), density.max(axis=0) - density.min(axis=0)
+    dark: Mask = (mean > 0.8) & (spread < _NEUTRAL * mean)
+    return dark
+
+
+def _ink(density: npt.NDArray[np.float32]) -> Mask:
+    """Colors that stains do not have: they absorb green most, or nearly as much as another color."""
+    red, green, blue = density
+    spread = density.max(axis=0) - density.min(axis=0)
+    cool = (spread > 0.15) & (green < 0.7 * red)  # green, cyan, light blue
+    dark_blue = (spread > 0.6) & (green < 0.9 * red) & (blue < 0.6 * red)
+    yellow = (spread > 0.15) & (green < 0.35 * blue)
+    bright_red = (green > 0.4) & (red < 0.12 * green) & (blue > 0.85 * green)
+    ink: Mask = cool | dark_blue | yellow | bright_red
+    return ink
+
+
+def _strokes(marks: Mask, mpp: float) -> Mask:
+    """The marks that are as wide as a pen's stroke somewhere, with their blurred borders."""
+    core = ndimage.distance_transform_edt(np.pad(marks, 1, constant_values=False))[1:-1, 1:-1] * mpp > _STROKE / 2
+    labels, _ = ndimage.label(marks, np.ones((3, 3)))
+    wide = np.zeros(labels.max() + 1, bool)
+    wide[np.unique(labels[core])] = True
+    wide[0] = False
+    strokes: Mask = ndimage.distance_transform_edt(~wide[labels]) * mpp <= _FRINGE
+    return strokes & wide.any()
+
+
+def _without_small(mask: Mask, least: float) -> Mask:
+    """A mask without its connected parts of fewer pixels."""
+    labels, _ = ndimage.label(mask)
+    kept = np.bincount(labels.ravel()) >= least
+    kept[0] = False
+    large: Mask = kept[labels]
+    return large

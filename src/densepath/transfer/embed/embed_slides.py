@@ -1,0 +1,262 @@
+"""Features of the tiles of whole slides: a file and a heat map for each slide, made by any number of processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError, first_few
+from densepath.core.shared_work import Shard, claimed
+from densepath.core.system import with_progress
+from densepath.core.waiting import wait_for
+from densepath.core.work_folder import work_folder
+from densepath.runs.progress import say
+from densepath.runs.watchdog import PARENT
+from densepath.sources.conversion import as_pixels
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.slides.resolution import MppTable
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile import tile
+from densepath.sources.tiles.tile_files import h5py_module, is_tile_folder, overlap_of
+from densepath.training.hardware import Hardware
+from densepath.training.processes import other_processes
+from densepath.transfer.embed.encode import batches_of, encode
+from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
+from densepath.transfer.embed.feature_file import FORMATS
+from densepath.transfer.embed.inputs import center
+from densepath.transfer.embed.slide_features import NOTES, FeatureWriter, open_features, read_slide_features
+from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.principal import principal_colors
+from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
+from densepath.version import __version__
+
+_TILE = 256  # pixels
+_ALL = "1/1"  # every process waits until all slides are tiled
+_FREE = ("data", "precision", "densepath_version")  # may change when the same command continues
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbedOptions:
+    """How features are made.
+
+    Args:
+        weights: as for :func:`~densepath.transfer.embed.encoder.load_encoder`.
+        network: its backbone, stage, pool and seed, and the size to which tiles are resized.
+        dtype: of the numbers in the files.
+        batch_size: tiles in a pass of the network.
+        hardware: where to compute.
+    """
+
+    weights: str | Path
+    network: Mapping[str, Any]
+    dtype: str
+    batch_size: int
+    hardware: Hardware
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """An encoder, and what is written with its features."""
+
+    options: EmbedOptions
+    encoder: Encoder
+    size: int | None
+    overlap: int
+    notes: Mapping[str, Any]
+
+
+def embed_slides(
+    data: str | Path,
+    out: Path,
+    options: EmbedOptions,
+    *,
+    exclude: Sequence[str],
+    mpp: float | None,
+    tile_size: int | None,
+    mpp_table: str | Path | None,
+    default_mpp: float | None,
+    shard: str | None,
+) -> dict[str, int]:
+    """Write the features of slides, which are tiled first if they are not. Arguments as for
+    :func:`~densepath.transfer.embed.embed.embed`.
+
+    Returns:
+        The numbers of "slides", "tiles" and "damaged" tiles of all processes so far, "dim", and the number of slides
+        that "failed" in this one.
+    """
+    if out.suffix.lower() in FORMATS:
+        raise UserError(f"{out}: the features of slides are a folder; name one")
+    network, hardware = dict(options.network), options.hardware
+    size = network.pop("size")
+    encoder, line = load_encoder(options.weights, **network)
+    encoder.spec = encoder.spec.override(window=PixelSpec().window)  # slides have 8 bits
+    size = input_size(encoder, size)
+    notes = {
+        "weights": str(options.weights),
+        **encoder.notes(),
+        "size": size,
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
+        "precision": hardware.precision,
+        "densepath_version": __version__,
+    }
+    tiled = is_tile_folder(data)
+    if tiled:
+        refuse_options("slides that are not tiled", {"mpp": mpp, "tile_size": tile_size})
+    record = {
+        "data": str(data),
+        "exclude": list(exclude),
+        "mpp": mpp,
+        "tile_size": tile_size,
+        "default_mpp": default_mpp,
+    }
+    record["mpp_table"] = None if mpp_table is None else str(mpp_table)
+    share = Shard.of(shard)
+    with ExitStack() as stack:
+        stack.enter_context(work_folder(out, {**record, **notes}, log="embed.log", free=_FREE))
+        say(f"densepath: {line}")
+        children = stack.enter_context(other_processes(hardware)) if hardware.rank == 0 else ()
+        tiles, table = Path(data), MppTable(mpp_table, default_mpp)
+        if not tiled:
+            tiles = out / "tiles"
+            side = tile_size or encoder.input_size or _TILE
+            given: dict[str, Any] = {"exclude": exclude, "mpp_table": mpp_table, "default_mpp": default_mpp}
+            tile(data=data, out=tiles, mpp=mpp, size=side, shard=_ALL, **given)
+            exclude, table = (), MppTable()
+        slides = list_of_slides(tiles, exclude, table)
+        hardware.lay_out(encoder)
+        work = _Work(options, encoder.to(hardware.device), size, overlap_of(tiles), notes)
+        if children or PARENT in os.environ:
+            share = None  # locks divide the work among processes that this command has started
+        counts = _embed_all(work, slides, out, features_name(options.weights, encoder.backbone.name), share)
+        for child in children:
+            wait_for(partial(_ended, child), "another process", "it hangs; end it, then start again")
+    return counts
+
+
+def _ended(child: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
+
+
+class _Tiles:
+    """The tiles of a slide as the encoder takes them."""
+
+    def __init__(self, slide: ListedSlide, size: int | None, channels: int) -> None:
+        assert slide.tiling is not None
+        self._tiles = SlideTiles([slide.tiling])
+        self._size, self._channels = size, channels
+
+    def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
+        """A tile (size, size, C), or why it cannot be read."""
+        try:
+            pixels = as_pixels(self._tiles.read(position), self._channels, np.uint8)
+        except CorruptImage as error:
+            return error
+        return pixels if self._size is None else center(pixels, self._size)
+
+
+def features_name(weights: str | Path, backbone: str) -> str:
+    """The name of features: of the run, the file or the model that made them."""
+    path = Path(weights)
+    name = f"random_{backbone}" if str(weights) == "random" else str(weights).removeprefix("hf-hub:")
+    if path.is_file():
+        exported = path.parent.name in ("exported", "checkpoints") and path.parent.parent.name
+        name = exported or path.stem
+    elif path.is_dir():
+        name = path.resolve().name
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "weights"
+
+
+def features_path(out: Path, features: str, slide: str) -> Path:
+    """The file of a slide's features in the folder of ``densepath embed``."""
+    return out / f"features_{features}" / f"{slide}.h5"
+
+
+def _embed_all(
+    work: _Work, slides: Sequence[ListedSlide], out: Path, features: str, shard: Shard | None
+) -> dict[str, int]:
+    """Write the features of the slides that are not done, and a heat map of each.
+
+    Raises:
+        UserError: no slide can be read.
+    """
+    by_name = {slide.name: slide for slide in slides}
+
+    def is_done(name: str) -> bool:
+        notes = _notes(features_path(out, features, name))
+        drawn = (out / "heat_maps" / f"{name}.png").exists()
+        return drawn and notes.get("slide") == by_name[name].identity()
+
+    done, failed = sum(map(is_done, by_name)), []
+    say(f"densepath: {len(slides)} slides, {done} done before, {work.encoder.dim} numbers for each tile")
+    with closing(claimed(out, list(by_name), is_done, shard)) as names:
+        for name in names:
+            try:
+                _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)
+            except CorruptImage as error:
+                failed.append(f"{name}: {error.why}")
+                _log.warning("slide passed over: %s", failed[-1])
+    if len(failed) == len(slides):
+        raise UserError(f"none of {len(slides)} slides can be read ({failed[0]})")
+    found = [_notes(features_path(out, features, name)) for name in by_name if is_done(name)]
+    counts = {key: sum(notes[key] for notes in found) for key in ("tiles", "damaged")}
+    also = f"; {len(failed)} slides passed over: {first_few(failed)}" if failed else ""
+    also = (f", {counts['damaged']} damaged tiles passed over" if counts["damaged"] else "") + also
+    where = features_path(out, features, "x").parent
+    say(f"densepath: features of {counts['tiles']} tiles of {len(found)} slides are in {where}{also}")
+    return {"slides": len(found), **counts, "dim": work.encoder.dim, "failed": len(failed)}
+
+
+def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
+    """Write the features of a slide, and their heat map."""
+    opened, tiling = slide.open(), slide.tiling
+    assert tiling is not None
+    batches = batches_of(range(len(tiling)), work.options.batch_size)
+    notes = {**work.notes, "slide": slide.identity(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    damaged: list[str] = []
+    with FeatureWriter(path, tiling, work.overlap, work.encoder.dim, work.options.dtype, notes) as file:
+        half = work.options.hardware.precision == "bf16-mixed"
+        tiles = _Tiles(slide, work.size, work.encoder.spec.channels)
+        parts: Generator[Any, None, None] = encode(work.encoder, tiles, batches, work.options.hardware.device, half)
+        with closing(parts):
+            for part in with_progress(parts, len(batches), f"batches of {slide.name}"):
+                file.add(part.positions, part.features)
+                damaged += part.damaged
+        if len(damaged) == len(tiling):
+            raise CorruptImage(slide.path, f"none of {len(tiling)} tiles can be read ({damaged[0]})")
+        file.notes |= {"tiles": len(tiling) - len(damaged), "damaged": len(damaged), "damaged_tiles": damaged[:100]}
+    if damaged:
+        _log.warning("%s: %d of %d tiles cannot be read: %s", slide.name, len(damaged), len(tiling), damaged[0])
+    with open_features(path) as features:
+        colors = principal_colors(features)
+    boxes = read_slide_features(path, features=False).boxes_um()
+    write_heat_map(heat_map, opened, boxes, colors, label="the first three principal components of the features")
+
+
+def _notes(path: Path) -> dict[str, Any]:
+    """What a file of features says of itself; empty if there is none."""
+    try:
+        with h5py_module().File(path) as file:
+            notes: dict[str, Any] = json.loads(file.attrs[NOTES])
+            return notes
+    except (OSError, KeyError, ValueError):
+        return {}

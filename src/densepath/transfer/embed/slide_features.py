@@ -1,0 +1,238 @@
+"""Features of the tiles of slides: a file for each slide, in TRIDENT's layout; CLAM's and STAMP's are read, too."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write, writing
+from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
+
+NOTES = "densepath"  # the attribute of the file with the notes, JSON
+_FEATURES, _CORNERS = ("features", "feats"), "coords"
+_ROWS = 4096  # that are copied at a time
+_LARGEST = {"float16": "65504, the largest number of float16; use --dtype float32"}
+
+
+@dataclass(frozen=True, eq=False)
+class SlideFeatures:
+    """The features of the tiles of a slide.
+
+    Args:
+        name: of the slide: that of the file.
+        features: (N, D) float16 or float32.
+        corners: (N, 2) x, y of the upper left corners of the tiles; None if the file does not say.
+        unit: of ``corners`` and ``side``: "px" of level 0, or "um".
+        side: of a tile, in ``unit``; None if the file does not say.
+        spacing: µm per pixel of level 0 along y and x; None if the file does not say.
+        notes: what else the file says: ours, or the attributes of other software.
+    """
+
+    name: str
+    features: npt.NDArray[Any]
+    corners: npt.NDArray[np.float64] | None = None
+    unit: Literal["px", "um"] = "px"
+    side: float | None = None
+    spacing: tuple[float, float] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def boxes_um(self, spacing: tuple[float, float] | None = None) -> npt.NDArray[np.float64]:
+        """The tiles as rectangles (N, 4) top, left, height, width in µm, as heat maps take them.
+
+        Where the file does not say how large tiles are, they are taken to be as large as the least distance of two.
+
+        Args:
+            spacing: µm per pixel of level 0 along y and x; by default those of the file.
+
+        Raises:
+            UserError: the places of the tiles or the µm per pixel are unknown.
+        """
+        spacing = (1.0, 1.0) if self.unit == "um" else spacing or self.spacing
+        if self.corners is None or spacing is None:
+            what = "the places of its tiles" if self.corners is None else "µm per pixel"
+            raise UserError(f"the features of {self.name} do not say {what}; make them again with densepath embed")
+        steps = np.concatenate([np.diff(np.unique(axis)) for axis in self.corners.T])
+        side = self.side or float(min(steps[steps > 0], default=1.0))
+        boxes = np.empty((len(self.corners), 4))
+        boxes[:, :2] = self.corners[:, ::-1] * spacing
+        boxes[:, 2:] = side * sum(spacing) / 2
+        return boxes
+
+
+class FeatureWriter:
+    """Writes the features of a slide tile by tile; the file appears when all are written.
+
+    Args:
+        path: the HDF5 file.
+        tiling: the tiles of the slide.
+        overlap: pixels by which neighboring tiles overlap.
+        dim: D, the length of a vector.
+        dtype: "float32" or "float16".
+        notes: what made them: weights, backbone, pooling, pixels, date.
+
+    Attributes:
+        notes: they are written last.
+    """
+
+    def __init__(
+        self, path: Path, tiling: SlideTiling, overlap: int, dim: int, dtype: str, notes: Mapping[str, Any]
+    ) -> None:
+        self._path, self._dim, self._dtype, self.notes = path, dim, dtype, dict(notes)
+        self._tiling, self._overlap = tiling, overlap
+        self._rows: list[int] = []
+
+    def __enter__(self) -> FeatureWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # How many tiles can be read is unknown before, and the rows of the file shall lie side by side.
+        self._raw = tempfile.TemporaryFile(dir=self._path.parent)
+        return self
+
+    def add(self, rows: list[int], features: npt.NDArray[np.float32]) -> None:
+        """Write the features (n, D) of some tiles.
+
+        Raises:
+            UserError: a feature is too large for the dtype, or the disk is full.
+        """
+        with np.errstate(over="ignore"):
+            values = features.astype(self._dtype)
+        if (np.isinf(values) & np.isfinite(features)).any():
+            raise UserError(f"features exceed {_LARGEST[self._dtype]}")
+        self._rows += rows
+        with writing(self._path):
+            self._raw.write(np.ascontiguousarray(values).data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._raw:
+            if error is None:
+                self._finish()
+
+    def _finish(self) -> None:
+        self._raw.seek(0)
+        width = np.dtype(self._dtype).itemsize * self._dim
+        try:
+            with atomic_write(self._path) as part, h5py_module().File(part, "w") as file:
+                file.attrs[NOTES] = json.dumps(self.notes)
+                coords = file.create_dataset(_CORNERS, data=self._tiling.corners[self._rows].reshape(-1, 2))
+                coords.attrs.update(notes_of_tiling(self._tiling, self._path.parent, self._overlap))
+                features = file.create_dataset(_FEATURES[0], (len(self._rows), self._dim), self._dtype)
+                for first in range(0, len(self._rows), _ROWS):
+                    part_of = np.frombuffer(self._raw.read(_ROWS * width), self._dtype)
+                    features[first : first + _ROWS] = part_of.reshape(-1, self._dim)
+        except OSError as error:
+            if "No space left" not in str(error):  # h5py gives no error number
+                raise
+            raise UserError(f"{self._path} cannot be written (no space left on device); free disk space") from error
+
+
+@contextmanager
+def open_features(path: Path) -> Iterator[Any]:
+    """The features (N, D) in a file of :class:`FeatureWriter`, of which only the rows that are used are read."""
+    with h5py_module().File(path) as file:
+        yield file[_FEATURES[0]]
+
+
+def read_slide_features(path: str | Path, features: bool = True) -> SlideFeatures:
+    """Read the features of a slide: of ``densepath embed``, TRIDENT, CLAM (.h5 or .pt) or STAMP.
+
+    Args:
+        path: the file.
+        features: False for what else an HDF5 file says; then the features are (N, 0).
+
+    Whole coordinates are pixels of level 0, others µm, unless the file says which. Where CLAM's file of features does
+    not say how large tiles are, see :meth:`SlideFeatures.boxes_um`.
+
+    Raises:
+        UserError: there is no such file, or it has no features of tiles.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there are no features at {path}; densepath embed writes them")
+    try:
+        found = _read_torch(path) if path.suffix.lower() in (".pt", ".pth") else _read_hdf5(path, features)
+    except UserError:
+        raise
+    except Exception as error:  # each library raises other exceptions
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} has no features of tiles ({what}); make them again with densepath embed") from error
+    if found.corners is not None and len(found.corners) != len(found):
+        raise UserError(f"{path} has {len(found)} features and {len(found.corners)} places; make it again")
+    return found
+
+
+def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
+    with h5py_module().File(path) as file:
+        name = next((name for name in _FEATURES if name in file), None)
+        if name is None:
+            raise ValueError(f"datasets {', '.join(file) or 'none'} instead of features or feats")
+        features = _as_rows(file[name][:] if read else file[name][..., :0])
+        corners = file[_CORNERS][:] if _CORNERS in file else None
+        said = dict(file.attrs) | (dict(file[_CORNERS].attrs) if corners is not None else {})
+    notes = json.loads(said.pop(NOTES, "{}")) | {key: _plain(value) for key, value in said.items()}
+    return _located(path.stem, features, corners, notes)
+
+
+def _read_torch(path: Path) -> SlideFeatures:
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        return SlideFeatures(path.stem, _as_rows(torch.as_tensor(content).numpy()))
+    name = next((name for name in _FEATURES if name in content), None)
+    if name is None:
+        raise ValueError("a dictionary without features or feats")
+    corners = content.get(_CORNERS)
+    features = _as_rows(torch.as_tensor(content[name]).numpy())
+    return _located(path.stem, features, None if corners is None else np.asarray(corners), {})
+
+
+def _located(
+    name: str, features: npt.NDArray[Any], corners: npt.NDArray[Any] | None, notes: dict[str, Any]
+) -> SlideFeatures:
+    """Features with what their notes say of the tiles, in the words of densepath, TRIDENT, CLAM or STAMP."""
+    if corners is None:
+        return SlideFeatures(name, features, notes=notes)
+    whole = corners.dtype.kind in "iu" or bool((corners == np.round(corners)).all())
+    unit: Literal["px", "um"] = "um" if notes.get("unit", "px" if whole else "um") in ("um", "µm") else "px"
+    spacing = None
+    if {"level0_mpp_x", "level0_mpp_y"} <= notes.keys():
+        spacing = float(notes["level0_mpp_y"]), float(notes["level0_mpp_x"])
+    if unit == "um":
+        side = notes.get("tile_size_um", notes.get("tile_size"))
+    elif spacing is not None and "size_um" in notes:
+        side = float(notes["size_um"]) * 2 / sum(spacing)
+    else:
+        side = notes.get("patch_size_level0")
+        if side is None and "patch_size" in notes:  # CLAM's, in pixels of its level
+            side = notes["patch_size"] * float(np.mean(notes.get("downsample", 1.0)))
+    corners = corners.astype(np.float64).reshape(-1, 2)
+    return SlideFeatures(name, features, corners, unit, None if side is None else float(side), spacing, notes)
+
+
+def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Features (N, D), also where they are stored as (1, N, D) or (N, 1, D)."""
+    if values.ndim == 3 and 1 in values.shape[:2]:
+        values = values.reshape(-1, values.shape[2])
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise ValueError(f"{values.dtype} {list(values.shape)} is not one vector for each tile")
+    return values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute of HDF5 as a plain value."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,127 @@
+"""The attention of the tiles of a slide: a table, QuPath's GeoJSON, a heat map, and the most extreme tiles."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.runs.closing import draw_safely
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.find import find_slides
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.slide import Slide
+from densepath.transfer.embed.slide_features import SlideFeatures
+from densepath.transfer.mil.feature_files import Names, slide_name
+from densepath.transfer.mil.tile_sheet import draw_extremes
+from densepath.transfer.probe.metrics import Floats
+from densepath.transfer.slides.heat_map import write_heat_map
+
+ATTENTION = "attention"  # a folder, and the name of a measurement
+
+
+class AttentionFiles:
+    """Writes the attention in slides; pictures only of slides that can be opened.
+
+    Args:
+        out: the folder.
+        classes: names of the classes.
+        slides: a folder of slides; by default they are where the features were made from them.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], slides: str | Path | None = None) -> None:
+        self._out, self._classes = out, classes
+        paths = [] if slides is None else find_slides(slides)
+        self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
+        self._names = Names(list(self._paths))
+
+    def write(self, name: str, tiles: SlideFeatures, attention: Floats, shown: int) -> None:
+        """Write ``NAME.csv``, and as far as the file of features says where its tiles are, the other files.
+
+        Args:
+            name: of the slide.
+            tiles: the tiles; their features are not used.
+            attention: (1, N), or (K, N), for each class.
+            shown: the class whose attention is drawn.
+        """
+        stem = self._out / name
+        write_table(stem.with_name(f"{stem.name}.csv"), tiles, attention, self._classes)
+        slide = self._open(name, tiles)
+        spacing = tiles.spacing or (slide.spacing if slide is not None else None)
+        if (boxes := boxes_px(tiles, spacing)) is not None:
+            write_geojson(stem.with_name(f"{stem.name}.geojson"), boxes, attention, self._classes)
+        if slide is None or spacing is None or tiles.corners is None:
+            return
+        own = attention[shown if len(attention) > 1 else 0]
+        label = ATTENTION if len(attention) == 1 else f"attention for {self._classes[shown]}"
+        um = tiles.boxes_um(spacing)
+        draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1])
+        draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label))
+
+    def _open(self, name: str, tiles: SlideFeatures) -> Slide | None:
+        """The slide, if it is there and can be read."""
+        noted = tiles.notes.get("slide")
+        try:
+            path = self._paths.get(self._names.find(name, "the features") or "")
+            if path is None and isinstance(noted, list) and len(noted) > 1:  # of densepath embed: name, path, ...
+                path = str(noted[1])
+            return open_slide(path) if path is not None and os.path.exists(path) else None
+        except (UserError, CorruptImage):
+            return None
+
+
+def boxes_px(tiles: SlideFeatures, spacing: tuple[float, float] | None) -> Floats | None:
+    """(N, 4) left, top, width, height of tiles in pixels of level 0; None if that is unknown."""
+    if tiles.corners is None or (tiles.unit == "um" and spacing is None):
+        return None
+    per_pixel = (1.0, 1.0) if tiles.unit == "px" or spacing is None else spacing
+    boxes = tiles.boxes_um((1.0, 1.0)) / np.array([*per_pixel, *per_pixel])
+    return boxes[:, [1, 0, 3, 2]]
+
+
+def write_table(path: Path, tiles: SlideFeatures, attention: Floats, classes: Sequence[str]) -> None:
+    """A row for each tile: its corner as the features have it, if they have one, and its attention.
+
+    Args:
+        path: a CSV file.
+        tiles: the tiles.
+        attention: (1, N), or (K, N), for each class.
+        classes: names of the classes.
+    """
+    unit = "" if tiles.unit == "px" else "_um"
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        places = [f"x{unit}", f"y{unit}"] if tiles.corners is not None else []
+        writer.writerow(["tile", *places, *_names(len(attention), classes)])
+        for tile, values in enumerate(attention.T):
+            place = [f"{value:.10g}" for value in tiles.corners[tile]] if tiles.corners is not None else []
+            writer.writerow([tile, *place, *(f"{value:.6g}" for value in values)])
+
+
+def write_geojson(path: Path, boxes: Floats, attention: Floats, classes: Sequence[str]) -> None:
+    """The tiles as QuPath's objects in pixels of level 0, each with its attention as measurements.
+
+    Args:
+        path: a GeoJSON file.
+        boxes: (N, 4) left, top, width, height.
+        attention, classes: as for :func:`write_table`.
+    """
+    names = _names(len(attention), classes)
+    features = []
+    for (x, y, width, height), values in zip(boxes.tolist(), attention.T.tolist(), strict=True):
+        ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+        properties = {"objectType": "tile", "measurements": dict(zip(names, values, strict=True))}
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"type": "FeatureCollection", "features": features}) + "\n")
+
+
+def _names(rows: int, classes: Sequence[str]) -> list[str]:
+    return [ATTENTION] if rows == 1 else [f"{ATTENTION}_{name}" for name in classes]

@@ -1,0 +1,124 @@
+"""Bags of tiles: kept in memory as float16, or read each time where memory is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densepath.core.errors import UserError
+from densepath.core.streams import say
+from densepath.core.system import available_memory, with_progress
+from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
+from densepath.transfer.mil.feature_files import slide_name
+
+_EXTRACTOR = ("extractor", "encoder", "encoder_name", "model_name")  # as STAMP, TRIDENT and others name it
+_SHARE = 0.6  # of the available memory that bags may take
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """The tiles of one or more slides.
+
+    Args:
+        name: of the slide or the patient.
+        files: the files of features of its slides.
+        lengths: numbers of tiles of these slides.
+        kept: (N, D) float16; None for a bag that is read each time.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    lengths: tuple[int, ...]
+    kept: Tensor | None = None
+
+    def tiles(self) -> Tensor:
+        """(N, D) float16."""
+        if self.kept is not None:
+            return self.kept
+        return torch.from_numpy(np.concatenate([half(read_slide_features(file), file) for file in self.files]))
+
+
+def read_bags(names: Sequence[str], files: Sequence[tuple[Path, ...]]) -> list[Bag]:
+    """Read bags into memory, as many as fit; those that do not fit are read each time they are used.
+
+    Args:
+        names: of the bags.
+        files: the files of each bag's slides.
+
+    Raises:
+        UserError: a file cannot be read or has no tiles; files differ in the width of their features or in what made
+            them; the features hold NaN or Inf.
+    """
+    budget = _SHARE * available_memory()
+    bags: list[Bag] = []
+    first: tuple[Path, SlideFeatures] | None = None
+    for name, own in with_progress(zip(names, files, strict=True), len(names), "reading features"):
+        parts = []
+        for file in own:
+            slide = read_slide_features(file)
+            first = first or (file, slide)
+            _check_place(file, slide)
+            _check_alike(file, slide, *first)
+            parts.append(half(slide, file))
+        tiles = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        budget -= tiles.nbytes
+        lengths = tuple(map(len, parts))
+        bags.append(Bag(name, tuple(own), lengths, torch.from_numpy(tiles) if budget > 0 else None))
+    if away := sum(bag.kept is None for bag in bags):
+        say(f"densepath: {away} of {len(bags)} bags do not fit into memory and are read each time; --max_tiles helps")
+    return bags
+
+
+def half(slide: SlideFeatures, file: Path) -> np.ndarray:
+    """(N, D) float16 features of a slide.
+
+    Raises:
+        UserError: they hold NaN or Inf, or numbers that are too large.
+    """
+    with np.errstate(over="ignore"):
+        tiles = np.ascontiguousarray(slide.features, dtype=np.float16)
+    if not np.isfinite(tiles).all():
+        raise UserError(f"{file} has features of NaN, Inf or beyond 65504; compute them again in --precision 32")
+    return tiles
+
+
+def extractor_of(slide: SlideFeatures) -> str:
+    """What made the features of a slide, as far as its file says; "" if it does not."""
+    notes = slide.notes
+    if "weights_digest" in notes:
+        return f"{notes.get('backbone')} {notes['weights_digest'][:12]} stage {notes.get('stage')} {notes.get('pool')}"
+    return str(next((notes[name] for name in _EXTRACTOR if notes.get(name)), ""))
+
+
+def _check_alike(file: Path, slide: SlideFeatures, other: Path, first: SlideFeatures) -> None:
+    if not len(slide):
+        raise UserError(f"{file} has no tiles; remove this slide from the table, or tile it again")
+    wide, before = slide.features.shape[1], first.features.shape[1]
+    if wide != before:
+        raise UserError(f"{file} has {wide} features for each tile, {other} has {before}; use those of one extractor")
+    made, made_before = extractor_of(slide), extractor_of(first)
+    if made != made_before:
+        raise UserError(
+            f"{file} has features of {made or 'an unknown extractor'}, {other} of {made_before or 'an unknown one'}; "
+            "use those of one extractor"
+        )
+
+
+def _check_place(file: Path, slide: SlideFeatures) -> None:
+    """Refuse coordinates of another slide: by its name, or because they lie outside of this one."""
+    name = str(slide.notes.get("name", "")).rpartition("/")[2]
+    if name and slide_name(name) != slide_name(file.name):
+        raise UserError(f"{file} has coordinates of the slide {name}; make these features again")
+    extent = [slide.notes.get(f"level0_{side}") for side in ("width", "height")]
+    if slide.corners is None or slide.unit != "px" or None in extent or not len(slide):
+        return
+    if (slide.corners.max(0) >= np.array(extent, float)).any():
+        raise UserError(
+            f"{file} has tiles outside of its slide of {extent[0]} x {extent[1]} pixels: coordinates of another slide; "
+            "make these features again"
+        )

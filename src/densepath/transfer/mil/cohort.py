@@ -1,0 +1,195 @@
+"""The cases of a study: slides or patients with their targets, and the files of their features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.streams import say
+from densepath.transfer.mil.feature_files import Names, check_one_file_each, find_features, slide_name
+from densepath.transfer.mil.slide_table import FOLDERS, Columns, Row, merge_classes, read_slide_table
+from densepath.transfer.probe.metrics import Floats, Integers
+
+Grouping = Literal["joined", "averaged", "single"]
+Task = Literal["classification", "regression", "survival"]
+_YES, _NO = ("1", "1.0", "true", "yes", "dead", "deceased"), ("0", "0.0", "false", "no", "alive", "living")
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Cases, each of which gets one answer.
+
+    Args:
+        cases: (C,) names of patients, or of slides where each slide has its own answer.
+        owners: (C,) the number of each case's patient, from 0.
+        patients: names of these numbers.
+        groups: (C,) numbers of what stays together in folds: patients, or sites.
+        targets: (C, T): the class, the number, or (time, event).
+        classes: names of the classes; () for other tasks.
+        slides: names of the slides of each case.
+        files: the files of these slides.
+        splits: the text of the column of official splits for each case; "" without one.
+        target: name of the target.
+        by_patient: where the patients come from; "" if unknown.
+    """
+
+    cases: list[str]
+    owners: Integers
+    patients: list[str]
+    groups: Integers
+    targets: Floats
+    classes: tuple[str, ...]
+    slides: list[tuple[str, ...]]
+    files: list[tuple[Path, ...]]
+    splits: list[str]
+    target: str
+    by_patient: str
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def labels(self) -> Integers:
+        """(C,) classes."""
+        return self.targets[:, 0].astype(np.int64)
+
+    def describe(self) -> str:
+        """The cases in a line."""
+        count = sum(map(len, self.slides))
+        line = f"{len(self.patients)} patients, {count} slides"
+        if self.classes:
+            counts = np.bincount(self.labels, minlength=len(self.classes))
+            line += "; " + ", ".join(f"{name} {n}" for name, n in zip(self.classes, counts, strict=True))
+        return line
+
+
+def read_cohort(
+    data: str | Path,
+    table: str | Path,
+    columns: Columns,
+    *,
+    slide_table: str | Path | None = None,
+    classes: Sequence[str] = (),
+    grouping: Grouping = "joined",
+    task: Task = "classification",
+) -> Cohort:
+    """Match a table with files of features. What has no partner is reported, and left out.
+
+    Args:
+        data: a folder of files of features.
+        table, columns, slide_table: see :func:`~densepath.transfer.mil.slide_table.read_slide_table`.
+        classes: classes that are renamed, merged or left out.
+        grouping: whether the slides of a patient are one bag ("joined"), bags whose answers are averaged ("averaged"),
+            or cases of their own ("single").
+        task: what the target is.
+
+    Raises:
+        UserError: nothing matches; a target is missing or is not of the task; slides of a patient have different
+            targets; or there is only one class.
+    """
+    found = find_features(data)
+    known = Names(list(found))
+    listed = read_slide_table(table, columns, slide_table, list(found))
+    rows = merge_classes(listed.rows, classes)
+    names = [row.slide if str(table) == FOLDERS else known.find(row.slide, row.place) for row in rows]
+    missing = [row.slide for row, name in zip(rows, names, strict=True) if name is None]
+    if len(missing) == len(rows):
+        raise UserError(
+            f"no slide of {table} has features in {data} (the table has {first_few([r.slide for r in rows])}, "
+            f"the folder {first_few(list(found))}); check both"
+        )
+    there = [(row, name) for row, name in zip(rows, names, strict=True) if name is not None]
+    check_one_file_each([found[name] for _, name in there], [row.slide for row, _ in there])
+    if missing:
+        say(f"densepath: {len(missing)} slides of the table have no features and are left out: {first_few(missing)}")
+    used = {slide_name(name) for _, name in there}
+    if unused := [name for name in found if name not in used]:
+        say(f"densepath: {len(unused)} files of features have no row in the table: {first_few(unused)}")
+    if not listed.by_patient:
+        say(
+            "densepath: warning: the patients are unknown, so slides of one may be in training and test, which makes "
+            "scores too high; name them with --patient"
+        )
+    if grouping == "single":
+        cases = {name: [(row, name)] for row, name in there}
+    else:
+        cases = {}
+        for row, name in there:
+            cases.setdefault(row.patient, []).append((row, name))
+        for what in ("target", "site", "event", "split"):
+            _check_one_value(cases, what, listed.target)
+    own = [members[0][0] for members in cases.values()]
+    targets, names_of_classes = _targets(own, task, listed.target)
+    patients, owners = np.unique([row.patient for row in own], return_inverse=True)
+    groups = np.unique([row.site for row in own], return_inverse=True)[1] if columns.site else owners
+    if columns.site:
+        _check_one_value({row.patient: [(r, "") for r in own if r.patient == row.patient] for row in own}, "site", "")
+    return Cohort(
+        list(cases),
+        owners.astype(np.int64),
+        patients.tolist(),
+        groups.astype(np.int64),
+        targets,
+        names_of_classes,
+        [tuple(name for _, name in members) for members in cases.values()],
+        [tuple(found[name] for _, name in members) for members in cases.values()],
+        [row.split for row in own],
+        listed.target,
+        listed.by_patient,
+    )
+
+
+def _check_one_value(cases: dict[str, list[tuple[Row, str]]], what: str, target: str) -> None:
+    """Refuse patients whose slides differ in the target, the site or the split."""
+    mixed = [name for name, members in cases.items() if len({getattr(row, what) for row, _ in members}) > 1]
+    remedy = {
+        "target": "use --grouping single, where each slide has its own answer",
+        "split": "a patient in two parts is a leak: put all slides of a patient into one",
+    }
+    named = f"values of {target}" if what == "target" else f"values of the {what}"
+    refuse(mixed, f"patients whose slides have several {named}", remedy.get(what, "correct the table"))
+
+
+def _targets(rows: Sequence[Row], task: Task, target: str) -> tuple[Floats, tuple[str, ...]]:
+    if task == "classification":
+        classes, labels = np.unique([row.target for row in rows], return_inverse=True)
+        if len(classes) < 2:
+            raise UserError(f"all cases have the {target} {classes[0]}; two or more classes are needed")
+        if len(classes) > max(20, len(rows) // 2):
+            raise UserError(
+                f"{target} has {len(classes)} different values in {len(rows)} cases, which are no classes; use another "
+                "--target, or --task regression for numbers"
+            )
+        return labels.astype(np.float64)[:, None], tuple(classes.tolist())
+    values = [[_number(row.target, row, target)] for row in rows]
+    if task == "survival":
+        refuse([row.place for row in rows if not row.event], "rows without an event", "name its column with --event")
+        values = [[*own, _event(row)] for own, row in zip(values, rows, strict=True)]
+        if not any(event for _, event in values):
+            raise UserError("no event was observed; survival needs some")
+    elif len({own[0] for own in values}) < 2:
+        raise UserError(f"all cases have the same {target}; there is nothing to predict")
+    return np.array(values), ()
+
+
+def _number(text: str, row: Row, target: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{row.place} has the {target} {text!r}, which is not a number; correct it, or remove the row")
+    return value
+
+
+def _event(row: Row) -> float:
+    text = row.event.lower()
+    if text not in (*_YES, *_NO):
+        raise UserError(f"{row.place} has the event {row.event!r}; give 1 (observed) or 0")
+    return float(text in _YES)

@@ -1,0 +1,65 @@
+"""Compares models on the same test cases, with paired tests."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from itertools import combinations
+from math import comb
+from pathlib import Path
+
+import numpy as np
+
+from densepath.core.files import atomic_write
+from densepath.transfer.mil.results import Outcome
+from densepath.transfer.probe.metrics import Floats, measure, resampled, score_of
+
+COMPARISON = "comparison.csv"
+
+
+def mcnemar(first: Floats, second: Floats) -> float:
+    """The exact two-sided p-value that two models are right equally often.
+
+    Args:
+        first, second: (M,) whether each is right.
+
+    Source: McNemar 1947; the exact binomial test of the cases in which they differ.
+    """
+    only_first, only_second = int((first > second).sum()), int((second > first).sum())
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(comb(count, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def paired_auc(first: Outcome, second: Outcome, seed: int) -> tuple[float, float, float, float]:
+    """The difference of two models' macro AUC in percent, its 95% interval, and the two-sided p-value of no difference.
+
+    Both are measured on the same bootstrap samples of patients. The p-value is twice the share of samples on the other
+    side of 0, at least 2 / (samples + 1).
+    """
+    samples: list[Floats] = []
+    for weights in resampled(first.owners, seed):
+        both = (measure(weights, each.truth, each.values, each.folds, each.predicted) for each in (first, second))
+        one, other = (found["macro_auc"] for found in both)
+        samples.append(one - other)
+    one = np.ones((1, len(first.cases)))
+    whole = [measure(one, each.truth, each.values, each.folds)["macro_auc"][0] for each in (first, second)]
+    drawn = np.concatenate(samples)
+    drawn = drawn[np.isfinite(drawn)]
+    difference = score_of(whole[0] - whole[1], drawn)
+    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return difference.value, difference.low, difference.high, min(1.0, 2 * (int(beyond) + 1) / (len(drawn) + 1))
+
+
+def write_comparison(models: Mapping[str, Outcome], out: Path, seed: int) -> Path:
+    """A row for each pair of models: the difference of their macro AUC, and the p-values of both tests."""
+    path = out / COMPARISON
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["model", "other", "macro_auc_difference", "low", "high", "p_auc", "p_accuracy_mcnemar"])
+        for one, other in combinations(models, 2):
+            first, second = models[one], models[other]
+            right = [(each.predicted == each.truth).astype(np.float64) for each in (first, second)]
+            numbers = (*paired_auc(first, second, seed), mcnemar(*right))
+            writer.writerow([one, other, *(f"{number:.4g}" for number in numbers)])
+    return path

@@ -1,0 +1,109 @@
+"""The options of ``densepath mil``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from densepath.core.errors import UserError
+from densepath.core.plain import plain
+from densepath.core.random import check_seed
+from densepath.training.hardware import Precision
+from densepath.transfer.mil.cohort import Grouping, Task
+from densepath.transfer.mil.slide_table import Columns
+from densepath.transfer.mil.splits import column_of
+
+FREE = ("resume", "devices", "out", "data", "slides")  # may change when a run is resumed
+
+
+@dataclass(frozen=True)
+class MilConfig:
+    """Options of multiple-instance learning.
+
+    Args:
+        data: folder with a file of features for each slide: those of densepath, CLAM, TRIDENT or STAMP (HDF5 or .pt).
+        table: a CSV with a row for each slide or patient, or "folders": the class of a slide is its folder.
+        out: the folder of the run.
+        target: column of the target; default: label or class.
+        patient: column of the patients; default: patient, case or subject, or the barcodes of TCGA.
+        slide: column of the slides; default: slide_id, FILENAME, slide or file.
+        slide_table: for a table of patients, a CSV with their slides (STAMP: PATIENT, FILENAME).
+        site: column of sites; all patients of a site stay in one fold. "tcga": the sites in the barcodes.
+        classes: classes to keep, rename or merge: NAME, or NAME=A,B for each. "bright3", "bright6": of BRIGHT.
+        task: what the target is: classification, regression (numbers), or survival (times, with --event).
+        event: column that is 1 where the event was observed, 0 where observation ended.
+        grouping: "joined": the slides of a patient are one bag; "averaged": their answers are averaged; "single": each
+            slide has its own target and answer.
+        model: dsmil, abmil, abmil_gated, clam, transmil, hipt, mean, max, knn, or all: each of them on the same folds,
+            with paired tests.
+        folds: number of folds, by patient and stratified.
+        splits: instead of folds: a splits.json of another run, a folder with CLAM's splits_0.csv ..., or a column of
+            the table with train, val and test or with the numbers of folds.
+        validation: share of the training cases on which epoch and thresholds are chosen.
+        epochs: default: that of the model.
+        lr, weight_decay: several values are a sweep: the validation cases of each fold choose. Default: the model's.
+        class_weights: "balanced" weighs the loss of a class by the inverse of its number of cases.
+        max_tiles: tiles of a bag in a training step, drawn again in each epoch; 0 for all. Validation and test use all.
+        neighbors: k of knn.
+        attention: number of test slides whose attention is written, or "all".
+        slides: folder of the slides, for sheets of the tiles with the highest and the lowest attention.
+        seed: seed of folds, weights, orders and intervals.
+        devices: "auto" (one GPU, or the CPU) or "cpu".
+        precision: "auto", "32" or "bf16-mixed".
+        resume: continue the run in out.
+    """
+
+    data: str | Path
+    table: str | Path
+    out: str | Path
+    target: str | None = None
+    patient: str | None = None
+    slide: str | None = None
+    slide_table: str | Path | None = None
+    site: str | None = None
+    classes: Sequence[str] = ()
+    task: Task = "classification"
+    event: str | None = None
+    grouping: Grouping = "joined"
+    model: str = "dsmil"
+    folds: int = 5
+    splits: str | Path | None = None
+    validation: float = 0.2
+    epochs: int | None = None
+    lr: Sequence[float] = ()
+    weight_decay: Sequence[float] = ()
+    class_weights: Literal["none", "balanced"] = "none"
+    max_tiles: int = 0
+    neighbors: int = 20
+    attention: int | Literal["all"] = 8
+    slides: str | Path | None = None
+    seed: int = 0
+    devices: str = "auto"
+    precision: Precision = "auto"
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name, least in (("folds", 2), ("neighbors", 1), ("max_tiles", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"epochs is {self.epochs}; give 1 or more")
+        if not 0 < self.validation < 1:
+            raise UserError(f"validation is {self.validation}; give a share between 0 and 1")
+        if not all(value > 0 for value in self.lr) or not all(value >= 0 for value in self.weight_decay):
+            raise UserError("lr must be positive, and weight_decay 0 or more")
+        if self.attention != "all" and self.attention < 0:
+            raise UserError(f"attention is {self.attention}; give a number of slides, or all")
+        if self.task == "survival" and self.event is None:
+            raise UserError("survival needs --event, the column that says whether the event was observed")
+
+    def columns(self) -> Columns:
+        """The columns of the table."""
+        return Columns(self.target, self.patient, self.slide, self.site, self.event, column_of(self.splits))
+
+    def record(self) -> dict[str, Any]:
+        """The options in the types of YAML."""
+        return dict(plain(asdict(self)))

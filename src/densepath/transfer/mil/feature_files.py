@@ -1,0 +1,115 @@
+"""Finds the files of features of slides: HDF5 and PyTorch files below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.sources.listing import walk
+from densepath.transfer.mil.slide_table import patient_of_tcga
+
+_SUFFIXES = (".h5", ".hdf5", ".pt")
+# Endings of slides that tables and names of features keep.
+_SLIDES = (
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".vms",
+    ".vmu",
+    ".bif",
+    ".svslide",
+    ".dcm",
+    ".czi",
+    ".isyntax",
+)
+_COORDINATES = "_patches.h5"  # TRIDENT's and CLAM's files of coordinates only
+
+
+def find_features(data: str | Path) -> dict[str, Path]:
+    """The files of features below a folder: name of the slide -> file.
+
+    The name is the path below the folder without its ending. CLAM's folders ``h5_files`` and ``pt_files`` hold the
+    same slides: the former is used.
+
+    Raises:
+        UserError: there are none, or a slide has two files.
+    """
+    if not os.path.isdir(data):
+        raise UserError(f"there is no folder of features at {data}; densepath embed writes one")
+    found: dict[str, Path] = {}
+    for file in walk(data, _SUFFIXES):
+        path = Path(file)
+        name = os.path.relpath(path, data)
+        if path.name.endswith(_COORDINATES) and path.parent.name == "patches":
+            continue
+        parts = [part for part in Path(name).parts if part not in ("h5_files", "pt_files")]
+        key = slide_name("/".join(parts))
+        other = found.get(key)
+        if other is not None and {other.parent.name, path.parent.name} == {"h5_files", "pt_files"}:
+            found[key] = other if other.parent.name == "h5_files" else path
+        elif other is not None:
+            raise UserError(f"{other} and {path} are both features of the slide {key}; remove one, or name its folder")
+        else:
+            found[key] = path
+    if not found:
+        raise UserError(f"{data} has no files of features ({', '.join(_SUFFIXES)}); densepath embed writes them")
+    return found
+
+
+def slide_name(name: str) -> str:
+    """A slide's name without the endings of features and of slides."""
+    for suffixes in (_SUFFIXES, _SLIDES):
+        stem, suffix = os.path.splitext(name)
+        name = stem if suffix.lower() in suffixes else name
+    return name.replace("\\", "/")
+
+
+class Names:
+    """Finds the slide that a table means.
+
+    Args:
+        names: the slides that have features.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._keys: dict[str, list[str]] = {}
+        for name in names:
+            parts = name.split("/")
+            tails = {"/".join(parts[start:]) for start in range(len(parts))}
+            if patient_of_tcga(name):
+                tails.add(parts[-1].partition(".")[0])  # TCGA-..-DX1.UUID is often called by its barcode
+            for tail in tails:
+                self._keys.setdefault(tail, []).append(name)
+
+    def find(self, asked: str, place: str) -> str | None:
+        """The slide that has features; None if none has.
+
+        Raises:
+            UserError: several slides may be meant.
+        """
+        parts = slide_name(asked).split("/")
+        for start in range(len(parts)):
+            found = self._keys.get("/".join(parts[start:]), [])
+            if len(found) > 1:
+                raise UserError(
+                    f"{place} names {asked}, which may be {first_few(found)}; give the path of the features"
+                )
+            if found:
+                return found[0]
+        return self._keys.get(parts[-1].partition(".")[0], [None])[0] if patient_of_tcga(parts[-1]) else None
+
+
+def check_one_file_each(files: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuse two rows of a table that mean one slide."""
+    seen: dict[Path, str] = {}
+    twice = [
+        f"{seen[file]} and {name}"
+        for file, name in zip(files, names, strict=True)
+        if seen.setdefault(file, name) != name
+    ]
+    refuse(twice, "rows of the table that mean the same slide", "keep one of them")

@@ -1,0 +1,211 @@
+"""``densepath mil``: answers for slides and patients from the features of their tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densepath.core.errors import UserError
+from densepath.core.result import Result
+from densepath.core.spacing import evenly_spaced
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.runs.closing import draw_safely, say_end
+from densepath.runs.folder import open_run
+from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
+from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
+from densepath.transfer.mil.bag_task import BagSet
+from densepath.transfer.mil.bags import Bag, extractor_of, read_bags
+from densepath.transfer.mil.cohort import Cohort, read_cohort
+from densepath.transfer.mil.compare import write_comparison
+from densepath.transfer.mil.config import FREE, MilConfig
+from densepath.transfer.mil.fold import Answers, Study, answer_fold
+from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
+from densepath.transfer.mil.model_file import MODEL_FILE, load_model
+from densepath.transfer.mil.models import ALL, KNN, models_named
+from densepath.transfer.mil.pictures import draw_pictures
+from densepath.transfer.mil.results import PREDICTIONS, Outcome, collect, scores_of, write_results
+from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_splits, write_splits
+from densepath.transfer.probe.metrics import Score
+from densepath.version import __version__
+
+_CLASSES_ONLY = ("clam", KNN)
+_SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
+
+
+def mil(config: MilConfig | None = None, **options: Any) -> Result:
+    """Train and test models of slides or patients on the features of their tiles, in folds by patient.
+
+    In each fold, epoch and thresholds are chosen on validation cases that are held out of the training cases; the test
+    cases are used once, by the model that was chosen.
+
+    Args:
+        config: the options.
+        options: fields of :class:`MilConfig` that override those of ``config``.
+
+    Returns:
+        The run's folder with its scores: for a single model by metric, for ``model="all"`` by model and metric.
+
+    Raises:
+        UserError: the table, the features or an option are invalid, or a test would leak.
+    """
+    config = MilConfig(**options) if config is None else replace(config, **options)
+    watch, out = Stopwatch(), Path(config.out)
+    names = [
+        name for name in models_named(config.model) if config.task == "classification" or name not in _CLASSES_ONLY
+    ]
+    if not names:
+        raise UserError(f"{config.model} answers classes only; use another --model for {config.task}")
+    hardware = choose_hardware(config.devices, config.precision)
+    if hardware.world_size > 1:
+        raise UserError("densepath mil trains on one device; leave --devices out, and start several runs instead")
+    cohort = read_cohort(
+        config.data,
+        config.table,
+        config.columns(),
+        slide_table=config.slide_table,
+        classes=config.classes,
+        grouping=config.grouping,
+        task=config.task,
+    )
+    record = replace(config, precision=hardware.precision).record()
+    with open_run(out, record, resume=config.resume, free=FREE, note=f"densepath {__version__}"):
+        say(f"densepath: {cohort.describe()}")
+        splits = _splits(config, cohort, out)
+        store = _Store(cohort, config.grouping == "averaged")
+        _check_leaks(cohort, splits)
+        keep_freed_memory(hardware)
+        models = {name: _run(config, name, cohort, splits, store, hardware) for name in names}
+        return _finish(config, models, watch)
+
+
+class _Store:
+    """The bags of all cases; sets of them are given out by the part of a fold that they are in."""
+
+    def __init__(self, cohort: Cohort, averaged: bool) -> None:
+        self._cohort = cohort
+        if averaged:
+            pairs: list[tuple[str, tuple[Path, ...]]] = [
+                (name, (file,)) for case in range(len(cohort)) for name, file in self._slides(case)
+            ]
+            sizes = [len(files) for files in cohort.files]
+        else:
+            pairs = list(zip(cohort.cases, cohort.files, strict=True))
+            sizes = [1] * len(cohort)
+        bags = read_bags([name for name, _ in pairs], [files for _, files in pairs])
+        starts = np.cumsum([0, *sizes])
+        self._of_case = [bags[start:end] for start, end in pairwise(starts)]
+        self.dim = int(bags[0].tiles().shape[1])
+        self.extractor = extractor_of(read_slide_features(cohort.files[0][0], features=False))
+
+    def _slides(self, case: int) -> list[tuple[str, Path]]:
+        return list(zip(self._cohort.slides[case], self._cohort.files[case], strict=True))
+
+    def take(self, cases: Sequence[int]) -> BagSet:
+        """The bags of some cases."""
+        bags: list[Bag] = [bag for case in cases for bag in self._of_case[case]]
+        numbers = np.repeat(np.arange(len(cases)), [len(self._of_case[case]) for case in cases])
+        return BagSet(bags, numbers, self._cohort.targets[list(cases)])
+
+
+def _splits(config: MilConfig, cohort: Cohort, out: Path) -> list[Split]:
+    """The splits of this run, which are written; a resumed run reuses its own."""
+    path = out / SPLITS
+    source = path if path.is_file() else config.splits
+    if source is None:
+        splits = make_splits(cohort, config.folds, config.validation, config.seed)
+    else:
+        splits = read_splits(source, cohort, config.validation, config.seed)
+    if not path.is_file():
+        notes = {
+            "densepath": __version__,
+            "target": cohort.target,
+            "by_patient": cohort.by_patient,
+            "seed": config.seed,
+        }
+        write_splits(path, cohort, splits, notes)
+    return splits
+
+
+def _check_leaks(cohort: Cohort, splits: Sequence[Split]) -> None:
+    seen = pretraining_slides(read_slide_features(cohort.files[0][0], features=False).notes)
+    if seen is None:
+        say(
+            "densepath: the slides that the features' backbone was pre-trained on are unknown, so a leak cannot be seen"
+        )
+    else:
+        check_pretraining(cohort, splits, seen)
+
+
+def _run(
+    config: MilConfig, name: str, cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware
+) -> tuple[Outcome, dict[str, Score]]:
+    """Train and test a model in all folds, and write its files."""
+    out = _folder(config, name)
+    study = Study(config, name, cohort.classes, cohort.target, store.dim, store.extractor, hardware)
+    answers: list[Answers] = []
+    for number, split in enumerate(splits):
+        train, validation, test = (store.take(part.tolist()) for part in split.parts())
+        sizes = f"{len(train)} training, {len(validation)} validation, {len(test)} test bags"
+        say(f"densepath: {name}, fold {number}: {sizes}")
+        seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        answers.append(answer_fold(study, train, validation, test, out / f"fold_{number}", seed))
+    tested = collect(cohort, splits, answers)
+    scores = scores_of(tested, config.task, config.seed)
+    notes = {"model": name, "task": config.task, "target": cohort.target, "classes": list(cohort.classes)}
+    write_results(tested, scores, notes, out, config.task)
+    if cohort.classes:
+        draw_safely(lambda: draw_pictures(tested, scores, out)["roc"])
+    if name != KNN:
+        _write_attention(config, cohort, splits, store, hardware, out)
+    main = ", ".join(f"{metric} {score}" for metric, score in scores.items() if metric in _SHOWN)
+    say(f"densepath: {name}: {main}")
+    return tested, scores
+
+
+def _write_attention(
+    config: MilConfig, cohort: Cohort, splits: Sequence[Split], store: _Store, hardware: Hardware, out: Path
+) -> None:
+    """Write the attention in some test slides, of the model that did not train on them."""
+    tested = [(number, int(case)) for number, split in enumerate(splits) for case in split.test]
+    count = len(tested) if config.attention == "all" else min(config.attention, len(tested))
+    files = AttentionFiles(out / ATTENTION, cohort.classes, config.slides)
+    for place in evenly_spaced(count, len(tested)):
+        number, case = tested[place]
+        model = load_model(out / f"fold_{number}" / MODEL_FILE)[0].to(hardware.device)
+        for bag in store.take([case]).bags:
+            with torch.no_grad():
+                outputs, found = model(bag.tiles().float().to(hardware.device))
+            attention = found.reshape(-1, found.shape[-1]).double().cpu().numpy()
+            start = 0
+            for file in bag.files:
+                slide = read_slide_features(file, features=False)
+                end = start + bag.lengths[bag.files.index(file)]
+                name = cohort.slides[case][cohort.files[case].index(file)]
+                files.write(name, slide, attention[:, start:end], int(outputs.argmax()))
+                start = end
+
+
+def _folder(config: MilConfig, name: str) -> Path:
+    return Path(config.out) / name if config.model == ALL else Path(config.out)
+
+
+def _finish(config: MilConfig, models: dict[str, tuple[Outcome, dict[str, Score]]], watch: Stopwatch) -> Result:
+    out = Path(config.out)
+    scores: dict[str, Any] = {}
+    for name, (_, found) in models.items():
+        own = {metric: score.value for metric, score in found.items()}
+        scores |= {f"{name}_{metric}": value for metric, value in own.items()} if len(models) > 1 else own
+    made = {"predictions": out / PREDICTIONS, "splits": out / SPLITS, "pictures": out / "roc.png"}
+    if len(models) > 1 and config.task == "classification":
+        made["comparison"] = write_comparison({name: tested for name, (tested, _) in models.items()}, out, config.seed)
+    say_end(watch, "", made)
+    files = {path.stem: path for path in sorted(out.glob("*.png"))}
+    return Result(out, scores, {**files, **{k: p for k, p in made.items() if p.is_file()}})

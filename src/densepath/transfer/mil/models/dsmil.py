@@ -1,0 +1,54 @@
+"""DSMIL: the critical tile of each class attends to all tiles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from densepath.transfer.mil.models.base import BagModel, Solver, initialize, softmax_over_tiles
+
+_QUERY = 128
+
+
+class DSMIL(BagModel):
+    """Dual-stream multiple-instance learning.
+
+    The first stream scores each tile; the second compares the query of each tile with that of the critical tile of a
+    class, the one with the highest score, and classifies the mean of the tiles that is weighted by this attention. The
+    loss is the mean of both streams', the first with the highest score of each class. Each class has a sigmoid.
+
+    Args:
+        dim: D.
+        outputs: K.
+
+    Source: Li, Li, Eliceiri, CVPR 2021, and its released code (queries D-128-ReLU-128-Tanh, values are the features);
+    learning rate and weight decay of DiRL.
+    """
+
+    solver = Solver(2e-4, 5e-2, 50, (0.5, 0.9), "cosine", 5e-6)
+    streams = (0.5, 0.5)
+    exclusive = False
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.tile_classifier = nn.Linear(dim, outputs)
+        self.query = nn.Sequential(nn.Linear(dim, _QUERY), nn.ReLU(), nn.Linear(_QUERY, _QUERY), nn.Tanh())
+        self.classifier = nn.Conv1d(outputs, outputs, dim)
+        initialize(self, "orthogonal")
+
+    def forward(self, bag: Tensor) -> tuple[Tensor, Tensor]:
+        output, attention, _ = self._streams(bag)
+        return output, attention
+
+    def training_outputs(self, bag: Tensor, label: int | None) -> tuple[Tensor, Tensor | None]:
+        output, _, critical = self._streams(bag)
+        return torch.stack((output, critical)), None
+
+    def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The bag's outputs (K,), its attention (K, N), and the scores (K,) of the critical tiles."""
+        scores = self.tile_classifier(bag)  # (N, K)
+        critical = scores.argmax(0)
+        queries = self.query(bag)  # (N, 128)
+        attention = softmax_over_tiles(queries[critical] @ queries.T / _QUERY**0.5)  # (K, N)
+        vectors = attention.to(bag.dtype) @ bag  # (K, D)
+        return self.classifier(vectors[None]).view(-1).float(), attention, scores.gather(0, critical[None])[0].float()

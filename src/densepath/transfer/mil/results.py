@@ -1,0 +1,171 @@
+"""The answers for all test cases, their scores, and the files of both."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.core.files import atomic_write
+from densepath.core.scores import SCALE
+from densepath.transfer.mil.cohort import Cohort
+from densepath.transfer.mil.fold import Answers
+from densepath.transfer.mil.number_scores import mean_concordance, number_scores
+from densepath.transfer.mil.splits import Split
+from densepath.transfer.probe.metrics import (
+    ALL_METRICS,
+    Floats,
+    Integers,
+    Score,
+    evaluate,
+    measure,
+    resampled,
+    score_of,
+)
+
+PREDICTIONS, SCORES = "patient-preds.csv", "scores.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The answers for the test cases of all folds; a case that several folds test is there several times.
+
+    Args:
+        cohort: the study.
+        cases: (M,) positions of the cases.
+        folds: (M,) the fold that tested each.
+        values: (M, K) probabilities, numbers, or log risks.
+        predicted: (M,) classes.
+    """
+
+    cohort: Cohort
+    cases: Integers
+    folds: Integers
+    values: Floats
+    predicted: Integers
+
+    @property
+    def truth(self) -> Integers:
+        """(M,) classes."""
+        return self.cohort.labels[self.cases]
+
+    @property
+    def owners(self) -> Integers:
+        """(M,) patients, numbered from 0 among those that were tested."""
+        return np.unique(self.cohort.owners[self.cases], return_inverse=True)[1].astype(np.int64)
+
+    def confusion(self) -> Integers:
+        """(K, K) numbers of cases by class and by predicted class."""
+        count = len(self.cohort.classes)
+        return np.bincount(self.truth * count + self.predicted, minlength=count * count).reshape(count, count)
+
+
+def collect(cohort: Cohort, splits: Sequence[Split], answers: Sequence[Answers]) -> Outcome:
+    """The answers of all folds."""
+    return Outcome(
+        cohort,
+        np.concatenate([split.test for split in splits]),
+        np.repeat(np.arange(len(splits)), [len(split.test) for split in splits]),
+        np.concatenate([each.values for each in answers]),
+        np.concatenate([each.predicted for each in answers]),
+    )
+
+
+def scores_of(tested: Outcome, task: str, seed: int) -> dict[str, Score]:
+    """The scores of all folds together, with 95% intervals by a bootstrap over patients.
+
+    Classes: AUC and average precision one against the rest and their means, accuracy, balanced accuracy and F1, in
+    percent; cases of different folds are not ranked against each other. Regression: R2 and Pearson's correlation;
+    survival: concordance within folds.
+    """
+    classes = tested.cohort.classes
+    if classes:
+        single = [f"{what}_{k}" for k in range(len(classes)) for what in ("auc", "ap")]
+        found = evaluate(
+            tested.truth,
+            tested.values,
+            tested.folds,
+            tested.owners,
+            seed,
+            predicted=tested.predicted,
+            metrics=(*ALL_METRICS, *single),
+        )
+        return {_named(name, classes): score for name, score in found.items()}
+    targets, values = tested.cohort.targets[tested.cases], tested.values[:, 0]
+    weights = np.concatenate([np.ones((1, len(values))), *resampled(tested.owners, seed)])
+    numbers: dict[str, list[float]] = {}
+    for row in weights.astype(np.int64):
+        drawn = np.repeat(np.arange(len(values)), row)
+        own = _numbers(targets[drawn], values[drawn], tested.folds[drawn], task)
+        for name, value in own.items():
+            numbers.setdefault(name, []).append(value)
+    return {name: score_of(found[0], np.array(found[1:])) for name, found in numbers.items()}
+
+
+def scores_of_folds(tested: Outcome, task: str) -> list[dict[str, float]]:
+    """The scores of each fold, without intervals; NaN where one is undefined."""
+    rows = []
+    for fold in np.unique(tested.folds):
+        own = tested.folds == fold
+        if tested.cohort.classes:
+            one = np.ones((1, int(own.sum())))
+            found = measure(one, tested.truth[own], tested.values[own], tested.folds[own], tested.predicted[own])
+            rows.append({_named(name, tested.cohort.classes): 100 * float(value[0]) for name, value in found.items()})
+        else:
+            targets = tested.cohort.targets[tested.cases[own]]
+            found_numbers = _numbers(targets, tested.values[own, 0], tested.folds[own], task)
+            rows.append({name: 100 * value for name, value in found_numbers.items()})
+    return rows
+
+
+def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, Any], out: Path, task: str) -> None:
+    """Write the predictions (a row for each case, as STAMP has them) and the scores."""
+    cohort = tested.cohort
+    with atomic_write(out / PREDICTIONS) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        slides = ["SLIDE"] if cohort.cases != cohort.patients and set(cohort.cases) != set(cohort.patients) else []
+        columns = [f"{cohort.target}_{name}" for name in cohort.classes] or [f"{cohort.target}_predicted"]
+        predicted = ["pred"] if cohort.classes else []
+        truth = [cohort.target, "event"] if task == "survival" else [cohort.target]
+        writer.writerow(["PATIENT", *slides, *truth, *predicted, *columns, "fold"])
+        for case, fold, values, chosen in zip(tested.cases, tested.folds, tested.values, tested.predicted, strict=True):
+            target = [cohort.classes[cohort.labels[case]]] if cohort.classes else cohort.targets[case].tolist()
+            writer.writerow(
+                [
+                    cohort.patients[cohort.owners[case]],
+                    *([cohort.cases[case]] if slides else []),
+                    *target,
+                    *([cohort.classes[chosen]] if cohort.classes else []),
+                    *(f"{value:.6g}" for value in values),
+                    fold,
+                ]
+            )
+    record = {
+        **notes,
+        **SCALE,
+        "scores": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
+        "folds": [
+            {name: value if np.isfinite(value) else None for name, value in row.items()}
+            for row in scores_of_folds(tested, task)
+        ],
+    }
+    with atomic_write(out / SCORES) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _named(name: str, classes: Sequence[str]) -> str:
+    """auc_1 as the name of its class."""
+    what, _, number = name.rpartition("_")
+    return f"{what}_{classes[int(number)]}" if number.isdigit() else name
+
+
+def _numbers(targets: Floats, values: Floats, folds: Integers, task: str) -> dict[str, float]:
+    """Scores of numbers or risks, as shares of 1."""
+    if task == "survival":
+        return {"concordance": mean_concordance(targets, values, folds)}
+    return number_scores(targets[:, 0], values)

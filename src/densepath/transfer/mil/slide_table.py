@@ -1,0 +1,289 @@
+"""Tables of slides: which patient a slide is of, and what is known of it. CLAM, STAMP, TCGA, BRIGHT, or any CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from densepath.annotations.patients import PATIENT_COLUMNS
+from densepath.core.errors import UserError, first_few, refuse
+
+FOLDERS = "folders"
+TCGA = "tcga"
+_SLIDE_COLUMNS = ("slide_id", "slide", "filename", "file_name", "file", "wsi", "image", "path", "name")
+_TARGET_COLUMNS = ("label", "class", "target")
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "null")
+_BARCODE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}")  # of a patient; the first part is the site
+_TOP = ("train", "training", "val", "valid", "validation", "test", "testing")
+# The three classes of the BRIGHT challenge and their subtypes (DiRL, table of data sets).
+BRIGHT = {"non-cancerous": ("PB", "UDH"), "pre-cancerous": ("ADH", "FEA"), "cancerous": ("DCIS", "IC")}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table.
+
+    Args:
+        target: what is predicted; default: label or class.
+        patient: default: patient, case or subject; without one the barcodes of TCGA, or each slide is a patient.
+        slide: default: slide_id, FILENAME, slide, file; without one TCGA's slides are found by their patients.
+        site: sites whose patients stay together, or "tcga" for those in the barcodes.
+        event: of survival: whether the event was observed.
+        split: the part of the official split that a slide is in.
+    """
+
+    target: str | None = None
+    patient: str | None = None
+    slide: str | None = None
+    site: str | None = None
+    event: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A slide in a table.
+
+    Args:
+        slide: name or path, as the table has it.
+        patient: the patient's name.
+        target: text of the target.
+        site, event, split: text of these columns; "" without them.
+        place: where the row is, for messages.
+    """
+
+    slide: str
+    patient: str
+    target: str
+    site: str = ""
+    event: str = ""
+    split: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class SlideTable:
+    """The slides of a table.
+
+    Args:
+        rows: one for each slide.
+        target: name of the target's column.
+        by_patient: where the patients come from; "" if unknown: then each slide is of a patient of its own.
+    """
+
+    rows: list[Row]
+    target: str
+    by_patient: str
+
+
+def read_slide_table(
+    table: str | Path, columns: Columns, slide_table: str | Path | None = None, known: Sequence[str] = ()
+) -> SlideTable:
+    """Read a table with a row for each slide, or for each patient.
+
+    Args:
+        table: a CSV or TSV; "folders" takes the innermost folder of a file of features as its class (BRIGHT and BRACS
+            as published, with ``Type_`` before it or not) and its topmost one, if that is train, val or test, as split.
+        columns: the columns to use.
+        slide_table: for a table of patients, another one with their slides (STAMP: PATIENT, FILENAME).
+        known: the names of the slides that have features, for "folders" and for patients of TCGA.
+
+    Raises:
+        UserError: the table cannot be read, a column is missing, a value is missing, or a slide or a patient has two
+            rows.
+    """
+    if str(table) == FOLDERS:
+        return _of_folders(known)
+    heads, lines = _read(table)
+    target = _column(heads, columns.target, _TARGET_COLUMNS, table, "target")
+    assert target is not None
+    found = {
+        name: _column(heads, getattr(columns, name), (), table, name)
+        for name in ("site", "event", "split")
+        if not (name == "site" and columns.site == TCGA)
+    }
+    patient = _column(heads, columns.patient, PATIENT_COLUMNS, table, "patient", needed=False)
+    slide = _column(heads, columns.slide, _SLIDE_COLUMNS, table, "slide", needed=False)
+    rows = [
+        Row(
+            line.get(slide, "") if slide else "",
+            line.get(patient, "") if patient else "",
+            line.get(target, ""),
+            **{name: line.get(column, "") if column else "" for name, column in found.items()},
+            place=f"line {number} of {table}",
+        )
+        for number, line in lines
+    ]
+    rows, source = _with_slides(rows, slide, patient, slide_table, table, known)
+    absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in _MISSING]
+    refuse(absent, f"{len(absent)} rows have no {target}", "fill them in, or remove these rows")
+    lonely = [row.place for row in rows if not row.patient or not row.slide]
+    refuse(lonely, "rows without a patient or a slide", "fill them in, or remove these rows")
+    if columns.site == TCGA:
+        rows = [replace(row, site=_barcode(row.patient, 1)) for row in rows]
+        refuse([row.patient for row in rows if not row.site], "not barcodes of TCGA", "name the column of the sites")
+    twice = _repeated([row.slide for row in rows])
+    refuse(twice, f"slides with two rows in {table}", "keep one row for each slide")
+    return SlideTable(rows, target, source)
+
+
+def merge_classes(rows: Sequence[Row], classes: Sequence[str]) -> list[Row]:
+    """Rename and merge classes.
+
+    Args:
+        rows: the rows.
+        classes: "NAME=A,B" for each new class; "bright3" and "bright6" for those of the BRIGHT challenge. Rows of
+            other classes are left out. Capitals do not matter.
+
+    Raises:
+        UserError: a class is in two new ones, or nothing is left.
+    """
+    if not classes:
+        return list(rows)
+    named: dict[str, Mapping[str, Sequence[str]]] = {
+        "bright3": BRIGHT,
+        "bright6": {own: (own,) for group in BRIGHT.values() for own in group},
+    }
+    merged: dict[str, str] = {}
+    for entry in classes:
+        name, equals, members = entry.partition("=")
+        if entry.lower() in named:
+            groups = named[entry.lower()]
+        elif equals:
+            groups = {name.strip(): members.split(",")}
+        else:
+            groups = {entry: (entry,)}
+        for group, owned in groups.items():
+            for member in owned:
+                if merged.setdefault(member.strip().lower(), group) != group:
+                    raise UserError(f"--classes puts {member.strip()} into two classes; name it once")
+    kept = [replace(row, target=merged[row.target.lower()]) for row in rows if row.target.lower() in merged]
+    if not kept:
+        there = sorted({row.target for row in rows})
+        raise UserError(
+            f"--classes {first_few(list(classes))} keeps no slide; the table's classes are {first_few(there, 12)}"
+        )
+    return kept
+
+
+def patient_of_tcga(name: str) -> str:
+    """The patient in a barcode of TCGA (TCGA-3X-AAVA-01Z-00-DX1 -> TCGA-3X-AAVA); "" if it is none."""
+    return _barcode(name, 0)
+
+
+def _barcode(name: str, group: int) -> str:
+    match = _BARCODE.match(os.path.basename(name).upper())
+    return match[group] if match else ""
+
+
+def _of_folders(known: Sequence[str]) -> SlideTable:
+    rows = []
+    for name in known:
+        parts = name.split("/")[:-1]
+        split = parts[0].lower() if parts and parts[0].lower() in _TOP else ""
+        if len(parts) < (2 if split else 1):
+            raise UserError(f"the features of {name} are in no folder of a class; give a table")
+        patient = patient_of_tcga(name) or name
+        rows.append(Row(name, patient, parts[-1].removeprefix("Type_"), split=split, place=name))
+    from_barcodes = all(patient_of_tcga(row.slide) for row in rows)
+    return SlideTable(rows, "label", "barcodes of TCGA" if from_barcodes else "")
+
+
+def _with_slides(
+    rows: list[Row],
+    slide: str | None,
+    patient: str | None,
+    slide_table: str | Path | None,
+    table: str | Path,
+    known: Sequence[str],
+) -> tuple[list[Row], str]:
+    """The rows with a slide and a patient each, and where the patients come from."""
+    if slide_table is None and slide is not None:
+        if patient is not None:
+            return rows, f"{patient} in {table}"
+        if rows and all(patient_of_tcga(row.slide) for row in rows):
+            return [replace(row, patient=patient_of_tcga(row.slide)) for row in rows], "barcodes of TCGA"
+        return [replace(row, patient=row.slide) for row in rows], ""
+    if patient is None:
+        raise UserError(f"{table} names neither slides nor patients; name their columns with --slide and --patient")
+    refuse(_repeated([row.patient for row in rows]), f"patients with two rows in {table}", "keep one row for each")
+    of_patient: dict[str, list[str]] = {}
+    if slide_table is not None:
+        heads, lines = _read(slide_table)
+        owner = _column(heads, None, (patient.lower(), *PATIENT_COLUMNS), slide_table, "patient")
+        name = _column(heads, slide, _SLIDE_COLUMNS, slide_table, "slide")
+        for _, line in lines:
+            of_patient.setdefault(line.get(owner or "", ""), []).append(line.get(name or "", ""))
+    else:
+        for each in known:
+            if barcode := patient_of_tcga(each):
+                of_patient.setdefault(barcode, []).append(each)
+    key: Callable[[str], str] = (lambda own: own) if slide_table is not None else (lambda own: own.upper()[:12])
+    found = [replace(row, slide=each) for row in rows for each in of_patient.get(key(row.patient), [])]
+    if not found:
+        where = slide_table or "the names of the features"
+        raise UserError(f"no patient of {table} has a slide in {where}; give a table with a column of slides")
+    return found, f"{patient} in {table}"
+
+
+def _column(
+    heads: Mapping[str, str],
+    asked: str | None,
+    usual: Sequence[str],
+    table: str | Path,
+    what: str,
+    needed: bool = True,
+) -> str | None:
+    """The head of a column as its table spells it."""
+    if asked is not None:
+        if (found := heads.get(_plain(asked))) is None:
+            raise UserError(f"{table} has no column {asked}; its columns are {first_few(list(heads.values()), 12)}")
+        return found
+    found = next((heads[_plain(name)] for name in usual if _plain(name) in heads), None)
+    if found is None and usual and needed:
+        raise UserError(
+            f"{table} has no usual column of the {what}; name it with --{what} (its columns are "
+            f"{first_few(list(heads.values()), 12)})"
+        )
+    return found
+
+
+def _read(table: str | Path) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
+    """The heads by their plain names, and the lines by their numbers."""
+    try:
+        with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max("\t;,", key=first.count)
+            reader = csv.reader(file, delimiter=delimiter)
+            heads = [head.strip() for head in next(reader, [])]
+            lines = []
+            for fields in reader:
+                if any(field.strip() for field in fields):
+                    if len(fields) > len(heads):
+                        raise UserError(
+                            f"line {reader.line_num} of {table} has more fields than its header; correct it"
+                        )
+                    values = [field.strip() for field in fields]
+                    lines.append((reader.line_num, dict(zip(heads, values, strict=False))))
+    except (OSError, ValueError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the table {table} cannot be read ({why}); check the path") from error
+    if not lines:
+        raise UserError(f"the table {table} has no rows; give a header and a row for each slide")
+    twice = _repeated([_plain(head) for head in heads])
+    refuse(twice, f"{table} has two columns", "rename one")
+    return {_plain(head): head for head in heads}, lines
+
+
+def _plain(head: str) -> str:
+    return head.strip().lower().replace(" ", "_")
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    seen: set[str] = set()
+    return list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]

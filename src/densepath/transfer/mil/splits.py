@@ -1,0 +1,241 @@
+"""Training, validation and test cases by patient: drawn, written, reused, or taken from official splits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densepath.annotations.classes import Classes
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.files import atomic_write
+from densepath.core.streams import say
+from densepath.transfer.mil.cohort import Cohort
+from densepath.transfer.mil.feature_files import slide_name
+from densepath.transfer.probe.folds import Fold, make_folds
+from densepath.transfer.probe.metrics import Integers
+
+SPLITS = "splits.json"
+PARTS = ("train", "validation", "test")
+_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
+_CLAM = re.compile(r"splits_(\d+)\.csv")
+_BINS = 4  # of numbers, to stratify by
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The cases of a fold.
+
+    Args:
+        train, validation, test: positions of cases. Epoch and thresholds are chosen on the validation cases; the test
+            cases are used once, by the model that was chosen.
+    """
+
+    train: Integers
+    validation: Integers
+    test: Integers
+
+    def parts(self) -> tuple[Integers, Integers, Integers]:
+        """The three parts."""
+        return self.train, self.validation, self.test
+
+
+def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> list[Split]:
+    """Draw folds, stratified by class, whose groups (patients, or sites) are never divided.
+
+    Args:
+        cohort: the cases.
+        folds: number of folds.
+        validation: share of the other cases that is held out for validation.
+        seed: seed of the draw.
+
+    Raises:
+        UserError: a class has too few groups.
+    """
+    if not 0 < validation < 1:
+        raise UserError(f"validation is {validation}; give a share between 0 and 1")
+    strata = _strata(cohort)
+    drawn = make_folds(_classes(cohort, strata), cohort.groups, folds, seed, "cases")
+    return [with_validation(cohort, fold, validation, seed + number) for number, fold in enumerate(drawn)]
+
+
+def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Split:
+    """Hold out a share of the training cases of a fold, by group and stratified.
+
+    Raises:
+        UserError: a class of the training cases has only one group.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    strata, groups = _strata(cohort)[fold.train], cohort.groups[fold.train]
+    least = min(len(np.unique(groups[strata == stratum])) for stratum in np.unique(strata))
+    if least < 2:
+        rare = _classes(cohort, _strata(cohort)).names[_rarest(strata, groups)]
+        raise UserError(
+            f"{rare} has one patient or site among the training cases of a fold, and validation needs another; use "
+            "fewer --folds, or leave this class out"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inner = StratifiedGroupKFold(min(max(2, round(1 / share)), least), shuffle=True, random_state=seed % 2**32)
+        for kept, held in inner.split(strata, strata, groups):
+            if len(held) and set(strata[kept]) == set(strata):
+                return Split(fold.train[kept], fold.train[held], fold.test)
+    raise UserError("the training cases of a fold cannot be divided for validation by patient; use fewer --folds")
+
+
+def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
+    """Refuse folds that leak or cannot be used.
+
+    Raises:
+        UserError: a patient is in two parts of a fold, or a part is empty, or the training cases lack a class.
+    """
+    for number, split in enumerate(splits):
+        members = [{cohort.patients[owner] for owner in cohort.owners[part]} for part in split.parts()]
+        for one, other in ((0, 2), (1, 2), (0, 1)):
+            shared = sorted(members[one] & members[other])
+            refuse(
+                shared,
+                f"leak: patients that are {PARTS[one]} and {PARTS[other]} cases of fold {number} in {source}",
+                "put all slides of a patient into one part",
+            )
+        for name, part in zip(PARTS, split.parts(), strict=True):
+            if not len(part) and name != "validation":  # which is drawn
+                raise UserError(f"fold {number} of {source} has no {name} case with features; use other splits")
+        if cohort.classes:
+            lacking = set(range(len(cohort.classes))) - set(cohort.labels[split.train].tolist())
+            if lacking:
+                raise UserError(f"the training cases of fold {number} of {source} lack {cohort.classes[min(lacking)]}")
+
+
+def write_splits(path: Path, cohort: Cohort, splits: Sequence[Split], notes: dict[str, Any]) -> None:
+    """Write splits by the names of cases, so that they can be reused."""
+    folds = [
+        {name: [cohort.cases[case] for case in part] for name, part in zip(PARTS, split.parts(), strict=True)}
+        for split in splits
+    ]
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({**notes, "folds": folds}, indent=1) + "\n")
+
+
+def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int) -> list[Split]:
+    """Official splits.
+
+    Args:
+        source: a ``splits.json`` of another run; a folder of CLAM's ``splits_K.csv``; or a column of the table, whose
+            values are train, val and test, or the number of the fold in which a case is tested.
+        cohort: the cases; the column's values are in ``cohort.splits``.
+        validation, seed: how validation cases are drawn where the splits have none.
+
+    Raises:
+        UserError: they cannot be read, or they leak.
+    """
+    path = Path(source)
+    if path.suffix == ".json":
+        splits = _of_lists(cohort, _json_lists(path), str(source))
+    elif path.is_dir():
+        splits = _of_lists(cohort, _clam_lists(path), str(source))
+    else:
+        splits = _of_column(cohort, f"the column {source}")
+    check_splits(cohort, splits, str(source))
+    return [
+        split if len(split.validation) else with_validation(cohort, Fold(split.train, split.test), validation, seed + n)
+        for n, split in enumerate(splits)
+    ]
+
+
+def column_of(source: str | Path | None) -> str | None:
+    """The column of the table that official splits are in; None if they are in files."""
+    return None if source is None or Path(source).suffix == ".json" or Path(source).is_dir() else str(source)
+
+
+def _json_lists(path: Path) -> list[list[list[str]]]:
+    try:
+        folds = json.loads(path.read_text())["folds"]
+        return [[[str(name) for name in fold.get(part, ())] for part in PARTS] for fold in folds]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold splits as densepath mil writes them; use another file") from error
+
+
+def _clam_lists(folder: Path) -> list[list[list[str]]]:
+    files = sorted((int(match[1]), file) for file in folder.iterdir() if (match := _CLAM.fullmatch(file.name)))
+    if not files:
+        raise UserError(f"{folder} has no splits_0.csv, splits_1.csv, ... as CLAM writes them; name another folder")
+    lists = []
+    for _, file in files:
+        with open(file, encoding="utf-8-sig", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        if not rows or not {"train", "test"} <= set(rows[0]):
+            raise UserError(f"{file} has no columns train, val and test; use files as CLAM writes them")
+        columns = [[(row.get(name) or "").strip() for row in rows] for name in ("train", "val", "test")]
+        lists.append([[slide_name(name) for name in column if name] for column in columns])
+    return lists
+
+
+def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str) -> list[Split]:
+    """Splits from the names of cases or of slides."""
+    known: dict[str, int] = {}
+    for position, (case, slides) in enumerate(zip(cohort.cases, cohort.slides, strict=True)):
+        for slide in slides:
+            known |= {slide: position, slide.rpartition("/")[2]: position}
+        known[case] = position
+    splits, unknown, placed = [], set(), set()
+    for fold, names in enumerate(lists):
+        unknown |= {name for part in names for name in part if name not in known}
+        parts = [sorted({known[name] for name in part if name in known}) for part in names]
+        for one, other in ((0, 2), (1, 2), (0, 1)):
+            shared = [cohort.cases[case] for case in sorted(set(parts[one]) & set(parts[other]))]
+            what = f"leak: cases in {PARTS[one]} and {PARTS[other]} of fold {fold} in {source}"
+            refuse(shared, what, "put all slides of a patient into one part")
+        placed |= {case for part in parts for case in part}
+        splits.append(Split(*(np.array(part, np.int64) for part in parts)))
+    if unknown:
+        say(f"densepath: {len(unknown)} names in {source} are not in this study: {first_few(sorted(unknown))}")
+    if left := [case for position, case in enumerate(cohort.cases) if position not in placed]:
+        say(f"densepath: {len(left)} cases are in no part of {source} and are left out: {first_few(left)}")
+    return splits
+
+
+def _of_column(cohort: Cohort, source: str) -> list[Split]:
+    values = [value.lower() for value in cohort.splits]
+    if not set(values) - set(_NAMES):
+        parts = np.array([_NAMES[value] for value in values])
+        if not (parts == 2).any():  # the official validation cases are the test cases if there are no others
+            parts = np.where(parts == 1, 2, parts)
+        return [Split(*(np.flatnonzero(parts == part) for part in range(3)))]
+    numbers = sorted(set(values), key=lambda value: (len(value), value))
+    if not all(re.fullmatch(r"\d+(\.0)?", value) for value in numbers):
+        wrong = next(value for value in cohort.splits if value.lower() not in _NAMES)
+        raise UserError(f"{source} has the value {wrong!r}; give train, val and test, or numbers of folds")
+    folds = np.array([numbers.index(value) for value in values])
+    none = np.array([], np.int64)
+    return [Split(np.flatnonzero(folds != k), none, np.flatnonzero(folds == k)) for k in range(len(numbers))]
+
+
+def _strata(cohort: Cohort) -> Integers:
+    """(C,) what folds are stratified by: the class, whether there was an event, or a quartile of the number."""
+    if cohort.classes:
+        return cohort.labels
+    if cohort.targets.shape[1] == 2:
+        return cohort.targets[:, 1].astype(np.int64)
+    edges = np.quantile(cohort.targets[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1])
+    return np.unique(np.searchsorted(edges, cohort.targets[:, 0]), return_inverse=True)[1].astype(np.int64)
+
+
+def _classes(cohort: Cohort, strata: Integers) -> Classes:
+    names = cohort.classes or tuple(f"stratum {number} of {cohort.target}" for number in np.unique(strata))
+    return Classes(names, torch.from_numpy(strata.astype(np.int32)))
+
+
+def _rarest(strata: Integers, groups: Integers) -> int:
+    return int(min(np.unique(strata), key=lambda stratum: len(np.unique(groups[strata == stratum]))))

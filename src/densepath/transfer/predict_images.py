@@ -1,0 +1,176 @@
+"""Predictions on images, one after the other: their files, and those of all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from densepath.annotations.coco_checks import Orientation
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.core.output_names import names_below, output_names
+from densepath.core.spacing import evenly_spaced
+from densepath.core.system import with_progress
+from densepath.core.threads import OneBehind
+from densepath.runs.progress import say
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.image_reader import ImageReader, StoredImage, open_file
+from densepath.sources.listing import Passed, list_images
+from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
+from densepath.sources.prefetch import ahead
+from densepath.transfer.detection.prediction_files import (
+    draw,
+    rows_of,
+    write_geojson,
+    write_label_map,
+)
+from densepath.transfer.detection.predictor import Prediction, TrainedDetector
+from densepath.transfer.detection.score_inputs import LABELS
+from densepath.transfer.predict_records import gather, record_of, source_of
+
+_AHEAD = 2  # images
+
+_log = logging.getLogger(__name__)
+
+
+def predict_images(
+    detector: TrainedDetector,
+    readers: Readers,
+    out: Path,
+    search: tuple[float, int | None, float, str],
+    spacing: float | None,
+    pictures: int | Literal["all"],
+) -> tuple[dict[str, int], dict[str, Path]]:
+    """Find the objects of images, and write the files of each and those of all.
+
+    Args:
+        detector: on its device.
+        readers: the images.
+        out: the folder, which this process holds.
+        search: score, window, overlap and precision, as for
+            :meth:`~densepath.transfer.detection.predictor.TrainedDetector.predict_reader`.
+        spacing: µm per pixel of all images; None for those of their files.
+        pictures: number of images to draw, or "all".
+
+    Returns:
+        The numbers of "images", "damaged" ones and "objects", and the pictures by the names of the images.
+
+    Raises:
+        UserError: no image can be read.
+    """
+    stems = output_names(readers.paths())
+    drawn = _drawn(len(readers), pictures)
+    left = [
+        position
+        for position, stem in enumerate(stems)
+        if source_of(record_of(out, stem)) != readers.identity(position)
+        or (position in drawn and not (out / "pictures" / f"{stem}.png").exists())
+    ]
+    say(f"densepath: {len(readers)} images, {len(readers) - len(left)} done before")
+    damaged: list[str] = []
+
+    def finish(position: int, reader: ImageReader, found: Prediction) -> None:
+        """Write the files of an image; its record comes last, and marks it as done."""
+        stem = stems[position]
+        um = reader.spacing if spacing is None else spacing
+        if detector.finds_masks:
+            write_label_map(found, out / LABELS / stem)
+        write_geojson(found, out / "geojson" / f"{stem}.geojson")
+        if position in drawn:
+            draw(reader, found, detector.notes.spec, out / "pictures" / f"{stem}.png")
+        ids = detector.notes.category_ids
+        results = [each.result(found.size, ids, detector.finds_masks) for each in found.objects]
+        record = {"size": found.size, "results": results, "rows": rows_of(found, stem, um)}
+        with atomic_write(record_of(out, stem)) as part:
+            part.write_text(f"{json.dumps(readers.identity(position))}\n{json.dumps(record)}\n")
+
+    # The network runs in this thread, so that Ctrl-C ends it at once; others decode images and write results.
+    with OneBehind() as behind, closing(ahead(_opened(readers, left), _AHEAD, "images")) as opened:
+        for position, reader in with_progress(opened, len(left), "predicting"):
+            try:
+                if isinstance(reader, CorruptImage):
+                    raise reader
+                found = detector.predict_reader(reader, *search)
+            except CorruptImage as error:
+                damaged.append(str(error))
+                _log.warning("damaged image, passed over: %s", error)
+                continue
+            behind.submit(finish, position, reader, found)
+    if len(damaged) == len(readers):
+        raise UserError(f"none of {len(readers)} images can be read; check the files ({damaged[0]})")
+    count = gather(out, stems, readers, detector.notes)
+    without = f", {len(damaged)} damaged images passed over" if damaged else ""
+    say(f"densepath: {count} objects in {len(readers) - len(damaged)} images{without}")
+    counts = {"images": len(readers), "damaged": len(damaged), "objects": count}
+    return counts, {stems[k]: out / "pictures" / f"{stems[k]}.png" for k in sorted(drawn)}
+
+
+class Readers:
+    """The images of a source; each is opened when it is used: thousands of TIFFs would be too many open files."""
+
+    def __init__(
+        self,
+        data: str | Path,
+        detector: TrainedDetector,
+        exclude: Sequence[str],
+        passed: Passed,
+        orientation: Orientation | None,
+    ) -> None:
+        packed = str(data).lower().endswith(SUFFIX)
+        self._store = open_store(data) if packed else None
+        self._kind = (len(detector.notes.mean), detector.dtype)
+        self._viewed = detector.views(orientation)
+        store = self._store
+        names = list_images(data, exclude, passed, runs=False) if store is None else map(store.names, range(len(store)))
+        self.names = list(names)
+        self._data = data
+        if packed and exclude:
+            raise UserError(NO_EXCLUDE)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def paths(self) -> list[Path]:
+        """The images' paths below their common folder."""
+        if self._store is not None:
+            return list(map(Path, self.names))
+        return list(map(Path, names_below(self.names, self._data)))
+
+    def identity(self, position: int) -> list[Any]:
+        """What changes if an image is another one: its path, its size and its time."""
+        file = self.names[position] if self._store is None else str(self._data)
+        try:
+            status = os.stat(file)
+        except OSError:
+            return [self.names[position]]
+        return [os.path.abspath(file), self.names[position], status.st_size, status.st_mtime_ns]
+
+    def open(self, position: int) -> ImageReader:
+        """The reader of an image. Raises CorruptImage."""
+        if self._store is not None:
+            return StoredImage(self._store, position, *self._kind)
+        return open_file(self.names[position], *self._kind, self._viewed)
+
+
+def _opened(
+    readers: Readers, positions: Sequence[int]
+) -> Generator[tuple[int, ImageReader | CorruptImage], None, None]:
+    """The readers of images, with the pixels of those that are decoded as a whole; an error for a damaged one."""
+    for position in positions:
+        try:
+            reader = readers.open(position)
+            reader.read(0, 0, 1, 1)
+            yield position, reader
+        except CorruptImage as error:
+            yield position, error
+
+
+def _drawn(count: int, pictures: int | Literal["all"]) -> set[int]:
+    if pictures == "all":
+        return set(range(count))
+    return set(evenly_spaced(pictures, count))

@@ -1,0 +1,1 @@
+"""Results of whole slides: where they lie, and pictures of them."""

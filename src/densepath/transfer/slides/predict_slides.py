@@ -1,0 +1,221 @@
+"""Objects of whole slides: found in windows of a size in µm where there is tissue, and put back on the slide."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.locks import shared_work
+from densepath.core.shared_work import LOCKS, Shard, claimed
+from densepath.core.spacing import evenly_spaced
+from densepath.core.system import with_progress
+from densepath.runs.progress import say
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.tiles.tissue import find_tissue
+from densepath.transfer.detection.found import Window
+from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
+from densepath.transfer.detection.predictor import TrainedDetector
+from densepath.transfer.detection.windows import merged, windows_of
+from densepath.transfer.predict_records import TABLE, record_of, source_of
+from densepath.transfer.slides.heat_map import write_density
+from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
+from densepath.transfer.slides.object_pictures import draw_objects
+from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
+
+SLIDES = "slides.csv"
+_FACTS = ("slide", "path", "mpp", "windows", "skipped", "damaged", "objects", "problem")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How objects are searched for in slides.
+
+    Args:
+        mpp: µm per pixel at which the detector sees them.
+        window: side of the windows, in pixels of ``mpp``.
+        overlap: share of a window that the next one covers.
+        score: the lowest score of an object.
+        precision: "32" or "bf16-mixed".
+    """
+
+    mpp: float
+    window: int
+    overlap: float
+    score: float
+    precision: str
+
+
+def search_of(
+    detector: TrainedDetector, mpp: float | None, window: int | None, overlap: float, score: float, precision: str
+) -> Search:
+    """How a detector searches, where by default it sees slides as its training images.
+
+    Raises:
+        UserError: it does not know their resolution or size, or it cannot see slides.
+    """
+    notes = detector.notes
+    if len(notes.mean) != 3 or detector.dtype is not np.uint8:
+        raise UserError("the detector was trained on grey or 16-bit images, and slides are RGB; train another one")
+    mpp = notes.mpp if mpp is None else mpp
+    if mpp is None:
+        raise UserError("the detector does not know the µm per pixel of its training images; give them with --mpp")
+    if not mpp > 0:
+        raise UserError(f"mpp is {mpp}; give µm per pixel, such as 0.5")
+    window = detector.window if window is None else window
+    if not window:
+        raise UserError("slides are searched in windows; give their side in pixels with --window")
+    return Search(mpp, window, overlap, score, precision)
+
+
+def predict_slides(
+    detector: TrainedDetector,
+    slides: Sequence[ListedSlide],
+    out: Path,
+    search: Search,
+    pictures: int | Literal["all"],
+    shard: Shard | None,
+) -> dict[str, Any]:
+    """Find the objects of slides, and write the files of each and those of all.
+
+    Args:
+        detector: on its device.
+        slides: the slides.
+        out: the folder, which other processes may share.
+        search: how to search.
+        pictures: number of slides to draw, or "all".
+        shard: the share of this process; None for all slides.
+
+    Returns:
+        The numbers of "slides", "damaged" ones and "objects" so far, of all processes.
+
+    Raises:
+        UserError: no slide can be read.
+    """
+    by_name = {slide.name: slide for slide in slides}
+    chosen = evenly_spaced(len(slides) if pictures == "all" else pictures, len(slides))
+    drawn = {slides[position].name for position in chosen}
+
+    def is_done(name: str) -> bool:
+        record = record_of(out, name)
+        if source_of(record) != by_name[name].identity() or "problem" in _facts(record):
+            return False
+        return name not in drawn or _picture(out, name).exists()
+
+    done = sum(map(is_done, by_name))
+    say(f"densepath: {len(slides)} slides, {done} done before; windows of {search.window} px at {search.mpp:g} µm/px")
+    with closing(claimed(out, list(by_name), is_done, shard)) as names:
+        for name in names:
+            listed = by_name[name]
+            identity = listed.identity()
+            facts = _predict_slide(detector, listed, out, search, name in drawn)
+            with atomic_write(record_of(out, name)) as part:
+                part.write_text(f"{json.dumps(identity)}\n{json.dumps(facts)}\n")
+    with shared_work(out / LOCKS / "tables", "tables"):
+        counts, problems = _gather(out, slides)
+    if len(problems) == len(slides):
+        raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
+    missing = f", {len(problems)} slides passed over: {first_few(problems)}" if problems else ""
+    say(f"densepath: {counts['objects']} objects in {counts['slides'] - counts['damaged']} slides{missing}")
+    return counts
+
+
+def _predict_slide(
+    detector: TrainedDetector, listed: ListedSlide, out: Path, search: Search, drawn: bool
+) -> dict[str, Any]:
+    """Write the files of a slide, and return what is known of it; "problem" if it cannot be opened."""
+    name = listed.name
+    try:
+        slide = listed.open()
+        share = find_tissue(slide).share if listed.tiling is None else share_of_tiles(listed.tiling)
+    except (CorruptImage, UserError) as error:
+        why = error.why if isinstance(error, CorruptImage) else str(error)
+        _log.warning("slide passed over: %s: %s", name, why)
+        return {"problem": why}
+    level = slide.at_mpp(search.mpp)
+    reduced = slide.levels[level.level].at(level.scale)
+    grid = Grid(reduced.downsample, reduced.shift, slide.mpp)
+    side = search.window * search.mpp * 2 / np.dot(grid.step, slide.mpp)  # in the level's pixels
+    windows = windows_of(level.size, max(1, round(side)), search.overlap)
+    kept = [window for window, own in zip(windows, share(_boxes(windows, grid)), strict=True) if own > 0]
+    damaged: list[tuple[Window, CorruptImage]] = []
+    geojson, table = out / "geojson" / f"{name}.geojson", _table(out, name)
+    with ObjectFiles(name, detector.classes, grid, geojson, table) as files:
+        found = detector.find(level, kept, side, search.score, search.precision, damaged)
+        for each in merged(with_progress(found, len(kept), f"windows of {name}"), level.size):
+            files.add(each)
+    points = centroids_in(table)[:, ::-1] * slide.mpp
+    write_density(out / "heat_maps" / name, slide, points, share)
+    if drawn:
+        draw_objects(level, grid, geojson, table, _picture(out, name))
+    facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
+    if not kept:
+        say(f"densepath: {name}: no tissue was found, so it has no objects")
+    if damaged:
+        x, y = grid.place([(damaged[0][0].left, damaged[0][0].top)])[0].round().astype(int)
+        where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
+        facts["unread"] = f"{where} ({damaged[0][1].why})"
+        _log.warning("%s: %s", name, facts["unread"])
+    return facts | {"objects": files.count}
+
+
+def _picture(out: Path, name: str) -> Path:
+    return out / "pictures" / f"{name}.png"
+
+
+def _table(out: Path, name: str) -> Path:
+    return record_of(out, name).with_suffix(".csv")
+
+
+def _facts(record: Path) -> dict[str, Any]:
+    """What the record of a slide says of it."""
+    facts: dict[str, Any] = json.loads(record.read_text().partition("\n")[2])
+    return facts
+
+
+def _boxes(windows: Sequence[Window], grid: Grid) -> npt.NDArray[np.float64]:
+    """Windows as rectangles (N, 4) top, left, height, width in µm."""
+    edges = np.array(windows, np.float64).reshape(-1, 2, 2)  # y, x of two corners
+    edges = (edges - grid.shift) * grid.step * np.array(grid.spacing)
+    return np.concatenate([edges[:, 0], edges[:, 1] - edges[:, 0]], axis=1)
+
+
+def _gather(out: Path, slides: Sequence[ListedSlide]) -> tuple[dict[str, Any], list[str]]:
+    """Write the tables of all slides that are done."""
+    counts, problems = {"slides": len(slides), "damaged": 0, "objects": 0}, []
+    with (
+        atomic_write(out / TABLE) as table_part,
+        atomic_write(out / SLIDES) as slides_part,
+        table_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+        slides_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as listing,
+    ):
+        table.write(",".join([*COLUMNS, *MICRONS]) + "\n")
+        rows = csv.DictWriter(listing, _FACTS, restval="", lineterminator="\n", extrasaction="ignore")
+        rows.writeheader()
+        for slide in slides:
+            record = record_of(out, slide.name)
+            facts = _facts(record) if source_of(record) == slide.identity() else {}
+            if "problem" in facts:
+                problems.append(f"{slide.name}: {facts['problem']}")
+                counts["damaged"] += 1
+            elif facts:
+                counts["objects"] += facts["objects"]
+                facts["mpp"] = " x ".join(f"{value:.6g}" for value in dict.fromkeys(facts["mpp"][::-1]))
+                facts["problem"] = facts.get("unread", "")
+                with _table(out, slide.name).open(newline="", encoding="utf-8", errors="surrogateescape") as own:
+                    next(own)
+                    table.writelines(own)
+            rows.writerow({"slide": slide.name, "path": slide.path} | facts)
+    return counts, problems

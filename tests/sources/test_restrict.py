@@ -1,0 +1,109 @@
+"""Training on a part of the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import find_source
+from densepath.sources.packing import open_store, write_store
+from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
+from densepath.sources.restrict import restrict
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
+
+COUNT = 12
+
+
+def tile_folder(root: Path) -> Path:
+    """The tiles of slides in several folders, which are never opened here."""
+    rows = []
+    for k in range(COUNT):
+        name = f"{'ab'[k % 2]}/s{k}"
+        tiling = SlideTiling(name, f"{root}/{name}.svs", np.zeros((k + 1, 2), np.int64), 0.5, 64, (0.5, 0.5), (99, 99))
+        write_tiling(tiling_path(root / tiling_folder(0.5, 64, 0), name), tiling)
+        rows.append(f"{name},{tiling.path},0.5,99,99,{k + 1},1,\n")
+    (root / "config.yaml").write_text("# densepath 0.1\n")
+    (root / "slides.csv").write_text("slide,path,mpp,width,height,tiles,tissue_mm2,problem\n" + "".join(rows))
+    return root
+
+
+@pytest.fixture
+def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlideTiles:
+    monkeypatch.setattr(SlideTiles, "check", lambda self: None)
+    found = find_source(tile_folder(tmp_path / "T"))
+    assert isinstance(found, SlideTiles)
+    return found
+
+
+def names(images: PixelSource) -> list[str]:
+    return list(AllNames(images))
+
+
+def test_a_smaller_fraction_of_the_slides_is_part_of_a_larger_one(tiles: SlideTiles) -> None:
+    taken = [restrict(tiles, fraction=share, seed=3) for share in (0.01, 0.1, 0.5, 1.0)]
+    slides = [{tiling.name for tiling in part.tilings} for part in taken]  # type: ignore[attr-defined]
+    assert [len(each) for each in slides] == [1, 1, 6, 12]
+    assert slides[0] <= slides[1] <= slides[2] <= slides[3]
+    others = {tiling.name for tiling in restrict(tiles, fraction=0.5, seed=4).tilings}  # type: ignore[attr-defined]
+    assert others != slides[2]
+    # Neither other slides nor their order change which are taken first
+    assert [each.name for each in taken[2].tilings] == sorted(slides[2], key=lambda name: int(name[3:]))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# chosen\na/s0\ns3.svs\n\nb/s5.svs\n",
+        "case_id,slide_id,label\n1,s0,x\n2,s3,y\n3,s5,x\n",
+        "Slide\na/s0\nb/s3\nb/s5\n",
+        "s5,late\ns3,early\ns0,early\n",
+    ],
+)
+def test_a_list_of_slides(text: str, tiles: SlideTiles, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    taken = restrict(tiles, tmp_path / "list.csv")
+    assert [tiling.name for tiling in taken.tilings] == ["a/s0", "b/s3", "b/s5"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ["s0\nnobody\n", "slide\na/s99\n", "", "# nothing\n"])
+def test_a_list_with_unknown_slides_is_refused(text: str, tiles: SlideTiles, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=r"nobody|a/s99|has no names"):
+        restrict(tiles, tmp_path / "list.csv")
+    with pytest.raises(UserError, match="cannot be read"):
+        restrict(tiles, tmp_path / "none.csv")
+
+
+def test_a_fraction_of_images_in_files_and_in_a_store(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (8 + k % 3, 9, 3), dtype=np.uint8) for k in range(40)]
+    (tmp_path / "png").mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "png" / f"{k:02}.png")
+    spacing = np.arange(80, dtype=np.float32).reshape(40, 2)
+    path = write_store(tmp_path / "s.safetensors", images, (f"{k:02}.png" for k in range(40)), PixelSpec(), spacing)
+    kept = {}
+    for share in (0.1, 0.5):
+        files, store = (restrict(find_source(each), fraction=share, seed=7) for each in (tmp_path / "png", path))
+        assert isinstance(files, ImageFiles) and len(files) == len(store) == round(40 * share)
+        assert [Path(name).name for name in names(files)] == names(store)
+        kept[share] = names(store)
+        assert kept[share] == sorted(kept[share])
+        numbers = [int(name[:2]) for name in names(store)]
+        gathered = store.gather(torch.arange(len(store)))
+        for row, number in enumerate(numbers):
+            assert np.array_equal(store.read(row), images[number]) and np.array_equal(files.read(row), images[number])
+            assert np.array_equal(gathered.pixels[row, : len(images[number])].numpy(), images[number])
+        assert np.array_equal(store.spacing(torch.arange(len(store))).numpy(), spacing[numbers])  # type: ignore[union-attr]
+    assert set(kept[0.1]) < set(kept[0.5])
+    parts = [restrict(open_store(path), fraction=0.5, seed=seed).digest(tmp_path / "c") for seed in (7, 7, 8)]
+    assert parts[0] == parts[1] != parts[2] and parts[0] != open_store(path).digest(tmp_path / "c")
+    with pytest.raises(UserError, match="--slides needs tiles of slides"):
+        restrict(open_store(path), tmp_path / "png")

@@ -1,0 +1,417 @@
+"""``densepath tile``: what it writes, stops and continuations, processes that share a folder, bad slides."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import gzip
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.core.geojson import read_features
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.slide import NO_MPP
+from densepath.sources.tiles import one_slide
+from densepath.sources.tiles.one_slide import Job
+from densepath.sources.tiles.tile import tile
+from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.sources.tiles.tissue import find_tissue
+
+_ASKED: dict[str, Any] = {"mpp": 1.0, "size": 64, "workers": 0}
+
+
+def _rows(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "slides.csv").open(newline="") as file:
+        return {row["slide"]: row for row in csv.DictReader(file)}
+
+
+def _content(out: Path) -> dict[str, bytes]:
+    """The files of a folder, without the log and hidden ones."""
+    paths = (path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "tile.log")
+    return {str(p.relative_to(out)): p.read_bytes() for p in paths if ".locks" not in p.parts}
+
+
+def _changed(out: Path) -> dict[str, int]:
+    paths = (
+        path for path in out.rglob("*") if path.is_file() and path.name != "tile.log" and ".locks" not in path.parts
+    )
+    return {str(path): path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.fixture(scope="session")
+def tiled(painted_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiles of the painted slides."""
+    return Path(tile(data=painted_slides, out=tmp_path_factory.mktemp("tiled") / "t", **_ASKED))
+
+
+def test_what_is_written(tiled: Path, painted_slides: Path) -> None:
+    found = read_tile_folder(tiled)
+    assert [(tiling.name, tiling.path) for tiling in found] == [
+        ("a", str(painted_slides / "a.tiff")),
+        ("sub/b", str(painted_slides / "sub/b.svs")),
+    ]
+    with (tiled / "tiles.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    rows = _rows(tiled)
+    for tiling in found:
+        tissue = find_tissue(open_slide(tiling.path))
+        own = [row for row in table if row["slide"] == tiling.name]
+        assert len(own) == len(tiling) == int(rows[tiling.name]["tiles"]) > 10
+        assert [[int(row["x"]), int(row["y"])] for row in own] == tiling.corners.tolist()
+        assert [[float(row["y_um"]), float(row["x_um"])] for row in own] == tiling.boxes_um()[:, :2].tolist()
+        shares = tissue.share(tiling.boxes_um())
+        assert [float(row["tissue"]) for row in own] == pytest.approx(shares, abs=1e-4) and shares.min() >= 0.25
+        assert float(rows[tiling.name]["tissue_mm2"]) == pytest.approx(tissue.mm2, abs=1e-4)
+        outlines = read_features(tiled / "tissue" / f"{tiling.name}.geojson")
+        assert {each.category for each in outlines} == {"Tissue"} and len(outlines) == len(tissue.outlines())
+        with Image.open(tiled / "masks" / f"{tiling.name}.png") as image:
+            assert max(image.size) >= 900
+            colors = {color for _, color in image.convert("RGB").getcolors(2**24)}
+            assert {(0, 140, 0), (40, 60, 255)} <= colors
+    with Image.open(tiled / "contact_sheet.png") as sheet:
+        assert sheet.width > 2 * 220
+    assert rows["a"]["width"] == "768" and rows["a"]["mpp"] == "1.0" and rows["a"]["problem"] == ""
+    assert (tiled / "config.yaml").read_text().startswith("# densepath ")
+    assert "2 slides, 0 done before" in (tiled / "tile.log").read_text()
+
+
+def test_the_same_command_does_nothing_and_moved_slides_only_change_their_paths(
+    tiled: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "t"
+    result = tile(data=folder, out=out, **_ASKED)
+    assert _content(out).keys() == _content(tiled).keys() and result["tiles"] > 30
+    before = _changed(out)
+    assert tile(data=folder, out=out, **_ASKED)["tiles"] == result["tiles"] and _changed(out) == before
+    moved = Path(shutil.copytree(folder, tmp_path / "moved", copy_function=shutil.copyfile))
+    shutil.rmtree(folder)
+    tile(data=moved, out=out, **_ASKED)
+    assert {Path(row["path"]).parts[-2] for row in _rows(out).values()} == {"moved", "sub"}
+    changed = {Path(name).name for name, stamp in _changed(out).items() if before[name] != stamp}
+    assert changed == {"slides.csv", "tiles.csv", "contact_sheet.png"}
+    shutil.copy(moved / "a.tiff", moved / "sub/b.svs")  # another slide under this name
+    tile(data=moved, out=out, **_ASKED)
+    assert _rows(out)["sub/b"]["tiles"] == _rows(out)["a"]["tiles"]
+
+
+def test_other_options_refuse_the_folder(tiled: Path, painted_slides: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tile", "--data", str(painted_slides), "--out", str(tiled), "--mpp", "1", "--size", "32", "--align"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"{tiled} was made with other values of size, align (see {tiled}/config.yaml); use those, or another" in said
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        tile(data=painted_slides, out=painted_slides / "sub", **_ASKED)
+
+
+def _in_child(work: Callable[[], object]) -> int:
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def _dies_at(monkeypatch: pytest.MonkeyPatch, name: str, how: Callable[[], object]) -> None:
+    """Let something happen in the middle of a slide, in all processes that are forked from now on."""
+    find = Job._find
+
+    def killed(self: Job, slide: str, *given: Any) -> Any:
+        if slide == name:
+            how()
+        return find(self, slide, *given)
+
+    monkeypatch.setattr(Job, "_find", killed)
+
+
+def test_a_killed_command_continues(tiled: Path, painted_slides: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = tmp_path / "t"
+    write = one_slide.write_tiling
+
+    def killed(path: Path, *given: Any) -> None:
+        if "sub" in str(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(path).parent / f".{Path(path).name}.{os.getpid()}.part").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, *given)
+
+    monkeypatch.setattr(one_slide, "write_tiling", killed)
+    child = _in_child(lambda: tile(data=painted_slides, out=out, **_ASKED))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unfinished; continue with the same densepath tile command"):
+        read_tile_folder(out)
+    kept = out / "records/a.json"
+    stamp = kept.stat().st_mtime_ns
+    tile(data=painted_slides, out=out, **_ASKED)
+    assert kept.stat().st_mtime_ns == stamp and not list(out.rglob("*.part"))
+    whole, continued = _content(tiled), _content(out)
+    patches = [name for name in whole if not name.endswith(".h5")]  # these name their folder
+    assert {name: continued[name] for name in patches} == {name: whole[name] for name in patches}
+    assert continued.keys() == whole.keys()
+
+
+def test_four_commands_of_which_two_are_killed_tile_each_slide_once(
+    painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides, out, log = tmp_path / "slides", tmp_path / "t", tmp_path / "written"
+    slides.mkdir()
+    names = [f"s{number}" for number in range(8)]
+    for name in names:
+        shutil.copy(painted_slides / "a.tiff", slides / f"{name}.tiff")
+    write = one_slide.write_record
+
+    def logged(out: Path, row: Any, identity: Any) -> None:
+        write(out, row, identity)
+        with log.open("a") as file:
+            file.write(f"{row['slide']}\n")
+
+    monkeypatch.setattr(one_slide, "write_record", logged)
+    workers = []
+    for number in range(4):
+        with monkeypatch.context() as patched:
+            if number < 2:  # stops in the middle of a slide
+                _dies_at(patched, names[number], lambda n=number: [(tmp_path / f"ready{n}").touch(), time.sleep(60)])
+            workers.append(_in_child(lambda: tile(data=slides, out=out, **_ASKED)))
+        while number < 2 and not (tmp_path / f"ready{number}").exists():
+            time.sleep(0.02)
+    for child in workers[:2]:
+        os.kill(child, signal.SIGKILL)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in workers] == [-9, -9, 0, 0]
+    assert sorted(log.read_text().split()) == names
+    assert len({tiling.corners.tobytes() for tiling in read_tile_folder(out)}) == 1 and len(_rows(out)) == 8
+
+
+def test_a_slide_that_ends_its_process_costs_one_slide(
+    painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, asked = tmp_path / "t", _ASKED | {"workers": 2}
+    with monkeypatch.context() as patched:
+        _dies_at(patched, "a", lambda: os.kill(os.getpid(), signal.SIGKILL))
+        assert dict(tile(data=painted_slides, out=out, **asked)) | {"tiles": 0} == {
+            "slides": 2,
+            "problems": 1,
+            "tiles": 0,
+        }
+    assert "densepath: a: reading it ends the process (SIGKILL)" in capfd.readouterr().err
+    assert tile(data=painted_slides, out=out, **asked)["problems"] == 0  # it is tried again
+    monkeypatch.setattr(one_slide, "grid_of", lambda *_: 1 / 0)
+    assert main(["tile", "--data", str(painted_slides), "--out", str(tmp_path / "u"), "--workers", "1"]) == 2
+    said = capfd.readouterr().err
+    assert "a: a bug in densepath, please report it: ZeroDivisionError" in said and "none of 2 slides" in said
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_ends_the_command_with_one_line(
+    workers: int, painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match=r"masks/.*png cannot be written \(No space left on device\); free disk space"):
+        tile(data=painted_slides, out=tmp_path / "t", **_ASKED | {"workers": workers})
+
+
+def test_shards_tile_their_slides_and_the_last_one_writes_the_tables(
+    painted_slides: Path, tiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "t"
+    tile(data=painted_slides, out=out, shard="2/2", **_ASKED)
+    assert "the slides of shard 2/2 are done; other processes have 1 left, and the last" in capsys.readouterr().err
+    assert not (out / "slides.csv").exists() and not (out / "records/a.json").exists()
+    tile(data=painted_slides, out=out, shard="1/2", **_ASKED)
+    assert _content(out)["tiles.csv"] == _content(tiled)["tiles.csv"]
+
+
+def test_bad_slides_get_a_line_each(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = (folder / "a.tiff").read_bytes()
+    (folder / "empty.svs").touch()
+    (folder / "short.tiff").write_bytes(good[: len(good) // 2])
+    Image.new("RGB", (90, 60)).save(folder / "label.tif")
+    Image.new("RGB", (90, 60)).save(folder / "thumbnail.png")
+    (folder / "table.csv").write_text("wsi,mpp\nsub/b.svs,40\nother.svs,0.25\n")
+    (folder / "mpp.csv").write_text("wsi,mpp\nb,3.0\nother,0.25\n")
+    words = ["tile", "--data", str(folder), "--out", str(tmp_path / "t"), "--mpp", "1", "--size", "64"]
+    assert main([*words, "--workers", "0", "--mpp_table", str(folder / "mpp.csv")]) == 0
+    said = capsys.readouterr().err
+    assert "names 1 slides that are not in the data: other; correct it" in said
+    assert "5 slides, 0 done before; passed over: " in said and "1 .png files" in said
+    expected = {
+        "empty": "the file is empty",
+        "short": "truncated",
+        "label": "not a slide: a TIFF without tiles",
+        "sub/b": "its 3 µm per pixel are coarser than the asked 1",
+        "a": "",
+    }
+    rows = _rows(tmp_path / "t")
+    assert rows.keys() == expected.keys()
+    for name, problem in expected.items():
+        assert rows[name]["problem"].startswith(problem) and bool(rows[name]["problem"]) == bool(problem)
+        assert (said.count(f"densepath: {name}: {problem}") == 1) == bool(problem)
+    assert "2 slides" not in said and "5 slides, 4 with problems" in said
+    assert [tiling.name for tiling in read_tile_folder(tmp_path / "t")] == ["a", "sub/b"]
+
+
+def test_slides_without_mpp_or_tissue(tmp_path: Path, slide_of: Callable[..., Path]) -> None:
+    glass = np.full((200, 260, 3), (244, 242, 245), np.uint8)
+    slide_of("slides/glass.tiff", glass)
+    slide_of("slides/unknown.tiff", glass, mpp=None)
+    slide_of("slides/black.tiff", glass * 0)
+    small = glass.copy()
+    small[10:195, 10:250] = (190, 90, 160)
+    slide_of("slides/small.tiff", small)
+    with pytest.raises(UserError, match=r"none of 4 slides could be tiled \(black: no tissue found\); see .*csv"):
+        tile(data=tmp_path / "slides", out=tmp_path / "t", mpp=1.0, size=300, workers=0)
+    rows = _rows(tmp_path / "t")
+    assert rows["glass"]["problem"] == rows["black"]["problem"] == "no tissue found"
+    assert rows["unknown"]["problem"] == NO_MPP
+    assert rows["small"]["problem"] == "smaller than a tile of 300 µm"
+    assert sorted(path.stem for path in (tmp_path / "t/masks").iterdir()) == ["black", "glass", "small"]
+    assert tile(data=tmp_path / "slides", out=tmp_path / "u", mpp=0.5, size=32, default_mpp=1.0, workers=0)["tiles"] > 4
+    assert _rows(tmp_path / "u")["unknown"]["mpp"] == "1.0"
+
+
+def test_a_damaged_tile_costs_its_place(folder: Path, tiled: Path, tmp_path: Path, damage: Callable[..., None]) -> None:
+    damage(folder / "a.tiff", 5, page=1)
+    result = tile(data=folder / "a.tiff", out=tmp_path / "t", **_ASKED)
+    problem = _rows(tmp_path / "t")["a"]["problem"]
+    assert problem.startswith("13.3% of it cannot be read: the tile at x 128, y 64 of its level of 192 x 160 px is")
+    # Of level 0 these are x 512 to 768, y 256 to 512; the outline of the tissue changes around.
+    (tiling,) = read_tile_folder(tmp_path / "t")
+    whole = next(each for each in read_tile_folder(tiled) if each.name == "a")
+    assert not [(x, y) for x, y in tiling.corners.tolist() if x > 512 and 256 < y < 448]
+    apart = [[c for c in each.corners.tolist() if c[0] < 448] for each in (tiling, whole)]
+    assert apart[0] == apart[1] and 20 < len(apart[0]) < result["tiles"] < len(whole)
+
+
+def _outline(*corners: tuple[float, float], name: str = "Tissue") -> dict[str, Any]:
+    ring = [list(corner) for corner in (*corners, corners[0])]
+    properties = {"objectType": "annotation", "classification": {"name": name}}
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
+def _square(low: float, high: float, **options: Any) -> dict[str, Any]:
+    return _outline((low, low), (high, low), (high, high), (low, high), **options)
+
+
+def test_outlines_give_the_tissue(painted_slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    features = [_square(128, 512), _square(256, 384, name="Ignore*")]
+    (given / "a.tiff.geojson.gz").write_bytes(gzip.compress(json.dumps(features).encode()))
+    (given / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [_square(100, 9000)]}))
+    (given / "other.geojson").write_text("[]")
+    result = tile(data=painted_slides, out=tmp_path / "t", tissue=str(given), **_ASKED)
+    (tiling,) = read_tile_folder(tmp_path / "t")
+    assert {tuple(c) for c in tiling.corners.tolist()} == {
+        (x, y) for x in range(128, 512, 64) for y in range(128, 512, 64) if not (256 <= x < 384 and 256 <= y < 384)
+    }
+    assert float(_rows(tmp_path / "t")["a"]["tissue_mm2"]) == pytest.approx(0.384**2 - 0.128**2, abs=1e-4)
+    assert "outside of this slide of 640 x 600 px; is it of another slide" in _rows(tmp_path / "t")["sub/b"]["problem"]
+    assert f"{given} has 1 GeoJSON files of no slide: other.geojson" in capsys.readouterr().err
+    assert result["problems"] == 1
+    (given / "b.geojson").write_text("[]")
+    tile(data=painted_slides, out=tmp_path / "t", tissue=str(given), **_ASKED)
+    assert "no annotations with an area; outline the tissue" in _rows(tmp_path / "t")["sub/b"]["problem"]
+    (given / "b.geojson").unlink()
+    tile(data=painted_slides, out=tmp_path / "t", tissue=str(given), **_ASKED)
+    assert _rows(tmp_path / "t")["sub/b"]["problem"] == "the folder of --tissue has no outlines of this slide"
+
+
+def _write_coords(path: Path, corners: Any, of_file: dict[str, Any] | None = None, **notes: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("coords", data=corners).attrs.update(notes)
+        file.attrs.update(of_file or {})
+
+
+@pytest.mark.parametrize("kind", ["trident", "clam", "stamp", "densepath", "plain"])
+def test_tiles_of_other_software(
+    kind: str, painted_slides: Path, tiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, corners = tmp_path / "given", np.array([[64, 128], [128, 128], [300, 200]])
+    names = {"trident": "20x/patches/b_patches.h5", "clam": "patches/b.h5", "stamp": "sub/b.h5", "plain": "b.h5"}
+    path = given / names.get(kind, "")
+    if kind == "trident":
+        notes = {"patch_size": 64, "patch_size_level0": 64, "target_magnification": 10, "level0_magnification": 10}
+        _write_coords(path, corners, **notes)
+    elif kind == "clam":
+        _write_coords(path, corners, patch_size=32, patch_level=1, downsample=np.array([2.0, 2.0]), name="b")
+    elif kind == "stamp":
+        of_file = {"unit": "um", "tile_size_um": 64.0, "tile_size_px": 64, "extractor": "x"}
+        _write_coords(path, corners.astype(np.float32), of_file)
+    elif kind == "plain":
+        _write_coords(path, corners)
+    else:
+        given, corners = tiled, next(t for t in read_tile_folder(tiled) if t.name == "sub/b").corners
+    asked = {"mpp": 1.0, "size": 64} if kind in ("clam", "plain") else {}
+    tile(data=painted_slides, out=tmp_path / "t", coords=given, workers=0, **asked)
+    found = {tiling.name: tiling for tiling in read_tile_folder(tmp_path / "t")}["sub/b"]
+    assert (found.corners == corners).all() and (found.mpp, found.size) == (1.0, 64)
+    if kind != "densepath":
+        assert _rows(tmp_path / "t")["a"]["problem"] == "the folder of --coords has no file of this slide"
+    if kind == "clam":
+        _write_coords(path, corners * 10, patch_size=32, patch_level=1, downsample=2.0)
+        _write_coords(given / "c.h5", corners)
+        with pytest.raises(UserError, match="does not say the µm per pixel and the size of its tiles; give --mpp"):
+            tile(data=painted_slides, out=tmp_path / "u", coords=given, workers=0)
+        with pytest.raises(UserError, match="none of 2 slides could be tiled"):
+            tile(data=painted_slides, out=tmp_path / "t", coords=given, workers=0, **asked)
+        assert (
+            "x 640, y 1280 to x 3000, y 2000, outside of this slide of 640 x 600 px; of another one?"
+            in _rows(tmp_path / "t")["sub/b"]["problem"]
+        )
+        assert "HDF5 files of tiles of no slide: c.h5" in capsys.readouterr().err
+
+
+def test_given_tiles_of_another_size_keep_their_centers(painted_slides: Path, tmp_path: Path) -> None:
+    of_file = {"unit": "um", "tile_size_um": 100.0, "tile_size_px": 50}
+    _write_coords(tmp_path / "given/a.h5", np.array([[50.0, 70.0]]), of_file)
+    _write_coords(tmp_path / "given/b.h5", np.array([[50.0, 70.0]]), of_file)
+    tile(data=painted_slides, out=tmp_path / "t", coords=tmp_path / "given", mpp=1.0, size=64, workers=0)
+    assert [tiling.corners.tolist() for tiling in read_tile_folder(tmp_path / "t")] == [[[68, 88]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mpp": 0.0}, "mpp is 0.0; give µm per pixel"),
+        ({"size": 4}, "size is 4; give the side of a tile"),
+        ({"overlap": 64}, "overlap is 64; give a number of pixels from 0 to less than --size 64"),
+        ({"min_tissue": 2.0}, "min_tissue is 2.0; give a share from 0 to 1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"shard": "3/2"}, "shard is '3/2'"),
+        ({"tissue": "nowhere"}, "tissue is nowhere, which is not a folder; give one with GeoJSON files"),
+        ({"coords": "nowhere"}, "coords is nowhere, which is not a folder"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(
+    wrong: dict[str, Any], message: str, painted_slides: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tile(data=painted_slides, out=tmp_path / "t", **_ASKED | wrong)
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_parquet_table(painted_slides: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    tile(data=painted_slides, out=tmp_path / "t", table="parquet", **_ASKED)
+    found = parquet.read_table(tmp_path / "t/tiles.parquet").to_pydict()
+    assert found["x"] == np.concatenate([t.corners[:, 0] for t in read_tile_folder(tmp_path / "t")]).tolist()
+    assert set(found) == {"slide", "x", "y", "x_um", "y_um", "tissue"}

@@ -1,0 +1,188 @@
+"""Losses, thresholds, scores and paired tests against other implementations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from densepath.transfer.mil.choosing import choose_thresholds, macro_auc, predict_classes
+from densepath.transfer.mil.cohort import Cohort
+from densepath.transfer.mil.compare import mcnemar, paired_auc
+from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
+from densepath.transfer.mil.objectives import Classification, Regression, Survival
+from densepath.transfer.mil.pictures import roc_curve
+from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds
+from densepath.transfer.probe.metrics import measure, resampled
+
+
+def an_outcome(seed: int = 0, count: int = 60, classes: int = 3, folds: int = 1) -> Outcome:
+    """Answers for patients, with ties."""
+    rng = np.random.default_rng(seed)
+    truth = np.append(np.arange(classes), rng.integers(0, classes, count - classes))
+    values = rng.integers(1, 6, (count, classes)) + 2.0 * (truth[:, None] == np.arange(classes))
+    names = [f"P{number}" for number in range(count)]
+    cohort = Cohort(
+        names,
+        np.arange(count),
+        names,
+        np.arange(count),
+        truth[:, None].astype(float),
+        tuple("abc"[:classes]),
+        [(name,) for name in names],
+        [],
+        [""] * count,
+        "grade",
+        "case_id",
+    )
+    chances = values / values.sum(1, keepdims=True)
+    return Outcome(cohort, np.arange(count), np.arange(count) % folds, chances, rng.permutation(truth))
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    tested = an_outcome()
+    truth, chances, predicted = tested.truth, tested.values, tested.predicted
+    scores = scores_of(tested, "classification", 0)
+    members = truth[:, None] == np.arange(3)
+    expected = {
+        "macro_auc": roc_auc_score(members, chances),
+        "macro_ap": average_precision_score(members, chances),
+        "accuracy": (truth == predicted).mean(),
+        "balanced_accuracy": balanced_accuracy_score(truth, predicted),
+        "macro_f1": f1_score(truth, predicted, average="macro"),
+        **{f"auc_{name}": roc_auc_score(members[:, k], chances[:, k]) for k, name in enumerate("abc")},
+        **{f"ap_{name}": average_precision_score(members[:, k], chances[:, k]) for k, name in enumerate("abc")},
+    }
+    assert {name: score.value for name, score in scores.items()} == pytest.approx(
+        {name: 100 * value for name, value in expected.items()}
+    )
+    assert all(score.low <= score.value <= score.high for score in scores.values())
+    weights = next(resampled(np.arange(60), 0, 3))
+    found = measure(weights, truth, chances, np.zeros(60, np.int64), predicted)
+    for sample in range(3):
+        drawn = np.repeat(np.arange(60), weights[sample].astype(int))
+        assert found["macro_f1"][sample] == pytest.approx(f1_score(truth[drawn], predicted[drawn], average="macro"))
+        precision = average_precision_score(members[drawn], chances[drawn])
+        assert found["macro_ap"][sample] == pytest.approx(precision)
+
+
+def test_cases_of_different_folds_are_not_ranked_against_each_other() -> None:
+    """Each fold's scores are shifted by a constant of its own, which changes nothing."""
+    tested = an_outcome(folds=3)
+    shifted = replace(tested, values=tested.values + tested.folds[:, None])
+    one, other = (scores_of(each, "classification", 0) for each in (tested, shifted))
+    assert one == other
+    of_folds = [row["macro_auc"] for row in scores_of_folds(tested, "classification")]
+    assert len(of_folds) == 3 and min(of_folds) <= one["macro_auc"].value <= max(of_folds)
+
+
+def test_the_interval_of_accuracy_is_that_of_the_normal_approximation() -> None:
+    """With one case for each patient the bootstrap of a share p of n has the standard error sqrt(p (1 - p) / n)."""
+    tested = an_outcome(count=400)
+    right = np.arange(400) % 4 != 0
+    tested = replace(tested, predicted=np.where(right, tested.truth, (tested.truth + 1) % 3))
+    score = scores_of(tested, "classification", 1)["accuracy"]
+    error = 100 * 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert (score.value, score.high - score.value, score.value - score.low) == pytest.approx(
+        (75, error, error), rel=0.1
+    )
+
+
+def test_thresholds_maximize_the_index_of_youden() -> None:
+    rng = np.random.default_rng(3)
+    labels = np.arange(40) % 2
+    chance = np.round(rng.random(40) * 0.6 + 0.3 * labels, 2)
+    chances = np.stack((1 - chance, chance), 1)
+    thresholds = choose_thresholds(chances, labels)
+
+    def youden(threshold: float) -> float:
+        return (chance[labels == 1] > threshold).mean() - (chance[labels == 0] > threshold).mean()
+
+    assert youden(thresholds[1]) == max(youden(t) for t in np.linspace(0, 1, 2001))
+    np.testing.assert_array_equal(
+        predict_classes(chances, np.array([1 - thresholds[1], thresholds[1]])), chance > thresholds[1]
+    )
+    assert choose_thresholds(chances, np.zeros(40, np.int64)).tolist() == [0.5, 0.5]
+
+
+def test_the_auc_of_an_epoch_is_that_of_scikit_learn() -> None:
+    tested = an_outcome(5)
+    expected = roc_auc_score(tested.truth[:, None] == np.arange(3), tested.values)
+    assert macro_auc(tested.values, tested.truth) == pytest.approx(expected)
+    assert macro_auc(tested.values, np.zeros(60, np.int64)) == 0
+
+
+def test_the_loss_of_cox_is_the_partial_likelihood() -> None:
+    rng = np.random.default_rng(0)
+    risk, time, event = rng.standard_normal(9), rng.integers(1, 5, 9).astype(float), rng.integers(0, 2, 9)
+    terms = [-np.log(np.exp(risk[i]) / np.exp(risk[time >= time[i]]).sum()) for i in range(9) if event[i]]
+    targets = torch.from_numpy(np.stack((time, event), 1))
+    assert float(Survival()(torch.from_numpy(risk)[:, None], targets)) == pytest.approx(np.mean(terms))
+    none = Survival()(torch.zeros(3, 1, requires_grad=True), torch.tensor([[1.0, 0.0]] * 3))
+    none.backward()
+    assert float(none.detach()) == 0
+
+
+def test_concordance_counts_comparable_pairs() -> None:
+    rng = np.random.default_rng(1)
+    time, event, risk = (
+        rng.integers(1, 6, 25).astype(float),
+        rng.integers(0, 2, 25).astype(float),
+        rng.integers(0, 4, 25).astype(float),
+    )
+    won = pairs = 0.0
+    for i in range(25):
+        for j in range(25):
+            if event[i] and (time[i] < time[j] or (time[i] == time[j] and not event[j])):
+                pairs += 1
+                won += 1.0 if risk[i] > risk[j] else 0.5 * (risk[i] == risk[j])
+    assert concordance(time, event, risk) == pytest.approx(won / pairs)
+    targets = np.stack((time, event), 1)
+    assert mean_concordance(targets, risk, np.zeros(25, np.int64)) == pytest.approx(won / pairs)
+    assert np.isnan(concordance(time, np.zeros(25), risk))
+
+
+def test_losses_of_classes_and_numbers() -> None:
+    outputs, targets = torch.randn(5, 3), torch.tensor([[0.0], [1], [2], [1], [0]])
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    log = outputs.log_softmax(1)[torch.arange(5), targets[:, 0].long()]
+    weighted = -(log * weights[targets[:, 0].long()]).mean()
+    torch.testing.assert_close(Classification(3, True, weights)(outputs, targets), weighted)
+    chances = Classification(3, False).answers(outputs)
+    one_hot = targets.long() == torch.arange(3)
+    binary = -torch.where(one_hot, chances, 1 - chances).log().mean()
+    torch.testing.assert_close(Classification(3, False)(outputs, targets), binary)
+    numbers = torch.tensor([[10.0], [20.0]])
+    objective = Regression(15.0, 5.0)
+    torch.testing.assert_close(objective(torch.tensor([[-1.0], [1.0]]), numbers), torch.tensor(0.0))
+    torch.testing.assert_close(objective.answers(torch.tensor([[-1.0], [1.0]])), numbers)
+    exact = number_scores(np.array([1.0, 2, 3]), np.array([2.0, 4, 6]))
+    assert exact == pytest.approx({"r2": 1 - 14 / 2, "pearson": 1})
+
+
+def test_paired_tests() -> None:
+    first, second = np.array([1.0] * 9 + [0] * 3 + [1] * 5), np.array([0.0] * 9 + [1] * 3 + [1] * 5)
+    assert mcnemar(first, second) == pytest.approx(binomtest(3, 12).pvalue)
+    assert mcnemar(first, first) == 1
+    tested = an_outcome(2, count=80)
+    worse = replace(tested, values=np.random.default_rng(0).random(tested.values.shape))
+    difference, low, high, p = paired_auc(tested, worse, 0)
+    truth = tested.truth[:, None] == np.arange(3)
+    expected = roc_auc_score(truth, tested.values) - roc_auc_score(truth, worse.values)
+    assert difference == pytest.approx(100 * expected) and 0 < low < difference < high and p < 0.01
+    same = paired_auc(tested, tested, 0)
+    assert same[:3] == (0, 0, 0) and same[3] == 1
+
+
+def test_roc_curves_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import roc_curve as reference
+
+    tested = an_outcome(4)
+    false, true, _ = reference(tested.truth == 1, tested.values[:, 1], drop_intermediate=False)
+    found = roc_curve(tested.values[:, 1], tested.truth == 1)
+    np.testing.assert_allclose(found[0], false)
+    np.testing.assert_allclose(found[1], true)

@@ -1,0 +1,194 @@
+"""Tables and files of features become cases; what does not match is named, and what is wrong is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.transfer.mil.bags import read_bags
+from densepath.transfer.mil.cohort import Cohort, read_cohort
+from densepath.transfer.mil.slide_table import BRIGHT, Columns, patient_of_tcga
+
+
+def features(folder: Path, *names: str, dim: int = 4, tiles: int = 3) -> Path:
+    for name in names:
+        path = folder / f"{name}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.randn(tiles, dim), path)
+    return folder
+
+
+def table(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def found(cohort: Cohort) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The class and the slides of each case."""
+    return {
+        case: (cohort.classes[label], slides)
+        for case, label, slides in zip(cohort.cases, cohort.labels, cohort.slides, strict=True)
+    }
+
+
+def test_the_table_of_clam_and_what_does_not_match(tmp_path: Path, capfd: Any) -> None:
+    data = features(tmp_path / "f", "pt_files/s1", "pt_files/s2", "pt_files/s3", "pt_files/s9")
+    listed = table(tmp_path / "t.csv", "case_id,slide_id,label", "a,s1.svs,x", "a,s2,x", "b,s3,y", "c,s4,y")
+    cohort = read_cohort(data, listed, Columns())
+    assert found(cohort) == {"a": ("x", ("s1", "s2")), "b": ("y", ("s3",))}
+    assert cohort.by_patient == f"case_id in {listed}" and cohort.target == "label"
+    err = capfd.readouterr().err
+    assert "1 slides of the table have no features and are left out: s4" in err
+    assert "1 files of features have no row in the table: s9" in err
+    single = read_cohort(data, listed, Columns(), grouping="single")
+    assert single.cases == ["s1", "s2", "s3"] and single.owners.tolist() == [0, 0, 1]
+
+
+def test_the_tables_of_stamp(tmp_path: Path) -> None:
+    data = features(tmp_path / "f", "s1", "s2", "s3")
+    clini = table(tmp_path / "clini.csv", "PATIENT;MSI", "p1;high", "p2;low", "p3;low")
+    slides = table(tmp_path / "slides.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
+    cohort = read_cohort(data, clini, Columns("MSI"), slide_table=slides)
+    assert found(cohort) == {"p1": ("high", ("s1", "s3")), "p2": ("low", ("s2",))}
+
+
+def test_barcodes_of_tcga_name_patients_sites_and_slides(tmp_path: Path) -> None:
+    uuid = "4B0B1C2D"
+    data = features(
+        tmp_path / "f", f"TCGA-3X-AAVA-01Z-00-DX1.{uuid}", "TCGA-3X-AAVA-01Z-00-DX2", "TCGA-AD-6964-01Z-00-DX1"
+    )
+    by_slide = table(
+        tmp_path / "s.csv", "slide,label", "TCGA-3X-AAVA-01Z-00-DX1,x", "TCGA-3X-AAVA-01Z-00-DX2.svs,x",
+        f"TCGA-AD-6964-01Z-00-DX1.{uuid}.svs,y",
+    )  # fmt: skip
+    expected = {
+        "TCGA-3X-AAVA": ("x", (f"TCGA-3X-AAVA-01Z-00-DX1.{uuid}", "TCGA-3X-AAVA-01Z-00-DX2")),
+        "TCGA-AD-6964": ("y", ("TCGA-AD-6964-01Z-00-DX1",)),
+    }
+    cohort = read_cohort(data, by_slide, Columns(site="tcga"))
+    assert found(cohort) == expected and cohort.groups.tolist() == [0, 1]
+    by_patient = table(tmp_path / "p.csv", "patient,label", "TCGA-3X-AAVA,x", "TCGA-AD-6964,y")
+    assert found(read_cohort(data, by_patient, Columns())) == expected
+    assert patient_of_tcga("GTEX-1") == ""
+
+
+def test_bright_as_published_has_six_classes_and_three(tmp_path: Path) -> None:
+    six = [name for group in BRIGHT.values() for name in group]
+    data = features(tmp_path / "f", *(f"{part}/Group/Type_{k}/{part}_{k}" for k in six for part in ("train", "val")))
+    features(data, "train/Group/Type_N/normal")
+    cohort = read_cohort(data, "folders", Columns(), classes=["bright6"])
+    assert set(cohort.classes) == set(six) and len(cohort) == 12
+    assert sorted(set(cohort.splits)) == ["train", "val"]
+    three = read_cohort(data, "folders", Columns(), classes=["bright3"])
+    assert {slides[0].split("Type_")[1][:3].strip("/"): label for label, slides in found(three).values()} == {
+        name[:3]: group for group, names in BRIGHT.items() for name in names
+    }
+    own = read_cohort(data, "folders", Columns(), classes=["low=pb,UDH,N", "IC"])
+    assert own.classes == ("IC", "low") and np.bincount(own.labels).tolist() == [2, 5]
+
+
+def test_survival_and_numbers_are_read(tmp_path: Path) -> None:
+    data = features(tmp_path / "f", "a", "b", "c")
+    listed = table(tmp_path / "t.csv", "slide,patient,months,died", "a,a,3.5,1", "b,b,10,no", "c,c,4,Dead")
+    cohort = read_cohort(data, listed, Columns("months", event="died"), task="survival")
+    assert cohort.targets.tolist() == [[3.5, 1], [10, 0], [4, 1]] and cohort.classes == ()
+    assert read_cohort(data, listed, Columns("months"), task="regression").targets.tolist() == [[3.5], [10], [4]]
+
+
+TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((*TWO, "b,s2,y"), "slides with two rows in .*t.csv: s2; keep one row"),
+        ((*TWO, "b,s2.svs,y"), "rows of the table that mean the same slide: s2 and s2.svs; keep one"),
+        ((*TWO, "c,s3,nan"), r"1 rows have no label: line 4 of .*t.csv \(s3\); fill them in"),
+        ((*TWO, "c,s3,"), "1 rows have no label: line 4"),
+        ((*TWO, ",s3,x"), "rows without a patient or a slide: line 4"),
+        ((*TWO, "a,s3,y"), "patients whose slides have several values of label: a; use --grouping single"),
+        (TWO[:2], "all cases have the label x; two or more classes are needed"),
+        (("case_id,slide_id,label", "a,z1,x", "b,z2,y"), r"no slide of .* \(the table has z1, z2, the folder s1, s2\b"),
+        (("case_id,slide_id,grade", "a,s1,x"), "has no usual column of the target; name it with --target .*grade"),
+        (("label,other", "x,1"), "names neither slides nor patients"),
+        (("case_id,slide_id,label,Label", "a,s1,x,y"), "two columns: label; rename one"),
+        (("case_id,slide_id,label",), "has no rows"),
+        (("case_id,slide_id,label", "a,s1,x,,"), "line 2 of .* has more fields than its header"),
+    ],
+)  # fmt: skip
+def test_wrong_tables_are_refused(tmp_path: Path, rows: tuple[str, ...], message: str) -> None:
+    data = features(tmp_path / "f", "s1", "s2", "s3")
+    with pytest.raises(UserError, match=message):
+        read_cohort(data, table(tmp_path / "t.csv", *rows), Columns())
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    data = features(tmp_path / "f", "s1", "s2")
+    for value, message in (("inf", "is not a number"), ("x", "is not a number"), ("3", "all cases have the same m")):
+        listed = table(tmp_path / "t.csv", "case_id,slide_id,m", "a,s1,3", f"b,s2,{value}")
+        with pytest.raises(UserError, match=message):
+            read_cohort(data, listed, Columns("m"), task="regression")
+    listed = table(tmp_path / "t.csv", "case_id,slide_id,m,e", "a,s1,3,1", "b,s2,4,maybe")
+    with pytest.raises(UserError, match=r"line 3 of .* has the event 'maybe'; give 1"):
+        read_cohort(data, listed, Columns("m", event="e"), task="survival")
+
+
+def test_a_slide_with_two_files_and_an_ambiguous_name_are_refused(tmp_path: Path) -> None:
+    data = features(tmp_path / "f", "one/s1", "two/s1")
+    listed = table(tmp_path / "t.csv", "case_id,slide_id,label", "a,s1,x")
+    with pytest.raises(UserError, match=r"line 2 of .* names s1, which may be one/s1, two/s1; give the path"):
+        read_cohort(data, listed, Columns())
+    (data / "one/s1.h5").write_bytes(b"")
+    with pytest.raises(UserError, match="are both features of the slide one/s1"):
+        read_cohort(data, listed, Columns())
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (torch.zeros(3, 5), "b.pt has 5 features for each tile, .*a.pt has 4; use those of one extractor"),
+        (torch.zeros(0, 4), "b.pt has no tiles; remove this slide"),
+        (torch.full((3, 4), torch.nan), "b.pt has features of NaN, Inf or beyond 65504"),
+        (torch.full((3, 4), 1e6), "b.pt has features of NaN, Inf or beyond 65504"),
+        (torch.zeros(3), "b.pt has no features of tiles"),
+    ],
+)
+def test_wrong_features_are_refused(tmp_path: Path, second: torch.Tensor, message: str) -> None:
+    files = [(features(tmp_path, "a") / "a.pt",), (tmp_path / "b.pt",)]
+    torch.save(second, files[1][0])
+    with pytest.raises(UserError, match=message):
+        read_bags(["a", "b"], files)
+
+
+def test_slides_of_a_patient_are_one_bag_of_float16(tmp_path: Path) -> None:
+    features(tmp_path, "a", "b")
+    files = (tmp_path / "a.pt", tmp_path / "b.pt")
+    (bag,) = read_bags(["p"], [files])
+    whole = torch.cat([torch.load(file, weights_only=True) for file in files])
+    assert bag.kept is not None and bag.kept.dtype == torch.float16
+    torch.testing.assert_close(bag.tiles(), whole.half())
+
+
+def test_bags_beyond_the_memory_are_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    features(tmp_path, "a", "b")
+    monkeypatch.setattr("densepath.transfer.mil.bags.available_memory", lambda: 50)  # of 24 bytes each
+    one, two = read_bags(["a", "b"], [(tmp_path / "a.pt",), (tmp_path / "b.pt",)])
+    assert one.kept is not None and two.kept is None
+    torch.testing.assert_close(two.tiles(), torch.load(tmp_path / "b.pt", weights_only=True).half())
+    assert "1 of 2 bags do not fit into memory" in capfd.readouterr().err
+
+
+def test_rows_are_written_as_they_are_read(tmp_path: Path) -> None:
+    """A name with a comma, and a table with tabs and a byte order mark."""
+    data = features(tmp_path / "f", "a, b", "c")
+    with (tmp_path / "t.tsv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter="\t").writerows(
+            [["Case ID", "Slide ID", "Label"], ["1", "a, b", "x"], ["2", "c", "y"]]
+        )
+    assert found(read_cohort(data, tmp_path / "t.tsv", Columns())) == {"1": ("x", ("a, b",)), "2": ("y", ("c",))}

@@ -1,0 +1,262 @@
+"""``densepath mil``: from features and a table to answers; the test cases do not touch training; exact resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.runs.signals import Interrupted
+from densepath.transfer.mil import bag_task
+from densepath.transfer.mil.config import MilConfig
+from densepath.transfer.mil.mil import mil
+from densepath.transfer.mil.model_file import load_model
+
+Study = Callable[..., Path]
+SMALL: dict[str, Any] = {"folds": 2, "epochs": 4, "devices": "cpu", "precision": "32"}
+
+
+def run(folder: Path, out: str = "run", **options: Any) -> Any:
+    return mil(MilConfig(folder / "features", folder / "table.csv", folder / out, **{**SMALL, **options}))
+
+
+def predictions(folder: Path) -> list[dict[str, str]]:
+    with (folder / "patient-preds.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_planted_signal_is_found_and_written(study: Study, capsys: Any) -> None:
+    folder = study(signal=15.0)
+    options = ["--folds", "2", "--epochs", "15", "--lr", "0.003", "--devices", "cpu", "--precision", "32"]
+    command = ["mil", "--data", f"{folder}/features", "--table", f"{folder}/table.csv", "--out", f"{folder}/run"]
+    assert main([*command, *options]) == 0
+    out = folder / "run"
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["scores"]["auc_tumour"]["value"] > 90 and float(shown["macro_auc"]) > 90
+    assert len(scores["folds"]) == 2 and scores["scale"] == "percent"
+    rows = predictions(out)
+    assert list(rows[0]) == ["PATIENT", "label", "pred", "label_benign", "label_tumour", "fold"]
+    assert sorted(row["PATIENT"] for row in rows) == [f"P{n:02d}" for n in range(24)]
+    splits = json.loads((out / "splits.json").read_text())["folds"]
+    assert all(row["PATIENT"] in splits[int(row["fold"])]["test"] for row in rows)
+    right = sum(row["label"] == row["pred"] for row in rows)
+    assert scores["scores"]["accuracy"]["value"] == pytest.approx(100 * right / 24)
+    for name in ("roc", "precision_recall", "confusion", "calibration"):
+        assert Image.open(out / f"{name}.png").width > 300
+    tables = sorted((out / "attention").glob("*.csv"))
+    assert len(tables) == 8
+    tumour = next(table for table in tables if int(table.stem[1:3]) % 2)
+    with tumour.open() as file:
+        attention = np.array([float(row["attention_tumour"]) for row in csv.DictReader(file)])
+    tiles = torch.load(folder / "features" / f"{tumour.stem}.pt", weights_only=True)
+    assert attention.sum() == pytest.approx(1, abs=1e-4) and len(attention) == len(tiles)
+    shifted = np.arange(len(tiles)) < len(tiles) // 5
+    assert attention[shifted].mean() > attention[~shifted].mean()
+    assert main([*command, *options]) == 2 and "already holds a run" in capsys.readouterr().err
+
+
+def test_test_cases_never_touch_training(study: Study) -> None:
+    """Other features and labels of a fold's test cases change its test, and not one bit of its model."""
+    folder = study()
+    run(folder)
+    splits = folder / "run" / "splits.json"
+    tested = set(json.loads(splits.read_text())["folds"][0]["test"])
+    for name in tested:
+        torch.save(torch.randn(9, 12), folder / "features" / f"{name}_0.pt")
+    lines = (folder / "table.csv").read_text().splitlines()
+    other = {"benign": "tumour", "tumour": "benign"}
+    changed = [line.split(",") for line in lines]
+    changed = [[p, s, other[c], h] if p in tested else [p, s, c, h] for p, s, c, h in changed]
+    (folder / "table.csv").write_text("\n".join(map(",".join, changed)) + "\n")
+    run(folder, "again", splits=splits)
+    models = [load_file(folder / name / "fold_0" / "model.safetensors") for name in ("run", "again")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    notes = [load_model(folder / name / "fold_0" / "model.safetensors")[1] for name in ("run", "again")]
+    assert notes[0] == notes[1]
+    answers = [[r["label_tumour"] for r in predictions(folder / n) if r["fold"] == "0"] for n in ("run", "again")]
+    assert answers[0] != answers[1]
+
+
+def test_the_epoch_is_that_of_the_best_validation_score(study: Study) -> None:
+    folder = study(signal=1.0)
+    run(folder, epochs=6)
+    with (folder / "run" / "fold_1" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["validation_score"]]
+    keys = [(float(row["validation_score"]), -float(row["validation_loss"])) for row in rows]
+    notes = load_model(folder / "run" / "fold_1" / "model.safetensors")[1]
+    assert len(keys) == 6 and notes.epoch == 1 + keys.index(max(keys)) and notes.score == pytest.approx(max(keys)[0])
+
+
+def test_a_stopped_run_is_resumed_bit_for_bit(study: Study, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Stopped in the middle of an epoch of the second fold; with dropout, whose random numbers are restored."""
+    folder = study()
+    run(folder, "whole", model="clam")
+    seen = 0
+    inputs = bag_task.BagTask.inputs
+
+    def stopping(self: bag_task.BagTask, batch: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 60:
+            raise Interrupted(2)
+        return inputs(self, batch)
+
+    monkeypatch.setattr("densepath.transfer.mil.fold.SAVE_EVERY", 7)
+    monkeypatch.setattr(bag_task.BagTask, "inputs", stopping)
+    with pytest.raises(Interrupted):
+        run(folder, "parts", model="clam")
+    assert (folder / "parts" / "fold_0" / "answers.json").exists()
+    assert not (folder / "parts" / "patient-preds.csv").exists()
+    monkeypatch.setattr(bag_task.BagTask, "inputs", inputs)
+    with pytest.raises(UserError, match="was started with other values of epochs"):
+        run(folder, "parts", model="clam", resume=True, epochs=5)
+    run(folder, "parts", model="clam", resume=True)
+    assert "resuming" in capfd.readouterr().err
+    for fold in ("fold_0", "fold_1"):
+        whole, parts = (load_file(folder / name / fold / "model.safetensors") for name in ("whole", "parts"))
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert predictions(folder / "whole") == predictions(folder / "parts")
+
+
+def test_all_models_are_compared_on_the_same_folds(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from densepath.transfer.mil import models
+
+    monkeypatch.setattr(models, "MODELS", {name: models.MODELS[name] for name in ("dsmil", "mean")})
+    folder = study()
+    result = run(folder, model="all", attention=0)
+    assert {"dsmil_macro_auc", "mean_macro_auc", "knn_macro_auc"} <= set(result)
+    with (folder / "run" / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["other"]) for row in rows] == [("dsmil", "mean"), ("dsmil", "knn"), ("mean", "knn")]
+    for row in rows:
+        difference = result[f"{row['model']}_macro_auc"] - result[f"{row['other']}_macro_auc"]
+        assert float(row["macro_auc_difference"]) == pytest.approx(difference, abs=0.01)
+    tested = [
+        [(row["PATIENT"], row["fold"]) for row in predictions(folder / "run" / name)] for name in ("dsmil", "knn")
+    ]
+    assert tested[0] == tested[1]
+
+
+def test_slides_of_a_patient_are_joined_averaged_or_single(study: Study) -> None:
+    folder = study(slides=2, signal=6.0, patients=12)
+    for grouping, count in (("joined", 12), ("averaged", 12), ("single", 24)):
+        run(folder, grouping, grouping=grouping, model="mean", attention=1)
+        rows = predictions(folder / grouping)
+        assert len(rows) == count and ("SLIDE" in rows[0]) == (grouping == "single")
+        splits = json.loads((folder / grouping / "splits.json").read_text())["folds"]
+        for fold in splits:
+            owners = [{name[:3] for name in part} for part in fold.values()]
+            assert not owners[0] & owners[1] and not owners[0] & owners[2] and not owners[1] & owners[2]
+    # The mean of a patient's slides is the mean of the answers for each.
+    path = folder / "averaged" / "fold_0" / "model.safetensors"
+    case = next(row for row in predictions(folder / "averaged") if row["fold"] == "0")
+    model = load_model(path)[0]
+    slides = [torch.load(folder / "features" / f"{case['PATIENT']}_{n}.pt", weights_only=True).half() for n in (0, 1)]
+    chances = torch.stack([model(slide.float())[0].softmax(0) for slide in slides]).mean(0)
+    assert float(case["label_tumour"]) == pytest.approx(chances[1].item(), rel=1e-4)
+
+
+def test_the_sweep_is_decided_by_the_validation_cases(study: Study) -> None:
+    folder = study()
+    run(folder, lr=[1e-3, 1e-9], model="mean", attention=0)
+    for fold in ("fold_0", "fold_1"):
+        tried = {
+            lr: load_model(folder / f"run/{fold}/lr{lr}_wd0.0001/model.safetensors")[1] for lr in ("0.001", "1e-09")
+        }
+        chosen = load_model(folder / "run" / fold / "model.safetensors")[1]
+        assert chosen.score == max(notes.score for notes in tried.values())
+
+
+def test_sites_stay_together_and_weights_of_classes_count(study: Study) -> None:
+    folder = study()
+    run(folder, site="hospital", class_weights="balanced", model="max", attention=0)
+    with (folder / "table.csv").open() as file:
+        sites = {row["case_id"]: row["hospital"] for row in csv.DictReader(file)}
+    for fold in json.loads((folder / "run" / "splits.json").read_text())["folds"]:
+        train, validation, test = ({sites[name] for name in fold[part]} for part in ("train", "validation", "test"))
+        assert not train & test and not validation & test and not train & validation
+
+
+@pytest.mark.parametrize("task", ["regression", "survival"])
+def test_numbers_and_survival(study: Study, task: str) -> None:
+    folder = study(signal=20.0, patients=30)
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "table.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case_id", "slide_id", "months", "died"])
+        for n, row in enumerate(rows):
+            tumour = row["label"] == "tumour"
+            writer.writerow(
+                [row["case_id"], row["slide_id"], 5 + n % 3 if tumour else 40 + n % 5, int(tumour or n % 4 == 0)]
+            )
+    options = {"target": "months", "event": "died"} if task == "survival" else {"target": "months"}
+    result = run(folder, task=task, model="mean", lr=[0.03], epochs=30, attention=1, **options)
+    assert result["concordance" if task == "survival" else "pearson"] > 75
+    with pytest.raises(UserError, match="clam answers classes only"):
+        run(folder, "other", task=task, model="clam", **options)
+
+
+def test_fewer_tiles_in_training_and_bags_of_other_sets(study: Study) -> None:
+    folder = study(tiles=30)
+    bags = bag_task.BagSet(
+        [bag_task.Bag("a", (), (30,), torch.arange(30.0)[:, None].half())], np.array([0]), np.array([[1.0]])
+    )
+    drawn = [batch.tiles[0][:, 0].tolist() for batch in bag_task.BagBatches(bags, 1, 3, 0, most=10)]
+    assert all(len(set(tiles)) == 10 and tiles == sorted(tiles) for tiles in drawn) and drawn[0] != drawn[1]
+    run(folder, max_tiles=5, attention=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds", "1"], "folds is 1; give 2 or more"),
+        (["--folds", "20"], "benign has cases of 12 patients, fewer than the 20 folds; use --folds 12"),
+        (["--model", "dsmill"], "no model is called 'dsmill'; did you mean dsmil?"),
+        (["--target", "stage"], "has no column stage"),
+        (["--task", "survival"], "survival needs --event"),
+        (["--splits", "no.json"], "no.json cannot be read"),
+        (["--data", "nowhere"], "there is no folder of features at nowhere"),
+        (["--validation", "0"], "validation is 0"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(study: Study, capfd: Any, options: list[str], message: str) -> None:
+    folder = study()
+    command = ["mil", "--data", f"{folder}/features", "--table", f"{folder}/table.csv", "--out", f"{folder}/run"]
+    assert main([*command, "--devices", "cpu", *options]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("densepath: error: ") and message in error
+    assert not (folder / "run").exists()
+
+
+def test_hdf5_of_clam_trident_stamp_and_ours(study: Study, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    folder = study()
+    layouts = {0: ("features", "coords"), 1: ("feats", "coords"), 2: ("features", None)}
+    for number, file in enumerate(sorted((folder / "features").glob("*.pt"))):
+        values = torch.load(file, weights_only=True).numpy()
+        key, coords = layouts[number % 3]
+        with h5py.File(file.with_suffix(".h5"), "w") as opened:
+            opened.create_dataset(key, data=values, chunks=(1, values.shape[1]))
+            if coords:
+                opened[coords] = np.stack((np.arange(len(values)) * 512, np.zeros(len(values), int)), 1)
+                opened[coords].attrs["patch_size_level0"] = 512
+        file.unlink()
+    run(folder, attention="all", model="mean")
+    assert len(list((folder / "run" / "attention").glob("*.csv"))) == 24
+    objects = json.loads(next((folder / "run" / "attention").glob("*.geojson")).read_text())
+    ring = objects["features"][1]["geometry"]["coordinates"][0]
+    assert ring[0] == [512, 0] and ring[2] == [1024, 512]
+    shutil.rmtree(folder / "run")

@@ -1,0 +1,155 @@
+"""Folds by patient: no leak, validation within training, written and reused, official ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densepath.core.errors import UserError
+from densepath.transfer.mil.cohort import Cohort
+from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
+from densepath.transfer.mil.splits import Split, check_splits, make_splits, read_splits, write_splits
+
+
+def cohort_of(labels: list[int], owners: list[int] | None = None, groups: list[int] | None = None) -> Cohort:
+    """Cases s0, s1, ... of the classes x, y, ...; by default each is of a patient of its own."""
+    count = len(labels)
+    own = np.arange(count) if owners is None else np.array(owners)
+    return Cohort(
+        [f"s{n}" for n in range(count)],
+        own,
+        [f"P{n}" for n in range(own.max() + 1)],
+        own if groups is None else np.array(groups),
+        np.array(labels, float)[:, None],
+        tuple("xyz"[: max(labels) + 1]),
+        [(f"s{n}",) for n in range(count)],
+        [],
+        [""] * count,
+        "label",
+        "case_id",
+    )
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), min_size=12, max_size=20),
+    st.integers(2, 3),
+    st.integers(0, 9),
+)
+def test_groups_are_never_divided(sizes: list[tuple[int, int]], folds: int, seed: int) -> None:
+    labels, groups = [], []
+    for group, (_, cases) in enumerate(sizes):
+        labels += [group % 2] * cases
+        groups += [group] * cases
+    cohort = cohort_of(labels, groups=groups)
+    splits = make_splits(cohort, folds, 0.25, seed)
+    check_splits(cohort, splits, "here")
+    tested = np.concatenate([split.test for split in splits])
+    assert sorted(tested) == list(range(len(labels)))
+    for split in splits:
+        parts = [set(cohort.groups[part]) for part in split.parts()]
+        assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+        assert all(set(cohort.labels[part]) == {0, 1} for part in (split.train, split.test))
+        assert len(split.validation)
+
+
+def test_folds_are_stratified_and_a_function_of_the_seed() -> None:
+    cohort = cohort_of([0] * 40 + [1] * 20)
+    splits = make_splits(cohort, 5, 0.25, 0)
+    for split in splits:
+        assert [np.bincount(cohort.labels[part]).tolist() for part in split.parts()] == [[24, 12], [8, 4], [8, 4]]
+    again, other = make_splits(cohort, 5, 0.25, 0), make_splits(cohort, 5, 0.25, 1)
+    assert all((a.validation == b.validation).all() for a, b in zip(splits, again, strict=True))
+    assert any((a.test != b.test).any() for a, b in zip(splits, other, strict=True))
+
+
+def test_splits_are_written_and_reused(tmp_path: Path, capfd: Any) -> None:
+    cohort = cohort_of([0, 1] * 8)
+    splits = make_splits(cohort, 2, 0.3, 0)
+    write_splits(tmp_path / "splits.json", cohort, splits, {"seed": 0})
+    for one, other in zip(splits, read_splits(tmp_path / "splits.json", cohort, 0.3, 5), strict=True):
+        assert all((a == sorted(b)).all() for a, b in zip(other.parts(), one.parts(), strict=True))
+    record = json.loads((tmp_path / "splits.json").read_text())
+    assert record["seed"] == 0 and set(record["folds"][0]) == {"train", "validation", "test"}
+    record["folds"][0]["train"].append("stranger")
+    (tmp_path / "splits.json").write_text(json.dumps(record))
+    read_splits(tmp_path / "splits.json", cohort, 0.3, 0)
+    assert "1 names in" in capfd.readouterr().err
+
+
+def test_the_official_splits_of_clam(tmp_path: Path) -> None:
+    """Lists of slides, here without validation cases in the second fold: they are drawn from its training cases."""
+    cohort = cohort_of([0, 1] * 4, owners=[0, 1, 0, 1, 2, 3, 4, 5])
+    (tmp_path / "splits_0.csv").write_text(",train,val,test\n0,s0,s4,s6.svs\n1,s1,s5,s7\n2,s2,,\n3,s3,,\n")
+    (tmp_path / "splits_1.csv").write_text(",train,val,test\n0,s0,,s6\n1,s1,,s7\n2,s4,,\n3,s5,,\n")
+    first, second = read_splits(tmp_path, cohort, 0.5, 0)
+    assert [part.tolist() for part in first.parts()] == [[0, 1, 2, 3], [4, 5], [6, 7]]
+    assert sorted([*second.train, *second.validation]) == [0, 1, 4, 5] and len(second.validation)
+    (tmp_path / "splits_1.csv").write_text(",train,val,test\n0,s0,s4,s2\n1,s1,s5,s7\n")
+    with pytest.raises(UserError, match=r"leak: patients that are train and test cases of fold 1 in .*: P0; put all"):
+        read_splits(tmp_path, cohort, 0.5, 0)
+
+
+def test_a_column_of_parts_or_of_folds() -> None:
+    cohort = cohort_of([0, 1] * 6)
+    cohort.splits[:] = ["train"] * 6 + ["val"] * 2 + ["TEST"] * 4
+    (split,) = read_splits("part", cohort, 0.3, 0)
+    assert [len(part) for part in split.parts()] == [6, 2, 4]
+    cohort.splits[:] = ["train"] * 8 + ["val"] * 4  # BRIGHT: the official validation slides are the test slides
+    (split,) = read_splits("part", cohort, 0.3, 0)
+    assert split.test.tolist() == [8, 9, 10, 11] and len(split.validation)
+    cohort.splits[:] = [str(number // 2 % 3) for number in range(12)]
+    assert [split.test.tolist() for split in read_splits("fold", cohort, 0.3, 0)] == [
+        [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11],
+    ]  # fmt: skip
+    cohort.splits[:] = ["a"] * 12
+    with pytest.raises(UserError, match="the column part has the value 'a'; give train, val and test, or numbers"):
+        read_splits("part", cohort, 0.3, 0)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (([0, 1, 2, 3], [4, 5], [6, 7, 1]), "leak: patients that are train and test cases of fold 0 in here: P1"),
+        (([0, 1, 2, 3], [4, 5], [5, 6]), "leak: patients that are validation and test cases of fold 0 in here: P5"),
+        (([0, 1, 2, 3], [3, 5], [6, 7]), "leak: patients that are train and validation cases of fold 0 in here: P3"),
+        (([0, 1], [2, 3], []), "fold 0 of here has no test case"),
+        (([0, 2], [3, 5], [6, 7]), "the training cases of fold 0 of here lack y"),
+    ],
+)
+def test_leaks_and_folds_that_cannot_be_used_are_refused(split: tuple[list[int], ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_splits(cohort_of([0, 1] * 4), [Split(*(np.array(part, np.int64) for part in split))], "here")
+
+
+def test_a_case_in_two_parts_of_a_file_is_refused(tmp_path: Path) -> None:
+    cohort = cohort_of([0, 1] * 4)
+    fold = {"train": ["s0", "s1", "s2"], "validation": ["s4"], "test": ["s2", "s6"]}
+    (tmp_path / "splits.json").write_text(json.dumps({"folds": [fold]}))
+    with pytest.raises(UserError, match=r"leak: .* train and test .*(s2|P2)"):
+        read_splits(tmp_path / "splits.json", cohort, 0.3, 0)
+
+
+def test_too_few_patients_are_refused() -> None:
+    with pytest.raises(UserError, match="y has cases of 2 patients, fewer than the 3 folds; use --folds 2"):
+        make_splits(cohort_of([0, 0, 0, 1, 1]), 3, 0.2, 0)
+    with pytest.raises(UserError, match="y has one patient or site among the training cases of a fold, and validation"):
+        make_splits(cohort_of([0, 0, 0, 0, 1, 1]), 2, 0.2, 0)
+
+
+def test_test_slides_of_pretraining_are_refused() -> None:
+    cohort = cohort_of([0, 1] * 4)
+    splits = make_splits(cohort, 2, 0.5, 0)
+    tested = str(cohort.slides[int(splits[0].test[0])][0])
+    seen = pretraining_slides({"pretraining_slides": [f"/slides/{tested}.svs", "other.svs"]})
+    assert seen == {tested, "other"}
+    with pytest.raises(UserError, match=f"leak: 1 test slides are slides that .* pre-trained on: {tested}; pre-train"):
+        check_pretraining(cohort, splits, seen)
+    check_pretraining(cohort, splits, {"other"})
+    assert pretraining_slides({"weights": "random"}) is None

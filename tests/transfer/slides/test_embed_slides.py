@@ -1,0 +1,184 @@
+"""Features of slides: a file for each, the same for any number of processes, and files of other software."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from disks import Disk, paint, write_levels
+
+import densepath
+from densepath.core.errors import UserError
+from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.transfer.embed.embed import embed
+from densepath.transfer.embed.encoder import load_encoder
+from densepath.transfer.embed.slide_features import read_slide_features
+
+NETWORK: dict[str, Any] = {"weights": "random", "backbone": "test_resnet", "devices": "cpu", "precision": "32"}
+DISKS, TISSUE = [Disk(60, 60, 20), Disk(120, 150, 30), Disk(200, 90, 12)], (10.0, 10.0, 230.0, 230.0)
+FOLDER = "features_random_test_resnet"
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for number in range(2):
+        write_levels(folder / f"{number}.tiff", paint((520 + 64 * number, 600), 0.5, DISKS, TISSUE), 0.5, (1, 4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiles(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tiles") / "T"
+    densepath.tile(data=slides, out=out, mpp=0.7, size=64, workers=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("features") / "F"
+    embed(data=tiles, out=out, batch_size=16, **NETWORK)
+    return out
+
+
+def test_features_are_those_of_the_tiles(tiles: Path, made: Path) -> None:
+    encoder, _ = load_encoder("random", "test_resnet")
+    for tiling in read_tile_folder(tiles):
+        found = read_slide_features(made / FOLDER / f"{tiling.name}.h5")
+        source = SlideTiles([tiling])
+        pixels = torch.from_numpy(np.stack([source.read(position) for position in range(len(tiling))]))
+        with torch.inference_mode():
+            expected = encoder(pixels).numpy()
+        np.testing.assert_allclose(found.features, expected, atol=1e-5)
+        np.testing.assert_array_equal(found.corners, tiling.corners)
+        np.testing.assert_allclose(found.boxes_um(), tiling.boxes_um())
+        assert (found.unit, found.spacing, found.notes["tiles"]) == ("px", (0.5, 0.5), len(tiling))
+        with h5py.File(made / FOLDER / f"{tiling.name}.h5") as file, h5py.File(_patches(tiles, tiling.name)) as patches:
+            assert file["features"].chunks is None
+            own, theirs = dict(file["coords"].attrs), dict(patches["coords"].attrs)
+            assert own | {"savetodir": ""} == theirs | {"savetodir": ""}
+            assert len(json.loads(file.attrs["densepath"])["weights_digest"]) > 8
+        heat = open_slide(made / "heat_maps" / f"{tiling.name}.tif")
+        assert heat.size[0] * heat.mpp[0] == pytest.approx(tiling.extent[0] * 0.5, abs=heat.mpp[0])
+
+
+def _patches(tiles: Path, name: str) -> Path:
+    return next(tiles.glob("*overlap")) / "patches" / f"{name}_patches.h5"
+
+
+def test_only_what_is_missing_or_changed_is_made_again(tiles: Path, made: Path) -> None:
+    before = {path: path.read_bytes() for path in made.rglob("*.h5")}
+    times = {path: path.stat().st_mtime_ns for path in before}
+    (made / FOLDER / "1.h5").unlink()
+    again = embed(data=tiles, out=made, batch_size=16, **NETWORK)
+    assert dict(again) == {"slides": 2, "tiles": again["tiles"], "damaged": 0, "dim": again["dim"], "failed": 0}
+    for path in before:
+        assert (path.stat().st_mtime_ns == times[path]) == (path.stem == "0")
+    assert read_slide_features(made / FOLDER / "1.h5").features.tobytes() in before[made / FOLDER / "1.h5"]
+    with pytest.raises(UserError, match="other values of batch_size"):
+        embed(data=tiles, out=made, batch_size=8, **NETWORK)
+
+
+def test_slides_are_tiled_on_the_fly_and_shared_by_processes(slides: Path, made: Path, tmp_path: Path) -> None:
+    """Two processes at once, on slides that are not tiled yet, give the files of one."""
+    out = tmp_path / "F"
+    options: dict[str, Any] = {"data": slides, "out": out, "mpp": 0.7, "tile_size": 64, "batch_size": 16, **NETWORK}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    with subprocess.Popen([sys.executable, "-m", "densepath", "embed", *words]) as other:
+        embed(**options)
+        assert other.wait(120) == 0
+    for name in "01":
+        one, two = (read_slide_features(folder / FOLDER / f"{name}.h5") for folder in (made, out))
+        np.testing.assert_array_equal(one.corners, two.corners)
+        np.testing.assert_allclose(one.features, two.features, atol=1e-5)
+    assert not list(out.rglob("*.part"))
+
+
+def test_damaged_tiles_are_left_out(tmp_path: Path) -> None:
+    slide = write_levels(tmp_path / "slides" / "a.tiff", paint((512, 512), 0.5, DISKS, TISSUE), 0.5)
+    (tmp_path / "slides" / "b.tiff").write_bytes(slide.read_bytes())
+    densepath.tile(data=tmp_path / "slides", out=tmp_path / "T", mpp=0.5, size=64, workers=0)
+    data = bytearray(slide.read_bytes())
+    table = open_slide(slide).file.tables[0]
+    start = table._offsets.one(table.file, 8 * 4 + 3)
+    data[start : start + 16] = bytes(16)
+    slide.write_bytes(data)
+    (tmp_path / "slides" / "b.tiff").unlink()
+    found = embed(data=tmp_path / "T", out=tmp_path / "F", dtype="float16", **NETWORK)
+    a, b = read_tile_folder(tmp_path / "T")
+    features = read_slide_features(tmp_path / "F" / FOLDER / "a.h5")
+    assert 0 < found["damaged"] < len(a) and found["tiles"] == len(features) == len(a) - found["damaged"]
+    assert features.features.dtype == np.float16 and np.isfinite(features.features).all()
+    kept = {tuple(corner) for corner in features.corners.tolist()}
+    lost = [corner for corner in a.corners.tolist() if tuple(corner) not in kept]
+    assert all(x + 63 >= 192 and x < 256 and y + 63 >= 256 and y < 320 for x, y in lost)
+    assert (found["slides"], found["failed"]) == (1, 1) and len(b)
+
+
+def test_files_of_other_software_are_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 7)).astype(np.float32)
+    corners = np.array([[0, 0], [512, 0], [1024, 0], [0, 512], [512, 1024]])
+
+    def write(name: str, data: dict[str, Any], on_file: dict[str, Any], on_coords: dict[str, Any]) -> Path:
+        with h5py.File(tmp_path / name, "w") as file:
+            for key, value in data.items():
+                file.create_dataset(key, data=value)
+            file.attrs.update(on_file)
+            if "coords" in file:
+                file["coords"].attrs.update(on_coords)
+        return tmp_path / name
+
+    trident = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "name": "s"}
+    clam = {"patch_size": 256, "patch_level": 1, "downsample": [2.0, 2.0], "name": "s"}
+    stamp = {"unit": "um", "tile_size_um": 256.0, "tile_size_px": 224, "extractor": "x", "feat_type": "tile"}
+    both = {"features": values, "coords": corners}
+    expected = [
+        (write("trident.h5", both, {}, trident), "px", 512.0),
+        (write("clam.h5", both, {}, clam), "px", 512.0),
+        (write("bare.h5", {"features": values[None], "coords": corners}, {}, {}), "px", None),
+        (write("stamp.h5", {"feats": values.astype(np.float16), "coords": corners / 2}, stamp, {}), "um", 256.0),
+        (
+            write("whole.h5", {"feats": values, "coords": corners / 2.0}, {**stamp, "tile_size_um": 256}, {}),
+            "um",
+            256.0,
+        ),
+    ]
+    for path, unit, side in expected:
+        found = read_slide_features(path)
+        np.testing.assert_allclose(found.features, values, atol=2e-3)
+        assert (found.unit, found.side, found.name, len(found)) == (unit, side, path.stem, 5)
+        boxes = found.boxes_um((0.25, 0.25) if unit == "px" else None)
+        np.testing.assert_allclose(boxes[1], [0, 128, 128, 128] if unit == "px" else [0, 256, 256, 256])
+    torch.save(torch.from_numpy(values), tmp_path / "clam.pt")
+    torch.save({"features": torch.from_numpy(values), "coords": torch.from_numpy(corners)}, tmp_path / "both.pt")
+    bag, located = read_slide_features(tmp_path / "clam.pt"), read_slide_features(tmp_path / "both.pt")
+    assert bag.corners is None and (bag.features == values).all() and (located.corners == corners).all()
+    for found, why in ((bag, "the places of its tiles"), (located, "µm per pixel")):
+        with pytest.raises(UserError, match=why):
+            found.boxes_um()
+    wrong = write("wrong.h5", {"coords": corners}, {}, {}), write("odd.h5", {**both, "coords": corners[:2]}, {}, {})
+    (tmp_path / "text.h5").write_text("no")
+    for path, why in ((wrong[0], "instead of features"), (wrong[1], "2 places"), (tmp_path / "text.h5", "no features")):
+        with pytest.raises(UserError, match=why):
+            read_slide_features(path)
+
+
+def test_bad_options(tiles: Path, slides: Path, tmp_path: Path) -> None:
+    for data, options, why in (
+        (tiles, {"out": tmp_path / "f.h5"}, "a folder"),
+        (tiles, {"mpp": 0.5}, "mpp: only for slides that are not tiled"),
+        (tiles, {"default_mpp": 0.5}, "tiled before"),
+        (slides, {"shard": "0/2"}, "shard is"),
+    ):
+        with pytest.raises(UserError, match=why):
+            embed(**{"data": data, "out": tmp_path / "F", **options}, **NETWORK)

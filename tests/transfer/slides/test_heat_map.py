@@ -1,0 +1,110 @@
+"""Heat maps: the values of rectangles at their places in µm, in files that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import tifffile
+from disks import paint, write_levels
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.sources.slides.open import open_slide
+from densepath.sources.slides.slide import Slide
+from densepath.transfer.slides.heat_map import heat_map, write_density, write_heat_map
+from densepath.transfer.slides.overview import nice_length
+from densepath.transfer.slides.principal import principal_colors
+
+BOXES = np.array([[10.0, 20.0, 40.0, 40.0], [10.0, 60.0, 40.0, 40.0], [120.0, 30.0, 40.0, 40.0]])
+VALUES = np.array([0.0, 5.0, 10.0])
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
+    pixels = paint((801, 622), 0.23, [], (0, 0, 184, 143))
+    return open_slide(write_levels(tmp_path_factory.mktemp("slide") / "a.tiff", pixels, 0.23))
+
+
+def at(slide: Slide, level: int, y: float, x: float) -> list[int]:
+    """The color of a place in µm."""
+    down = slide.levels[level].downsample
+    place = [int(um / mpp / step) for um, mpp, step in zip((y, x), slide.mpp, down, strict=True)]
+    return slide.read(level, (*place, 1, 1))[0, 0].tolist()
+
+
+def test_values_lie_at_their_rectangles(slide: Slide, tmp_path: Path) -> None:
+    tiff, png = write_heat_map(tmp_path / "deep" / "map", slide, BOXES, VALUES, label="attention")
+    found = open_slide(tiff)
+    assert found.vendor == "ome-tiff" and len(found.levels) > 1
+    extents = [np.multiply(each.size, each.mpp) for each in (slide, found)]
+    assert np.all(extents[1] >= extents[0]) and np.all(extents[1] - extents[0] <= found.mpp)
+    colors = np.rint(matplotlib.colormaps["viridis"]([0.0, 0.5, 1.0])[:, :3] * 255).astype(int).tolist()
+    for level in range(len(found.levels)):
+        margin = 3 * found.mpp[0] * found.levels[level].downsample[0]
+        for (top, left, height, width), color in zip(BOXES, colors, strict=True):
+            for y in (top + margin, top + height - margin):
+                for x in (left + margin, left + width - margin):
+                    assert at(found, level, y, x) == color
+        assert at(found, level, 90, 60) == [255, 255, 255]
+    with tifffile.TiffFile(tiff) as file:
+        assert 'PhysicalSizeXUnit="µm"' in file.ome_metadata
+        assert "attention: viridis from 0 to 10" in file.ome_metadata
+    with Image.open(png) as picture:
+        scale = 801 / (picture.height - 48)  # pixels of the slide; below the slide is a scale bar
+        place = (int(140 / 0.23 / scale), int(50 / 0.23 / scale))
+        pixel = picture.getpixel(place[::-1])
+        tissue = slide.read(0, (608, 217, 1, 1))[0, 0]
+        assert np.abs(np.array(pixel) - (tissue + np.array(colors[2])) / 2).max() <= 3
+
+
+def test_rectangles_that_overlap_are_averaged_and_borders_cut(slide: Slide) -> None:
+    boxes = [[0, 0, 40, 40], [0, 20, 40, 40], [170, 130, 40, 40], [100, 0, 40, 40]]
+    found = heat_map(slide, boxes, [2.0, 4.0, 7.0, np.nan])
+    values, mpp = found.values[..., 0], found.spacing[0]
+    assert values[5, int(10 / mpp)] == 2 and values[5, int(30 / mpp)] == 3 and values[5, int(50 / mpp)] == 4
+    assert values[-1, -1] == 7 and np.isnan(values[int(120 / mpp), 3])
+    assert np.nanmax(values) == 7 and not np.isinf(values).any()
+    assert max(heat_map(slide, [[0, 0, 0.1, 0.1]], [1.0]).values.shape) <= 2048
+    with pytest.raises(UserError, match="3 rectangles"):
+        heat_map(slide, BOXES, [1.0, 2.0])
+
+
+def test_colors_and_maps_without_values(slide: Slide, tmp_path: Path) -> None:
+    tiff, _ = write_heat_map(tmp_path / "colors", slide, BOXES, np.eye(3))
+    assert [at(open_slide(tiff), 0, top + 20, left + 20) for top, left, *_ in BOXES] == (255 * np.eye(3)).tolist()
+    tiff, png = write_heat_map(tmp_path / "empty", slide, np.zeros((0, 4)), [])
+    assert (open_slide(tiff).read(0, (0, 0, 5, 5)) == 255).all() and png.exists()
+
+
+def test_densities_are_counts_by_area(tmp_path: Path) -> None:
+    """A slide of two by three squares of 250 µm; the last two have no tissue, and one of them has a point."""
+    slide = open_slide(write_levels(tmp_path / "b.tiff", paint((125, 188), 4.0, [], (0, 0, 500, 500)), 4.0))
+    points = [(10, 20), (240, 249), (30, 260), (400, 700), (499, 751)]
+    tiff, _ = write_density(tmp_path / "density", slide, points, lambda boxes: (boxes[:, 1] < 400).astype(float))
+    found, colors = open_slide(tiff), (matplotlib.colormaps["viridis"](np.linspace(0, 1, 3))[:, :3] * 255).round()
+    shown = [[at(found, 0, y, x) for x in (125, 375, 625)] for y in (125, 375)]
+    expected = [[colors[2], colors[1], [255] * 3], [colors[0], colors[0], colors[2]]]
+    assert shown == [[list(map(int, color)) for color in row] for row in expected]
+    with tifffile.TiffFile(tiff) as file:
+        assert "from 0 to 31.9" in file.ome_metadata  # two in 250 x 250.7 µm
+
+
+def test_principal_colors_follow_the_features() -> None:
+    rng = np.random.default_rng(0)
+    place = rng.uniform(-1, 1, (500, 3)) * (9, 4, 1)
+    axes = np.linalg.qr(rng.normal(size=(16, 3)))[0]
+    colors = principal_colors((place @ axes.T + rng.normal(size=16)).astype(np.float16))
+    assert colors.shape == (500, 3) and colors.min() == 0 and colors.max() == 1
+    inner = (colors > 0) & (colors < 1)
+    for axis in range(3):
+        both = np.corrcoef(place[inner[:, axis], axis], colors[inner[:, axis], axis])
+        assert abs(both[0, 1]) > 0.98
+    assert (principal_colors(np.zeros((1, 4))) == 0.5).all()
+    assert np.isfinite(principal_colors(np.full((9, 2), np.nan))).all()
+
+
+def test_lengths_of_scale_bars() -> None:
+    assert [nice_length(most) for most in (1, 9.9, 10, 49.9, 2000, 0.3)] == [1, 5, 10, 20, 2000, 0.2]

@@ -1,0 +1,192 @@
+"""Predictions on slides: every object once, at its place in µm, whatever level was read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from disks import Disk, disk_detector, paint, write_levels
+from PIL import Image
+
+from densepath.annotations.coco import open_split
+from densepath.annotations.coco_writing import write_coco
+from densepath.core.errors import UserError
+from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
+from densepath.transfer.detection.detect import training_mpp
+from densepath.transfer.predict import predict
+
+DISKS = [
+    Disk(60, 58, 9.3),
+    Disk(61.7, 97.2, 12),
+    Disk(116.3, 78.1, 10.6),
+    Disk(86.2, 138.9, 6.1),
+    Disk(138, 140.4, 14),
+    Disk(201.3, 222.4, 17.7),
+]
+TISSUE = (20.0, 20.0, 240.0, 220.0)
+
+
+def write_slide(path: Path, mpp: float, factors: tuple[int, ...] = (1, 4)) -> Path:
+    size = round(280 / mpp), round(260 / mpp)
+    return write_levels(path, paint(size, mpp, DISKS, TISSUE), mpp, factors)
+
+
+def damage_tile(path: Path, index: int) -> None:
+    """Overwrite a tile of level 0."""
+    with tifffile.TiffFile(path) as tiff:
+        start, count = tiff.pages[0].dataoffsets[index], tiff.pages[0].databytecounts[index]
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"x" * count)
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """``predict`` with the detector of disks."""
+    (tmp_path / "detector.safetensors").write_bytes(b"")
+
+    def run(data: Path, out: Path, known: float | None = None, **options: Any) -> Any:
+        monkeypatch.setattr("densepath.transfer.predict.load_detector", lambda path: disk_detector(known))
+        return predict(tmp_path / "detector.safetensors", data=data, out=out, devices="cpu", **options)
+
+    return run
+
+
+def rows_of(out: Any) -> list[dict[str, str]]:
+    with (out / "objects.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.93])
+@pytest.mark.parametrize("level_0", [0.25, 0.23])
+def test_objects_return_to_their_place_in_um(search: Any, tmp_path: Path, level_0: float, mpp: float) -> None:
+    """The same disks on two scanners, seen at two resolutions: a level of four pixels is used, or is too coarse."""
+    slide = write_slide(tmp_path / "slides" / "a.tiff", level_0)
+    out = search(slide, tmp_path / "out", mpp=mpp)
+    found = sorted(rows_of(out), key=lambda row: float(row["centroid_x_um"]))
+    truth = sorted(DISKS, key=lambda disk: disk.x)
+    assert len(found) == len(truth)
+    for row, disk in zip(found, truth, strict=True):
+        place = float(row["centroid_y_um"]), float(row["centroid_x_um"])
+        assert place == pytest.approx((disk.y, disk.x), abs=0.2)
+        assert float(row["area_um2"]) == pytest.approx(np.pi * disk.radius**2, rel=0.06)
+        assert float(row["centroid_x"]) * level_0 == pytest.approx(place[1])
+        assert float(row["area"]) * level_0**2 == pytest.approx(float(row["area_um2"]))
+    features = json.loads((out / "geojson" / "a.geojson").read_text())["features"]
+    assert {feature["properties"]["objectType"] for feature in features} == {"detection"}
+    for feature, row in zip(features, rows_of(out), strict=True):
+        assert feature["properties"]["classification"]["name"] == "disk"
+        assert feature["properties"]["measurements"]["score"] == float(row["score"])
+        (ring,) = feature["geometry"]["coordinates"]
+        x, y = np.array(ring).T
+        area = abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
+        assert area == pytest.approx(float(row["area"]), rel=0.05)
+        assert ring[0] == ring[-1]
+        middle = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
+        assert middle == pytest.approx((float(row["centroid_x"]), float(row["centroid_y"])), abs=0.4 / level_0)
+
+
+def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Path) -> None:
+    """Damage costs windows, other files and slides without µm or tissue cost a line; all of it stays resumable."""
+    data, out = tmp_path / "slides", tmp_path / "out"
+    write_slide(data / "good.tiff", 0.5)
+    write_slide(data / "sub" / "good.tiff", 0.5)
+    damage_tile(write_slide(data / "damaged.tiff", 0.5, (1,)), 9 * 3 + 2)
+    write_levels(data / "blank.tiff", paint((400, 400), 0.5, [], (0, 0, 0, 0)), 0.5, (1, 2))
+    tifffile.imwrite(data / "no_um.tiff", paint((256, 256), 0.5, [], TISSUE), tile=(64, 64), compression="zlib")
+    tifffile.imwrite(data / "label.tiff", np.zeros((50, 60, 3), np.uint8), photometric="rgb")
+    (data / "empty.svs").write_bytes(b"")
+    Image.new("RGB", (40, 40)).save(data / "thumbnail.png")
+    found = search(data, out, known=0.5, pictures="all")
+    assert (found["slides"], found["damaged"]) == (7, 3)
+    table = {row["slide"]: row for row in csv.DictReader((out / "slides.csv").open())}
+    assert [name for name, row in table.items() if row["windows"]] == ["blank", "damaged", "good", "sub/good"]
+    assert "no µm per pixel" in table["no_um"]["problem"] and "empty" in table["empty"]["problem"]
+    assert "not a slide" in table["label"]["problem"]
+    assert (table["blank"]["objects"], table["blank"]["windows"]) == ("0", "0")
+    assert int(table["damaged"]["damaged"]) >= 1 and "cannot be read, the first at x" in table["damaged"]["problem"]
+    rows = {name: [row for row in rows_of(out) if row["image"] == name] for name in table}
+    assert len(rows["good"]) == len(rows["sub/good"]) == len(DISKS) == int(table["good"]["objects"])
+    assert 0 < len(rows["damaged"]) <= len(DISKS)  # the windows without damage
+    for name in ("good", "sub/good", "damaged", "blank"):
+        features = json.loads((out / "geojson" / f"{name}.geojson").read_text())["features"]
+        assert len(features) == len(rows[name])
+        slide, heat = open_slide(data / f"{name}.tiff"), open_slide(out / "heat_maps" / f"{name}.tif")
+        extents = [[side * mpp for side, mpp in zip(each.size, each.mpp, strict=True)] for each in (slide, heat)]
+        assert extents[1] == pytest.approx(extents[0], abs=2 * max(heat.mpp))
+        with Image.open(out / "pictures" / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    before = {path: path.stat().st_mtime_ns for path in (out / "geojson").rglob("*.geojson")}
+    (out / "records" / "good.json").unlink()
+    again = search(data, out, known=0.5, pictures="all")
+    changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert changed == [out / "geojson" / "good.geojson"] and dict(again) == dict(found)
+    assert not list(out.rglob("*.part"))
+    with pytest.raises(UserError, match="other values of mpp"):
+        search(data, out, known=0.5, pictures="all", mpp=0.7)
+
+
+def test_options_that_do_not_fit(search: Any, tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "a.tiff", 0.5)
+    for options, why in (
+        ({}, "give them with --mpp"),
+        ({"mpp": -1.0}, "mpp is -1.0"),
+        ({"mpp": 0.5, "window": 0}, "--window"),
+        ({"mpp": 0.5, "spacing": 0.5}, "spacing: only for images"),
+        ({"mpp": 0.5, "shard": "3/2"}, "shard is"),
+        ({"mpp": 0.5, "default_mpp": -1.0}, "default_mpp is"),
+    ):
+        with pytest.raises(UserError, match=why):
+            search(slide, tmp_path / "out", **options)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for name in ("mpp_table", "default_mpp", "shard"):
+        with pytest.raises(UserError, match=f"{name}: only for slides"):
+            search(tmp_path / "a.png", tmp_path / "out", **{name: "1/2"})
+    tifffile.imwrite(tmp_path / "plain.tiff", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    with pytest.raises(UserError, match="none of 1 slides can be read"):
+        search(tmp_path / "plain.tiff", tmp_path / "out", mpp=0.5)
+
+
+def test_tiles_say_where_to_search(search: Any, tmp_path: Path) -> None:
+    """Only windows that touch a tile; the µm per pixel are those with which the slide was tiled."""
+    slide = write_slide(tmp_path / "slides" / "a.tiff", 0.25)
+    size = open_slide(slide).size
+    corners = np.array([[260, 200], [324, 200]])  # x, y in level 0 of what is said to have 0.5 µm/px
+    tiling = SlideTiling("a", str(slide), corners, 0.5, 64, (0.5, 0.5), size)
+    folder = tmp_path / "T" / tiling_folder(0.5, 64, 0)
+    write_tiling(tiling_path(folder, "a"), tiling)
+    (tmp_path / "T" / "config.yaml").write_text("# densepath 0\n")
+    (tmp_path / "T" / "slides.csv").write_text(f"slide,path,tiles\na,{slide},2\n")
+    out = search(tmp_path / "T", tmp_path / "out", mpp=1.0)
+    (row,) = csv.DictReader((out / "slides.csv").open())
+    assert 0 < int(row["windows"]) < int(row["windows"]) + int(row["skipped"])
+    found = np.array([[float(each["centroid_y"]) * 0.25, float(each["centroid_x"]) * 0.25] for each in rows_of(out)])
+    near = np.array([[disk.y, disk.x] for disk in DISKS[:2]])
+    assert len(found) == 2
+    assert all(np.hypot(*(near - place).T).min() < 0.3 for place in found)
+    assert float(rows_of(out)[0]["centroid_x_um"]) == pytest.approx(2 * found[0, 1])
+
+
+def test_a_detector_records_the_um_per_pixel_of_its_images(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40), np.int32)
+    labels[10:20, 10:20] = 1
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    write_coco(tmp_path / "data", {"train": [(f"{k}", pixels, labels) for k in range(3)], "test": []})
+    known = open_split(tmp_path / "data", "train")
+    assert training_mpp(known) is None
+    for path, um in zip(sorted((tmp_path / "data" / "train").glob("*.png")), (0.5, 0.5, 0.51), strict=True):
+        tifffile.imwrite(path.with_suffix(".tif"), pixels, resolution=(1e4 / um,) * 2, resolutionunit="CENTIMETER")
+    truth = json.loads((tmp_path / "data" / "annotations" / "train.json").read_text())
+    for image in truth["images"]:
+        image["file_name"] = str(Path(image["file_name"]).with_suffix(".tif"))
+    (tmp_path / "data" / "annotations" / "train.json").write_text(json.dumps(truth))
+    assert training_mpp(open_split(tmp_path / "data", "train")) == pytest.approx(0.5)
+    truth["images"][0]["mpp"] = 0.8
+    (tmp_path / "data" / "annotations" / "train.json").write_text(json.dumps(truth))
+    assert training_mpp(open_split(tmp_path / "data", "train")) is None
