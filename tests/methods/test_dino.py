@@ -60,6 +60,27 @@ def test_loss_is_that_of_lightly(make, images, backbone, pool):
     torch.testing.assert_close(losses.statistics["feature_std"], deviation)
 
 
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_an_early_head_sees_the_tokens_before_the_last_block(make, images, pool):
+    method = make(DINO, CLS, early_head=True, pool=pool)
+    batch = views_of(method, images)
+    view = method.crops(batch)[0]
+    model = method.backbone.net.model
+    early = model.norm(model.blocks[:-1](model._pos_embed(model.patch_embed(view.pixels))))
+    early = early[:, 0] if pool == "cls" else early[:, 1:].mean(1)
+    vectors = method.represent(batch, view)
+    torch.testing.assert_close(vectors["early"][0], early)
+    plain = make(DINO, CLS, pool=pool)
+    torch.testing.assert_close(vectors["image"][0], plain.represent(batch, view)["image"][0])
+    losses = method(batch)
+    both = torch.stack([losses.terms["image_loss"], losses.terms["early_loss"]])
+    torch.testing.assert_close(losses.total.detach(), both.mean())
+    losses.total.backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    with pytest.raises(UserError, match="early_head needs a vision transformer"):
+        make(DINO, "test_resnet", early_head=True)
+
+
 def test_without_local_crops_two_pairs_are_left(make, images):
     method = make(DINO, PLAIN, local_crops=0)
     views = {name: view for name, view in method.views().items() if name not in method.unused_views}

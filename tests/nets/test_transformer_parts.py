@@ -10,6 +10,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
+    choose_attention,
     embed_patches,
     encode,
     fix_positions,
@@ -80,7 +81,7 @@ def test_other_networks_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_on_a_cpu_trains_without_fused_attention(autocast):
+def test_half_precision_on_a_cpu_trains_without_fused_attention(autocast: bool) -> None:
     """Its backward pass is slow there; the results are the same."""
     model = build_backbone("test_vit").net.model
     tokens = torch.randn(2, 5, model.embed_dim)
