@@ -13,7 +13,8 @@ from method_checks import check
 from densepath.core.distillation import Distillation
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
-from densepath.methods import DINO
+from densepath.core.regions import global_pool
+from densepath.methods import DINO, DINOIMix
 from densepath.nets.backbones import build_backbone
 from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
@@ -79,6 +80,32 @@ def test_an_early_head_sees_the_tokens_before_the_last_block(make, images, pool)
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
     with pytest.raises(UserError, match="early_head needs a vision transformer"):
         make(DINO, "test_resnet", early_head=True)
+
+
+def test_mixtures_predict_mixtures(make, images):
+    """i-mix, with a loop."""
+    method = make(DINOIMix, PLAIN).double()
+    made = views_of(method, images)
+    batch = replace(made, views={name: View(v.pixels.double(), v.map) for name, v in made.views.items()})
+    crops = [view.double() for v in method.crops(batch) for view in v.pixels.split(len(batch))]
+    partners, shares = method.mixture(batch, len(crops))
+    assert (shares >= 0.5).all() and (shares <= 1).all() and shares.unique().numel() == shares.numel()
+    assert all(sorted(row) == [0, 1, 2, 3] for row in partners.tolist())
+    assert (partners != torch.arange(4)).all()
+    taught = [method.teacher_heads.network["image"](global_pool(method.teacher(crop)[4])) for crop in crops[:2]]
+    expected = []
+    for v, crop in enumerate(crops):
+        for image in range(4):
+            own, other = float(shares[v, image]), int(partners[v, image])
+            mixed = own * crop[image] + (1 - own) * crop[other]
+            student = method.heads["image"](global_pool(method.backbone(mixed[None])[4]))[0] / 0.1
+            for q in range(2):
+                p = (taught[q] / 0.04).softmax(1)
+                target = own * p[image] + (1 - own) * p[other]
+                expected += [-(target * student.log_softmax(0)).sum()] * (q != v)
+    torch.testing.assert_close(method(batch).total, torch.stack(expected).mean(), rtol=1e-5, atol=1e-7)
+    with pytest.raises(UserError, match="two or more for each process"):
+        check(method, SIZE, 2, processes=2)
 
 
 def test_without_local_crops_two_pairs_are_left(make, images):

@@ -31,8 +31,9 @@ ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
 TAUGHT = ["beit_v2", "eva", "vq_kd"]
 DISTILLED = ["cellback", "dino", "dirl"]
 DEEPER = ["dino_13", "dino_13_two_heads"]
+COMPARED = ["dino_imix"]
 NAMES = sorted(
-    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DEEPER]
+    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DEEPER, *COMPARED]
     + [f"{name}_small" for name in PAPER + OWN + MASKED + TAUGHT + DISTILLED]
 )
 
@@ -106,7 +107,7 @@ def test_the_papers_recipes_hold_its_constants(name):
         assert method["concepts"] == "saliency"
 
 
-@pytest.mark.parametrize("name", DISTILLED + DEEPER)
+@pytest.mark.parametrize("name", DISTILLED + DEEPER + COMPARED)
 def test_the_recipes_of_dirl_hold_its_constants_and_dinos(name):
     options = resolved(name)
     if name in DEEPER:

@@ -182,7 +182,7 @@ class DINO(Method):
             taught = self.represent(batch, sizes[0], teacher=True)
         if self.depth is not None:
             choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
-        learned = [self.represent(batch, crops) for crops in self.dropping(batch, sizes)]
+        learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
         terms = {}
         statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
         total = torch.zeros((), device=sizes[0].pixels.device)
@@ -247,7 +247,16 @@ class DINO(Method):
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
         rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
+        rows, weights = self.pairs(batch, rows, weights)
         return loss(head.embed(students), head.prototypes(), targets, rows, weights), statistics
+
+    def seen(self, batch: Batch, sizes: list[View]) -> list[View]:
+        """The crops of each size as the student sees them."""
+        return sizes
+
+    def pairs(self, batch: Batch, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of :func:`view_pairs`, as they count in the loss."""
+        return rows, weights
 
     def temperature(self, epoch: float) -> float:
         """The teacher's temperature: constant in each epoch of its linear warm-up."""
