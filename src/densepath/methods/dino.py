@@ -267,6 +267,7 @@ class DINO(Method):
         """A line for each vector whose teacher gives all images the same distribution."""
         lines = []
         for name, loss in self.losses.items():
+            assert isinstance(loss, Distillation)
             entropy, divergence = row.get(f"{name}_entropy", 0.0), row.get(f"{name}_kl_uniform", 0.0)
             if (1 - entropy - divergence) * math.log(len(loss.center)) < _TOLD:
                 how = "uniform" if entropy > divergence else "constant"
