@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, first_few
+from densepath.core.files import remove_abandoned
 from densepath.core.shared_work import Shard, claimed
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
@@ -233,6 +234,7 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
     batches = batches_of(range(len(tiling)), work.options.batch_size)
     notes = {**work.notes, "slide": slide.identity(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     damaged: list[str] = []
+    remove_abandoned(path)
     with FeatureWriter(path, tiling, work.overlap, work.encoder.dim, work.options.dtype, notes) as file:
         half = work.options.hardware.precision == "bf16-mixed"
         tiles = _Tiles(slide, work.size, work.encoder.spec.channels)

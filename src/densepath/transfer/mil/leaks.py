@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from densepath.core.errors import UserError, refuse
+from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
 from densepath.transfer.mil.splits import Split
-
-_HOME = "densepath.nets.weights.pixels"
 
 
 def pretraining_slides(notes: Mapping[str, Any]) -> set[str] | None:
     """The slides that the features' backbone was pre-trained on; None if that is unknown.
 
     Args:
-        notes: those of a file of features: ``pretraining_slides``, or ``weights``, whose metadata name them.
+        notes: those of a file of features: ``pretraining_slides``, or else ``weights``, which record them.
     """
-    listed = notes.get("pretraining_slides")
-    weights = notes.get("weights")
-    read = getattr(import_module(_HOME), "slides_of_weights", None)
-    if listed is None and read is not None and weights and Path(str(weights)).exists():
+    listed, weights = notes.get("pretraining_slides"), str(notes.get("weights", ""))
+    if weights == "random":
+        return set()
+    if listed is None and weights:
         try:
-            listed = read(weights)
-        except UserError:  # the weights were replaced by something else
-            listed = None
-    return None if listed is None else {_key(name) for name in listed}
+            listed = slides_of_weights(weights)
+        except UserError:  # it is no file of weights any more
+            return None
+    return None if listed is None else {_key(str(name)) for name in listed}
 
 
 def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[str]) -> None:
@@ -55,4 +52,4 @@ def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[st
 
 
 def _key(name: str) -> str:
-    return slide_name(str(name)).rpartition("/")[2]
+    return slide_name(name).rpartition("/")[2]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densepath.core.errors import UserError, first_few
-from densepath.core.files import atomic_write
+from densepath.core.files import atomic_write, remove_abandoned
 from densepath.core.locks import shared_work
 from densepath.core.shared_work import LOCKS, Shard, claimed
 from densepath.core.spacing import evenly_spaced
@@ -152,6 +152,8 @@ def _predict_slide(
     kept = [window for window, own in zip(windows, share(_boxes(windows, grid)), strict=True) if own > 0]
     damaged: list[tuple[Window, CorruptImage]] = []
     geojson, table = out / "geojson" / f"{name}.geojson", _table(out, name)
+    for path in (geojson, table):
+        remove_abandoned(path)
     with ObjectFiles(name, detector.classes, grid, geojson, table) as files:
         found = detector.find(level, kept, side, search.score, search.precision, damaged)
         for each in merged(with_progress(found, len(kept), f"windows of {name}"), level.size):
