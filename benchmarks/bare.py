@@ -23,6 +23,7 @@ from densepath.methods import (
     ConCL,
     ConvMIM,
     DenseCL,
+    DINOIMix,
     DiRL,
     Method,
     MoCoV1,
@@ -184,6 +185,7 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     VQKD: _vq_kd,
     BEiTv2: _beit_v2,
     DINO: _dino,
+    DINOIMix: _dino,
     Cellback: _dino,
     DiRL: _dino,
 }

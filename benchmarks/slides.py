@@ -33,6 +33,7 @@ from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.synthetic.slide import write_slide
 from densepath.views.augment import Augment
+from densepath.views.declarations import RandomView
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -165,6 +166,7 @@ def training(path: Path, size: int, mpp: float, repeats: int) -> dict[str, Any]:
         store = open_store(write_store(Path(folder, "s.safetensors"), pixels, AllNames(slides), slides.spec))
         network: Any = timm.create_model("regnetx_002", num_classes=0)
         maker = ViewMaker({name: Augment().random_view() for name in "ab"}, _VIEW, 0, slides.spec)
+        crops = ViewMaker({name: RandomView() for name in "ab"}, _VIEW, 0, slides.spec)
         optimizer = torch.optim.SGD(network.parameters(), 0.01)
 
         def step(batch: Batch) -> None:
@@ -173,12 +175,14 @@ def training(path: Path, size: int, mpp: float, repeats: int) -> dict[str, Any]:
             network(pixels).square().mean().backward()
             optimizer.step()
 
-        def run(source: PixelSource, act: Callable[[Batch], Any]) -> Case:
+        def run(source: PixelSource, act: Callable[[Batch], Any], maker: ViewMaker = maker) -> Case:
             count = min(_BATCH, len(source))
             batches = ImageBatches(source, batch_size=count, seed=0, max_steps=_STEPS)
             return lambda: [act(maker(batch)) for batch in batches]
 
         cases = {
+            "slide, crops": run(slides, lambda batch: None, crops),
+            "packed, crops": run(store, lambda batch: None, crops),
             "slide, loader": run(slides, lambda batch: None),
             "packed, loader": run(store, lambda batch: None),
             "slide, steps": run(slides, step),

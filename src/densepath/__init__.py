@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
+    from densepath.analysis.show_cells import show_cells as show_cells
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
     from densepath.annotations.cells.find import cells as cells
@@ -81,6 +82,7 @@ _HOME = {
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
+    "show_cells": "densepath.analysis.show_cells",
     "show_concepts": "densepath.analysis.show",
     "show_curves": "densepath.analysis.curves",
     "show_detections": "densepath.analysis.show_detections",

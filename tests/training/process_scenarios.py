@@ -223,7 +223,7 @@ def slides(folder):
     def run(out, disturb=lambda: None):
         disturb()
         options = {"mpp": 1.0, "tile_size": 48, "shuffle": "block", "fraction": 0.9, "workers": 1}
-        run_method(folder, "concl", out, data=folder / "slides", **options)
+        run_method(folder, "moco_v2", out, data=folder / "slides", **options)
 
     disturbances = [
         lambda: in_writing("slides.csv", "write"),

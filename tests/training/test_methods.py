@@ -25,7 +25,7 @@ TEACHER = {"teacher": "test_vit", "teacher_weights": "random"}
 GIVEN = {"supervised": {"labels": "labels.csv"}, "eva": TEACHER, "vq_kd": TEACHER}
 GIVEN["beit_v2"] = {"tokenizer": "tokenizer.safetensors"}
 GIVEN |= {"cellback": {"cells": "cells"}, "dirl": {"regions": "maps"}}
-BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2", "dino", "dirl"), "test_vit")
+BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2", "dino", "dino_imix", "dirl"), "test_vit")
 
 
 def write_regions(folder, tiles):

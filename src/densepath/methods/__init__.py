@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from densepath.methods.conv_mim import ConvMIM as ConvMIM
     from densepath.methods.densecl import DenseCL as DenseCL
     from densepath.methods.dino import DINO as DINO
+    from densepath.methods.dino_imix import DINOIMix as DINOIMix
     from densepath.methods.dirl import DiRL as DiRL
     from densepath.methods.eva import EVA as EVA
     from densepath.methods.mae import MAE as MAE
@@ -44,6 +45,7 @@ _CLASSES = {
     "vq_kd": "VQKD",
     "beit_v2": "BEiTv2",
     "dino": "DINO",
+    "dino_imix": "DINOIMix",
     "cellback": "Cellback",
     "dirl": "DiRL",
 }

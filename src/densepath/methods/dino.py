@@ -24,8 +24,8 @@ from densepath.nets.backbones.transformer_parts import (
     add_positions,
     choose_attention,
     embed_patches,
-    encode,
     require_transformer,
+    run_blocks,
 )
 from densepath.nets.heads import PrototypeHead
 from densepath.nets.stochastic_depth import StochasticDepth
@@ -91,6 +91,8 @@ class DINO(Method):
         local_size: their size relative to that of the views.
         drop_path: probability of dropping a residual branch of the last block of a student that is a transformer.
         pool: a crop's vector: the "mean" of its positions, or the class token ("cls"), as in the paper.
+        early_head: whether the vector before the last block of a transformer has a second head, and L is the mean of
+            both losses (Baseline-13* of DiRL, Table 6).
 
     Source: Caron et al., ICCV 2021, arXiv 2104.14294.
     """
@@ -115,6 +117,7 @@ class DINO(Method):
         local_size: float = _LOCAL,
         drop_path: float = 0.1,
         pool: Literal["mean", "cls"] = "mean",
+        early_head: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
@@ -126,6 +129,8 @@ class DINO(Method):
         if pool not in ("mean", "cls"):
             raise UserError(f"unknown pool {pool!r}; there are: mean, cls")
         model = getattr(backbone.net, "model", None)
+        if early_head:
+            require_transformer(backbone, "early_head")
         if pool == "cls" and require_transformer(backbone, "pool cls").cls_token is None:
             raise UserError(f"{backbone.name} has no class token; use --method.pool mean")
         self.depth = StochasticDepth(model, drop_path) if hasattr(model, "blocks") else None
@@ -133,8 +138,9 @@ class DINO(Method):
         self.teacher = Momentum(self.backbone)
         self.head_widths, self.fixed_lengths = (hidden_dim, dim), fixed_lengths
         self.loss_options = (student_temperature, center_momentum)
-        self.make_heads({"image": prototypes})
-        self.weights = {"image": 1.0}
+        names = ("image", *("early",) * early_head)
+        self.make_heads(dict.fromkeys(names, prototypes))
+        self.weights = dict.fromkeys(names, 1 / len(names))
         self.temperatures = (teacher_temperature_start, teacher_temperature, teacher_temperature_epochs)
         self.momentum = momentum
         self.pool = pool
@@ -174,9 +180,9 @@ class DINO(Method):
         sizes = self.crops(batch)
         with torch.no_grad():
             taught = self.represent(batch, sizes[0], teacher=True)
-        if hasattr(model := getattr(self.backbone.net, "model", None), "blocks"):
-            choose_attention(model, sizes[0].pixels.device)
-        learned = [self.represent(batch, crops) for crops in self.dropping(batch, sizes)]
+        if self.depth is not None:
+            choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
+        learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
         terms = {}
         statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
         total = torch.zeros((), device=sizes[0].pixels.device)
@@ -210,10 +216,16 @@ class DINO(Method):
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         """The vectors of crops of one size by the student or the teacher."""
         backbone: Backbone = self.teacher.network if teacher else self.backbone
-        if self.pool == "cls":
-            model = backbone.net.model
-            return {"image": (encode(model, add_positions(model, embed_patches(model, crops.pixels)))[:, 0], None)}
-        return {"image": (global_pool(backbone(crops.pixels)[backbone.deepest]), None)}
+        if self.pool == "mean" and "early" not in self.weights:
+            return {"image": (global_pool(backbone(crops.pixels)[backbone.deepest]), None)}
+        model = backbone.net.model
+        early = run_blocks(model, add_positions(model, embed_patches(model, crops.pixels)), 0, -1)
+        tokens = {"early": early, "image": run_blocks(model, early, -1)}
+        prefix = model.num_prefix_tokens
+        return {
+            name: (x[:, 0] if self.pool == "cls" else x[:, prefix:].mean(1), None)
+            for name, x in ((name, model.norm(tokens[name])) for name in self.weights)
+        }
 
     def distill(
         self, batch: Batch, name: str, taught: tuple[Tensor, Tensor | None], learned: list[tuple[Tensor, Tensor | None]]
@@ -235,7 +247,16 @@ class DINO(Method):
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
         rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
+        rows, weights = self.pairs(batch, rows, weights)
         return loss(head.embed(students), head.prototypes(), targets, rows, weights), statistics
+
+    def seen(self, batch: Batch, sizes: list[View]) -> list[View]:
+        """The crops of each size as the student sees them."""
+        return sizes
+
+    def pairs(self, batch: Batch, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of :func:`view_pairs`, as they count in the loss."""
+        return rows, weights
 
     def temperature(self, epoch: float) -> float:
         """The teacher's temperature: constant in each epoch of its linear warm-up."""
@@ -246,6 +267,7 @@ class DINO(Method):
         """A line for each vector whose teacher gives all images the same distribution."""
         lines = []
         for name, loss in self.losses.items():
+            assert isinstance(loss, Distillation)
             entropy, divergence = row.get(f"{name}_entropy", 0.0), row.get(f"{name}_kl_uniform", 0.0)
             if (1 - entropy - divergence) * math.log(len(loss.center)) < _TOLD:
                 how = "uniform" if entropy > divergence else "constant"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densepath.nets.backbones.transformer_parts import choose_attention
+
 
 class Disentangle(nn.Module):
     """A pre-norm transformer block whose attention is masked, in two passes.
@@ -41,6 +43,7 @@ class Disentangle(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """T_self and T_cross, each (N, n, dim), of tokens (N, n, dim) with the regions (N, n) int64."""
+        choose_attention(self.blocks, tokens.device)
         masks = attention_masks(labels)
         if len(self.blocks) == 1:
             both = self.norms[0](self.blocks[0](tokens.repeat(2, 1, 1), attn_mask=torch.cat(masks).unsqueeze(1)))

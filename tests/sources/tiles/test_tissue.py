@@ -75,6 +75,15 @@ def test_marks_of_a_pen_are_not_tissue(ink: str, painted: tuple[Pixels, Mask]) -
     assert (kept & stroke & truth).sum() >= (0.95 if ink != "black" else 0) * (stroke & truth).sum()
 
 
+@pytest.mark.parametrize("color", [(0.5, 0.75, 1.0), (1.0, 0.6, 0.3), (0.1, 1.0, 0.95), (1.0, 0.6, 0.7)])
+def test_other_stains_are_tissue(color: tuple[float, ...], painted: tuple[Pixels, Mask]) -> None:
+    """DAB, aniline blue of a trichrome stain, blood, light green: of some of them, ink has the same color."""
+    pixels, truth = painted
+    density = np.log(246 / (pixels[..., 1].astype(float) + 1))[..., None].clip(0)
+    stained = (246 * np.exp(-density * 1.5 * np.array(color))).round().clip(0, 255).astype(np.uint8)
+    assert _iou(tissue_mask(stained, _MPP), truth) > 0.93
+
+
 def test_borders_padding_shadows_and_dust_are_not_tissue(painted: tuple[Pixels, Mask]) -> None:
     pixels, truth = painted
     rng = np.random.default_rng(0)

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from densepath.core.errors import UserError
+from densepath.nets.weights.trained_on import slide_notes
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
 from densepath.transfer.mil.splits import Split, check_splits, make_splits, read_splits, write_splits
@@ -152,4 +155,13 @@ def test_test_slides_of_pretraining_are_refused() -> None:
     with pytest.raises(UserError, match=f"leak: 1 test slides are slides that .* pre-trained on: {tested}; pre-train"):
         check_pretraining(cohort, splits, seen)
     check_pretraining(cohort, splits, {"other"})
-    assert pretraining_slides({"weights": "random"}) is None
+    assert pretraining_slides({"weights": "random"}) == set()
+    assert pretraining_slides({"weights": "resnet18"}) is None and pretraining_slides({}) is None
+
+
+def test_slides_of_pretraining_are_read_from_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.ones(2)}, path, {**slide_notes(["a/s1.svs", "s2"])})
+    assert pretraining_slides({"weights": str(path)}) == {"s1", "s2"}
+    save_file({"weight": torch.ones(2)}, path)
+    assert pretraining_slides({"weights": str(path)}) is None

@@ -14,7 +14,7 @@ Pixels = npt.NDArray[np.uint8]
 Stain = npt.NDArray[np.float32]
 
 MPP = 0.5  # µm per pixel, at which cells are found
-REACH = 40.0  # µm: what is farther away from a cell does not change it
+REACH = 40.0  # µm: what is farther away from a cell does not change it (a multiple of _COARSE pixels)
 _AS_IS = 0.03  # pixels whose size differs by less from MPP are not resampled
 
 # Fixed on six images of MoNuSeg, see benchmarks/cells.py. Lengths in µm, areas in µm², contrasts in units of Stain's.
@@ -30,7 +30,9 @@ _SCALE = 1.9  # standard deviation of the Laplacian of a Gaussian
 _APART = 1.0  # of two centers that are closer, only one counts
 _RESPONSE = 0.12  # of the Laplacian, normalized by its scale
 _SMALLEST = 9.0  # area of a nucleus
+_SUREST = 0.58  # least mean of the soft mask over a nucleus: fainter regions are cytoplasm
 _TISSUE = 0.12  # mean optical density above which there is tissue
+_INK = 1.6  # times the density of green: hematoxylin absorbs red and green alike, ink red
 _FAINTEST = 0.1  # contrast, in optical density of hematoxylin: less is noise
 _COARSE = 8  # pixels, for the mean of the surroundings
 _BINS = 256
@@ -91,15 +93,12 @@ def find_cells(pixels: Pixels, mpp: float, levels: StainLevels | None = None) ->
     soft, mask = _soft_mask(image, levels)
     distance = ndimage.distance_transform_edt(mask).astype(np.float32) * np.float32(MPP / _RADIUS)
     shape = (1 - _ROUND) * soft + _ROUND * np.minimum(distance, 1)
-    scale = _SCALE / MPP
-    response = -ndimage.gaussian_laplace(shape, scale, mode="reflect") * scale**2
+    response = _laplacian(shape, _SCALE / MPP)
     peaks = (response == ndimage.maximum_filter(response, footprint=_disk(_APART / MPP))) & (response > _RESPONSE)
-    y, x = np.nonzero(peaks & mask)
-    seeds = np.zeros(mask.shape, np.int32)
-    seeds[y, x] = np.arange(1, len(x) + 1)
+    seeds, count = ndimage.label(peaks & mask, np.ones((3, 3)))  # neighbors of equal response are one
     regions = watershed(-response, seeds, mask=mask)
-    points, areas = _centers(regions, soft, len(x))
-    kept = points[areas * MPP**2 >= _SMALLEST]
+    points, areas, means = _centers(regions, soft, count)
+    kept = points[(areas * MPP**2 >= _SMALLEST) & (means >= _SUREST)]
     return (kept * (width / image.shape[1], height / image.shape[0])).astype(np.float32)
 
 
@@ -113,10 +112,12 @@ def at_mpp(pixels: Pixels, mpp: float) -> Pixels:
 
 
 def hematoxylin(pixels: Pixels) -> Stain:
-    """(H, W) the optical density of hematoxylin, not negative."""
-    tables = _tables()
-    stain = tables[0][pixels[..., 0]] + tables[1][pixels[..., 1]] + tables[2][pixels[..., 2]]
-    return np.maximum(stain, 0)
+    """(H, W) the optical density of hematoxylin, not negative; 0 in the blue and green ink that marks margins."""
+    tables, densities = _tables(), _logarithms()
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    stain = tables[0][red] + tables[1][green] + tables[2][blue]
+    ink = densities[red] > _INK * densities[green]
+    return np.where(ink, 0, np.maximum(stain, 0))
 
 
 def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[np.bool_]]:
@@ -137,6 +138,16 @@ def _soft_mask(image: Pixels, levels: StainLevels) -> tuple[Stain, npt.NDArray[n
     return np.clip(excess / _WIDTH + 0.5, 0, 1), mask
 
 
+def _laplacian(shape: Stain, scale: float) -> Stain:
+    """The negative Laplacian of an image at a scale in pixels, normalized by it."""
+    from scipy import ndimage
+
+    smooth = np.pad(ndimage.gaussian_filter(shape, scale) * np.float32(scale**2), 1, mode="symmetric")
+    around = smooth[:-2, 1:-1] + smooth[2:, 1:-1] + smooth[1:-1, :-2] + smooth[1:-1, 2:]
+    found: Stain = 4 * smooth[1:-1, 1:-1] - around
+    return found
+
+
 def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float) -> Stain:
     """The mean stain of the tissue around each pixel."""
     from scipy import ndimage
@@ -148,19 +159,22 @@ def _surroundings(stain: Stain, tissue: npt.NDArray[np.bool_], otherwise: float)
         means = padded.reshape(padded.shape[0] // _COARSE, _COARSE, -1, _COARSE).mean((1, 3))
         sums.append(ndimage.gaussian_filter(means, _AROUND / MPP / _COARSE, mode="constant", truncate=2.0))
     coarse = np.where(sums[1] > 1e-3, sums[0] / np.maximum(sums[1], 1e-3), otherwise).astype(np.float32)
-    wide = Image.fromarray(coarse).resize((coarse.shape[1] * _COARSE, coarse.shape[0] * _COARSE), Image.Resampling.BILINEAR)
+    wide = Image.fromarray(coarse).resize(
+        (coarse.shape[1] * _COARSE, coarse.shape[0] * _COARSE), Image.Resampling.BILINEAR
+    )
     return np.asarray(wide)[:height, :width]
 
 
 def _centers(
     regions: npt.NDArray[np.int32], weights: Stain, count: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The weighted centers (N, 2) x, y of regions 1 to N in pixels, and their areas."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The weighted centers (N, 2) x, y of regions 1 to N in pixels, their areas, and their mean weights."""
     y, x = np.nonzero(regions)
     label, weight = regions[y, x] - 1, weights[y, x] + 1e-6
     total = np.maximum(np.bincount(label, weight, minlength=count), 1e-6)
     centers = [np.bincount(label, weight * (axis + 0.5), minlength=count) / total for axis in (x, y)]
-    return np.stack(centers, axis=1), np.bincount(label, minlength=count)
+    areas = np.bincount(label, minlength=count)
+    return np.stack(centers, axis=1), areas, total / np.maximum(areas, 1)
 
 
 def _density(pixels: Pixels) -> Stain:

@@ -111,8 +111,8 @@ class _Parts:
             return
         found = self._find(pixels)
         points = np.asarray(found.points, np.float64).reshape(-1, 2) * scale + start[::-1]
-        low = np.array([left, top]) - _EDGE
-        inside = ((points >= low) & (points < low + (width + 2 * _EDGE, height + 2 * _EDGE))).all(axis=1)
+        low, high = np.array([left, top]) - _EDGE, np.array([left + width, top + height]) + _EDGE
+        inside = ((points >= low) & (points < high)).all(axis=1)
         names = None if found.classes is None else [found.classes[k] for k in np.flatnonzero(inside)]
         self.found.append(Found(points[inside], names, None if found.scores is None else found.scores[inside]))
         self.numbers.append(np.full(int(inside.sum()), len(self.numbers), np.int64))

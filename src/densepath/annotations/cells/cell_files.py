@@ -20,7 +20,7 @@ CELLS = "cells.csv"
 COLUMNS = ("slide", "path", "mpp", "width", "height", "cells", "classes", "problem")
 MOST_CLASSES = 256
 _FOLDER, _SUFFIX = "cells", ".h5"
-_ONE_CLASS = ("cell",)
+_ONE_CLASS: tuple[str, ...] = ("cell",)
 NO_CLASS = "unclassified"
 
 
@@ -60,17 +60,17 @@ class Cells:
         """
         points = np.asarray(points, np.float32).reshape(-1, 2)
         order = np.lexsort((points[:, 0], points[:, 1]))
-        known, classes = list(_ONE_CLASS), np.zeros(len(points), np.uint8)
+        known, classes = _ONE_CLASS, np.zeros(len(points), np.uint8)
         if names is not None and any(name is not None for name in names):
             given = [
                 "" if name is None else str(name).replace(";", ",") for name in names
             ]  # ; separates them in tables
-            known, numbers = np.unique(np.array(given), return_inverse=True)
-            if len(known) > MOST_CLASSES:
-                raise UserError(f"the cells have {len(known)} classes, and at most {MOST_CLASSES} are possible")
-            known, classes = [name or NO_CLASS for name in known.tolist()], numbers.astype(np.uint8)
+            found, numbers = np.unique(np.array(given), return_inverse=True)
+            if len(found) > MOST_CLASSES:
+                raise UserError(f"the cells have {len(found)} classes, and at most {MOST_CLASSES} are possible")
+            known, classes = tuple(name or NO_CLASS for name in found.tolist()), numbers.astype(np.uint8)
         sorted_scores = None if scores is None else np.asarray(scores, np.float32)[order]
-        return cls(points[order], extent, classes[order], tuple(known), sorted_scores)
+        return cls(points[order], extent, classes[order], known, sorted_scores)
 
 
 def cell_path(folder: str | Path, name: str) -> Path:

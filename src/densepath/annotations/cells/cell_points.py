@@ -123,6 +123,10 @@ class CellPoints:
         out[:, 2] = classes[rows]
         return out
 
+    def name_of(self, path: str) -> str:
+        """The name in ``cells.csv`` of a slide or an image of the source, given its path."""
+        return self._slide_of[path]
+
     def describe(self) -> str:
         """The number of cells, their classes, and how many slides or images have none, in a line."""
         slides = dict.fromkeys(self._names)

@@ -176,7 +176,9 @@ def _given_points(
     if not path.exists():
         raise UserError(f"there is no file or folder {path} of cells; correct --points")
     if not path.name.lower().endswith(ENDINGS[source]):
-        raise UserError(f"{path} is not a file of {source} ({', '.join(ENDINGS[source])}); correct --points or --source")
+        raise UserError(
+            f"{path} is not a file of {source} ({', '.join(ENDINGS[source])}); correct --points or --source"
+        )
     if source == "csv":
         tables = dict(read_tables(path))
         if "" not in tables:
@@ -209,7 +211,7 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
     if failed:
         shown = first_few([one_line(row["slide"]) for row in failed])
         say(f"densepath: {len(failed)} {what} failed and have no cells: {shown}")
-    following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}_pictures"),)
+    following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}.png"),)
     say_end(watch, f"{counts['cells']:,} cells of {counts['slides']:,} {what}{problems}", files, following)
     return Result(job.out, counts, files, following)
 

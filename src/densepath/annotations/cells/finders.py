@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from densepath.annotations.cells import networks
 from densepath.annotations.cells.blobs import MPP, REACH, StainLevels, find_cells
 from densepath.core.errors import UserError
 
@@ -70,6 +71,31 @@ class Blobs:
         return lambda pixels: Found(find_cells(pixels, self.mpp, levels) if levels else np.zeros((0, 2)))
 
 
+@dataclass(frozen=True, eq=False)
+class Nuclei:
+    """A finder of another package, which divides an image into nuclei."""
+
+    segmenter: networks.Segmenter
+
+    @property
+    def mpp(self) -> float:
+        """µm per pixel of the images that it gets."""
+        return self.segmenter.mpp
+
+    @property
+    def reach(self) -> float:
+        """µm; what is farther away from a cell does not change it."""
+        return self.segmenter.reach
+
+    def prepare(self, parts: Sequence[Pixels]) -> Find:
+        """The centers of the nuclei of an image."""
+        return self._find
+
+    def _find(self, pixels: Pixels) -> Found:
+        labels, names = self.segmenter.segment(pixels)
+        return Found(center_points(labels), None if names is None else [names[k] for k in np.unique(labels) if k])
+
+
 @lru_cache(1)
 def build_finder(name: FinderName, weights: str | Path | None = None, mpp: float | None = None) -> Finder:
     """Build a finder; in each process once, because networks are large.
@@ -84,21 +110,13 @@ def build_finder(name: FinderName, weights: str | Path | None = None, mpp: float
     """
     if name == "blobs":
         return Blobs()
-    if name == "cellpose":
-        from densepath.annotations.cells.cellpose import Cellpose
-
-        return Cellpose(weights, mpp)
-    if name == "stardist":
-        from densepath.annotations.cells.stardist import StarDist
-
-        return StarDist(weights, mpp)
-    if name == "hovernet":
-        from densepath.annotations.cells.hovernet import HoVerNet
-
-        return HoVerNet(weights, mpp)
-    from densepath.annotations.cells.histomicstk import HistomicsTK
-
-    return HistomicsTK(mpp)
+    if name == "histomicstk":
+        return Nuclei(networks.histomicstk(mpp))
+    return Nuclei(
+        {"cellpose": networks.cellpose, "stardist": networks.stardist, "hovernet": networks.hovernet}[name](
+            weights, mpp
+        )
+    )
 
 
 def check_finder(name: str, weights: str | Path | None, mpp: float | None) -> None:

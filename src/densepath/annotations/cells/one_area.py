@@ -88,10 +88,7 @@ class Job:
         finder = build_finder(self.source, self.weights, self.model_mpp) if self.points is None else None  # type: ignore[arg-type]
         cells = None
         try:
-            if finder is not None:
-                cells = self._found(name, row, finder)
-            else:
-                cells = self._imported(name, row)
+            cells = self._imported(name, row) if finder is None else self._found(name, row, finder)
         except CorruptImage as error:
             row["problem"] = error.why
         except (UserError, OSError, MemoryError) as error:

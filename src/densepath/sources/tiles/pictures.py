@@ -39,8 +39,8 @@ def draw_tissue(path: Path, tissue: Tissue, tiling: SlideTiling | None) -> None:
             draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=_TILE)
     pixels = np.array(image)
     across, down = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
-    for part, edge in ((pixels[:, 1:], across), (pixels[:, :-1], across), (pixels[1:], down), (pixels[:-1], down)):
-        part[edge] = _OUTLINE
+    for side, edge in ((pixels[:, 1:], across), (pixels[:, :-1], across), (pixels[1:], down), (pixels[:-1], down)):
+        side[edge] = _OUTLINE
     with atomic_write(path) as part:
         Image.fromarray(pixels).save(part, format="PNG", compress_level=1)  # five times as fast
 

@@ -59,7 +59,9 @@ class AttentionFiles:
         if slide is None or spacing is None or tiles.corners is None:
             return
         own = attention[shown if len(attention) > 1 else 0]
-        label = ATTENTION if len(attention) == 1 else f"attention for {self._classes[shown]}"
+        own = own / own.mean()  # 1 is the mean, however many tiles there are
+        label = "attention" if len(attention) == 1 else f"attention for {self._classes[shown]}"
+        label += " (mean 1)"
         um = tiles.boxes_um(spacing)
         draw_safely(lambda: write_heat_map(stem, slide, um, own, label=label)[1])
         draw_safely(lambda: draw_extremes(stem.with_name(f"{stem.name}_tiles.png"), slide, um, own, label))

@@ -199,4 +199,8 @@ class BagTask(Task):
             return torch.stack([model(self._ready(bag.tiles()))[0].float().cpu() for bag in bags.bags])
 
     def _ready(self, tiles: Tensor) -> Tensor:
-        return tiles.to(self.record.device).to(torch.bfloat16 if self.mixed else torch.float32)
+        on_device = tiles.to(self.record.device)
+        if not self.mixed:
+            return on_device.float()
+        # PyTorch's own conversion from float16 takes twice as long on a CPU.
+        return on_device.float().bfloat16() if on_device.device.type == "cpu" else on_device.bfloat16()

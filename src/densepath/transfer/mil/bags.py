@@ -62,7 +62,7 @@ def read_bags(names: Sequence[str], files: Sequence[tuple[Path, ...]]) -> list[B
         for file in own:
             slide = read_slide_features(file)
             first = first or (file, slide)
-            _check_place(file, slide)
+            check_place(file, slide)
             _check_alike(file, slide, *first)
             parts.append(half(slide, file))
         tiles = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -109,7 +109,7 @@ def _check_alike(file: Path, slide: SlideFeatures, other: Path, first: SlideFeat
         )
 
 
-def _check_place(file: Path, slide: SlideFeatures) -> None:
+def check_place(file: Path, slide: SlideFeatures) -> None:
     """Refuse coordinates of another slide: by its name, or because they lie outside of this one."""
     name = str(slide.notes.get("name", "")).rpartition("/")[2]
     if name and slide_name(name) != slide_name(file.name):

@@ -18,16 +18,17 @@ def pretraining_slides(notes: Mapping[str, Any]) -> set[str] | None:
     """The slides that the features' backbone was pre-trained on; None if that is unknown.
 
     Args:
-        notes: those of a file of features: ``pretraining_slides``, or ``weights``, whose metadata name them.
+        notes: those of a file of features: ``pretraining_slides``, or else ``weights``, which record them.
     """
-    listed = notes.get("pretraining_slides")
-    weights = notes.get("weights")
+    listed, weights = notes.get("pretraining_slides"), str(notes.get("weights", ""))
+    if weights == "random":
+        return set()
     if listed is None and weights:
         try:
-            listed = slides_of_weights(str(weights))
-        except UserError:  # the weights were replaced by something else
-            listed = None
-    return None if listed is None else {_key(name) for name in listed}
+            listed = slides_of_weights(weights)
+        except UserError:  # it is no file of weights any more
+            return None
+    return None if listed is None else {_key(str(name)) for name in listed}
 
 
 def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[str]) -> None:
@@ -51,4 +52,4 @@ def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[st
 
 
 def _key(name: str) -> str:
-    return slide_name(str(name)).rpartition("/")[2]
+    return slide_name(name).rpartition("/")[2]

@@ -84,7 +84,7 @@ def _precision_recall(axes: Axes, tested: Outcome, scores: dict[str, Score]) -> 
         curves = []
         for rows in folds:
             true, false = _above(tested.values[rows, number], tested.truth[rows] == number)
-            place = np.searchsorted(true / true[-1], _GRID - 1e-9).clip(max=len(true) - 1)
+            place = np.searchsorted(true / true[-1], np.maximum(_GRID, 2e-9) - 1e-9).clip(max=len(true) - 1)
             curves.append((true / (true + false))[place])
         _mean_line(axes, _GRID, np.stack(curves), _label(name, scores.get(f"ap_{name}"), "AP"))
     axes.set_xlabel("recall")

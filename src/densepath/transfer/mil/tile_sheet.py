@@ -41,7 +41,7 @@ def draw_extremes(path: Path, slide: Slide, boxes: Floats, attention: Floats, la
             left = _GAP + column * (_SIDE + _GAP)
             sheet.paste(_read(slide, boxes[tile]), (left, top + _LINE))
             middle = (left + _SIDE / 2, top + _LINE + _SIDE + _LINE / 2)
-            draw.text(middle, f"{attention[tile]:.2g}", "black", font(12), anchor="mm")
+            draw.text(middle, f"{attention[tile]:.3g}", "black", font(12), anchor="mm")
     with atomic_write(path) as part:
         sheet.save(part, format="PNG")
     return path
@@ -52,7 +52,7 @@ def _read(slide: Slide, box: Floats) -> Image.Image:
     top, left, height, width = map(float, box)
     region = slide.read_um((top, left, height, width), max(height, width) / _SIDE)
     y, x = ((own - origin) / step for own, origin, step in zip((top, left), region.origin, region.spacing, strict=True))
-    inside = (x, y, x + width / region.spacing[1], y + height / region.spacing[0])
-    bounds = (0.0, 0.0, float(region.pixels.shape[1]), float(region.pixels.shape[0]))
-    inner = (*(max(a, b) for a, b in zip(inside[:2], bounds[:2], strict=True)), *map(min, inside[2:], bounds[2:]))
+    right, bottom = x + width / region.spacing[1], y + height / region.spacing[0]
+    most = region.pixels.shape
+    inner = (max(x, 0.0), max(y, 0.0), min(right, float(most[1])), min(bottom, float(most[0])))
     return Image.fromarray(region.pixels).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=inner, reducing_gap=2)

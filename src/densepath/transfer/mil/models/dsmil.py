@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.transfer.mil.models.base import BagModel, Solver, initialize, softmax_over_tiles
@@ -32,7 +33,7 @@ class DSMIL(BagModel):
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
         self.tile_classifier = nn.Linear(dim, outputs)
-        self.query = nn.Sequential(nn.Linear(dim, _QUERY), nn.ReLU(), nn.Linear(_QUERY, _QUERY), nn.Tanh())
+        self.query = nn.Sequential(nn.Linear(dim, _QUERY), nn.ReLU(), nn.Linear(_QUERY, _QUERY))
         self.classifier = nn.Conv1d(outputs, outputs, dim)
         initialize(self, "orthogonal")
 
@@ -46,9 +47,12 @@ class DSMIL(BagModel):
 
     def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bag's outputs (K,), its attention (K, N), and the scores (K,) of the critical tiles."""
-        scores = self.tile_classifier(bag)  # (N, K)
-        critical = scores.argmax(0)
-        queries = self.query(bag)  # (N, 128)
+        with torch.no_grad():  # the gradient of the scores is that of the critical tiles
+            critical = self.tile_classifier(bag).argmax(0)
+        scores = self.tile_classifier(bag[critical]).diagonal()
+        queries = self.query(bag).float().tanh()  # (N, 128); on CPUs tanh is slow in bfloat16
         attention = softmax_over_tiles(queries[critical] @ queries.T / _QUERY**0.5)  # (K, N)
         vectors = attention.to(bag.dtype) @ bag  # (K, D)
-        return self.classifier(vectors[None]).view(-1).float(), attention, scores.gather(0, critical[None])[0].float()
+        # A convolution over whole vectors is a matrix product.
+        output = F.linear(vectors.flatten(), self.classifier.weight.flatten(1), self.classifier.bias)
+        return output.float(), attention, scores.float()

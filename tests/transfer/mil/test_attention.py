@@ -1,0 +1,80 @@
+"""Attention in tables, GeoJSON, heat maps and sheets of tiles."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.sources.slides.open import open_slide
+from densepath.synthetic.slide import write_slide
+from densepath.transfer.embed.slide_features import SlideFeatures
+from densepath.transfer.mil.attention import AttentionFiles, boxes_px
+from densepath.transfer.mil.bags import check_place, extractor_of
+
+NONE = np.zeros((16, 0), np.float32)
+CORNERS = np.stack(np.meshgrid(np.arange(4) * 128, np.arange(4) * 128), -1).reshape(-1, 2).astype(float)
+
+
+def test_the_tile_with_the_highest_attention_is_shown_where_it_is(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slides/sub/a.tif", size=(512, 512), levels=(1, 4))
+    tiles = SlideFeatures("a", NONE, CORNERS, side=128.0)
+    attention = np.stack((np.full(16, 1 / 16), np.eye(16)[6] * 0.5 + 0.5 / 16))  # tile 6: third column, second row
+    AttentionFiles(tmp_path / "out", ["x", "y"], tmp_path / "slides").write("sub/a", tiles, attention, 1)
+    with (tmp_path / "out/sub/a.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[6] == {"tile": "6", "x": "256", "y": "128", "attention_x": "0.0625", "attention_y": "0.53125"}
+    features = json.loads((tmp_path / "out/sub/a.geojson").read_text())["features"]
+    assert features[6]["geometry"]["coordinates"] == [[[256, 128], [384, 128], [384, 256], [256, 256], [256, 128]]]
+    assert features[6]["properties"]["measurements"] == {"attention_x": 0.0625, "attention_y": 0.53125}
+    heat_map = open_slide(tmp_path / "out/sub/a.tif")
+    assert heat_map.spacing is not None and heat_map.size[0] * heat_map.spacing[0] == pytest.approx(256, abs=16)  # µm
+    sheet = np.asarray(Image.open(tmp_path / "out/sub/a_tiles.png").convert("RGB"), float)
+    shown, stored = sheet[24:184, 6:166], open_slide(slide).read(0, (128, 256, 128, 128)).astype(float)
+    np.testing.assert_allclose(shown.mean((0, 1)), stored.mean((0, 1)), atol=2)
+    resized = Image.fromarray(stored.astype(np.uint8)).resize((160, 160), Image.Resampling.BILINEAR)
+    assert np.abs(shown - np.asarray(resized, float)).mean() < 6
+    assert (tmp_path / "out/sub/a.png").exists()
+
+
+def test_micrometres_become_pixels_of_level_0() -> None:
+    tiles = SlideFeatures("a", NONE, CORNERS / 2, unit="um", side=64.0)
+    boxes = boxes_px(tiles, (0.5, 0.5))
+    assert boxes is not None and boxes[6].tolist() == [256, 128, 128, 128]
+    assert boxes_px(tiles, None) is None and boxes_px(SlideFeatures("a", NONE), (1, 1)) is None
+    no_side = boxes_px(SlideFeatures("a", NONE, CORNERS), None)
+    assert no_side is not None and no_side[6].tolist() == [256, 128, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({"name": "other"}, "a.h5 has coordinates of the slide other; make these features again"),
+        (
+            {"level0_width": 300, "level0_height": 900},
+            "has tiles outside of its slide of 300 x 900 pixels: coordinates",
+        ),
+        ({"name": "sub/a.svs", "level0_width": 512, "level0_height": 512}, None),
+    ],
+)
+def test_coordinates_of_another_slide_are_refused(notes: dict[str, object], message: str | None) -> None:
+    tiles = SlideFeatures("a", NONE, CORNERS, side=128.0, notes=notes)
+    if message is None:
+        check_place(Path("a.h5"), tiles)
+        return
+    with pytest.raises(UserError, match=message):
+        check_place(Path("a.h5"), tiles)
+
+
+def test_extractors_are_told_apart() -> None:
+    def made(**notes: object) -> str:
+        return extractor_of(SlideFeatures("a", NONE, notes=notes))
+
+    ours = {"backbone": "vit", "weights_digest": "0123456789abcdef", "stage": 5, "pool": "mean"}
+    assert made(**ours) == "vit 0123456789ab stage 5 mean" and made(**{**ours, "pool": "cls"}) != made(**ours)
+    assert made(extractor="uni") == made(encoder="uni") == "uni" and made() == ""
