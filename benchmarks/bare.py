@@ -13,14 +13,18 @@ from densepath.concepts.kmeans import KMeansConcepts
 from densepath.core.masking import count_visible
 from densepath.methods import (
     BYOL,
+    DINO,
     EVA,
     MAE,
     PCLV2,
     VQKD,
     BEiTv2,
+    Cellback,
     ConCL,
     ConvMIM,
     DenseCL,
+    DINOIMix,
+    DiRL,
     Method,
     MoCoV1,
     MoCoV2,
@@ -155,6 +159,16 @@ def _conv_mim(method: Any, views: Batch) -> None:
     _backward(method, method.decoder(fitting))
 
 
+def _dino(method: Any, views: Batch) -> None:
+    """Crops of each size forward and backward, the global ones forward in the teacher; heads on each vector."""
+    sizes = method.crops(views)
+    with torch.no_grad():
+        for name, (vectors, _) in method.represent(views, sizes[0], teacher=True).items():
+            method.teacher_heads.network[name](vectors)
+    learned = [method.represent(views, crops) for crops in sizes]
+    _backward(method, *(method.heads[name](torch.cat([of[name][0] for of in learned])) for name in method.weights))
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -170,6 +184,10 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     EVA: _eva,
     VQKD: _vq_kd,
     BEiTv2: _beit_v2,
+    DINO: _dino,
+    DINOIMix: _dino,
+    Cellback: _dino,
+    DiRL: _dino,
 }
 
 

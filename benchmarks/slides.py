@@ -18,17 +18,28 @@ from typing import Any
 
 import numpy as np
 import openslide
+import timm
 import torch
 from PIL import Image
 
 from benchmarks.measure import isolated, parser, ratio, report, shown, status_mib, write_json
+from densepath.sources.loader import ImageBatches
+from densepath.sources.packing import open_store, write_store
+from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.synthetic.slide import write_slide
+from densepath.views.augment import Augment
+from densepath.views.declarations import RandomView
+from densepath.views.maker import ViewMaker
+from densepath.views.view import Batch
 
 _TILES = 100  # in each round
 _KEPT = 2**26  # bytes
+_VIEW, _BATCH, _STEPS = 64, 64, 4
 
 Case = Callable[[], Any]
 
@@ -139,6 +150,62 @@ def many(path: str, count: int) -> dict[str, float]:
     return {"tiles": count, "MiB after a tenth": early, "MiB at the end": status_mib("VmRSS")}
 
 
+def tiles_of(path: Path, size: int, mpp: float) -> SlideTiles:
+    """The tiles of a slide in rows, from its corner, without a look at its tissue."""
+    slide = open_slide(path)
+    (height, width), step = slide.size, round(size * mpp / slide.mpp[0])
+    corners = [(x, y) for y in range(0, height - step + 1, step) for x in range(0, width - step + 1, step)]
+    return SlideTiles([SlideTiling(path.stem, str(path), np.array(corners), mpp, size, slide.mpp, slide.size)])
+
+
+def training(path: Path, size: int, mpp: float, repeats: int) -> dict[str, Any]:
+    """Pairs of views of 64 px, and steps of a small network on them, from a slide and from the same tiles packed."""
+    slides = tiles_of(path, size, mpp)
+    with tempfile.TemporaryDirectory() as folder:
+        pixels = (slides.read(k) for k in range(len(slides)))
+        store = open_store(write_store(Path(folder, "s.safetensors"), pixels, AllNames(slides), slides.spec))
+        network: Any = timm.create_model("regnetx_002", num_classes=0)
+        maker = ViewMaker({name: Augment().random_view() for name in "ab"}, _VIEW, 0, slides.spec)
+        crops = ViewMaker({name: RandomView() for name in "ab"}, _VIEW, 0, slides.spec)
+        optimizer = torch.optim.SGD(network.parameters(), 0.01)
+
+        def step(batch: Batch) -> None:
+            pixels = torch.cat([view.pixels for view in batch.views.values()])
+            optimizer.zero_grad()
+            network(pixels).square().mean().backward()
+            optimizer.step()
+
+        def run(source: PixelSource, act: Callable[[Batch], Any], maker: ViewMaker = maker) -> Case:
+            count = min(_BATCH, len(source))
+            batches = ImageBatches(source, batch_size=count, seed=0, max_steps=_STEPS)
+            return lambda: [act(maker(batch)) for batch in batches]
+
+        cases = {
+            "slide, crops": run(slides, lambda batch: None, crops),
+            "packed, crops": run(store, lambda batch: None, crops),
+            "slide, loader": run(slides, lambda batch: None),
+            "packed, loader": run(store, lambda batch: None),
+            "slide, steps": run(slides, step),
+            "packed, steps": run(store, step),
+        }
+        seconds = _cpu_seconds(cases, repeats)
+        pairs = _STEPS * min(_BATCH, len(slides))
+        rates = {f"{name}, pairs/s": pairs / min(times) for name, times in seconds.items()}
+    share = min(seconds["slide, steps"]) / min(seconds["packed, steps"])
+    return {"case": f"tiles of {size} px at {mpp:g} µm/px"} | rates | {"step / packed step": share}
+
+
+def training_memory(path: str, count: int) -> dict[str, float]:
+    """Memory while many tiles are loaded in random order: after a tenth of them, and at the end."""
+    tiles, early = tiles_of(Path(path), 224, 0.5), 0.0
+    batch_size = min(_BATCH, len(tiles))
+    steps = count // batch_size
+    for number, _ in enumerate(ImageBatches(tiles, batch_size=batch_size, seed=0, max_steps=steps)):
+        if number == steps // 10:
+            early = status_mib("VmRSS")
+    return {"tiles": steps * batch_size, "MiB after a tenth": early, "MiB at the end": status_mib("VmRSS")}
+
+
 def main() -> None:
     """Measure reading, and the memory of it."""
     made = parser(__doc__.splitlines()[0])
@@ -155,8 +222,12 @@ def main() -> None:
         tables = {f"procedural slide of {asked.side} px": measure(path, asked.repeats)}
         if asked.data:
             tables[Path(asked.data).name] = measure(Path(asked.data), asked.repeats)
+        trained = Path(asked.data) if asked.data else path
+        rows = [training(trained, size, mpp, asked.repeats) for size, mpp in ((64, 0.499), (64, 0.5), (256, 0.5))]
+        tables[f"pre-training from {trained.name}, views of {_VIEW} px"] = [shown(row) for row in rows]
         memory = [{"case": "open slides"} | isolated(opened, str(path), asked.slides)]
         memory.append({"case": "many tiles"} | isolated(many, str(path), asked.tiles))
+        memory.append({"case": "many tiles, loader"} | isolated(training_memory, str(path), asked.tiles))
         tables["memory"] = [shown(row) for row in memory]
     for title, rows in tables.items():
         report(title, rows)

@@ -27,7 +27,7 @@ import yaml
 from benchmarks.bare import bare_step, encode_all
 from benchmarks.measure import Parts, in_turns, isolated, parser, peak_memory, ratio, report, shown
 from benchmarks.peers import PEERS, loader
-from benchmarks.tiles import batch_of, jpeg_folder, packed_store
+from benchmarks.tiles import RandomCells, batch_of, jpeg_folder, packed_store
 from densepath.concepts import kmeans
 from densepath.core.momentum import Momentum
 from densepath.methods import concl, conv_mim, densecl
@@ -82,7 +82,8 @@ class Step:
         share_statistics(method, "auto", 0 if batch_size % (group or 1) else group, batch_size, processes=1)
         declared = method.views(config.augment)
         method.check(view_sizes(declared, size, 2), batch_size)
-        method.prepare(images, make_inputs(method, config, images))
+        needs = method.needs()
+        method.prepare(images, {"cells": RandomCells()} if "cells" in needs else make_inputs(method, config, images))
         views = ViewMaker(declared, size, seed=0, memory_format=hardware.memory_format)
         self.task = PretrainTask(method, views, config.optimizer, 1000, 100.0)
         self.task.to(self.device, memory_format=hardware.memory_format)
@@ -120,8 +121,9 @@ class Step:
 
     def bare(self) -> None:
         """Only the passes."""
+        passes = self._bare  # makes the views, which autocast must not touch
         with self._precision():
-            self._bare()
+            passes()
 
     @property
     def encodes_visible_only(self) -> bool:

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from densepath.core.random import uniform
 from densepath.sources.batch import ImageBatch
 from densepath.sources.listing import find_images
 from densepath.sources.packed import PackedTiles
@@ -39,6 +41,18 @@ def packed_store(data: str | None, count: int, size: int) -> Iterator[Path]:
     """A packed store of ``count`` of the images in ``data``, or of procedural tissue."""
     with jpeg_folder(data, count, size) as folder:
         yield pack(folder, folder.parent / "tiles.safetensors")
+
+
+class RandomCells:
+    """Cells at random positions of each image, all of one class."""
+
+    def __init__(self, count: int = 60) -> None:
+        self.count = count
+
+    def gather(self, index: torch.Tensor, pin: bool = False) -> torch.Tensor:
+        """(B, count, 3): x and y, normalized, and the class."""
+        numbers = uniform(0, 0, index[:, None], 0, torch.arange(-(-self.count // 2))).view(len(index), -1, 2)
+        return F.pad(numbers[:, : self.count] * 2 - 1, (0, 1))
 
 
 def batch_of(

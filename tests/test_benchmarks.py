@@ -28,6 +28,7 @@ from benchmarks import (
     step,
     superpixels,
     targets,
+    tiling,
     volumes,
 )
 from densepath import cli
@@ -273,6 +274,13 @@ def test_readers_of_slides_are_compared(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert all(row["ratio"] > 0 and row["densepath, tiles/s"] > 0 for row in rows)
     assert slides.opened(str(path), 3)["slides"] == 3 and slides.many(str(path), 20)["MiB at the end"] > 0
+
+
+def test_tiling_is_compared_with_the_algorithm_of_clam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "_LEAST_UNITS", (0.01, 0.01))  # the slide is small
+    path = write_slide(tmp_path / "s.tiff", size=(1300, 1400), mpp=0.5, levels=(1, 4))
+    row = tiling.measure(path, 1)
+    assert row["ratio"] > 0 and row["densepath, tiles"] > 4 and abs(row["clam, tiles"] - row["densepath, tiles"]) < 6
 
 
 def test_features_of_images_are_compared_with_bare_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
+    from densepath.analysis.show_cells import show_cells as show_cells
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
+    from densepath.annotations.cells.find import cells as cells
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
@@ -56,6 +58,7 @@ _HOME = {
     "Result": "densepath.core.result",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
+    "cells": "densepath.annotations.cells.find",
     "check_data": "densepath.datasets.check",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
@@ -79,6 +82,7 @@ _HOME = {
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
+    "show_cells": "densepath.analysis.show_cells",
     "show_concepts": "densepath.analysis.show",
     "show_curves": "densepath.analysis.curves",
     "show_detections": "densepath.analysis.show_detections",

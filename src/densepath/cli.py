@@ -75,6 +75,7 @@ VERBS = {
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
+    "cells": Verb("annotations.cells.find:cells", "the cells of slides and images, found or imported"),
     "pretrain": Verb(
         "api:pretrain", "learn features from unlabelled images", schema="training.config:PretrainConfig", recipes=""
     ),
@@ -100,6 +101,7 @@ VERBS = {
     "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
     "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
+    "show cells": Verb("analysis.show_cells:show_cells", "draw cells, or the share of tokens that contain one"),
     "show curves": Verb("analysis.curves:show_curves", "draw the losses, learning rates and scores of runs"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
     "show concepts": Verb(

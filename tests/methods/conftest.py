@@ -45,6 +45,13 @@ def make():
         torch.manual_seed(0)
         sizes = {"queue_size": 64, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
         sizes |= {"concept_queue_size": 256, "num_concepts": 4, **CODES}
+        sizes |= {
+            "prototypes": 32,
+            "interaction_prototypes": 24,
+            "local_crops": 3,
+            "local_size": 1 / 3,
+            "drop_path": 0.0,
+        }
         known = inspect.signature(method).parameters
         sizes = {name: size for name, size in sizes.items() if name in known}
         built = method(build_backbone(backbone), **{**sizes, **options})

@@ -21,14 +21,17 @@ from densepath.core.affine import from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.methods import (
     BYOL,
+    DINO,
     EVA,
     MAE,
     PCLV2,
     VQKD,
     BEiTv2,
+    Cellback,
     ConCL,
     ConvMIM,
     DenseCL,
+    DiRL,
     MoCoV1,
     MoCoV2,
     SimCLR,
@@ -53,6 +56,7 @@ SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
+DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
 MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
@@ -82,6 +86,9 @@ KINDS = {
     EVA: ("transformer",),
     VQKD: ("transformer",),
     BEiTv2: ("transformer",),
+    DINO: ("groups", "transformer"),
+    Cellback: ("transformer",),
+    DiRL: ("transformer",),
 }
 
 
@@ -93,9 +100,11 @@ def views_of(step, part=slice(IMAGES)):
     index = torch.arange(IMAGES) + IMAGES * step
     # As of superpixels: each in only one image, more than a view has positions
     labels = (index.view(-1, 1, 1) * 6 + torch.arange(6).view(2, 3)).repeat_interleave(6, 1).repeat_interleave(6, 2)
-    images = ImageBatch(
-        pixels[part], sizes[part], index[part], step=step, progress=0.5, extras={"regions": labels[part]}
-    )
+    cells = torch.rand(IMAGES, 7, 3, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    cells[..., 2] = (cells[..., 2] > 0).float()
+    cells[step * IMAGES // 3 :, 1:] = torch.nan  # in the second step, the second process has few, and no region always
+    extras = {"regions": labels[part], "cells": cells[part]}
+    images = ImageBatch(pixels[part], sizes[part], index[part], step=step, progress=0.5, extras=extras)
     return ViewMaker(ConCL.views(), 48, seed=3)(images)
 
 
@@ -123,6 +132,9 @@ def batch_of(kind, step, batch):
             maps[IMAGES // 2 :] = from_box(low * corner, high * corner)
         views[name] = View(view.pixels[part].double(), maps[part])
     views |= {"first": views["query"], "second": views["key"], "image": views["query"], "target": views["key"]}
+    if "local_crops" in inspect.signature(kind).parameters:  # a map holds for pixels of any size
+        pixels = torch.cat((views["key"].pixels, views["query"].pixels))
+        views["local"] = View(F.interpolate(pixels, (32, 32)), torch.cat((views["key"].map, views["query"].map)))
     if kind is SparK:  # whose patches are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
     extras = {name: extra[part] for name, extra in batch.extras.items()} | {"class": batch.index[part] % 3}
@@ -133,7 +145,7 @@ def train(kind, case, norms, batches, tokenizer):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | source | CASES[case][0]
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | DISTILLED | source | CASES[case][0]
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if case in BACKBONES and "stage" in known:
@@ -141,7 +153,7 @@ def train(kind, case, norms, batches, tokenizer):
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
-    if kind is not ConCL:  # which would read them
+    if kind not in (ConCL, Cellback, DiRL):  # which would read them
         images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
         prepare(method, images, labels="folders", tokenizer=tokenizer)
     method.double()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from lightly.models.modules.heads import DINOProjectionHead
+from torch import nn
 
-from densepath.nets.heads import DenseHead, MLPHead
+from densepath.nets.heads import DenseHead, MLPHead, PrototypeHead
 
 
 def test_head_is_two_linear_layers_with_a_relu_between() -> None:
@@ -36,3 +39,34 @@ def test_a_dense_head_projects_every_position_alike_and_keeps_the_initialization
         largest = layer.weight.abs().max().item()
         assert 0.8 < largest * fan_in**0.5 <= 1  # uniform within one over the root of the fan-in
         assert layer.bias.any()
+
+
+def test_prototype_head_equals_that_of_lightly() -> None:
+    torch.manual_seed(0)
+    ours = PrototypeHead(12, 16, 8, 20)
+    theirs = DINOProjectionHead(12, 16, 8, 20, norm_last_layer=True)
+    linear = [layer for layer in theirs.layers if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for one, other in zip((ours.fc1, ours.fc2, ours.fc3), linear, strict=True):
+            one.bias.normal_()
+            other.load_state_dict(one.state_dict())
+        theirs.last_layer.weight_v.copy_(ours.prototypes.directions)
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours(x), ours.embed(x) @ ours.prototypes().T)
+    torch.testing.assert_close(ours.prototypes().norm(dim=1), torch.ones(20))
+    ours(x).square().sum().backward()
+    theirs(x).square().sum().backward()
+    expected = theirs.last_layer.weight_v.grad
+    torch.testing.assert_close(ours.prototypes.directions.grad, expected)
+
+
+def test_prototypes_have_the_initialization_of_the_released_code() -> None:
+    """The last layer is made after the others are initialized."""
+    head = PrototypeHead(64, 256, 128, 500)
+    assert head.fc2.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert not head.fc2.bias.any()
+    assert head.prototypes.directions.abs().max().item() == pytest.approx(1 / 128**0.5, rel=0.01)
+    assert head.prototypes.directions.std().item() == pytest.approx((3 * 128) ** -0.5, rel=0.02)
+    assert (head.prototypes.lengths == 1).all() and not head.prototypes.lengths.requires_grad
+    assert PrototypeHead(4, 4, 4, 4, fixed_lengths=False).prototypes.lengths.requires_grad

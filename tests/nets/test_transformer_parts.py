@@ -10,6 +10,7 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
+    choose_attention,
     embed_patches,
     encode,
     fix_positions,
@@ -77,3 +78,15 @@ def test_other_networks_are_refused(name: str) -> None:
     message = f"MAE needs a vision transformer with position embeddings, which {name} is not"
     with pytest.raises(UserError, match=message):
         require_transformer(build_backbone(name), "MAE")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_on_a_cpu_trains_without_fused_attention(autocast: bool) -> None:
+    """Its backward pass is slow there; the results are the same."""
+    model = build_backbone("test_vit").net.model
+    tokens = torch.randn(2, 5, model.embed_dim)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = model.blocks(tokens)
+        choose_attention(model.blocks, tokens.device)
+        torch.testing.assert_close(model.blocks(tokens), expected, rtol=0.05, atol=0.05 if autocast else 1e-6)
+    assert all(block.attn.fused_attn != autocast for block in model.blocks)

@@ -27,6 +27,7 @@ from toy import Toy, fit_toy
 from densepath.core import files
 from densepath.methods import PCLV2
 from densepath.runs import checkpoints
+from densepath.synthetic.slide import write_slide
 from densepath.training.intervals import Intervals
 from densepath.training.pretrain import pretrain
 from densepath.training.pretrain_task import PretrainTask
@@ -48,7 +49,7 @@ def die():
 
 def run_method(folder, method, out, changes=None, **options):
     pretrain(
-        data=folder / "tiles",
+        data=options.pop("data", folder / "tiles"),
         out=folder / out,
         method=method,
         method_options=OPTIONS[method] | (changes or {}),
@@ -214,6 +215,26 @@ def shot(folder, method, took):
     return [kill_after(chance.uniform(0.2, 0.8) * took, run) for _ in range(2)] + [ended(fork(run))]
 
 
+def slides(folder):
+    """A run on slides, tiled on the fly, and one that dies while it tiles, in a step, and by Ctrl-C."""
+    for seed in (0, 1):
+        write_slide(folder / "slides" / f"s{seed}.tiff", size=(576, 640), levels=(1, 2), seed=seed)
+
+    def run(out, disturb=lambda: None):
+        disturb()
+        options = {"mpp": 1.0, "tile_size": 48, "shuffle": "block", "fraction": 0.9, "workers": 1}
+        run_method(folder, "moco_v2", out, data=folder / "slides", **options)
+
+    disturbances = [
+        lambda: in_writing("slides.csv", "write"),
+        lambda: in_step(3, die),
+        lambda: in_step(1, lambda: os.kill(os.getpid(), signal.SIGINT)),
+        lambda: None,
+    ]
+    cut = [ended(fork(lambda d=disturb: run("cut", d))) for disturb in disturbances]
+    return [*cut, ended(fork(lambda: run("whole")))]
+
+
 def two(action):
     """Run something in two processes, with the environment that torchrun gives them."""
     with socket.socket() as probe:
@@ -277,4 +298,4 @@ def processes(folder):
 
 if __name__ == "__main__":
     where = Path(sys.argv[2])
-    print(json.dumps({"killed": killed, "processes": processes}[sys.argv[1]](where)))
+    print(json.dumps({"killed": killed, "processes": processes, "slides": slides}[sys.argv[1]](where)))

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from densepath.annotations import label_cache
+from densepath.annotations.cells.find import cells
 from densepath.core.errors import UserError
 from densepath.methods import ConCL
 from densepath.runs.checkpoints import read_checkpoint
@@ -132,3 +133,17 @@ def test_missing_maps_are_named_before_the_run_begins(tmp_path, tiles, run):
     with pytest.raises(UserError, match=r"images without a label map in .*maps: .*00\.png.* and 37 more"):
         run("out", concepts="files", regions=tmp_path / "maps")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("neighborhoods", [1, 3])
+def test_concl_trains_with_cells(tmp_path, tiles, run, neighborhoods):
+    points = "\n".join(["x,y,class", *(f"{x},{y},{x // 20}" for x in range(2, 60, 6) for y in range(2, 30, 5))])
+    (tmp_path / "points").mkdir()
+    for path in tiles.rglob("*.png"):
+        (tmp_path / "points" / f"{path.stem}.csv").write_text(points)
+    cells(data=tiles, out=tmp_path / "C", source="csv", points=tmp_path / "points", workers=0)
+    out = run("run", "cells", cells=tmp_path / "C", max_steps=2, method_options={"num_concepts": neighborhoods})
+    rows = read_metrics(out / "metrics.csv")
+    assert all(0 < row["cellular_share"] < 1 and np.isfinite(row["concept_loss"]) for row in rows)
+    with pytest.raises(UserError, match="concl needs cells; find them with densepath cells"):
+        run("other", "cells")

@@ -3,12 +3,15 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from targets import write_tokenizer
 
+from densepath.annotations.cells.cell_files import Cells, cell_path, write_cell_rows, write_cells
 from densepath.methods import METHODS
 from densepath.runs.checkpoints import read_checkpoint
 from densepath.training.pretrain import pretrain
@@ -17,11 +20,25 @@ from densepath.training.recipes import all_options
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
 SMALL |= {"patch": 16}
-SMALL |= {"num_codes": 12}
+SMALL |= {"num_codes": 12, "prototypes": 24, "interaction_prototypes": 12, "local_crops": 3, "local_size": 1 / 3}
 TEACHER = {"teacher": "test_vit", "teacher_weights": "random"}
 GIVEN = {"supervised": {"labels": "labels.csv"}, "eva": TEACHER, "vq_kd": TEACHER}
 GIVEN["beit_v2"] = {"tokenizer": "tokenizer.safetensors"}
-BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2"), "test_vit")
+GIVEN |= {"cellback": {"cells": "cells"}, "dirl": {"regions": "maps"}}
+BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2", "dino", "dino_imix", "dirl"), "test_vit")
+
+
+def write_regions(folder, tiles):
+    """Cells of images, and maps of what is a cell."""
+    rows = []
+    (folder / "maps").mkdir()
+    for number, path in enumerate(sorted(tiles.glob("*.png"))):
+        cells = Cells.of(torch.rand(number % 5, 2).mul(64).numpy(), (64, 64))
+        write_cells(cell_path(folder / "cells", path.stem), cells)
+        row = dict.fromkeys(("mpp", "width", "height", "classes", "problem"), "")
+        rows.append({**row, "slide": path.stem, "path": str(path), "cells": len(cells), "classes": "cell"})
+        Image.fromarray(np.eye(64, k=number, dtype=np.uint8)).save(folder / "maps" / path.name)
+    write_cell_rows(folder / "cells", rows)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +49,14 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, backbone
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labels.csv").write_text("".join(f"{number:02d}.png,{number % 3}\n" for number in range(40)))
     write_tokenizer(tmp_path)
+    write_regions(tmp_path, tiles)
     options = {name: value for name, value in SMALL.items() if name in all_options(method, {})}
     if backbone == "test_vit" and "stage" in options:
         options["stage"] = 4
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "method_options": options, "max_steps": 4}
     options |= GIVEN.get(method, {})
+    if method == "dirl":
+        options["method_options"]["prior"] = "files"
     options |= {"backbone": backbone, "batch_size": 8, "devices": "cpu", "precision": "32"}
     options["view_size"] = 64 if method == "spark" else 48  # multiples of its patches
     folder = pretrain(**options, save_every_steps=2) / "checkpoints"

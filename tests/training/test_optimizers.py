@@ -75,6 +75,14 @@ def test_a_transformers_weights_decay_and_neither_its_class_token_nor_its_positi
     assert sorted(apart) == ["0.net.model.cls_token", "0.net.model.pos_embed"]
 
 
+def test_as_in_dino_only_what_has_one_dimension_does_not_decay():
+    module = build_backbone("test_vit")
+    settings = Optimizer(name="adamw", exclude_norm_and_bias=True, decay_tokens=True)
+    decayed, excluded = parameter_groups(module, settings)
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in excluded["params"])
+    assert any(p is module.net.model.pos_embed for p in decayed["params"])
+
+
 def test_sgd_decays_everything_and_lars_neither_norms_nor_biases():
     (everything,) = parameter_groups(network(), Optimizer())
     assert len(everything["params"]) == 6

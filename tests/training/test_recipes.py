@@ -25,12 +25,16 @@ PAPER = [
     "simclr",
     "supervised",
 ]
-OWN = ["concl_files", "concl_nuclei"]
+OWN = ["concl_cells", "concl_files", "concl_nuclei"]
 MASKED = ["mae", "spark"]
 ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
 TAUGHT = ["beit_v2", "eva", "vq_kd"]
+DISTILLED = ["cellback", "dino", "dirl"]
+DEEPER = ["dino_13", "dino_13_two_heads"]
+COMPARED = ["dino_imix"]
 NAMES = sorted(
-    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *(f"{name}_small" for name in PAPER + OWN + MASKED + TAUGHT)]
+    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DEEPER, *COMPARED]
+    + [f"{name}_small" for name in PAPER + OWN + MASKED + TAUGHT + DISTILLED]
 )
 
 
@@ -61,16 +65,19 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
     needs = {need.kind for need in method.needs().values()}
-    wanted = {"files": "regions", "saliency": "regions"}.get(options["method_options"].get("concepts"))
+    wanted = {"files": "regions", "saliency": "regions", "cells": "cells"}.get(
+        options["method_options"].get("concepts")
+    )
     wanted = wanted or {"eva": "teacher", "vq_kd": "teacher", "beit_v2": "tokenizer"}.get(options["method"])
+    wanted = wanted or {"cellback": "cells", "dirl": "cells"}.get(options["method"])
     if wanted:
         assert needs == {wanted}
-        with pytest.raises(UserError, match=rf"{options['method']} needs a .*--{wanted}"):
+        with pytest.raises(UserError, match=rf"{options['method']} needs .*--{wanted}"):
             check_inputs(method, resolve(PretrainConfig, name, RUN))
         check_inputs(method, resolve(PretrainConfig, name, RUN | {wanted: "x"}))
     else:
         check_inputs(method, resolve(PretrainConfig, name, RUN))
-        for option in ("regions", "teacher", "tokenizer"):
+        for option in ("regions", "cells", "teacher", "tokenizer"):
             with pytest.raises(UserError, match=f"does not use --{option}; leave that out"):
                 check_inputs(method, resolve(PretrainConfig, name, RUN | {option: "x"}))
 
@@ -100,6 +107,37 @@ def test_the_papers_recipes_hold_its_constants(name):
         assert (method["concepts"], method["superpixel_scale"]) == ("superpixels", 50)
     if name == "concl_saliency":
         assert method["concepts"] == "saliency"
+
+
+@pytest.mark.parametrize("name", DISTILLED + DEEPER + COMPARED)
+def test_the_recipes_of_dirl_hold_its_constants_and_dinos(name):
+    options = resolved(name)
+    if name in DEEPER:
+        assert options["method_options"].pop("early_head") == (name == "dino_13_two_heads")
+        options["backbone"] = options["backbone"].replace("depth=13, ", "")
+    assert (options["epochs"], options["batch_size"], options["view_size"]) == (100, 256, 224)
+    assert options["backbone"] == "vit_small_patch16_224(class_token=False, global_pool='avg', fc_norm=False)"
+    assert options["augment"] is None
+    decay = {"weight_decay": 0.04, "final_weight_decay": 0.4, "exclude_norm_and_bias": True, "decay_tokens": True}
+    limits = {"clip_norm": 3.0, "clip": "tensor", "freeze": ("heads.*.prototypes.*",), "freeze_epochs": 1}
+    rate = {"lr": 5e-4, "warmup_epochs": 10, "warmup_start": 0.0, "final_lr": 0.002}
+    assert options["optimizer"] == Optimizer(name="adamw", **rate, **decay, **limits)
+    method = options["method_options"]
+    assert (method["prototypes"], method["hidden_dim"], method["dim"], method["fixed_lengths"]) == (
+        65536,
+        2048,
+        256,
+        True,
+    )
+    temperatures = [method[f"teacher_temperature{part}"] for part in ("", "_start", "_epochs")]
+    assert (method["student_temperature"], *temperatures) == (0.1, 0.04, 0.04, 0)
+    assert (method["momentum"], method["center_momentum"], method["drop_path"]) == (0.996, 0.9, 0.1)
+    assert (method["local_crops"], round(224 * method["local_size"])) == (8, 96)
+    if name in ("cellback", "dirl"):
+        assert (method["region_weight"], method["num_regions"], method["prior"]) == (0.5, 2, "cells")
+    if name == "dirl":
+        assert (method["interaction_weight"], method["interaction_prototypes"]) == (0.1 / 4, 4096)
+        assert method["shared_block"]
 
 
 @pytest.mark.parametrize("name", ["conv_mim", "conv_mim_embedding_masking", "conv_mim_invariance"])

@@ -133,6 +133,8 @@ def show_concepts(
         if name == "kmeans":
             groups += _clusters(stored, images.spec, weights, backbone, stages, num_concepts, seed)
             continue
+        if name == "cells":
+            raise UserError("concepts cells are made of cells; draw those with densepath show cells")
         source = build_source(
             name,
             num_concepts=num_concepts,

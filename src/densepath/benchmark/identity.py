@@ -24,8 +24,11 @@ from densepath.core.threads import in_threads
 from densepath.nets.weights import weights_file
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
-from densepath.sources.listing import list_images
+from densepath.sources.listing import list_images, walk
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
+from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.tiles.slide_tiles import read_tiles as read_tiles_of_slides
+from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.training.export import EXPORTED
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
@@ -106,16 +109,29 @@ def read_tiles(source: str | Path, cache: Path, exclude: Sequence[str] = ()) -> 
     if str(source).lower().endswith(SUFFIX):
         if exclude:
             raise UserError(NO_EXCLUDE)
-        store = open_store(source)
-        names = tuple(store.names(position) for position in range(len(store)))
-
-        def read() -> tuple[str, bool]:
-            return "\n".join(_pixels_of_tile(store.read(position)) for position in range(len(store))), True
-
-        pixels = cached_text("pixels", [source], cache, read)
-        return ImageSet(str(source), _content([source], cache), names, tuple(pixels.split("\n")))
+        return _decoded(source, open_store(source), [str(source)], _content([source], cache), cache)
+    if is_tile_folder(source):
+        tiles = read_tiles_of_slides(source, exclude)
+        slides = [tiling.path for tiling in tiles.tilings]
+        return replace(_decoded(source, tiles, slides, tiles.digest(cache), cache), exclude=tuple(exclude))
     images = _image_set(str(source), list(list_images(source, exclude, runs=False)), cache)
     return replace(images, exclude=tuple(exclude))
+
+
+def _decoded(source: str | Path, images: PixelSource, files: Sequence[str], digest: str, cache: Path) -> ImageSet:
+    """Images that are not files of their own, read from some files."""
+
+    def one(position: int) -> str:
+        try:
+            return _pixels_of_tile(images.read(position))
+        except CorruptImage:
+            return f"damaged {position}"
+
+    def read() -> tuple[str, bool]:
+        return "\n".join(map(one, range(len(images)))), True
+
+    pixels = cached_text(f"pixels {digest}", files, cache, read)
+    return ImageSet(str(source), digest, tuple(AllNames(images)), tuple(pixels.split("\n")))
 
 
 def read_labelled(name: str, folder: str | Path, cache: Path, orientation: Orientation | None = None) -> LabelledSet:
@@ -147,8 +163,7 @@ def digest_of_given(value: Any, cache: Path) -> str:
     if path.is_dir():
         exported = path / EXPORTED.parent  # the checkpoints of a run may be deleted
         path = exported if exported.is_dir() else path
-        inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
-        return _named(path, inside, cache)
+        return _named(path, sorted(map(Path, walk(path, ("",)))), cache)
     if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):
         return digest_of([str(value), _content(named, cache)])
     return str(value)

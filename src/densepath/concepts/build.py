@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from densepath.concepts.cells import CellConcepts
 from densepath.concepts.grid import GridConcepts
 from densepath.concepts.image_labels import FromPath, ImageLabels
 from densepath.concepts.kmeans import KMeansConcepts
@@ -12,7 +13,7 @@ from densepath.concepts.source import ConceptSource
 from densepath.concepts.superpixels import Superpixels
 from densepath.core.errors import UserError
 
-CONCEPTS = ("kmeans", "grid", "superpixels", "saliency", "nuclei", "files")
+CONCEPTS = ("kmeans", "grid", "superpixels", "saliency", "nuclei", "cells", "files")
 
 
 def build_source(
@@ -29,7 +30,8 @@ def build_source(
 
     Args:
         name: one of :data:`CONCEPTS`.
-        num_concepts, stage: options of "kmeans".
+        num_concepts: option of "kmeans" and "cells".
+        stage: option of "kmeans".
         grid_size: option of "grid".
         superpixel_scale: option of "superpixels".
         nucleus_radius: option of "nuclei".
@@ -46,6 +48,8 @@ def build_source(
         raise UserError(f"concepts {name} are found in images of two dimensions; for volumes use kmeans or grid")
     if name == "superpixels":
         return ImageLabels(Superpixels(superpixel_scale))
+    if name == "cells":
+        return CellConcepts(num_concepts)
     if name == "nuclei":
         return ImageLabels(Nuclei(nucleus_radius))
     if name not in CONCEPTS:

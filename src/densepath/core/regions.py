@@ -35,13 +35,27 @@ class Regions:
         return cls(labels.unsqueeze(1) == ids.view(1, -1, *[1] * (labels.ndim - 1)))
 
     @classmethod
-    def of_points(cls, points: Tensor, grid: Sequence[int]) -> Regions:
-        """Two regions of each view: positions that hold a point, and the others (the cell prior of DiRL).
+    def of_points(
+        cls, points: Tensor, grid: Sequence[int], classes: Tensor | None = None, num_classes: int = 1
+    ) -> Regions:
+        """Positions of each view that hold points of each class, and as the last region those that hold none.
 
-        Arguments as for :func:`point_counts`.
+        Without classes these are the two regions of DiRL's cell prior. A position that holds points of several classes
+        belongs to the most frequent one; of equally frequent ones to the first.
+
+        Args:
+            points, grid: as for :func:`point_counts`.
+            classes: (B, N) the class of each point, from 0; not read where the point is padding. None for one class.
+            num_classes: the number of classes, one less than that of the regions.
         """
-        held = point_counts(points, grid) > 0
-        return cls(torch.stack((held, ~held), dim=1))
+        if classes is None:
+            counts = point_counts(points, grid).unsqueeze(1)
+        else:
+            own = [torch.where((classes == k).unsqueeze(-1), points, torch.nan) for k in range(num_classes)]
+            counts = torch.stack([point_counts(each, grid) for each in own], dim=1)  # (B, K, *grid)
+        handicap = torch.arange(counts.shape[1], device=counts.device).view(-1, *[1] * len(grid))
+        main = (counts * counts.shape[1] - handicap).argmax(dim=1)  # no ties: a GPU would break them differently
+        return cls.of_labels(torch.where(counts.amax(dim=1) > 0, main, counts.shape[1]), counts.shape[1] + 1)
 
     def present(self) -> Tensor:
         """(B, K) bool: which regions have any area."""

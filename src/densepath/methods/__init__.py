@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from densepath.methods.base import Reconstruction as Reconstruction
     from densepath.methods.beit_v2 import BEiTv2 as BEiTv2
     from densepath.methods.byol import BYOL as BYOL
+    from densepath.methods.cellback import Cellback as Cellback
     from densepath.methods.concl import ConCL as ConCL
     from densepath.methods.conv_mim import ConvMIM as ConvMIM
     from densepath.methods.densecl import DenseCL as DenseCL
+    from densepath.methods.dino import DINO as DINO
+    from densepath.methods.dino_imix import DINOIMix as DINOIMix
+    from densepath.methods.dirl import DiRL as DiRL
     from densepath.methods.eva import EVA as EVA
     from densepath.methods.mae import MAE as MAE
     from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
@@ -40,6 +44,10 @@ _CLASSES = {
     "eva": "EVA",
     "vq_kd": "VQKD",
     "beit_v2": "BEiTv2",
+    "dino": "DINO",
+    "dino_imix": "DINOIMix",
+    "cellback": "Cellback",
+    "dirl": "DiRL",
 }
 _HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}
 

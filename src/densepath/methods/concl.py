@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from densepath.concepts.build import build_source
+from densepath.concepts.cells import CellConcepts
 from densepath.concepts.image_labels import ImageLabels
 from densepath.concepts.source import Concepts
 from densepath.core.affine import label_shares, warp_labels
@@ -51,8 +52,10 @@ class ConCL(MoCoV2):
     Args:
         backbone: the query encoder.
         concepts: source of the concepts: "kmeans" of the momentum encoder's features (b-ConCL), a "grid" (g-ConCL),
-            "superpixels" (fh-ConCL), a "saliency" model (bas-ConCL), "nuclei" of H&E-stained tissue, or "files".
-        num_concepts: number K of clusters of "kmeans".
+            "superpixels" (fh-ConCL), a "saliency" model (bas-ConCL), "nuclei" of H&E-stained tissue, "cells" (those of
+            the run's option of this name), or "files".
+        num_concepts: number K of clusters of "kmeans", or of neighborhoods of "cells"; with 1 the concepts of "cells"
+            are cellular tissue and background.
         stage: stage f1..f5 of the features that "kmeans" clusters.
         grid_size: number s of squares along each side of "grid".
         superpixel_scale: scale s of "superpixels", which is also the smallest number of pixels of a superpixel.
@@ -73,7 +76,7 @@ class ConCL(MoCoV2):
     def __init__(
         self,
         backbone: Backbone,
-        concepts: Literal["kmeans", "grid", "superpixels", "saliency", "nuclei", "files"] = "kmeans",
+        concepts: Literal["kmeans", "grid", "superpixels", "saliency", "nuclei", "cells", "files"] = "kmeans",
         num_concepts: int = 8,
         stage: int = 4,
         grid_size: int = 3,
@@ -158,10 +161,13 @@ class ConCL(MoCoV2):
         return [*super().warnings(row, last), *[line] * few]
 
     def needs(self) -> Mapping[str, Need]:
+        if isinstance(self.source, CellConcepts):
+            return {"cells": Need("cells")}
         return {"regions": Need("regions", self.source.labeller)} if isinstance(self.source, ImageLabels) else {}
 
-    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         self.extras = {name: given[name] for name in self.needs()}
+        return given["cells"].describe() if "cells" in self.extras else None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""

@@ -14,12 +14,13 @@ class Need:
     """An input that a method gets once, before its first step.
 
     Args:
-        kind: the kind of input: "classes" (:class:`~densepath.annotations.classes.Classes`) and "regions"
-            (:class:`~densepath.annotations.label_maps.LabelMaps`) are known of each image; "teacher"
+        kind: the kind of input: "classes" (:class:`~densepath.annotations.classes.Classes`), "regions"
+            (:class:`~densepath.annotations.label_maps.LabelMaps`) and "cells"
+            (:class:`~densepath.annotations.cells.cell_points.CellPoints`) are known of each image; "teacher"
             (:class:`~densepath.nets.teachers.Teacher`) and "tokenizer"
             (:class:`~densepath.nets.tokenizers.Tokenizer`) are frozen networks.
         labeller: for "regions": computes the label map of an image.
     """
 
-    kind: Literal["classes", "regions", "teacher", "tokenizer"]
+    kind: Literal["classes", "regions", "cells", "teacher", "tokenizer"]
     labeller: Labeller | FromPath | None = None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
 
 
 class LinearHead(nn.Linear):
@@ -93,6 +96,60 @@ class NormedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Project (B, in_features) to (B, out_features); the result is not normalized to unit length."""
         return self.norm2(self.fc2(self.norm1(self.fc1(x)).relu()))
+
+
+class PrototypeHead(nn.Module):
+    """Three linear layers with GELU, a unit vector, and its products with K prototypes: the head of DINO.
+
+    Args:
+        in_features, hidden_features: as in :class:`MLPHead`.
+        dim: channels of the unit vector.
+        prototypes: their number K.
+        fixed_lengths: whether the prototypes stay unit vectors.
+
+    Source: Caron et al., DINO, ICCV 2021, appendix C.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_features: int, dim: int, prototypes: int, fixed_lengths: bool = True
+    ) -> None:
+        super().__init__()
+        _check_widths(hidden_features, dim, prototypes)
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, hidden_features)
+        self.fc3 = nn.Linear(hidden_features, dim)
+        for layer in (self.fc1, self.fc2, self.fc3):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.prototypes = Prototypes(dim, prototypes, fixed_lengths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scores (N, K) of vectors (N, in_features)."""
+        return self.embed(x) @ self.prototypes().T
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The unit vectors (N, dim) of vectors (N, in_features)."""
+        x = F.gelu(self.fc2(F.gelu(self.fc1(x))))
+        return F.normalize(full_precision(self.fc3(x)), dim=1)
+
+
+class Prototypes(nn.Module):
+    """K vectors: a weight-normalized linear layer, whose scores are products with them.
+
+    As in the released DINO it has the default initialization of a linear layer, and lengths of 1.
+
+    Args:
+        dim, prototypes, fixed_lengths: as in :class:`PrototypeHead`.
+    """
+
+    def __init__(self, dim: int, prototypes: int, fixed_lengths: bool) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(nn.Linear(dim, prototypes, bias=False).weight.detach())
+        self.lengths = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not fixed_lengths)
+
+    def forward(self) -> Tensor:
+        """(K, dim)."""
+        return self.lengths * F.normalize(self.directions, dim=1)
 
 
 def _check_widths(*widths: int) -> None:

@@ -14,6 +14,7 @@ from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
+from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.unpacked import find_unpacked
 
 Cache = Literal["auto", "ram", "none"]
@@ -68,6 +69,8 @@ def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.devic
     """
     if cache not in ("auto", "ram", "none"):
         raise UserError(f"unknown cache {cache!r}; choose auto, ram or none")
+    if isinstance(images, SlideTiles) and cache == "ram":
+        raise UserError("--cache ram is for images in files; pack tiles of slides with `densepath data pack` instead")
     if isinstance(images, ImageFiles):
         if cache == "ram":
             images = decode_to_memory(images)

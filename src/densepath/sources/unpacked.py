@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from densepath.core.errors import UserError
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
 from densepath.sources.listing import Passed, list_images
+from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles, read_tiles
 from densepath.sources.tiles.tile_files import is_tile_folder
 
@@ -21,9 +23,24 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
         exclude: patterns of files or slides to leave out.
 
     Raises:
-        UserError: the source is missing or empty.
+        UserError: the source is missing or empty, or holds whole slides.
     """
     if is_tile_folder(source):
         return read_tiles(source, exclude)
     passed = Passed()
-    return ImageFiles(list_images(source, exclude, passed, runs=False), max_side, passed)
+    try:
+        paths = list_images(source, exclude, passed, runs=False)
+    except UserError:
+        if holds_slides(source, exclude):
+            raise _whole_slides(source) from None
+        raise
+    if holds_slides(paths[0]):  # not all of them: a source of images can have millions
+        raise _whole_slides(source)
+    return ImageFiles(paths, max_side, passed)
+
+
+def _whole_slides(source: str | Path) -> UserError:
+    return UserError(
+        f"{source} holds whole slides; cut them into tiles with `densepath tile --data {source} --out T` and give T, "
+        "or let pretrain do so with --mpp, e.g. --mpp 0.5"
+    )

@@ -26,7 +26,7 @@ _MOST = 10**9  # epochs or steps
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
     *("probe_orientation", "log_every", "save_every_steps", "save_every_minutes"),
-    *("regions", "cache_dir", "slides"),  # paths of files, like data
+    *("regions", "cells", "cache_dir", "slides"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
 
@@ -57,6 +57,7 @@ class PretrainConfig:
         regions: regions of the images, for a method that needs them: a folder with a label map for each image, or for
             saliency a model file (.pt2, TorchScript, .onnx) or a folder of masks. Load only models from people you
             trust.
+        cells: cells of the images or slides, for a method that needs them: a folder that densepath cells wrote.
         cache_dir: folder where regions that were computed from the images are cached; ~/.cache/densepath/labels by
             default.
         teacher: frozen teacher, for a method that needs one: a timm name, a folder of a timm or transformers model, or
@@ -117,6 +118,7 @@ class PretrainConfig:
     backbone: str | nn.Module = "resnet18"
     labels: str | Path = "folders"
     regions: str | Path | None = None
+    cells: str | Path | None = None
     cache_dir: str | Path | None = None
     teacher: str | Path | None = None
     teacher_weights: str | Path | None = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from densepath.annotations.cells.cell_points import CellPoints
 from densepath.annotations.classes import FOLDERS, read_classes
 from densepath.annotations.label_cache import label_images
 from densepath.concepts.image_labels import FromPath
@@ -34,12 +35,15 @@ def check_inputs(method: Method, config: PretrainConfig) -> None:
         raise UserError(f"{name} needs a teacher; name one with --teacher: {ACCEPTED}")
     if "tokenizer" in kinds and not config.tokenizer:
         raise UserError(f"{name} needs a tokenizer; train one with --config vq_kd and give its run: --tokenizer RUN")
+    if "cells" in kinds and config.cells is None:
+        raise UserError(f"{name} needs cells; find them with densepath cells --data DATA --out C and give --cells C")
     wanting = [need.labeller for need in needs if isinstance(need.labeller, FromPath)]
     if wanting and config.regions is None:
         raise UserError(f"{name} needs {wanting[0].what} for its concepts; give it with --regions")
     given = {
         "labels": config.labels != FOLDERS and "classes" not in kinds,
         "regions": config.regions is not None and not wanting,
+        "cells": config.cells is not None and "cells" not in kinds,
         "teacher": bool(config.teacher or config.teacher_weights) and "teacher" not in kinds,
         "tokenizer": bool(config.tokenizer) and "tokenizer" not in kinds,
     }
@@ -67,6 +71,9 @@ def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:
         relative = str(config.data).lower().endswith(SUFFIX) or isinstance(images, SlideTiles)
         root = "" if relative else config.data if Path(config.data).is_dir() else None
         return read_classes(images, str(config.labels), root)
+    if need.kind == "cells":
+        assert config.cells is not None, "call check_inputs first"
+        return CellPoints(images, config.cells)
     if need.kind == "regions":
         labeller = need.labeller
         if isinstance(labeller, FromPath):

@@ -32,6 +32,7 @@ class Optimizer(UpdateLimits):
             that is scaled to the norm of the weights (LAMB).
         exclude_norm_and_bias: no weight decay on biases, on weights of norms, and on the position embeddings, class and
             mask tokens of vision transformers. LARS and LAMB always exclude these, also from their layer-wise scaling.
+        decay_tokens: whether these embeddings and tokens are not excluded, as in DINO.
         schedule: "cosine", "step" (times 0.1 at each milestone) or "constant"; updated at each step.
         warmup_epochs: epochs of linear warm-up, limited to half of the run.
         milestones: epochs at which "step" reduces the learning rate.
@@ -53,6 +54,7 @@ class Optimizer(UpdateLimits):
     momentum: float = 0.9
     weight_decay: float = 1e-4
     exclude_norm_and_bias: bool = False
+    decay_tokens: bool = False
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: float = 0.0
     milestones: tuple[float, ...] = ()
@@ -94,7 +96,7 @@ def parameter_groups(module: nn.Module, settings: Optimizer) -> list[dict[str, A
     trained = [p for p in module.parameters() if p.requires_grad]
     if settings.name not in ("lars", "lamb") and not settings.exclude_norm_and_bias:
         return [{"params": trained}]
-    named = _excluded_by_name(module)
+    named = set() if settings.decay_tokens else _excluded_by_name(module)
     decayed: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1 and p not in named]}
     excluded: dict[str, Any] = {"params": [p for p in trained if p.ndim <= 1 or p in named], "weight_decay": 0.0}
     if settings.name == "lars":

@@ -51,7 +51,7 @@ from densepath.training.random_state import untouched_generators
 from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
-from densepath.training.run_images import find_images, record_slides
+from densepath.training.run_images import find_images, record_slides, with_tiles
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
@@ -230,7 +230,7 @@ def run(
         export_parts(out / EXPORTED.parent, method.exported_parts(), record, done, slides)
         if draw_curves is not None:
             draw_safely(partial(draw_curves, out))
-        measured, commands = newest_measurements(out), after_pretraining(config, method, images)
+        measured, commands = newest_measurements(out), after_pretraining(with_tiles(config), method, images)
         say_end(watch, describe_training(measured), {"weights": out / EXPORTED}, commands)
     return Result(out, measured, files_of_run(out, weights=out / EXPORTED), commands)
 

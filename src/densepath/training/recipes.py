@@ -55,6 +55,8 @@ def load_recipe(name: str | Path, verb: str = "") -> dict[str, Any]:
 def own_augment(method: Any) -> dict[str, Any]:
     """The augmentation options in which all views of a method differ from the defaults of :class:`Augment`.
 
+    Local crops, which are smaller than other views, do not count: their scale follows from that of the others.
+
     Single ``--augment`` options change these. Without them, a run of MAE with ``--augment.scale`` would also get the
     color jitter of MoCo-v2.
 
@@ -68,7 +70,7 @@ def own_augment(method: Any) -> dict[str, Any]:
     from densepath.views.augment import Augment
     from densepath.views.declarations import RandomView
 
-    views = [view for view in find_method(method).views().values() if isinstance(view, RandomView)]
+    views = [view for view in find_method(method).views().values() if isinstance(view, RandomView) and view.size == 1]
     options = [asdict(augment) for view in views if (augment := Augment.of_view(view)) is not None]
     if not options:
         return {}

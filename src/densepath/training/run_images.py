@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from densepath.core.errors import UserError
@@ -14,6 +15,7 @@ from densepath.sources.pixel_source import PixelSource
 from densepath.sources.restrict import restrict
 from densepath.sources.slides.find import find_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SLIDES, is_tile_folder
 from densepath.training.config import PretrainConfig
 
@@ -46,11 +48,14 @@ def _tiles(config: PretrainConfig, mpp: float) -> Path:
     else:
         refuse_other_run(out, config.resume)
     if read_config(out) is None or not (folder / SLIDES).exists():
-        from densepath.sources.tiles.tile import tile
-
         # Not the share of a job array: each process of this run needs all tiles
         tile(data=data, out=folder, mpp=mpp, size=config.tile_size, exclude=config.exclude, shard="1/1")
     return folder
+
+
+def with_tiles(config: PretrainConfig) -> PretrainConfig:
+    """The configuration with the tiles in the run's folder as its data, if it has any, for commands that continue."""
+    return config if config.mpp is None else replace(config, data=Path(config.out) / TILES)
 
 
 def record_slides(out: Path, images: PixelSource, weights: str | Path) -> tuple[str, ...] | None:

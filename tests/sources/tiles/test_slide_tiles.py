@@ -27,6 +27,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
+from densepath.synthetic.slide import write_slide
 from densepath.views.augment import Augment
 from densepath.views.crops import Crop
 from densepath.views.declarations import Center, RandomView
@@ -247,3 +248,13 @@ def test_slides_that_are_not_those_that_were_tiled_are_refused(tmp_path: Path) -
     kinds = [tiling(paths[1], [(0, 0)], MPP), tiling(paths[1], [(0, 0)], MPP, size=32)]
     with pytest.raises(UserError, match=r"different|tiles of 32 px at 0\.5 µm/px and 64 px"):
         SlideTiles(kinds)
+
+
+@pytest.mark.parametrize("suffix", [".svs", ".tif"])
+def test_whole_slides_are_not_read_as_images(suffix: str, tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "in" / f"a{suffix}", size=(128, 128), levels=(1, 2), tile=64)
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{path}\n")
+    for data in (tmp_path / "in", path, listed, f"{tmp_path}/in/*"):
+        with pytest.raises(UserError, match="holds whole slides; cut them into tiles with `densepath tile"):
+            find_source(data)

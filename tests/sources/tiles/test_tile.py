@@ -283,8 +283,13 @@ def test_slides_without_mpp_or_tissue(tmp_path: Path, slide_of: Callable[..., Pa
     assert rows["unknown"]["problem"] == NO_MPP
     assert rows["small"]["problem"] == "smaller than a tile of 300 µm"
     assert sorted(path.stem for path in (tmp_path / "t/masks").iterdir()) == ["black", "glass", "small"]
-    assert tile(data=tmp_path / "slides", out=tmp_path / "u", mpp=0.5, size=32, default_mpp=1.0, workers=0)["tiles"] > 4
+    asked: dict[str, Any] = {"data": tmp_path / "slides", "out": tmp_path / "u", "mpp": 0.5, "size": 32, "workers": 0}
+    assert tile(**asked)["tiles"] > 4
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "u/records").iterdir()}
+    tile(**asked, default_mpp=1.0)  # only the slide that needs it is tiled again
     assert _rows(tmp_path / "u")["unknown"]["mpp"] == "1.0"
+    changed = {p.name for p in (tmp_path / "u/records").iterdir() if p.stat().st_mtime_ns != stamps[p.name]}
+    assert changed == {"unknown.json"}
 
 
 def test_a_damaged_tile_costs_its_place(folder: Path, tiled: Path, tmp_path: Path, damage: Callable[..., None]) -> None:
@@ -369,7 +374,7 @@ def test_tiles_of_other_software(
     if kind == "clam":
         _write_coords(path, corners * 10, patch_size=32, patch_level=1, downsample=2.0)
         _write_coords(given / "c.h5", corners)
-        with pytest.raises(UserError, match="does not say the µm per pixel and the size of its tiles; give --mpp"):
+        with pytest.raises(UserError, match=r"of tiles of no slide: c\.h5; give --mpp and --size"):
             tile(data=painted_slides, out=tmp_path / "u", coords=given, workers=0)
         with pytest.raises(UserError, match="none of 2 slides could be tiled"):
             tile(data=painted_slides, out=tmp_path / "t", coords=given, workers=0, **asked)
@@ -386,6 +391,11 @@ def test_given_tiles_of_another_size_keep_their_centers(painted_slides: Path, tm
     _write_coords(tmp_path / "given/b.h5", np.array([[50.0, 70.0]]), of_file)
     tile(data=painted_slides, out=tmp_path / "t", coords=tmp_path / "given", mpp=1.0, size=64, workers=0)
     assert [tiling.corners.tolist() for tiling in read_tile_folder(tmp_path / "t")] == [[[68, 88]]] * 2
+    (tmp_path / "given/a.h5").write_bytes(b"damaged")
+    tile(data=painted_slides, out=tmp_path / "u", coords=tmp_path / "given", workers=0)
+    (found,) = read_tile_folder(tmp_path / "u")
+    assert (found.name, found.corners.tolist(), found.size, found.mpp) == ("sub/b", [[50, 70]], 50, 2.0)
+    assert "a.h5 is not an HDF5 file, or is damaged" in _rows(tmp_path / "u")["a"]["problem"]
 
 
 @pytest.mark.parametrize(

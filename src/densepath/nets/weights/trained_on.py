@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,6 @@ def write_slides(run: Path, rows: Iterable[tuple[str, str, int]]) -> None:
         writer.writerows(rows)
 
 
-def slide_notes(slides: Iterable[str] | None) -> Mapping[str, str]:
+def slide_notes(slides: Iterable[str] | None) -> dict[str, str]:
     """The metadata of exported weights that :func:`slides_of_weights` reads."""
     return {} if slides is None else {_KEY: json.dumps(list(slides))}

@@ -90,6 +90,8 @@ class Job:
             return None
         if record["tiles"] and not self.tiles(name).exists():
             return None
+        if "default_mpp" in record and record["default_mpp"] != self.given_mpp.default:
+            return None
         return record | {"path": os.path.abspath(self.paths[name])}
 
     def is_done(self, name: str) -> bool:
@@ -153,6 +155,7 @@ class Job:
         slide = open_slide(path, self.given_mpp.given(path))
         row["height"], row["width"] = slide.size
         if slide.spacing is None:
+            row["default_mpp"] = self.given_mpp.default
             slide = slide.with_mpp(self.given_mpp.default)
         if slide.spacing is None:
             raise UserError(NO_MPP)

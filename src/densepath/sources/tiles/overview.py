@@ -11,7 +11,8 @@ from densepath.sources.slides.slide import Slide
 from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import WHITE
 
-MPP = 8.0  # µm per pixel, at most, unless the slide itself is coarser
+MPP = 8.0  # µm per pixel, at most, unless the slide itself is coarser or very large
+_MOST = 2**24  # pixels of an overview
 _PART = 4096  # pixels: side of the parts that are read
 _PIECE = 32  # pixels: parts of this side are not divided further if they are damaged
 
@@ -38,10 +39,15 @@ class Overview:
 def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
     """Reduce a slide to ``mpp`` µm per pixel, or up to half of that: by whole factors of a stored level.
 
+    Slides of more than 32 x 32 mm are reduced further, so that memory is bounded.
+
     Raises:
         CorruptImage: none of it can be read.
         UserError: the slide's µm per pixel are unknown.
     """
+    area = slide.size[0] * slide.mpp[0] * slide.size[1] * slide.mpp[1]  # µm²
+    while area / mpp**2 > _MOST:
+        mpp *= 2
     number, scale = slide.nearest(mpp)
     level = slide.levels[number].at(scale)
     own = tuple(mpp * down for mpp, down in zip(slide.mpp, level.downsample, strict=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from densepath.sources.tiles.tile_files import SLIDES, h5py_module
 from densepath.sources.tiles.tissue import Holes, Pen
 
 LOG, SHEET = "tile.log", "contact_sheet.png"
-_FREE = ("data", "exclude")  # may change when the same command continues
+_FREE = ("data", "exclude", "default_mpp")  # may change: slides that need it are tiled again
 _MPP, _SIZE = 0.5, 256
 _MOST_WORKERS = 16
 
@@ -155,14 +157,12 @@ def tile(
 def _measures(
     mpp: float | None, size: int | None, overlap: int, given: NamedFiles | None, names: Sequence[str]
 ) -> tuple[float, int, int]:
-    """µm per pixel, side and overlap of the tiles: as asked for, or else as in the first file of given ones."""
+    """µm per pixel, side and overlap of the tiles: as asked for, or else as the first of given files says."""
     if given and (mpp is None or size is None):
-        path = next((path for name in names if (path := given.of(name))), None)
-        if path is None:
-            raise UserError(f"{given.describe_unmatched(names)}; the names of slides and files of --coords must agree")
-        found = coord_files.given_size(path)
+        found = next(filter(None, map(_given_size, repeat(given), names)), None)
         if found is None:
-            raise UserError(f"{path} does not say the µm per pixel and the size of its tiles; give --mpp and --size")
+            why = given.describe_unmatched(names) or "the files of --coords do not say the µm per pixel of their tiles"
+            raise UserError(f"{why}; give --mpp and --size, and files that are named as the slides")
         mpp, size, overlap = mpp or found[0], size or found[1], overlap or found[2]
     mpp, size = _MPP if mpp is None else mpp, _SIZE if size is None else size
     if not 0.01 <= mpp <= 100:
@@ -172,6 +172,14 @@ def _measures(
     if not 0 <= overlap < size:
         raise UserError(f"overlap is {overlap}; give a number of pixels from 0 to less than --size {size}")
     return mpp, size, overlap
+
+
+def _given_size(given: NamedFiles, name: str) -> tuple[float, int, int] | None:
+    """What the file of a slide says; None without one, or if it is damaged, which is reported with its slide."""
+    with suppress(UserError):
+        path = given.of(name)
+        return coord_files.given_size(path) if path else None
+    return None
 
 
 def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, watch: Stopwatch) -> Result:

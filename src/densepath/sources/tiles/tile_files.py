@@ -155,16 +155,16 @@ def read_tiling(path: str | Path, slide_path: str) -> SlideTiling:
         raise UserError(f"the tiles {path} cannot be read ({why}); run densepath tile again") from error
 
 
-def overlap_of(folder: str | Path) -> int:
-    """The pixels by which neighboring tiles of a folder of ``densepath tile`` overlap."""
-    return max(int(place.name.split("_")[2].removesuffix("px")) for place in Path(folder).glob(_FOLDERS))
-
-
 def read_shares(path: str | Path) -> npt.NDArray[np.float32]:
     """The shares of tissue (N,) that :func:`write_tiling` wrote; NaN where it got none."""
     with h5py_module().File(path) as file:
         shares = file[_TISSUE][:] if _TISSUE in file else np.full(len(file["coords"]), np.nan)
         return shares.astype(np.float32)
+
+
+def overlap_of(folder: str | Path) -> int:
+    """The pixels by which neighboring tiles of a folder of ``densepath tile`` overlap."""
+    return max(int(place.name.split("_")[2].removesuffix("px")) for place in Path(folder).glob(_FOLDERS))
 
 
 def is_tile_folder(path: str | Path) -> bool:

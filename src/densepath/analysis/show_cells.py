@@ -1,0 +1,122 @@
+"""``densepath show cells``: cells drawn on slides, tiles and images, and the share of tokens that contain one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+
+from densepath.analysis.cell_share import ShareTable, cellular_shares, draw_shares, write_shares
+from densepath.analysis.panels import INK, OBJECTS, PanelGrid, picture_file, save, show
+from densepath.annotations.cells.cell_files import cell_path, read_cells
+from densepath.annotations.cells.cell_points import CellPoints, TilesOfSlides
+from densepath.core.errors import UserError, one_line
+from densepath.core.random import check_seed
+from densepath.core.streams import say
+from densepath.sources.open import find_source
+from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.overview import read_overview
+
+_SLIDES, _COLUMNS = 3, 3
+_ON_OVERVIEW = 20000  # cells; of more, every n-th is drawn
+_MPP = (0.25, 0.5, 1.0, 2.0)
+
+
+def show_cells(
+    *,
+    data: str | Path,
+    cells: str | Path,
+    out: str | Path,
+    count: int = 6,
+    seed: int = 0,
+    share: bool = False,
+    mpp: Sequence[float] = _MPP,
+    view_size: int = 224,
+    patch_size: int = 16,
+    exclude: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Draw cells on slides and tiles, or on images; or the share of tokens that contain a cell.
+
+    With ``share``: crops of ``view_size`` pixels cover the tissue, at each of several µm per pixel. The cellular share
+    of a crop is that of its tokens (patches) that contain at least one cell, the prior of DiRL. Where it is near 0 or 1
+    there is only one region, and nothing to contrast. The table is printed and written next to the picture (.csv).
+
+    Args:
+        data: a folder that densepath tile wrote, or images: a folder, a text list of files, or a glob.
+        cells: the folder that densepath cells wrote.
+        out: a PNG file.
+        count: number of tiles or images.
+        seed: seed of their choice.
+        share: draw the distribution of the cellular share instead.
+        mpp: µm per pixel of the crops.
+        view_size: side of a crop in pixels.
+        patch_size: side of a token in pixels.
+        exclude: patterns of slides or image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a
+            name.
+
+    Returns:
+        The number of cells, or medians for each resolution; the picture as "picture".
+
+    Raises:
+        UserError: there are no such images or cells, or a file name that does not end in .png.
+    """
+    out = picture_file(out, data)
+    check_seed(seed)
+    if count < 1:
+        raise UserError(f"count is {count}; give 1 or more")
+    images = find_source(data, exclude=exclude)
+    points = CellPoints(images, cells)
+    say(f"densepath: {points.describe()}")
+    if share:
+        table = cellular_shares(images, points, cells, mpp, view_size, patch_size)
+        write_shares(table, out.with_suffix(".csv"))
+        return {**_numbers(table), "picture": draw_shares(table, out), "table": out.with_suffix(".csv")}
+    panels = len(images) if len(images) < count else count
+    chosen = sorted(np.random.default_rng(seed).permutation(len(images))[:panels].tolist())
+    tilings = images.tilings[:_SLIDES] if isinstance(images, TilesOfSlides) else []
+    total = len(tilings) + len(chosen)
+    grid = PanelGrid(-(-total // _COLUMNS), min(total, _COLUMNS), panel=3.0)
+    axes = iter([axes for row in grid.axes for axes in row])
+    for tiling in tilings:
+        found = read_cells(cell_path(cells, points.name_of(tiling.path)))
+        overview = read_overview(open_slide(tiling.path, sum(tiling.spacing) / 2))
+        step = -(-max(len(found), 1) // _ON_OVERVIEW)
+        places = found.points[::step] * np.divide(tiling.spacing[::-1], overview.spacing[::-1])
+        panel = next(axes)
+        show(panel, overview.pixels)
+        _dots(panel, places, found.classes[::step], 0.6, ("#0047ff", *OBJECTS[1:]))
+        _label(panel, f"{one_line(tiling.name)}: {len(found):,} cells")
+    for position in chosen:
+        pixels = images.spec.to_rgb(images.read(position))
+        own = points.of(position)
+        panel = next(axes)
+        show(panel, pixels)
+        _dots(panel, (own[:, :2] + 1) / 2 * pixels.shape[1::-1], own[:, 2], 9.0, OBJECTS)
+        _label(panel, f"{len(own)} cells")
+    return {"cells": points.count, "picture": save(grid.figure, out)}
+
+
+def _dots(
+    axes: Axes, places: npt.NDArray[np.floating], classes: npt.NDArray[np.generic], size: float, colors: Sequence[str]
+) -> None:
+    shown = [colors[int(number) % len(colors)] for number in classes]
+    axes.scatter(places[:, 0], places[:, 1], s=size, c=shown or None, edgecolors="black", linewidths=size / 30)
+
+
+def _label(axes: Axes, text: str) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
+    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=7.5, color=INK, bbox=box)
+
+
+def _numbers(table: ShareTable) -> dict[str, float]:
+    """The medians and the shares of crops with one region, for the command line."""
+    numbers: dict[str, float] = {}
+    for each in table:
+        numbers[f"{each.mpp:g} µm/px: crops"] = len(each.shares)
+        numbers[f"{each.mpp:g} µm/px: median cellular share"] = each.quantile(0.5)
+        numbers[f"{each.mpp:g} µm/px: crops with one region"] = each.one_region
+    return numbers

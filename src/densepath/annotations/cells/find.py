@@ -1,0 +1,234 @@
+"""``densepath cells``: the cells of slides and images as points, found or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from densepath.annotations.cells.cell_files import CELLS, read_cell_rows, write_cell_rows
+from densepath.annotations.cells.finders import MODELS, check_finder
+from densepath.annotations.cells.one_area import Job, is_finder
+from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
+from densepath.core.closing import command, say_end
+from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.files import remove_remains
+from densepath.core.locks import shared_work
+from densepath.core.output_names import names_below, output_names
+from densepath.core.result import Result
+from densepath.core.shared_work import LOCKS, Shard
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.core.system import usable_cores
+from densepath.core.work_folder import work_folder
+from densepath.core.worker_processes import share_work
+from densepath.sources.listing import Passed, list_images
+from densepath.sources.tiles.named_files import NamedFiles
+from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
+
+LOG = "cells.log"
+_FREE = ("data", "points", "weights", "exclude")  # may change when the same command continues
+_MOST_WORKERS = 16
+Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", "histomicstk"]
+
+
+def cells(
+    *,
+    data: str | Path,
+    out: str | Path,
+    source: Source = "blobs",
+    points: str | Path | None = None,
+    weights: str | Path | None = None,
+    model_mpp: float | None = None,
+    default_mpp: float | None = None,
+    exclude: Sequence[str] = (),
+    shard: str | None = None,
+    workers: int | None = None,
+) -> Result:
+    """Find the cells of slides or images, or import them, as points with a class: a prior of pre-training.
+
+    For each slide or image: its cells as HDF5. For all: cells.csv. The cells of tiles are found in the slides
+    themselves, at the resolution that they need, whatever that of the tiles. A slide or image that fails is reported
+    and passed over. Any number of processes and machines may fill one folder; the same command continues after a stop.
+
+    Args:
+        data: a folder that densepath tile wrote, or images: a folder, a text list of files, a glob, or an image.
+        out: the folder of the results.
+        source: how they are found: "blobs", built in for H&E, without weights; or the networks "cellpose", "stardist"
+            and "hovernet" (with ``weights``), and "histomicstk", each of the package of that name (of HoVer-Net:
+            tiatoolbox). With ``points``, what is imported: "geojson" of QuPath, JSON of "hovernet" or TIAToolbox, or
+            "csv" tables with columns x, y (pixels of level 0) or x_um, y_um, and class.
+        points: a folder with a file for each slide or image, of its name; a file for a single one; or for "csv" one
+            table with a column slide. CSV, TSV and Parquet.
+        weights: the file or folder of a network; nothing is downloaded.
+        model_mpp: µm per pixel of the images that the network was trained on, if not the usual ones.
+        default_mpp: µm per pixel of images.
+        exclude: patterns of slides or images to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a
+            name.
+        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun, srun or a
+            job array of SLURM, if one of them started it.
+        workers: number of processes; 0 for none besides this one, which is the default for networks. Otherwise the
+            default is one for each core.
+
+    Returns:
+        ``out``, with the numbers of "slides", "problems" and "cells".
+
+    Raises:
+        UserError: there is no image, options contradict each other, ``out`` holds other results, or nothing was found.
+    """
+    watch, out = Stopwatch(), Path(out)
+    part = Shard.of(shard)
+    _check_options(source, points, weights, model_mpp, default_mpp, workers)
+    also = ""
+    if is_tile_folder(data):
+        tilings = {tiling.name: tiling for tiling in _tilings(data, exclude)}
+        paths = {name: tiling.path for name, tiling in tilings.items()}
+        what = "slides"
+    else:
+        passed = Passed()
+        listed = list(list_images(data, exclude, passed, runs=False))
+        names = output_names([Path(name) for name in names_below(listed, data)])
+        paths, tilings, what = dict(zip(names, listed, strict=True)), {}, "images"
+        also = f"; passed over: {passed.describe()}" if passed.describe() else ""
+    given = _given_points(points, source, list(paths))
+    job = Job(out, paths, tilings, source, given, weights, model_mpp, default_mpp)
+    if default_mpp is not None and tilings:
+        raise UserError("tiles have their slides' µm per pixel; leave --default_mpp out")
+    if not tilings and default_mpp is None and points is None:
+        raise UserError("cells have a size in µm; give the µm per pixel of the images: --default_mpp 0.5")
+    options = {
+        "data": str(data),
+        "source": source,
+        "points": None if points is None else str(points),
+        "weights": None if weights is None else str(weights),
+        "model_mpp": model_mpp,
+        "default_mpp": default_mpp,
+        "exclude": list(exclude),
+    }
+    with work_folder(out, options, log=LOG, free=_FREE):
+        left = sum(not job.is_done(name) for name in paths)
+        mine = f", shard {part}" if part else ""
+        say(f"densepath: {len(paths)} {what}, {len(paths) - left} done before{mine}{also}")
+        if isinstance(given, NamedFiles) and (line := given.describe_unmatched(list(paths))):
+            say(f"densepath: {line}")
+        if left:
+            (out / CELLS).unlink(missing_ok=True)  # incomplete until all slides are done
+            network = given is None and source in MODELS
+            count = (0 if network else min(usable_cores(), _MOST_WORKERS)) if workers is None else workers
+            try:
+                share_work(
+                    out,
+                    list(paths),
+                    job.is_done,
+                    job.do,
+                    workers=count,
+                    what="finding cells",
+                    give_up=job.give_up,
+                    shard=part,
+                )
+            except (KeyboardInterrupt, SystemExit):
+                say("densepath: stopped; the same command continues")
+                raise
+        return _gather(job, data, what, part, watch)
+
+
+def _check_options(
+    source: str,
+    points: str | Path | None,
+    weights: str | Path | None,
+    model_mpp: float | None,
+    default_mpp: float | None,
+    workers: int | None,
+) -> None:
+    if points is not None and source not in ENDINGS:
+        raise UserError(f"{source} finds cells in pixels, so that --points has no use; choose geojson, csv or hovernet")
+    if points is None and not is_finder(source):
+        raise UserError(f"{source} imports cells; give the files with --points")
+    if points is None:
+        check_finder(source, weights, model_mpp)
+    elif weights is not None or model_mpp is not None:
+        raise UserError("cells are imported, so that --weights and --model_mpp have no use; leave them out")
+    if default_mpp is not None and not 0.02 <= default_mpp <= 100:
+        raise UserError(f"default_mpp is {default_mpp}; give µm per pixel, such as 0.5")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers is {workers}; give 0 or more")
+
+
+def _tilings(folder: str | Path, exclude: Sequence[str]) -> list[SlideTiling]:
+    from densepath.sources.listing import matches_any
+
+    found = read_tile_folder(folder)
+    kept = [t for t in found if not any(matches_any(name, exclude) for name in (t.name, PurePath(t.path).name))]
+    if not kept:
+        raise UserError(f"--exclude leaves out all slides of {folder}; narrow it")
+    return kept
+
+
+def _given_points(
+    points: str | Path | None, source: str, names: Sequence[str]
+) -> NamedFiles | dict[str, PointsFile | Path] | None:
+    """The files of cells, or the cells of a table, by the names of slides."""
+    if points is None:
+        return None
+    path = Path(points)
+    if path.is_dir():
+        return NamedFiles(path, ENDINGS[source], "points", "files of cells")
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path} of cells; correct --points")
+    if not path.name.lower().endswith(ENDINGS[source]):
+        raise UserError(
+            f"{path} is not a file of {source} ({', '.join(ENDINGS[source])}); correct --points or --source"
+        )
+    if source == "csv":
+        tables = dict(read_tables(path))
+        if "" not in tables:
+            return dict(tables)
+    if len(names) > 1:
+        more = ", or a table with a column slide" if source == "csv" else ""
+        raise UserError(f"{path} is one file, and there are {len(names)}; give a folder with a file of each name{more}")
+    return {names[0]: path}
+
+
+def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: Stopwatch) -> Result:
+    """Write the table of all slides, if all are done, and print the last lines."""
+    rows = [row for name in job.paths if (row := job.record(name))]
+    missing = len(job.paths) - len(rows)
+    if missing:
+        who = f"the {what} of shard {part} are" if part else "this process is"
+        say(f"densepath: {who} done; other processes have {missing} left, and the last one writes {CELLS}")
+        return Result(job.out, _counts(rows))
+    with shared_work(job.out / LOCKS / "tables", "tables"):
+        if not _is_written(job.out, rows):
+            remove_remains(job.out)
+            write_cell_rows(job.out, rows)
+    counts = _counts(rows)
+    failed = [row for row in rows if row["cells"] is None]
+    if len(failed) == len(rows):
+        first = f"{one_line(rows[0]['slide'])}: {rows[0]['problem']}"
+        raise UserError(f"none of {len(rows)} {what} has cells ({first}); see {job.out / CELLS}")
+    files = {"table": job.out / CELLS}
+    problems = f", {counts['problems']} with problems" if counts["problems"] else ""
+    if failed:
+        shown = first_few([one_line(row["slide"]) for row in failed])
+        say(f"densepath: {len(failed)} {what} failed and have no cells: {shown}")
+    following = (command("show", "cells", "--cells", job.out, "--data", data, "--out", f"{job.out}.png"),)
+    say_end(watch, f"{counts['cells']:,} cells of {counts['slides']:,} {what}{problems}", files, following)
+    return Result(job.out, counts, files, following)
+
+
+def _is_written(out: Path, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the table is that of these slides."""
+    try:
+        old = read_cell_rows(out)
+    except UserError:
+        return False
+    shown = [(row["slide"], row["path"], str(row["cells"] if row["cells"] is not None else "")) for row in rows]
+    return [(row["slide"], row["path"], row["cells"]) for row in old] == shown
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "slides": len(rows),
+        "problems": sum(bool(row["problem"]) for row in rows),
+        "cells": sum(row["cells"] or 0 for row in rows),
+    }

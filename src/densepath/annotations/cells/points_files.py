@@ -1,0 +1,200 @@
+"""Cells in files of other software: QuPath's GeoJSON, JSON of HoVer-Net and TIAToolbox, tables of points."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError
+from densepath.core.geojson import Feature, is_area, polygons_in, read_features
+from densepath.core.json_files import load_json
+
+ENDINGS = {
+    "geojson": (".geojson", ".geojson.gz", ".json", ".json.gz"),
+    "hovernet": (".json", ".json.gz"),
+    "csv": (".csv", ".tsv", ".parquet"),
+}
+_SLIDE = ("slide", "image", "wsi", "slide_id", "image_id")  # columns
+_CLASS, _SCORE = ("class", "type", "label", "classification"), ("score", "prob", "type_prob")
+_AT_10X = 10.0  # µm per pixel times magnification
+_POWER = 0.15  # by which a ratio of magnifications may differ from a power of two
+
+
+@dataclass(frozen=True, eq=False)
+class PointsFile:
+    """The cells in a file.
+
+    Args:
+        points: (N, 2) x, y in ``unit``, from the upper left corner of the upper left pixel.
+        classes: the name of each cell's class; None for none.
+        unit: "px" of level 0, "um", or the magnification at which pixels are counted.
+    """
+
+    points: npt.NDArray[np.float64]
+    classes: Sequence[str | None]
+    unit: str | float = "px"
+
+    def in_pixels(self, spacing: tuple[float, float] | None) -> npt.NDArray[np.float64]:
+        """The points in pixels of level 0, of ``spacing`` µm per pixel along y and x.
+
+        Raises:
+            UserError: the µm per pixel are needed and unknown.
+        """
+        if self.unit == "px":
+            return self.points
+        if spacing is None:
+            raise UserError("its points are in µm, and its µm per pixel are unknown; give --default_mpp")
+        if self.unit == "um":
+            return self.points / spacing[::-1]
+        ratio = _AT_10X / float(self.unit) / (sum(spacing) / 2)
+        power = float(2.0 ** np.round(np.log2(ratio)))  # of a level: magnifications are nominal
+        return self.points * (power if abs(ratio / power - 1) <= _POWER else ratio)
+
+
+def read_points(path: Path, source: str) -> PointsFile:
+    """The cells in a file of one slide or image.
+
+    Args:
+        path: the file.
+        source: "geojson", "hovernet" or "csv".
+
+    Raises:
+        UserError: it cannot be read, or is not such a file.
+    """
+    if source == "geojson":
+        return _read_geojson(path)
+    if source == "hovernet":
+        return _read_hovernet(path)
+    ((_, found),) = read_tables(path, by_slide=False)
+    return found
+
+
+def _read_geojson(path: Path) -> PointsFile:
+    """The centers of cells and detections, of their nuclei where they have one, and points of annotations."""
+    points: list[tuple[float, float]] = []
+    classes: list[str | None] = []
+    for feature in read_features(path):
+        try:
+            found = list(_places(feature))
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            raise UserError(f"{path}: {feature.name} is not a cell ({error}); export it again") from error
+        points += found
+        classes += [feature.category] * len(found)
+    return PointsFile(np.array(points, np.float64).reshape(-1, 2), classes)
+
+
+def _places(feature: Feature) -> Iterator[tuple[float, float]]:
+    geometry = feature.nucleus if isinstance(feature.nucleus, dict) else feature.geometry
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    if kind in ("Point", "MultiPoint") and feature.kind in ("cell", "detection", "annotation"):
+        listed = [geometry["coordinates"]] if kind == "Point" else geometry["coordinates"]
+        yield from ((float(x), float(y)) for x, y, *_ in listed)
+    elif is_area(geometry) and feature.kind in ("cell", "detection"):
+        yield _center([rings[0] for rings in polygons_in(geometry)])
+
+
+def _center(rings: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float]:
+    """The center of area of polygons."""
+    total, sums = 0.0, np.zeros(2)
+    for ring in rings:
+        start = ring[0]
+        one, two = ring - start, np.roll(ring, -1, axis=0) - start  # small numbers: no rounding
+        cross = one[:, 0] * two[:, 1] - two[:, 0] * one[:, 1]
+        area = cross.sum() / 2
+        sums += np.sign(area) * ((one + two) * cross[:, None]).sum(0) / 6 + abs(area) * start
+        total += abs(area)
+    x, y = sums / total if total else np.concatenate(rings).mean(0)
+    return float(x), float(y)
+
+
+def _read_hovernet(path: Path) -> PointsFile:
+    """JSON of HoVer-Net (``nuc``, ``mag``), and of TIAToolbox: nuclei by number, each with ``centroid`` and ``type``.
+
+    Their coordinates are indices of pixels, whose centers are half a pixel further.
+    """
+    content = load_json(path, "JSON of HoVer-Net or TIAToolbox")
+    nuclei = content.get("nuc", content) if isinstance(content, dict) else None
+    if not isinstance(nuclei, dict) or not all(isinstance(n, dict) and "centroid" in n for n in nuclei.values()):
+        raise UserError(f"{path} is not JSON of HoVer-Net or TIAToolbox: nuclei with a centroid; export it again")
+    try:
+        points = np.array([each["centroid"][:2] for each in nuclei.values()], np.float64).reshape(-1, 2) + 0.5
+        kinds = [each.get("type") for each in nuclei.values()]
+        unit = float(content["mag"]) if "nuc" in content and content.get("mag") else "px"
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{path} has nuclei whose centroid is not two numbers; export it again") from error
+    return PointsFile(points, [None if kind is None else _type_name(kind) for kind in kinds], unit)
+
+
+def _type_name(kind: Any) -> str:
+    return f"type {int(kind)}" if isinstance(kind, int | float) else str(kind)
+
+
+def read_tables(path: Path, by_slide: bool = True) -> list[tuple[str, PointsFile]]:
+    """The cells in a table (CSV, TSV, Parquet) with columns x, y in pixels of level 0, or x_um, y_um.
+
+    Args:
+        path: the table. Columns named class and slide are used, others are ignored.
+        by_slide: whether to divide it by its column slide.
+
+    Returns:
+        Names of slides, "" without such a column, and their cells.
+
+    Raises:
+        UserError: it cannot be read, or lacks columns.
+    """
+    columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
+    unit = next((unit for unit, end in (("px", ""), ("um", "_um")) if {f"x{end}", f"y{end}"} <= columns.keys()), None)
+    if unit is None:
+        shown = ", ".join(list(columns)[:8]) or "none"
+        raise UserError(f"{path} has the columns {shown}; name them x, y (pixels of level 0) or x_um, y_um")
+    try:
+        names = ("x", "y") if unit == "px" else ("x_um", "y_um")
+        points = np.array([columns[name] for name in names], np.float64).T.reshape(-1, 2)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} has coordinates that are not numbers ({error}); correct them") from error
+    if not np.isfinite(points).all():
+        raise UserError(f"{path} has rows without coordinates; remove them")
+    named = _column(columns, _CLASS)
+    classes = [None] * len(points) if named is None else [str(c) if c not in (None, "") else None for c in named]
+    slides = _column(columns, _SLIDE) if by_slide else None
+    if slides is None:
+        return [("", PointsFile(points, classes, unit))]
+    rows: dict[str, list[int]] = {}
+    for row, slide in enumerate(slides):
+        rows.setdefault(str(slide), []).append(row)
+    return [(slide, PointsFile(points[own], [classes[k] for k in own], unit)) for slide, own in rows.items()]
+
+
+def _column(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Sequence[Any] | None:
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def _csv(path: Path) -> dict[str, list[Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            header = [name.strip().lower() for name in next(rows, [])]
+            body = [row for row in rows if row]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); give a table of points") from error
+    if any(len(row) != len(header) for row in body):
+        raise UserError(f"{path} has rows of other lengths than its first line; save it again")
+    return {name: [row[place].strip() for row in body] for place, name in enumerate(header)}
+
+
+def _parquet(path: Path) -> dict[str, list[Any]]:
+    try:
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise UserError('tables as Parquet need pyarrow; pip install "densepath[embed]"') from error
+    try:
+        table = read_table(path)
+        return {name.lower(): table[name].to_pylist() for name in table.column_names}
+    except Exception as error:  # pyarrow raises nearly any type
+        raise UserError(f"{path} cannot be read as Parquet; save it again") from error

@@ -1,0 +1,198 @@
+"""Self-distillation of DINO: the loss between a teacher's and a student's distributions over prototypes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densepath.core.distributed import mean, total
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+
+# Scores of students that exist at a time: a matrix of all of them would be the largest tensor of a step by far.
+_CPU_SCORES, _GPU_SCORES = 2**22, 2**26
+
+
+class Distillation(nn.Module):
+    """The loss of DINO, with its center.
+
+    The teacher's distribution of a row is p = softmax((t - c) / temperature), with scores t for each prototype and the
+    center c; the student's is softmax(s / student_temperature). The loss is the cross-entropy of pairs of rows. After
+    each step c becomes m c + (1 - m) (mean of the scores t of the step, over all batches and processes).
+
+    Args:
+        prototypes: number K of prototypes.
+        student_temperature: temperature of the student.
+        center_momentum: momentum m of the center.
+
+    Source: Caron et al., DINO, ICCV 2021, section 3.1.
+    """
+
+    center: Tensor
+
+    def __init__(self, prototypes: int, student_temperature: float = 0.1, center_momentum: float = 0.9) -> None:
+        super().__init__()
+        if not student_temperature > 0:
+            raise UserError(f"the student temperature must be positive, not {student_temperature}")
+        if not 0 <= center_momentum < 1:
+            raise UserError(f"the momentum of the center must be at least 0 and less than 1, not {center_momentum}")
+        self.student_temperature = student_temperature
+        self.center_momentum = center_momentum
+        self.register_buffer("center", torch.zeros(prototypes))
+        self._pending: list[Tensor] = []  # of the current step: sums of scores, and their number
+
+    @torch.no_grad()
+    def targets(
+        self, scores: Tensor, temperature: float, valid: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The teacher's distributions; their scores enter the center after the step.
+
+        Args:
+            scores: (N, K) the teacher's scores.
+            temperature: the teacher's temperature.
+            valid: (N,) bool: the rows that exist; all by default. The others do not enter the center.
+
+        Returns:
+            (N, K) distributions, and statistics of them as shares of ln K: their mean "entropy", and "kl_uniform", the
+            divergence of their mean from the uniform distribution (0 for fewer than two rows). One minus both is what
+            they tell of the image.
+        """
+        with torch.autocast(scores.device.type, enabled=False):
+            scores = full_precision(scores)
+            weight = scores.new_ones(len(scores)) if valid is None else valid.to(scores.dtype)
+            self._pending.append(torch.cat((weight @ scores, weight.sum().view(1))))
+            logs = ((scores - self.center.to(scores.dtype)) / temperature).log_softmax(1)
+            targets = logs.exp()
+            several = weight.sum() > 1  # a single row says nothing of what rows have in common
+            weight, most = weight / weight.sum().clamp(min=1), math.log(max(scores.shape[1], 2))
+            average = weight @ targets
+            entropy = -(weight @ logs.mul_(targets).sum(1))
+            divergence = several * (most + torch.xlogy(average, average).sum())
+            return targets, {"entropy": entropy / most, "kl_uniform": divergence / most}
+
+    def forward(self, students: Tensor, prototypes: Tensor, targets: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """The sum of the weighted cross-entropies of pairs of rows: see :func:`soft_cross_entropy`."""
+        return soft_cross_entropy(students, prototypes, targets, rows, weights, self.student_temperature)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the center to the mean of the step's scores; it stays if the step had none."""
+        if not self._pending:
+            return
+        summed = total(torch.stack(self._pending).sum(0))
+        self._pending.clear()
+        center = summed[:-1] / summed[-1].clamp(min=1)
+        moved = torch.lerp(center, self.center.to(center.dtype), self.center_momentum)
+        self.center.copy_(torch.where(summed[-1] > 0, moved, self.center))
+
+
+def view_pairs(
+    images: int,
+    teachers: int,
+    students: int,
+    device: torch.device,
+    taught: Tensor | None = None,
+    learned: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The pairs of each student view with the teacher views of the same image, except with itself.
+
+    The first student views are the teacher's. Row k * images + b is view k of image b.
+
+    Args:
+        images: number of images B.
+        teachers, students: number of the teacher's and the student's views, Q and V.
+        device: device of the result.
+        taught, learned: (Q * B,) and (V * B,) bool: the views that have a vector; all by default. Pairs without both
+            are left out, and the weights are those of a mean over the others.
+
+    Returns:
+        (V * B, Q) int64, the teacher's rows, and (V * B, Q) weights that sum to 1; with several processes, the average
+        of their sums is 1.
+    """
+    rows = torch.arange(teachers * images, device=device).view(teachers, images)
+    pairs = rows.T.expand(students, images, teachers)
+    other = ~torch.eye(students, teachers, dtype=torch.bool, device=device)
+    kept = other.unsqueeze(1).expand_as(pairs)
+    if taught is not None:
+        kept = kept & taught[pairs]
+    if learned is not None:
+        kept = kept & learned.view(students, images, 1)
+    weights = kept.flatten(0, 1).float()
+    return pairs.flatten(0, 1), weights / mean(weights.sum()).clamp(min=1e-6)
+
+
+def soft_cross_entropy(
+    students: Tensor, prototypes: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """The sum over n and q of  weights[n, q] * CE(targets[rows[n, q]], softmax(students[n] prototypes / temperature)).
+
+    The scores of the students, (N, K), never exist all at once: their gradient is computed with them, part by part.
+
+    Args:
+        students: (N, D).
+        prototypes: (K, D).
+        targets: (T, K) distributions, without gradient.
+        rows: (N, Q) int64, rows of ``targets``.
+        weights: (N, Q) floats; a pair of weight 0 does not count.
+        temperature: of the softmax.
+
+    Returns:
+        A scalar; under autocast, the products of matrices have its precision and the rest has float32.
+    """
+    loss: Tensor = _SoftCrossEntropy.apply(students, prototypes, targets, rows, weights, temperature)
+    return loss
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        students: Tensor,
+        prototypes: Tensor,
+        targets: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        device, wide = students.device.type, torch.promote_types(students.dtype, torch.float32)
+        narrow = (students[:1] @ prototypes[:1].T).dtype  # that of autocast
+        ctx.dtypes = students.dtype, prototypes.dtype
+        needed = ctx.needs_input_grad[:2]
+        with torch.autocast(device, enabled=False):
+            queries, keys = (students.to(wide) / temperature).to(narrow), prototypes.to(narrow)
+            weights = weights.to(wide)
+            of_students = queries.new_empty(queries.shape, dtype=wide) if needed[0] else None
+            of_prototypes = keys.new_zeros(keys.shape, dtype=wide) if needed[1] else None
+            loss = queries.new_zeros((), dtype=wide)
+            most = (_CPU_SCORES if device == "cpu" else _GPU_SCORES) // len(keys)
+            for part in torch.arange(len(queries)).split(max(1, most)):
+                here = slice(int(part[0]), int(part[-1]) + 1)
+                logs = (queries[here] @ keys.T).to(wide).log_softmax(1)
+                target = _mixed(targets, rows[here], weights[here])
+                loss -= (target * logs).sum()
+                # The gradient of the scores: (sum of weights) * softmax - target.
+                gradient = logs.exp_().mul_(weights[here].sum(1, keepdim=True)).sub_(target).to(narrow)
+                if of_students is not None:
+                    of_students[here] = (gradient @ keys).to(wide) / temperature
+                if of_prototypes is not None:
+                    product = gradient.T @ queries[here]
+                    of_prototypes += product
+        ctx.save_for_backward(of_students, of_prototypes)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        products = [None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors]
+        found = (p if p is None else p.to(dtype) for p, dtype in zip(products, ctx.dtypes, strict=True))
+        return *found, None, None, None, None
+
+
+def _mixed(targets: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sums (n, K) of the targets of rows (n, Q)."""
+    mixed = targets[rows[:, 0]] * weights[:, :1]
+    for column in range(1, rows.shape[1]):
+        mixed.addcmul_(targets[rows[:, column]], weights[:, column : column + 1])
+    return mixed

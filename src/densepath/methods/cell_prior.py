@@ -1,0 +1,89 @@
+"""The regions of images that guide Cellback and DiRL: where cells are, and where none are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from densepath.annotations.cells.cell_points import CellPoints
+from densepath.concepts.image_labels import FromPath
+from densepath.concepts.map_files import MapFiles
+from densepath.core.affine import identity, warp_points
+from densepath.core.errors import UserError
+from densepath.core.labels import main_labels
+from densepath.core.regions import Regions
+from densepath.methods.needs import Need
+from densepath.views.view import Batch, View
+
+
+class CellPrior:
+    """Assigns each position of a view to a region; the last region is the background.
+
+    From cells: a position belongs to the class with the most cells in it, ties to the first class, and to the
+    background if it has none. With two regions all classes are one. From label maps: a position belongs to the label
+    that covers most of it; 0 is the background, and label i is region i - 1. With two regions all other labels are one.
+
+    Args:
+        source: "cells", points with classes; or "files", label maps of the images.
+        num_regions: number of regions.
+
+    Source: DiRL, section 3.2: the cell prior P_c. It does not say how P_c follows a crop: here cells do exactly.
+    """
+
+    def __init__(self, source: Literal["cells", "files"], num_regions: int) -> None:
+        if source not in ("cells", "files"):
+            raise UserError(f"unknown prior {source!r}; there are: cells, files")
+        if num_regions < 2:
+            raise UserError(f"there are at least two regions, cells and background, not {num_regions}")
+        self.source = source
+        self.num_regions = num_regions
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the regions: cell and back, or class_0, class_1, ... and back."""
+        count = self.num_regions - 1
+        return (*(["cell"] if count == 1 else [f"class_{number}" for number in range(count)]), "back")
+
+    def check(self, given: Mapping[str, Any]) -> str | None:
+        """Check that the cells of the images have as many classes as there are regions for them.
+
+        Args:
+            given: what :meth:`needs` asks for.
+
+        Returns:
+            A line on the cells.
+
+        Raises:
+            UserError: they have other classes.
+        """
+        if self.source == "files":
+            return None
+        cells: CellPoints = given["cells"]
+        classes = cells.class_names
+        if self.num_regions > 2 and len(classes) != self.num_regions - 1:
+            raise UserError(
+                f"the cells have {len(classes)} classes ({', '.join(classes)}), which make {len(classes) + 1} regions "
+                f"with the background, not {self.num_regions}; set --method.num_regions to that, or to 2 for all cells"
+            )
+        return cells.describe()
+
+    def needs(self) -> Mapping[str, Need]:
+        """The annotation of the images, by its name in a batch."""
+        if self.source == "cells":
+            return {"cells": Need("cells")}
+        return {"regions": Need("regions", FromPath(MapFiles, "a folder of label maps"))}
+
+    def __call__(self, batch: Batch, view: View, grid: tuple[int, ...]) -> Tensor:
+        """The region of each position of a view: (K * B, *grid) int64; -1 for none."""
+        crops, last = len(view.map) // len(batch), self.num_regions - 1
+        whole = identity(len(view.map), view.map.shape[1])
+        if self.source == "files":
+            labels = main_labels(batch.extras["regions"].repeat(crops, 1, 1), whole, view.map, grid)
+            region = torch.where(labels > 0, 0 if last == 1 else labels - 1, labels)
+            return torch.where(labels == 0, last, torch.where(region < last, region, -1))
+        cells = batch.extras["cells"].repeat(crops, 1, 1)
+        points, _ = warp_points(cells[..., :-1], whole, view.map)
+        regions = Regions.of_points(points, grid, cells[..., -1] if last > 1 else None, last)
+        return regions.masks.to(torch.uint8).argmax(dim=1).unflatten(1, grid)

@@ -1,0 +1,303 @@
+"""DINO: each view predicts a momentum teacher's distribution over prototypes for another view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Literal, TypedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.distillation import Distillation, view_pairs
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.core.momentum import Momentum
+from densepath.core.regions import global_pool
+from densepath.core.schedules import cosine
+from densepath.methods.base import Losses, Method
+from densepath.nets.backbones import Backbone
+from densepath.nets.backbones.transformer_parts import (
+    add_positions,
+    choose_attention,
+    embed_patches,
+    require_transformer,
+    run_blocks,
+)
+from densepath.nets.heads import PrototypeHead
+from densepath.nets.stochastic_depth import StochasticDepth
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
+from densepath.views.view import Batch, View
+
+Vectors = dict[str, tuple[Tensor, Tensor | None]]  # name -> (N, C), and (N,) bool: the rows that exist; None for all
+
+_DROPPED = 2**21  # stream of random numbers of stochastic depth
+_LOCAL = 96 / 224
+_TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
+_SMALLEST = 0.05  # share of an image's area of the smallest local crops
+
+
+class DINOOptions(TypedDict, total=False):
+    """All parameters of :class:`DINO` after the backbone, for the methods that extend it."""
+
+    prototypes: int
+    hidden_dim: int
+    dim: int
+    fixed_lengths: bool
+    student_temperature: float
+    teacher_temperature: float
+    teacher_temperature_start: float
+    teacher_temperature_epochs: int
+    center_momentum: float
+    momentum: float
+    local_crops: int
+    local_size: float
+    drop_path: float
+
+
+class DINO(Method):
+    """Self-distillation with no labels.
+
+    A student sees two global and several local crops of each image, its momentum teacher the global ones. With the
+    teacher's distribution p_q of a global crop q and the student's p_v of a crop v (see :class:`Distillation`),
+
+    L = mean over images and pairs v != q of  -sum over prototypes of  p_q log p_v   (Equations 2 and 3).
+
+    A crop's vector is the mean of its patch tokens, as in DiRL. All crops of one size pass through the network
+    together, and all vectors through the head. The momentum of the teacher rises to 1 along half a cosine wave. The
+    released code updates the teacher after each step; this does so before the next step, with the momentum of that
+    step. Stochastic depth is a function of image and epoch, so a run is the same on any number of processes.
+
+    Collapse shows in the statistics: ``entropy`` and ``kl_uniform`` of the teacher's distributions, as shares of ln K,
+    and ``feature_std``, the deviation of the teacher's vectors over the batch: 1 if they have all directions, 0 if one.
+
+    Args:
+        backbone: the student; the teacher, which is exported, is its momentum copy.
+        prototypes: number K of prototypes.
+        hidden_dim: width of the hidden layers of the head.
+        dim: width of the vectors that are compared with the prototypes.
+        fixed_lengths: whether prototypes stay unit vectors (``norm_last_layer`` in the released code).
+        student_temperature: temperature of the student.
+        teacher_temperature: temperature of the teacher, after its warm-up.
+        teacher_temperature_start: temperature of the teacher in the first epoch.
+        teacher_temperature_epochs: epochs of the warm-up of the teacher's temperature; 0 for none.
+        center_momentum: momentum of the center of the teacher's scores.
+        momentum: momentum of the teacher at the start of the run; the released code advises 0.9995 for batches of 256.
+        local_crops: number of local crops.
+        local_size: their size relative to that of the views.
+        drop_path: probability of dropping a residual branch of the last block of a student that is a transformer.
+        pool: a crop's vector: the "mean" of its positions, or the class token ("cls"), as in the paper.
+        early_head: whether the vector before the last block of a transformer has a second head, and L is the mean of
+            both losses (Baseline-13* of DiRL, Table 6).
+
+    Source: Caron et al., ICCV 2021, arXiv 2104.14294.
+    """
+
+    batch_norm = "synchronized"
+    views_together = 2
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prototypes: int = 65536,
+        hidden_dim: int = 2048,
+        dim: int = 256,
+        fixed_lengths: bool = True,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        teacher_temperature_start: float = 0.04,
+        teacher_temperature_epochs: int = 0,
+        center_momentum: float = 0.9,
+        momentum: float = 0.996,
+        local_crops: int = 8,
+        local_size: float = _LOCAL,
+        drop_path: float = 0.1,
+        pool: Literal["mean", "cls"] = "mean",
+        early_head: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise UserError(f"the momentum must be between 0 and 1, not {momentum}")
+        if not min(teacher_temperature, teacher_temperature_start) > 0:
+            raise UserError("the temperatures of the teacher must be positive")
+        if local_crops < 0 or not 0 < local_size <= 1:
+            raise UserError("local_crops must be at least 0, and local_size a share of the view size, at most 1")
+        if pool not in ("mean", "cls"):
+            raise UserError(f"unknown pool {pool!r}; there are: mean, cls")
+        model = getattr(backbone.net, "model", None)
+        if early_head:
+            require_transformer(backbone, "early_head")
+        if pool == "cls" and require_transformer(backbone, "pool cls").cls_token is None:
+            raise UserError(f"{backbone.name} has no class token; use --method.pool mean")
+        self.depth = StochasticDepth(model, drop_path) if hasattr(model, "blocks") else None
+        self.backbone = backbone
+        self.teacher = Momentum(self.backbone)
+        self.head_widths, self.fixed_lengths = (hidden_dim, dim), fixed_lengths
+        self.loss_options = (student_temperature, center_momentum)
+        names = ("image", *("early",) * early_head)
+        self.make_heads(dict.fromkeys(names, prototypes))
+        self.weights = dict.fromkeys(names, 1 / len(names))
+        self.temperatures = (teacher_temperature_start, teacher_temperature, teacher_temperature_epochs)
+        self.momentum = momentum
+        self.pool = pool
+        self.views = partial(self.views, crops=local_crops, size=local_size)  # type: ignore[method-assign]
+        self.unused_views = () if local_crops else ("local",)
+
+    def make_heads(self, prototypes: Mapping[str, int]) -> None:
+        """Make a head and a loss for each vector, by its name and its number of prototypes."""
+        width = self.backbone.channels[self.backbone.deepest]
+        self.heads, self.losses = nn.ModuleDict(), nn.ModuleDict()
+        for name, count in prototypes.items():
+            self.heads[name] = PrototypeHead(width, *self.head_widths, count, self.fixed_lengths)
+            self.losses[name] = Distillation(count, *self.loss_options)
+        self.teacher_heads = Momentum(self.heads)
+
+    @staticmethod
+    def views(augment: Augment | None = None, crops: int = 8, size: float = _LOCAL) -> dict[str, Declaration]:
+        """Two global crops and the local ones, whose scale ends where that of the global ones begins.
+
+        The first global crop is always blurred, the second sometimes solarized; ``augment`` applies to all crops.
+        """
+        own = augment or Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
+        first, second = (own, own) if augment else (replace(own, blur=1.0), replace(own, blur=0.1, solarize=0.2))
+        local = replace(own, scale=(min(_SMALLEST, own.scale[0]), own.scale[0]))
+        views = {"first": first.random_view(), "second": second.random_view()}
+        return {**views, "local": local.random_view(size, max(crops, 1))}
+
+    def before_step(self, batch: Batch) -> None:
+        self.teacher.update(self.backbone, self.teacher_momentum(batch))
+        self.teacher_heads.update(self.heads, self.teacher_momentum(batch))
+
+    def teacher_momentum(self, batch: Batch) -> float:
+        """The momentum of the teacher before a step."""
+        return cosine(self.momentum, 1.0, batch.progress)
+
+    def forward(self, batch: Batch) -> Losses:
+        sizes = self.crops(batch)
+        with torch.no_grad():
+            taught = self.represent(batch, sizes[0], teacher=True)
+        if self.depth is not None:
+            choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
+        learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
+        terms = {}
+        statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
+        total = torch.zeros((), device=sizes[0].pixels.device)
+        for name, weight in self.weights.items():
+            loss, found = self.distill(batch, name, taught[name], [vectors[name] for vectors in learned])
+            total = total + weight * loss
+            terms[f"{name}_loss"] = loss.detach()
+            statistics |= {f"{name}_{what}": value for what, value in found.items()}
+        return Losses(total, terms, statistics)
+
+    def crops(self, batch: Batch) -> list[View]:
+        """The global crops as one view, and the local ones."""
+        first, second = batch["first"], batch["second"]
+        together = View(torch.cat((first.pixels, second.pixels)), torch.cat((first.map, second.map)))
+        return [together, *(batch[name] for name in ("local",) if name in batch.views)]
+
+    def dropping(self, batch: Batch, sizes: list[View]) -> Iterator[View]:
+        """The crops of each size; until the next one, the student drops residual branches, others for each crop."""
+        if self.depth is None or not self.depth.paths or not self.training:
+            yield from sizes
+            return
+        counts, paths = [len(view.pixels) for view in sizes], len(self.depth.paths)
+        crops = sum(counts) // len(batch)
+        numbers = batch.uniform(paths * crops, first=_DROPPED).view(len(batch), crops, paths).transpose(0, 1)
+        parts = numbers.flatten(0, 1).to(sizes[0].pixels.device, non_blocking=True).split(counts)
+        for view, part in zip(sizes, parts, strict=True):
+            self.depth.draw(part)
+            yield view
+        self.depth.draw(None)
+
+    def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
+        """The vectors of crops of one size by the student or the teacher."""
+        backbone: Backbone = self.teacher.network if teacher else self.backbone
+        if self.pool == "mean" and "early" not in self.weights:
+            return {"image": (global_pool(backbone(crops.pixels)[backbone.deepest]), None)}
+        model = backbone.net.model
+        early = run_blocks(model, add_positions(model, embed_patches(model, crops.pixels)), 0, -1)
+        tokens = {"early": early, "image": run_blocks(model, early, -1)}
+        prefix = model.num_prefix_tokens
+        return {
+            name: (x[:, 0] if self.pool == "cls" else x[:, prefix:].mean(1), None)
+            for name, x in ((name, model.norm(tokens[name])) for name in self.weights)
+        }
+
+    def distill(
+        self, batch: Batch, name: str, taught: tuple[Tensor, Tensor | None], learned: list[tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one vector, and its statistics.
+
+        Args:
+            batch: the batch.
+            name: name of the vector.
+            taught: the teacher's vectors (2 B, C), and which of them exist.
+            learned: the same of the student for the crops of each size.
+        """
+        head, loss, teacher = self.heads[name], self.losses[name], self.teacher_heads.network[name]
+        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
+        vectors, valid = taught
+        with torch.no_grad():
+            targets, statistics = loss.targets(teacher(vectors), self.temperature(batch.epoch), valid)
+        students = torch.cat([x for x, _ in learned])
+        exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
+        count = len(batch)
+        rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
+        rows, weights = self.pairs(batch, rows, weights)
+        return loss(head.embed(students), head.prototypes(), targets, rows, weights), statistics
+
+    def seen(self, batch: Batch, sizes: list[View]) -> list[View]:
+        """The crops of each size as the student sees them."""
+        return sizes
+
+    def pairs(self, batch: Batch, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs of :func:`view_pairs`, as they count in the loss."""
+        return rows, weights
+
+    def temperature(self, epoch: float) -> float:
+        """The teacher's temperature: constant in each epoch of its linear warm-up."""
+        start, end, epochs = self.temperatures
+        return end if epoch >= epochs else start + (end - start) * int(epoch) / max(epochs - 1, 1)
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        """A line for each vector whose teacher gives all images the same distribution."""
+        lines = []
+        for name, loss in self.losses.items():
+            assert isinstance(loss, Distillation)
+            entropy, divergence = row.get(f"{name}_entropy", 0.0), row.get(f"{name}_kl_uniform", 0.0)
+            if (1 - entropy - divergence) * math.log(len(loss.center)) < _TOLD:
+                how = "uniform" if entropy > divergence else "constant"
+                lines.append(
+                    f"collapse: the teacher's distribution of {name!r} is nearly {how}, the same for every image; "
+                    "start again with a lower learning rate or teacher temperature, or a longer warm-up"
+                )
+        return lines
+
+    def exported_backbone(self) -> Backbone:
+        return self.teacher.network
+
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        patch, local = self.backbone.patch_size, sizes["local"]
+        if any(side % patch for side in local) and not self.unused_views:
+            largest = max(sizes["first"])
+            fitting = max(patch, round(largest * _LOCAL / patch) * patch)
+            raise UserError(
+                f"local crops of {local[0]} px are not a multiple of the patches of {patch} px of "
+                f"{self.backbone.name}; set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"
+            )
+        super().check(
+            {name: size for name, size in sizes.items() if name not in self.unused_views}, batch_size, processes
+        )
+
+
+def deviation(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The standard deviation of unit vectors over rows (N, C), times sqrt(C): 1 if they have all directions."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = F.normalize(full_precision(vectors), dim=1)
+        weight = unit.new_ones(len(unit)) if valid is None else valid.to(unit.dtype)
+        weight = weight / weight.sum().clamp(min=1)
+        return math.sqrt(unit.shape[1]) * (weight @ (unit - weight @ unit).square()).mean().sqrt()

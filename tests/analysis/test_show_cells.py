@@ -1,0 +1,52 @@
+"""Pictures of cells, and the share of tokens that contain one."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import densepath
+from densepath.core.errors import UserError
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> tuple[Path, Path]:
+    """Two images of 64 x 64 µm with cells in the upper left quarter, one in each square of 4 µm, and with none."""
+    rows = ["slide,x_um,y_um", *(f"a,{x},{y}" for x in range(2, 32, 4) for y in range(2, 32, 4)), "b,63.9,63.9"]
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    for name in "ab":
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(np.full((128, 128, 3), 200, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    options = {"source": "csv", "points": tmp_path / "points.csv", "default_mpp": 0.5, "workers": 0}
+    densepath.cells(data=tmp_path / "images", out=tmp_path / "C", **options)  # type: ignore[arg-type]
+    return tmp_path / "images", tmp_path / "C"
+
+
+def test_the_share_of_tokens_with_a_cell_is_exact(cells: tuple[Path, Path], tmp_path: Path) -> None:
+    data, folder = cells
+    options = {"mpp": (0.5, 1.0), "view_size": 64, "patch_size": 8}
+    made = densepath.show_cells(data=data, cells=folder, out=tmp_path / "s.png", share=True, **options)  # type: ignore[arg-type]
+    with (tmp_path / "s.csv").open() as file:
+        rows = {row["mpp"]: row for row in csv.DictReader(file)}
+    # At 0.5 µm/px a crop is 32 µm, and a token 4 µm: one crop is full, six are empty, one has one token of 64.
+    assert rows["0.5"]["crops"] == "8" and float(rows["0.5"]["one_region"]) == 7 / 8
+    assert float(rows["0.5"]["mean"]) == pytest.approx((1 + 1 / 64) / 8, abs=1e-4)
+    # At 1 µm/px a crop is the image, and a token 8 µm: 16 of 64, and 1 of 64.
+    assert rows["1"]["crops"] == "2" and float(rows["1"]["mean"]) == pytest.approx((16 + 1) / 128, abs=1e-4)
+    assert made["0.5 µm/px: crops"] == 8 and (tmp_path / "s.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="no crop of 512 px fits into the images"):
+        densepath.show_cells(data=data, cells=folder, out=tmp_path / "t.png", share=True, view_size=512)
+
+
+def test_cells_are_drawn_where_they_are(cells: tuple[Path, Path], tmp_path: Path) -> None:
+    data, folder = cells
+    made = densepath.show_cells(data=data, cells=folder, out=tmp_path / "c.png", count=2)
+    picture = np.asarray(Image.open(made["picture"]).convert("RGB")).astype(int)
+    cyan = (picture[..., 0] < 80) & (picture[..., 1] > 180) & (picture[..., 2] > 200)
+    columns = np.flatnonzero(cyan.any(axis=0))
+    assert made["cells"] == 65 and columns.min() < 0.05 * picture.shape[1] < columns.max()
+    assert cyan[: picture.shape[0] // 2, : picture.shape[1] // 4].sum() > 10 * cyan[picture.shape[0] // 2 :].sum() > 0

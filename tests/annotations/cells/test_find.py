@@ -1,0 +1,275 @@
+"""``densepath cells``: of tiles from the slide's finer levels, of images, and from files of other software."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import densepath
+from densepath.annotations.cells import block_search
+from densepath.annotations.cells.areas import ImageArea
+from densepath.annotations.cells.block_search import search
+from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
+from densepath.annotations.cells.cell_points import CellPoints
+from densepath.annotations.cells.finders import Blobs, Found
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.open import find_source
+from densepath.sources.tiles.tile_files import SLIDES, SlideTiling, tiling_folder, tiling_path, write_tiling
+
+PINK, PURPLE = (225, 170, 200), (95, 60, 140)
+
+
+def paint(pixels: np.ndarray, mpp: float, dots: np.ndarray) -> None:
+    """Round nuclei of 3 µm around dots (N, 2) x, y in µm."""
+    for x, y in dots:
+        low = max(0, int((x - 4) / mpp)), max(0, int((y - 4) / mpp))
+        part = pixels[low[1] : int((y + 4) / mpp) + 1, low[0] : int((x + 4) / mpp) + 1]
+        rows, columns = (np.arange(n) * mpp + mpp / 2 for n in part.shape[:2])
+        part[np.hypot(columns + low[0] * mpp - x, (rows + low[1] * mpp - y)[:, None]) < 3] = PURPLE
+
+
+def painted(path: Path, side: int, mpp: float, dots: np.ndarray) -> Path:
+    """A slide or an image of stained tissue."""
+    pixels = np.empty((side, side, 3), np.uint8)
+    pixels[:] = PINK
+    paint(pixels, mpp, dots)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix != ".tif":
+        Image.fromarray(pixels).save(path)
+        return path
+    options = {"tile": (128, 128), "compression": "zlib", "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+def tile_folder(out: Path, tilings: list[SlideTiling]) -> Path:
+    """A folder as ``densepath tile`` writes it."""
+    first = tilings[0]
+    place = tiling_folder(first.mpp, first.size, 0)
+    for tiling in tilings:
+        write_tiling(tiling_path(out / place, tiling.name), tiling)
+    (out / "config.yaml").write_text("# densepath 1\n")
+    rows = [f"{t.name},{t.path},{len(t)}\n" for t in tilings]
+    (out / SLIDES).write_text("slide,path,tiles\n" + "".join(rows))
+    return out
+
+
+def dots_of(seed: int, side: float) -> np.ndarray:
+    grid = np.stack(np.meshgrid(np.arange(8, side - 8, 14.0), np.arange(8, side - 8, 14.0)), -1).reshape(-1, 2)
+    dots = grid + np.random.default_rng(seed).uniform(-3, 3, grid.shape)
+    return dots[np.abs(dots[:, 0] - 128) > 1]  # none on the border of the tiles
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Tiles of 32 px at 2 µm/px, of slides of 0.5 and 0.4 µm/px; the left half of each slide has tiles."""
+    tilings, dots = [], {}
+    for number, (name, mpp) in enumerate((("a", 0.5), ("b", 0.4))):
+        dots[name] = dots_of(number, 256)
+        side = round(256 / mpp)
+        path = painted(tmp_path / f"{name}.tif", side, mpp, dots[name])
+        corners = np.array([[x, y] for y in range(0, side, side // 4) for x in (0, side // 4)])
+        tilings.append(SlideTiling(name, str(path), corners, 2.0, 32, (mpp, mpp), (side, side)))
+    return tile_folder(tmp_path / "T", tilings), dots
+
+
+def test_cells_of_coarse_tiles_come_from_the_finer_levels_and_each_counts_once(
+    slides: tuple[Path, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, dots = slides
+    monkeypatch.setattr(block_search, "_BLOCK", 96)  # blocks of 48 µm: many borders
+    made = densepath.cells(data=folder, out=tmp_path / "C", workers=0)
+    for row, mpp in zip(read_cell_rows(tmp_path / "C"), (0.5, 0.4), strict=True):
+        true = dots[row["slide"]][dots[row["slide"]][:, 0] < 128]  # those in tiles
+        found = read_cells(cell_path(tmp_path / "C", row["slide"])).points * mpp
+        apart = np.linalg.norm(found[:, None] - true[None], axis=2)
+        assert len(found) == len(true) == int(row["cells"]) and apart.min(axis=0).max() < 0.5
+    points = CellPoints(find_source(folder), tmp_path / "C")
+    assert sum(len(points.of(k)) for k in range(len(points))) == points.count == made["cells"]
+
+
+def test_it_continues_with_what_is_missing_and_says_what_failed(
+    slides: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = slides
+    broken = tmp_path / "b.tif"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    densepath.cells(data=folder, out=tmp_path / "C", workers=2)
+    said = capfd.readouterr().err
+    assert said.count("densepath: b: ") == 1 and "1 slides failed and have no cells: b" in said
+    rows = {row["slide"]: row for row in read_cell_rows(tmp_path / "C")}
+    assert rows["b"]["problem"] and rows["b"]["cells"] == "" and int(rows["a"]["cells"]) > 50
+    before = cell_path(tmp_path / "C", "a").stat().st_mtime_ns
+    painted(broken, 640, 0.4, dots_of(1, 256))
+    densepath.cells(data=folder, out=tmp_path / "C", workers=0)
+    assert "2 slides, 1 done before" in capfd.readouterr().err
+    assert cell_path(tmp_path / "C", "a").stat().st_mtime_ns == before
+    assert all(not row["problem"] for row in read_cell_rows(tmp_path / "C"))
+    with pytest.raises(UserError, match="was made with other values of source"):
+        densepath.cells(data=folder, out=tmp_path / "C", source="csv", points=tmp_path, workers=0)
+
+
+def test_damaged_parts_cost_only_themselves() -> None:
+    class Damaged(ImageArea):
+        def read_um(self, box, mpp):  # type: ignore[no-untyped-def]
+            if box[0] < 70 < box[0] + box[2] and box[1] < 70 < box[1] + box[3]:
+                raise CorruptImage("x", "a tile is damaged")
+            return super().read_um(box, mpp)
+
+    dots = np.array([[x, y] for x in (20.0, 200, 400, 480) for y in (20.0, 200, 400, 480)])
+    pixels = np.full((1024, 1024, 3), PINK, np.uint8)
+    paint(pixels, 0.5, dots)
+    found = search(Damaged(pixels, (0.5, 0.5)), None, Blobs())
+    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged"
+    apart = np.linalg.norm(found.points[:, None] - dots[None], axis=2)
+    assert len(found.points) >= 15 and apart.min(axis=1).max() < 1
+
+    class Everywhere(ImageArea):
+        def read_um(self, box, mpp):  # type: ignore[no-untyped-def]
+            raise CorruptImage("x", "gone")
+
+    with pytest.raises(CorruptImage, match="gone"):
+        search(Everywhere(pixels, (0.5, 0.5)), None, Blobs())
+
+
+def test_a_cell_on_the_border_of_blocks_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finder that is off by a little, differently in each block, as networks are."""
+    monkeypatch.setattr(block_search, "_BLOCK", 64)
+
+    class Shifting:
+        mpp, reach, seen = 1.0, 10.0, 0
+
+        def prepare(self, parts):  # type: ignore[no-untyped-def]
+            return self
+
+        def __call__(self, pixels):  # type: ignore[no-untyped-def]
+            self.seen += 1
+            y, x = np.nonzero(pixels[..., 0] == 0)
+            return Found(np.stack([x, y], 1) + 0.5 + 0.3 * (-1) ** self.seen, ["t"] * len(x), np.ones(len(x)))
+
+    pixels = np.full((256, 256, 3), 255, np.uint8)
+    dots = np.array([[63, 10], [64, 100], [127, 128], [128, 63], [5, 5], [255, 255]])
+    pixels[dots[:, 1], dots[:, 0]] = 0
+    found = search(ImageArea(pixels, (1.0, 1.0)), None, Shifting())
+    assert len(found.points) == len(dots) == len(found.classes) and found.scores is not None
+    assert np.linalg.norm(found.points[:, None] - dots - 0.5, axis=2).min(axis=0).max() < 0.5
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for name in ("s/a", "b"):
+        painted(tmp_path / "images" / f"{name}.png", 64, 0.5, np.array([[10.0, 12.0]]))
+    return tmp_path / "images"
+
+
+def test_importers_place_cells_in_pixels_of_level_0(images: Path, tmp_path: Path) -> None:
+    box = [[[10, 20], [14, 20], [14, 24], [10, 24], [10, 20]]]
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": box},
+            "properties": {"objectType": "detection"},
+        },
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [60, 0], [60, 60], [0, 0]]]},
+            "nucleusGeometry": {"type": "Polygon", "coordinates": [[[30, 30], [36, 30], [30, 36], [30, 30]]]},
+            "properties": {"objectType": "cell", "classification": {"name": "Tumor"}},
+        },
+        {"type": "Feature", "geometry": {"type": "MultiPoint", "coordinates": [[1, 2], [3, 4]]}, "properties": {}},
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": box},
+            "properties": {"objectType": "annotation"},
+        },
+    ]
+    files = tmp_path / "points"
+    (files / "s").mkdir(parents=True)
+    with gzip.open(files / "s/a.geojson.gz", "wt") as file:
+        json.dump({"type": "FeatureCollection", "features": features}, file)
+    (files / "b.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features[:1]}))
+    densepath.cells(data=images, out=tmp_path / "C1", source="geojson", points=files, workers=0)
+    found = read_cells(cell_path(tmp_path / "C1", "s/a"))
+    assert found.points.tolist() == [[1, 2], [3, 4], [12, 22], [32, 32]] and found.extent == (64, 64)
+    assert [found.class_names[k] for k in found.classes] == ["unclassified"] * 3 + ["Tumor"]
+    assert read_cells(cell_path(tmp_path / "C1", "b")).class_names == ("cell",)
+
+    nuclei = {"1": {"centroid": [10, 20], "type": 2}, "2": {"centroid": [30.5, 1.0], "type": 0}}
+    table = {"s/a": {"mag": 40, "nuc": nuclei}, "b": nuclei}
+    for name, content in table.items():
+        (files / f"{name}.json").write_text(json.dumps(content))
+    densepath.cells(data=images, out=tmp_path / "C2", source="hovernet", points=files, default_mpp=0.5, workers=0)
+    found = read_cells(cell_path(tmp_path / "C2", "s/a"))  # 40x is 0.25 µm/px: half of the pixels at 0.5
+    assert found.points.tolist() == [[15.5, 0.75], [5.25, 10.25]] and found.class_names == ("type 0", "type 2")
+    assert read_cells(cell_path(tmp_path / "C2", "b")).points.tolist() == [[31, 1.5], [10.5, 20.5]]
+
+    (tmp_path / "all.csv").write_text("Slide,X_um,Y_um,Class\ns/a,5,10,t\nb.png,1,2,\nother,1,1,t\n")
+    densepath.cells(
+        data=images, out=tmp_path / "C3", source="csv", points=tmp_path / "all.csv", default_mpp=0.5, workers=0
+    )
+    assert read_cells(cell_path(tmp_path / "C3", "s/a")).points.tolist() == [[10, 20]]
+    assert read_cells(cell_path(tmp_path / "C3", "b")).points.tolist() == [[2, 4]]
+
+
+def test_parquet_points(images: Path, tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "p").mkdir()
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"x": [1.5], "y": [2.0], "class": ["t"]}), tmp_path / "p" / f"{name}.parquet")
+    densepath.cells(data=images, out=tmp_path / "C", source="csv", points=tmp_path / "p", workers=0)
+    assert read_cells(cell_path(tmp_path / "C", "b")).points.tolist() == [[1.5, 2]]
+
+
+def test_cells_of_another_slide_and_outside_of_tiles_are_counted(
+    slides: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = slides
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/a.csv").write_text("x,y\n100,100\n400,100\n600,100\n")
+    (tmp_path / "p/b.csv").write_text("x,y\n9000,100\n9000,200\n1,1\n")
+    (tmp_path / "p/c.csv").write_text("x,y\n1,1\n")
+    densepath.cells(data=folder, out=tmp_path / "C", source="csv", points=tmp_path / "p", workers=0)
+    said = capsys.readouterr().err
+    assert "a: 1 of 3 cells lie outside of it and are left out; 1 of 2 cells lie outside of all tiles" in said
+    assert "b: 2 of its 3 cells lie outside of its 640 x 640 px; are they of another slide" in said
+    assert "1 files of cells of no slide: c.csv" in said
+    assert read_cells(cell_path(tmp_path / "C", "a")).points.tolist() == [[100, 100], [400, 100]]
+    rows = {row["slide"]: row["cells"] for row in read_cell_rows(tmp_path / "C")}
+    assert rows == {"a": "2", "b": ""}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give the µm per pixel of the images: --default_mpp"),
+        ({"source": "csv"}, "csv imports cells; give the files with --points"),
+        ({"points": "x"}, "blobs finds cells in pixels, so that --points has no use"),
+        ({"source": "cellpose"}, "cellpose needs its weights; give the path with --weights, nothing is downloaded"),
+        ({"source": "stardist", "weights": "x"}, "there are no weights at x"),
+        ({"weights": "x"}, "blobs has no weights"),
+        ({"source": "csv", "points": "missing.csv"}, "there is no file or folder missing.csv"),
+        ({"source": "csv", "points": "one.csv"}, "one.csv is one file, and there are 2; give a folder"),
+        ({"source": "csv", "points": "bad.csv"}, r"bad.csv has the columns a, b; name them x, y"),
+        ({"source": "csv", "points": "words.csv"}, "words.csv has coordinates that are not numbers"),
+        ({"source": "geojson", "points": "one.csv"}, "one.csv is not a file of geojson"),
+        ({"default_mpp": 0.0}, "default_mpp is 0.0"),
+        ({"default_mpp": 0.5, "workers": -1}, "workers is -1"),
+    ],
+)
+def test_wrong_options_are_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.csv").write_text("x,y\n1,1\n")
+    Path("bad.csv").write_text("a,b\n1,1\n")
+    Path("words.csv").write_text("x,y,slide\nleft,1,b\n")
+    with pytest.raises(UserError, match=message):
+        densepath.cells(data=images, out=tmp_path / "C", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "C").exists()

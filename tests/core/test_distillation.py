@@ -1,0 +1,128 @@
+"""DINO's loss against a loop in float64, autograd, and lightly."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightly.loss import DINOLoss
+
+from densepath.core import distillation
+from densepath.core.distillation import Distillation, soft_cross_entropy, view_pairs
+from densepath.core.errors import UserError
+
+B, Q, V, K, D = 3, 2, 5, 11, 4  # images, teacher views, student views, prototypes, channels
+
+
+def given(dtype=torch.float64):
+    students = F.normalize(torch.randn(V * B, D, dtype=dtype), dim=1).requires_grad_()
+    prototypes = torch.randn(K, D, dtype=dtype).requires_grad_()
+    return students, prototypes, torch.randn(Q * B, K, dtype=dtype)
+
+
+@pytest.mark.parametrize("most", [1, 4 * K, 10**6])
+def test_loss_and_gradients_equal_a_loop(monkeypatch, most):
+    """However many scores there are at a time."""
+    monkeypatch.setattr(distillation, "_CPU_SCORES", most)
+    students, prototypes, scores = given()
+    targets, rows = scores.softmax(1), torch.randint(Q * B, (V * B, 3))
+    weights = torch.rand(V * B, 3, dtype=torch.float64) * (torch.rand(V * B, 3) > 0.3)
+    expected = torch.zeros((), dtype=torch.float64)
+    for n in range(V * B):
+        logs = F.log_softmax(prototypes @ students[n] / 0.3, dim=0)
+        for q in range(3):
+            expected = expected - weights[n, q] * (targets[rows[n, q]] * logs).sum()
+    found = soft_cross_entropy(students, prototypes, targets, rows, weights, 0.3)
+    torch.testing.assert_close(found, expected)
+    theirs = torch.autograd.grad(expected * 3, (students, prototypes))
+    torch.testing.assert_close(torch.autograd.grad(found * 3, (students, prototypes)), theirs)
+
+
+def test_steps_equal_those_of_lightly():
+    """Losses, gradients and centers of four steps."""
+    ours, theirs = Distillation(K).double(), DINOLoss(K, center_momentum=0.9).double()
+    for step in range(4):
+        temperature = 0.04 + 0.01 * step
+        students, prototypes, scores = given()
+        logits = (students @ prototypes.T).unflatten(0, (V, B))
+        expected = theirs(list(scores.view(Q, B, K)), list(logits), teacher_temp=temperature)
+        targets, _ = ours.targets(scores, temperature)
+        rows, weights = view_pairs(B, Q, V, torch.device("cpu"))
+        found = ours(students, prototypes, targets, rows, weights)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)  # lightly's temperature has float32
+        gradients = (torch.autograd.grad(loss, (students, prototypes)) for loss in (found, expected))
+        torch.testing.assert_close(next(gradients), next(gradients), rtol=1e-5, atol=1e-9)
+        ours.after_step()
+        torch.testing.assert_close(ours.center, theirs.center.flatten())
+    assert ours.center.abs().max() > 0.1
+
+
+def test_pairs_are_all_of_an_image_but_a_view_with_itself():
+    rows, weights = view_pairs(B, Q, V, torch.device("cpu"))
+    pairs = {(v * B + b, q * B + b) for v in range(V) for q in range(Q) for b in range(B) if v != q}
+    kept = weights > 0
+    assert {(n, int(rows[n, q])) for n, q in kept.nonzero().tolist()} == pairs
+    torch.testing.assert_close(weights[kept], torch.full((len(pairs),), 1 / len(pairs)))
+
+
+def test_pairs_without_both_vectors_are_left_out():
+    taught, learned = torch.rand(Q * B) > 0.4, torch.rand(V * B) > 0.4
+    rows, weights = view_pairs(B, Q, V, torch.device("cpu"), taught, learned)
+    for n in range(V * B):
+        for q in range(Q):
+            counts = n // B != q and taught[q * B + n % B] and learned[n]
+            assert (weights[n, q] > 0) == counts and rows[n, q] == q * B + n % B
+    torch.testing.assert_close(weights.sum(), torch.ones(()))
+    none = torch.zeros(Q * B, dtype=torch.bool)
+    assert not view_pairs(B, Q, V, torch.device("cpu"), none, learned)[1].any()
+
+
+def test_the_center_is_that_of_the_rows_that_exist_over_all_batches_of_a_step():
+    loss, first, second = Distillation(K, center_momentum=0.8), torch.randn(4, K), torch.randn(2, K)
+    loss.targets(first, 0.1, torch.tensor([True, False, True, False]))
+    loss.targets(second, 0.1)
+    assert not loss.center.any()
+    loss.after_step()
+    torch.testing.assert_close(loss.center, 0.2 * torch.cat((first[::2], second)).mean(0))
+    before = loss.center.clone()
+    loss.targets(first, 0.1, torch.zeros(4, dtype=torch.bool))
+    loss.after_step()
+    loss.after_step()
+    assert torch.equal(loss.center, before)
+
+
+def test_statistics_show_both_kinds_of_collapse():
+    def of(scores):
+        return {name: float(value) for name, value in Distillation(K).targets(scores, 0.1)[1].items()}
+
+    uniform, constant = of(torch.zeros(6, K)), of(9 * F.one_hot(torch.zeros(6, dtype=torch.int64), K).float())
+    assert uniform == pytest.approx({"entropy": 1, "kl_uniform": 0}, abs=1e-6)
+    assert constant == pytest.approx({"entropy": 0, "kl_uniform": 1}, abs=1e-6)
+    different = of(9 * torch.eye(K))
+    assert different == pytest.approx({"entropy": 0, "kl_uniform": 0}, abs=1e-6)
+    scores = torch.randn(6, K)
+    p = (scores.double() / 0.1).softmax(1)
+    entropy = -(p * p.log()).sum(1).mean() / math.log(K)
+    divergence = (p.mean(0) * (p.mean(0) * K).log()).sum() / math.log(K)
+    assert of(scores) == pytest.approx({"entropy": float(entropy), "kl_uniform": float(divergence)}, abs=1e-5)
+
+
+def test_autocast_keeps_statistics_and_softmax_in_full_precision():
+    students, prototypes, scores = given(torch.float32)
+    loss, (rows, weights) = Distillation(K), view_pairs(B, Q, V, torch.device("cpu"))
+    expected = loss(students, prototypes, loss.targets(scores, 0.04)[0], rows, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        targets, statistics = loss.targets(scores, 0.04)
+        found = loss(students, prototypes, targets, rows, weights)
+    assert targets.dtype == found.dtype == statistics["entropy"].dtype == torch.float32
+    torch.testing.assert_close(targets, (scores / 0.04).softmax(1))
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+    gradients = torch.autograd.grad(found, (students, prototypes))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (students, prototypes)), rtol=0.1, atol=0.02)
+
+
+def test_wrong_numbers_are_named():
+    with pytest.raises(UserError, match="student temperature must be positive, not 0"):
+        Distillation(K, student_temperature=0)
+    with pytest.raises(UserError, match="momentum of the center must be at least 0 and less than 1, not 1"):
+        Distillation(K, center_momentum=1)

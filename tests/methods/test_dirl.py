@@ -1,0 +1,259 @@
+"""Cellback and DiRL against their equations, with loops in float64."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from densepath.core.affine import apply, identity, invert, warp_points
+from densepath.core.errors import UserError
+from densepath.methods import Cellback, DiRL
+from densepath.methods.cell_prior import CellPrior
+from densepath.sources.batch import ImageBatch
+from densepath.sources.pixel_source import PixelSpec
+from densepath.views.augment import Augment
+from densepath.views.maker import ViewMaker
+from densepath.views.view import View
+
+SIZE, PATCH = 48, 16
+NAN = float("nan")
+PLAIN = "test_vit(class_token=False, global_pool='avg', fc_norm=False)"
+
+
+@pytest.fixture
+def celled(images):
+    """Images with up to nine cells of two classes, mostly in one corner; one image has none."""
+    cells = torch.rand(4, 9, 3) * 1.2 - 1
+    cells[..., 2] = torch.randint(0, 2, (4, 9)).float()
+    cells[0, 6:], cells[2] = NAN, NAN
+    return replace(images, extras={"cells": cells})
+
+
+def batch_of(method, images):
+    batch = ViewMaker(method.views(), SIZE, seed=0)(images)
+    return replace(batch, views={name: View(v.pixels.double(), v.map) for name, v in batch.views.items()})
+
+
+def region_of(cells, view_map, row, column, grid, num_regions):
+    """The region of one patch of one crop, from the cells in it."""
+    inside = [0] * (num_regions - 1)
+    for x, y, number in cells.tolist():
+        if math.isnan(x):
+            continue
+        place = apply(invert(view_map[None].double()), torch.tensor([[[x, y]]], dtype=torch.float64))[0, 0]
+        along = [math.floor((float(c) + 1) / 2 * grid) for c in place]
+        if along == [column, row]:
+            inside[0 if num_regions == 2 else int(number)] += 1
+    return inside.index(max(inside)) if max(inside) else num_regions - 1
+
+
+def vectors_of(method, view, cells, teacher, number):
+    """The vectors of one crop by name, None where a region is empty: Equations 3 and 8."""
+    backbone = method.teacher.network if teacher else method.backbone
+    model = backbone.net.model
+    pixels = view.pixels[number : number + 1]
+    tokens = model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(pixels))))
+    grid, regions, names = pixels.shape[-1] // PATCH, method.prior.num_regions, method.prior.names()
+    image = number % len(cells)
+    labels = [
+        region_of(cells[image], view.map[number], row, column, grid, regions)
+        for row in range(grid)
+        for column in range(grid)
+    ]
+    outputs = {names: model.norm(tokens)[0, model.num_prefix_tokens :]}
+    if isinstance(method, DiRL):
+        block = method.teacher_block.network if teacher else method.block
+        whole = tokens[:, model.num_prefix_tokens :]
+        for which, open_ in enumerate(
+            (lambda i, j: labels[i] == labels[j], lambda i, j: i == j or labels[i] != labels[j])
+        ):
+            part = block.blocks[min(which, len(block.blocks) - 1)]
+            norm = block.norms[min(which, len(block.norms) - 1)]
+            mask = torch.tensor([[0.0 if open_(i, j) else -torch.inf for j in range(grid**2)] for i in range(grid**2)])
+            q, k, v = (
+                part.attn.qkv(part.norm1(whole))[0]
+                .view(grid**2, 3, part.attn.num_heads, -1)
+                .permute(1, 2, 0, 3)
+                .unbind(0)
+            )
+            weights = ((q @ k.transpose(1, 2)) / q.shape[-1] ** 0.5 + mask.double()).softmax(-1)
+            torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+            x = whole + part.attn.proj((weights @ v).transpose(0, 1).flatten(1))
+            outputs[method.interactions[which]] = norm(x + part.mlp(part.norm2(x)))[0]
+    found = {}
+    for of_regions, features in outputs.items():
+        for region, name in enumerate(of_regions):
+            own = [features[i] for i, label in enumerate(labels) if label == region]
+            found[name] = sum(own) / len(own) if own else None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Cellback, {}),
+        (Cellback, {"num_regions": 3, "region_weight": 0.3}),
+        (DiRL, {}),
+        (DiRL, {"shared_block": False, "interaction_weight": 0.2}),
+        (DiRL, {"num_regions": 3}),
+    ],
+)
+def test_losses_and_centers_equal_the_equations(make, celled, kind, options):
+    method = make(kind, PLAIN, **options).double()
+    with torch.no_grad():
+        for parameter in method.teacher.parameters():
+            parameter.mul_(1.1)
+    batch, count = batch_of(method, celled), len(celled)
+    crops = method.crops(batch)
+    numbers = [(view, n) for view in crops for n in range(len(view.pixels))]
+    learned = [vectors_of(method, view, celled.extras["cells"], False, n) for view, n in numbers]
+    taught = [vectors_of(method, crops[0], celled.extras["cells"], True, n) for n in range(2 * count)]
+    losses, expected, empty = method(batch), 0.0, 0
+    method.after_step()
+    for name, weight in method.weights.items():
+        head, teacher = method.heads[name], method.teacher_heads.network[name]
+        scores = [None if of[name] is None else teacher(of[name][None])[0] for of in taught]
+        terms = []
+        for row, of in enumerate(learned):
+            for q in range(2):
+                target = scores[q * count + row % count]
+                if row // count == q:
+                    continue
+                if of[name] is None or target is None:
+                    empty += 1
+                    continue
+                student = F.log_softmax(head(of[name][None])[0] / 0.1, dim=0)
+                terms.append(-((target / 0.04).softmax(0) * student).sum())
+        term = sum(terms) / len(terms)
+        torch.testing.assert_close(
+            losses.terms[f"{name}_loss"], term.detach(), rtol=1e-5, atol=1e-7
+        )  # resized positions
+        expected = expected + weight * term
+        defined = torch.stack([score for score in scores if score is not None])
+        torch.testing.assert_close(method.losses[name].center, 0.1 * defined.mean(0), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(losses.total, expected, rtol=1e-5, atol=1e-7)
+    assert empty > 10
+    assert (method.weights["back"], len(method.weights)) == (
+        options.get("region_weight", 0.5),
+        (1 if kind is Cellback else 3) * options.get("num_regions", 2),
+    )
+    trained = dict(method.named_parameters())
+    found = torch.autograd.grad(losses.total, trained := {n: p for n, p in trained.items() if p.requires_grad}.values())
+    theirs = torch.autograd.grad(expected, trained)
+    for one, other in zip(found, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_a_region_that_no_view_has_gives_no_loss_and_no_gradient(make, images):
+    method = make(DiRL, PLAIN)
+    nowhere = replace(images, extras={"cells": torch.full((4, 2, 3), NAN)})
+    losses = method(ViewMaker(method.views(), SIZE, seed=0)(nowhere))
+    losses.total.backward()
+    method.after_step()
+    for name in method.weights:
+        assert (losses.terms[f"{name}_loss"] == 0) == name.startswith("cell")
+        assert method.losses[name].center.any() != name.startswith("cell")
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+    assert not any(p.grad.any() for p in method.heads["cell_back"].parameters() if p.requires_grad)
+    assert losses.statistics["cell_views"] == 0 and losses.statistics["back_views"] == 1
+    assert "region 'cell'" in method.warnings({"cell_views": 0.0, "back_views": 1.0}, last=False)[0]
+
+
+def test_permuting_the_images_permutes_their_vectors(make, celled):
+    method, order = make(DiRL, PLAIN), torch.tensor([2, 0, 3, 1])
+    batch = ViewMaker(method.views(), SIZE, seed=0)(celled)
+    rows = (torch.arange(2).view(-1, 1) * 4 + order).flatten()
+    view = method.crops(batch)[0]
+    other = replace(batch, index=batch.index[order], extras={"cells": batch.extras["cells"][order]})
+    before = method.represent(batch, view)
+    after = method.represent(other, View(view.pixels[rows], view.map[rows]))
+    for name, (vectors, present) in before.items():
+        torch.testing.assert_close(after[name][0], vectors[rows])
+        assert torch.equal(after[name][1], present[rows])
+
+
+def test_a_painted_cell_is_found_in_every_crop_flip_and_turn():
+    """Where a view shows the bright spot, its position is a cell position; where none shows it, there is none."""
+    count, size = 60, 96
+    places = torch.randint(8, 88, (count, 2))  # x, y in pixels
+    pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    for image, (x, y) in enumerate(places.tolist()):
+        pixels[image, y - 2 : y + 3, x - 2 : x + 3] = 255
+    cells = F.pad((places + 0.5) / size * 2 - 1, (0, 1)).unsqueeze(1)
+    images = ImageBatch(pixels, torch.full((count, 2), size), torch.arange(count), extras={"cells": cells})
+    plain = Augment(scale=(0.2, 1), vertical_flip=0.5, quarter_turns=True, rotation=30, jitter=0, grayscale=0, blur=0)
+    batch = ViewMaker(
+        {"view": plain.random_view(count=2)}, size, seed=0, spec=PixelSpec(mean=(0.0,) * 3, std=(1.0,) * 3)
+    )(images)
+    view, found = batch["view"], 0
+    labels = CellPrior("cells", 2)(batch, view, (6, 6))
+    moved, inside = warp_points(cells[..., :2].repeat(2, 1, 1), identity(2 * count), view.map)
+    for row in range(2 * count):
+        held = (labels[row] == 0).nonzero().tolist()
+        assert len(held) == int(inside[row])
+        brightness = view.pixels[row].mean(0)
+        if not inside[row]:
+            assert brightness[moved.shape[0] and 8 : -8, 8:-8].max() < 0.99 or (moved[row].abs() < 1.2).all()
+            continue
+        peak = (brightness > 0.9).nonzero().float().mean(0)  # the middle of the spot
+        if (moved[row].abs() < 0.8).all():  # all of the spot is visible
+            place = (moved[row, 0].flip(0) + 1) / 2 * size - 0.5
+            torch.testing.assert_close(peak, place, rtol=0, atol=1.0)
+            if all(1 < float(c + 0.5) % PATCH < PATCH - 1 for c in place):
+                assert held == [[int(c) // PATCH for c in peak.tolist()]]
+                found += 1
+    assert found > 20
+
+
+def test_label_maps_are_a_prior_too(make, images):
+    """0 is the background; with two regions, all other labels are cells."""
+    maps = torch.zeros(4, 24, 24, dtype=torch.int32)
+    maps[:, :, 12:] = torch.tensor([1, 2, 3, 7]).view(4, 1, 1)
+    whole = Augment(scale=(1, 1), ratio=(1, 1), flip=0.0, jitter=0, grayscale=0, blur=0)
+    batch = ViewMaker({"view": whole.random_view()}, SIZE, seed=0)(replace(images, extras={"regions": maps}))
+    assert CellPrior("files", 2)(batch, batch["view"], (2, 2)).tolist() == [[[1, 0], [1, 0]]] * 4
+    expected = [[[3, region]] * 2 for region in (0, 1, 2, -1)]
+    assert CellPrior("files", 4)(batch, batch["view"], (2, 2)).tolist() == expected
+    method = make(DiRL, PLAIN, prior="files")
+    assert [need.kind for need in method.needs().values()] == ["regions"]
+    assert method(ViewMaker(method.views(), SIZE, seed=0)(replace(images, extras={"regions": maps}))).total.isfinite()
+
+
+def test_cellback_trains_a_convnet(make, celled):
+    method = make(Cellback, "test_resnet")
+    losses = method(ViewMaker(method.views(), 96, seed=0)(celled))
+    losses.total.backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    with pytest.raises(UserError, match="dirl needs a vision transformer"):
+        make(DiRL, "test_resnet")
+
+
+@pytest.mark.parametrize("kind", [Cellback, DiRL])
+def test_overfits_one_batch(make, celled, losses_on, kind):
+    method = make(
+        kind, PLAIN, center_momentum=0.99, region_weight=1.0, **({"interaction_weight": 0.5} if kind is DiRL else {})
+    )
+    batch = replace(ViewMaker(method.views(), SIZE, seed=0)(celled), progress=1.0)
+    history = losses_on(method, batch, steps=25, lr=0.1)
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_step_never_waits_for_the_device(make, celled, monkeypatch):
+    """On the meta device nothing has a value: whatever asks for one raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
+    method = make(DiRL, PLAIN, num_regions=3).to("meta")
+    extras = {"cells": celled.extras["cells"].to("meta")}
+    batch = ViewMaker(method.views(), SIZE, seed=0)(replace(celled, pixels=celled.pixels.to("meta"), extras=extras))
+    method.before_step(batch)
+    method(batch).total.backward()
+    method.after_step()
+
+
+def test_what_does_not_fit_is_named(make):
+    with pytest.raises(UserError, match="at least two regions, cells and background, not 1"):
+        make(Cellback, PLAIN, num_regions=1)
+    with pytest.raises(UserError, match="unknown prior 'nuclei'; there are: cells, files"):
+        make(Cellback, PLAIN, prior="nuclei")
