@@ -96,7 +96,7 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, patients)
+        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels, patients)
         folds = [Fold(train, test) for train, test in found]
     for fold in folds:
         lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())

@@ -45,11 +45,16 @@ class DSMIL(BagModel):
         output, _, critical = self._streams(bag)
         return torch.stack((output, critical)), None
 
+    def _scores(self, bag: Tensor) -> Tensor:
+        """(N, K) in full precision: in bfloat16 several tiles of a large bag would share the highest score."""
+        with torch.autocast(bag.device.type, enabled=False):
+            return self.tile_classifier(bag.to(self.tile_classifier.weight.dtype))
+
     def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bag's outputs (K,), its attention (K, N), and the scores (K,) of the critical tiles."""
         with torch.no_grad():  # the gradient of the scores is that of the critical tiles
-            critical = self.tile_classifier(bag).argmax(0)
-        scores = self.tile_classifier(bag[critical]).diagonal()
+            critical = self._scores(bag).argmax(0)
+        scores = self._scores(bag[critical]).diagonal()
         queries = self.query(bag).float().tanh()  # (N, 128); on CPUs tanh is slow in bfloat16
         attention = softmax_over_tiles(queries[critical] @ queries.T / _QUERY**0.5)  # (K, N)
         vectors = attention.to(bag.dtype) @ bag  # (K, D)
