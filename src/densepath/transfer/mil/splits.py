@@ -19,12 +19,11 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
-from densepath.transfer.probe.folds import Fold, make_folds
+from densepath.transfer.probe.folds import PART_NUMBERS, Fold, make_folds, parts_of
 from densepath.transfer.probe.metrics import Floats, Integers
 
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
-_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
 _CLAM = re.compile(r"splits_(\d+)\.csv")
 _BINS = 4  # of numbers, to stratify by
 
@@ -79,7 +78,8 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
     strata, groups = _strata(cohort, fold.train, 2), np.unique(cohort.groups[fold.train], return_inverse=True)[1]
     counts = np.zeros((groups.max() + 1, strata.max() + 1))  # cases by group and stratum
     np.add.at(counts, (groups, strata), 1)
-    if (rare := int((counts > 0).sum(0).argmin())) >= 0 and (counts[:, rare] > 0).sum() < 2:
+    rare = int((counts > 0).sum(0).argmin())
+    if (counts[:, rare] > 0).sum() < 2:
         raise UserError(
             f"{_classes(cohort, strata).names[rare]} has one patient or site among the training cases of a fold, and "
             "validation needs another; use fewer --folds, or leave this class out"
@@ -128,7 +128,7 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
                 f"leak: patients that are {PARTS[one]} and {PARTS[other]} cases of fold {number} in {source}",
                 "put all slides of a patient into one part",
             )
-            both = np.intersect1d(*(cohort.groups[split.parts()[part]] for part in (one, other)))
+            both = np.intersect1d(cohort.groups[split.parts()[one]], cohort.groups[split.parts()[other]])
             tested = split.parts()[other]
             named = cohort.owners[tested[np.isin(cohort.groups[tested], both)]]
             refuse(
@@ -245,14 +245,12 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own
 
 def _of_column(cohort: Cohort, source: str) -> list[Split]:
     values = [value.lower() for value in cohort.splits]
-    if not set(values) - set(_NAMES):
-        parts = np.array([_NAMES[value] for value in values])
-        if not (parts == 2).any():  # the official validation cases are the test cases if there are no others
-            parts = np.where(parts == 1, 2, parts)
+    if not set(values) - set(PART_NUMBERS):
+        parts = parts_of(values)
         return [Split(*(np.flatnonzero(parts == part) for part in range(3)))]
     numbers = sorted(set(values), key=lambda value: (len(value), value))
     if not all(re.fullmatch(r"\d+(\.0)?", value) for value in numbers):
-        wrong = next(value for value in cohort.splits if value.lower() not in _NAMES)
+        wrong = next(value for value in cohort.splits if value.lower() not in PART_NUMBERS)
         raise UserError(f"{source} has the value {wrong!r}; give train, val and test, or numbers of folds")
     folds = np.array([numbers.index(value) for value in values])
     none = np.array([], np.int64)

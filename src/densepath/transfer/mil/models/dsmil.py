@@ -22,8 +22,9 @@ class DSMIL(BagModel):
         dim: D.
         outputs: K.
 
-    Source: Li, Li, Eliceiri, CVPR 2021, and its released code (queries D-128-ReLU-128-Tanh, values are the features);
-    learning rate and weight decay of DiRL.
+    Source: Li, Li, Eliceiri, CVPR 2021, and its released code in the version of five folds and 50
+    epochs (queries D-128-ReLU-128-Tanh, values are the features, orthogonal weights, betas 0.5 and 0.9); learning rate
+    and weight decay of DiRL.
     """
 
     solver = Solver(2e-4, 5e-2, 50, (0.5, 0.9), "cosine", 5e-6)
