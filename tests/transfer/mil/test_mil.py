@@ -27,6 +27,13 @@ Study = Callable[..., Path]
 SMALL: dict[str, Any] = {"folds": 2, "epochs": 4, "devices": "cpu", "precision": "32"}
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are most of the time of a small run; one test looks at them."""
+    if request.function is not test_a_planted_signal_is_found_and_written:
+        monkeypatch.setattr("densepath.transfer.mil.mil.draw_pictures", lambda *_: {"roc": None})
+
+
 def run(folder: Path, out: str = "run", **options: Any) -> Any:
     return mil(MilConfig(folder / "features", folder / "table.csv", folder / out, **{**SMALL, **options}))
 
