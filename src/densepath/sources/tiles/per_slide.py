@@ -73,7 +73,7 @@ class PerSlide(ABC, Generic[Found]):
         record = read_record(self.out, name)
         if record is None or record["identity"] != self.identity(name):
             return None
-        if record["result"] is not None and record["result"] != identity_of(self.files(name)[0]):
+        if record.get("result") not in (None, identity_of(self.files(name)[0])):
             return None
         return record | {"path": os.path.abspath(self.paths[name])}
 
