@@ -16,8 +16,8 @@ from densepath.core.errors import UserError
 from densepath.core.polygons import ellipse, fill
 from densepath.datasets.qupath import convert_qupath
 from densepath.transfer.detection.found import FoundObject
+from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import write_geojson
-from densepath.transfer.detection.predictor import Prediction
 
 SIZE = (48, 64)
 

@@ -23,13 +23,14 @@ from densepath.sources.image_reader import ImageReader, StoredImage, open_file
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.prefetch import ahead
+from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import (
     draw,
     rows_of,
     write_geojson,
     write_label_map,
 )
-from densepath.transfer.detection.predictor import Prediction, TrainedDetector
+from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.score_inputs import LABELS
 from densepath.transfer.predict_records import gather, record_of, source_of
 

@@ -15,8 +15,8 @@ from skimage.draw import polygon2mask
 from densepath.annotations.outlines import encode_part
 from densepath.transfer.detection.found import FoundObject, Window
 from densepath.transfer.detection.instances import encode_mask
+from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.prediction_files import outline, write_label_map
-from densepath.transfer.detection.predictor import Prediction
 from densepath.transfer.detection.windows import merge, windows_of
 
 Labels = npt.NDArray[np.int32]

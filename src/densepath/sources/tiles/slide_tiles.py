@@ -152,7 +152,7 @@ class SlideTiles:
         bottom, right = np.minimum((self.size - low) / step, pixels.shape[:2])
         how = (self.size, self.size), Image.Resampling.BICUBIC, (left, top, right, bottom)
         colors = [Image.fromarray(pixels[..., color].astype(np.float32)).resize(*how) for color in range(3)]  # exact
-        return np.rint(np.stack(colors, axis=-1)).clip(0, 255).astype(np.uint8)
+        return np.rint(np.stack([np.asarray(each) for each in colors], axis=-1)).clip(0, 255).astype(np.uint8)
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The slides' pixels that cover the tiles at the positions ``index`` (B,) int64, or boxes of them.

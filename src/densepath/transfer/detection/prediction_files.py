@@ -22,7 +22,7 @@ from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.found import FoundObject
 from densepath.transfer.detection.object_colors import color_numbers, color_of, near_boxes
 from densepath.transfer.detection.overlay import outlined
-from densepath.transfer.detection.predictor import Prediction
+from densepath.transfer.detection.prediction import Prediction
 
 COLUMNS = ("image", "object", "class", "score", "x", "y", "width", "height", "area", "centroid_x", "centroid_y")
 MICRONS = ("area_um2", "centroid_x_um", "centroid_y_um")

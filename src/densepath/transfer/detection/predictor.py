@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes, detector_path
 from densepath.transfer.detection.detector_file import load_detector as read_detector
 from densepath.transfer.detection.found import FoundObject, Window, found_objects
+from densepath.transfer.detection.prediction import Prediction
 from densepath.transfer.detection.samples import into_detector
 from densepath.transfer.detection.windows import merge, windows_of
 
@@ -38,58 +38,6 @@ _MUCH_LARGER = 16  # times the pixels of the detector's input: larger than any t
 _AT_ONCE = {"cpu": 1, "cuda": 8}  # windows in a batch
 
 Picture = npt.NDArray[Any] | Image.Image | str | Path
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The objects in one image, best first.
-
-    Args:
-        objects: the objects.
-        size: height and width of the image in pixels.
-        classes: names of the labels 1, 2, ...
-    """
-
-    objects: tuple[FoundObject, ...]
-    size: tuple[int, int]
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.objects)
-
-    @property
-    def boxes(self) -> npt.NDArray[np.float32]:
-        """(N, 4) x1 y1 x2 y2 in pixels."""
-        return np.array([each.box for each in self.objects], np.float32).reshape(-1, 4)
-
-    @property
-    def scores(self) -> npt.NDArray[np.float32]:
-        """(N,) from 0 to 1."""
-        return np.array([each.score for each in self.objects], np.float32)
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) numbers of the classes, from 1."""
-        return np.array([each.label for each in self.objects], np.int64)
-
-    @property
-    def names(self) -> list[str]:
-        """The name of each object's class."""
-        return [self.classes[each.label - 1] for each in self.objects]
-
-    @property
-    def masks(self) -> npt.NDArray[np.bool_]:
-        """(N, H, W)"""
-        height, width = self.size
-        masks = [each.part(0, 0, height, width) for each in self.objects]
-        return np.array(masks, bool).reshape(-1, height, width)
-
-    def label_map(self) -> npt.NDArray[np.int32]:
-        """(H, W): 0 for background, k for the k-th object; where objects overlap, the better one."""
-        labels = np.zeros(self.size, np.int32)
-        for number, each in reversed(list(enumerate(self.objects, 1))):
-            labels[each.top : each.bottom, each.left : each.right][each.mask] = number
-        return labels
 
 
 class TrainedDetector(nn.Module):
