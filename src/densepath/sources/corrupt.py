@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ from densepath.core.waiting import Stuck
 
 LARGEST_SHARE = 0.01
 SHOWN = 20
+_OF_CONTENT = (None, errno.EINVAL)  # numbers of errors that files cause: a place before their beginning, for instance
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class CorruptImage(Exception):
 def can_pass(error: BaseException | None) -> bool:
     """Whether a later attempt may succeed: a disk or a network has failed, or a package was missing."""
     while error is not None:
-        if isinstance(error, Stuck | ImportError) or (isinstance(error, OSError) and error.errno is not None):
+        if isinstance(error, Stuck | ImportError) or (isinstance(error, OSError) and error.errno not in _OF_CONTENT):
             return True
         error = error.__cause__
     return False

@@ -22,6 +22,7 @@ from PIL import Image
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
+from densepath.sources.slides import open as slides_open
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
 from densepath.sources.tiles import one_slide, per_slide
@@ -231,11 +232,14 @@ def test_errors_that_can_pass_are_tried_again(
 
     missing = UserError("this slide needs a package")
     missing.__cause__ = ImportError("no such package")
-    errors = [(os, "pread", OSError(errno.EIO, "Input/output error")), (one_slide, "open_slide", missing)]
+    disk = OSError(errno.EIO, "Input/output error")
+    errors = [(os, "pread", disk), (slides_open, "open_tiff", disk), (one_slide, "open_slide", missing)]
     for owner, name, error in errors:
-        with monkeypatch.context() as patched, pytest.raises(UserError, match=r"Input/output error|needs a package"):
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=r"output error|damaged|needs a package"):
+            patched.setattr(slides_open, "open_with_openslide", lambda path: None)
             patched.setattr(owner, name, fails(error))
             tile(data=data, out=out, **_ASKED)
+        assert json.loads((out / "records/a.json").read_text())["again"]
     assert tile(data=data, out=out, **_ASKED)["problems"] == 0
 
 
