@@ -11,7 +11,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.open import find_source
+from densepath.sources.open import cache_images, find_source
 from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.sources.restrict import restrict
@@ -90,6 +90,12 @@ def test_names_in_a_text_list_are_whole_lines_in_any_normal_form(
     (tmp_path / "list.txt").write_text("# chosen\na_s0, left\n#1\ncafe\u0301\n")
     taken = restrict(find_source(folder), tmp_path / "list.txt")
     assert [tiling.name for tiling in taken.tilings] == wanted  # type: ignore[attr-defined]
+
+
+def test_tiles_of_slides_are_not_cached_as_if_they_were_files(tiles: SlideTiles) -> None:
+    assert cache_images(tiles) is cache_images(tiles, "none") is tiles
+    with pytest.raises(UserError, match="--cache ram is for images in files; pack tiles of slides"):
+        cache_images(tiles, "ram")
 
 
 def test_a_list_of_excluded_slides_only_is_refused(tiles: SlideTiles, tmp_path: Path) -> None:
