@@ -112,7 +112,9 @@ def test_shards_share_all_items(tmp_path):
             Shard.of(wrong)
 
 
-_ARRAY = {f"SLURM_ARRAY_TASK_{name}": value for name, value in (("ID", "8"), ("MIN", "2"), ("STEP", "3"), ("COUNT", "4"))}
+_ARRAY = {
+    f"SLURM_ARRAY_TASK_{name}": value for name, value in (("ID", "8"), ("MIN", "2"), ("STEP", "3"), ("COUNT", "4"))
+}
 _SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
 
 
