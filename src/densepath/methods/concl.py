@@ -167,7 +167,7 @@ class ConCL(MoCoV2):
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
         self.extras = {name: given[name] for name in self.needs()}
-        return self.extras["cells"].describe() if "cells" in self.extras else None
+        return given["cells"].describe() if "cells" in self.extras else None
 
     def concept_loss(self, batch: Batch, query: Tensor, key: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_c of two feature maps (B, C, h, w); their shared concepts join the concept queue after the step."""

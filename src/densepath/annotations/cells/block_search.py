@@ -113,7 +113,7 @@ class _Parts:
         points = np.asarray(found.points, np.float64).reshape(-1, 2) * scale + start[::-1]
         low, high = np.array([left, top]) - _EDGE, np.array([left + width, top + height]) + _EDGE
         inside = ((points >= low) & (points < high)).all(axis=1)
-        names = None if found.classes is None else [found.classes[k] for k in np.flatnonzero(inside)]
+        names = None if found.classes is None else [found.classes[k] for k in np.flatnonzero(inside).tolist()]
         self.found.append(Found(points[inside], names, None if found.scores is None else found.scores[inside]))
         self.numbers.append(np.full(int(inside.sum()), len(self.numbers), np.int64))
 

@@ -85,7 +85,7 @@ class Job:
             UserError: a file cannot be written, or a package is missing.
         """
         row = self._row(name)
-        finder = build_finder(self.source, self.weights, self.model_mpp) if self.points is None else None  # type: ignore[arg-type]
+        finder = build_finder(self.source, self.weights, self.model_mpp) if self.points is None else None
         cells = None
         try:
             cells = self._imported(name, row) if finder is None else self._found(name, row, finder)
@@ -157,7 +157,7 @@ class Job:
             )
         if not inside.all():
             notes.append(f"{len(points) - inside.sum():,} of {len(points):,} cells lie outside of it and are left out")
-        points, classes = points[inside], [read.classes[k] for k in np.flatnonzero(inside)]
+        points, classes = points[inside], [read.classes[k] for k in np.flatnonzero(inside).tolist()]
         if boxes is not None and spacing is not None and len(points):
             off = len(points) - int(inside_any(points * spacing[::-1], boxes).sum())
             notes += [f"{off:,} of {len(points):,} cells lie outside of all tiles"] * bool(off)
@@ -168,10 +168,11 @@ class Job:
         self, name: str, row: dict[str, Any]
     ) -> tuple[tuple[float, float] | None, tuple[int, int], npt.NDArray[np.float64] | None]:
         """µm per pixel, extent and tiles of a slide or image, which need not be opened."""
+        spacing: tuple[float, float] | None
         if name in self.tilings:
             tiling = self.tilings[name]
             spacing, extent, boxes = tiling.spacing, tiling.extent, tiling.boxes_um()
-            row["mpp"] = float(f"{sum(spacing) / 2:.6g}")
+            row["mpp"] = float(f"{sum(tiling.spacing) / 2:.6g}")
         else:
             height, width = read_size(self.paths[name])
             extent, boxes = (height, width), None
