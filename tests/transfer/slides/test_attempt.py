@@ -12,6 +12,7 @@ from densepath.core.errors import UserError
 from densepath.core.log import logged
 from densepath.sources.corrupt import CorruptImage
 from densepath.transfer.slides.attempt import attempt
+from densepath.transfer.slides.precision import begun_precision
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,11 @@ def test_a_full_disk_ends_all_work(error: BaseException, tmp_path: Path) -> None
 
     with pytest.raises(SystemExit if isinstance(error, SystemExit) else UserError):
         attempt("a", tmp_path, work)
+
+
+def test_all_results_of_a_folder_have_one_precision(tmp_path: Path) -> None:
+    assert begun_precision(tmp_path, "auto", "32") == "32"
+    (tmp_path / "config.yaml").write_text("precision: bf16-mixed\n")
+    assert begun_precision(tmp_path, "auto", "32") == begun_precision(tmp_path, "bf16-mixed", "32") == "bf16-mixed"
+    with pytest.raises(UserError, match="was begun with --precision bf16-mixed; use that"):
+        begun_precision(tmp_path, "32", "32")
