@@ -65,8 +65,8 @@ def cells(
         default_mpp: µm per pixel of images.
         exclude: patterns of slides or images to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a
             name.
-        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun, srun or a
-            job array of SLURM, if one of them started it.
+        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun or srun, if
+            one of them started it; other processes, such as those of job arrays, share by locks.
         workers: number of processes; 0 for none besides this one, which is the default for networks. Otherwise the
             default is one for each core.
 

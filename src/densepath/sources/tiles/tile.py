@@ -88,8 +88,8 @@ def tile(
         default_mpp: µm per pixel of slides that have none.
         exclude: patterns of slides to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         table: format of the table of all tiles.
-        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun, srun or a
-            job array of SLURM, if one of them started it.
+        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun or srun, if
+            one of them started it; other processes, such as those of job arrays, share by locks.
         workers: number of processes; 0 for none besides this one. By default one for each core.
 
     Returns:
