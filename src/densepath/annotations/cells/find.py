@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from densepath.annotations.cells.cell_files import CELLS, read_cell_rows, write_cell_rows
-from densepath.annotations.cells.finders import MODELS, check_finder
+from densepath.annotations.cells.finders import MODELS, check_finder, digest_of_weights
 from densepath.annotations.cells.one_area import Job, is_finder
 from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
 from densepath.core.closing import command, say_end
@@ -101,6 +101,7 @@ def cells(
         "source": source,
         "points": None if points is None else str(points),
         "weights": None if weights is None else str(weights),
+        "weights_sha256": None if weights is None else digest_of_weights(weights),
         "model_mpp": model_mpp,
         "default_mpp": default_mpp,
         "exclude": list(exclude),
@@ -109,7 +110,7 @@ def cells(
         left = sum(not job.is_done(name) for name in paths)
         mine = f", shard {part}" if part else ""
         say(f"densepath: {len(paths)} {what}, {len(paths) - left} done before{mine}{also}")
-        if isinstance(given, NamedFiles) and (line := given.describe_unmatched(list(paths))):
+        if line := job.describe_unmatched():
             say(f"densepath: {line}")
         if left:
             (out / CELLS).unlink(missing_ok=True)  # incomplete until all slides are done

@@ -18,7 +18,7 @@ from densepath.annotations.cells.cell_files import Cells, cell_path, write_cells
 from densepath.annotations.cells.finders import FINDERS, build_finder
 from densepath.annotations.cells.points_files import PointsFile, read_points
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, one_line
+from densepath.core.errors import UserError, first_few, one_line
 from densepath.core.log import log
 from densepath.core.streams import say
 from densepath.sources.corrupt import CorruptImage
@@ -61,7 +61,10 @@ class Job:
                 known.append(digest_of([np.ascontiguousarray(self.tilings[name].corners).tobytes()])[:16])
             with suppress(UserError):  # reported when its turn comes
                 given = self._given(name)
-                known += identity_of(given) if isinstance(given, str | Path) else []
+                if isinstance(given, PointsFile):
+                    known.append(given.digest()[:16])
+                elif given is not None:
+                    known += identity_of(given)
             self._identities[name] = known
         return self._identities[name]
 
@@ -186,9 +189,21 @@ class Job:
         if isinstance(self.points, NamedFiles):
             return self.points.of(name)
         points = self.points or {}
+        return next((points[each] for each in self._spellings(name) if each in points), None)
+
+    def describe_unmatched(self) -> str:
+        """A line about files or slides of a table that are none of these; empty if there are none."""
+        if isinstance(self.points, NamedFiles):
+            return self.points.describe_unmatched(list(self.paths))
+        used = {spelling for name in self.paths for spelling in self._spellings(name)}
+        others = [one_line(name) for name in self.points or {} if name not in used]
+        what = "slides" if self.tilings else "images"
+        return f"--points has cells of {len(others)} other {what}: {first_few(others)}" if others else ""
+
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        """What a slide may be called in a table."""
         path = PurePath(self.paths[name])
-        spellings = (name, PurePath(name).name, path.name, path.stem, self.paths[name])
-        return next((points[each] for each in spellings if each in points), None)
+        return name, PurePath(name).name, path.name, path.stem, self.paths[name]
 
 
 def is_finder(source: str) -> bool:
