@@ -115,6 +115,7 @@ def claimed(
         left = list(held)
         if left:
             wait = wait or _wait_for(locks, held)
+            progress(1)
             time.sleep(_LOOK)
             wait.check()
 

@@ -62,9 +62,16 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """The row of a slide with its identity; None if it is not done."""
     try:
         record = json.loads(record_path(out, name).read_bytes())
-        return record if record["slide"] == name and "identity" in record else None
+        return record if record["slide"] == name and {"identity", "result"} <= record.keys() else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def identities(out: Path) -> dict[str, list[Any]]:
+    """What the results of all slides in a folder were made of, by the names of the slides."""
+    folder = record_path(out, "").parent
+    names = (str(path.relative_to(folder)).removesuffix(".json") for path in sorted(folder.rglob("*.json")))
+    return {name: record["identity"] for name in names if (record := read_record(out, name))}
 
 
 def slides_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -133,6 +133,7 @@ def tile(
     paths = dict(zip(names, slides, strict=True))
     job = Job(out, paths, mpp, size, overlap, min_tissue, given_mpp, drawn, given, holes, pen, align)
     with work_folder(out, options, log=LOG, free=_FREE):
+        job.check_slides(data)
         job.forget_failures()
         left = sum(not job.is_done(name) for name in names)
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
@@ -194,7 +195,7 @@ def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, wa
     made = job.out / f"tiles.{table}"
     with shared_work(job.out / LOCKS / "tables", "tables"):
         if not (is_written(job.out, text) and made.exists() and (job.out / SHEET).exists()):
-            remove_remains(job.out)
+            remove_remains(job.out, shared=True)
             write_tiles_table(made, rows, job.tiles)
             draw_contact_sheet(job.out / SHEET, [(job.mask(row["slide"]), row["slide"], _shown(row)) for row in rows])
             write_slides_table(job.out, text)
