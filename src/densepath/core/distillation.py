@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.distributed import mean, total
@@ -87,6 +88,15 @@ class Distillation(nn.Module):
         center = summed[:-1] / summed[-1].clamp(min=1)
         moved = torch.lerp(center, self.center.to(center.dtype), self.center_momentum)
         self.center.copy_(torch.where(summed[-1] > 0, moved, self.center))
+
+
+def deviation(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The standard deviation of unit vectors over rows (N, C), times sqrt(C): 1 if they have all directions."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = F.normalize(full_precision(vectors), dim=1)
+        weight = unit.new_ones(len(unit)) if valid is None else valid.to(unit.dtype)
+        weight = weight / weight.sum().clamp(min=1)
+        return math.sqrt(unit.shape[1]) * (weight @ (unit - weight @ unit).square()).mean().sqrt()
 
 
 def view_pairs(

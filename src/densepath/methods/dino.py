@@ -9,12 +9,10 @@ from functools import partial
 from typing import Literal, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.core.distillation import Distillation, view_pairs
+from densepath.core.distillation import Distillation, deviation, view_pairs
 from densepath.core.errors import UserError
-from densepath.core.losses import full_precision
 from densepath.core.momentum import Momentum
 from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
@@ -292,12 +290,3 @@ class DINO(Method):
         super().check(
             {name: size for name, size in sizes.items() if name not in self.unused_views}, batch_size, processes
         )
-
-
-def deviation(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The standard deviation of unit vectors over rows (N, C), times sqrt(C): 1 if they have all directions."""
-    with torch.autocast(vectors.device.type, enabled=False):
-        unit = F.normalize(full_precision(vectors), dim=1)
-        weight = unit.new_ones(len(unit)) if valid is None else valid.to(unit.dtype)
-        weight = weight / weight.sum().clamp(min=1)
-        return math.sqrt(unit.shape[1]) * (weight @ (unit - weight @ unit).square()).mean().sqrt()

@@ -24,6 +24,7 @@ from slide_files import JPEG, RGB, YCBCR, Pixels, damage_tile, halves, jpeg, jpe
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.image_reader import open_file
+from densepath.sources.slides import file_parts
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.openslide_slide import open_with_openslide
@@ -308,6 +309,15 @@ def test_a_file_that_changes_is_noticed(slides: dict[str, Path], tmp_path: Path)
     path.write_bytes(slides["JPEG 2000"].read_bytes())
     with pytest.raises(CorruptImage, match="changed"):
         slide.read(0, (0, 0, 8, 8))
+
+
+def test_a_file_stays_open_while_it_is_read(slides: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that read a file first at the same time each open it, and only one descriptor is kept for others."""
+    slide = open_slide(slides["YCbCr"])
+    expected = slide.read(0, (0, 0, 64, 64))
+    recent_tiles.clear()
+    monkeypatch.setattr(file_parts, "_opened", file_parts._Descriptor)
+    np.testing.assert_array_equal(slide.read(0, (0, 0, 64, 64)), expected)
 
 
 def test_many_slides_keep_few_files_open(slides: dict[str, Path], tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ class FileParts:
         if offset + count > self.size:
             raise CorruptImage(self.path, f"a tile ends at byte {offset + count:,} of {self.size:,}; copy it again")
         try:
-            data = os.pread(_opened(self).number, count, offset)
+            opened = _opened(self)  # held while it is read: another thread may have it dropped
+            data = os.pread(opened.number, count, offset)
         except OSError as error:
             raise CorruptImage(self.path, f"cannot be read ({error.strerror})") from error
         if len(data) < count:
