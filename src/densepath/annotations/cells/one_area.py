@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +20,11 @@ from densepath.annotations.cells.points_files import PointsFile, read_points
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.sources.decode import read_image, read_size
-from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.per_slide import PerSlide
 from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling
+from densepath.sources.tiles.tiled_slide import open_tiled
 
 _GZIP = 8  # times that text is larger than it is compressed, about
 
@@ -87,16 +87,13 @@ class Job(PerSlide[Cells]):
         row |= {"cells": len(found), "classes": ";".join(found.class_names)}
 
     def _finder(self) -> Finder:
-        return build_finder(self.source, self.weights, self.model_mpp)  # type: ignore[arg-type]
+        return build_finder(self.source, self.weights, self.model_mpp)
 
     def _area(self, name: str, row: dict[str, Any]) -> Area:
         """The slide or image, opened. Raises CorruptImage and UserError."""
         if name in self.tilings:
             tiling = self.tilings[name]
-            slide = replace(open_slide(tiling.path), given=tiling.spacing)
-            if slide.size != tiling.extent:
-                raise UserError("another slide than the one that was tiled; run densepath tile again")
-            area: Area = SlideArea(slide)
+            area: Area = SlideArea(open_tiled(tiling.path, tiling.spacing, tiling.extent))
         else:
             if self.mpp is None:
                 raise UserError("its µm per pixel are unknown; give --default_mpp")
