@@ -26,6 +26,7 @@ VIEWS, CURVES = "views.png", "curves.png"
 TILES = "tiles"  # the tiles of the slides that the run learns from, which may exist before it
 NOT_FINITE = "not_finite.json"  # the step and the images of a loss of NaN or Inf
 _ABSENT = object()
+_SAVED = (".ckpt", "model.safetensors", "answers.json", NOT_FINITE)  # ends of the names of what took time to compute
 _EARLY = {LOCK, TRAIN_LOG, SESSIONS, VIEWS}  # files that are written before the first step
 
 
@@ -125,7 +126,7 @@ def open_run(
     The folder is locked: a second run is refused. What is printed in this block is also appended to ``train.log``.
 
     The folder of a new run is removed if the run fails before it has written anything, or, by an error that the user
-    can fix, before its first checkpoint.
+    can fix, before its first checkpoint or trained model.
 
     Args:
         out: the folder.
@@ -154,7 +155,7 @@ def open_run(
                 _log_error(error)
                 made = [path for path in out.iterdir() if path.name != TILES]
                 files = {p.name for path in made for p in (path, *path.rglob("*")) if p.is_file()} - _EARLY
-                saved = any(name.endswith(".ckpt") or name == NOT_FINITE for name in files)
+                saved = any(name.endswith(_SAVED) for name in files)
                 if old is None and (files == {CONFIG} or (isinstance(error, UserError) and not saved)):
                     _remove(out, made)
                 raise

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from densepath.transfer.mil.compare import mcnemar, paired_auc
 from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
 from densepath.transfer.mil.objectives import Classification, Regression, Survival
 from densepath.transfer.mil.pictures import roc_curve
-from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds
+from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds, write_results
 from densepath.transfer.probe.metrics import measure, resampled
 
 
@@ -103,9 +106,8 @@ def test_thresholds_maximize_the_index_of_youden() -> None:
         return (chance[labels == 1] > threshold).mean() - (chance[labels == 0] > threshold).mean()
 
     assert youden(thresholds[1]) == max(youden(t) for t in np.linspace(0, 1, 2001))
-    np.testing.assert_array_equal(
-        predict_classes(chances, np.array([1 - thresholds[1], thresholds[1]])), chance > thresholds[1]
-    )
+    assert thresholds[0] == 1 - thresholds[1]  # also where several cuts are equally good
+    np.testing.assert_array_equal(predict_classes(chances, thresholds), chance > thresholds[1])
     assert choose_thresholds(chances, np.zeros(40, np.int64)).tolist() == [0.5, 0.5]
 
 
@@ -186,3 +188,16 @@ def test_roc_curves_are_those_of_scikit_learn() -> None:
     found = roc_curve(tested.values[:, 1], tested.truth == 1)
     np.testing.assert_allclose(found[0], false)
     np.testing.assert_allclose(found[1], true)
+
+
+def test_a_score_that_is_undefined_is_null(tmp_path: Path) -> None:
+    """Each fold has one class, so no two cases are ranked; no warning of NumPy reaches the user."""
+    tested = an_outcome(classes=2, count=8)
+    tested = replace(tested, folds=tested.truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = scores_of(tested, "classification", 0)
+        write_results(tested, scores, {}, tmp_path, "classification")
+    written = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert written["scores"]["macro_auc"] == {"value": None, "low": None, "high": None}
+    assert written["scores"]["accuracy"]["value"] is not None

@@ -56,6 +56,10 @@ def test_the_tables_of_stamp(tmp_path: Path) -> None:
     slides = table(tmp_path / "slides.csv", "PATIENT,FILENAME", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
     cohort = read_cohort(data, clini, Columns("MSI"), slide_table=slides)
     assert found(cohort) == {"p1": ("high", ("s1", "s3")), "p2": ("low", ("s2",))}
+    # A column that is usual for slides may be in the table of patients, and an unusual one in that of slides.
+    clini = table(tmp_path / "clini.csv", "PATIENT,name,MSI", "p1,Ann,high", "p2,Bob,low")
+    slides = table(tmp_path / "slides.csv", "PATIENT,scan", "p1,s1.h5", "p2,s2.h5", "p1,s3.h5")
+    assert found(read_cohort(data, clini, Columns("MSI", slide="scan"), slide_table=slides)) == found(cohort)
 
 
 def test_barcodes_of_tcga_name_patients_sites_and_slides(tmp_path: Path) -> None:
@@ -76,6 +80,11 @@ def test_barcodes_of_tcga_name_patients_sites_and_slides(tmp_path: Path) -> None
     by_patient = table(tmp_path / "p.csv", "patient,label", "TCGA-3X-AAVA,x", "TCGA-AD-6964,y")
     assert found(read_cohort(data, by_patient, Columns())) == expected
     assert patient_of_tcga("GTEX-1") == ""
+    samples = table(
+        tmp_path / "a.csv", "patient,slide,label", "TCGA-3X-AAVA-01A,TCGA-3X-AAVA-01Z-00-DX1,x",
+        "TCGA-3X-AAVA-11A,TCGA-3X-AAVA-01Z-00-DX2,x", "TCGA-AD-6964-01A,TCGA-AD-6964-01Z-00-DX1,y",
+    )  # fmt: skip
+    assert found(read_cohort(data, samples, Columns())) == expected
 
 
 def test_bright_as_published_has_six_classes_and_three(tmp_path: Path) -> None:
@@ -107,6 +116,7 @@ TWO = ("case_id,slide_id,label", "a,s1,x", "b,s2,y")
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        ((*TWO, "B,s3,y"), "patients that differ in capitals: B, b; spell each one way"),
         ((*TWO, "b,s2,y"), "slides with two rows in .*t.csv: s2; keep one row"),
         ((*TWO, "b,s2.svs,y"), "rows of the table that mean the same slide: s2 and s2.svs; keep one"),
         ((*TWO, "c,s3,nan"), r"1 rows have no label: line 4 of .*t.csv \(s3\); fill them in"),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from densepath.core.errors import UserError
+from densepath.transfer.mil.bag_task import BagBatch, BagSet, BagTask
 from densepath.transfer.mil.models import ALL, MODELS, models_named
 from densepath.transfer.mil.models.abmil import ABMIL, GatedABMIL
 from densepath.transfer.mil.models.clam import CLAM
@@ -181,3 +182,33 @@ def test_models_have_names() -> None:
     assert set(models_named(ALL)) == {*MODELS, "knn"}
     with pytest.raises(UserError, match=r"no model is called 'dsmill'; did you mean dsmil\?"):
         models_named("dsmill")
+
+
+def test_a_step_of_several_bags_has_the_gradient_of_their_mean_loss() -> None:
+    """Outputs are computed again in the backward pass, with the same dropout."""
+    model, bags = CLAM(D, 2, 8), [torch.randn(n, D).half() for n in (20, 25, 30)]
+    task = BagTask(model, Classification(2), model.solver, BagSet([], np.array([]), np.zeros((0, 1))), 1)
+    targets = torch.tensor([[0.0], [1.0], [1.0]])
+
+    def gradient(*numbers: int) -> torch.Tensor:
+        model.zero_grad()
+        batch = BagBatch([bags[n] for n in numbers], targets[list(numbers)], torch.tensor(numbers))
+        task.forward(task.inputs(batch))["loss"].backward()
+        return model.embed[0].weight.grad.clone()
+
+    torch.manual_seed(0)
+    alone = sum(gradient(n) for n in range(3)) / 3
+    torch.manual_seed(0)
+    torch.testing.assert_close(gradient(0, 1, 2), alone, rtol=1e-4, atol=1e-7)
+
+
+def test_the_critical_tile_of_dsmil_is_exact_in_bfloat16() -> None:
+    """Scores of 1 + n / 1000 are equal in bfloat16 and differ in float32."""
+    model = DSMIL(2, 1)
+    with torch.no_grad():
+        model.tile_classifier.weight.copy_(torch.tensor([[1.0, 2**-9]]))
+        model.tile_classifier.bias.zero_()
+    bag = torch.stack((torch.ones(4), torch.tensor([0.0, 1.0, 2.0, 1.0])), 1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, critical = model.training_outputs(bag, 0)[0]
+    assert critical.item() == 1 + 2 * 2**-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import save_file
 from densepath.core.errors import UserError
 from densepath.nets.weights.trained_on import slide_notes
 from densepath.transfer.mil.cohort import Cohort
-from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
-from densepath.transfer.mil.splits import Split, check_splits, make_splits, read_splits, write_splits
+from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
+from densepath.transfer.mil.splits import Split, check_splits, make_splits, read_splits, with_validation, write_splits
+from densepath.transfer.probe.folds import Fold
 
 
 def cohort_of(labels: list[int], owners: list[int] | None = None, groups: list[int] | None = None) -> Cohort:
@@ -146,22 +148,93 @@ def test_too_few_patients_are_refused() -> None:
         make_splits(cohort_of([0, 0, 0, 0, 1, 1]), 2, 0.2, 0)
 
 
-def test_test_slides_of_pretraining_are_refused() -> None:
-    cohort = cohort_of([0, 1] * 4)
-    splits = make_splits(cohort, 2, 0.5, 0)
-    tested = str(cohort.slides[int(splits[0].test[0])][0])
-    seen = pretraining_slides({"pretraining_slides": [f"/slides/{tested}.svs", "other.svs"]})
-    assert seen == {tested, "other"}
-    with pytest.raises(UserError, match=f"leak: 1 test slides are slides that .* pre-trained on: {tested}; pre-train"):
-        check_pretraining(cohort, splits, seen)
-    check_pretraining(cohort, splits, {"other"})
-    assert pretraining_slides({"weights": "random"}) == set()
-    assert pretraining_slides({"weights": "resnet18"}) is None and pretraining_slides({}) is None
+def seen_in(*notes: dict[str, Any]) -> PretrainingSlides:
+    seen = PretrainingSlides()
+    for each in notes:
+        seen.add(each)
+    return seen
 
 
-def test_slides_of_pretraining_are_read_from_the_weights(tmp_path: Path) -> None:
+def test_slides_of_pretraining_are_those_of_all_files(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.ones(2)}, path, {**slide_notes(["a/s1.svs", "s2"])})
-    assert pretraining_slides({"weights": str(path)}) == {"s1", "s2"}
+    both = seen_in({"weights": str(path)}, {"pretraining_slides": ["s3"]}, {"weights": "random"})
+    assert both.names == {"a/s1", "s2", "s3"} and not both.unknown
+    assert seen_in({"weights": str(path)}, {}).unknown and seen_in({"weights": "resnet18"}).unknown
     save_file({"weight": torch.ones(2)}, path)
-    assert pretraining_slides({"weights": str(path)}) is None
+    assert seen_in({"weights": str(path)}).unknown
+
+
+@pytest.mark.parametrize(
+    ("tested", "seen", "message"),
+    [
+        ("s1", "/slides/s1.svs", "leak: 1 test slides are slides that .* pre-trained on: s1; pre-train"),
+        ("A/1", "B/1", None),
+        ("A/1", "1.svs", "leak: 1 test slides"),
+        ("TCGA-3X-AAVA-01Z-00-DX1", "x/TCGA-3X-AAVA-01Z-00-DX1.4B0B.svs", "leak: 1 test slides"),
+        ("TCGA-3X-AAVA-01Z-00-DX1", "TCGA-3X-AAVA-01Z-00-DX2.svs", "leak: 1 test patients have other slides .*: P0;"),
+        ("s1", "other_slide_of_P0", "leak: 1 test patients have other slides .*: P0;"),
+        ("s1", "s10", None),
+    ],
+)
+def test_test_slides_and_patients_of_pretraining_are_refused(tested: str, seen: str, message: str | None) -> None:
+    cohort = cohort_of([0, 1, 0, 1], owners=[0, 1, 2, 0])
+    cohort.slides[:] = [(tested,), ("t",), ("u",), ("other_slide_of_P0",)]
+    split = Split(np.array([1]), np.array([2]), np.array([0]))
+    if message is None:
+        check_pretraining(cohort, [split], {seen})
+    else:
+        with pytest.raises(UserError, match=message):
+            check_pretraining(cohort, [split], {seen})
+
+
+def numbers_of(targets: list[tuple[float, ...]], groups: list[int] | None = None) -> Cohort:
+    return replace(cohort_of([0] * len(targets), groups=groups), targets=np.array(targets), classes=())
+
+
+@pytest.mark.parametrize("survival", [False, True])
+def test_targets_of_test_cases_do_not_choose_validation_cases(survival: bool) -> None:
+    """Drawn by quartiles of the training cases; also where every event was observed."""
+    targets = [(float(n), 1.0)[: 1 + survival] for n in range(40)]
+    cohort = numbers_of(targets)
+    (split, *_) = make_splits(cohort, 4, 0.25, 0)
+    assert sorted(np.bincount(split.test // 10, minlength=4)) == [2, 2, 3, 3]
+    changed = cohort.targets.copy()
+    changed[split.test, 0] = np.linspace(-900, 900, len(split.test))
+    again = with_validation(replace(cohort, targets=changed), Fold(np.arange(40)[~np.isin(np.arange(40), split.test)],
+                                                                   split.test), 0.25, 0)  # fmt: skip
+    assert again.validation.tolist() == split.validation.tolist()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
+def test_validation_is_the_share_that_is_asked_for(share: float, capfd: Any) -> None:
+    cohort = cohort_of([0] * 60 + [1] * 38 + [2] * 2)  # the rare class has one case for each
+    split = with_validation(cohort, Fold(np.arange(100), np.array([], np.int64)), share, 1)
+    expected = [round(60 * share), round(38 * share), 1]
+    assert np.bincount(cohort.labels[split.validation]).tolist() == expected
+    assert "are held out" not in capfd.readouterr().err
+    sites = cohort_of([0, 1] * 20, groups=[0] * 36 + [1] * 2 + [2] * 2)
+    split = with_validation(sites, Fold(np.arange(40), np.array([], np.int64)), 0.4, 1)
+    assert "10% of the training cases of a fold are held out for validation instead of 40%" in capfd.readouterr().err
+
+
+def test_names_in_lists_are_cases_first_and_must_be_clear(tmp_path: Path) -> None:
+    cohort = cohort_of([0, 1] * 4)
+    cohort.slides[:] = [(f"s{(n + 1) % 8}",) for n in range(8)]  # the slide of each case is called as another case
+    splits = make_splits(cohort, 2, 0.3, 2**32)  # a seed of more than 32 bits
+    write_splits(tmp_path / "splits.json", cohort, splits, {})
+    again = read_splits(tmp_path / "splits.json", cohort, 0.3, 0)
+    assert [part.tolist() for part in again[0].parts()] == [sorted(part) for part in splits[0].parts()]
+    (tmp_path / "splits_0.csv").write_text(",train,val,test\n0,s0,,s6\n1,s1,,s7\n")
+    with pytest.raises(UserError, match=r"names in .* that may mean several cases: s0"):
+        read_splits(tmp_path, cohort, 0.3, 0)
+    (tmp_path / "splits.json").write_text('{"folds": []}')
+    with pytest.raises(UserError, match="has no folds"):
+        read_splits(tmp_path / "splits.json", cohort, 0.3, 0)
+
+
+def test_given_splits_do_not_divide_sites() -> None:
+    cohort = cohort_of([0, 1] * 4, groups=[0, 0, 1, 1, 2, 2, 3, 0])
+    split = Split(np.arange(4), np.array([4, 5]), np.array([6, 7]))
+    with pytest.raises(UserError, match=r"leak: patients of sites with train and test cases of fold 0 in here: P7;"):
+        check_splits(cohort, [split], "here")

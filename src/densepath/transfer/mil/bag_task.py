@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
 from densepath.core.random import shuffled
 from densepath.training.task import Task
@@ -149,14 +150,23 @@ class BagTask(Task):
 
     def inputs(self, batch: BagBatch) -> tuple[list[Tensor], Tensor]:
         device = self.record.device
-        return [self._ready(tiles) for tiles in batch.tiles], batch.targets.to(device)
+        return [_ready(tiles, device, self.mixed) for tiles in batch.tiles], batch.targets.to(device)
 
     def forward(self, inputs: tuple[list[Tensor], Tensor]) -> dict[str, Tensor | float]:
-        """The loss of the streams, and that of the tiles if the model has one."""
+        """The loss of the streams, and that of the tiles if the model has one.
+
+        Of several bags only the outputs are kept: each is computed again in its backward pass, so that a step needs the
+        memory of one bag.
+        """
         bags, targets = inputs
         classes = isinstance(self.objective, Classification)
         labels = targets[:, 0].long().tolist() if classes else [None] * len(bags)
-        outputs, further = zip(*map(self.model.training_outputs, bags, labels), strict=True)
+        own_outputs = self.model.training_outputs
+        found = [
+            checkpoint(own_outputs, bag, label, use_reentrant=False) if len(bags) > 1 else own_outputs(bag, label)
+            for bag, label in zip(bags, labels, strict=True)
+        ]
+        outputs, further = zip(*found, strict=True)
         streams = torch.stack(outputs, 1)  # (S, B, K)
         loss = sum(
             weight * self.objective(stream, targets) for weight, stream in zip(self.model.streams, streams, strict=True)
@@ -195,12 +205,20 @@ class BagTask(Task):
     def _outputs(self, model: BagModel, bags: BagSet) -> Tensor:
         """(B, K) outputs for whole bags, on the CPU."""
         model.eval()
-        with torch.autocast(self.record.device.type, torch.bfloat16, enabled=self.mixed):
-            return torch.stack([model(self._ready(bag.tiles()))[0].float().cpu() for bag in bags.bags])
+        return torch.stack([answer(model, bag, self.record.device, self.mixed)[0].cpu() for bag in bags.bags])
 
-    def _ready(self, tiles: Tensor) -> Tensor:
-        on_device = tiles.to(self.record.device)
-        if not self.mixed:
-            return on_device.float()
-        # PyTorch's own conversion from float16 takes twice as long on a CPU.
-        return on_device.float().bfloat16() if on_device.device.type == "cpu" else on_device.bfloat16()
+
+@torch.no_grad()
+def answer(model: BagModel, bag: Bag, device: torch.device, mixed: bool) -> tuple[Tensor, Tensor]:
+    """The outputs and the attention of a model for a whole bag, in the precision of training, as float32."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        outputs, attention = model(_ready(bag.tiles(), device, mixed))
+    return outputs.float(), attention.float()
+
+
+def _ready(tiles: Tensor, device: torch.device, mixed: bool) -> Tensor:
+    on_device = tiles.to(device)
+    if not mixed:
+        return on_device.float()
+    # PyTorch's own conversion from float16 takes twice as long on a CPU.
+    return on_device.float().bfloat16() if on_device.device.type == "cpu" else on_device.bfloat16()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,15 @@ class Bag:
         return torch.from_numpy(np.concatenate([half(read_slide_features(file), file) for file in self.files]))
 
 
-def read_bags(names: Sequence[str], files: Sequence[tuple[Path, ...]]) -> list[Bag]:
+def read_bags(
+    names: Sequence[str], files: Sequence[tuple[Path, ...]], see: Callable[[SlideFeatures], None] = lambda slide: None
+) -> list[Bag]:
     """Read bags into memory, as many as fit; those that do not fit are read each time they are used.
 
     Args:
         names: of the bags.
         files: the files of each bag's slides.
+        see: is called with the features of each slide.
 
     Raises:
         UserError: a file cannot be read or has no tiles; files differ in the width of their features or in what made
@@ -64,6 +67,7 @@ def read_bags(names: Sequence[str], files: Sequence[tuple[Path, ...]]) -> list[B
             first = first or (file, slide)
             check_place(file, slide)
             _check_alike(file, slide, *first)
+            see(slide)
             parts.append(half(slide, file))
         tiles = parts[0] if len(parts) == 1 else np.concatenate(parts)
         budget -= tiles.nbytes

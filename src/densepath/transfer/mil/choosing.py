@@ -10,8 +10,9 @@ from densepath.transfer.probe.metrics import Floats, Integers, measure
 def choose_thresholds(chances: Floats, labels: Integers) -> Floats:
     """For each class the threshold with the largest difference of sensitivity and false positive rate (Youden's J).
 
-    It lies half-way between two probabilities of validation cases. A class that all or none of the cases have keeps
-    1 / K.
+    It lies half-way between two probabilities of validation cases; of equally good ones it is the lowest. A class that
+    all or none of the cases have keeps 1 / K. Of two classes whose probabilities sum to 1 the first has 1 less the
+    threshold of the second, so that both mean one cut.
 
     Args:
         chances: (C, K) probabilities.
@@ -31,13 +32,16 @@ def choose_thresholds(chances: Floats, labels: Integers) -> Floats:
         gains = above[positive].mean(0) - above[~positive].mean(0)
         if len(gains) and gains.max() > 0:
             thresholds[k] = cuts[gains.argmax()]
+    if count == 2 and np.allclose(chances.sum(1), 1):
+        thresholds[0] = 1 - thresholds[1]
     return thresholds
 
 
 def predict_classes(chances: Floats, thresholds: Floats) -> Integers:
     """(C,) the class whose probability exceeds its threshold by most.
 
-    Of two classes whose probabilities sum to 1 this is the second exactly where its probability exceeds its threshold.
+    Of two classes whose probabilities and thresholds sum to 1 this is the second exactly where its probability exceeds
+    its threshold.
     """
     return (chances - thresholds).argmax(1)
 

@@ -20,6 +20,8 @@ COMPARISON = "comparison.csv"
 def mcnemar(first: Floats, second: Floats) -> float:
     """The exact two-sided p-value that two models are right equally often.
 
+    It takes cases as independent, as slides of a patient that are cases of their own are not.
+
     Args:
         first, second: (M,) whether each is right.
 

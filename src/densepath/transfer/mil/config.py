@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
@@ -15,6 +15,7 @@ from densepath.transfer.mil.cohort import Grouping, Task
 from densepath.transfer.mil.slide_table import Columns
 from densepath.transfer.mil.splits import column_of
 
+ClassWeights = Literal["none", "balanced"]
 FREE = ("resume", "devices", "out", "data", "slides")  # may change when a run is resumed
 
 
@@ -74,7 +75,7 @@ class MilConfig:
     epochs: int | None = None
     lr: Sequence[float] = ()
     weight_decay: Sequence[float] = ()
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: ClassWeights = "none"
     max_tiles: int = 0
     neighbors: int = 20
     attention: int | Literal["all"] = 8
@@ -86,6 +87,9 @@ class MilConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        for name, kind in (("task", Task), ("grouping", Grouping), ("class_weights", ClassWeights)):
+            if (given := getattr(self, name)) not in (known := get_args(kind)):
+                raise UserError(f"{name} is {given!r}; give {', '.join(known[:-1])} or {known[-1]}")
         for name, least in (("folds", 2), ("neighbors", 1), ("max_tiles", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; give {least} or more")

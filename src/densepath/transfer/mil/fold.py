@@ -111,7 +111,8 @@ def fit(study: Study, train_set: BagSet, validation: BagSet, out: Path, seed: in
     for each, folder in zip(options, folders, strict=True):
         if not (folder / MODEL_FILE).is_file():
             _train(study, each, train_set, validation, folder, seed)
-    best = max(folders, key=lambda folder: load_model(folder / MODEL_FILE)[1].score)
+    notes = [load_model(folder / MODEL_FILE)[1] for folder in folders]
+    best = folders[max(range(len(folders)), key=lambda k: (notes[k].score, -notes[k].loss))]  # as of epochs
     if best != out:
         shutil.copyfile(best / MODEL_FILE, out / MODEL_FILE)
 
@@ -148,6 +149,7 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
         extractor=study.extractor,
         epoch=0,
         score=0.0,
+        loss=0.0,
         lr=solver.lr,
         weight_decay=solver.weight_decay,
     )
@@ -156,8 +158,7 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
         model = kind(study.dim, max(1, len(study.classes)))
     objective = objective_of(notes, model)
     if isinstance(objective, Classification) and config.class_weights == "balanced":
-        counts = np.bincount(labels.astype(np.int64), minlength=len(study.classes))
-        objective.weights = torch.from_numpy(len(labels) / (len(counts) * np.maximum(counts, 1))).float()
+        objective.weights = torch.from_numpy(balanced(bags, len(study.classes))).float()
     batches = BagBatches(bags, min(max(solver.bags, objective.bags), len(bags)), solver.epochs, seed, config.max_tiles)
     task = BagTask(model, objective, solver, validation, batches.per_epoch, hardware.precision == "bf16-mixed")
     train(
@@ -174,13 +175,19 @@ def _train(study: Study, solver: Solver, bags: BagSet, validation: BagSet, out: 
         name=f"{study.model} {out.name}",
     )
     task.to(hardware.device)
-    _, epoch, score, _ = task.record.tolist()
+    _, epoch, score, loss = task.record.tolist()
     thresholds: Sequence[float] = ()
     if study.classes:
         thresholds = choose_thresholds(task.answers(validation), validation.targets[:, 0].astype(np.int64)).tolist()
-    notes = replace(notes, thresholds=tuple(thresholds), epoch=int(epoch), score=score)
+    notes = replace(notes, thresholds=tuple(thresholds), epoch=int(epoch), score=score, loss=loss)
     save_model(out / MODEL_FILE, task.chosen, notes)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def balanced(bags: BagSet, classes: int) -> Floats:
+    """(K,) factors with which the bags of each class weigh the same in the loss, 1 on average over the bags."""
+    counts = np.bincount(bags.targets[bags.cases, 0].astype(np.int64), minlength=classes)
+    return len(bags) / (classes * np.maximum(counts, 1))
 
 
 def _neighbors(study: Study, bags: BagSet, validation: BagSet, test: BagSet) -> Answers:

@@ -1,4 +1,4 @@
-"""Refuses tests on slides that the features' backbone was pre-trained on."""
+"""Refuses tests on slides, and on patients, that the features' backbone was pre-trained on."""
 
 from __future__ import annotations
 
@@ -11,45 +11,84 @@ from densepath.core.errors import UserError, refuse
 from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
+from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.mil.splits import Split
 
+_REMEDY = "pre-train on training slides only, or give --splits with other test cases"
 
-def pretraining_slides(notes: Mapping[str, Any]) -> set[str] | None:
-    """The slides that the features' backbone was pre-trained on; None if that is unknown.
 
-    Args:
-        notes: those of a file of features: ``pretraining_slides``, or else ``weights``, which record them.
+class PretrainingSlides:
+    """The slides that the backbone of some files of features was pre-trained on.
+
+    Attributes:
+        names: of all files.
+        unknown: whether a file does not say.
     """
-    listed, weights = notes.get("pretraining_slides"), str(notes.get("weights", ""))
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.unknown = False
+        self._of_weights: dict[str, set[str] | None] = {}
+
+    def add(self, notes: Mapping[str, Any]) -> None:
+        """Add those of a file, by its notes: ``pretraining_slides``, or else ``weights``, which record them."""
+        listed, weights = notes.get("pretraining_slides"), str(notes.get("weights", ""))
+        if listed is not None:
+            found: set[str] | None = {slide_name(str(name)) for name in listed}
+        else:
+            if weights not in self._of_weights:
+                self._of_weights[weights] = _recorded(weights)
+            found = self._of_weights[weights]
+        self.names |= found or set()
+        self.unknown |= found is None
+
+
+def _recorded(weights: str) -> set[str] | None:
     if weights == "random":
         return set()
-    if listed is None and weights:
-        try:
-            listed = slides_of_weights(weights)
-        except UserError:  # it is no file of weights any more
-            return None
-    return None if listed is None else {_key(str(name)) for name in listed}
+    try:
+        listed = slides_of_weights(weights) if weights else None
+    except UserError:  # it is no file of weights any more
+        return None
+    return None if listed is None else set(map(slide_name, listed))
 
 
 def check_pretraining(cohort: Cohort, splits: Sequence[Split], seen: Iterable[str]) -> None:
-    """Refuse test cases with slides of pre-training.
+    """Refuse test cases with slides of pre-training, and those whose patient has other slides in it.
+
+    A name means a slide if one of them is the end of the other's path; slides of TCGA are known by their barcodes.
 
     Args:
         cohort, splits: the study.
-        seen: the names of these slides.
+        seen: the names of the slides of pre-training.
 
     Raises:
         UserError: there are some.
     """
-    known = set(seen)
+    known = set(map(_path, seen))
+    tails = {path[start:] for path in known for start in range(len(path))}
+
+    def met(slide: str) -> bool:
+        path = _path(slide)
+        return path in tails or any(path[start:] in known for start in range(1, len(path)))
+
     tested = np.unique(np.concatenate([split.test for split in splits]))
-    leaked = [slide for case in tested for slide in cohort.slides[case] if _key(slide) in known]
-    refuse(
-        leaked,
-        f"leak: {len(leaked)} test slides are slides that the features' backbone was pre-trained on",
-        "pre-train on training slides only, or give --splits with other test cases",
+    leaked = [slide for case in tested for slide in cohort.slides[case] if met(slide)]
+    what = "that the features' backbone was pre-trained on"
+    refuse(leaked, f"leak: {len(leaked)} test slides are slides {what}", _REMEDY)
+    barcodes = {patient_of_tcga(path[-1]) for path in known} - {""}
+    owners = {owner for owner, slides in zip(cohort.owners, cohort.slides, strict=True) if any(map(met, slides))}
+    shared = sorted(
+        {
+            cohort.patients[owner]
+            for owner, slides in zip(cohort.owners[tested], (cohort.slides[case] for case in tested), strict=True)
+            if owner in owners or any(patient_of_tcga(slide) in barcodes for slide in slides)
+        }
     )
+    refuse(shared, f"leak: {len(shared)} test patients have other slides {what}", _REMEDY)
 
 
-def _key(name: str) -> str:
-    return slide_name(name).rpartition("/")[2]
+def _path(slide: str) -> tuple[str, ...]:
+    """The parts of a slide's path; of TCGA its barcode only."""
+    parts = tuple(part for part in slide_name(slide).split("/") if part)
+    return (parts[-1].partition(".")[0].upper(),) if patient_of_tcga(slide) else parts

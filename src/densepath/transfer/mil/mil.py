@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
@@ -19,15 +20,15 @@ from densepath.core.streams import say
 from densepath.runs.closing import draw_safely, say_end
 from densepath.runs.folder import open_run
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
-from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
 from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
-from densepath.transfer.mil.bag_task import BagSet
+from densepath.transfer.mil.bag_task import BagSet, answer
 from densepath.transfer.mil.bags import Bag, extractor_of, read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
 from densepath.transfer.mil.compare import write_comparison
 from densepath.transfer.mil.config import FREE, MilConfig
 from densepath.transfer.mil.fold import Answers, Study, answer_fold
-from densepath.transfer.mil.leaks import check_pretraining, pretraining_slides
+from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
 from densepath.transfer.mil.models import ALL, KNN, models_named
 from densepath.transfer.mil.pictures import draw_pictures
@@ -36,6 +37,8 @@ from densepath.transfer.mil.splits import SPLITS, Split, make_splits, read_split
 from densepath.transfer.probe.metrics import Score
 from densepath.version import __version__
 
+_LONG = 20_000  # tiles of a bag
+_STUDY = "study.txt"  # the digest of what is learned from
 _CLASSES_ONLY = ("clam", KNN)
 _SHOWN = ("macro_auc", "balanced_accuracy", "r2", "pearson", "concordance")
 
@@ -78,19 +81,38 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
     record = replace(config, precision=hardware.precision).record()
     with open_run(out, record, resume=config.resume, free=FREE, note=f"densepath {__version__}"):
         say(f"densepath: {cohort.describe()}")
+        AttentionFiles(out / ATTENTION, cohort.classes, config.slides)  # refuses a wrong folder before training
         splits = _splits(config, cohort, out)
         store = _Store(cohort, config.grouping == "averaged")
-        _check_leaks(cohort, splits)
+        _check_same(out, store.digest)
+        _check_leaks(cohort, splits, store.pretraining)
+        if "hipt" in names and store.longest > _LONG:
+            say(f"densepath: hipt takes long: it compares all pairs of a bag's {store.longest} tiles")
         keep_freed_memory(hardware)
         models = {name: _run(config, name, cohort, splits, store, hardware) for name in names}
         return _finish(config, models, watch)
 
 
 class _Store:
-    """The bags of all cases; sets of them are given out by the part of a fold that they are in."""
+    """The bags of all cases; sets of them are given out by the part of a fold that they are in.
+
+    Attributes:
+        dim: D.
+        extractor: what made the features.
+        longest: tiles of the largest bag.
+        pretraining: the slides that the extractor was trained on.
+        digest: of cases, targets and features, of which the first tile of each slide is looked at.
+    """
 
     def __init__(self, cohort: Cohort, averaged: bool) -> None:
         self._cohort = cohort
+        self.pretraining = PretrainingSlides()
+        facts: list[str | bytes] = [*cohort.classes, cohort.target, *cohort.cases, cohort.targets.tobytes()]
+
+        def see(slide: SlideFeatures) -> None:
+            self.pretraining.add(slide.notes)
+            facts.extend((extractor_of(slide), str(slide.features.shape), slide.features[:1].tobytes()))
+
         if averaged:
             pairs: list[tuple[str, tuple[Path, ...]]] = [
                 (name, (file,)) for case in range(len(cohort)) for name, file in self._slides(case)
@@ -99,7 +121,9 @@ class _Store:
         else:
             pairs = list(zip(cohort.cases, cohort.files, strict=True))
             sizes = [1] * len(cohort)
-        bags = read_bags([name for name, _ in pairs], [files for _, files in pairs])
+        bags = read_bags([name for name, _ in pairs], [files for _, files in pairs], see)
+        self.longest = max(sum(bag.lengths) for bag in bags)
+        self.digest = digest_of(facts)
         starts = np.cumsum([0, *sizes])
         self._of_case = [bags[start:end] for start, end in pairwise(starts)]
         self.dim = int(bags[0].tiles().shape[1])
@@ -134,14 +158,22 @@ def _splits(config: MilConfig, cohort: Cohort, out: Path) -> list[Split]:
     return splits
 
 
-def _check_leaks(cohort: Cohort, splits: Sequence[Split]) -> None:
-    seen = pretraining_slides(read_slide_features(cohort.files[0][0], features=False).notes)
-    if seen is None:
+def _check_same(out: Path, digest: str) -> None:
+    """Refuse to continue a run with other targets or features: its models were trained on the former ones."""
+    path = out / _STUDY
+    if not path.is_file():
+        with atomic_write(path) as part:
+            part.write_text(f"{digest}\n")
+    elif path.read_text().strip() != digest:
+        raise UserError(f"the table or the features of the run in {out} have changed; name another folder")
+
+
+def _check_leaks(cohort: Cohort, splits: Sequence[Split], seen: PretrainingSlides) -> None:
+    check_pretraining(cohort, splits, seen.names)
+    if seen.unknown:
         say(
             "densepath: the slides that the features' backbone was pre-trained on are unknown, so a leak cannot be seen"
         )
-    else:
-        check_pretraining(cohort, splits, seen)
 
 
 def _run(
@@ -181,8 +213,7 @@ def _write_attention(
         number, case = tested[place]
         model = load_model(out / f"fold_{number}" / MODEL_FILE)[0].to(hardware.device)
         for bag in store.take([case]).bags:
-            with torch.no_grad():
-                outputs, found = model(bag.tiles().float().to(hardware.device))
+            outputs, found = answer(model, bag, hardware.device, hardware.precision == "bf16-mixed")
             attention = found.reshape(-1, found.shape[-1]).double().cpu().numpy()
             start = 0
             for file in bag.files:

@@ -32,7 +32,7 @@ class ModelNotes:
         scale: for regression, mean and standard deviation of the target.
         extractor: what made the features.
         epoch: the epoch that was kept, from 1.
-        score: that of the validation cases.
+        score, loss: those of the validation cases.
         lr, weight_decay: those that were used.
     """
 
@@ -46,6 +46,7 @@ class ModelNotes:
     extractor: str
     epoch: int
     score: float
+    loss: float
     lr: float
     weight_decay: float
 

@@ -148,14 +148,16 @@ def write_results(tested: Outcome, scores: dict[str, Score], notes: dict[str, An
     record = {
         **notes,
         **SCALE,
-        "scores": {name: {"value": s.value, "low": s.low, "high": s.high} for name, s in scores.items()},
-        "folds": [
-            {name: value if np.isfinite(value) else None for name, value in row.items()}
-            for row in scores_of_folds(tested, task)
-        ],
+        "scores": {name: _finite({"value": s.value, "low": s.low, "high": s.high}) for name, s in scores.items()},
+        "folds": [_finite(row) for row in scores_of_folds(tested, task)],
     }
     with atomic_write(out / SCORES) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n")
+        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def _finite(row: dict[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON has them: null for NaN."""
+    return {name: value if np.isfinite(value) else None for name, value in row.items()}
 
 
 def _named(name: str, classes: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def read_slide_table(
         if not (name == "site" and columns.site == TCGA)
     }
     patient = _column(heads, columns.patient, PATIENT_COLUMNS, table, "patient", needed=False)
-    slide = _column(heads, columns.slide, _SLIDE_COLUMNS, table, "slide", needed=False)
+    slide = None if slide_table else _column(heads, columns.slide, _SLIDE_COLUMNS, table, "slide", needed=False)
     rows = [
         Row(
             line.get(slide, "") if slide else "",
@@ -118,7 +118,8 @@ def read_slide_table(
         )
         for number, line in lines
     ]
-    rows, source = _with_slides(rows, slide, patient, slide_table, table, known)
+    rows = [replace(row, patient=_patient(row.patient)) for row in rows]
+    rows, source = _with_slides(rows, slide or columns.slide, patient, slide_table, table, known)
     absent = [f"{row.place} ({row.slide})" for row in rows if row.target.lower() in _MISSING]
     refuse(absent, f"{len(absent)} rows have no {target}", "fill them in, or remove these rows")
     lonely = [row.place for row in rows if not row.patient or not row.slide]
@@ -126,6 +127,11 @@ def read_slide_table(
     if columns.site == TCGA:
         rows = [replace(row, site=_barcode(row.patient, 1)) for row in rows]
         refuse([row.patient for row in rows if not row.site], "not barcodes of TCGA", "name the column of the sites")
+    spelled = sorted({row.patient for row in rows}) if source else []
+    twice = _repeated([name.lower() for name in spelled])
+    refuse(
+        [name for name in spelled if name.lower() in twice], "patients that differ in capitals", "spell each one way"
+    )
     twice = _repeated([row.slide for row in rows])
     refuse(twice, f"slides with two rows in {table}", "keep one row for each slide")
     return SlideTable(rows, target, source)
@@ -175,6 +181,11 @@ def patient_of_tcga(name: str) -> str:
     return _barcode(name, 0)
 
 
+def _patient(name: str) -> str:
+    """A patient's name; of barcodes of samples (TCGA-3X-AAVA-01A) the patient in them."""
+    return patient_of_tcga(name) or name
+
+
 def _barcode(name: str, group: int) -> str:
     match = _BARCODE.match(os.path.basename(name).upper())
     return match[group] if match else ""
@@ -217,13 +228,12 @@ def _with_slides(
         owner = _column(heads, None, (patient.lower(), *PATIENT_COLUMNS), slide_table, "patient")
         name = _column(heads, slide, _SLIDE_COLUMNS, slide_table, "slide")
         for _, line in lines:
-            of_patient.setdefault(line.get(owner or "", ""), []).append(line.get(name or "", ""))
+            of_patient.setdefault(_patient(line.get(owner or "", "")), []).append(line.get(name or "", ""))
     else:
         for each in known:
             if barcode := patient_of_tcga(each):
                 of_patient.setdefault(barcode, []).append(each)
-    key: Callable[[str], str] = (lambda own: own) if slide_table is not None else (lambda own: own.upper()[:12])
-    found = [replace(row, slide=each) for row in rows for each in of_patient.get(key(row.patient), [])]
+    found = [replace(row, slide=each) for row in rows for each in of_patient.get(row.patient, [])]
     if not found:
         where = slide_table or "the names of the features"
         raise UserError(f"no patient of {table} has a slide in {where}; give a table with a column of slides")

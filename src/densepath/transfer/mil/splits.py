@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
-from densepath.transfer.probe.folds import Fold, make_folds
-from densepath.transfer.probe.metrics import Integers
+from densepath.transfer.probe.folds import PART_NUMBERS, Fold, make_folds, parts_of
+from densepath.transfer.probe.metrics import Floats, Integers
 
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
-_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
 _CLAM = re.compile(r"splits_(\d+)\.csv")
 _BINS = 4  # of numbers, to stratify by
 
@@ -62,7 +60,7 @@ def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> lis
     """
     if not 0 < validation < 1:
         raise UserError(f"validation is {validation}; give a share between 0 and 1")
-    strata = _strata(cohort)
+    strata = _strata(cohort, np.arange(len(cohort)), folds)
     drawn = make_folds(_classes(cohort, strata), cohort.groups, folds, seed, "cases")
     return [with_validation(cohort, fold, validation, seed + number) for number, fold in enumerate(drawn)]
 
@@ -70,26 +68,49 @@ def make_splits(cohort: Cohort, folds: int, validation: float, seed: int) -> lis
 def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Split:
     """Hold out a share of the training cases of a fold, by group and stratified.
 
+    Only targets of training cases are looked at. Groups are taken in random order, if they bring the numbers of held
+    cases of the classes closer to what is asked for; a class keeps a training case, and gets a validation case if it
+    can.
+
     Raises:
         UserError: a class of the training cases has only one group.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    strata, groups = _strata(cohort)[fold.train], cohort.groups[fold.train]
-    least = min(len(np.unique(groups[strata == stratum])) for stratum in np.unique(strata))
-    if least < 2:
-        rare = _classes(cohort, _strata(cohort)).names[_rarest(strata, groups)]
+    strata, groups = _strata(cohort, fold.train, 2), np.unique(cohort.groups[fold.train], return_inverse=True)[1]
+    counts = np.zeros((groups.max() + 1, strata.max() + 1))  # cases by group and stratum
+    np.add.at(counts, (groups, strata), 1)
+    rare = int((counts > 0).sum(0).argmin())
+    if (counts[:, rare] > 0).sum() < 2:
         raise UserError(
-            f"{rare} has one patient or site among the training cases of a fold, and validation needs another; use "
-            "fewer --folds, or leave this class out"
+            f"{_classes(cohort, strata).names[rare]} has one patient or site among the training cases of a fold, and "
+            "validation needs another; use fewer --folds, or leave this class out"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        inner = StratifiedGroupKFold(min(max(2, round(1 / share)), least), shuffle=True, random_state=seed % 2**32)
-        for kept, held in inner.split(strata, strata, groups):
-            if len(held) and set(strata[kept]) == set(strata):
-                return Split(fold.train[kept], fold.train[held], fold.test)
-    raise UserError("the training cases of a fold cannot be divided for validation by patient; use fewer --folds")
+    total = counts.sum(0)
+    wanted = np.clip(np.round(share * total), 1, total - 1)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    held = np.zeros(len(counts), bool)
+
+    def take(group: int) -> None:
+        now = counts[held].sum(0)
+        after = now + counts[group]
+        if (after < total).all() and _distance(after, wanted) < _distance(now, wanted):
+            held[group] = True
+
+    for group in order:
+        take(group)
+    for stratum in range(len(total)):  # whose groups were all too large
+        if not counts[held, stratum].any():
+            own = [g for g in order if counts[g, stratum] and (counts[held].sum(0) + counts[g] < total).all()]
+            if own:
+                held[min(own, key=lambda g: counts[g].sum())] = True
+    if not held.any():
+        raise UserError("the training cases of a fold cannot be divided for validation by patient; use fewer --folds")
+    chosen = held[groups]
+    if abs(chosen.sum() - wanted.sum()) > max(1, 0.2 * wanted.sum()):
+        say(
+            f"densepath: {chosen.mean():.0%} of the training cases of a fold are held out for validation instead of "
+            f"{share:.0%}, as patients and sites are not divided"
+        )
+    return Split(fold.train[~chosen], fold.train[chosen], fold.test)
 
 
 def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
@@ -106,6 +127,14 @@ def check_splits(cohort: Cohort, splits: Sequence[Split], source: str) -> None:
                 shared,
                 f"leak: patients that are {PARTS[one]} and {PARTS[other]} cases of fold {number} in {source}",
                 "put all slides of a patient into one part",
+            )
+            both = np.intersect1d(cohort.groups[split.parts()[one]], cohort.groups[split.parts()[other]])
+            tested = split.parts()[other]
+            named = cohort.owners[tested[np.isin(cohort.groups[tested], both)]]
+            refuse(
+                sorted({cohort.patients[owner] for owner in named}),
+                f"leak: patients of sites with {PARTS[one]} and {PARTS[other]} cases of fold {number} in {source}",
+                "put all patients of a site into one part, or leave --site out",
             )
         for name, part in zip(PARTS, split.parts(), strict=True):
             if not len(part) and name != "validation":  # which is drawn
@@ -140,11 +169,13 @@ def read_splits(source: str | Path, cohort: Cohort, validation: float, seed: int
     """
     path = Path(source)
     if path.suffix == ".json":
-        splits = _of_lists(cohort, _json_lists(path), str(source))
+        splits = _of_lists(cohort, _json_lists(path), str(source), own=True)
     elif path.is_dir():
         splits = _of_lists(cohort, _clam_lists(path), str(source))
     else:
         splits = _of_column(cohort, f"the column {source}")
+    if not splits:
+        raise UserError(f"{source} has no folds; use another file")
     check_splits(cohort, splits, str(source))
     return [
         split if len(split.validation) else with_validation(cohort, Fold(split.train, split.test), validation, seed + n)
@@ -182,23 +213,29 @@ def _clam_lists(folder: Path) -> list[list[list[str]]]:
     return lists
 
 
-def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str) -> list[Split]:
-    """Splits from the names of cases or of slides."""
-    known: dict[str, int] = {}
-    for position, (case, slides) in enumerate(zip(cohort.cases, cohort.slides, strict=True)):
+def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own: bool = False) -> list[Split]:
+    """Splits from the names of cases or of slides; ``own`` ones mean a case by a name that is also that of a slide."""
+    cases = {case: {position} for position, case in enumerate(cohort.cases)}
+    known: dict[str, set[int]] = {}
+    for position, slides in enumerate(cohort.slides):
         for slide in slides:
-            known |= {slide: position, slide.rpartition("/")[2]: position}
-        known[case] = position
-    splits, unknown, placed = [], set(), set()
+            for name in (slide, slide.rpartition("/")[2]):
+                known.setdefault(name, set()).add(position)
+    known = {**known, **cases} if own else {k: known.get(k, set()) | cases.get(k, set()) for k in {**known, **cases}}
+    splits, unknown, unclear, placed = [], set(), set(), set()
     for fold, names in enumerate(lists):
         unknown |= {name for part in names for name in part if name not in known}
-        parts = [sorted({known[name] for name in part if name in known}) for part in names]
+        unclear |= {name for part in names for name in part if len(known.get(name, ())) > 1}
+        parts = [sorted({position for name in part for position in known.get(name, ())}) for part in names]
+        if unclear:
+            continue
         for one, other in ((0, 2), (1, 2), (0, 1)):
             shared = [cohort.cases[case] for case in sorted(set(parts[one]) & set(parts[other]))]
             what = f"leak: cases in {PARTS[one]} and {PARTS[other]} of fold {fold} in {source}"
             refuse(shared, what, "put all slides of a patient into one part")
         placed |= {case for part in parts for case in part}
         splits.append(Split(*(np.array(part, np.int64) for part in parts)))
+    refuse(sorted(unclear), f"names in {source} that may mean several cases", "give the slides other names")
     if unknown:
         say(f"densepath: {len(unknown)} names in {source} are not in this study: {first_few(sorted(unknown))}")
     if left := [case for position, case in enumerate(cohort.cases) if position not in placed]:
@@ -208,28 +245,35 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str) -> 
 
 def _of_column(cohort: Cohort, source: str) -> list[Split]:
     values = [value.lower() for value in cohort.splits]
-    if not set(values) - set(_NAMES):
-        parts = np.array([_NAMES[value] for value in values])
-        if not (parts == 2).any():  # the official validation cases are the test cases if there are no others
-            parts = np.where(parts == 1, 2, parts)
+    if not set(values) - set(PART_NUMBERS):
+        parts = parts_of(values)
         return [Split(*(np.flatnonzero(parts == part) for part in range(3)))]
     numbers = sorted(set(values), key=lambda value: (len(value), value))
     if not all(re.fullmatch(r"\d+(\.0)?", value) for value in numbers):
-        wrong = next(value for value in cohort.splits if value.lower() not in _NAMES)
+        wrong = next(value for value in cohort.splits if value.lower() not in PART_NUMBERS)
         raise UserError(f"{source} has the value {wrong!r}; give train, val and test, or numbers of folds")
     folds = np.array([numbers.index(value) for value in values])
     none = np.array([], np.int64)
     return [Split(np.flatnonzero(folds != k), none, np.flatnonzero(folds == k)) for k in range(len(numbers))]
 
 
-def _strata(cohort: Cohort) -> Integers:
-    """(C,) what folds are stratified by: the class, whether there was an event, or a quartile of the number."""
+def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:
+    """(n,) what some cases are stratified by, from 0, from their targets alone.
+
+    The class; or the quartile of the number, for survival with whether there was an event. Bins are as many as leave
+    ``least`` groups in each.
+    """
     if cohort.classes:
-        return cohort.labels
-    if cohort.targets.shape[1] == 2:
-        return cohort.targets[:, 1].astype(np.int64)
-    edges = np.quantile(cohort.targets[:, 0], np.linspace(0, 1, _BINS + 1)[1:-1])
-    return np.unique(np.searchsorted(edges, cohort.targets[:, 0]), return_inverse=True)[1].astype(np.int64)
+        return cohort.labels[cases]
+    numbers, groups = cohort.targets[cases, 0], cohort.groups[cases]
+    events = cohort.targets[cases, 1] if cohort.targets.shape[1] == 2 else np.zeros(len(cases))
+    strata = np.zeros(len(cases), np.int64)
+    for bins in range(_BINS, 0, -1):
+        edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1])
+        strata = np.unique(events * bins + np.searchsorted(edges, numbers), return_inverse=True)[1].astype(np.int64)
+        if all(len(np.unique(groups[strata == stratum])) >= least for stratum in np.unique(strata)):
+            break
+    return strata
 
 
 def _classes(cohort: Cohort, strata: Integers) -> Classes:
@@ -237,5 +281,6 @@ def _classes(cohort: Cohort, strata: Integers) -> Classes:
     return Classes(names, torch.from_numpy(strata.astype(np.int32)))
 
 
-def _rarest(strata: Integers, groups: Integers) -> int:
-    return int(min(np.unique(strata), key=lambda stratum: len(np.unique(groups[strata == stratum]))))
+def _distance(held: Floats, wanted: Floats) -> float:
+    """How far numbers of cases of the classes are from what is wanted; rare classes count as much as frequent ones."""
+    return float((((held - wanted) ** 2) / wanted).sum())

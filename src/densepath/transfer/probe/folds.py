@@ -13,10 +13,9 @@ from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.transfer.probe.metrics import Integers
 
-_TEST = ("test", "testing")
-_HELD_OUT = ("val", "valid", "validation")  # which count as test images if there are no others
-_TRAIN = ("train", "training")
-SPLITS = (*_TRAIN, *_HELD_OUT, *_TEST)
+# The names of splits: training, validation, test.
+PART_NUMBERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
+SPLITS = tuple(PART_NUMBERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +41,16 @@ def given_split(splits: list[str], whose: str) -> npt.NDArray[np.bool_] | None:
     names = [name.lower() for name in splits]
     if unknown := sorted(set(names) - set(SPLITS)):
         raise UserError(f"{whose} has the split {unknown[0]!r}; name splits train, val and test")
-    held = _TEST if set(names) & set(_TEST) else _HELD_OUT
-    test = np.array([name in held for name in names])
+    test = parts_of(names) == 2
     if test.all() or not test.any():
         raise UserError(f"{whose} has only {'test' if test.all() else 'training'} images; a probe needs both")
     return test
+
+
+def parts_of(names: list[str]) -> Integers:
+    """(N,) 0, 1, 2: training, validation, test; without any test ones the validation ones are those of the test."""
+    parts = np.array([PART_NUMBERS[name] for name in names], np.int64)
+    return parts if (parts == 2).any() else np.where(parts == 1, 2, parts)
 
 
 def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, known: bool) -> list[Fold]:
@@ -96,7 +100,7 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, patients)
+        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels, patients)
         folds = [Fold(train, test) for train, test in found]
     for fold in folds:
         lacking = set(range(len(classes.names))) - set(labels[fold.train].tolist())

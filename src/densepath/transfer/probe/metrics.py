@@ -77,7 +77,8 @@ def evaluate(
 def score_of(value: float, sample: Floats) -> Score:
     """A score with the percentiles of its bootstrap, from shares of 1."""
     tail = (100 - _LEVEL) / 2
-    low, high = np.nanpercentile(sample, [tail, 100 - tail])
+    known = sample[~np.isnan(sample)]
+    low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
     return Score(*(100 * float(x) for x in (value, low, high)))
 
 

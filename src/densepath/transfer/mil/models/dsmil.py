@@ -22,8 +22,9 @@ class DSMIL(BagModel):
         dim: D.
         outputs: K.
 
-    Source: Li, Li, Eliceiri, CVPR 2021, and its released code (queries D-128-ReLU-128-Tanh, values are the features);
-    learning rate and weight decay of DiRL.
+    Source: Li, Li, Eliceiri, CVPR 2021, and its released code in the version of five folds and 50
+    epochs (queries D-128-ReLU-128-Tanh, values are the features, orthogonal weights, betas 0.5 and 0.9); learning rate
+    and weight decay of DiRL.
     """
 
     solver = Solver(2e-4, 5e-2, 50, (0.5, 0.9), "cosine", 5e-6)
@@ -45,11 +46,16 @@ class DSMIL(BagModel):
         output, _, critical = self._streams(bag)
         return torch.stack((output, critical)), None
 
+    def _scores(self, bag: Tensor) -> Tensor:
+        """(N, K) in full precision: in bfloat16 several tiles of a large bag would share the highest score."""
+        with torch.autocast(bag.device.type, enabled=False):
+            return self.tile_classifier(bag.to(self.tile_classifier.weight.dtype))
+
     def _streams(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bag's outputs (K,), its attention (K, N), and the scores (K,) of the critical tiles."""
         with torch.no_grad():  # the gradient of the scores is that of the critical tiles
-            critical = self.tile_classifier(bag).argmax(0)
-        scores = self.tile_classifier(bag[critical]).diagonal()
+            critical = self._scores(bag).argmax(0)
+        scores = self._scores(bag[critical]).diagonal()
         queries = self.query(bag).float().tanh()  # (N, 128); on CPUs tanh is slow in bfloat16
         attention = softmax_over_tiles(queries[critical] @ queries.T / _QUERY**0.5)  # (K, N)
         vectors = attention.to(bag.dtype) @ bag  # (K, D)

@@ -57,7 +57,7 @@ class TransMIL(BagModel):
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(dim, _DIM), nn.ReLU())
-        self.class_token = nn.Parameter(torch.randn(1, _DIM) * 1e-6)
+        self.class_token = nn.Parameter(torch.randn(1, _DIM))
         self.first, self.positions, self.second = _Layer(), _Positions(), _Layer()
         self.norm = nn.LayerNorm(_DIM)
         self.classifier = nn.Linear(_DIM, outputs)
