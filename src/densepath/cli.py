@@ -229,7 +229,10 @@ def _find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
         return None, []
     known = group or list(dict.fromkeys(verb.split()[0] for verb in VERBS))
     wrong = " ".join(argv[: 2 if group else 1])
-    raise UserError(f"unknown verb {wrong!r}; {close_match(wrong, known) or 'there are: ' + ', '.join(known)}")
+    # The names of a group are compared without what all begin with.
+    hint = close_match(wrong.split()[-1], [verb.split()[-1] for verb in known])
+    hint = hint.replace("did you mean ", f"did you mean {argv[0]} ") if group else hint
+    raise UserError(f"unknown verb {wrong!r}; {hint or 'there are: ' + ', '.join(known)}")
 
 
 def _overview(group: str = "") -> str:
