@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightly.loss import DINOLoss
 
 from densepath.core import distillation
-from densepath.core.distillation import Distillation, soft_cross_entropy, view_pairs
+from densepath.core.distillation import Distillation, deviation, soft_cross_entropy, view_pairs
 from densepath.core.errors import UserError
 
 B, Q, V, K, D = 3, 2, 5, 11, 4  # images, teacher views, student views, prototypes, channels
@@ -107,6 +107,23 @@ def test_statistics_show_both_kinds_of_collapse():
     assert of(scores) == pytest.approx({"entropy": float(entropy), "kl_uniform": float(divergence)}, abs=1e-5)
 
 
+def test_the_deviation_of_fewer_than_two_rows_is_not_a_collapse():
+    vectors, one = torch.randn(5, D), torch.tensor([False, True, False, False, False])
+    assert deviation(vectors, one) == deviation(vectors, one & False) == 1
+    two = one | torch.tensor([True, False, False, False, False])
+    torch.testing.assert_close(deviation(vectors, two), deviation(vectors[:2]))
+    assert deviation(vectors[:1].expand(5, -1)) < 1e-3 < deviation(vectors) < 1
+
+
+def test_weights_of_accumulated_batches_are_their_own():
+    """Each batch counts equally, whatever its number of pairs: the documented limit of empty regions."""
+    taught, learned = torch.tensor([True, False] * Q), torch.tensor([True, False] * V)
+    _, whole = view_pairs(2, Q, V, torch.device("cpu"), taught, learned)
+    parts = [view_pairs(1, Q, V, torch.device("cpu"), taught[n::2], learned[n::2])[1] for n in range(2)]
+    torch.testing.assert_close(parts[0], whole[::2])
+    assert not parts[1].any()
+
+
 def test_autocast_keeps_statistics_and_softmax_in_full_precision():
     students, prototypes, scores = given(torch.float32)
     loss, (rows, weights) = Distillation(K), view_pairs(B, Q, V, torch.device("cpu"))
@@ -124,5 +141,7 @@ def test_autocast_keeps_statistics_and_softmax_in_full_precision():
 def test_wrong_numbers_are_named():
     with pytest.raises(UserError, match="student temperature must be positive, not 0"):
         Distillation(K, student_temperature=0)
+    with pytest.raises(UserError, match="unknown centering 'none'; there are: mean, sinkhorn"):
+        Distillation(K, centering="none")
     with pytest.raises(UserError, match="momentum of the center must be at least 0 and less than 1, not 1"):
         Distillation(K, center_momentum=1)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from densepath.core.errors import UserError
-from densepath.core.files import Unchanged, _machine, atomic_write, require_new_folder
+from densepath.core.files import Unchanged, _machine, atomic_write, remove_abandoned, remove_remains, require_new_folder
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 
@@ -151,3 +151,24 @@ def test_a_mapped_file_that_changes_is_named(tmp_path):
         mapped.check()
     path.unlink()
     mapped.check()
+
+
+@pytest.mark.parametrize("name", ["s" * 240, "\u7247" * 80])
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(name, tmp_path):
+    with atomic_write(tmp_path / name) as part:
+        part.write_text("x")
+        left = part.name
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    dead = tmp_path / left.replace(f".{os.getpid()}@", ".4194305@")  # above the largest process number
+    dead.touch()
+    remove_abandoned(tmp_path / name)
+    assert not dead.exists()
+
+
+def test_in_a_shared_folder_only_remains_of_ended_processes_are_removed(tmp_path):
+    with atomic_write(tmp_path / "sub/a") as part:
+        part.write_text("x")
+        dead = part.with_name(part.name.replace(f".{os.getpid()}@", ".4194305@"))
+        dead.touch()
+        remove_remains(tmp_path, shared=True)
+        assert part.exists() and not dead.exists()

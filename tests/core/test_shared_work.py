@@ -11,9 +11,12 @@ from itertools import chain
 import pytest
 
 from densepath.core import locks
+from densepath.core import work_folder as work_folder_module
 from densepath.core.errors import UserError
 from densepath.core.shared_work import LOCKS, Shard, claimed
-from densepath.core.waiting import Stuck
+from densepath.core.waiting import Stuck, progress
+from densepath.core.work_folder import work_folder
+from densepath.core.worker_processes import share_work
 
 _NAMES = [f"folder/slide {number}" for number in range(24)]
 
@@ -112,7 +115,9 @@ def test_shards_share_all_items(tmp_path):
             Shard.of(wrong)
 
 
-_ARRAY = {"SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+_ARRAY = {
+    f"SLURM_ARRAY_TASK_{name}": value for name, value in (("ID", "8"), ("MIN", "2"), ("STEP", "3"), ("COUNT", "4"))
+}
 _SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
 
 
@@ -125,15 +130,53 @@ _SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
         ({"WORLD_SIZE": "4"}, None),
         (_SRUN, Shard(1, 2)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # in a job script, without srun
-        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "8"}, Shard(2, 4)),
-        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "9"}, None),  # of an array such as 2,5,9
-        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "8", "RANK": "1", "WORLD_SIZE": "2"}, Shard(5, 8)),
-        (_ARRAY | {"SLURM_ARRAY_TASK_ID": "11"} | _SRUN, Shard(7, 8)),
+        (_ARRAY, None),  # its tasks may be other detectors or folds, each with a folder of its own
+        (_ARRAY | {"RANK": "1", "WORLD_SIZE": "2"}, Shard(1, 2)),
+        (_ARRAY | _SRUN, Shard(1, 2)),
     ],
 )
 def test_shards_of_launchers(variables, shard, monkeypatch):
-    for name in {*_ARRAY, *_SRUN, "RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_NTASKS"}:
+    for name in {*_ARRAY, *_SRUN, "RANK", "WORLD_SIZE", "SLURM_NTASKS"}:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert Shard.of(None) == shard
+
+
+@pytest.mark.parametrize("made", [1, 0])
+def test_an_item_may_take_longer_than_the_limit_if_its_process_makes_progress(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSEPATH_WAIT_LIMIT", "0.4")
+
+    def work(name):
+        for _ in range(7):
+            time.sleep(0.1)
+            progress(made)
+        (tmp_path / name).touch()
+
+    def shared():
+        share_work(tmp_path, ["a"], lambda n: (tmp_path / n).exists(), work, workers=1, what="work", give_up=print)
+
+    if made:
+        shared()
+    else:
+        with pytest.raises(Stuck, match="no results of worker processes"):
+            shared()
+
+
+def test_processes_that_start_at_the_same_time_share_a_new_folder(tmp_path, monkeypatch):
+    require = work_folder_module.require_new_folder
+
+    def late(path, what):
+        with work_folder(path, {"data": "a"}, log="work.log"):  # another process begins between two looks
+            pass
+        require(path, what)
+
+    calls = iter([late, require])
+    monkeypatch.setattr(work_folder_module, "require_new_folder", lambda *given: next(calls)(*given))
+    with work_folder(tmp_path / "out", {"data": "a"}, log="work.log"):
+        assert next(calls, None) is None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="not empty"), work_folder(tmp_path / "other", {}, log="work.log"):
+        pass

@@ -150,6 +150,8 @@ def train(kind, case, norms, batches, tokenizer):
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if case in BACKBONES and "stage" in known:
         known["stage"] = 4
+    if kind is Cellback:  # with empty regions; DINO and DiRL have centers
+        known["centering"] = "sinkhorn"
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())

@@ -14,6 +14,7 @@ from densepath.core.distillation import Distillation
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool
+from densepath.core.sinkhorn import sinkhorn
 from densepath.methods import DINO, DINOIMix
 from densepath.nets.backbones import build_backbone
 from densepath.views.augment import Augment
@@ -59,6 +60,20 @@ def test_loss_is_that_of_lightly(make, images, backbone, pool):
     )
     deviation = unit.var(0, correction=0).mean().sqrt() * unit.shape[1] ** 0.5
     torch.testing.assert_close(losses.statistics["feature_std"], deviation)
+
+
+def test_sinkhorn_replaces_the_center(make, images):
+    """The loss from the balanced distributions of all teacher views together."""
+    method = make(DINO, PLAIN, centering="sinkhorn")
+    made = views_of(method, images)
+    batch = replace(made, views={name: made[name] for name in ("first", "second")})
+    losses = method(batch)
+    method.after_step()
+    assert not method.losses["image"].center.any()
+    crops = torch.cat([view.pixels for view in batch.views.values()])
+    scores = method.heads["image"](global_pool(method.backbone(crops)[4]))  # the teacher's, too, at the start
+    swapped = torch.cat(sinkhorn(scores / 0.04).exp().chunk(2)[::-1])
+    torch.testing.assert_close(losses.total, -(swapped * (scores / 0.1).log_softmax(1)).sum(1).mean())
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from densepath.core.affine import apply, identity, invert, warp_points
+from densepath.core.distillation import deviation
 from densepath.core.errors import UserError
-from densepath.methods import Cellback, DiRL
+from densepath.methods import DINO, Cellback, DiRL
 from densepath.methods.cell_prior import CellPrior
+from densepath.nets.heads import PrototypeHead
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.augment import Augment
@@ -160,6 +162,34 @@ def test_a_region_that_no_view_has_gives_no_loss_and_no_gradient(make, images):
     assert not any(p.grad.any() for p in method.heads["cell_back"].parameters() if p.requires_grad)
     assert losses.statistics["cell_views"] == 0 and losses.statistics["back_views"] == 1
     assert "region 'cell'" in method.warnings({"cell_views": 0.0, "back_views": 1.0}, last=False)[0]
+
+
+@pytest.mark.parametrize(("kind", "count"), [(DINO, 1), (Cellback, 2), (DiRL, 6)])
+def test_each_head_is_made_once(make, monkeypatch, kind, count):
+    """At 65,536 prototypes one has 134 MB with its teacher."""
+    made = []
+    initialize = PrototypeHead.__init__
+    monkeypatch.setattr(PrototypeHead, "__init__", lambda *args: (made.append(0), initialize(*args))[1])
+    method = make(kind, PLAIN)
+    assert len(made) == len(method.weights) == count
+    assert list(method.weights) == [*method.heads] == [*method.losses] == [*method.teacher_heads.network]
+    assert not any(p.requires_grad for p in method.teacher_heads.parameters())
+
+
+def test_a_region_that_one_crop_has_does_not_look_like_collapse(make, images, monkeypatch):
+    """The deviation of one vector says nothing; that of the background's is the smallest that does."""
+
+    def one_cell(prior, batch, view, grid):
+        labels = torch.ones(len(view.map), *grid, dtype=torch.int64)
+        labels[3, 0, 0] = 0
+        return labels
+
+    monkeypatch.setattr(CellPrior, "__call__", one_cell)
+    method = make(Cellback, PLAIN)
+    batch = ViewMaker(method.views(), SIZE, seed=0)(images)
+    statistics = method(batch).statistics
+    assert statistics["cell_views"] == 1 / 8
+    assert statistics["feature_std"] == deviation(*method.represent(batch, method.crops(batch)[0], True)["back"]) > 0
 
 
 def test_permuting_the_images_permutes_their_vectors(make, celled):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
-from densepath.sources.open import find_source
+from densepath.sources.open import cache_images, find_source
 from densepath.sources.packing import open_store, write_store
 from densepath.sources.pixel_source import AllNames, PixelSource, PixelSpec
 from densepath.sources.restrict import restrict
@@ -70,6 +70,39 @@ def test_a_list_of_slides(text: str, tiles: SlideTiles, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text(text)
     taken = restrict(tiles, tmp_path / "list.csv")
     assert [tiling.name for tiling in taken.tilings] == ["a/s0", "b/s3", "b/s5"]  # type: ignore[attr-defined]
+
+
+def test_names_in_a_text_list_are_whole_lines_in_any_normal_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SlideTiles, "check", lambda self: None)
+    folder = tile_folder(tmp_path / "T")
+    table, wanted = folder / "slides.csv", ["a/s0, left", "#1", "caf\u00e9"]
+    rows = table.read_text().splitlines()
+    for k, name in enumerate(wanted):
+        (old, path), new = rows[k + 1].split(",")[:2], name.replace("/", "_")
+        tiling_path(folder / tiling_folder(0.5, 64, 0), old).rename(
+            tiling_path(folder / tiling_folder(0.5, 64, 0), new)
+        )
+        rows[k + 1] = f'"{new}",{path},0.5,99,99,{k + 1},1,'
+        wanted[k] = new
+    table.write_text("\n".join(rows) + "\n")
+    (tmp_path / "list.txt").write_text("# chosen\na_s0, left\n#1\ncafe\u0301\n")
+    taken = restrict(find_source(folder), tmp_path / "list.txt")
+    assert [tiling.name for tiling in taken.tilings] == wanted  # type: ignore[attr-defined]
+
+
+def test_tiles_of_slides_are_not_cached_as_if_they_were_files(tiles: SlideTiles) -> None:
+    assert cache_images(tiles) is cache_images(tiles, "none") is tiles
+    with pytest.raises(UserError, match="--cache ram is for images in files; pack tiles of slides"):
+        cache_images(tiles, "ram")
+
+
+def test_a_list_of_excluded_slides_only_is_refused(tiles: SlideTiles, tmp_path: Path) -> None:
+    assert tiles.folder is not None
+    (tmp_path / "list.tsv").write_text("case\tslide\n1\ta/s0\n")
+    with pytest.raises(UserError, match=r"--exclude leaves out all slides of .*list\.tsv; narrow it"):
+        restrict(find_source(tiles.folder, exclude=["a/*"]), tmp_path / "list.tsv")
 
 
 @pytest.mark.parametrize("text", ["s0\nnobody\n", "slide\na/s99\n", "", "# nothing\n"])

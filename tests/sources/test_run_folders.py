@@ -35,6 +35,13 @@ def test_run_folders_among_the_images_are_passed_over(tmp_path, monkeypatch):
     assert [found.names(k).removeprefix(f"{tmp_path}/") for k in range(len(found))] == ["a.png", "sub/b.png"]
     with pytest.raises(UserError, match="holds a run of densepath"):
         find_source(tmp_path / "sub" / "run")
+    monkeypatch.chdir(tmp_path)
+    for pattern in (f"{tmp_path}/**/*.png", "./**/*.png", "**/*.png", "*/../**/*.png"):
+        found = find_source(pattern)
+        assert {name.rpartition("/")[2] for name in map(str, found.paths)} == {"a.png", "b.png"}
+    assert found.passed.kinds == {"folders of runs": 1}
+    draw(tmp_path / "sub" / "run" / "pictures" / "step_2.png")
+    assert len(find_source("sub/run/pictures/*.png")) == 2  # as asked for
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,36 +12,51 @@ from torch import Tensor, nn
 from densepath.core.distributed import mean, total
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
+from densepath.core.sinkhorn import sinkhorn
+
+Centering = Literal["mean", "sinkhorn"]
 
 # Scores of students that exist at a time: a matrix of all of them would be the largest tensor of a step by far.
 _CPU_SCORES, _GPU_SCORES = 2**22, 2**26
 
 
 class Distillation(nn.Module):
-    """The loss of DINO, with its center.
+    """The loss of DINO, with its center, or with Sinkhorn-Knopp instead of one.
 
     The teacher's distribution of a row is p = softmax((t - c) / temperature), with scores t for each prototype and the
     center c; the student's is softmax(s / student_temperature). The loss is the cross-entropy of pairs of rows. After
-    each step c becomes m c + (1 - m) (mean of the scores t of the step, over all batches and processes).
+    each step c becomes m c + (1 - m) (mean of the scores t of the step, over all batches and processes). With
+    "sinkhorn", p comes from :func:`sinkhorn` on the scores of a batch of all processes, and there is no center: batches
+    that are accumulated are balanced one by one.
 
     Args:
         prototypes: number K of prototypes.
         student_temperature: temperature of the student.
         center_momentum: momentum m of the center.
+        centering: "mean" or "sinkhorn".
 
-    Source: Caron et al., DINO, ICCV 2021, section 3.1.
+    Source: Caron et al., DINO, ICCV 2021, section 3.1; Oquab et al., DINOv2, TMLR 2024, section 4.
     """
 
     center: Tensor
 
-    def __init__(self, prototypes: int, student_temperature: float = 0.1, center_momentum: float = 0.9) -> None:
+    def __init__(
+        self,
+        prototypes: int,
+        student_temperature: float = 0.1,
+        center_momentum: float = 0.9,
+        centering: Centering = "mean",
+    ) -> None:
         super().__init__()
+        if centering not in ("mean", "sinkhorn"):
+            raise UserError(f"unknown centering {centering!r}; there are: mean, sinkhorn")
         if not student_temperature > 0:
             raise UserError(f"the student temperature must be positive, not {student_temperature}")
         if not 0 <= center_momentum < 1:
             raise UserError(f"the momentum of the center must be at least 0 and less than 1, not {center_momentum}")
         self.student_temperature = student_temperature
         self.center_momentum = center_momentum
+        self.centering = centering
         self.register_buffer("center", torch.zeros(prototypes))
         self._pending: list[Tensor] = []  # of the current step: sums of scores, and their number
 
@@ -64,8 +79,11 @@ class Distillation(nn.Module):
         with torch.autocast(scores.device.type, enabled=False):
             scores = full_precision(scores)
             weight = scores.new_ones(len(scores)) if valid is None else valid.to(scores.dtype)
-            self._pending.append(torch.cat((weight @ scores, weight.sum().view(1))))
-            logs = ((scores - self.center.to(scores.dtype)) / temperature).log_softmax(1)
+            if self.centering == "sinkhorn":
+                logs = sinkhorn(scores / temperature, valid)
+            else:
+                self._pending.append(torch.cat((weight @ scores, weight.sum().view(1))))
+                logs = ((scores - self.center.to(scores.dtype)) / temperature).log_softmax(1)
             targets = logs.exp()
             several = weight.sum() > 1  # a single row says nothing of what rows have in common
             weight, most = weight / weight.sum().clamp(min=1), math.log(max(scores.shape[1], 2))
@@ -91,12 +109,16 @@ class Distillation(nn.Module):
 
 
 def deviation(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The standard deviation of unit vectors over rows (N, C), times sqrt(C): 1 if they have all directions."""
+    """The standard deviation of unit vectors over rows (N, C), times sqrt(C): 1 if they have all directions.
+
+    It is 1 also if fewer than two rows are valid (N,), which do not tell.
+    """
     with torch.autocast(vectors.device.type, enabled=False):
         unit = F.normalize(full_precision(vectors), dim=1)
         weight = unit.new_ones(len(unit)) if valid is None else valid.to(unit.dtype)
-        weight = weight / weight.sum().clamp(min=1)
-        return math.sqrt(unit.shape[1]) * (weight @ (unit - weight @ unit).square()).mean().sqrt()
+        count, weight = weight.sum(), weight / weight.sum().clamp(min=1)
+        found = math.sqrt(unit.shape[1]) * (weight @ (unit - weight @ unit).square()).mean().sqrt()
+        return torch.where(count > 1, found, 1.0)
 
 
 def view_pairs(
@@ -109,7 +131,9 @@ def view_pairs(
 ) -> tuple[Tensor, Tensor]:
     """The pairs of each student view with the teacher views of the same image, except with itself.
 
-    The first student views are the teacher's. Row k * images + b is view k of image b.
+    The first student views are the teacher's. Row k * images + b is view k of image b. Weights are those of one batch:
+    if pairs are left out, the mean of the losses of several accumulated batches is not the loss of all of them, as each
+    counts equally, whatever its number of pairs.
 
     Args:
         images: number of images B.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ os.umask(_UMASK)
 LOCK = ".lock"  # in a folder that a process writes to
 _REMAINS = re.compile(r"\.(.+)\.(\d+)(?:@(.*))?\.part")  # temporary names of atomic_write: name, process, machine
 _ABANDONED = 24 * 3600  # seconds without a change, after which another machine's temporary files are abandoned
+_LONGEST = 150  # bytes of a file's name in its temporary name
 _CANNOT_HOLD = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors caused by the destination
 
 
@@ -65,7 +67,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"the folder {path.parent} cannot be created ({error.strerror}); use another path") from error
     parent = path if path.is_dir() else path.parent
-    temporary = parent / f".{path.name}.{os.getpid()}@{_machine()}.part"
+    temporary = parent / f".{shortened(path.name, _LONGEST)}.{os.getpid()}@{_machine()}.part"
     try:
         with writing(path, temporary):
             _remove(temporary)
@@ -81,6 +83,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             _remove(temporary)
         raise
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most ``most`` bytes (UTF-8), with a digest of the rest if it is longer."""
+    whole = os.fsencode(name)
+    if len(whole) <= most:
+        return name
+    return f"{whole[: most - 17].decode('utf-8', 'ignore')}~{hashlib.sha256(whole).hexdigest()[:16]}"
 
 
 def _move_content(folder: Path, dest: Path) -> None:
@@ -133,10 +143,16 @@ def existing(folder: str | Path, name: str) -> str:
     return next((form for form in forms if os.path.lexists(os.path.join(folder, form))), name)
 
 
-def remove_remains(folder: str | Path) -> None:
-    """Remove the temporary files of killed writers in a folder and its subfolders; no other process may write there."""
+def remove_remains(folder: str | Path, shared: bool = False) -> None:
+    """Remove the temporary files of killed writers in a folder and its subfolders.
+
+    Args:
+        folder: the folder.
+        shared: whether other processes may write there; theirs are left.
+    """
     for path in Path(folder).rglob(".*.part"):
-        if _REMAINS.fullmatch(path.name):
+        match = _REMAINS.fullmatch(path.name)
+        if match and not (shared and not _is_abandoned(path, int(match[2]), match[3])):
             _remove(path)
 
 
@@ -173,11 +189,12 @@ class Unchanged:
 def remove_abandoned(path: str | Path) -> None:
     """Remove the temporary files that killed writers of this file or folder have left."""
     path = Path(path)
+    name = shortened(path.name, _LONGEST)
     for folder in {path.parent, path}:
         with suppress(OSError):
             for part in folder.glob(".*.part"):
                 match = _REMAINS.fullmatch(part.name)
-                if match and match[1] == path.name and _is_abandoned(part, int(match[2]), match[3]):
+                if match and match[1] == name and _is_abandoned(part, int(match[2]), match[3]):
                     _remove(part)
 
 
@@ -192,7 +209,9 @@ def _machine() -> str:
 def _is_abandoned(part: Path, process: int, machine: str | None) -> bool:
     if machine not in (None, _machine()):
         folders = [part, *(Path(place) for place, _, _ in os.walk(part))]
-        return time.time() - max(folder.stat().st_mtime for folder in folders) > _ABANDONED
+        with suppress(OSError):  # its writer has just finished it
+            return time.time() - max(folder.stat().st_mtime for folder in folders) > _ABANDONED
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

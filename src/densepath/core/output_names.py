@@ -7,13 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from densepath.core.files import shortened
+
+_LONGEST = 220  # bytes of a name: file systems allow 255, with an ending such as _patches.h5
+
 
 def output_names(images: Sequence[Path]) -> list[str]:
-    """A relative path without suffix for each image, in the same subfolder.
+    """A relative path without suffix for each image, in the same subfolder; a very long name is shortened.
 
     The suffix is kept where two images differ only in it, and a number is added where that is not enough.
     """
     inside = [Path(*(part for part in path.parts if part not in ("..", path.anchor))) for path in images]
+    inside = [path.with_name(shortened(path.stem, _LONGEST) + path.suffix) if path.name else path for path in inside]
     stems = Counter(str(path.with_suffix("")) for path in inside)
     names: dict[str, None] = {}
     for path in inside:

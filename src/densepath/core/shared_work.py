@@ -38,7 +38,7 @@ class Shard:
 
     @classmethod
     def of(cls, text: str | None) -> Shard | None:
-        """A share given as "2/8", the second of eight; without one, that of torchrun, srun and SLURM's job arrays.
+        """A share given as "2/8", the second of eight; without one, that of a process of torchrun or srun.
 
         Returns:
             None if this process has all the work.
@@ -56,18 +56,14 @@ class Shard:
 
     @classmethod
     def _of_launcher(cls) -> Shard | None:
-        task, first, step, tasks = (_number(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN", "STEP", "COUNT"))
-        number, count = 0, 1
-        if task is not None and first is not None and tasks is not None:
-            number, rest = divmod(task - first, step or 1)
-            # In arrays such as 1,5,6 a task does not know its position: locks alone share the work.
-            number, count = (number, tasks) if not rest and 0 <= number < tasks else (0, 1)
+        """The share of one of the processes of a job.
+
+        The tasks of a job array may have different work, such as folds, so that they share by locks only.
+        """
         rank, ranks = _number("RANK"), _number("WORLD_SIZE")
         if rank is None or ranks is None:
             rank, ranks = _number("SLURM_PROCID"), slurm_tasks()
-        if rank is not None and rank < ranks:
-            number, count = number * ranks + rank, count * ranks
-        return cls(number, count) if count > 1 else None
+        return cls(rank, ranks) if rank is not None and rank < ranks and ranks > 1 else None
 
 
 def claimed(
@@ -115,6 +111,7 @@ def claimed(
         left = list(held)
         if left:
             wait = wait or _wait_for(locks, held)
+            progress(1)
             time.sleep(_LOOK)
             wait.check()
 

@@ -35,8 +35,12 @@ def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collec
     Raises:
         UserError: the folder holds something else, or work with other options.
     """
-    if not (out / CONFIG).exists() and not (out / LOCKS).exists():
-        require_new_folder(out, "the results")
+    if not _is_begun(out):
+        try:
+            require_new_folder(out, "the results")
+        except UserError:
+            if not _is_begun(out):  # another process may just have begun the same work
+                raise
     with writing(out):
         (out / LOCKS).mkdir(parents=True, exist_ok=True)
     with shared_work(out / LOCKS / "start", "start"):
@@ -45,18 +49,33 @@ def work_folder(out: Path, options: Mapping[str, Any], *, log: str, free: Collec
         yield
 
 
-def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
-    """Write the record, or compare the options with it."""
-    if not path.exists():
-        with atomic_write(path) as part:
-            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(options, sort_keys=False)}")
-        return
+def recorded(out: Path) -> dict[str, Any]:
+    """The options in the record of a folder.
+
+    Raises:
+        UserError: the record is missing or damaged.
+    """
+    path = out / CONFIG
     try:
         old = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read; use another folder") from error
     if not isinstance(old, dict):
         raise UserError(f"{path} is not a record of densepath; use another folder")
+    return old
+
+
+def _is_begun(out: Path) -> bool:
+    return (out / CONFIG).exists() or (out / LOCKS).exists()
+
+
+def _check(path: Path, options: dict[str, Any], free: Collection[str]) -> None:
+    """Write the record, or compare the options with it."""
+    if not path.exists():
+        with atomic_write(path) as part:
+            part.write_text(f"# densepath {__version__}\n{yaml.safe_dump(options, sort_keys=False)}")
+        return
+    old = recorded(path.parent)
     changed = [name for name in options if name not in free and old.get(name) != options[name]]
     if old.keys() != options.keys():
         raise UserError(f"{path.parent} holds other work of densepath (see {path}); use another folder")

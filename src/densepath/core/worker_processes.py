@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -13,14 +14,16 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.shared_work import Shard, claimed
 from densepath.core.signals import unwind
 from densepath.core.system import with_progress
-from densepath.core.waiting import Wait
+from densepath.core.waiting import Wait, limit_seconds, progress
 
 _LOOK = 0.2  # seconds between two looks at the work, or a millisecond for each item
+_BEAT = 5.0  # seconds between two signs of progress
 _PATIENCE = 5.0  # seconds that a process has to end
 
 
@@ -46,7 +49,7 @@ def share_work(
 
     Raises:
         UserError: that of ``work``.
-        Stuck: no item is finished for too long.
+        Stuck: no process makes progress (:func:`~densepath.core.waiting.progress`) for too long.
     """
     share = list(names if shard is None else names[shard.number :: shard.count])
     left = [name for name in share if not is_done(name)]
@@ -85,33 +88,36 @@ class _Processes:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("fork")
-        self._running: list[tuple[BaseProcess, Connection]] = []
+        self._running: list[tuple[BaseProcess, Connection, Any]] = []
 
     def __enter__(self) -> _Processes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process, _ in self._running:
+        for process, *_ in self._running:
             process.terminate()
-        for process, _ in self._running:
+        for process, *_ in self._running:
             process.join(_PATIENCE)
             process.kill()
 
     def start(self, work: Callable[[], None]) -> BaseProcess:
         """Start a process."""
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_run, args=(work, sender), daemon=True)
+        made = self._context.RawValue("Q", 0)
+        process = self._context.Process(target=_run, args=(work, sender, made), daemon=True)
         process.start()
         sender.close()
-        self._running.append((process, receiver))
+        self._running.append((process, receiver, made))
         return process
 
     def watch(self, names: Sequence[str], is_done: Callable[[str], bool]) -> Iterator[str]:
         """Yield items as they are finished, until all are or all processes have ended. Raises their errors."""
         left = dict.fromkeys(names)
-        wait = Wait("results of worker processes", sign=lambda: len(left))
+        wait = Wait(
+            "results of worker processes", sign=lambda: [len(left), *(made.value for *_, made in self._running)]
+        )
         while left:
-            alive = any(process.is_alive() for process, _ in self._running)
+            alive = any(process.is_alive() for process, *_ in self._running)
             for name in [name for name in left if is_done(name)]:
                 del left[name]
                 yield name
@@ -122,7 +128,7 @@ class _Processes:
             wait.check()
 
     def _raise_errors(self) -> None:
-        for process, receiver in self._running:
+        for process, receiver, _ in self._running:
             try:
                 message = receiver.recv() if receiver.poll() else ""
             except EOFError:  # it has ended
@@ -133,8 +139,9 @@ class _Processes:
                 raise RuntimeError("a worker process has failed; its error is above")
 
 
-def _run(work: Callable[[], None], sender: Connection) -> None:
-    """The main function of a process."""
+def _run(work: Callable[[], None], sender: Connection, made: Any) -> None:
+    """The main function of a process, which shows its progress in a shared number."""
+    threading.Thread(target=_show_progress, args=(made,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, unwind)
     try:
@@ -143,6 +150,12 @@ def _run(work: Callable[[], None], sender: Connection) -> None:
         sender.send(str(error))
     except SystemExit:
         sys.exit(0)
+
+
+def _show_progress(made: Any) -> None:
+    while True:
+        made.value = progress()
+        time.sleep(min(_BEAT, limit_seconds() / 4))
 
 
 def _reason(code: int | None) -> str:

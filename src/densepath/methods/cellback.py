@@ -42,6 +42,8 @@ class Cellback(DINO):
     Source: Kapse et al., "Attention De-sparsification Matters" (DiRL), section 3.3; no code was released.
     """
 
+    own_heads = ()
+
     def __init__(
         self,
         backbone: Backbone,
@@ -52,7 +54,7 @@ class Cellback(DINO):
     ) -> None:
         super().__init__(backbone, **dino)
         self.prior = CellPrior(prior, num_regions)
-        self.make_heads(dict.fromkeys(self.prior.names(), dino.get("prototypes", 65536)))
+        self.add_heads(dict.fromkeys(self.prior.names(), dino.get("prototypes", 65536)))
         self.weights = dict.fromkeys(self.prior.names(), region_weight)
 
     def needs(self) -> Mapping[str, Need]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from densepath.core.distillation import Distillation, deviation, view_pairs
+from densepath.core.distillation import Centering, Distillation, deviation, view_pairs
 from densepath.core.errors import UserError
 from densepath.core.momentum import Momentum
 from densepath.core.regions import global_pool
@@ -50,6 +51,7 @@ class DINOOptions(TypedDict, total=False):
     teacher_temperature: float
     teacher_temperature_start: float
     teacher_temperature_epochs: int
+    centering: Centering
     center_momentum: float
     momentum: float
     local_crops: int
@@ -72,6 +74,10 @@ class DINO(Method):
 
     Collapse shows in the statistics: ``entropy`` and ``kl_uniform`` of the teacher's distributions, as shares of ln K,
     and ``feature_std``, the deviation of the teacher's vectors over the batch: 1 if they have all directions, 0 if one.
+    It is the smallest of all vectors that exist in two crops or more.
+
+    Attributes:
+        own_heads: names of the vectors that get a head from the start; a method with others adds them.
 
     Args:
         backbone: the student; the teacher, which is exported, is its momentum copy.
@@ -83,7 +89,9 @@ class DINO(Method):
         teacher_temperature: temperature of the teacher, after its warm-up.
         teacher_temperature_start: temperature of the teacher in the first epoch.
         teacher_temperature_epochs: epochs of the warm-up of the teacher's temperature; 0 for none.
-        center_momentum: momentum of the center of the teacher's scores.
+        centering: how the teacher's prototypes are kept equally frequent: by a running "mean" of its scores, as in the
+            paper, or by the Sinkhorn-Knopp algorithm on each batch ("sinkhorn"), as in DINOv2.
+        center_momentum: momentum of that mean.
         momentum: momentum of the teacher at the start of the run; the released code advises 0.9995 for batches of 256.
         local_crops: number of local crops.
         local_size: their size relative to that of the views.
@@ -97,6 +105,7 @@ class DINO(Method):
 
     batch_norm = "synchronized"
     views_together = 2
+    own_heads: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(
         self,
@@ -109,6 +118,7 @@ class DINO(Method):
         teacher_temperature: float = 0.04,
         teacher_temperature_start: float = 0.04,
         teacher_temperature_epochs: int = 0,
+        centering: Centering = "mean",
         center_momentum: float = 0.9,
         momentum: float = 0.996,
         local_crops: int = 8,
@@ -135,24 +145,25 @@ class DINO(Method):
         self.backbone = backbone
         self.teacher = Momentum(self.backbone)
         self.head_widths, self.fixed_lengths = (hidden_dim, dim), fixed_lengths
-        self.loss_options = (student_temperature, center_momentum)
-        names = ("image", *("early",) * early_head)
-        self.make_heads(dict.fromkeys(names, prototypes))
-        self.weights = dict.fromkeys(names, 1 / len(names))
+        self.loss_options = (student_temperature, center_momentum, centering)
+        self.heads, self.losses = nn.ModuleDict(), nn.ModuleDict()
+        self.teacher_heads = Momentum(self.heads)
+        names = (*self.own_heads, *("early",) * early_head)
+        self.add_heads(dict.fromkeys(names, prototypes))
+        self.weights = {name: 1 / len(names) for name in names}
         self.temperatures = (teacher_temperature_start, teacher_temperature, teacher_temperature_epochs)
         self.momentum = momentum
         self.pool = pool
         self.views = partial(self.views, crops=local_crops, size=local_size)  # type: ignore[method-assign]
         self.unused_views = () if local_crops else ("local",)
 
-    def make_heads(self, prototypes: Mapping[str, int]) -> None:
-        """Make a head and a loss for each vector, by its name and its number of prototypes."""
+    def add_heads(self, prototypes: Mapping[str, int]) -> None:
+        """Add a head and a loss for each vector, by its name and its number of prototypes."""
         width = self.backbone.channels[self.backbone.deepest]
-        self.heads, self.losses = nn.ModuleDict(), nn.ModuleDict()
         for name, count in prototypes.items():
             self.heads[name] = PrototypeHead(width, *self.head_widths, count, self.fixed_lengths)
+            self.teacher_heads.network[name] = copy.deepcopy(self.heads[name]).requires_grad_(False)
             self.losses[name] = Distillation(count, *self.loss_options)
-        self.teacher_heads = Momentum(self.heads)
 
     @staticmethod
     def views(augment: Augment | None = None, crops: int = 8, size: float = _LOCAL) -> dict[str, Declaration]:

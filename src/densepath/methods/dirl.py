@@ -61,9 +61,7 @@ class DiRL(Cellback):
             self.interactions = [("cell_cell", "back_back"), ("cell_back", "back_cell")]
         within, between = self.interactions
         weights = dict.fromkeys((*within, *between), interaction_weight)
-        self.make_heads(
-            {**dict.fromkeys(names, dino.get("prototypes", 65536)), **dict.fromkeys(weights, interaction_prototypes)}
-        )
+        self.add_heads(dict.fromkeys(weights, interaction_prototypes))
         self.weights |= weights
 
     def before_step(self, batch: Batch) -> None:

@@ -44,7 +44,7 @@ class Disentangle(nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """T_self and T_cross, each (N, n, dim), of tokens (N, n, dim) with the regions (N, n) int64."""
         choose_attention(self.blocks, tokens.device)
-        masks = attention_masks(labels)
+        masks = attention_masks(labels, tokens.dtype)
         if len(self.blocks) == 1:
             both = self.norms[0](self.blocks[0](tokens.repeat(2, 1, 1), attn_mask=torch.cat(masks).unsqueeze(1)))
             within, between = both.chunk(2)
@@ -54,8 +54,12 @@ class Disentangle(nn.Module):
         return within, between
 
 
-def attention_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """M_self and M_cross as (N, n, n) bool, true where open, of the regions (N, n) of tokens."""
+def attention_masks(labels: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """M_self and M_cross (N, n, n), 0 where open and -inf elsewhere, of the regions (N, n) of tokens.
+
+    They are added to the scores: older versions of timm add booleans as 0 and 1.
+    """
     same = labels.unsqueeze(2) == labels.unsqueeze(1)
     itself = torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
-    return same, ~same | itself
+    opened = torch.zeros(same.shape, dtype=dtype, device=labels.device)
+    return opened.masked_fill(~same, -torch.inf), opened.masked_fill(same & ~itself, -torch.inf)

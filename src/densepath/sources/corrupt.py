@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 
 from densepath.core.errors import UserError, one_line
+from densepath.core.waiting import Stuck
 
 LARGEST_SHARE = 0.01
 SHOWN = 20
+_OF_CONTENT = (None, errno.EINVAL)  # numbers of errors that files cause: a place before their beginning, for instance
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,15 @@ class CorruptImage(Exception):
 
     def __str__(self) -> str:
         return one_line(f"{self.path}: {self.why}")
+
+
+def can_pass(error: BaseException | None) -> bool:
+    """Whether a later attempt may succeed: a disk or a network has failed, or a package was missing."""
+    while error is not None:
+        if isinstance(error, Stuck | ImportError) or (isinstance(error, OSError) and error.errno not in _OF_CONTENT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def allowed(images: int) -> int:

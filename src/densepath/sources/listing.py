@@ -101,6 +101,7 @@ def _list(
             raise UserError(f"{text or 'an empty path'} does not exist; give a folder, a text list or a pattern")
         found = (name for name in matches if name.lower().endswith(tuple(suffixes)) and os.path.isfile(name))
         root = os.path.commonpath([os.path.dirname(name) for name in matches]) if len(matches) > 1 else ""
+        found = found if runs or len(matches) == 1 else _outside_runs(found, root, passed)
         empty = f"{text} is not a {kinds}, a folder or a text list (.txt, .csv) of images; check the path"
     names = PathTable.of(_without(found, exclude, root, passed))
     if not len(names):
@@ -108,6 +109,19 @@ def _list(
             raise UserError(f"{text} holds a run of densepath, and its images are pictures of it; name other images")
         raise UserError(f"--exclude leaves out all images of {text}; narrow it" if passed.excluded else empty)
     return names
+
+
+def _outside_runs(names: Iterable[str], root: str, passed: Passed) -> Iterator[str]:
+    """The files without those in folders below ``root`` that hold a run of densepath."""
+    known = {os.path.normpath(root): False, "": False, os.sep: False}
+
+    def inside(folder: str) -> bool:
+        if folder not in known:
+            known[folder] = inside(os.path.dirname(folder)) or _is_run(os.path.join(folder, _CONFIG))
+            passed.kinds[_RUNS] += known[folder] and not known[os.path.dirname(folder)]
+        return known[folder]
+
+    return (name for name in names if not inside(os.path.normpath(os.path.dirname(name))))
 
 
 def walk(folder: str | Path, suffixes: Sequence[str], runs: bool = True) -> list[str]:

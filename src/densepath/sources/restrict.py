@@ -18,6 +18,7 @@ from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
 
 _COLUMNS = ("slide", "slide_id", "wsi", "filename", "file", "path", "name")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _KEY = -1  # instead of an epoch: the choice is independent of all orders
 
 
@@ -41,7 +42,10 @@ def restrict(
         if not isinstance(images, SlideTiles) or images.folder is None:
             raise UserError("--slides needs tiles of slides, from densepath tile; leave it out, or use --exclude")
         asked = read_slide_list(slides)
-        images = images.restricted_to([tiling.name for tiling in read_tile_folder(images.folder, asked)])
+        names = [tiling.name for tiling in read_tile_folder(images.folder, asked)]
+        if not {tiling.name for tiling in images.tilings}.intersection(names):
+            raise UserError(f"--exclude leaves out all slides of {slides}; narrow it, or add slides to the list")
+        images = images.restricted_to(names)
     if fraction == 1:
         return images
     if isinstance(images, SlideTiles):
@@ -58,17 +62,24 @@ def restrict(
 
 
 def read_slide_list(path: str | Path) -> list[str]:
-    """The names of slides in a text file with a name in each line, or in a CSV file with a column of them.
+    """The names of slides in a text file with a name in each line, or in a CSV or TSV file with a column of them.
+
+    Lines that start with # are comments; in a text file # is followed by a space.
 
     Raises:
         UserError: it cannot be read, or has no names.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
+            lines = [line.strip() for line in file if line.strip()]
     except OSError as error:
         raise UserError(f"the list of slides {path} cannot be read ({error.strerror}); check the path") from error
-    rows = [[field.strip() for field in row] for row in csv.reader(lines)]
+    between = _DELIMITERS.get(Path(path).suffix.lower())
+    if between is None:
+        rows = [[line] for line in lines if not line.startswith("# ")]
+    else:
+        table = csv.reader((line for line in lines if not line.startswith("#")), delimiter=between)
+        rows = [[field.strip() for field in row] for row in table]
     heads = [field.lower() for field in rows[0]] if rows else []
     column = next((heads.index(name) for name in _COLUMNS if name in heads), None)
     names = [row[column or 0] for row in (rows if column is None else rows[1:]) if len(row) > (column or 0)]

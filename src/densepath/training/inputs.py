@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def make_inputs(method: Method, config: PretrainConfig, images: PixelSource) -> 
         UserError: a file is missing or invalid.
     """
     return {name: _make(need, config, images) for name, need in method.needs().items()}
+
+
+def digests_of(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the cells among a method's inputs, which must be the same when a run is resumed."""
+    return {name: value.digest() for name, value in inputs.items() if isinstance(value, CellPoints)}
 
 
 def _make(need: Need, config: PretrainConfig, images: PixelSource) -> Any:

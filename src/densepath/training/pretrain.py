@@ -39,7 +39,7 @@ from densepath.training.config import DEFAULT_EPOCHS, FREE, PretrainConfig
 from densepath.training.export import EXPORTED, export_backbone, export_parts
 from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers
-from densepath.training.inputs import check_inputs, make_inputs
+from densepath.training.inputs import check_inputs, digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
@@ -168,7 +168,9 @@ def run(
     files = images if isinstance(images, ImageFiles) else None
     images = cache_images(images, config.cache, hardware.device)
     check_size(images, min(min(size) for size in sizes.values()) // 2)
-    found = method.prepare(images, make_inputs(method, config, images))
+    inputs = make_inputs(method, config, images)
+    known |= digests_of(inputs)
+    found = method.prepare(images, inputs)
     batches = ImageBatches(
         images,
         batch_size=batch,

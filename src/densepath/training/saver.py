@@ -28,6 +28,7 @@ _DIGESTS = {
     "sizes": "files of images have been replaced since the run in {out} was started: their sizes differ",
     "samples": "files of images have been replaced since the run in {out} was started: their contents differ",
     "annotations": "the annotations are not those that the run in {out} was started with",
+    "cells": "the cells are not those that the run in {out} was started with",
 }
 
 

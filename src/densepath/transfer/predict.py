@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +27,12 @@ from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.tile_files import is_tile_folder
-from densepath.training.hardware import choose_device, choose_precision
+from densepath.training.hardware import Precision, choose_device, choose_precision
 from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.predictor import OVERLAP, check_search, load_detector
 from densepath.transfer.predict_images import Readers, predict_images
 from densepath.transfer.predict_records import TABLE
+from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.predict_slides import SLIDES, predict_slides, search_of
 from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
 from densepath.version import __version__
@@ -57,7 +59,7 @@ def predict(
     pictures: int | Literal["all"] = 8,
     shard: str | None = None,
     devices: int | str = "auto",
-    precision: Literal["auto", "32", "bf16-mixed"] = "auto",
+    precision: Precision = "auto",
 ) -> Result:
     """Find objects in new images or whole slides with a trained detector.
 
@@ -67,15 +69,17 @@ def predict(
     line for each object; in µm, too, where µm per pixel are known). The same command continues after a stop. A damaged
     image is reported and passed over.
 
-    Slides are searched where there is tissue, in windows at the µm per pixel of the training images. ``geojson``,
-    ``pictures`` and ``objects.csv`` are in pixels of level 0 and in µm; ``heat_maps`` has objects per mm², and
-    ``slides.csv`` a line for each slide. Any number of processes may share the work on the slides of a folder.
+    Slides are searched where there is tissue, in windows at the µm per pixel of the training images. They have no
+    ``labels``, ``predictions.json`` and ``images.json``; ``geojson``, ``pictures`` and ``objects.csv`` are in pixels of
+    level 0 and in µm, ``heat_maps`` has objects per mm², and ``slides.csv`` a line for each slide. Any number of
+    processes may share the work on the slides of a folder.
 
     Args:
         run: the folder of a run of ``detect``, or its exported/detector.safetensors.
         data: a folder of images, a text list of files, a glob, an image, or a packed store; or slides in the same ways,
             or the folder of ``densepath tile``, whose tiles are searched.
-        out: the folder of the results.
+        out: the folder of the results: ``geojson``, ``pictures`` and ``objects.csv``, for images ``labels``,
+            ``predictions.json`` and ``images.json``, too, for slides ``heat_maps`` and ``slides.csv``.
         score: the lowest score of an object, from 0 to 1.
         window: side in pixels of the overlapping windows that large images are cut into; 0 for none. By default the
             short side of the training images, for images with more than twice the pixels of a window. For slides, in
@@ -90,12 +94,14 @@ def predict(
         orientation: how images with an orientation tag (of cameras) are read: as "stored" in the file, or as "viewed",
             turned by the tag. By default as the detector's training images.
         pictures: number of images to draw with the outlines of their objects, or "all".
-        shard: this process's share of the slides, such as "2/8"; processes without shares divide them, too.
+        shard: this process's share of the slides, such as "2/8"; by default that of torchrun or srun. Other processes,
+            such as those of job arrays, share by locks.
         devices: "auto" (one GPU, or the CPU), or "cpu".
-        precision: "auto", "32" or "bf16-mixed".
+        precision: "auto", "32" or "bf16-mixed"; on slides "auto" continues with that of the first start.
 
     Returns:
-        ``out``, with the numbers of "images" or "slides", "damaged" ones and "objects".
+        ``out``, with the numbers of "images" or "slides", "damaged" ones and "objects", and of slides that are "left"
+        to other processes.
 
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
@@ -108,7 +114,7 @@ def predict(
         raise UserError(f"spacing is {spacing}; give µm per pixel")
     detector = load_detector(run)
     device = choose_device(devices)
-    precision = choose_precision(precision, device.type)
+    chosen = choose_precision(precision, device.type)
     out = Path(out)
     if not is_tile_folder(data):
         refuse_among_images(out, data)
@@ -133,22 +139,24 @@ def predict(
     files: dict[str, Path] = {"table": out / TABLE}
     if mpp is not None or holds_slides(data, exclude):
         refuse_options("images, not slides", {"spacing": spacing, "orientation": orientation})
-        search = search_of(detector, mpp, window, overlap, score, precision)
+        search = search_of(detector, mpp, window, overlap, score, chosen)
         table = MppTable(mpp_table, default_mpp)
         slides = list_of_slides(data, exclude, table, passed)
-        with work_folder(out, record, log=LOG, free=_FREE):
+        with work_folder(out, {**record, "precision": chosen}, log=LOG, free=(*_FREE, "precision")):
+            search = replace(search, precision=begun_precision(out, precision, chosen))
             _say_begin(detector.notes.detector, run, passed)
             if unknown := table.unknown([slide.path for slide in slides]):
                 say(f"densepath: {unknown}")
             counts = predict_slides(detector.to(device), slides, out, search, pictures, Shard.of(shard))
-            say_end(watch, "", {**made, "slides": out / SLIDES, "heat maps": out / "heat_maps"})
+            if not counts["left"]:
+                say_end(watch, "", {**made, "slides": out / SLIDES, "heat maps": out / "heat_maps"})
         return Result(out, counts, {**files, "slides": out / SLIDES})
     refuse_options("slides, not images", {"mpp_table": mpp_table, "default_mpp": default_mpp, "shard": shard})
     readers = Readers(data, detector, exclude, passed, orientation)
     with _alone(out, record):
         _say_begin(detector.notes.detector, run, passed)
         counts, drawn = predict_images(
-            detector.to(device), readers, out, (score, window, overlap, precision), spacing, pictures
+            detector.to(device), readers, out, (score, window, overlap, chosen), spacing, pictures
         )
         truth = Path(data).parent
         known = Path(data).name == "test" and (truth / "annotations" / "test.json").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from densepath.core.regions import Regions, point_counts
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.loader import ImageBatches
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.tiles.records import identity_of, write_record
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.views.crops import Crop
@@ -48,6 +50,8 @@ def folder_of(out: Path, cells: dict[str, tuple[Path, Cells | None]]) -> Path:
         else:
             write_cells(cell_path(out, name), found)
             row |= {"cells": str(len(found)), "classes": ";".join(found.class_names)}
+            row |= {"height": str(found.extent[0]), "width": str(found.extent[1])}
+        write_record(out, row | {"result": None}, identity_of(path))
         rows.append(row)
     write_cell_rows(out, rows)
     return out
@@ -121,8 +125,8 @@ def test_images_find_their_cells_by_path_even_when_moved(tmp_path: Path) -> None
         path = dotted(tmp_path / "images" / name, 20, 40, [], 1)
         cells = Cells.of([[10.0 + number, 5.0]] * (number + 1), (20, 40), ["t" if number else "s"] * (number + 1))
         known[name.removesuffix(".png")] = (path, cells)
-    known["y"] = (known["y"][0], None)
-    folder = folder_of(tmp_path / "C", known)  # type: ignore[arg-type]
+    known["y"] = (known["y"][0], Cells.of(np.zeros((0, 2)), (20, 40)))  # it has none
+    folder = folder_of(tmp_path / "C", known)
     (tmp_path / "images").rename(tmp_path / "moved")
     images = ImageFiles([tmp_path / "moved" / name for name in ("b/x.png", "y.png", "a/x.png")])
     points = CellPoints(images, folder)
@@ -131,13 +135,77 @@ def test_images_find_their_cells_by_path_even_when_moved(tmp_path: Path) -> None
     assert points.class_names == ("s", "t")
     assert torch.allclose(gathered[0, 0], torch.tensor([11 / 20 - 1, 5 / 10 - 1, 1]))
     assert torch.allclose(gathered[2, 0], torch.tensor([10 / 20 - 1, 5 / 10 - 1, 0]))
-    assert points.describe() == "3 cells of 2 classes: s, t, in 3 images; none could be found in 1"
+    assert points.describe() == "3 cells of 2 classes: s, t, in 3 images"
     with pytest.raises(UserError, match=r"has no cells of images: .*new\.png; run densepath cells on the same --data"):
         CellPoints(ImageFiles([dotted(tmp_path / "new.png", 20, 40, [], 1)]), folder)
     for name in ("a", "b"):  # both end like the one that is known
         dotted(tmp_path / "more" / name / "y.png", 20, 40, [], 1)
     with pytest.raises(UserError, match=r"several images match the cells of y"):
         CellPoints(ImageFiles([tmp_path / "more" / name / "y.png" for name in ("a", "b")]), folder)
+
+
+def test_other_images_and_slides_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    """Of another size or content; a copy has the cells, also if only the sizes are known."""
+    path = dotted(tmp_path / "I/0.png", 20, 40, [(9, 9)], 2)
+    folder = folder_of(tmp_path / "C", {"0": (path, Cells.of([[9, 9]], (20, 40)))})
+    tilings = [
+        SlideTiling("0", str(tmp_path / name), np.zeros((1, 2), int), 0.5, 8, (0.5, 0.5), extent)
+        for name, extent in (("I/0.png", (20, 41)), ("else/0.png", (20, 41)), ("else/0.png", (20, 40)))
+    ]
+    for known in (True, False):
+        for name, dots, width in (("J", [(9, 9)], 41), ("K", [(9, 10)], 40 if known else 41)):
+            other = dotted(tmp_path / name / "0.png", 20, width, dots, 2)
+            with pytest.raises(UserError, match=r"has no cells of images: .*0\.png; run densepath cells on the same"):
+                CellPoints(ImageFiles([other]), folder)
+        copy = dotted(tmp_path / "L/0.png", 20, 40, [(9, 9)], 2)
+        assert CellPoints(ImageFiles([copy]), folder).count == 1
+        with pytest.raises(UserError, match=r"has the cells of slides of other sizes: 0; run densepath cells"):
+            CellPoints(SlideTiles(tilings[:1]), folder)
+        with pytest.raises(UserError, match=r"has no cells of slides: .*else/0\.png; run densepath cells"):
+            CellPoints(SlideTiles(tilings[1:2]), folder)
+        assert CellPoints(SlideTiles(tilings[2:]), folder).count == 1
+        shutil.rmtree(folder / "records", ignore_errors=True)
+
+
+def test_images_whose_cells_failed_are_not_background(tmp_path: Path) -> None:
+    paths = [dotted(tmp_path / f"{name}.png", 20, 40, [], 1) for name in "ab"]
+    folder = folder_of(tmp_path / "C", {"a": (paths[0], Cells.of([[9, 9]], (20, 40))), "b": (paths[1], None)})
+    with pytest.raises(UserError, match=r"has images whose cells could not be found: b; see its cells\.csv, mend"):
+        CellPoints(ImageFiles(paths), folder)
+    assert CellPoints(ImageFiles(paths[:1]), folder).describe() == "1 cells, in 1 images"
+
+
+def test_more_classes_than_a_number_can_tell_are_refused_at_once(tmp_path: Path) -> None:
+    known = {}
+    for part in range(2):
+        path = dotted(tmp_path / f"{part}.png", 20, 40, [], 1)
+        names = [f"{part} {number}" for number in range(129)]
+        known[str(part)] = (path, Cells.of(np.ones((129, 2)), (20, 40), names))
+    with pytest.raises(UserError, match=r"have 258 classes, and at most 256 are possible: 0 0, .*; merge some"):
+        CellPoints(ImageFiles([path for path, _ in known.values()]), folder_of(tmp_path / "C", known))
+
+
+def test_a_digest_tells_other_cells_from_the_same(tmp_path: Path) -> None:
+    path = dotted(tmp_path / "a.png", 20, 40, [], 1)
+    made = [
+        Cells.of([[9, 9]] * count, (20, 40), [name] * count) for count, name in ((1, "s"), (1, "s"), (2, "s"), (1, "t"))
+    ]
+    folders = [folder_of(tmp_path / f"C{number}", {"a": (path, cells)}) for number, cells in enumerate(made)]
+    digests = [CellPoints(ImageFiles([path]), folder).digest() for folder in folders]
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_bands_of_rows_find_the_same_cells_as_a_search_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cell_points, "_BAND", 4)
+    path = dotted(tmp_path / "a.tif", 64, 64, [], 1)
+    for count in (0, 1, 4, 5, 33):
+        y = np.sort(np.random.default_rng(count).integers(0, 64, count))
+        points = np.stack([np.ones(count), y], 1)
+        corners = np.array([[0, top] for top in range(57)])
+        tiling = SlideTiling("a", str(path), corners, 0.5, 8, (0.5, 0.5), (64, 64))
+        folder = folder_of(tmp_path / f"C{count}", {"a": (path, Cells.of(points, (64, 64)))})
+        found = CellPoints(SlideTiles([tiling]), folder)
+        assert [len(found.of(top)) for top in range(57)] == [((y >= top) & (y < top + 8)).sum() for top in range(57)]
 
 
 def test_crowded_tiles_give_an_even_share_of_their_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,15 +12,18 @@ import tifffile
 from PIL import Image
 
 import densepath
-from densepath.annotations.cells import block_search
-from densepath.annotations.cells.areas import ImageArea
+from densepath.annotations.cells import block_search, find, one_area
+from densepath.annotations.cells.areas import ImageArea, read_at
 from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import cell_path, read_cell_rows, read_cells
 from densepath.annotations.cells.cell_points import CellPoints
-from densepath.annotations.cells.finders import Blobs, Found
+from densepath.annotations.cells.finders import Blobs, Found, digest_of_weights
+from densepath.annotations.cells.points_files import PointsFile
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_image
 from densepath.sources.open import find_source
+from densepath.sources.slides.slide import Region
 from densepath.sources.tiles.tile_files import SLIDES, SlideTiling, tiling_folder, tiling_path, write_tiling
 
 PINK, PURPLE = (225, 170, 200), (95, 60, 140)
@@ -116,20 +119,96 @@ def test_it_continues_with_what_is_missing_and_says_what_failed(
         densepath.cells(data=folder, out=tmp_path / "C", source="csv", points=tmp_path, workers=0)
 
 
+def test_what_may_pass_is_tried_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(path: str) -> np.ndarray:
+        if path.endswith("b.png"):
+            raise OSError(5, "Input/output error")
+        return read_image(path)
+
+    monkeypatch.setattr(one_area, "read_image", failing)
+    densepath.cells(data=images, out=tmp_path / "C", default_mpp=0.5, workers=0)
+    assert "b: [Errno 5] Input/output error" in capfd.readouterr().err
+    monkeypatch.undo()
+    made = densepath.cells(data=images, out=tmp_path / "C", default_mpp=0.5, workers=0)
+    assert "2 images, 1 done before" in capfd.readouterr().err and made["problems"] == 0 and made["cells"] == 2
+
+
+def test_other_weights_are_other_work(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_area, "build_finder", lambda *_: Blobs())
+    for name, content in (("a", b"1"), ("copy", b"1"), ("b", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w").write_bytes(content)
+    options = {"data": images, "out": tmp_path / "C", "source": "cellpose", "default_mpp": 0.5}
+    for same in ("a/w", "copy/w"):
+        densepath.cells(**options, weights=tmp_path / same)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="was made with other values of weights_sha256"):
+        densepath.cells(**options, weights=tmp_path / "b/w")  # type: ignore[arg-type]
+    assert (
+        digest_of_weights(tmp_path / "a") == digest_of_weights(tmp_path / "copy") != digest_of_weights(tmp_path / "b")
+    )
+
+
+def test_a_table_that_was_edited_is_read_again(images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table, options = tmp_path / "p.csv", {"data": images, "out": tmp_path / "C", "source": "csv", "workers": 0}
+    for more, done in (("", 0), ("b,5,6,t\n", 1), ("b,5,6,u\n", 1)):
+        table.write_text(f"slide,x,y,class\ns/a,1,2,t\nb,3,4,t\nc,1,1,t\n{more}")
+        made = densepath.cells(points=table, **options)  # type: ignore[arg-type]
+        said = capfd.readouterr().err
+        assert f"2 images, {done} done before" in said and made["cells"] == 2 + bool(more)
+        assert "--points has cells of 1 other images: c\n" in said
+    assert read_cells(cell_path(tmp_path / "C", "b")).class_names == ("t", "u")
+
+
+def test_large_files_are_read_by_few_processes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    share = find.share_work
+    monkeypatch.setattr(
+        find, "share_work", lambda *given, workers, **others: seen.append(workers) or share(*given, workers=0, **others)
+    )
+    monkeypatch.setattr(find, "usable_cores", lambda: 8)
+    (tmp_path / "p").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"p/{name}.csv").write_text("x,y\n" + "1,2\n" * 249)  # 1000 bytes
+    for room in (10**9, 90_000, 1):
+        monkeypatch.setattr(find, "available_memory", lambda room=room: room)
+        densepath.cells(data=images, out=tmp_path / f"C{room}", source="csv", points=tmp_path / "p")
+    assert seen == [8, 3, 1]
+
+
+def test_a_part_of_an_image_is_as_of_the_whole_and_reads_little_more() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    area = ImageArea(pixels, (0.4, 0.5))
+
+    class Whole(ImageArea):
+        def read_um(self, box, mpp):  # type: ignore[no-untyped-def]
+            return Region(self.pixels, (0.0, 0.0), self.spacing)
+
+    for box in ((0.0, 0.0, 120.0, 200.0), (8.0, 50.0, 32.0, 24.0), (110.0, 190.0, 10.0, 10.0)):
+        for mpp in (0.25, 0.5, 1.0):
+            part, whole = read_at(area, box, mpp)[0], read_at(Whole(pixels, area.spacing), box, mpp)[0]
+            assert part.shape == whole.shape and np.abs(part.astype(int) - whole).max() <= 1
+    assert area.read_um((8.0, 50.0, 32.0, 24.0), 0.5).pixels.shape[0] <= 80 + 10
+
+
 def test_damaged_parts_cost_only_themselves() -> None:
     class Damaged(ImageArea):
         def read_um(self, box, mpp):  # type: ignore[no-untyped-def]
             if box[0] < 70 < box[0] + box[2] and box[1] < 70 < box[1] + box[3]:
-                raise CorruptImage("x", "a tile is damaged")
+                raise CorruptImage("x", "a tile is damaged") from cause
             return super().read_um(box, mpp)
 
+    cause: Exception | None = None
     dots = np.array([[x, y] for x in (20.0, 200, 400, 480) for y in (20.0, 200, 400, 480)])
     pixels = np.full((1024, 1024, 3), PINK, np.uint8)
     paint(pixels, 0.5, dots)
     found = search(Damaged(pixels, (0.5, 0.5)), None, Blobs())
-    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged"
+    assert 0 < found.lost < 0.25 and found.error == "a tile is damaged" and not found.can_pass
     apart = np.linalg.norm(found.points[:, None] - dots[None], axis=2)
     assert len(found.points) >= 15 and apart.min(axis=1).max() < 1
+    cause = OSError(5, "Input/output error")
+    assert search(Damaged(pixels[:400, :400], (0.5, 0.5)), None, Blobs()).can_pass
 
     class Everywhere(ImageArea):
         def read_um(self, box, mpp):  # type: ignore[no-untyped-def]
@@ -216,6 +295,10 @@ def test_importers_place_cells_in_pixels_of_level_0(images: Path, tmp_path: Path
     )
     assert read_cells(cell_path(tmp_path / "C3", "s/a")).points.tolist() == [[10, 20]]
     assert read_cells(cell_path(tmp_path / "C3", "b")).points.tolist() == [[2, 4]]
+
+    for unit, where in ((40.0, "counted in pixels at 40x"), ("um", "in µm")):
+        with pytest.raises(UserError, match=f"its points are {where}, and its µm per pixel are unknown"):
+            PointsFile(np.zeros((1, 2)), [None], unit).in_pixels(None)
 
 
 def test_parquet_points(images: Path, tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from PIL import Image
 from densepath.cli import main
 from densepath.core.errors import UserError
 from densepath.core.geojson import read_features
+from densepath.sources.slides import open as slides_open
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import NO_MPP
-from densepath.sources.tiles import one_slide
+from densepath.sources.tiles import one_slide, per_slide
 from densepath.sources.tiles.one_slide import Job
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import read_tile_folder
@@ -161,8 +162,10 @@ def test_a_killed_command_continues(tiled: Path, painted_slides: Path, tmp_path:
     tile(data=painted_slides, out=out, **_ASKED)
     assert kept.stat().st_mtime_ns == stamp and not list(out.rglob("*.part"))
     whole, continued = _content(tiled), _content(out)
-    patches = [name for name in whole if not name.endswith(".h5")]  # these name their folder
-    assert {name: continued[name] for name in patches} == {name: whole[name] for name in patches}
+    fixed = [name for name in whole if not name.endswith((".h5", ".json"))]  # HDF5 files name their folder
+    assert {name: continued[name] for name in fixed} == {name: whole[name] for name in fixed}
+    rows = [[json.loads(each[f"records/{name}.json"]) for name in ("a", "sub/b")] for each in (whole, continued)]
+    assert [row | {"result": 0} for row in rows[0]] == [row | {"result": 0} for row in rows[1]]
     assert continued.keys() == whole.keys()
 
 
@@ -174,14 +177,14 @@ def test_four_commands_of_which_two_are_killed_tile_each_slide_once(
     names = [f"s{number}" for number in range(8)]
     for name in names:
         shutil.copy(painted_slides / "a.tiff", slides / f"{name}.tiff")
-    write = one_slide.write_record
+    write = per_slide.write_record
 
     def logged(out: Path, row: Any, identity: Any) -> None:
         write(out, row, identity)
         with log.open("a") as file:
             file.write(f"{row['slide']}\n")
 
-    monkeypatch.setattr(one_slide, "write_record", logged)
+    monkeypatch.setattr(per_slide, "write_record", logged)
     workers = []
     for number in range(4):
         with monkeypatch.context() as patched:
@@ -214,6 +217,85 @@ def test_a_slide_that_ends_its_process_costs_one_slide(
     assert main(["tile", "--data", str(painted_slides), "--out", str(tmp_path / "u"), "--workers", "1"]) == 2
     said = capfd.readouterr().err
     assert "a: a bug in densepath, please report it: ZeroDivisionError" in said and "none of 2 slides" in said
+
+
+def test_errors_that_can_pass_are_tried_again(
+    painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = painted_slides / "a.tiff", tmp_path / "t"
+
+    def fails(error: Exception) -> Callable[..., Any]:
+        def fail(*_: Any) -> Any:
+            raise error
+
+        return fail
+
+    missing = UserError("this slide needs a package")
+    missing.__cause__ = ImportError("no such package")
+    disk = OSError(errno.EIO, "Input/output error")
+    errors = [(os, "pread", disk), (slides_open, "open_tiff", disk), (one_slide, "open_slide", missing)]
+    for owner, name, error in errors:
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=r"output error|damaged|needs a package"):
+            patched.setattr(slides_open, "open_with_openslide", lambda path: None)
+            patched.setattr(owner, name, fails(error))
+            tile(data=data, out=out, **_ASKED)
+        assert json.loads((out / "records/a.json").read_text())["again"]
+    assert tile(data=data, out=out, **_ASKED)["problems"] == 0
+
+
+def test_a_slide_whose_files_cannot_be_written_costs_one_slide(
+    painted_slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = one_slide.write_outlines
+
+    def refuse(path: Path, *given: Any) -> None:
+        if path.name == "a.geojson":
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        write(path, *given)
+
+    monkeypatch.setattr(one_slide, "write_outlines", refuse)
+    assert tile(data=painted_slides, out=tmp_path / "t", **_ASKED)["problems"] == 1
+    assert "File name too long" in _rows(tmp_path / "t")["a"]["problem"]
+    assert [tiling.name for tiling in read_tile_folder(tmp_path / "t")] == ["sub/b"]
+
+
+def test_a_slide_with_a_very_long_name(painted_slides: Path, tmp_path: Path) -> None:
+    data = tmp_path / f"{chr(0x7247) * 80}.tiff"  # 240 bytes, and a suffix
+    shutil.copy(painted_slides / "a.tiff", data)
+    assert tile(data=data, out=tmp_path / "t", **_ASKED)["problems"] == 0
+    (tiling,) = read_tile_folder(tmp_path / "t", [data.name])
+    assert len(tiling) and tiling.path == str(data)
+
+
+def test_results_of_other_slides_are_not_mixed(
+    painted_slides: Path, tiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other, more = (tmp_path / name for name in ("t", "other", "more"))
+    tile(data=painted_slides, out=out, **_ASKED)
+    before = _changed(out)
+    for folder in (other, more):
+        folder.mkdir()
+        shutil.copy(painted_slides / "sub/b.svs", folder / "a.tiff")  # another slide of this name
+    with pytest.raises(UserError, match=rf"holds results of other slides \({painted_slides}\); use another folder"):
+        tile(data=other, out=out, **_ASKED)
+    assert _changed(out) == before
+    shutil.copytree(painted_slides / "sub", more / "sub")
+    (more / "a.tiff").unlink()
+    capsys.readouterr()
+    tile(data=more, out=out, **_ASKED)
+    assert f"keeps files of 1 slides that are not in {more}: a" in capsys.readouterr().err
+    assert list(_rows(out)) == ["sub/b"]
+
+
+def test_damaged_tiles_are_made_again_and_results_below_the_slides_are_not_slides(folder: Path) -> None:
+    out = folder / "results"
+    count = tile(data=folder, out=out, **_ASKED)["tiles"]
+    (path,) = out.rglob("a_patches.h5")
+    (out / "heat_maps").mkdir()
+    shutil.copy(folder / "a.tiff", out / "heat_maps/a.tif")
+    path.write_bytes(path.read_bytes()[:100])
+    assert dict(tile(data=folder, out=out, **_ASKED)) == {"slides": 2, "problems": 0, "tiles": count}
+    assert sum(map(len, read_tile_folder(out))) == count
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -164,5 +164,6 @@ def test_an_overview_is_the_mean_of_the_slide_in_parts_of_any_size(
     with monkeypatch.context() as patched:  # of a huge slide
         patched.setattr(overview_module, "_MOST", 75 * 87)
         assert read_overview(one).spacing == (16.0, 16.0)
+        assert read_overview(one.with_mpp(100.0)).pixels.shape == whole.pixels.shape  # bounded, too
     assert np.abs(read_overview(many, 8.0).pixels.astype(int) - whole.pixels[:75, :87]).mean() < 2.5
     assert _iou(find_tissue(one).mask, find_tissue(many).mask) > 0.97

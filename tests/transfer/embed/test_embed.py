@@ -229,24 +229,25 @@ def test_a_stop_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         embed(data=tmp_path / "data", out=tmp_path / "f.safetensors", **SMALL)
 
 
-def test_processes_write_the_file_of_one(tmp_path: Path) -> None:
+def test_processes_write_the_file_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "data", 10)
     (tmp_path / "data" / "broken.png").write_bytes(b"\x89PNG\r\n")
-    options = [f"--{name}={value}" for name, value in (SMALL | {"batch_size": 3, "weights": "random"}).items()]
+    given: dict[str, Any] = SMALL | {"batch_size": 3, "weights": "random", "data": tmp_path / "data"}
+    monkeypatch.setattr("densepath.transfer.embed.blocks._LEAST", 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        embed(**given | {"out": tmp_path / "cpu.safetensors", "devices": "cpu"})
+    finally:
+        torch.set_num_threads(threads)
+    shared = given | {"out": tmp_path / "cpu:2.safetensors", "devices": "cpu:2"}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = "import densepath.transfer.embed.blocks as b; b._LEAST = 3; from densepath.cli import main; import sys; "
     script = tmp_path / "run.py"
     script.write_text(f"{start} sys.exit(main(sys.argv[1:]))\n")
-    for devices in ("cpu", "cpu:2"):
-        words = ["embed", "--data", tmp_path / "data", "--out", tmp_path / f"{devices}.safetensors", *options]
-        done = subprocess.run(
-            [sys.executable, script, *words, f"--devices={devices}"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, script, "embed", *(f"--{name}={value}" for name, value in shared.items())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     one, two = (read_features(tmp_path / f"{devices}.safetensors") for devices in ("cpu", "cpu:2"))
     assert one.names == two.names and np.array_equal(one.values, two.values)
     assert one.notes["damaged_images"] == two.notes["damaged_images"] != []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,11 @@ from disks import Disk, paint, write_levels
 
 import densepath
 from densepath.core.errors import UserError
+from densepath.nets.backbones.timm_backbone import build_backbone
+from densepath.nets.weights.backbone_weights import save_backbone
+from densepath.nets.weights.trained_on import slide_notes
 from densepath.sources.slides.open import open_slide
+from densepath.sources.tiles.coords import read_coords
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
 from densepath.transfer.embed.embed import embed
@@ -80,22 +83,61 @@ def test_only_what_is_missing_or_changed_is_made_again(tiles: Path, made: Path) 
     times = {path: path.stat().st_mtime_ns for path in before}
     (made / FOLDER / "1.h5").unlink()
     again = embed(data=tiles, out=made, batch_size=16, **NETWORK)
-    assert dict(again) == {"slides": 2, "tiles": again["tiles"], "damaged": 0, "dim": again["dim"], "failed": 0}
+    numbers = {"tiles": again["tiles"], "dim": again["dim"]}
+    assert dict(again) == {"slides": 2, "damaged": 0, "failed": 0, "left": 0, **numbers}
     for path in before:
         assert (path.stat().st_mtime_ns == times[path]) == (path.stem == "0")
     assert read_slide_features(made / FOLDER / "1.h5").features.tobytes() in before[made / FOLDER / "1.h5"]
     with pytest.raises(UserError, match="other values of batch_size"):
         embed(data=tiles, out=made, batch_size=8, **NETWORK)
+    with pytest.raises(UserError, match="begun with --precision 32"):
+        embed(data=tiles, out=made, batch_size=16, **NETWORK | {"precision": "bf16-mixed"})
+
+
+def test_a_share_says_what_it_leaves(tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And features say which slides their weights have seen."""
+    backbone, run = build_backbone("test_resnet"), tmp_path / "run"
+    save_backbone(run / "exported" / "backbone.safetensors", backbone, metadata=slide_notes(["a/0", "7"]))
+    options = {**NETWORK, "data": tiles, "out": tmp_path / "F", "weights": run, "backbone": None}
+    first = embed(**options, shard="1/2")
+    assert (first["slides"], first["left"]) == (1, 1)
+    assert "this process is done, 1 of 2 slides are left to other processes" in capsys.readouterr().err
+    second = embed(**options, shard="2/2")
+    assert (second["slides"], second["left"]) == (2, 0) and "are left" not in capsys.readouterr().err
+    notes = read_slide_features(tmp_path / "F" / "features_run" / "0.h5").notes
+    assert notes["pretraining_slides"] == ["a/0", "7"]
+
+
+def test_whatever_is_wrong_with_a_slide_costs_a_line(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(stem: Path, *given: Any, **options: Any) -> None:
+        raise OSError(5, f"reading {stem.name}")
+
+    monkeypatch.setattr("densepath.transfer.embed.embed_slides.write_heat_map", failing)
+    with pytest.raises(UserError, match=r"none of 2 slides can be read \(0: .*reading 0"):
+        embed(data=tiles, out=tmp_path / "F", **NETWORK)
+    passed = [message for message in caplog.messages if "passed over" in message]
+    assert passed == [f"slide passed over: {name}: [Errno 5] reading {name}" for name in "01"]
 
 
 def test_slides_are_tiled_on_the_fly_and_shared_by_processes(slides: Path, made: Path, tmp_path: Path) -> None:
     """Two processes at once, on slides that are not tiled yet, give the files of one."""
     out = tmp_path / "F"
     options: dict[str, Any] = {"data": slides, "out": out, "mpp": 0.7, "tile_size": 64, "batch_size": 16, **NETWORK}
-    words = [f"--{name}={value}" for name, value in options.items()]
-    with subprocess.Popen([sys.executable, "-m", "densepath", "embed", *words]) as other:
+    other = os.fork()  # which has imported everything already
+    if not other:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            embed(**options)
+            code = 0
+        finally:
+            os._exit(code)
+    try:
         embed(**options)
-        assert other.wait(120) == 0
+    finally:
+        assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 0
     for name in "01":
         one, two = (read_slide_features(folder / FOLDER / f"{name}.h5") for folder in (made, out))
         np.testing.assert_array_equal(one.corners, two.corners)
@@ -128,6 +170,7 @@ def test_files_of_other_software_are_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(5, 7)).astype(np.float32)
     corners = np.array([[0, 0], [512, 0], [1024, 0], [0, 512], [512, 1024]])
+    blank = np.zeros((2304, 2304, 3), np.uint8)
 
     def write(name: str, data: dict[str, Any], on_file: dict[str, Any], on_coords: dict[str, Any]) -> Path:
         with h5py.File(tmp_path / name, "w") as file:
@@ -161,6 +204,12 @@ def test_files_of_other_software_are_read(tmp_path: Path) -> None:
         np.testing.assert_allclose(boxes[1], [0, 128, 128, 128] if unit == "px" else [0, 256, 256, 256])
     torch.save(torch.from_numpy(values), tmp_path / "clam.pt")
     torch.save({"features": torch.from_numpy(values), "coords": torch.from_numpy(corners)}, tmp_path / "both.pt")
+    for name, unit, more in (("old", {"unit": "um"}, {"tile_size": 256}), ("no_unit", {}, {"tile_size_um": 256})):
+        path = write(f"{name}.h5", {"feats": values, "coords": corners}, unit | more, {})
+        found, slide = read_slide_features(path), open_slide(write_levels(tmp_path / "s.tiff", blank, 0.5))
+        assert (found.unit, found.side) == ("um", 256.0)
+        tiles = read_coords(str(path), slide)  # the same rule
+        assert tiles.side == (512.0, 512.0) and (tiles.corners == 2 * corners).all()
     bag, located = read_slide_features(tmp_path / "clam.pt"), read_slide_features(tmp_path / "both.pt")
     assert bag.corners is None and (bag.features == values).all() and (located.corners == corners).all()
     for found, why in ((bag, "the places of its tiles"), (located, "µm per pixel")):
@@ -179,6 +228,7 @@ def test_bad_options(tiles: Path, slides: Path, tmp_path: Path) -> None:
         (tiles, {"mpp": 0.5}, "mpp: only for slides that are not tiled"),
         (tiles, {"default_mpp": 0.5}, "tiled before"),
         (slides, {"shard": "0/2"}, "shard is"),
+        (slides, {"out": slides / "F", "mpp": 0.5}, "would lie among the images"),
     ):
         with pytest.raises(UserError, match=why):
             embed(**{"data": data, "out": tmp_path / "F", **options}, **NETWORK)

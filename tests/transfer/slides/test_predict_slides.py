@@ -16,10 +16,12 @@ from PIL import Image
 from densepath.annotations.coco import open_split
 from densepath.annotations.coco_writing import write_coco
 from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
 from densepath.transfer.detection.detect import training_mpp
 from densepath.transfer.predict import predict
+from densepath.transfer.slides import predict_slides
 
 DISKS = [
     Disk(60, 58, 9.3),
@@ -130,6 +132,41 @@ def test_a_folder_of_slides_with_all_that_may_be_wrong(search: Any, tmp_path: Pa
     assert not list(out.rglob("*.part"))
     with pytest.raises(UserError, match="other values of mpp"):
         search(data, out, known=0.5, pictures="all", mpp=0.7)
+
+
+def test_a_share_says_what_it_leaves(search: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_slide(tmp_path / "slides" / f"{name}.tiff", 0.5)
+    first = search(tmp_path / "slides", tmp_path / "out", mpp=1.0, shard="1/2")
+    assert (first["slides"], first["left"]) == (2, 1)
+    table = list(csv.DictReader((first / "slides.csv").open()))
+    assert [row["problem"] for row in table] == ["", "unfinished"]
+    said = capsys.readouterr().err
+    assert f"{len(DISKS)} objects in 1 slides; this process is done, 1 of 2 slides are left to other" in said
+    assert "done in" not in said
+    with pytest.raises(UserError, match="begun with --precision"):
+        other = "32" if "bf16" in (first / "config.yaml").read_text() else "bf16-mixed"
+        search(tmp_path / "slides", tmp_path / "out", mpp=1.0, precision=other)
+    second = search(tmp_path / "slides", tmp_path / "out", mpp=1.0, shard="2/2")
+    assert (second["left"], second["objects"]) == (0, 2 * len(DISKS)) and "done in" in capsys.readouterr().err
+
+
+def test_damage_that_is_found_while_drawing_costs_one_slide(
+    search: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        write_slide(tmp_path / "slides" / f"{name}.tiff", 0.5)
+    write = predict_slides.write_density
+
+    def failing(stem: Path, *given: Any) -> None:
+        if stem.name == "a":
+            raise CorruptImage("a.tiff", "a part of it is missing")
+        write(stem, *given)
+
+    monkeypatch.setattr(predict_slides, "write_density", failing)
+    found = search(tmp_path / "slides", tmp_path / "out", mpp=1.0)
+    assert (found["damaged"], found["objects"]) == (1, len(DISKS))
+    assert next(csv.DictReader((found / "slides.csv").open()))["problem"] == "a part of it is missing"
 
 
 def test_options_that_do_not_fit(search: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from densepath.sources.slides.slide import Region, Slide
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # top, left, height, width in µm
+_MARGIN = 4  # pixels around a rectangle, by which resampling sees further
 _SAMPLES, _SAMPLE_SIDE = 16, 256.0  # parts of an area, and the largest side of one in µm
 
 
@@ -82,8 +83,12 @@ class ImageArea:
         return height, width
 
     def read_um(self, box: Box, mpp: float) -> Region:
-        """The whole image."""
-        return Region(self.pixels, (0.0, 0.0), self.spacing)
+        """As of a slide, at the image's own resolution."""
+        sides = zip(box[:2], box[2:], self.spacing, self.extent, strict=True)
+        spans = [(low / each, (low + side) / each, most) for low, side, each, most in sides]
+        rows, columns = (slice(max(0, int(a) - _MARGIN), min(most, int(b) + 1 + _MARGIN)) for a, b, most in spans)
+        origin = rows.start * self.spacing[0], columns.start * self.spacing[1]
+        return Region(self.pixels[rows, columns], origin, self.spacing)
 
 
 def side_um(area: Area) -> tuple[float, float]:

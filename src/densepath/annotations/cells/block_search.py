@@ -13,7 +13,7 @@ from densepath.annotations.cells.areas import Area, inside_any, read_at, samples
 from densepath.annotations.cells.finders import Find, Finder, Found
 from densepath.core.errors import UserError
 from densepath.core.waiting import progress
-from densepath.sources.corrupt import CorruptImage
+from densepath.sources.corrupt import CorruptImage, can_pass
 
 _BLOCK = 1024  # pixels of the finder
 _LEAST = 64  # pixels of a part of a block that is damaged
@@ -30,7 +30,8 @@ class Search:
         points: x, y in µm.
         classes, scores: as of :class:`~densepath.annotations.cells.finders.Found`, or empty.
         lost: share of the searched area that could not be read.
-        error: the first reason why; empty without.
+        error: a reason why; empty without.
+        can_pass: whether more of it may be readable later, because a disk or a network has failed.
     """
 
     points: npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ class Search:
     scores: npt.NDArray[np.float64] | None = None
     lost: float = 0.0
     error: str = ""
+    can_pass: bool = False
 
 
 def search(area: Area, boxes: npt.NDArray[np.float64] | None, finder: Finder) -> Search:
@@ -62,7 +64,7 @@ def search(area: Area, boxes: npt.NDArray[np.float64] | None, finder: Finder) ->
         parts.add(core)
         progress(1)
     if asked and parts.lost >= asked * (1 - 1e-9):
-        raise CorruptImage("", parts.error)
+        raise CorruptImage("", parts.error.why if parts.error else "") from parts.error
     points = np.concatenate([np.zeros((0, 2)), *(found.points for found in parts.found)])
     kept = _once(points, np.concatenate([np.zeros(0, np.int64), *parts.numbers]))
     if boxes is not None:
@@ -74,7 +76,8 @@ def search(area: Area, boxes: npt.NDArray[np.float64] | None, finder: Finder) ->
         [name for name, keep in zip(classes, kept, strict=False) if keep],
         np.concatenate(scores)[kept] if scores else None,
         parts.lost / asked if asked else 0.0,
-        parts.error,
+        parts.error.why if parts.error else "",
+        can_pass(parts.error),
     )
 
 
@@ -86,7 +89,8 @@ class _Parts:
         self._margin = np.ceil(finder.reach / finder.mpp) * finder.mpp
         self.found: list[Found] = []  # points in µm
         self.numbers: list[npt.NDArray[np.int64]] = []  # of the part of each point
-        self.lost, self.error = 0.0, ""
+        self.lost = 0.0
+        self.error: CorruptImage | None = None  # the first one, or the first that can pass
 
     def add(self, core: tuple[float, float, float, float]) -> None:
         """Search a block; of a damaged one its quarters."""
@@ -98,7 +102,8 @@ class _Parts:
             box = start[0], start[1], stop[0] - start[0], stop[1] - start[1]
             pixels, scale = read_at(self._area, box, self._mpp)
         except CorruptImage as error:
-            self.error = self.error or error.why
+            if self.error is None or (can_pass(error) and not can_pass(self.error)):
+                self.error = error
             half = np.ceil(max(height, width) / self._mpp / 2) * self._mpp
             if half < _LEAST * self._mpp:
                 self.lost += height * width

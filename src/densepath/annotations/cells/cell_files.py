@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.sources.tiles.tile_files import h5py_module
 
 CELLS = "cells.csv"
 COLUMNS = ("slide", "path", "mpp", "width", "height", "cells", "classes", "problem")
@@ -81,7 +82,7 @@ def cell_path(folder: str | Path, name: str) -> Path:
 def write_cells(path: str | Path, cells: Cells) -> None:
     """Write the cells of a slide or image. Raises UserError if the disk is full, or h5py is not installed."""
     content = io.BytesIO()  # on a full disk h5py would not say so
-    with _h5py().File(content, "w") as file:
+    with h5py_module().File(content, "w") as file:
         points = file.create_dataset("points", data=cells.points)  # contiguous: mapped into memory by readers
         points.attrs.update({"height": cells.extent[0], "width": cells.extent[1], "unit": "px of level 0"})
         classes = file.create_dataset("classes", data=cells.classes)
@@ -98,7 +99,7 @@ def read_cells(path: str | Path) -> Cells:
     Raises:
         UserError: the file is missing or damaged, or of other software.
     """
-    h5py = _h5py()
+    h5py = h5py_module()
     try:
         with h5py.File(path) as file:
             points, classes = (_mapped(file[name], path) for name in ("points", "classes"))
@@ -149,11 +150,3 @@ def _mapped(dataset: Any, path: str | Path) -> npt.NDArray[Any]:
     if offset is None:
         return np.asarray(dataset[:])
     return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError('cells need h5py; pip install "densepath[slides]"') from error
-    return h5py

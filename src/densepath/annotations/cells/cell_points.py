@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,15 +12,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from densepath.annotations.cells.cell_files import Cells, cell_path, read_cell_rows, read_cells
-from densepath.core.errors import UserError, first_few, refuse
+from densepath.annotations.cells.cell_files import MOST_CLASSES, Cells, cell_path, read_cell_rows, read_cells
+from densepath.annotations.cells.matching import Row, matching
+from densepath.core.digests import digest_of
+from densepath.core.errors import UserError, first_few, one_line, refuse
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_size
 from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.tiles.records import identity_of, read_record
 from densepath.sources.tiles.tile_files import SlideTiling
 
 MOST = 4096  # cells of an image: a tile of 512 µm of dense lymphoid tissue has about as many
 _ROUNDED = 32  # the number of rows is a multiple of this, so that batches rarely differ in it
 _OPEN = 256  # slides whose cells are mapped into memory at a time
 _SHOWN = 8  # classes in a line
+_FACTS = ("slide", "width", "height", "cells", "classes")  # columns that a resumed run compares
+_BAND = 1024  # cells between two of those whose rows are in memory
+
+Opened = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], tuple[int, int], npt.NDArray[np.float64]]
 
 
 @runtime_checkable
@@ -51,27 +57,41 @@ class CellPoints:
         class_names: the classes of all slides and images; a cell's class is a position in them.
 
     Raises:
-        UserError: the folder is unfinished or damaged, or lacks some of the slides or images.
+        UserError: the folder is unfinished or damaged, or lacks some of the slides or images, also where it has
+            others of their names.
     """
 
     def __init__(self, images: PixelSource, folder: str | Path) -> None:
         self._images, self._folder = images, Path(folder)
         self._tiles = images if isinstance(images, TilesOfSlides) else None
         rows = read_cell_rows(folder)
-        self._without = {row["slide"] for row in rows if not row["cells"]}
         if self._tiles is not None:
             what, wanted = "slides", [(tiling.name, tiling.path) for tiling in self._tiles.tilings]
         else:
             what, wanted = "images", [("", name) for name in AllNames(images)]
-        names = _matching(rows, wanted)
-        missing = [path for (_, path), name in zip(wanted, names, strict=True) if name is None]
+        found = matching(rows, wanted, self._fits)
+        missing = [path for (_, path), row in zip(wanted, found, strict=True) if not row]
         refuse(missing, f"{folder} has no cells of {what}", "run densepath cells on the same --data")
-        self._names = [str(name) for name in names]
+        if self._tiles is not None:
+            pairs = zip(self._tiles.tilings, found, strict=True)
+            others = [one_line(tiling.name) for tiling, row in pairs if not _is_extent(row, tiling.extent)]
+            refuse(others, f"{folder} has the cells of slides of other sizes", "run densepath cells on the same --data")
+        failed = list(dict.fromkeys(one_line(row["slide"]) for row in found if not row["cells"]))
+        remedy = "see its cells.csv, mend them and run densepath cells again, or leave them out with --exclude"
+        refuse(failed, f"{folder} has {what} whose cells could not be found", remedy)
+        self._names = [row["slide"] for row in found]
         self._slide_of = {path: name for (_, path), name in zip(wanted, self._names, strict=True)}
-        used = set(self._names)
-        self.count = sum(int(row["cells"] or 0) for row in rows if row["slide"] in used)
-        classes = dict.fromkeys(name for row in rows if row["slide"] in used for name in class_names_of(row))
-        self.class_names = tuple(sorted(classes))
+        used = {row["slide"]: row for row in found}
+        self.count = sum(int(row["cells"]) for row in used.values())
+        celled = [row for row in used.values() if int(row["cells"])]
+        self.class_names = tuple(sorted({name for row in celled for name in class_names_of(row)}))
+        if len(self.class_names) > MOST_CLASSES:
+            raise UserError(
+                f"the cells in {folder} have {len(self.class_names)} classes, and at most {MOST_CLASSES} are possible: "
+                f"{first_few(self.class_names)}; merge some where they come from"
+            )
+        facts = (str(used[name].get(column, "")) for name in sorted(used) for column in _FACTS)
+        self._slides, self._digest = len(used), digest_of([*self.class_names, *facts])
         self._open = lru_cache(_OPEN)(self._read)
 
     def __len__(self) -> int:
@@ -105,15 +125,15 @@ class CellPoints:
     def of(self, position: int) -> npt.NDArray[np.float32]:
         """The cells (N, 3) of one image, as in :meth:`gather`, without padding."""
         if self._tiles is None:
-            points, classes, extent = self._open(self._names[position])
+            points, classes, extent, _ = self._open(self._names[position])
             low, side = np.zeros(2), np.array(extent[::-1], np.float64)
             rows: npt.NDArray[np.intp] = np.arange(len(points))
         else:
             tiling, number = self._tiles.place(position)
-            points, classes, _ = self._open(self._slide_of[tiling.path])
+            points, classes, _, bands = self._open(self._slide_of[tiling.path])
             low = tiling.corners[number].astype(np.float64)
             side = tiling.size * tiling.mpp / np.array(tiling.spacing[::-1])
-            first, last = np.searchsorted(points[:, 1], (low[1], low[1] + side[1]))
+            first, last = (_first_from(points, bands, y) for y in (low[1], low[1] + side[1]))
             x = points[first:last, 0]
             rows = first + np.flatnonzero((x >= low[0]) & (x < low[0] + side[0]))
         if len(rows) > MOST:
@@ -127,22 +147,40 @@ class CellPoints:
         """The name in ``cells.csv`` of a slide or an image of the source, given its path."""
         return self._slide_of[path]
 
+    def digest(self) -> str:
+        """A digest of the table of these slides or images, by which a run that is resumed notices others."""
+        return self._digest
+
     def describe(self) -> str:
-        """The number of cells, their classes, and how many slides or images have none, in a line."""
-        slides = dict.fromkeys(self._names)
-        failed = f"; none could be found in {lost}" if (lost := len(self._without.intersection(slides))) else ""
+        """The number of cells, their classes, and how many slides or images there are, in a line."""
         named = f" of {len(self.class_names)} classes: {first_few(self.class_names, _SHOWN)}"
         classes = named if len(self.class_names) > 1 else ""
         what = "images" if self._tiles is None else "slides"
-        return f"{self.count:,} cells{classes}, in {len(slides)} {what}{failed}"
+        return f"{self.count:,} cells{classes}, in {self._slides} {what}"
 
-    def _read(self, name: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], tuple[int, int]]:
-        """Points, classes as positions in ``class_names``, and the extent, of a slide or an image."""
-        if name in self._without:
-            return np.zeros((0, 2), np.float32), np.zeros(0, np.uint8), (1, 1)
+    def _fits(self, position: int, row: Row) -> bool:
+        """Whether a row is that of a slide or an image whose file has moved: of its size, and made from its file."""
+        if self._tiles is not None:
+            tiling = self._tiles.tilings[position]
+            path, extent, exact = tiling.path, tiling.extent, True
+        else:
+            path, exact = self._images.names(position), os.path.exists(self._images.names(position))
+            try:
+                size = read_size(path) if exact else self._images.sizes(torch.tensor([position]))[0].tolist()
+            except CorruptImage:
+                return False
+            extent = size[0], size[1]
+        record = read_record(self._folder, row["slide"]) if os.path.exists(path) else None
+        if record is not None and record["identity"][:2] != identity_of(path):
+            return False
+        return bool(row.get("height") or record) and _is_extent(row, extent, exact)
+
+    def _read(self, name: str) -> Opened:
+        """The cells of a slide or an image, with classes as positions in ``class_names``."""
         cells: Cells = read_cells(cell_path(self._folder, name))
-        if cells.class_names == self.class_names:
-            return cells.points, cells.classes, cells.extent
+        bands = cells.points[::_BAND, 1].astype(np.float64)
+        if not len(cells) or cells.class_names == self.class_names:
+            return cells.points, cells.classes, cells.extent, bands
         try:
             numbers = np.array([self.class_names.index(own) for own in cells.class_names], np.uint8)
         except ValueError:
@@ -150,53 +188,25 @@ class CellPoints:
                 f"{cell_path(self._folder, name)} has other classes than {self._folder / 'cells.csv'} says; "
                 "run densepath cells again"
             ) from None
-        return cells.points, numbers[cells.classes], cells.extent
+        return cells.points, numbers[cells.classes], cells.extent, bands
 
 
-def class_names_of(row: dict[str, str]) -> list[str]:
+def class_names_of(row: Row) -> list[str]:
     """The classes in a row of ``cells.csv``, where they are separated by semicolons."""
     return [name for name in row["classes"].split(";") if name]
 
 
-def _matching(rows: Sequence[dict[str, str]], wanted: Sequence[tuple[str, str]]) -> list[str | None]:
-    """The name in ``cells.csv`` of each slide or image, given its own name and path; None where there is none.
-
-    The path may have changed: then the row is taken whose path has the same last parts, as many as are needed.
-    """
-    by_path = {_parts(row["path"]): row["slide"] for row in rows}
-    by_file: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for parts in by_path:
-        by_file[parts[-1]].append(parts)
-    found: list[str | None] = []
-    for name, path in wanted:
-        parts = _parts(path)
-        absolute = _parts(os.path.abspath(path))
-        close = by_file.get(parts[-1], [])
-        best = max(((_shared(absolute, other), other) for other in close), default=None)
-        if absolute in by_path or best is None:
-            found.append(by_path.get(absolute))
-            continue
-        tied = sum(_shared(absolute, other) == best[0] for other in close) > 1
-        same_name = [by_path[other] for other in close if name and by_path[other] == name]
-        found.append(same_name[0] if same_name else None if tied else by_path[best[1]])
-    pairs = {(name, os.path.abspath(path)) for name, (_, path) in zip(found, wanted, strict=True) if name}
-    doubled = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-    if doubled:
-        raise UserError(
-            f"several images match the cells of {first_few(doubled)}; run densepath cells on the same --data"
-        )
-    return found
+def _first_from(points: npt.NDArray[np.float32], bands: npt.NDArray[np.float64], y: float) -> int:
+    """The first of points, sorted by y, at or below ``y``; in a file only one band of them is read."""
+    start = max(int(np.searchsorted(bands, y)) - 1, 0) * _BAND
+    return start + int(np.searchsorted(points[start : start + _BAND, 1].astype(np.float64), y))
 
 
-def _parts(path: str) -> tuple[str, ...]:
-    return tuple(part for part in unicodedata.normalize("NFC", path).split("/") if part not in ("", "."))
-
-
-def _shared(path: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """How many last parts two paths share."""
-    count = 0
-    for one, two in zip(reversed(path), reversed(other), strict=False):
-        if one != two:
-            break
-        count += 1
-    return count
+def _is_extent(row: Row, extent: tuple[int, int], exact: bool = True) -> bool:
+    """Whether a row, if it says so, is of this height and width, or up to rounding of their ratio."""
+    if not row.get("height") or not row.get("width"):
+        return True
+    height, width = int(row["height"]), int(row["width"])
+    if exact:
+        return (height, width) == extent
+    return abs(height * extent[1] - width * extent[0]) <= max(height, width)  # packed images may be smaller

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from densepath.annotations.cells.cell_files import CELLS, read_cell_rows, write_cell_rows
-from densepath.annotations.cells.finders import MODELS, check_finder
+from densepath.annotations.cells.finders import MODELS, check_finder, digest_of_weights
 from densepath.annotations.cells.one_area import Job, is_finder
 from densepath.annotations.cells.points_files import ENDINGS, PointsFile, read_tables
 from densepath.core.closing import command, say_end
@@ -19,7 +19,7 @@ from densepath.core.result import Result
 from densepath.core.shared_work import LOCKS, Shard
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
-from densepath.core.system import usable_cores
+from densepath.core.system import available_memory, usable_cores
 from densepath.core.work_folder import work_folder
 from densepath.core.worker_processes import share_work
 from densepath.sources.listing import Passed, list_images
@@ -29,6 +29,7 @@ from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read
 LOG = "cells.log"
 _FREE = ("data", "points", "weights", "exclude")  # may change when the same command continues
 _MOST_WORKERS = 16
+_OBJECTS = 14  # bytes of Python's numbers and lists that become of a byte of text
 Source = Literal["blobs", "geojson", "csv", "hovernet", "cellpose", "stardist", "histomicstk"]
 
 
@@ -65,8 +66,8 @@ def cells(
         default_mpp: µm per pixel of images.
         exclude: patterns of slides or images to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a
             name.
-        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun, srun or a
-            job array of SLURM, if one of them started it.
+        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun or srun, if
+            one of them started it; other processes, such as those of job arrays, share by locks.
         workers: number of processes; 0 for none besides this one, which is the default for networks. Otherwise the
             default is one for each core.
 
@@ -101,20 +102,23 @@ def cells(
         "source": source,
         "points": None if points is None else str(points),
         "weights": None if weights is None else str(weights),
+        "weights_sha256": None if weights is None else digest_of_weights(weights),
         "model_mpp": model_mpp,
         "default_mpp": default_mpp,
         "exclude": list(exclude),
     }
     with work_folder(out, options, log=LOG, free=_FREE):
+        job.check_slides(data)
+        job.forget_failures()
         left = sum(not job.is_done(name) for name in paths)
         mine = f", shard {part}" if part else ""
         say(f"densepath: {len(paths)} {what}, {len(paths) - left} done before{mine}{also}")
-        if isinstance(given, NamedFiles) and (line := given.describe_unmatched(list(paths))):
+        if line := job.describe_unmatched():
             say(f"densepath: {line}")
         if left:
             (out / CELLS).unlink(missing_ok=True)  # incomplete until all slides are done
             network = given is None and source in MODELS
-            count = (0 if network else min(usable_cores(), _MOST_WORKERS)) if workers is None else workers
+            count = (0 if network else min(_most_workers(job), usable_cores())) if workers is None else workers
             try:
                 share_work(
                     out,
@@ -189,6 +193,12 @@ def _given_points(
     return {names[0]: path}
 
 
+def _most_workers(job: Job) -> int:
+    """How many processes can read the largest file of cells at a time, which becomes objects in memory."""
+    room = available_memory() // 2
+    return max(1, min(_MOST_WORKERS, room // max(1, job.largest_file() * _OBJECTS)))
+
+
 def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: Stopwatch) -> Result:
     """Write the table of all slides, if all are done, and print the last lines."""
     rows = [row for name in job.paths if (row := job.record(name))]
@@ -199,7 +209,7 @@ def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: St
         return Result(job.out, _counts(rows))
     with shared_work(job.out / LOCKS / "tables", "tables"):
         if not _is_written(job.out, rows):
-            remove_remains(job.out)
+            remove_remains(job.out, shared=True)
             write_cell_rows(job.out, rows)
     counts = _counts(rows)
     failed = [row for row in rows if row["cells"] is None]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from densepath.annotations.cells import networks
 from densepath.annotations.cells.blobs import MPP, REACH, StainLevels, find_cells
+from densepath.core.digests import digest_of, digest_of_file
 from densepath.core.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -135,6 +136,16 @@ def check_finder(name: str, weights: str | Path | None, mpp: float | None) -> No
         raise UserError("blobs works at its own resolution; leave --model_mpp out")
     if mpp is not None and not 0.05 <= mpp <= 10:
         raise UserError(f"model_mpp is {mpp}; give µm per pixel, such as 0.5")
+
+
+def digest_of_weights(path: str | Path) -> str:
+    """A digest of the file of a network, or of the files in its folder. Raises UserError if one cannot be read."""
+    path = Path(path)
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    try:
+        return digest_of(part for each in files for part in (str(each.relative_to(path)), digest_of_file(each)))
+    except OSError as error:
+        raise UserError(f"the weights {path} cannot be read ({error}); correct --weights") from error
 
 
 def center_points(labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,26 @@ import numpy.typing as npt
 from densepath.annotations.cells.areas import Area, ImageArea, SlideArea, inside_any
 from densepath.annotations.cells.block_search import search
 from densepath.annotations.cells.cell_files import Cells, cell_path, write_cells
-from densepath.annotations.cells.finders import FINDERS, build_finder
+from densepath.annotations.cells.finders import FINDERS, Finder, build_finder
 from densepath.annotations.cells.points_files import PointsFile, read_points
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError, one_line
-from densepath.core.log import log
-from densepath.core.streams import say
-from densepath.sources.corrupt import CorruptImage
+from densepath.core.errors import UserError, first_few, one_line
 from densepath.sources.decode import read_image, read_size
-from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.named_files import NamedFiles
-from densepath.sources.tiles.records import identity_of, read_record, write_record
+from densepath.sources.tiles.per_slide import PerSlide
+from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling
+from densepath.sources.tiles.tiled_slide import open_tiled
+
+_GZIP = 8  # times that text is larger than it is compressed, about
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What is done with each slide or image.
+class Job(PerSlide[Cells]):
+    """Finds the cells of each slide or image, or reads them from files.
 
     Args:
-        out: the folder of the results.
-        paths: the slides or images by name.
+        out, paths: as for :class:`~densepath.sources.tiles.per_slide.PerSlide`, of slides or images.
         tilings: the tiles of the slides by name; none for images.
         source: a finder, or the kind of the files of cells.
         points: the files of cells, or those of one table by the names of slides; None with a finder.
@@ -43,40 +42,30 @@ class Job:
         mpp: µm per pixel of the images; None where unknown.
     """
 
-    out: Path
-    paths: dict[str, str]
+    empty = MappingProxyType({"cells": None, "classes": ""})
     tilings: dict[str, SlideTiling]
     source: str
     points: NamedFiles | dict[str, PointsFile | Path] | None
     weights: str | Path | None
     model_mpp: float | None
     mpp: float | None
-    _identities: dict[str, list[Any]] = field(default_factory=dict)
 
-    def identity(self, name: str) -> list[Any]:
-        """What changes if the slide, its tiles or the file of its cells are others."""
-        if name not in self._identities:
-            known: list[Any] = list(identity_of(self.paths[name]))
-            if name in self.tilings:
-                known.append(digest_of([np.ascontiguousarray(self.tilings[name].corners).tobytes()])[:16])
-            with suppress(UserError):  # reported when its turn comes
-                given = self._given(name)
-                known += identity_of(given) if isinstance(given, str | Path) else []
-            self._identities[name] = known
-        return self._identities[name]
+    def files(self, name: str) -> tuple[Path]:
+        """The file of the cells."""
+        return (cell_path(self.out, name),)
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        """The row of a slide that is done, with its current path; None if it is not done."""
-        record = read_record(self.out, name)
-        if record is None or record["identity"] != self.identity(name):
-            return None
-        if record["cells"] is not None and not cell_path(self.out, name).exists():
-            return None
-        return record | {"path": os.path.abspath(self.paths[name])}
-
-    def is_done(self, name: str) -> bool:
-        """Whether a slide is done, with cells or with a problem."""
-        return self.record(name) is not None
+    def given(self, name: str) -> list[Any]:
+        """What changes if the tiles of a slide, or its cells that were given, are others."""
+        known: list[Any] = []
+        if name in self.tilings:
+            known.append(digest_of([np.ascontiguousarray(self.tilings[name].corners).tobytes()])[:16])
+        with suppress(UserError):  # reported when its turn comes
+            given = self._given(name)
+            if isinstance(given, PointsFile):
+                known.append(given.digest()[:16])
+            elif given is not None:
+                known += identity_of(given)
+        return known
 
     def do(self, name: str) -> None:
         """Find the cells of a slide or image, and write them; the record comes last.
@@ -84,47 +73,27 @@ class Job:
         Raises:
             UserError: a file cannot be written, or a package is missing.
         """
-        row = self._row(name)
-        finder = build_finder(self.source, self.weights, self.model_mpp) if self.points is None else None
-        cells = None
-        try:
-            cells = self._imported(name, row) if finder is None else self._found(name, row, finder)
-        except CorruptImage as error:
-            row["problem"] = error.why
-        except (UserError, OSError, MemoryError) as error:
-            row["problem"] = str(error) or type(error).__name__
-        except Exception as error:  # a fault of this program must not end a long run
-            log("".join(traceback.format_exception(error)).rstrip())
-            row["problem"] = f"a bug in densepath, please report it: {type(error).__name__}: {error}"
-        path = cell_path(self.out, name)
-        path.unlink(missing_ok=True)
-        if cells is not None:
-            write_cells(path, cells)
-            row |= {"cells": len(cells), "classes": ";".join(cells.class_names)}
-        self._finish(name, row)
+        if self.points is None:
+            self._finder()  # what is wrong with it is not wrong with the slide
+        super().do(name)
 
-    def give_up(self, name: str, why: str) -> None:
-        """Record that the cells of a slide cannot be found."""
-        self._finish(name, self._row(name) | {"problem": why})
+    def find(self, name: str, row: dict[str, Any]) -> Cells:
+        """The cells of a slide or image. Raises CorruptImage and UserError."""
+        return self._found_cells(name, row) if self.points is None else self._imported(name, row)
 
-    def _row(self, name: str) -> dict[str, Any]:
-        path = os.path.abspath(self.paths[name])
-        return {"slide": name, "path": path, "cells": None, "classes": "", "problem": ""}
+    def write(self, name: str, row: dict[str, Any], found: Cells) -> None:
+        """Write the cells. Raises UserError if the disk is full."""
+        write_cells(cell_path(self.out, name), found)
+        row |= {"cells": len(found), "classes": ";".join(found.class_names)}
 
-    def _finish(self, name: str, row: dict[str, Any]) -> None:
-        row["problem"] = one_line(row["problem"])
-        if row["problem"]:
-            say(f"densepath: {one_line(name)}: {row['problem']}")
-        write_record(self.out, row, self.identity(name))
+    def _finder(self) -> Finder:
+        return build_finder(self.source, self.weights, self.model_mpp)
 
     def _area(self, name: str, row: dict[str, Any]) -> Area:
         """The slide or image, opened. Raises CorruptImage and UserError."""
         if name in self.tilings:
             tiling = self.tilings[name]
-            slide = replace(open_slide(tiling.path), given=tiling.spacing)
-            if slide.size != tiling.extent:
-                raise UserError("another slide than the one that was tiled; run densepath tile again")
-            area: Area = SlideArea(slide)
+            area: Area = SlideArea(open_tiled(tiling.path, tiling.spacing, tiling.extent))
         else:
             if self.mpp is None:
                 raise UserError("its µm per pixel are unknown; give --default_mpp")
@@ -133,12 +102,12 @@ class Job:
         row["mpp"] = float(f"{sum(area.spacing) / 2:.6g}")
         return area
 
-    def _found(self, name: str, row: dict[str, Any], finder: Any) -> Cells:
+    def _found_cells(self, name: str, row: dict[str, Any]) -> Cells:
         area = self._area(name, row)
         boxes = self.tilings[name].boxes_um() if name in self.tilings else None
-        found = search(area, boxes, finder)
+        found = search(area, boxes, self._finder())
         if found.lost:
-            row["problem"] = f"{found.lost:.1%} of it cannot be read: {found.error}"
+            row |= {"problem": f"{found.lost:.1%} of it cannot be read: {found.error}", "again": found.can_pass}
         points = found.points / area.spacing[::-1]
         return Cells.of(points, area.extent, found.classes or None, found.scores)
 
@@ -186,9 +155,31 @@ class Job:
         if isinstance(self.points, NamedFiles):
             return self.points.of(name)
         points = self.points or {}
+        return next((points[each] for each in self._spellings(name) if each in points), None)
+
+    def describe_unmatched(self) -> str:
+        """A line about files or slides of a table that are none of these; empty if there are none."""
+        if isinstance(self.points, NamedFiles):
+            return self.points.describe_unmatched(list(self.paths))
+        used = {spelling for name in self.paths for spelling in self._spellings(name)}
+        others = [one_line(name) for name in self.points or {} if name not in used]
+        what = "slides" if self.tilings else "images"
+        return f"--points has cells of {len(others)} other {what}: {first_few(others)}" if others else ""
+
+    def largest_file(self) -> int:
+        """The bytes of the largest file of cells; those of a compressed one as text."""
+        sizes = [0]
+        for name in self.paths:
+            with suppress(UserError, OSError):  # reported when its turn comes
+                given = self._given(name)
+                if isinstance(given, str | Path):
+                    sizes.append(os.path.getsize(given) * (_GZIP if str(given).lower().endswith(".gz") else 1))
+        return max(sizes)
+
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        """What a slide may be called in a table."""
         path = PurePath(self.paths[name])
-        spellings = (name, PurePath(name).name, path.name, path.stem, self.paths[name])
-        return next((points[each] for each in spellings if each in points), None)
+        return name, PurePath(name).name, path.name, path.stem, self.paths[name]
 
 
 def is_finder(source: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.geojson import Feature, is_area, polygons_in, read_features
 from densepath.core.json_files import load_json
@@ -40,6 +41,11 @@ class PointsFile:
     classes: Sequence[str | None]
     unit: str | float = "px"
 
+    def digest(self) -> str:
+        """A digest of all cells."""
+        names = "\0".join(f"{name}" for name in self.classes)
+        return digest_of([np.ascontiguousarray(self.points).tobytes(), str(self.unit), names])
+
     def in_pixels(self, spacing: tuple[float, float] | None) -> npt.NDArray[np.float64]:
         """The points in pixels of level 0, of ``spacing`` µm per pixel along y and x.
 
@@ -49,7 +55,8 @@ class PointsFile:
         if self.unit == "px":
             return self.points
         if spacing is None:
-            raise UserError("its points are in µm, and its µm per pixel are unknown; give --default_mpp")
+            where = "in µm" if self.unit == "um" else f"counted in pixels at {self.unit:g}x"
+            raise UserError(f"its points are {where}, and its µm per pixel are unknown; give --default_mpp")
         if self.unit == "um":
             return self.points / spacing[::-1]
         ratio = _AT_10X / float(self.unit) / (sum(spacing) / 2)

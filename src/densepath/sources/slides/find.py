@@ -20,7 +20,9 @@ _KINDS = "slide (SVS, TIFF, NDPI, MRXS, SCN, BIF, VMS, CZI, DICOM)"
 
 
 def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | None = None) -> list[str]:
-    """The paths of slides. A DICOM slide has many files: its path is that of the first one of its series.
+    """The paths of slides, without files in folders that densepath wrote.
+
+    A DICOM slide has many files: its path is that of the first one of its series.
 
     Args:
         data: a folder with subfolders, a text list (.txt, .csv, .tsv), a quoted glob pattern, or one slide.
@@ -30,7 +32,7 @@ def find_slides(data: str | Path, exclude: Sequence[str] = (), passed: Passed | 
     Raises:
         UserError: no slide is found.
     """
-    return list(_one_of_each(list_images(data, exclude, passed, suffixes=SUFFIXES, kinds=_KINDS)))
+    return list(_one_of_each(list_images(data, exclude, passed, runs=False, suffixes=SUFFIXES, kinds=_KINDS)))
 
 
 def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
@@ -43,7 +45,7 @@ def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
     if is_tile_folder(data):
         return True
     try:
-        names = list_images(data, exclude, suffixes=(*SUFFIXES, *IMAGES))
+        names = list_images(data, exclude, runs=False, suffixes=(*SUFFIXES, *IMAGES))
     except UserError:  # not a list of files, or empty
         return False
     endings = {os.path.splitext(name)[1].lower() for name in names}

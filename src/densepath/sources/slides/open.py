@@ -36,8 +36,9 @@ def _file(path: str) -> SlideFile:
             tiled = open_tiff(path)
         except (CorruptImage, UserError):
             raise
-        except Exception:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
+        except Exception as error:  # tifffile raises nearly any type on corrupt bytes, and may quote what the file says
             tiled, refused = None, CorruptImage(path, "a TIFF that is truncated or damaged; copy it again")
+            refused.__cause__ = error
         if tiled is not None:
             return tiled
     try:

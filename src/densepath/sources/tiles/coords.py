@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.tile_files import h5py_module
 
 ENDINGS = ("_patches.h5", ".h5", ".hdf5")
+_PIXELS = frozenset({"patch_size", "patch_size_level0"})  # attributes of files of TRIDENT and CLAM
+_MICROMETERS = ("um", "µm", "μm")  # the second has the micro sign, the third the Greek letter
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +42,38 @@ def given_size(path: str) -> tuple[float, int, int] | None:
     Raises:
         UserError: it cannot be read.
     """
-    _, notes, of_file = _read(path)
+    coords, notes, of_file = _read(path)
     overlap = int(notes.get("overlap", 0))
     if "mpp" in notes and "patch_size" in notes:
         return float(notes["mpp"]), int(notes["patch_size"]), overlap
     if "target_magnification" in notes and "patch_size" in notes:
         return 10 / float(notes["target_magnification"]), int(notes["patch_size"]), overlap
-    if "tile_size_um" in of_file and "tile_size_px" in of_file:
-        return float(of_file["tile_size_um"]) / int(of_file["tile_size_px"]), int(of_file["tile_size_px"]), 0
+    _, side = unit_of(coords, of_file)
+    if side is not None and "tile_size_px" in of_file:
+        return side / int(of_file["tile_size_px"]), int(of_file["tile_size_px"]), 0
     return None
+
+
+def unit_of(coords: npt.NDArray[Any], notes: Mapping[str, Any]) -> tuple[Literal["px", "um"], float | None]:
+    """The unit of a file's coordinates, and the side of its tiles in µm where STAMP's attributes say it.
+
+    Without attributes, whole coordinates are pixels of level 0, and others µm.
+
+    Args:
+        coords: as stored.
+        notes: attributes of the file and of its coordinates. STAMP's are ``unit``, ``tile_size_um`` and, of earlier
+            versions, ``tile_size``.
+    """
+    unit = notes.get("unit")
+    if unit is not None:
+        micrometers = str(unit) in _MICROMETERS
+    else:
+        whole = bool((coords == np.round(coords)).all())
+        micrometers = "tile_size_um" in notes or not (whole or _PIXELS & notes.keys())
+    if not micrometers:
+        return "px", None
+    side = notes.get("tile_size_um", notes.get("tile_size"))
+    return "um", None if side is None else float(side)
 
 
 def read_coords(path: str, slide: Slide) -> GivenTiles:
@@ -61,10 +86,11 @@ def read_coords(path: str, slide: Slide) -> GivenTiles:
     """
     coords, notes, of_file = _read(path)
     y, x = slide.mpp
-    if "tile_size_um" in of_file:
-        if str(of_file.get("unit", "um")) not in ("um", "µm", "μm"):
-            raise UserError(f"{path} has coordinates in {of_file['unit']}, not in µm; write it again")
-        um = float(of_file["tile_size_um"])
+    unit, side_um = unit_of(coords, of_file | notes)
+    if unit == "px" and "tile_size_um" in of_file:
+        raise UserError(f"{path} has coordinates in {of_file['unit']}, not in µm; write it again")
+    if unit == "um":
+        um = _step(path, coords) if side_um is None else side_um
         given = GivenTiles(coords / (x, y), (um / y, um / x))
     elif "size_um" in notes:
         given = GivenTiles(coords, (float(notes["size_um"]) / y, float(notes["size_um"]) / x))
@@ -75,10 +101,7 @@ def read_coords(path: str, slide: Slide) -> GivenTiles:
         side = int(notes["patch_size"])
         given = GivenTiles(coords, (side * float(down[1]), side * float(down[0])))
     else:
-        steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
-        if not len(steps):
-            raise UserError(f"{path} does not say how large its tiles are; write it again with attributes")
-        given = GivenTiles(coords, (float(steps.min()),) * 2)
+        given = GivenTiles(coords, (_step(path, coords),) * 2)
     height, width = slide.size
     if not len(coords):
         return given
@@ -91,12 +114,31 @@ def read_coords(path: str, slide: Slide) -> GivenTiles:
     return given
 
 
-def _read(path: str) -> tuple[npt.NDArray[np.float64], Mapping[str, Any], Mapping[str, Any]]:
+def attributes_of(of: Any) -> dict[str, Any]:
+    """The attributes of an HDF5 file or dataset as plain values."""
+    return {name: _plain(value) for name, value in of.attrs.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _step(path: str, coords: npt.NDArray[np.float64]) -> float:
+    """The step of the grid of tiles that touch each other."""
+    steps = np.concatenate([np.diff(np.unique(axis)) for axis in coords.T])
+    if not len(steps):
+        raise UserError(f"{path} does not say how large its tiles are; write it again with attributes")
+    return float(steps.min())
+
+
+def _read(path: str) -> tuple[npt.NDArray[np.float64], dict[str, Any], dict[str, Any]]:
     """Coordinates (N, 2), their attributes, and those of the file."""
     try:
         with h5py_module().File(path) as file:
             coords = np.asarray(file["coords"][:], np.float64)
-            notes, of_file = dict(file["coords"].attrs), dict(file.attrs)
+            notes, of_file = attributes_of(file["coords"]), attributes_of(file)
     except UserError:
         raise
     except KeyError:

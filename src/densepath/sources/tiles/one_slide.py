@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from densepath.core.errors import UserError, one_line
-from densepath.core.log import log
-from densepath.core.streams import say
+from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.resolution import MppTable
@@ -24,21 +21,22 @@ from densepath.sources.tiles.grid import grid_of, tiles_with_tissue
 from densepath.sources.tiles.named_files import NamedFiles
 from densepath.sources.tiles.outlines import read_tissue, write_outlines
 from densepath.sources.tiles.overview import read_overview
+from densepath.sources.tiles.per_slide import PerSlide
 from densepath.sources.tiles.pictures import draw_tissue
-from densepath.sources.tiles.records import identity_of, read_record, record_path, write_record
+from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling, tiling_folder, tiling_path, write_tiling
 from densepath.sources.tiles.tissue import Holes, Pen, Tissue, find_tissue
 
+_Tiled: TypeAlias = tuple[Slide, Tissue, SlideTiling | None, npt.NDArray[np.float64] | None]
 _COARSER = 1.1  # times the asked µm per pixel: a coarser slide is reported
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """What is done with each slide.
+class Job(PerSlide[_Tiled]):
+    """Finds the tissue of each slide, and covers it with tiles.
 
     Args:
-        out: the folder of the results.
-        paths: the slides by name.
+        out, paths: as for :class:`~densepath.sources.tiles.per_slide.PerSlide`.
         mpp, size, overlap: µm per pixel of a tile, its side, and by how much neighbors overlap in pixels.
         min_tissue: the least share of tissue of a tile.
         given_mpp: µm per pixel of slides, given by the user.
@@ -47,8 +45,7 @@ class Job:
         align: as for :func:`~densepath.sources.tiles.grid.grid_of`.
     """
 
-    out: Path
-    paths: dict[str, str]
+    empty = MappingProxyType({"tiles": 0, "aligned": ""})
     mpp: float
     size: int
     overlap: int
@@ -59,7 +56,6 @@ class Job:
     holes: Holes
     pen: Pen
     align: bool
-    _identities: dict[str, list[Any]] = field(default_factory=dict)
 
     def tiles(self, name: str) -> Path:
         """The file of a slide's tiles."""
@@ -73,81 +69,39 @@ class Job:
         """The outlines of a slide's tissue."""
         return self.out / "tissue" / f"{name}.geojson"
 
-    def identity(self, name: str) -> list[Any]:
-        """What changes if the slide, or what was given for it, is another one."""
-        if name not in self._identities:
-            files = [self.paths[name]]
-            for given in (self.outlines, self.coords):
-                with suppress(UserError):  # reported when the slide is tiled
-                    files += [path] if given and (path := given.of(name)) else []
-            self._identities[name] = [self.given_mpp.given(self.paths[name]), *identity_of(*files)]
-        return self._identities[name]
+    def files(self, name: str) -> tuple[Path, Path, Path]:
+        """The files of a slide, first its tiles."""
+        return self.tiles(name), self.mask(name), self.outline(name)
+
+    def given(self, name: str) -> list[Any]:
+        """What changes if the µm per pixel, the tissue or the tiles that were given for a slide are others."""
+        files = []
+        for each in (self.outlines, self.coords):
+            with suppress(UserError):  # reported when the slide is tiled
+                files += [path] if each and (path := each.of(name)) else []
+        return [self.given_mpp.given(self.paths[name]), *identity_of(*files)]
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """The row of a slide that is done, with its current path; None if it is not done."""
-        record = read_record(self.out, name)
-        if record is None or record["identity"] != self.identity(name):
+        """The row of a slide that is done, also with these ``default_mpp``."""
+        record = super().record(name)
+        if record and record.get("default_mpp", self.given_mpp.default) != self.given_mpp.default:
             return None
-        if record["tiles"] and not self.tiles(name).exists():
-            return None
-        if "default_mpp" in record and record["default_mpp"] != self.given_mpp.default:
-            return None
-        return record | {"path": os.path.abspath(self.paths[name])}
+        return record
 
-    def is_done(self, name: str) -> bool:
-        """Whether a slide is done, with tiles or with a problem."""
-        return self.record(name) is not None
+    def find(self, name: str, row: dict[str, Any]) -> _Tiled:
+        """The tissue and the tiles of a slide; what is missing is noted. Raises CorruptImage and UserError."""
+        slide = self._open(name, row)
+        return slide, *self._find(name, slide, row)
 
-    def do(self, name: str) -> None:
-        """Tile a slide, and write its files; the record comes last.
-
-        Raises:
-            UserError: a file cannot be written.
-        """
-        row = self._row(name)
-        tissue, tiling, shares = None, None, None
-        try:
-            slide = self._open(name, row)
-            tissue, tiling, shares = self._find(name, slide, row)
-        except CorruptImage as error:
-            row["problem"] = error.why
-        except UserError as error:
-            row["problem"] = str(error)
-        except (OSError, MemoryError) as error:
-            row |= {"problem": str(error) or "out of memory", "again": True}
-        except Exception as error:  # a fault of this program must not end a long run
-            log("".join(traceback.format_exception(error)).rstrip())
-            row |= {"problem": f"a bug in densepath, please report it: {type(error).__name__}: {error}", "again": True}
-        files = (self.tiles(name), self.mask(name), self.outline(name))
-        for path in files:
-            path.unlink(missing_ok=True)
-        if tissue is not None:
-            draw_tissue(self.mask(name), tissue, tiling)
-            if self.coords is None:
-                write_outlines(self.outline(name), tissue, slide)
+    def write(self, name: str, row: dict[str, Any], found: _Tiled) -> None:
+        """Write the tissue and the tiles of a slide. Raises UserError if the disk is full."""
+        slide, tissue, tiling, shares = found
+        draw_tissue(self.mask(name), tissue, tiling)
+        if self.coords is None:
+            write_outlines(self.outline(name), tissue, slide)
         if tiling is not None:
-            row["tiles"] = len(tiling)
             write_tiling(self.tiles(name), tiling, self.overlap, shares)
-        self._finish(name, row)
-
-    def give_up(self, name: str, why: str) -> None:
-        """Record that a slide cannot be tiled."""
-        self._finish(name, self._row(name) | {"problem": why, "again": True})
-
-    def forget_failures(self) -> None:
-        """Let slides be tiled again that failed for other reasons than their files: too little memory, for instance."""
-        for name in self.paths:
-            if (record := read_record(self.out, name)) and record.get("again"):
-                record_path(self.out, name).unlink(missing_ok=True)
-
-    def _row(self, name: str) -> dict[str, Any]:
-        return {"slide": name, "path": os.path.abspath(self.paths[name]), "tiles": 0, "problem": "", "aligned": ""}
-
-    def _finish(self, name: str, row: dict[str, Any]) -> None:
-        row["problem"] = one_line(row["problem"])
-        if row["problem"]:
-            say(f"densepath: {one_line(name)}: {row['problem']}")
-        write_record(self.out, row, self.identity(name))
+            row["tiles"] = len(tiling)
 
     def _open(self, name: str, row: dict[str, Any]) -> Slide:
         """Open a slide, and note what is known of it. Raises CorruptImage and UserError."""
@@ -188,6 +142,7 @@ class Job:
         notes = [row["problem"]] * bool(row["problem"])
         if tissue.overview.damaged:
             notes.append(f"{tissue.overview.damaged:.1%} of it cannot be read: {tissue.overview.error}")
+            row["again"] = tissue.overview.can_pass
         if not len(corners):
             notes.append(self._why_none(slide, tissue, side))
         row["problem"] = "; ".join(notes)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from densepath.sources.corrupt import CorruptImage
+from densepath.core.waiting import progress
+from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.slides.slide import Slide
 from densepath.sources.slides.tile_codecs import Pixels
 from densepath.sources.slides.tile_table import WHITE
@@ -27,6 +28,7 @@ class Overview:
         origin: µm from the slide's upper left corner to that of the pixels, along y and x.
         damaged: share of the slide that cannot be read; it is white.
         error: the first reason why; empty without damage.
+        can_pass: whether more of it may be readable later, because a disk or a network has failed.
     """
 
     pixels: Pixels
@@ -34,6 +36,7 @@ class Overview:
     origin: tuple[float, float] = (0.0, 0.0)
     damaged: float = 0.0
     error: str = ""
+    can_pass: bool = False
 
 
 def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
@@ -55,38 +58,45 @@ def read_overview(slide: Slide, mpp: float = MPP) -> Overview:
     height, width = level.size
     out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
     side = max(1, _PART // factor) * factor
-    lost, error = 0, ""
+    errors: list[CorruptImage] = []
+    lost = 0
     for top in range(0, height, side):
         for left in range(0, width, side):
             rows, columns = min(side, height - top), min(side, width - left)
             part = np.full((rows, columns, 3), WHITE, np.uint8)
-            missing, why = _read(slide, (number, scale), top, left, part)
-            lost, error = lost + missing, error or why
+            progress(1)
+            lost += _read(slide, (number, scale), top, left, part, errors)
             reduced = _means(part, factor)
             y, x = top // factor, left // factor
             out[y : y + reduced.shape[0], x : x + reduced.shape[1]] = reduced
     if lost == height * width:
-        raise CorruptImage(slide.name, error)
+        raise CorruptImage(slide.name, errors[0].why) from errors[-1]
+    why = errors[0].why if errors else ""
     spacing = own[0] * factor, own[1] * factor
-    return Overview(out, spacing, (-level.shift * own[0], -level.shift * own[1]), lost / (height * width), error)
+    origin = -level.shift * own[0], -level.shift * own[1]
+    return Overview(out, spacing, origin, lost / (height * width), why, any(map(can_pass, errors)))
 
 
-def _read(slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels) -> tuple[int, str]:
-    """Read a part, and what is damaged in smaller and smaller parts; the number of pixels that stay white, and why."""
+def _read(slide: Slide, level: tuple[int, int], top: int, left: int, part: Pixels, errors: list[CorruptImage]) -> int:
+    """Read a part, and what is damaged in smaller and smaller parts; the number of pixels that stay white.
+
+    The first error is added to ``errors``, and then the first that can pass.
+    """
     rows, columns = part.shape[:2]
     try:
         part[:] = slide.read(level[0], (top, left, rows, columns), level[1])
-        return 0, ""
+        return 0
     except CorruptImage as error:
+        if not errors or (can_pass(error) and not can_pass(errors[-1])):
+            errors.append(error)
         if max(rows, columns) <= _PIECE:
-            return rows * columns, error.why
-        why = error.why
+            return rows * columns
     half = 1 << ((max(rows, columns) - 1).bit_length() - 1)  # parts that fit the file's own tiles
     lost = 0
     for y in range(0, rows, half):
         for x in range(0, columns, half):
-            lost += _read(slide, level, top + y, left + x, part[y : y + half, x : x + half])[0]
-    return lost, why
+            lost += _read(slide, level, top + y, left + x, part[y : y + half, x : x + half], errors)
+    return lost
 
 
 def _means(pixels: Pixels, factor: int) -> Pixels:

@@ -67,6 +67,13 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
         return None
 
 
+def identities(out: Path) -> dict[str, list[Any]]:
+    """What the results of all slides in a folder were made of, by the names of the slides."""
+    folder = record_path(out, "").parent
+    names = (str(path.relative_to(folder)).removesuffix(".json") for path in sorted(folder.rglob("*.json")))
+    return {name: record["identity"] for name in names if (record := read_record(out, name))}
+
+
 def slides_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of slides as text."""
     lines: list[str] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +29,7 @@ from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import SlideLevel
 from densepath.sources.tiles.tile_files import SlideTiling, read_tile_folder
+from densepath.sources.tiles.tiled_slide import open_tiled
 
 _OPEN = 1024  # slides that a process remembers, without open files, each in a few kB
 _Box = Sequence[Sequence[float]]  # low and high corner, y and x
@@ -257,10 +257,7 @@ def _whole(length: float) -> float:
 @lru_cache(_OPEN)
 def _opened(path: str, spacing: tuple[float, float], extent: tuple[int, int], mpp: float) -> SlideLevel:
     """A slide at a resolution, with the µm per pixel with which it was tiled. Raises CorruptImage."""
-    slide = replace(open_slide(path), given=spacing)
-    if slide.size != extent:
-        raise CorruptImage(path, _replaced(slide.size, extent))
-    return slide.at_mpp(mpp)
+    return open_tiled(path, spacing, extent).at_mpp(mpp)
 
 
 def _replaced(size: tuple[int, int], extent: tuple[int, int]) -> str:

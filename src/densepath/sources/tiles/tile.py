@@ -88,8 +88,8 @@ def tile(
         default_mpp: µm per pixel of slides that have none.
         exclude: patterns of slides to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         table: format of the table of all tiles.
-        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun, srun or a
-            job array of SLURM, if one of them started it.
+        shard: this process's share of the slides: 2/8 is the second of eight. By default that of torchrun or srun, if
+            one of them started it; other processes, such as those of job arrays, share by locks.
         workers: number of processes; 0 for none besides this one. By default one for each core.
 
     Returns:
@@ -133,6 +133,7 @@ def tile(
     paths = dict(zip(names, slides, strict=True))
     job = Job(out, paths, mpp, size, overlap, min_tissue, given_mpp, drawn, given, holes, pen, align)
     with work_folder(out, options, log=LOG, free=_FREE):
+        job.check_slides(data)
         job.forget_failures()
         left = sum(not job.is_done(name) for name in names)
         also = f"; passed over: {passed.describe()}" if passed.describe() else ""
@@ -194,7 +195,7 @@ def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, wa
     made = job.out / f"tiles.{table}"
     with shared_work(job.out / LOCKS / "tables", "tables"):
         if not (is_written(job.out, text) and made.exists() and (job.out / SHEET).exists()):
-            remove_remains(job.out)
+            remove_remains(job.out, shared=True)
             write_tiles_table(made, rows, job.tiles)
             draw_contact_sheet(job.out / SHEET, [(job.mask(row["slide"]), row["slide"], _shown(row)) for row in rows])
             write_slides_table(job.out, text)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -198,9 +199,13 @@ def read_tile_folder(folder: str | Path, slides: Sequence[str] | None = None) ->
         )
     rows = read_slide_rows(folder)
     if slides is not None:
-        asked = set(slides)
+        asked = {normalize("NFC", name) for name in slides}  # macOS writes other forms than Linux
         known = {name for row in rows for name in _spellings(row)}
-        refuse([one_line(name) for name in slides if name not in known], f"{folder} has no slides", "correct the list")
+        refuse(
+            [one_line(name) for name in slides if normalize("NFC", name) not in known],
+            f"{folder} has no slides",
+            "correct the list",
+        )
         rows = [row for row in rows if asked.intersection(_spellings(row))]
     found = []
     for row in rows:
@@ -234,7 +239,8 @@ def read_slide_rows(folder: Path) -> list[dict[str, str]]:
 def _spellings(row: dict[str, str]) -> set[str]:
     """The names by which a user may call a slide: its own, or its path with any of the folders above it."""
     path = PurePath(row["path"])
-    return {row["slide"], path.stem} | {str(PurePath(*path.parts[start:])) for start in range(len(path.parts))}
+    names = {row["slide"], path.stem} | {str(PurePath(*path.parts[start:])) for start in range(len(path.parts))}
+    return {normalize("NFC", name) for name in names}
 
 
 def _text(name: str) -> str:
@@ -243,8 +249,9 @@ def _text(name: str) -> str:
 
 
 def h5py_module() -> Any:
+    """h5py. Raises UserError if it is not installed."""
     try:
         import h5py
     except ImportError as error:
-        raise UserError('tiles need h5py; pip install "densepath[slides]"') from error
+        raise UserError('results of slides need h5py; pip install "densepath[slides]"') from error
     return h5py

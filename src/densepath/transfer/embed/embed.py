@@ -112,11 +112,12 @@ def embed(
         tile_size: side of such tiles in pixels; by default what a vision transformer was trained for, or 256.
         mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.
         default_mpp: µm per pixel of slides that have none.
-        shard: this process's share of the slides, such as "2/8"; processes without shares divide them, too.
+        shard: this process's share of the slides, such as "2/8"; by default that of torchrun or srun. Other processes,
+            such as those of job arrays, share by locks.
         exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         seed: seed of random weights.
         devices: "auto" (one GPU, or the CPU), N (processes on as many GPUs, or on the CPU), "cpu" or "cpu:N".
-        precision: "auto", "32" or "bf16-mixed".
+        precision: "auto", "32" or "bf16-mixed"; on slides "auto" continues with that of the first start.
 
     Returns:
         The file; ``.load()`` reads it. With several processes, that of the first is complete.
@@ -137,7 +138,7 @@ def embed(
     }
     if mpp is not None or holds_slides(data, exclude):
         network = {"backbone": backbone, "stage": stage, "pool": pool, "seed": seed, "size": size}
-        how = EmbedOptions(weights, network, dtype, batch_size, choose_hardware(devices, precision))
+        how = EmbedOptions(weights, network, dtype, batch_size, choose_hardware(devices, precision), precision)
         return Embeddings(out, embed_slides(data, out, how, exclude=exclude, **tiles))
     refuse_options("slides", tiles)
     check_format(out)

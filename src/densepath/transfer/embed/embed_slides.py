@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,30 +24,34 @@ from densepath.core.shared_work import Shard, claimed
 from densepath.core.system import with_progress
 from densepath.core.waiting import wait_for
 from densepath.core.work_folder import work_folder
+from densepath.nets.weights.trained_on import slides_of_weights
 from densepath.runs.progress import say
 from densepath.runs.watchdog import PARENT
 from densepath.sources.conversion import as_pixels
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import h5py_module, is_tile_folder, overlap_of
-from densepath.training.hardware import Hardware
+from densepath.training.hardware import Hardware, Precision
 from densepath.training.processes import other_processes
 from densepath.transfer.embed.encode import batches_of, encode
 from densepath.transfer.embed.encoder import Encoder, input_size, load_encoder
 from densepath.transfer.embed.feature_file import FORMATS
 from densepath.transfer.embed.inputs import center
 from densepath.transfer.embed.slide_features import NOTES, FeatureWriter, open_features, read_slide_features
+from densepath.transfer.slides.attempt import as_corrupt, attempt, left_to_others
 from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.principal import principal_colors
 from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
 from densepath.version import __version__
 
 _TILE = 256  # pixels
 _ALL = "1/1"  # every process waits until all slides are tiled
-_FREE = ("data", "precision", "densepath_version")  # may change when the same command continues
+_FREE = ("data", "precision", "densepath_version")  # may change when the same command continues; precision is checked
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class EmbedOptions:
         dtype: of the numbers in the files.
         batch_size: tiles in a pass of the network.
         hardware: where to compute.
+        precision: what the user asked for.
     """
 
     weights: str | Path
@@ -69,6 +74,7 @@ class EmbedOptions:
     dtype: str
     batch_size: int
     hardware: Hardware
+    precision: Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +104,8 @@ def embed_slides(
     :func:`~densepath.transfer.embed.embed.embed`.
 
     Returns:
-        The numbers of "slides", "tiles" and "damaged" tiles of all processes so far, "dim", and the number of slides
-        that "failed" in this one.
+        The numbers of "slides", "tiles" and "damaged" tiles of all processes so far, "dim", and the numbers of slides
+        that "failed" in this one and that are "left" to other processes.
     """
     if out.suffix.lower() in FORMATS:
         raise UserError(f"{out}: the features of slides are a folder; name one")
@@ -118,7 +124,9 @@ def embed_slides(
         "densepath_version": __version__,
     }
     tiled = is_tile_folder(data)
-    if tiled:
+    if not tiled:
+        refuse_among_images(out, data)
+    else:
         refuse_options("slides that are not tiled", {"mpp": mpp, "tile_size": tile_size})
     record = {
         "data": str(data),
@@ -131,6 +139,10 @@ def embed_slides(
     share = Shard.of(shard)
     with ExitStack() as stack:
         stack.enter_context(work_folder(out, {**record, **notes}, log="embed.log", free=_FREE))
+        hardware = replace(hardware, precision=begun_precision(out, options.precision, hardware.precision))
+        notes |= {"precision": hardware.precision}
+        if (seen := slides_of_weights(options.weights)) is not None:
+            notes["pretraining_slides"] = list(seen)
         say(f"densepath: {line}")
         children = stack.enter_context(other_processes(hardware)) if hardware.rank == 0 else ()
         tiles, table = Path(data), MppTable(mpp_table, default_mpp)
@@ -142,7 +154,7 @@ def embed_slides(
             exclude, table = (), MppTable()
         slides = list_of_slides(tiles, exclude, table)
         hardware.lay_out(encoder)
-        work = _Work(options, encoder.to(hardware.device), size, overlap_of(tiles), notes)
+        work = _Work(replace(options, hardware=hardware), encoder.to(hardware.device), size, overlap_of(tiles), notes)
         if children or PARENT in os.environ:
             share = None  # locks divide the work among processes that this command has started
         counts = _embed_all(work, slides, out, features_name(options.weights, encoder.backbone.name), share)
@@ -211,30 +223,33 @@ def _embed_all(
     say(f"densepath: {len(slides)} slides, {done} done before, {work.encoder.dim} numbers for each tile")
     with closing(claimed(out, list(by_name), is_done, shard)) as names:
         for name in names:
-            try:
-                _embed(work, by_name[name], features_path(out, features, name), out / "heat_maps" / name)
-            except CorruptImage as error:
-                failed.append(f"{name}: {error.why}")
-                _log.warning("slide passed over: %s", failed[-1])
+            path, heat_map = features_path(out, features, name), out / "heat_maps" / name
+            if why := attempt(name, out, partial(_embed, work, by_name[name], path, heat_map)):
+                failed.append(f"{name}: {why}")
     if len(failed) == len(slides):
         raise UserError(f"none of {len(slides)} slides can be read ({failed[0]})")
     found = [_notes(features_path(out, features, name)) for name in by_name if is_done(name)]
     counts = {key: sum(notes[key] for notes in found) for key in ("tiles", "damaged")}
     also = f"; {len(failed)} slides passed over: {first_few(failed)}" if failed else ""
+    left = len(slides) - len(found) - len(failed)
+    also += left_to_others(left, len(slides))
     also = (f", {counts['damaged']} damaged tiles passed over" if counts["damaged"] else "") + also
     where = features_path(out, features, "x").parent
     say(f"densepath: features of {counts['tiles']} tiles of {len(found)} slides are in {where}{also}")
-    return {"slides": len(found), **counts, "dim": work.encoder.dim, "failed": len(failed)}
+    return {"slides": len(found), **counts, "dim": work.encoder.dim, "failed": len(failed), "left": left}
 
 
 def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
     """Write the features of a slide, and their heat map."""
-    opened, tiling = slide.open(), slide.tiling
+    tiling = slide.tiling
+    with as_corrupt(slide):
+        opened = slide.open()
     assert tiling is not None
     batches = batches_of(range(len(tiling)), work.options.batch_size)
     notes = {**work.notes, "slide": slide.identity(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     damaged: list[str] = []
     remove_abandoned(path)
+    Path(f"{heat_map}.png").unlink(missing_ok=True)  # it comes last, and shows that the slide is done
     with FeatureWriter(path, tiling, work.overlap, work.encoder.dim, work.options.dtype, notes) as file:
         half = work.options.hardware.precision == "bf16-mixed"
         tiles = _Tiles(slide, work.size, work.encoder.spec.channels)

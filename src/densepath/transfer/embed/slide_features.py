@@ -17,6 +17,7 @@ import torch
 
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
+from densepath.sources.tiles.coords import attributes_of, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
 
 NOTES = "densepath"  # the attribute of the file with the notes, JSON
@@ -154,7 +155,7 @@ def read_slide_features(path: str | Path, features: bool = True) -> SlideFeature
         path: the file.
         features: False for what else an HDF5 file says; then the features are (N, 0).
 
-    Whole coordinates are pixels of level 0, others µm, unless the file says which. Where CLAM's file of features does
+    For the unit of coordinates see :func:`~densepath.sources.tiles.coords.unit_of`. Where CLAM's file of features does
     not say how large tiles are, see :meth:`SlideFeatures.boxes_um`.
 
     Raises:
@@ -182,8 +183,8 @@ def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
             raise ValueError(f"datasets {', '.join(file) or 'none'} instead of features or feats")
         features = _as_rows(file[name][:] if read else file[name][..., :0])
         corners = file[_CORNERS][:] if _CORNERS in file else None
-        said = dict(file.attrs) | (dict(file[_CORNERS].attrs) if corners is not None else {})
-    notes = json.loads(said.pop(NOTES, "{}")) | {key: _plain(value) for key, value in said.items()}
+        said = attributes_of(file) | (attributes_of(file[_CORNERS]) if corners is not None else {})
+    notes = json.loads(said.pop(NOTES, "{}")) | said
     return _located(path.stem, features, corners, notes)
 
 
@@ -205,21 +206,18 @@ def _located(
     """Features with what their notes say of the tiles, in the words of densepath, TRIDENT, CLAM or STAMP."""
     if corners is None:
         return SlideFeatures(name, features, notes=notes)
-    whole = corners.dtype.kind in "iu" or bool((corners == np.round(corners)).all())
-    unit: Literal["px", "um"] = "um" if notes.get("unit", "px" if whole else "um") in ("um", "µm") else "px"
+    unit, side = unit_of(corners, notes)
     spacing = None
     if {"level0_mpp_x", "level0_mpp_y"} <= notes.keys():
         spacing = float(notes["level0_mpp_y"]), float(notes["level0_mpp_x"])
-    if unit == "um":
-        side = notes.get("tile_size_um", notes.get("tile_size"))
-    elif spacing is not None and "size_um" in notes:
+    if unit == "px" and spacing is not None and "size_um" in notes:
         side = float(notes["size_um"]) * 2 / sum(spacing)
-    else:
-        side = notes.get("patch_size_level0")
-        if side is None and "patch_size" in notes:  # CLAM's, in pixels of its level
-            side = notes["patch_size"] * float(np.mean(notes.get("downsample", 1.0)))
+    elif unit == "px" and "patch_size_level0" in notes:
+        side = float(notes["patch_size_level0"])
+    elif unit == "px" and "patch_size" in notes:  # CLAM's, in pixels of its level
+        side = float(notes["patch_size"]) * float(np.mean(notes.get("downsample", 1.0)))
     corners = corners.astype(np.float64).reshape(-1, 2)
-    return SlideFeatures(name, features, corners, unit, None if side is None else float(side), spacing, notes)
+    return SlideFeatures(name, features, corners, unit, side, spacing, notes)
 
 
 def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -229,10 +227,3 @@ def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"{values.dtype} {list(values.shape)} is not one vector for each tile")
     return values if values.dtype in (np.float16, np.float32) else values.astype(np.float32)
-
-
-def _plain(value: Any) -> Any:
-    """An attribute of HDF5 as a plain value."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from densepath.transfer.detection.prediction_files import COLUMNS, MICRONS, Grid
 from densepath.transfer.detection.predictor import TrainedDetector
 from densepath.transfer.detection.windows import merged, windows_of
 from densepath.transfer.predict_records import TABLE, record_of, source_of
+from densepath.transfer.slides.attempt import as_corrupt, attempt, left_to_others
 from densepath.transfer.slides.heat_map import write_density
 from densepath.transfer.slides.object_files import ObjectFiles, centroids_in
 from densepath.transfer.slides.object_pictures import draw_objects
@@ -35,6 +37,8 @@ from densepath.transfer.slides.slide_list import ListedSlide, share_of_tiles
 
 SLIDES = "slides.csv"
 _FACTS = ("slide", "path", "mpp", "windows", "skipped", "damaged", "objects", "problem")
+
+_LEFT = "unfinished"  # the problem of slides that are left to other processes
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +103,8 @@ def predict_slides(
         shard: the share of this process; None for all slides.
 
     Returns:
-        The numbers of "slides", "damaged" ones and "objects" so far, of all processes.
+        The numbers of "slides", "damaged" ones, those "left" to other processes, and "objects" so far, of all
+        processes.
 
     Raises:
         UserError: no slide can be read.
@@ -120,7 +125,10 @@ def predict_slides(
         for name in names:
             listed = by_name[name]
             identity = listed.identity()
-            facts = _predict_slide(detector, listed, out, search, name in drawn)
+            facts: dict[str, Any] = {}
+            work = partial(_predict_slide, detector, listed, out, search, name in drawn, facts)
+            if problem := attempt(name, out, work):
+                facts = {"problem": problem}
             with atomic_write(record_of(out, name)) as part:
                 part.write_text(f"{json.dumps(identity)}\n{json.dumps(facts)}\n")
     with shared_work(out / LOCKS / "tables", "tables"):
@@ -128,22 +136,23 @@ def predict_slides(
     if len(problems) == len(slides):
         raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
     missing = f", {len(problems)} slides passed over: {first_few(problems)}" if problems else ""
-    say(f"densepath: {counts['objects']} objects in {counts['slides'] - counts['damaged']} slides{missing}")
+    missing += left_to_others(counts["left"], len(slides))
+    say(f"densepath: {counts['objects']} objects in {len(slides) - len(problems) - counts['left']} slides{missing}")
     return counts
 
 
 def _predict_slide(
-    detector: TrainedDetector, listed: ListedSlide, out: Path, search: Search, drawn: bool
-) -> dict[str, Any]:
-    """Write the files of a slide, and return what is known of it; "problem" if it cannot be opened."""
+    detector: TrainedDetector, listed: ListedSlide, out: Path, search: Search, drawn: bool, facts: dict[str, Any]
+) -> None:
+    """Write the files of a slide, and note what is known of it.
+
+    Raises:
+        CorruptImage: it cannot be read.
+    """
     name = listed.name
-    try:
+    with as_corrupt(listed):
         slide = listed.open()
         share = find_tissue(slide).share if listed.tiling is None else share_of_tiles(listed.tiling)
-    except (CorruptImage, UserError) as error:
-        why = error.why if isinstance(error, CorruptImage) else str(error)
-        _log.warning("slide passed over: %s: %s", name, why)
-        return {"problem": why}
     level = slide.at_mpp(search.mpp)
     reduced = slide.levels[level.level].at(level.scale)
     grid = Grid(reduced.downsample, reduced.shift, slide.mpp)
@@ -162,7 +171,8 @@ def _predict_slide(
     write_density(out / "heat_maps" / name, slide, points, share)
     if drawn:
         draw_objects(level, grid, geojson, table, _picture(out, name))
-    facts = {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
+    facts |= {"mpp": slide.mpp, "windows": len(kept), "skipped": len(windows) - len(kept), "damaged": len(damaged)}
+    facts["objects"] = files.count
     if not kept:
         say(f"densepath: {name}: no tissue was found, so it has no objects")
     if damaged:
@@ -170,7 +180,6 @@ def _predict_slide(
         where = f"{len(damaged)} of {len(kept)} windows cannot be read, the first at x {x}, y {y}"
         facts["unread"] = f"{where} ({damaged[0][1].why})"
         _log.warning("%s: %s", name, facts["unread"])
-    return facts | {"objects": files.count}
 
 
 def _picture(out: Path, name: str) -> Path:
@@ -195,8 +204,8 @@ def _boxes(windows: Sequence[Window], grid: Grid) -> npt.NDArray[np.float64]:
 
 
 def _gather(out: Path, slides: Sequence[ListedSlide]) -> tuple[dict[str, Any], list[str]]:
-    """Write the tables of all slides that are done."""
-    counts, problems = {"slides": len(slides), "damaged": 0, "objects": 0}, []
+    """Write the tables, with the objects of all slides that are done."""
+    counts, problems = {"slides": len(slides), "damaged": 0, "left": 0, "objects": 0}, []
     with (
         atomic_write(out / TABLE) as table_part,
         atomic_write(out / SLIDES) as slides_part,
@@ -219,5 +228,8 @@ def _gather(out: Path, slides: Sequence[ListedSlide]) -> tuple[dict[str, Any], l
                 with _table(out, slide.name).open(newline="", encoding="utf-8", errors="surrogateescape") as own:
                     next(own)
                     table.writelines(own)
+            else:
+                counts["left"] += 1
+                facts = {"problem": _LEFT}
             rows.writerow({"slide": slide.name, "path": slide.path} | facts)
     return counts, problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.output_names import names_below, output_names
-from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import Passed
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.open import open_slide
@@ -21,6 +20,7 @@ from densepath.sources.slides.resolution import MppTable
 from densepath.sources.slides.slide import Slide
 from densepath.sources.tiles.records import identity_of
 from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
+from densepath.sources.tiles.tiled_slide import open_tiled
 
 Share = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
@@ -53,10 +53,7 @@ class ListedSlide:
             slide = slide.with_mpp(self.mpp.default) if slide.spacing is None else slide
             _ = slide.mpp
             return slide
-        slide = replace(open_slide(self.path), given=self.tiling.spacing)
-        if slide.size != self.tiling.extent:
-            raise CorruptImage(self.path, "has another size than when it was tiled; run densepath tile again")
-        return slide
+        return open_tiled(self.path, self.tiling.spacing, self.tiling.extent)
 
     def identity(self) -> list[Any]:
         """What changes if the slide is another one, or has other µm per pixel or other tiles."""

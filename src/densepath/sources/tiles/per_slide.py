@@ -1,0 +1,153 @@
+"""Work on each slide of a folder of results: whatever is wrong with a slide becomes a line of the table."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.log import log
+from densepath.core.streams import say
+from densepath.core.work_folder import recorded
+from densepath.sources.corrupt import CorruptImage, can_pass
+from densepath.sources.tiles.records import identities, identity_of, read_record, record_path, write_record
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, eq=False)
+class PerSlide(ABC, Generic[Found]):
+    """What is done with each slide or image, and whether it is done.
+
+    Args:
+        out: the folder of the results.
+        paths: the slides by name.
+
+    Attributes:
+        empty: the row of a slide without a result, besides its name, path and problem.
+    """
+
+    empty: ClassVar[Mapping[str, Any]] = {}
+    out: Path
+    paths: dict[str, str]
+    _identities: dict[str, list[Any]] = field(default_factory=dict, init=False)
+
+    @abstractmethod
+    def find(self, name: str, row: dict[str, Any]) -> Found:
+        """Make the result of a slide, and note in its row what is known.
+
+        Raises:
+            CorruptImage: it cannot be read.
+            UserError: whatever else is wrong with it, or with what was given for it.
+        """
+
+    @abstractmethod
+    def write(self, name: str, row: dict[str, Any], found: Found) -> None:
+        """Write the files of a slide, and then note the result in its row.
+
+        Raises:
+            UserError: the disk is full. It ends all work.
+        """
+
+    @abstractmethod
+    def files(self, name: str) -> Sequence[Path]:
+        """The files of a slide. The first is its result: without it, or if it has changed, the slide is not done."""
+
+    def given(self, name: str) -> list[Any]:
+        """What changes if what was given for a slide is something else."""
+        return []
+
+    def identity(self, name: str) -> list[Any]:
+        """What changes if the slide, or what was given for it, is another one: two numbers of its file come first."""
+        if name not in self._identities:
+            self._identities[name] = [*identity_of(self.paths[name]), *self.given(name)]
+        return self._identities[name]
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The row of a slide that is done, with its current path; None if it is not done."""
+        record = read_record(self.out, name)
+        if record is None or record["identity"] != self.identity(name):
+            return None
+        if record.get("result") not in (None, identity_of(self.files(name)[0])):
+            return None
+        return record | {"path": os.path.abspath(self.paths[name])}
+
+    def is_done(self, name: str) -> bool:
+        """Whether a slide is done, with a result or with a problem."""
+        return self.record(name) is not None
+
+    def do(self, name: str) -> None:
+        """Make the result of a slide, and write it; the record comes last.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        row = self._row(name)
+        try:
+            for path in self.files(name):  # of another slide, or damaged
+                path.unlink(missing_ok=True)
+            found = self._found(name, row)
+            if found is not None:
+                self.write(name, row, found)
+        except UserError:
+            raise
+        except (OSError, MemoryError) as error:
+            row |= {"problem": str(error) or "out of memory", "again": True}
+        except Exception as error:  # a fault of this program must not end a long run
+            log("".join(traceback.format_exception(error)).rstrip())
+            row |= {"problem": f"a bug in densepath, please report it: {type(error).__name__}: {error}", "again": True}
+        self._finish(name, row)
+
+    def give_up(self, name: str, why: str) -> None:
+        """Record that a slide has no result."""
+        self._finish(name, self._row(name) | {"problem": why, "again": True})
+
+    def forget_failures(self) -> None:
+        """Let slides be tried again that failed for other reasons than their files: too little memory, for instance."""
+        for name in self.paths:
+            if (record := read_record(self.out, name)) and record.get("again"):
+                record_path(self.out, name).unlink(missing_ok=True)
+
+    def check_slides(self, data: str | Path) -> None:
+        """Report slides that have results, but are not those of the data any more.
+
+        Args:
+            data: where the slides are now.
+
+        Raises:
+            UserError: none of the slides that have results is one of the data.
+        """
+        before = recorded(self.out).get("data")
+        old = {} if before == str(data) else identities(self.out)
+        gone = [one_line(name) for name in old if name not in self.paths]
+        changed = [one_line(name) for name in old if name in self.paths and old[name][:2] != self.identity(name)[:2]]
+        if old and len(gone) + len(changed) == len(old):
+            raise UserError(f"{self.out} holds results of other slides ({before}); use another folder for {data}")
+        if gone:
+            say(f"densepath: {self.out} keeps files of {len(gone)} slides that are not in {data}: {first_few(gone)}")
+        if changed:
+            say(f"densepath: {len(changed)} slides are others than before, and are done again: {first_few(changed)}")
+
+    def _found(self, name: str, row: dict[str, Any]) -> Found | None:
+        try:
+            return self.find(name, row)
+        except (CorruptImage, UserError) as error:
+            why = error.why if isinstance(error, CorruptImage) else str(error)
+            row |= {"problem": why, "again": can_pass(error)}
+            return None
+
+    def _row(self, name: str) -> dict[str, Any]:
+        return {"slide": name, "path": os.path.abspath(self.paths[name]), **self.empty, "problem": ""}
+
+    def _finish(self, name: str, row: dict[str, Any]) -> None:
+        row["problem"] = one_line(row["problem"])
+        if row["problem"]:
+            say(f"densepath: {one_line(name)}: {row['problem']}")
+        result = self.files(name)[0]
+        row["result"] = identity_of(result) if os.path.exists(result) else None
+        write_record(self.out, row, self.identity(name))

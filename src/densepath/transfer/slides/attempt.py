@@ -1,0 +1,70 @@
+"""Work on one slide of many: what is wrong with it costs a line, and does not end the run."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from densepath.core.errors import UserError, one_line
+from densepath.core.files import writing
+from densepath.core.log import log
+from densepath.sources.corrupt import CorruptImage
+from densepath.transfer.slides.slide_list import ListedSlide
+
+_log = logging.getLogger(__name__)
+
+
+def attempt(name: str, out: Path, work: Callable[[], None]) -> str | None:
+    """Do the work on a slide.
+
+    Args:
+        name: of the slide.
+        out: the folder where the work writes.
+        work: the work.
+
+    Returns:
+        Why it failed; None if it did not.
+
+    Raises:
+        UserError: that of the work, or the disk is full: no other slide would succeed.
+    """
+    try:
+        with writing(out):
+            work()
+    except UserError:
+        raise
+    except CorruptImage as error:
+        why = error.why
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        why = str(error) or "out of memory"
+    except Exception as error:  # a fault of this program must not end a long run
+        log("".join(traceback.format_exception(error)).rstrip())
+        why = f"a bug in densepath, please report it: {type(error).__name__}: {error}"
+    else:
+        return None
+    why = one_line(why)
+    _log.warning("slide passed over: %s: %s", name, why)
+    return why
+
+
+@contextmanager
+def as_corrupt(slide: ListedSlide) -> Iterator[None]:
+    """What is wrong with a slide or its options, while it is opened, as an error of this slide.
+
+    Raises:
+        CorruptImage: it cannot be read, its µm per pixel are unknown, or a library is not installed.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise CorruptImage(slide.path, str(error)) from error
+
+
+def left_to_others(left: int, slides: int) -> str:
+    """The end of a line about this process; empty if no slide is left."""
+    return f"; this process is done, {left} of {slides} slides are left to other processes" if left else ""

@@ -1,0 +1,53 @@
+"""What ends a run over many slides, and what costs one of them."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.core.log import logged
+from densepath.sources.corrupt import CorruptImage
+from densepath.transfer.slides.attempt import attempt
+from densepath.transfer.slides.precision import begun_precision
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (CorruptImage("a.tiff", "cut off"), "cut off"),
+        (OSError(errno.EIO, "network drive"), "[Errno 5] network drive"),
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (KeyError("x"), "a bug in densepath, please report it: KeyError: 'x'"),
+    ],
+)
+def test_a_slide_is_passed_over(error: Exception, why: str, tmp_path: Path) -> None:
+    def work() -> None:
+        raise error
+
+    with logged(tmp_path / "log"):
+        assert attempt("a", tmp_path, work) == why
+    said = (tmp_path / "log").read_text()
+    assert f"slide passed over: a: {why}" in said and ("Traceback" in said) == isinstance(error, KeyError)
+    assert attempt("a", tmp_path, lambda: None) is None
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), UserError("no"), SystemExit()])
+def test_a_full_disk_ends_all_work(error: BaseException, tmp_path: Path) -> None:
+    def work() -> None:
+        raise error
+
+    with pytest.raises(SystemExit if isinstance(error, SystemExit) else UserError):
+        attempt("a", tmp_path, work)
+
+
+def test_all_results_of_a_folder_have_one_precision(tmp_path: Path) -> None:
+    assert begun_precision(tmp_path, "auto", "32") == "32"
+    (tmp_path / "config.yaml").write_text("precision: bf16-mixed\n")
+    assert begun_precision(tmp_path, "auto", "32") == begun_precision(tmp_path, "bf16-mixed", "32") == "bf16-mixed"
+    with pytest.raises(UserError, match="was begun with --precision bf16-mixed; use that"):
+        begun_precision(tmp_path, "32", "32")
