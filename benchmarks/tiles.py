@@ -46,8 +46,14 @@ def packed_store(data: str | None, count: int, size: int) -> Iterator[Path]:
 class RandomCells:
     """Cells at random positions of each image, all of one class."""
 
+    class_names = ("cell",)
+
     def __init__(self, count: int = 60) -> None:
         self.count = count
+
+    def describe(self) -> str:
+        """A line on the cells."""
+        return f"{self.count} random cells in each image"
 
     def gather(self, index: torch.Tensor, pin: bool = False) -> torch.Tensor:
         """(B, count, 3): x and y, normalized, and the class."""

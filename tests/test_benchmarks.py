@@ -66,11 +66,12 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> PackedTiles:
 @pytest.fixture
 def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
     """A small step of a method, with a random teacher or tokenizer if it needs one."""
-    vit = {"mae", "eva", "vq_kd", "beit_v2"}
+    vit = {"mae", "eva", "vq_kd", "beit_v2", "dirl"}
     small: dict[str, dict[str, Any]] = {
         "pcl_v2": {"num_clusters": [5], "warmup": 1.0},  # no clusters yet: they are computed between steps
         "vq_kd": {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4},
         "eva": {"teacher": "test_resnet", "teacher_weights": "random"},
+        "dino_imix": {"prototypes": 24, "hidden_dim": 16, "local_crops": 2, "local_size": 0.5},
     }
 
     def make(name: str) -> step.Step:
@@ -80,7 +81,8 @@ def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
             export_parts(tmp_path, tokens.exported_parts(), {"method": "vq_kd", "backbone": "test_vit"}, 0)
             given = {"tokenizer": str(tmp_path / "tokenizer.safetensors")}
         backbone = "test_vit" if name in vit else "test_resnet"
-        return step.Step(f"{name}_small", tiles, 64, 4, backbone, choose_hardware("cpu", "32"), given)
+        recipe = "dino_imix" if name == "dino_imix" else f"{name}_small"
+        return step.Step(recipe, tiles, 64, 4, backbone, choose_hardware("cpu", "32"), given)
 
     return make
 

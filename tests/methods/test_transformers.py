@@ -1,9 +1,11 @@
 """Every method on a vision transformer."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from method_checks import check
 from targets import prepare
 
@@ -12,6 +14,8 @@ from densepath.methods import BYOL, METHODS, ConCL, MoCoV2, SimCLR
 from densepath.sources.image_files import ImageFiles
 from densepath.views.maker import ViewMaker
 
+DISTILLED = ("dino", "dino_imix", "cellback", "dirl")
+SMALL = {"prototypes": 24, "hidden_dim": 16, "dim": 8, "local_size": 0.5}
 TAKERS = [name for name in METHODS if name not in ("spark", "conv_mim")]  # which are for ConvNets
 
 
@@ -20,16 +24,20 @@ def views(images):
     """A batch of 64 px with the views of all methods, and labels."""
     batch = ViewMaker(ConCL.views(), 64, seed=0)(images)
     views = {"first": batch["query"], "second": batch["key"], "image": batch["query"]}
-    return replace(batch, views={**batch.views, **views}, extras={"class": batch.index % 3})
+    cells = F.pad(torch.rand(len(batch), 9, 2) * 2 - 1, (0, 1))
+    return replace(batch, views={**batch.views, **views}, extras={"class": batch.index % 3, "cells": cells})
 
 
 @pytest.mark.parametrize("name", TAKERS)
 def test_every_method_takes_a_step_that_moves_every_weight(make, views, name, tokenizer):
     """In bfloat16 where autocast takes it, with channels last: as a GPU trains."""
-    options = {"num_clusters": (5, 6)} if name == "pcl_v2" else {}
+    options = {"pcl_v2": {"num_clusters": (5, 6)}}.get(name, SMALL if name in DISTILLED else {})
     backbone = "vit_tiny_patch16_224" if name == "moco_v2" else "test_vit"
     method = make(METHODS[name], backbone, **options).to(memory_format=torch.channels_last)
-    prepare(method, ImageFiles(f"{number % 3}/{number}.png" for number in range(12)), tokenizer=tokenizer)
+    if "cells" in method.needs():
+        method.prepare(None, {"cells": SimpleNamespace(class_names=("cell",), describe=lambda: None)})
+    else:
+        prepare(method, ImageFiles(f"{number % 3}/{number}.png" for number in range(12)), tokenizer=tokenizer)
     before = {key: p.clone() for key, p in method.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -58,7 +66,7 @@ def test_overfits_one_batch(make, views, losses_on, method, steps, lr, share):
 
 @pytest.mark.parametrize("name", TAKERS)
 def test_views_that_the_patches_do_not_divide_are_refused_before_the_run(make, name):
-    method = make(METHODS[name], "test_vit")
+    method = make(METHODS[name], "test_vit", **(SMALL if name in DISTILLED else {}))
     check(method, 64, 4)
     with pytest.raises(UserError, match=r"test_vit divides images into patches of 16 px, and 72 x 72 px"):
         check(method, 72, 4)

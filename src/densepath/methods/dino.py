@@ -290,14 +290,16 @@ class DINO(Method):
         return self.teacher.network
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        # The whole crops first: local ones of a wrong view size have a wrong size, too.
+        super().check({name: size for name, size in sizes.items() if name != "local"}, batch_size, processes)
         patch, local = self.backbone.patch_size, sizes["local"]
-        if any(side % patch for side in local) and not self.unused_views:
+        if self.unused_views:
+            return
+        if any(side % patch for side in local):
             largest = max(sizes["first"])
             fitting = max(patch, round(largest * _LOCAL / patch) * patch)
             raise UserError(
                 f"local crops of {local[0]} px are not a multiple of the patches of {patch} px of "
                 f"{self.backbone.name}; set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"
             )
-        super().check(
-            {name: size for name, size in sizes.items() if name not in self.unused_views}, batch_size, processes
-        )
+        super().check({"local": local}, batch_size, processes)
