@@ -8,11 +8,13 @@ procedural pyramid and, with ``--data``, one of yours.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,7 @@ def _reduced(slide: Slide, oracle: openslide.OpenSlide, places: list[tuple[int, 
     }
 
 
-def _cpu_seconds(cases: dict[str, Case], repeats: int) -> dict[str, list[float]]:
+def cpu_seconds(cases: dict[str, Case], repeats: int) -> dict[str, list[float]]:
     """Seconds of the processor for each case in each round, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(1 + repeats):
@@ -116,7 +118,7 @@ def measure(path: Path, repeats: int) -> list[dict[str, Any]]:
     for name, count, cases in reading(slide, oracle):
         recent_tiles.limit(0)
         oracle.set_cache(openslide.OpenSlideCache(0))
-        seconds = _cpu_seconds(cases, repeats)
+        seconds = cpu_seconds(cases, repeats)
         row = {f"{reader}, tiles/s": count / statistics.median(times) for reader, times in seconds.items()}
         rows.append(shown({"case": name} | row | {"ratio": ratio(seconds["openslide"], seconds["densepath"])}))
     recent_tiles.limit(_KEPT)
@@ -188,7 +190,7 @@ def training(path: Path, size: int, mpp: float, repeats: int) -> dict[str, Any]:
             "slide, steps": run(slides, step),
             "packed, steps": run(store, step),
         }
-        seconds = _cpu_seconds(cases, repeats)
+        seconds = cpu_seconds(cases, repeats)
         pairs = _STEPS * min(_BATCH, len(slides))
         rates = {f"{name}, pairs/s": pairs / min(times) for name, times in seconds.items()}
     share = min(seconds["slide, steps"]) / min(seconds["packed, steps"])
@@ -206,19 +208,32 @@ def training_memory(path: str, count: int) -> dict[str, float]:
     return {"tiles": steps * batch_size, "MiB after a tenth": early, "MiB at the end": status_mib("VmRSS")}
 
 
-def main() -> None:
-    """Measure reading, and the memory of it."""
-    made = parser(__doc__.splitlines()[0])
+def slide_parser(line: str) -> argparse.ArgumentParser:
+    """The options of a benchmark on a procedural slide, and on one of yours."""
+    made = parser(line)
     made.add_argument("--side", type=int, default=20_000, help="sides of the procedural slide in pixels")
-    made.add_argument("--slides", type=int, default=1000, help="number of slides that are open at once")
-    made.add_argument("--tiles", type=int, default=100_000, help="number of tiles for the memory over time")
     made.add_argument("--keep", help="a file for the procedural slide, which is used again if it exists")
-    asked = made.parse_args()
-    torch.set_num_threads(1)
+    return made
+
+
+@contextmanager
+def procedural_slide(asked: argparse.Namespace) -> Iterator[Path]:
+    """The procedural slide that the options of :func:`slide_parser` ask for."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(asked.keep or Path(folder, "slide.tiff"))
         if not path.exists():
             write_slide(path, size=(asked.side, asked.side))
+        yield path
+
+
+def main() -> None:
+    """Measure reading, and the memory of it."""
+    made = slide_parser(__doc__.splitlines()[0])
+    made.add_argument("--slides", type=int, default=1000, help="number of slides that are open at once")
+    made.add_argument("--tiles", type=int, default=100_000, help="number of tiles for the memory over time")
+    asked = made.parse_args()
+    torch.set_num_threads(1)
+    with procedural_slide(asked) as path:
         tables = {f"procedural slide of {asked.side} px": measure(path, asked.repeats)}
         if asked.data:
             tables[Path(asked.data).name] = measure(Path(asked.data), asked.repeats)

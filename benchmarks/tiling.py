@@ -22,13 +22,12 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.measure import parser, ratio, report, shown, write_json
-from benchmarks.slides import _cpu_seconds
+from benchmarks.measure import ratio, report, shown, write_json
+from benchmarks.slides import cpu_seconds, procedural_slide, slide_parser
 from densepath.sources.slides.decoded_tiles import recent_tiles
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.one_slide import Job
 from densepath.sources.tiles.tile_files import read_tiling
-from densepath.synthetic.slide import write_slide
 
 _PATCH = 256  # pixels of level 0
 _LEAST_UNITS = (100, 16)  # squares of 512 px of level 0, of a contour and of a hole
@@ -86,7 +85,7 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
         counts = {"densepath": densepath(path, out), "clam": clam(path, out)}
         shutil.rmtree(out / "records")
         cases = {"densepath": lambda: densepath(path, out), "clam": lambda: clam(path, out)}
-        seconds = _cpu_seconds(cases, repeats)
+        seconds = cpu_seconds(cases, repeats)
     rates = {f"{name}, slides/min": 60 / statistics.median(times) for name, times in seconds.items()}
     tiles = {f"{name}, tiles": count for name, count in counts.items()}
     return shown({"case": path.name} | rates | {"ratio": ratio(seconds["clam"], seconds["densepath"])} | tiles)
@@ -94,15 +93,9 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure tiling on a procedural slide, and on yours."""
-    made = parser(__doc__.splitlines()[0])
-    made.add_argument("--side", type=int, default=20_000, help="sides of the procedural slide in pixels")
-    made.add_argument("--keep", help="a file for the procedural slide, which is used again if it exists")
-    asked = made.parse_args()
+    asked = slide_parser(__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(asked.keep or Path(folder, "slide.tiff"))
-        if not path.exists():
-            write_slide(path, size=(asked.side, asked.side))
+    with procedural_slide(asked) as path:
         rows = [measure(each, asked.repeats) for each in (path, *([Path(asked.data)] if asked.data else []))]
     report("tiling", rows)
     if asked.json:

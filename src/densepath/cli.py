@@ -268,6 +268,6 @@ def _report(verb: str, result: Any, watch: Stopwatch) -> None:
     elif isinstance(result, os.PathLike):
         write_line(os.fspath(result), sys.stdout)
         if verb in _NEXT and not (verb == "embed" and os.path.isdir(result)):  # a folder has features of slides
-            from densepath.runs.closing import say_end
+            from densepath.core.closing import say_end
 
             say_end(watch, "", {}, (_NEXT[verb].format(shlex.quote(os.fspath(result))),))

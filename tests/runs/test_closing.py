@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
+from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
-from densepath.runs.closing import command, describe_training, draw_safely, newest_measurements, say_end
+from densepath.runs.closing import describe_training, draw_safely, newest_measurements
 from densepath.runs.sessions import record_session
 from densepath.version import __version__
 

@@ -1,12 +1,10 @@
-"""The last lines of a run: how long it took, its scores, where the weights are, and what to do next."""
+"""What a run says of itself at its end: its measurements and its files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from densepath.core.closing import command as command
-from densepath.core.closing import say_end as say_end
 from densepath.core.streams import say
 from densepath.runs.folder import CURVES, VIEWS
 from densepath.runs.metrics import read_metrics

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from densepath.core.closing import command
 from densepath.methods.base import Method
 from densepath.nets.backbones import Backbone
-from densepath.runs.closing import command
 from densepath.sources.pixel_source import PixelSource
 from densepath.training.config import PretrainConfig
 

@@ -14,6 +14,7 @@ import torch
 
 from densepath.annotations.coco import open_split
 from densepath.annotations.splits import check_objects
+from densepath.core.closing import say_end
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
 from densepath.core.locks import refuse_held
@@ -24,7 +25,7 @@ from densepath.nets.backbones.choose import choose_backbone
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
-from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements, say_end
+from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import VIEWS, check_run, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.batch import ImageBatch

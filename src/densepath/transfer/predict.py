@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from densepath.core.closing import command, say_end
 from densepath.core.digests import digest_of_file
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, remove_remains
@@ -19,7 +20,6 @@ from densepath.core.result import Result
 from densepath.core.shared_work import Shard
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.work_folder import work_folder
-from densepath.runs.closing import command, say_end
 from densepath.runs.folder import CONFIG, check_run
 from densepath.runs.progress import say
 from densepath.sources.listing import Passed

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from densepath.annotations.coco_writing import annotation_of
+from densepath.core.closing import say_end
 from densepath.core.errors import UserError, refuse
 from densepath.core.files import atomic_write, refuse_replacing
 from densepath.core.result import Result
 from densepath.core.scores import SCALE
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.system import with_progress
-from densepath.runs.closing import say_end
 from densepath.runs.progress import say
 from densepath.transfer.detection.average_precision import average_precision
 from densepath.transfer.detection.config import DETECTIONS

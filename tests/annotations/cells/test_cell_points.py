@@ -170,7 +170,9 @@ def test_other_images_and_slides_of_the_same_name_are_refused(tmp_path: Path) ->
 def test_images_whose_cells_failed_are_not_background(tmp_path: Path) -> None:
     paths = [dotted(tmp_path / f"{name}.png", 20, 40, [], 1) for name in "ab"]
     folder = folder_of(tmp_path / "C", {"a": (paths[0], Cells.of([[9, 9]], (20, 40))), "b": (paths[1], None)})
-    with pytest.raises(UserError, match=r"has images whose cells could not be found: b; see its cells\.csv, mend"):
+    with pytest.raises(
+        UserError, match=r"has images whose cells could not be found: b; see its cells\.csv, correct them"
+    ):
         CellPoints(ImageFiles(paths), folder)
     assert CellPoints(ImageFiles(paths[:1]), folder).describe() == "1 cells, in 1 images"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from densepath.sources.corrupt import CorruptImage
 from densepath.sources.decode import read_image
 from densepath.sources.open import find_source
 from densepath.sources.slides.slide import Region
+from densepath.sources.tiles import per_slide
 from densepath.sources.tiles.tile_files import SLIDES, SlideTiling, tiling_folder, tiling_path, write_tiling
 
 PINK, PURPLE = (225, 170, 200), (95, 60, 140)
@@ -163,10 +165,13 @@ def test_a_table_that_was_edited_is_read_again(images: Path, tmp_path: Path, cap
 
 def test_large_files_are_read_by_few_processes(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    share = find.share_work
-    monkeypatch.setattr(
-        find, "share_work", lambda *given, workers, **others: seen.append(workers) or share(*given, workers=0, **others)
-    )
+    share = per_slide.share_work
+
+    def work(*given: Any, workers: int, **others: Any) -> None:
+        seen.append(workers)
+        share(*given, workers=0, **others)
+
+    monkeypatch.setattr(per_slide, "share_work", work)
     monkeypatch.setattr(find, "usable_cores", lambda: 8)
     (tmp_path / "p").mkdir()
     for name in ("a", "b"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.csv_files import read_rows, write_rows
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.sources.tiles.tile_files import h5py_module
@@ -125,11 +125,7 @@ def read_cell_rows(folder: str | Path) -> list[dict[str, str]]:
         begun = (Path(folder) / _FOLDER).is_dir()
         remedy = "continue with the same densepath cells command" if begun else "write one with densepath cells"
         raise UserError(f"{folder} is {'an unfinished' if begun else 'not a'} folder of cells; {remedy}")
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); run densepath cells again") from error
+    rows = read_rows(path, "run densepath cells again")
     if any(not row.get("slide") or "path" not in row or "problem" not in row for row in rows):
         raise UserError(f"{path} is not a table of densepath cells; run it again")
     return rows
@@ -137,11 +133,7 @@ def read_cell_rows(folder: str | Path) -> list[dict[str, str]]:
 
 def write_cell_rows(folder: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write a folder's ``cells.csv``: a row for each slide or image, with the columns :data:`COLUMNS`."""
-    path = Path(folder) / CELLS
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(Path(folder) / CELLS, COLUMNS, rows)
 
 
 def _mapped(dataset: Any, path: str | Path) -> npt.NDArray[Any]:

@@ -77,7 +77,7 @@ class CellPoints:
             others = [one_line(tiling.name) for tiling, row in pairs if not _is_extent(row, tiling.extent)]
             refuse(others, f"{folder} has the cells of slides of other sizes", "run densepath cells on the same --data")
         failed = list(dict.fromkeys(one_line(row["slide"]) for row in found if not row["cells"]))
-        remedy = "see its cells.csv, mend them and run densepath cells again, or leave them out with --exclude"
+        remedy = "see its cells.csv, correct them and run densepath cells again, or leave them out with --exclude"
         refuse(failed, f"{folder} has {what} whose cells could not be found", remedy)
         self._names = [row["slide"] for row in found]
         self._slide_of = {path: name for (_, path), name in zip(wanted, self._names, strict=True)}

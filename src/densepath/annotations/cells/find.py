@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 from densepath.annotations.cells.cell_files import CELLS, read_cell_rows, write_cell_rows
@@ -21,10 +21,9 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import available_memory, usable_cores
 from densepath.core.work_folder import work_folder
-from densepath.core.worker_processes import share_work
 from densepath.sources.listing import Passed, list_images
 from densepath.sources.tiles.named_files import NamedFiles
-from densepath.sources.tiles.tile_files import SlideTiling, is_tile_folder, read_tile_folder
+from densepath.sources.tiles.tile_files import is_tile_folder, read_tile_folder
 
 LOG = "cells.log"
 _FREE = ("data", "points", "weights", "exclude")  # may change when the same command continues
@@ -82,7 +81,7 @@ def cells(
     _check_options(source, points, weights, model_mpp, default_mpp, workers)
     also = ""
     if is_tile_folder(data):
-        tilings = {tiling.name: tiling for tiling in _tilings(data, exclude)}
+        tilings = {tiling.name: tiling for tiling in read_tile_folder(data, exclude=exclude)}
         paths = {name: tiling.path for name, tiling in tilings.items()}
         what = "slides"
     else:
@@ -108,31 +107,17 @@ def cells(
         "exclude": list(exclude),
     }
     with work_folder(out, options, log=LOG, free=_FREE):
-        job.check_slides(data)
-        job.forget_failures()
-        left = sum(not job.is_done(name) for name in paths)
-        mine = f", shard {part}" if part else ""
-        say(f"densepath: {len(paths)} {what}, {len(paths) - left} done before{mine}{also}")
-        if line := job.describe_unmatched():
-            say(f"densepath: {line}")
-        if left:
-            (out / CELLS).unlink(missing_ok=True)  # incomplete until all slides are done
-            network = given is None and source in MODELS
-            count = (0 if network else min(_most_workers(job), usable_cores())) if workers is None else workers
-            try:
-                share_work(
-                    out,
-                    list(paths),
-                    job.is_done,
-                    job.do,
-                    workers=count,
-                    what="finding cells",
-                    give_up=job.give_up,
-                    shard=part,
-                )
-            except (KeyboardInterrupt, SystemExit):
-                say("densepath: stopped; the same command continues")
-                raise
+        network = given is None and source in MODELS
+        job.work(
+            data,
+            CELLS,
+            items=what,
+            what="finding cells",
+            workers=lambda: (0 if network else min(_most_workers(job), usable_cores())) if workers is None else workers,
+            shard=part,
+            also=also,
+            lines=(job.describe_unmatched(),),
+        )
         return _gather(job, data, what, part, watch)
 
 
@@ -156,16 +141,6 @@ def _check_options(
         raise UserError(f"default_mpp is {default_mpp}; give µm per pixel, such as 0.5")
     if workers is not None and workers < 0:
         raise UserError(f"workers is {workers}; give 0 or more")
-
-
-def _tilings(folder: str | Path, exclude: Sequence[str]) -> list[SlideTiling]:
-    from densepath.sources.listing import matches_any
-
-    found = read_tile_folder(folder)
-    kept = [t for t in found if not any(matches_any(name, exclude) for name in (t.name, PurePath(t.path).name))]
-    if not kept:
-        raise UserError(f"--exclude leaves out all slides of {folder}; narrow it")
-    return kept
 
 
 def _given_points(
@@ -202,10 +177,7 @@ def _most_workers(job: Job) -> int:
 def _gather(job: Job, data: str | Path, what: str, part: Shard | None, watch: Stopwatch) -> Result:
     """Write the table of all slides, if all are done, and print the last lines."""
     rows = [row for name in job.paths if (row := job.record(name))]
-    missing = len(job.paths) - len(rows)
-    if missing:
-        who = f"the {what} of shard {part} are" if part else "this process is"
-        say(f"densepath: {who} done; other processes have {missing} left, and the last one writes {CELLS}")
+    if job.left_to_others(rows, what, part, CELLS):
         return Result(job.out, _counts(rows))
     with shared_work(job.out / LOCKS / "tables", "tables"):
         if not _is_written(job.out, rows):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from densepath.core.errors import UserError, first_few, one_line
-from densepath.core.log import log
+from densepath.core.failures import describe_failure
+from densepath.core.shared_work import Shard
 from densepath.core.streams import say
 from densepath.core.work_folder import recorded
+from densepath.core.worker_processes import share_work
 from densepath.sources.corrupt import CorruptImage, can_pass
 from densepath.sources.tiles.records import identities, identity_of, read_record, record_path, write_record
 
@@ -96,11 +97,8 @@ class PerSlide(ABC, Generic[Found]):
                 self.write(name, row, found)
         except UserError:
             raise
-        except (OSError, MemoryError) as error:
-            row |= {"problem": str(error) or "out of memory", "again": True}
         except Exception as error:  # a fault of this program must not end a long run
-            log("".join(traceback.format_exception(error)).rstrip())
-            row |= {"problem": f"a bug in densepath, please report it: {type(error).__name__}: {error}", "again": True}
+            row |= {"problem": describe_failure(error), "again": True}
         self._finish(name, row)
 
     def give_up(self, name: str, why: str) -> None:
@@ -132,6 +130,66 @@ class PerSlide(ABC, Generic[Found]):
             say(f"densepath: {self.out} keeps files of {len(gone)} slides that are not in {data}: {first_few(gone)}")
         if changed:
             say(f"densepath: {len(changed)} slides are others than before, and are done again: {first_few(changed)}")
+
+    def work(
+        self,
+        data: str | Path,
+        table: str,
+        *,
+        items: str,
+        what: str,
+        workers: Callable[[], int],
+        shard: Shard | None,
+        also: str = "",
+        lines: Iterable[str] = (),
+    ) -> None:
+        """Do all slides that are not done, together with other commands that fill the folder.
+
+        Args:
+            data: where the slides are.
+            table: the file of all slides, which is removed if a slide is left: it is written last.
+            items: what they are: "slides" or "images".
+            what: for the progress: "tiling".
+            workers: gives the number of processes, if a slide is left; 0 for none besides this one.
+            shard: the share of this process.
+            also: the end of the first line.
+            lines: more lines that are printed before the work; empty ones are left out.
+
+        Raises:
+            UserError: the folder holds results of other slides, or a file cannot be written.
+        """
+        self.check_slides(data)
+        self.forget_failures()
+        names = list(self.paths)
+        left = sum(not self.is_done(name) for name in names)
+        mine = f", shard {shard}" if shard else ""
+        say(f"densepath: {len(names)} {items}, {len(names) - left} done before{mine}{also}")
+        for line in filter(None, lines):
+            say(f"densepath: {line}")
+        if not left:
+            return
+        (self.out / table).unlink(missing_ok=True)
+        try:
+            share_work(
+                self.out, names, self.is_done, self.do, workers=workers(), what=what, give_up=self.give_up, shard=shard
+            )
+        except (KeyboardInterrupt, SystemExit):
+            say("densepath: stopped; the same command continues")
+            raise
+
+    def left_to_others(self, rows: Sequence[Mapping[str, Any]], items: str, shard: Shard | None, what: str) -> bool:
+        """Whether other processes have slides left, which is then said.
+
+        Args:
+            rows: of the slides that are done.
+            items: what they are: "slides" or "images".
+            shard: the share of this process.
+            what: is written by the process that ends last: "the tables".
+        """
+        if missing := len(self.paths) - len(rows):
+            who = f"the {items} of shard {shard} are" if shard else "this process is"
+            say(f"densepath: {who} done; other processes have {missing} left, and the last one writes {what}")
+        return bool(missing)
 
     def _found(self, name: str, row: dict[str, Any]) -> Found | None:
         try:

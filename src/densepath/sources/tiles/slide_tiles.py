@@ -24,7 +24,6 @@ from densepath.core.threads import in_threads
 from densepath.sources.batch import fill_canvas, new_canvas
 from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
-from densepath.sources.listing import matches_any
 from densepath.sources.pixel_source import Gathered, PixelSpec
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import SlideLevel
@@ -240,11 +239,7 @@ def read_tiles(folder: str | Path, exclude: Sequence[str] = ()) -> SlideTiles:
     Raises:
         UserError: the folder is unfinished, damaged or empty, or its slides are not those that were tiled.
     """
-    tilings = read_tile_folder(folder)
-    kept = [t for t in tilings if not any(matches_any(n, exclude) for n in (t.name, os.path.basename(t.path)))]
-    if not kept:
-        raise UserError(f"--exclude leaves out all slides of {folder}; narrow it")
-    tiles = SlideTiles(kept, Path(folder))
+    tiles = SlideTiles(read_tile_folder(folder, exclude=exclude), Path(folder))
     tiles.check()
     return tiles
 

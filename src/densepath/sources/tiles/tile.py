@@ -19,7 +19,6 @@ from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
 from densepath.core.system import usable_cores
 from densepath.core.work_folder import work_folder
-from densepath.core.worker_processes import share_work
 from densepath.sources.listing import Passed
 from densepath.sources.slides.find import find_slides
 from densepath.sources.slides.resolution import MppTable
@@ -133,25 +132,16 @@ def tile(
     paths = dict(zip(names, slides, strict=True))
     job = Job(out, paths, mpp, size, overlap, min_tissue, given_mpp, drawn, given, holes, pen, align)
     with work_folder(out, options, log=LOG, free=_FREE):
-        job.check_slides(data)
-        job.forget_failures()
-        left = sum(not job.is_done(name) for name in names)
-        also = f"; passed over: {passed.describe()}" if passed.describe() else ""
-        mine = f", shard {part}" if part else ""
-        say(f"densepath: {len(names)} slides, {len(names) - left} done before{mine}{also}")
-        for line in (given_mpp.unknown(slides), *(each.describe_unmatched(names) for each in (given, drawn) if each)):
-            if line:
-                say(f"densepath: {line}")
-        if left:
-            (out / SLIDES).unlink(missing_ok=True)  # incomplete until all slides are done
-            count = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
-            try:
-                share_work(
-                    out, names, job.is_done, job.do, workers=count, what="tiling", give_up=job.give_up, shard=part
-                )
-            except (KeyboardInterrupt, SystemExit):
-                say("densepath: stopped; the same command continues")
-                raise
+        job.work(
+            data,
+            SLIDES,
+            items="slides",
+            what="tiling",
+            workers=lambda: min(usable_cores(), _MOST_WORKERS) if workers is None else workers,
+            shard=part,
+            also=f"; passed over: {passed.describe()}" if passed.describe() else "",
+            lines=(given_mpp.unknown(slides), *(each.describe_unmatched(names) for each in (given, drawn) if each)),
+        )
         return _gather(job, names, table, part, watch)
 
 
@@ -186,10 +176,7 @@ def _given_size(given: NamedFiles, name: str) -> tuple[float, int, int] | None:
 def _gather(job: Job, names: Sequence[str], table: Table, part: Shard | None, watch: Stopwatch) -> Result:
     """Write the tables and the sheet of all slides, if all are done, and print the last lines."""
     rows = [row for name in names if (row := job.record(name))]
-    missing = len(names) - len(rows)
-    if missing:
-        who = f"the slides of shard {part} are" if part else "this process is"
-        say(f"densepath: {who} done; other processes have {missing} left, and the last one writes the tables")
+    if job.left_to_others(rows, "slides", part, "the tables"):
         return Result(job.out, _counts(rows))
     text = slides_table(rows)
     made = job.out / f"tiles.{table}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Sequence
@@ -14,8 +13,10 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
+from densepath.core.csv_files import read_rows
 from densepath.core.errors import UserError, one_line, refuse
 from densepath.core.files import atomic_write
+from densepath.sources.listing import matches_any
 from densepath.sources.slides.resolution import Spacing
 
 SLIDES = "slides.csv"
@@ -180,16 +181,20 @@ def is_tile_folder(path: str | Path) -> bool:
         return False
 
 
-def read_tile_folder(folder: str | Path, slides: Sequence[str] | None = None) -> list[SlideTiling]:
+def read_tile_folder(
+    folder: str | Path, slides: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> list[SlideTiling]:
     """The tiles of all slides of a folder that ``densepath tile`` wrote, without slides that have none.
 
     Args:
         folder: the folder.
         slides: the slides to read, as they are named in ``slides.csv``, or by their file names with or without folders
             and suffix; None for all. The order is always that of ``slides.csv``.
+        exclude: patterns of slides to leave out: ``*`` and ``?`` in a slide's name, or in that of its file.
 
     Raises:
-        UserError: the folder is not one, is unfinished or damaged, has no tile, or has no slide of a given name.
+        UserError: the folder is not one, is unfinished or damaged, has no tile, has no slide of a given name, or
+            ``exclude`` leaves none.
     """
     folder = Path(folder)
     places = sorted(folder.glob(_FOLDERS))
@@ -207,14 +212,14 @@ def read_tile_folder(folder: str | Path, slides: Sequence[str] | None = None) ->
             "correct the list",
         )
         rows = [row for row in rows if asked.intersection(_spellings(row))]
-    found = []
-    for row in rows:
-        if int(row["tiles"] or 0):
-            tiling = read_tiling(tiling_path(places[0], row["slide"]), row["path"])
-            found.append(replace(tiling, name=row["slide"]))
-    if not found:
+    rows = [row for row in rows if int(row["tiles"] or 0)]
+    if not rows:
         raise UserError(f"{folder} has no tiles of {'these' if slides is not None else 'any'} slides; see its {SLIDES}")
-    return found
+    names = [(row["slide"], os.path.basename(row["path"])) for row in rows]
+    rows = [row for row, own in zip(rows, names, strict=True) if not any(matches_any(name, exclude) for name in own)]
+    if not rows:
+        raise UserError(f"--exclude leaves out all slides of {folder}; narrow it")
+    return [replace(read_tiling(tiling_path(places[0], row["slide"]), row["path"]), name=row["slide"]) for row in rows]
 
 
 def read_slide_rows(folder: Path) -> list[dict[str, str]]:
@@ -226,11 +231,7 @@ def read_slide_rows(folder: Path) -> list[dict[str, str]]:
     path = folder / SLIDES
     if not path.exists():
         raise UserError(f"the tiles in {folder} are unfinished; continue with the same densepath tile command")
-    try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); run densepath tile again") from error
+    rows = read_rows(path, "run densepath tile again")
     if any(not row.get("slide") or not (row.get("tiles") or "0").isdecimal() or "path" not in row for row in rows):
         raise UserError(f"{path} is not a table of densepath tile; run it again")
     return rows

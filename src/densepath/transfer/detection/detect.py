@@ -14,6 +14,7 @@ import torch
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.splits import check_objects, check_splits, fit_window, match_categories, summarize_split
+from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
 from densepath.core.log import logged
@@ -25,7 +26,7 @@ from densepath.nets.weights.filter_norms import filter_norms, set_filter_norms
 from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
-from densepath.runs.closing import command, draw_safely, files_of_run, say_end
+from densepath.runs.closing import draw_safely, files_of_run
 from densepath.runs.folder import TRAIN_LOG, open_run, read_config
 from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec

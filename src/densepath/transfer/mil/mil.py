@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from densepath.core.closing import say_end
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
@@ -17,7 +18,7 @@ from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
 from densepath.core.stopwatch import Stopwatch
 from densepath.core.streams import say
-from densepath.runs.closing import draw_safely, say_end
+from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
 from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features

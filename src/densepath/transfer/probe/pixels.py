@@ -24,6 +24,7 @@ from torch import Tensor
 
 from densepath.annotations.coco import CocoImages, open_split
 from densepath.annotations.splits import check_objects, fit_window, say_read
+from densepath.core.closing import command, say_end
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.random import check_seed, uniform
@@ -34,7 +35,6 @@ from densepath.core.streams import say
 from densepath.core.waiting import HANGING_READER
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
-from densepath.runs.closing import command, say_end
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.training.hardware import choose_device

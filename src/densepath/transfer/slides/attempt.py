@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from densepath.core.errors import UserError, one_line
+from densepath.core.failures import describe_failure
 from densepath.core.files import writing
-from densepath.core.log import log
 from densepath.sources.corrupt import CorruptImage
 from densepath.transfer.slides.slide_list import ListedSlide
 
@@ -40,11 +37,8 @@ def attempt(name: str, out: Path, work: Callable[[], None]) -> str | None:
         raise
     except CorruptImage as error:
         why = error.why
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        why = str(error) or "out of memory"
     except Exception as error:  # a fault of this program must not end a long run
-        log("".join(traceback.format_exception(error)).rstrip())
-        why = f"a bug in densepath, please report it: {type(error).__name__}: {error}"
+        why = describe_failure(error)
     else:
         return None
     why = one_line(why)

@@ -1,0 +1,40 @@
+"""Tables in CSV files that densepath writes and reads again; names need not be valid Unicode."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+
+
+def read_rows(path: Path, remedy: str) -> list[dict[str, str]]:
+    """The rows of a table by its columns.
+
+    Args:
+        path: the file.
+        remedy: what the user should do if it is damaged.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table: a value that a row lacks is empty, and values of other columns are left out.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
