@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from densepath.core.errors import UserError
 from densepath.core.streams import say
@@ -102,8 +103,15 @@ def out_of_shared_memory(error: BaseException) -> str:
 
 def end_workers(loaders: list[Any]) -> None:
     """Kill the worker processes of ``DataLoader`` iterators: one that is stopped or waits for a disk would block the
-    exit of this process."""
+    exit of this process.
+
+    Torch forgets them first. Otherwise, where a ``DataLoader`` was once used in the main thread, torch's handler of
+    SIGCHLD would report these deaths there as an error, wherever the main thread is.
+    """
     for loader in loaders:
+        if getattr(loader, "_worker_pids_set", False):
+            signal_handling._remove_worker_pids(id(loader))
+            loader._worker_pids_set = False
         for worker in getattr(loader, "_workers", ()):
             worker.kill()
 
