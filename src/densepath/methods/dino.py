@@ -47,6 +47,7 @@ class DINOOptions(TypedDict, total=False):
     hidden_dim: int
     dim: int
     fixed_lengths: bool
+    head_batch_norm: bool
     student_temperature: float
     teacher_temperature: float
     teacher_temperature_start: float
@@ -85,6 +86,8 @@ class DINO(Method):
         hidden_dim: width of the hidden layers of the head.
         dim: width of the vectors that are compared with the prototypes.
         fixed_lengths: whether prototypes stay unit vectors (``norm_last_layer`` in the released code).
+        head_batch_norm: whether the hidden layers of the heads have batch norms (``use_bn_in_head``): over the vectors
+            that exist of all crops, in the teacher those of the global ones.
         student_temperature: temperature of the student.
         teacher_temperature: temperature of the teacher, after its warm-up.
         teacher_temperature_start: temperature of the teacher in the first epoch.
@@ -114,6 +117,7 @@ class DINO(Method):
         hidden_dim: int = 2048,
         dim: int = 256,
         fixed_lengths: bool = True,
+        head_batch_norm: bool = False,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         teacher_temperature_start: float = 0.04,
@@ -144,7 +148,7 @@ class DINO(Method):
         self.depth = StochasticDepth(model, drop_path) if hasattr(model, "blocks") else None
         self.backbone = backbone
         self.teacher = Momentum(self.backbone)
-        self.head_widths, self.fixed_lengths = (hidden_dim, dim), fixed_lengths
+        self.head_widths, self.head_options = (hidden_dim, dim), (fixed_lengths, head_batch_norm)
         self.loss_options = (student_temperature, center_momentum, centering)
         self.heads, self.losses = nn.ModuleDict(), nn.ModuleDict()
         self.teacher_heads = Momentum(self.heads)
@@ -161,7 +165,7 @@ class DINO(Method):
         """Add a head and a loss for each vector, by its name and its number of prototypes."""
         width = self.backbone.channels[self.backbone.deepest]
         for name, count in prototypes.items():
-            self.heads[name] = PrototypeHead(width, *self.head_widths, count, self.fixed_lengths)
+            self.heads[name] = PrototypeHead(width, *self.head_widths, count, *self.head_options)
             self.teacher_heads.network[name] = copy.deepcopy(self.heads[name]).requires_grad_(False)
             self.losses[name] = Distillation(count, *self.loss_options)
 
@@ -251,13 +255,13 @@ class DINO(Method):
         assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
         vectors, valid = taught
         with torch.no_grad():
-            targets, statistics = loss.targets(teacher(vectors), self.temperature(batch.epoch), valid)
+            targets, statistics = loss.targets(teacher(vectors, valid), self.temperature(batch.epoch), valid)
         students = torch.cat([x for x, _ in learned])
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
         rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
         rows, weights = self.pairs(batch, rows, weights)
-        return loss(head.embed(students), head.prototypes(), targets, rows, weights), statistics
+        return loss(head.embed(students, exists), head.prototypes(), targets, rows, weights), statistics
 
     def seen(self, batch: Batch, sizes: list[View]) -> list[View]:
         """The crops of each size as the student sees them."""
