@@ -53,13 +53,22 @@ def _load(place: str) -> Callable[..., Any]:
     return function
 
 
+def _store(module: str, function: str, what: str, options: str = "conversion:Conversion") -> Verb:
+    """A verb that converts a data set to a store of volumes."""
+    place = "datasets.volumes"
+    help_ = f"{what} -> a store of volumes"
+    return Verb(f"{place}.{module}:{function}", help_, ("source", "dest"), schema=f"{place}.{options}")
+
+
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data brats": _store("brats", "convert_brats", "BraTS as published"),
     "data check": Verb(
         "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
     ),
     "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
+    "data dicom": _store("dicom", "convert_dicom", "DICOM series", "conversion:DicomConversion"),
     "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
         "datasets.instances:convert_instances",
@@ -67,12 +76,19 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
+    "data lits": _store("lits", "convert_lits", "LiTS as published"),
+    "data luna": _store("luna", "convert_luna", "LUNA16 as published"),
+    "data msd": _store("msd", "convert_msd", "a task of the Medical Segmentation Decathlon"),
     "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
+    "data nnunet": _store("nnunet", "convert_nnunet", "nnU-Net's raw layout"),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
     "data qupath": Verb(
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "data volumes": _store(
+        "folder", "convert_folder", "NIfTI, MetaImage or nnssl's list", "conversion:FolderConversion"
+    ),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
     "cells": Verb("annotations.cells.find:cells", "the cells of slides and images, found or imported"),
@@ -132,6 +148,10 @@ _NEXT = {
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
+    **dict.fromkeys(
+        (f"data {name}" for name in ("brats", "dicom", "lits", "luna", "msd", "nnunet", "volumes")),
+        "densepath data check {0} --out {0}.png",
+    ),
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
 

@@ -16,6 +16,7 @@ from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.sources.volumes.store import VolumeStore
 
 _COLUMNS = ("slide", "slide_id", "wsi", "filename", "file", "path", "name")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -53,12 +54,14 @@ def restrict(
         return images.restricted_to(names[: max(1, round(fraction * len(names)))])
     count = max(1, round(fraction * len(images)))
     chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
-    if isinstance(images, PackedTiles):
+    if isinstance(images, PackedTiles | VolumeStore):
         return images.take(chosen)
     if isinstance(images, ImageFiles):
         names_of = PathTable.of(images.paths[int(position)] for position in chosen)
         return ImageFiles(names_of, images.max_side, images.passed)
-    raise UserError("--fraction needs image files, a packed store, or tiles of slides; leave it out")
+    raise UserError(
+        "--fraction needs image files, a packed store, tiles of slides, or a store of volumes; leave it out"
+    )
 
 
 def read_slide_list(path: str | Path) -> list[str]:
