@@ -117,6 +117,7 @@ VERBS = {
     "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
     "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
+    "show attention": Verb("analysis.show_attention:show_attention", "how sparse the attention of transformers is"),
     "show cells": Verb("analysis.show_cells:show_cells", "draw cells, or the share of tokens that contain one"),
     "show curves": Verb("analysis.curves:show_curves", "draw the losses, learning rates and scores of runs"),
     "show views": Verb("analysis.show:show_views", "draw the views that a recipe makes"),
