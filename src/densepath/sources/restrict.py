@@ -59,9 +59,7 @@ def restrict(
     if isinstance(images, ImageFiles):
         names_of = PathTable.of(images.paths[int(position)] for position in chosen)
         return ImageFiles(names_of, images.max_side, images.passed)
-    raise UserError(
-        "--fraction needs image files, a packed store, tiles of slides, or a store of volumes; leave it out"
-    )
+    raise UserError("--fraction needs image files, a packed store, tiles of slides or a store of volumes; leave it out")
 
 
 def read_slide_list(path: str | Path) -> list[str]:

@@ -56,9 +56,8 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         kept = [replace(case, patient=patient_in_name(case.name, how.patient_regex)) for case in kept]
     kept.sort(key=lambda case: case.name)
     check_names(kept, how.source)
-    others = {
-        k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")
-    }  # a path may name a patient
+    # No paths: they may name patients
+    others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")}
     record = {"layout": contents.layout, **others, "volumes": digest_of(case.name for case in kept)}
     with work_folder(dest, record, log="convert.log", free=("patient_regex", "window")):
         (dest / VOLUMES).mkdir(exist_ok=True)

@@ -33,8 +33,8 @@ def convert_luna(how: Conversion) -> Path:
     """Convert LUNA16 to a store, with lungs as labels, and nodules and candidates as tables.
 
     The source holds ``subset0`` to ``subset9`` with ``UID.mhd`` and ``UID.raw``, and perhaps ``seg-lungs-LUNA16``,
-    ``annotations.csv`` and ``candidates_V2.csv``. These become ``nodules.csv`` and ``candidates.csv`` in the store, with
-    places in mm in the RAS+ axes of its affine maps. The subset of a volume is its split.
+    ``annotations.csv`` and ``candidates_V2.csv``. These become ``nodules.csv`` and ``candidates.csv`` in the store,
+    with places in mm in the RAS+ axes of its affine maps. The subset of a volume is its split.
 
     Returns:
         The folder of the store.

@@ -26,7 +26,7 @@ def write_blocks(file: BinaryIO | None, values: npt.NDArray[Any]) -> int:
     crc = 0
     for z, y, x in np.ndindex(*(-(-side // BLOCK) for side in values.shape)):
         block = np.ascontiguousarray(values[tuple(slice(BLOCK * place, BLOCK * (place + 1)) for place in (z, y, x))])
-        crc = zlib.crc32(block, crc)
+        crc = zlib.crc32(block.data, crc)
         if file is not None:
             file.write(block.data)
     return crc
@@ -55,7 +55,7 @@ def read_box(
     Raises:
         EOFError: the file is truncated.
     """
-    depth, height, width = size
+    _, height, width = size
     spans = [_spans(*axis) for axis in zip(size, low, high, strict=True)]
     across = spans[2]
     left, right = across[0][0], across[-1][0] + across[-1][1]
@@ -85,7 +85,7 @@ def _spans(side: int, low: int, high: int) -> list[tuple[int, int, slice, slice]
 def _read(file: FileIO, array: npt.NDArray[Any], place: int) -> int:
     """Fill an array from a place in a file. Returns the bytes read: a system may return fewer than asked for."""
     file.seek(place)
-    view, done = memoryview(array).cast("B"), 0
+    view, done = array.data.cast("B"), 0
     while done < array.nbytes and (count := file.readinto(view[done:])):
         done += count
     return done

@@ -142,8 +142,8 @@ def read_series(series: Series, gaps: Gaps = "error") -> Volume:
         k = int(uneven[0])
         raise CorruptImage(
             series.name,
-            f"{len(uneven)} steps between slices are not {usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} of "
-            f"{len(slices)}; complete it, or give --gaps resample",
+            f"{len(uneven)} steps between slices are not {usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} "
+            f"of {len(slices)}; complete it, or give --gaps resample",
         )
     affine, more = _affine(series, slices, usual if uneven.size else None)
     values, slope, intercept = _values(series, slices)

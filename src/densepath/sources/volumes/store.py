@@ -95,7 +95,7 @@ class VolumeStore:
         """The number of volumes, and the ranges of their sizes and spacings."""
         sides = [_range(side) for side in self._sizes.T.tolist()]
         steps = [_range([round(step, 3) for step in axis]) for axis in self._spacing.T.tolist()]
-        return f"{len(self)} volumes of {' x '.join(sides)} voxels (D x H x W), {' x '.join(steps)} mm, read from the store"
+        return f"{len(self)} volumes of {' x '.join(sides)} voxels (D x H x W), {' x '.join(steps)} mm, in a store"
 
     def take(self, positions: Tensor) -> VolumeStore:
         """The store with only the volumes at some positions (K,)."""
