@@ -132,6 +132,7 @@ VERBS = {
     "show similarity": Verb(
         "analysis.show_similarity:show_similarity", "distributions of the similarity of regions within images"
     ),
+    "show tokens": Verb("analysis.show_tokens:show_tokens", "how far tokens with cells are from the background"),
     "benchmark": Verb(
         "benchmark.verb:benchmark_table",
         "run the methods, tasks and seeds of a paper's table",

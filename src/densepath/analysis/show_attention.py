@@ -163,7 +163,7 @@ def _load(
     torch.manual_seed(seed)
     network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
     attention = LastAttention(network.eval().to(device))
-    size = view_size or trained or int(network.net.model.patch_embed.img_size[0])  # type: ignore[union-attr]
+    size = view_size or trained or int(network.net.model.patch_embed.img_size[0])
     network.check_size(size, size)
     grid = network.grid(network.deepest, size, size)
     if query is not None and (query[0] >= grid[0] or query[1] >= grid[1]):
