@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
     from densepath.annotations.cells.find import cells as cells
+    from densepath.api import classify as classify
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
@@ -67,6 +68,7 @@ _HOME = {
     "convert_nct": "densepath.datasets.nct",
     "convert_qupath": "densepath.datasets.qupath",
     "demo": "densepath.demonstration",
+    "classify": "densepath.api",
     "detect": "densepath.api",
     "embed": "densepath.transfer.embed.embed",
     "export": "densepath.transfer.export",

@@ -108,6 +108,12 @@ VERBS = {
         "answers for slides and patients from the features of their tiles: DSMIL, ABMIL, CLAM, TransMIL, ...",
         schema="transfer.mil.config:MilConfig",
     ),
+    "classify": Verb(
+        "api:classify",
+        "train classifiers of images: fine-tuned or linear, of classes or several labels, in folds by patient",
+        schema="transfer.classify.config:ClassifyConfig",
+        recipes="classify",
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -141,7 +147,7 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("detect", "mil", "probe", "score")
+_SCORED = ("classify", "detect", "mil", "probe", "score")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
