@@ -24,7 +24,10 @@ from densepath.methods import (
     ConvMIM,
     DenseCL,
     DINOIMix,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
     Method,
     MoCoV1,
     MoCoV2,
@@ -32,9 +35,10 @@ from densepath.methods import (
     SparK,
     Supervised,
 )
+from densepath.methods.region_vectors import region_vectors
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
-from densepath.views.view import Batch
+from densepath.views.view import Batch, View
 
 
 def bare_step(method: Method, views: Batch) -> Callable[[], None]:
@@ -169,6 +173,29 @@ def _dino(method: Any, views: Batch) -> None:
     _backward(method, *(method.heads[name](torch.cat([of[name][0] for of in learned])) for name in method.weights))
 
 
+def _dirl_simclr(method: Any, views: Batch) -> None:
+    """Both views forward and backward together; a head on each vector."""
+    vectors = region_vectors(method.prior, views, _both(views), method.backbone, method.block)
+    _backward(method, *(head(vectors[name][0]) for name, head in method.heads.items()))
+
+
+def _dirl_byol(method: Any, views: Batch) -> None:
+    """Both views forward and backward together, and forward in the target; heads on each vector."""
+    both = _both(views)
+    with torch.no_grad():
+        block = method.target_block and method.target_block.network
+        target = region_vectors(method.prior, views, both, method.target_backbone.network, block)
+        for name, head in method.target_projectors.network.items():
+            head(target[name][0])
+    vectors = region_vectors(method.prior, views, both, method.backbone, method.block)
+    _backward(method, *(method.predictors[name](head(vectors[name][0])) for name, head in method.projectors.items()))
+
+
+def _both(views: Batch) -> View:
+    pixels, maps = (torch.cat([getattr(views[name], of) for name in ("first", "second")]) for of in ("pixels", "map"))
+    return View(pixels, maps)
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -188,6 +215,9 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     DINOIMix: _dino,
     Cellback: _dino,
     DiRL: _dino,
+    DINOSup: _dino,
+    DiRLSimCLR: _dirl_simclr,
+    DiRLBYOL: _dirl_byol,
 }
 
 

@@ -18,6 +18,7 @@ from densepath.core.momentum import Momentum
 from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
+from densepath.methods.region_vectors import Vectors
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
@@ -31,8 +32,6 @@ from densepath.nets.stochastic_depth import StochasticDepth
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch, View
-
-Vectors = dict[str, tuple[Tensor, Tensor | None]]  # name -> (N, C), and (N,) bool: the rows that exist; None for all
 
 _DROPPED = 2**21  # stream of random numbers of stochastic depth
 _LOCAL = 96 / 224
@@ -196,6 +195,10 @@ class DINO(Method):
         if self.depth is not None:
             choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
         learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
+        return self.compare(batch, sizes, taught, learned)
+
+    def compare(self, batch: Batch, sizes: list[View], taught: Vectors, learned: list[Vectors]) -> Losses:
+        """The losses of the student's vectors of the crops of each size, given the teacher's of the global crops."""
         terms = {}
         statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
         total = torch.zeros((), device=sizes[0].pixels.device)
