@@ -56,7 +56,9 @@ def restrict(
     count = max(1, round(fraction * len(images)))
     chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
     if not isinstance(images, PackedTiles | ImageFiles | VolumeStore):
-        raise UserError("--fraction needs image files, a packed store, tiles of slides or a store of volumes; leave it out")
+        raise UserError(
+            "--fraction needs image files, a packed store, tiles of slides or a store of volumes; leave it out"
+        )
     return take(images, chosen)
 
 
