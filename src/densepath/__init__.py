@@ -33,6 +33,16 @@ if TYPE_CHECKING:
     from densepath.datasets.instances import convert_instances as convert_instances
     from densepath.datasets.nct import convert_nct as convert_nct
     from densepath.datasets.qupath import convert_qupath as convert_qupath
+    from densepath.datasets.volumes.brats import convert_brats as convert_brats
+    from densepath.datasets.volumes.conversion import Conversion as Conversion
+    from densepath.datasets.volumes.conversion import DicomConversion as DicomConversion
+    from densepath.datasets.volumes.conversion import FolderConversion as FolderConversion
+    from densepath.datasets.volumes.dicom import convert_dicom as convert_dicom
+    from densepath.datasets.volumes.folder import convert_folder as convert_folder
+    from densepath.datasets.volumes.lits import convert_lits as convert_lits
+    from densepath.datasets.volumes.luna import convert_luna as convert_luna
+    from densepath.datasets.volumes.msd import convert_msd as convert_msd
+    from densepath.datasets.volumes.nnunet import convert_nnunet as convert_nnunet
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
     from densepath.sources.slides.open import open_slide as open_slide
@@ -54,6 +64,9 @@ if TYPE_CHECKING:
     from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
+    "Conversion": "densepath.datasets.volumes.conversion",
+    "DicomConversion": "densepath.datasets.volumes.conversion",
+    "FolderConversion": "densepath.datasets.volumes.conversion",
     "DetectConfig": "densepath.transfer.detection.config",
     "PretrainConfig": "densepath.training.config",
     "Result": "densepath.core.result",
@@ -67,6 +80,13 @@ _HOME = {
     "convert_instances": "densepath.datasets.instances",
     "convert_nct": "densepath.datasets.nct",
     "convert_qupath": "densepath.datasets.qupath",
+    "convert_brats": "densepath.datasets.volumes.brats",
+    "convert_dicom": "densepath.datasets.volumes.dicom",
+    "convert_folder": "densepath.datasets.volumes.folder",
+    "convert_lits": "densepath.datasets.volumes.lits",
+    "convert_luna": "densepath.datasets.volumes.luna",
+    "convert_msd": "densepath.datasets.volumes.msd",
+    "convert_nnunet": "densepath.datasets.volumes.nnunet",
     "demo": "densepath.demonstration",
     "classify": "densepath.api",
     "detect": "densepath.api",

@@ -74,6 +74,11 @@ def spacing_of(affine: Array) -> Spacing:
     return x, y, z
 
 
+def voxel_mm3(affine: Any) -> float:
+    """The volume of a voxel."""
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
+
+
 def diagonal(spacing: Sequence[float]) -> npt.NDArray[np.float64]:
     """The affine map of axes along x, y and z with a spacing in mm, whose first voxel is at the origin."""
     return np.diag([*map(float, spacing), 1.0])
