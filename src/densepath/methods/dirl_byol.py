@@ -81,7 +81,7 @@ class DiRLBYOL(GuidedByCells):
         momentum = cosine(self.momentum, 1.0, batch.progress)
         self.target_backbone.update(self.backbone, momentum)
         self.target_projectors.update(self.projectors, momentum)
-        if self.target_block is not None:
+        if self.target_block is not None and self.block is not None:
             self.target_block.update(self.block, momentum)
 
     def forward(self, batch: Batch) -> Losses:

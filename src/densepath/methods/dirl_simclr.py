@@ -72,8 +72,8 @@ class DiRLSimCLR(GuidedByCells):
         return SimCLR.views(augment)
 
     def forward(self, batch: Batch) -> Losses:
-        first, second = batch["first"], batch["second"]
-        both = View(torch.cat((first.pixels, second.pixels)), torch.cat((first.map, second.map)))
+        views = [batch["first"], batch["second"]]
+        both = View(torch.cat([view.pixels for view in views]), torch.cat([view.map for view in views]))
         vectors = region_vectors(self.prior, batch, both, self.backbone, self.block)
         total = torch.zeros((), device=both.pixels.device)
         terms, statistics = {}, {}
@@ -81,8 +81,8 @@ class DiRLSimCLR(GuidedByCells):
             rows, present = vectors[name]
             assert present is not None
             z = F.normalize(full_precision(self.heads[name](rows)), dim=1)
-            own, other = present.chunk(2)
-            loss = nt_xent(*z.chunk(2), self.temperature, own & other)
+            (own, other), (first, second) = present.chunk(2), z.chunk(2)
+            loss = nt_xent(first, second, self.temperature, own & other)
             total = total + weight * loss
             terms[f"{name}_loss"] = loss.detach()
             if name in self.prior.names():
