@@ -165,7 +165,8 @@ def test_one_option_of_the_views_leaves_the_methods_others(method: str, capsys: 
         printed = augment_of(yaml.safe_load(capsys.readouterr().out))
         own = Augment.of_view(next(iter(METHODS[method].views().values())))
         assert own is not None
-        own = replace(own, blur=0.5) if method in ("byol", "dino", "dino_imix", "cellback", "dirl") else own
+        multi_crop = ("dino", "dino_imix", "cellback", "dirl", "esvit", "selfpatch", "ibot")
+        own = replace(own, blur=0.5) if method in ("byol", *multi_crop) else own
         assert printed == replace(own, scale=(0.3, 0.9) if "scale" in words else own.scale)
     assert main(["pretrain", "--config", "simclr_small", "--augment.rotation", "9", "--print_config"]) == 0
     printed = augment_of(yaml.safe_load(capsys.readouterr().out))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal, TypedDict
 
@@ -18,6 +17,7 @@ from densepath.core.momentum import Momentum
 from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
+from densepath.methods.multi_crop import LOCAL, multi_crop
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
@@ -32,12 +32,11 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch, View
 
-Vectors = dict[str, tuple[Tensor, Tensor | None]]  # name -> (N, C), and (N,) bool: the rows that exist; None for all
+# name -> (N, C), or (N, positions, C), and (N,) bool: the rows that exist; None for all
+Vectors = dict[str, tuple[Tensor, Tensor | None]]
 
 _DROPPED = 2**21  # stream of random numbers of stochastic depth
-_LOCAL = 96 / 224
 _TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
-_SMALLEST = 0.05  # share of an image's area of the smallest local crops
 
 
 class DINOOptions(TypedDict, total=False):
@@ -126,7 +125,7 @@ class DINO(Method):
         center_momentum: float = 0.9,
         momentum: float = 0.996,
         local_crops: int = 8,
-        local_size: float = _LOCAL,
+        local_size: float = LOCAL,
         drop_path: float = 0.1,
         pool: Literal["mean", "cls"] = "mean",
         early_head: bool = False,
@@ -170,16 +169,8 @@ class DINO(Method):
             self.losses[name] = Distillation(count, *self.loss_options)
 
     @staticmethod
-    def views(augment: Augment | None = None, crops: int = 8, size: float = _LOCAL) -> dict[str, Declaration]:
-        """Two global crops and the local ones, whose scale ends where that of the global ones begins.
-
-        The first global crop is always blurred, the second sometimes solarized; ``augment`` applies to all crops.
-        """
-        own = augment or Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
-        first, second = (own, own) if augment else (replace(own, blur=1.0), replace(own, blur=0.1, solarize=0.2))
-        local = replace(own, scale=(min(_SMALLEST, own.scale[0]), own.scale[0]))
-        views = {"first": first.random_view(), "second": second.random_view()}
-        return {**views, "local": local.random_view(size, max(crops, 1))}
+    def views(augment: Augment | None = None, crops: int = 8, size: float = LOCAL) -> dict[str, Declaration]:
+        return multi_crop(augment, crops, size, scale=(0.4, 1.0))
 
     def before_step(self, batch: Batch) -> None:
         self.teacher.update(self.backbone, self.teacher_momentum(batch))
@@ -192,12 +183,12 @@ class DINO(Method):
     def forward(self, batch: Batch) -> Losses:
         sizes = self.crops(batch)
         with torch.no_grad():
-            taught = self.represent(batch, sizes[0], teacher=True)
+            taught = self.teach(batch, sizes)
         if self.depth is not None:
             choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
         learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
         terms = {}
-        statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
+        statistics = {"feature_std": torch.stack([deviation(*flat(taught[name])) for name in self.weights]).amin()}
         total = torch.zeros((), device=sizes[0].pixels.device)
         for name, weight in self.weights.items():
             loss, found = self.distill(batch, name, taught[name], [vectors[name] for vectors in learned])
@@ -226,6 +217,10 @@ class DINO(Method):
             yield view
         self.depth.draw(None)
 
+    def teach(self, batch: Batch, sizes: list[View]) -> Vectors:
+        """The teacher's vectors, of the global crops."""
+        return self.represent(batch, sizes[0], teacher=True)
+
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         """The vectors of crops of one size by the student or the teacher."""
         backbone: Backbone = self.teacher.network if teacher else self.backbone
@@ -251,17 +246,33 @@ class DINO(Method):
             taught: the teacher's vectors (2 B, C), and which of them exist.
             learned: the same of the student for the crops of each size.
         """
-        head, loss, teacher = self.heads[name], self.losses[name], self.teacher_heads.network[name]
-        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
         vectors, valid = taught
-        with torch.no_grad():
-            targets, statistics = loss.targets(teacher(vectors, valid), self.temperature(batch.epoch), valid)
         students = torch.cat([x for x, _ in learned])
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
         rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
-        rows, weights = self.pairs(batch, rows, weights)
-        return loss(head.embed(students, exists), head.prototypes(), targets, rows, weights), statistics
+        return self.compare(batch, name, taught, (students, exists), *self.pairs(batch, rows, weights))
+
+    def compare(
+        self,
+        batch: Batch,
+        name: str,
+        taught: tuple[Tensor, Tensor | None],
+        learned: tuple[Tensor, Tensor | None],
+        rows: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of pairs of vectors (N, C) and the targets' statistics; see :class:`Distillation`.
+
+        Vectors without a head of their own share that of the image.
+        """
+        own = name if name in self.heads else "image"
+        head, loss, teacher = self.heads[own], self.losses[name], self.teacher_heads.network[own]
+        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
+        vectors, valid = taught
+        with torch.no_grad():
+            targets, statistics = loss.targets(teacher(vectors, valid), self.temperature(batch.epoch), valid)
+        return loss(head.embed(*learned), head.prototypes(), targets, rows, weights), statistics
 
     def seen(self, batch: Batch, sizes: list[View]) -> list[View]:
         """The crops of each size as the student sees them."""
@@ -301,9 +312,14 @@ class DINO(Method):
             return
         if any(side % patch for side in local):
             largest = max(sizes["first"])
-            fitting = max(patch, round(largest * _LOCAL / patch) * patch)
+            fitting = max(patch, round(largest * LOCAL / patch) * patch)
             raise UserError(
                 f"local crops of {local[0]} px are not a multiple of the patches of {patch} px of "
                 f"{self.backbone.name}; set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"
             )
         super().check({"local": local}, batch_size, processes)
+
+
+def flat(vectors: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Vectors of positions (N, positions, C) as (N * positions, C)."""
+    return vectors[0].flatten(0, -2), vectors[1]

@@ -53,7 +53,7 @@ class DiRL(Cellback):
     ) -> None:
         model = require_transformer(backbone, "dirl")
         super().__init__(backbone, prior, num_regions, region_weight, **dino)
-        self.block = Disentangle(model.embed_dim, model.blocks[0].attn.num_heads, shared_block)
+        self.block = Disentangle(model.num_features, model.blocks[-1].attn.num_heads, shared_block)
         self.teacher_block = Momentum(self.block)
         names = self.prior.names()
         self.interactions = [tuple(f"{name}_{how}" for name in names) for how in ("within", "between")]
