@@ -25,7 +25,10 @@ from densepath.methods import (
     ConvMIM,
     DenseCL,
     DINOIMix,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
     EsViT,
     Method,
     MoCoV1,
@@ -35,7 +38,7 @@ from densepath.methods import (
     SparK,
     Supervised,
 )
-from densepath.methods.dino import flat
+from densepath.methods.region_vectors import flat, region_vectors
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch, View
@@ -184,6 +187,29 @@ def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
     _backward(method, *(method.heads[own[name]](vectors) for name, vectors in outputs.items()))
 
 
+def _dirl_simclr(method: Any, views: Batch) -> None:
+    """Both views forward and backward together; a head on each vector."""
+    vectors = region_vectors(method.prior, views, _both(views), method.backbone, method.block)
+    _backward(method, *(head(vectors[name][0]) for name, head in method.heads.items()))
+
+
+def _dirl_byol(method: Any, views: Batch) -> None:
+    """Both views forward and backward together, and forward in the target; heads on each vector."""
+    both = _both(views)
+    with torch.no_grad():
+        block = method.target_block and method.target_block.network
+        target = region_vectors(method.prior, views, both, method.target_backbone.network, block)
+        for name, head in method.target_projectors.network.items():
+            head(target[name][0])
+    vectors = region_vectors(method.prior, views, both, method.backbone, method.block)
+    _backward(method, *(method.predictors[name](head(vectors[name][0])) for name, head in method.projectors.items()))
+
+
+def _both(views: Batch) -> View:
+    pixels, maps = (torch.cat([getattr(views[name], of) for name in ("first", "second")]) for of in ("pixels", "map"))
+    return View(pixels, maps)
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -206,6 +232,9 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     EsViT: _dino,
     SelfPatch: _dino,
     IBOT: _ibot,
+    DINOSup: _dino,
+    DiRLSimCLR: _dirl_simclr,
+    DiRLBYOL: _dirl_byol,
 }
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ def images() -> ImageBatch:
     coarse = torch.rand(4, 3, 8, 8, generator=generator)
     pixels = torch.nn.functional.interpolate(coarse, size=(96, 96), mode="bicubic").clamp(0, 1) * 255
     return ImageBatch(pixels.permute(0, 2, 3, 1).to(torch.uint8), torch.full((4, 2), 96), torch.arange(4), progress=0.5)
+
+
+@pytest.fixture
+def celled(images) -> ImageBatch:
+    """Images with up to nine cells of two classes, mostly in one corner; one image has none."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.rand(4, 9, 3, generator=generator) * 1.2 - 1
+    cells[..., 2] = torch.randint(0, 2, (4, 9), generator=generator).float()
+    cells[0, 6:], cells[2] = torch.nan, torch.nan
+    return replace(images, extras={"cells": cells})
 
 
 @pytest.fixture

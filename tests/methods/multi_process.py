@@ -32,7 +32,10 @@ from densepath.methods import (
     ConCL,
     ConvMIM,
     DenseCL,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
     EsViT,
     MoCoV1,
     MoCoV2,
@@ -97,6 +100,9 @@ KINDS = {
     EsViT: ("transformer",),
     SelfPatch: ("transformer",),
     IBOT: ("transformer",),
+    DINOSup: ("transformer",),
+    DiRLSimCLR: ("transformer",),
+    DiRLBYOL: ("transformer",),
 }
 
 
@@ -163,7 +169,7 @@ def train(kind, case, norms, batches, tokenizer):
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
-    if kind not in (ConCL, Cellback, DiRL):  # which would read them
+    if kind not in (ConCL, Cellback, DiRL, DINOSup, DiRLSimCLR, DiRLBYOL):  # which would read them
         images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
         prepare(method, images, labels="folders", tokenizer=tokenizer)
     method.double()

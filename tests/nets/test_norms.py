@@ -191,3 +191,10 @@ def test_rows_that_do_not_exist_do_not_enter_the_statistics(group):
     assert normalize_rows(norm, x, torch.zeros(12).bool()).isfinite().all()
     assert torch.equal(norm.running_mean, before[0]) and torch.equal(norm.running_var, before[1])
     assert torch.equal(normalize_rows(norm.eval(), x, valid), norm(x))
+
+
+def test_statistics_of_rows_have_full_precision_under_autocast():
+    x = 1000 + torch.randn(8, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = normalize_rows(nn.BatchNorm1d(5), x, torch.arange(8) < 6)
+    torch.testing.assert_close(found[:6], nn.BatchNorm1d(5)(x[:6]), rtol=1e-3, atol=1e-3)

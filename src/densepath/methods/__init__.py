@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from densepath.methods.densecl import DenseCL as DenseCL
     from densepath.methods.dino import DINO as DINO
     from densepath.methods.dino_imix import DINOIMix as DINOIMix
+    from densepath.methods.dino_sup import DINOSup as DINOSup
     from densepath.methods.dirl import DiRL as DiRL
+    from densepath.methods.dirl_byol import DiRLBYOL as DiRLBYOL
+    from densepath.methods.dirl_simclr import DiRLSimCLR as DiRLSimCLR
     from densepath.methods.esvit import EsViT as EsViT
     from densepath.methods.eva import EVA as EVA
     from densepath.methods.ibot import IBOT as IBOT
@@ -54,6 +57,9 @@ _CLASSES = {
     "esvit": "EsViT",
     "selfpatch": "SelfPatch",
     "ibot": "IBOT",
+    "dino_sup": "DINOSup",
+    "dirl_simclr": "DiRLSimCLR",
+    "dirl_byol": "DiRLBYOL",
 }
 _HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}
 

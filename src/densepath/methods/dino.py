@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
 from densepath.methods.multi_crop import LOCAL, multi_crop
+from densepath.methods.region_vectors import Vectors, flat
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
@@ -32,31 +33,8 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch, View
 
-# name -> (N, C), or (N, positions, C), and (N,) bool: the rows that exist; None for all
-Vectors = dict[str, tuple[Tensor, Tensor | None]]
-
 _DROPPED = 2**21  # stream of random numbers of stochastic depth
 _TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
-
-
-class DINOOptions(TypedDict, total=False):
-    """All parameters of :class:`DINO` after the backbone, for the methods that extend it."""
-
-    prototypes: int
-    hidden_dim: int
-    dim: int
-    fixed_lengths: bool
-    head_batch_norm: bool
-    student_temperature: float
-    teacher_temperature: float
-    teacher_temperature_start: float
-    teacher_temperature_epochs: int
-    centering: Centering
-    center_momentum: float
-    momentum: float
-    local_crops: int
-    local_size: float
-    drop_path: float
 
 
 class DINO(Method):
@@ -187,6 +165,10 @@ class DINO(Method):
         if self.depth is not None:
             choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
         learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
+        return self.compare(batch, sizes, taught, learned)
+
+    def compare(self, batch: Batch, sizes: list[View], taught: Vectors, learned: list[Vectors]) -> Losses:
+        """The losses of the student's vectors of the crops of each size, given the teacher's of the global crops."""
         terms = {}
         statistics = {"feature_std": torch.stack([deviation(*flat(taught[name])) for name in self.weights]).amin()}
         total = torch.zeros((), device=sizes[0].pixels.device)
@@ -251,9 +233,9 @@ class DINO(Method):
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
         rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
-        return self.compare(batch, name, taught, (students, exists), *self.pairs(batch, rows, weights))
+        return self.compare_rows(batch, name, taught, (students, exists), *self.pairs(batch, rows, weights))
 
-    def compare(
+    def compare_rows(
         self,
         batch: Batch,
         name: str,
@@ -318,8 +300,3 @@ class DINO(Method):
                 f"{self.backbone.name}; set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"
             )
         super().check({"local": local}, batch_size, processes)
-
-
-def flat(vectors: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    """Vectors of positions (N, positions, C) as (N * positions, C)."""
-    return vectors[0].flatten(0, -2), vectors[1]

@@ -11,7 +11,9 @@ from torch import Tensor
 from densepath.core.distillation import view_pairs
 from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool
-from densepath.methods.dino import DINO, DINOOptions, Vectors, flat
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
+from densepath.methods.region_vectors import Vectors, flat
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode
 from densepath.views.view import Batch, View
@@ -63,7 +65,7 @@ class EsViT(DINO):
         weights = torch.cat([weight.repeat_interleave(x.shape[1], 0) / x.shape[1] for x, weight in parts])
         rows = torch.cat([most_similar_regions(x, keys, count) for x in queries])
         students = torch.cat([x.flatten(0, 1) for x in queries])
-        return self.compare(batch, name, flat(taught), (students, None), rows, weights)
+        return self.compare_rows(batch, name, flat(taught), (students, None), rows, weights)
 
 
 @torch.no_grad()

@@ -15,8 +15,10 @@ from densepath.core.errors import UserError
 from densepath.core.koleo import koleo
 from densepath.core.masking import square_grid
 from densepath.methods.base import Losses
-from densepath.methods.dino import DINO, DINOOptions, Vectors
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
 from densepath.methods.multi_crop import LOCAL, multi_crop
+from densepath.methods.region_vectors import Vectors
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, require_transformer
 from densepath.views.augment import Augment
@@ -145,7 +147,7 @@ class IBOT(DINO):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if name == "patch":
             rows, weights = batch.extras["masked"].unsqueeze(1), batch.extras["mask_weights"]
-            return self.compare(batch, name, taught, (learned[0][0], weights.squeeze(1) > 0), rows, weights)
+            return self.compare_rows(batch, name, taught, (learned[0][0], weights.squeeze(1) > 0), rows, weights)
         loss, statistics = super().distill(batch, name, taught, learned)
         if self.koleo_weight:
             spread = torch.stack([koleo(view) for view in learned[0][0].chunk(2)]).mean()

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.momentum import Momentum
-from densepath.methods.dino import DINO, DINOOptions, Vectors
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
 from densepath.methods.multi_crop import LOCAL, multi_crop
+from densepath.methods.region_vectors import Vectors
 from densepath.nets.aggregate import Aggregate, similar_neighbors
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
@@ -109,7 +111,7 @@ class SelfPatch(DINO):
         weights = torch.cat([x.new_full((len(x) * x.shape[1], 1), 1 / (crops * x.shape[1])) for x in tokens])
         rows = torch.arange(len(weights), device=weights.device).unsqueeze(1)
         students = torch.cat([x.flatten(0, 1) for x in tokens])
-        return self.compare(batch, name, taught, (students, None), rows, weights.float())
+        return self.compare_rows(batch, name, taught, (students, None), rows, weights.float())
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)

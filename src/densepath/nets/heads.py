@@ -94,9 +94,13 @@ class NormedHead(nn.Module):
         self.norm2 = nn.BatchNorm1d(out_features) if last_norm else nn.Identity()
         _initialize(self.fc1, self.fc2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_features) to (B, out_features); the result is not normalized to unit length."""
-        return self.norm2(self.fc2(self.norm1(self.fc1(x)).relu()))
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Project (B, in_features) to (B, out_features); the result is not normalized to unit length.
+
+        Only the rows in ``valid`` (B,), by default all, enter batch statistics.
+        """
+        hidden = normalize_rows(self.norm1, self.fc1(x), valid).relu()
+        return normalize_rows(self.norm2, self.fc2(hidden), valid)
 
 
 class PrototypeHead(nn.Module):

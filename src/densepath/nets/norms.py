@@ -165,14 +165,15 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     groups = norm.count_groups(x) if isinstance(norm, _Ghost) else 1
     over = total if isinstance(norm, _Synchronized) else _own
     rows = full_precision(x).unflatten(0, (groups, -1))  # (G, n, C)
-    weight = valid.to(rows.dtype).view(groups, 1, -1)
-    count = over(weight.sum(2, keepdim=True))  # (G, 1, 1)
-    mean = over(weight @ rows) / count.clamp(min=1)
-    variance = over(weight @ (rows - mean).square()) / count.clamp(min=1)
+    weight = valid.to(rows.dtype).view(groups, -1, 1)
+    count = over(weight.sum(1, keepdim=True))  # (G, 1, 1)
+    # Not as products of matrices, which autocast would compute in low precision.
+    mean = over((weight * rows).sum(1, keepdim=True)) / count.clamp(min=1)
+    variance = over((weight * (rows - mean).square()).sum(1, keepdim=True)) / count.clamp(min=1)
     several = (count > 1).to(rows.dtype)
     known, several = several.any(), several / several.sum().clamp(min=1)
     found = (mean, variance * count / (count - 1).clamp(min=1))
-    kept = zip(found, (norm.running_mean, norm.running_var), strict=True)
+    kept = zip(found, running_statistics(norm).values(), strict=True)
     _follow(norm, *(torch.where(known, (several * new).sum((0, 1)), old.to(new.dtype)) for new, old in kept))
     scale = torch.rsqrt(variance + norm.eps) * norm.weight
     return torch.addcmul(norm.bias, rows - mean, scale).flatten(0, 1).to(x.dtype)
