@@ -15,6 +15,7 @@ from densepath.methods import (
     BYOL,
     DINO,
     EVA,
+    IBOT,
     MAE,
     PCLV2,
     VQKD,
@@ -28,14 +29,16 @@ from densepath.methods import (
     DiRL,
     DiRLBYOL,
     DiRLSimCLR,
+    EsViT,
     Method,
     MoCoV1,
     MoCoV2,
+    SelfPatch,
     SimCLR,
     SparK,
     Supervised,
 )
-from densepath.methods.region_vectors import region_vectors
+from densepath.methods.region_vectors import flat, region_vectors
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
 from densepath.views.view import Batch, View
@@ -165,12 +168,23 @@ def _conv_mim(method: Any, views: Batch) -> None:
 
 def _dino(method: Any, views: Batch) -> None:
     """Crops of each size forward and backward, the global ones forward in the teacher; heads on each vector."""
-    sizes = method.crops(views)
+    _distill(method, views, method.crops(views))
+
+
+def _ibot(method: Any, views: Batch) -> None:
+    """As DINO, with heads on all patches of the teacher, and on the masked ones of the student."""
+    masked = method.with_masks(views)
+    _distill(method, masked, method.seen(masked, method.crops(masked)))
+
+
+def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
+    own = {name: name if name in method.heads else "image" for name in method.weights}
     with torch.no_grad():
-        for name, (vectors, _) in method.represent(views, sizes[0], teacher=True).items():
-            method.teacher_heads.network[name](vectors)
+        for name, vectors in method.teach(views, sizes).items():
+            method.teacher_heads.network[own[name]](flat(vectors)[0])
     learned = [method.represent(views, crops) for crops in sizes]
-    _backward(method, *(method.heads[name](torch.cat([of[name][0] for of in learned])) for name in method.weights))
+    outputs = {name: torch.cat([flat(of[name])[0] for of in learned]) for name in own}
+    _backward(method, *(method.heads[own[name]](vectors) for name, vectors in outputs.items()))
 
 
 def _dirl_simclr(method: Any, views: Batch) -> None:
@@ -215,6 +229,9 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     DINOIMix: _dino,
     Cellback: _dino,
     DiRL: _dino,
+    EsViT: _dino,
+    SelfPatch: _dino,
+    IBOT: _ibot,
     DINOSup: _dino,
     DiRLSimCLR: _dirl_simclr,
     DiRLBYOL: _dirl_byol,

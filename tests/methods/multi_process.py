@@ -23,6 +23,7 @@ from densepath.methods import (
     BYOL,
     DINO,
     EVA,
+    IBOT,
     MAE,
     PCLV2,
     VQKD,
@@ -35,8 +36,10 @@ from densepath.methods import (
     DiRL,
     DiRLBYOL,
     DiRLSimCLR,
+    EsViT,
     MoCoV1,
     MoCoV2,
+    SelfPatch,
     SimCLR,
     SparK,
     Supervised,
@@ -60,6 +63,7 @@ CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
+DISTILLED |= {"patch_prototypes": 10, "koleo_weight": 0.1, "neighbors": 2}
 DISTILLED["head_batch_norm"] = True
 MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
@@ -93,6 +97,9 @@ KINDS = {
     DINO: ("groups", "transformer"),
     Cellback: ("transformer",),
     DiRL: ("transformer",),
+    EsViT: ("transformer",),
+    SelfPatch: ("transformer",),
+    IBOT: ("transformer",),
     DINOSup: ("transformer",),
     DiRLSimCLR: ("transformer",),
     DiRLBYOL: ("transformer",),

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from densepath.methods.dirl import DiRL as DiRL
     from densepath.methods.dirl_byol import DiRLBYOL as DiRLBYOL
     from densepath.methods.dirl_simclr import DiRLSimCLR as DiRLSimCLR
+    from densepath.methods.esvit import EsViT as EsViT
     from densepath.methods.eva import EVA as EVA
+    from densepath.methods.ibot import IBOT as IBOT
     from densepath.methods.mae import MAE as MAE
     from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
     from densepath.methods.moco_v2 import MoCoV2 as MoCoV2
     from densepath.methods.pcl_v2 import PCLV2 as PCLV2
+    from densepath.methods.selfpatch import SelfPatch as SelfPatch
     from densepath.methods.simclr import SimCLR as SimCLR
     from densepath.methods.spark import SparK as SparK
     from densepath.methods.supervised import Supervised as Supervised
@@ -51,6 +54,9 @@ _CLASSES = {
     "dino_imix": "DINOIMix",
     "cellback": "Cellback",
     "dirl": "DiRL",
+    "esvit": "EsViT",
+    "selfpatch": "SelfPatch",
+    "ibot": "IBOT",
     "dino_sup": "DINOSup",
     "dirl_simclr": "DiRLSimCLR",
     "dirl_byol": "DiRLBYOL",
