@@ -97,15 +97,16 @@ class Readout(nn.Module):
     Args:
         model: the classifier.
         notes: of the classifier.
+        spec: the specification of the pixels, if it is not that of the training images: for 16 bits instead of 8.
 
     Attributes:
         dim: T.
     """
 
-    def __init__(self, model: Classifier, notes: ClassifierNotes) -> None:
+    def __init__(self, model: Classifier, notes: ClassifierNotes, spec: PixelSpec | None = None) -> None:
         super().__init__()
         self.model, self.dim, self.exclusive = model, len(notes.labels), notes.exclusive
-        self._views = ViewMaker({_VIEW: Center(share=1.0)}, notes.view_size, seed=0, spec=notes.spec)
+        self._views = ViewMaker({_VIEW: Center(share=1.0)}, notes.view_size, seed=0, spec=spec or notes.spec)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, *size, C) stored pixels -> (B, T) probabilities, float32."""
