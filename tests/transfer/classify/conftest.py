@@ -16,18 +16,18 @@ from densepath.core.result import Result
 SIDE = 32
 
 
-def write_images(folder: Path, classes: int = 2, patients: int = 6, each: int = 2, seed: int = 0) -> Path:
+def write_images(folder: Path, patients: int = 6, each: int = 2, seed: int = 0, letter: str = "P") -> Path:
     """folder/CLASS/PATIENT_NUMBER.png, and ``labels.csv`` with file, label, patient."""
     rng, rows = np.random.default_rng(seed), []
-    for k in range(classes):
+    for k in range(2):
         (folder / "images" / "abc"[k]).mkdir(parents=True)
         for p in range(patients):
             for n in range(each):
                 pixels = rng.integers(0, 130, (SIDE, SIDE, 3))
                 pixels[..., k] += 120
-                name = f"{'abc'[k]}/P{k}{p}_{n}.png"
+                name = f"{'abc'[k]}/{letter}{k}{p}_{n}.png"
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / name)
-                rows.append([name, "abc"[k], f"P{k}{p}"])
+                rows.append([name, "abc"[k], f"{letter}{k}{p}"])
     write_table(folder / "labels.csv", ["file", "label", "patient"], rows)
     return folder
 

@@ -126,7 +126,9 @@ def save_classifier(path: Path, model: Classifier, notes: ClassifierNotes) -> No
     """Write a safetensors file."""
     with atomic_write(path) as part:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        write_tensors(state, part, {"format": "pt", KEY: json.dumps(asdict(notes))})
+        known = {name: json.dumps(value) for name, value in notes.pixels.items()}  # as those of backbones
+        known |= {"format": "pt", "backbone": notes.backbone, KEY: json.dumps(asdict(notes))}
+        write_tensors(state, part, known)
 
 
 def classifier_path(run: str | Path) -> Path:
