@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
     from densepath.core.result import Result as Result
+    from densepath.datasets.chaoyang import convert_chaoyang as convert_chaoyang
     from densepath.datasets.check import check_data as check_data
     from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
+    from densepath.datasets.mhist import convert_mhist as convert_mhist
     from densepath.datasets.nct import convert_nct as convert_nct
+    from densepath.datasets.pcam import convert_pcam as convert_pcam
     from densepath.datasets.qupath import convert_qupath as convert_qupath
     from densepath.datasets.volumes.brats import convert_brats as convert_brats
     from densepath.datasets.volumes.conversion import Conversion as Conversion
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from densepath.sources.tiles.tile import tile as tile
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
+    from densepath.transfer.classify.config import ClassifyConfig as ClassifyConfig
+    from densepath.transfer.classify.trained import load_classifier as load_classifier
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
     from densepath.transfer.embed.embed import embed as embed
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
+    "ClassifyConfig": "densepath.transfer.classify.config",
     "Conversion": "densepath.datasets.volumes.conversion",
     "DicomConversion": "densepath.datasets.volumes.conversion",
     "FolderConversion": "densepath.datasets.volumes.conversion",
@@ -79,6 +85,9 @@ _HOME = {
     "convert_glas": "densepath.datasets.glas",
     "convert_instances": "densepath.datasets.instances",
     "convert_nct": "densepath.datasets.nct",
+    "convert_chaoyang": "densepath.datasets.chaoyang",
+    "convert_mhist": "densepath.datasets.mhist",
+    "convert_pcam": "densepath.datasets.pcam",
     "convert_qupath": "densepath.datasets.qupath",
     "convert_brats": "densepath.datasets.volumes.brats",
     "convert_dicom": "densepath.datasets.volumes.dicom",
@@ -93,6 +102,7 @@ _HOME = {
     "embed": "densepath.transfer.embed.embed",
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
+    "load_classifier": "densepath.transfer.classify.trained",
     "load_detector": "densepath.transfer.detection.predictor",
     "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",

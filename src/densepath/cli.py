@@ -66,6 +66,9 @@ VERBS = {
     "data check": Verb(
         "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
     ),
+    "data chaoyang": Verb(
+        "datasets.chaoyang:convert_chaoyang", "Chaoyang as published -> a list with classes", ("source", "dest")
+    ),
     "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
     "data dicom": _store("dicom", "convert_dicom", "DICOM series", "conversion:DicomConversion"),
@@ -78,10 +81,14 @@ VERBS = {
     ),
     "data lits": _store("lits", "convert_lits", "LiTS as published"),
     "data luna": _store("luna", "convert_luna", "LUNA16 as published"),
+    "data mhist": Verb("datasets.mhist:convert_mhist", "MHIST as published -> a list with classes", ("source", "dest")),
     "data msd": _store("msd", "convert_msd", "a task of the Medical Segmentation Decathlon"),
     "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
     "data nnunet": _store("nnunet", "convert_nnunet", "nnU-Net's raw layout"),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
+    "data pcam": Verb(
+        "datasets.pcam:convert_pcam", "PatchCamelyon as published -> a packed store and a list", ("source", "dest")
+    ),
     "data qupath": Verb(
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
@@ -154,6 +161,9 @@ _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas_small",  # glas takes days without a GPU
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
+    "data chaoyang": "densepath classify --config chaoyang --data {0} --labels {0} --weights RUN --out chaoyang_run",
+    "data mhist": "densepath classify --config mhist --data {0} --labels {0} --weights RUN --out mhist_run",
+    "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
     **dict.fromkeys(

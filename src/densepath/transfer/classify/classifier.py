@@ -97,15 +97,16 @@ class Readout(nn.Module):
     Args:
         model: the classifier.
         notes: of the classifier.
+        spec: the specification of the pixels, if it is not that of the training images: for 16 bits instead of 8.
 
     Attributes:
         dim: T.
     """
 
-    def __init__(self, model: Classifier, notes: ClassifierNotes) -> None:
+    def __init__(self, model: Classifier, notes: ClassifierNotes, spec: PixelSpec | None = None) -> None:
         super().__init__()
         self.model, self.dim, self.exclusive = model, len(notes.labels), notes.exclusive
-        self._views = ViewMaker({_VIEW: Center(share=1.0)}, notes.view_size, seed=0, spec=notes.spec)
+        self._views = ViewMaker({_VIEW: Center(share=1.0)}, notes.view_size, seed=0, spec=spec or notes.spec)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, *size, C) stored pixels -> (B, T) probabilities, float32."""
@@ -125,7 +126,9 @@ def save_classifier(path: Path, model: Classifier, notes: ClassifierNotes) -> No
     """Write a safetensors file."""
     with atomic_write(path) as part:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        write_tensors(state, part, {"format": "pt", KEY: json.dumps(asdict(notes))})
+        known = {name: json.dumps(value) for name, value in notes.pixels.items()}  # as those of backbones
+        known |= {"format": "pt", "backbone": notes.backbone, KEY: json.dumps(asdict(notes))}
+        write_tensors(state, part, known)
 
 
 def classifier_path(run: str | Path) -> Path:

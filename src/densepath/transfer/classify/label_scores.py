@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.probe.metrics import Floats, Integers, Score, intervals, mean_of_known, measure, ranked
@@ -58,6 +60,15 @@ def name_of(name: str, labels: Sequence[str]) -> str:
 def predicted(targets: Targets, chances: Floats) -> Integers:
     """(M, 1) the class of the largest probability, or (M, T) 0 and 1."""
     return chances.argmax(1)[:, None] if targets.exclusive else (chances >= _CUT).astype(np.int64)
+
+
+def rows_of(labels: Sequence[str], exclusive: bool, chances: npt.NDArray[Any]) -> list[dict[str, str]]:
+    """What is written for each image: the predicted class or labels, and the probabilities (M, T)."""
+    rows = []
+    for row in chances:
+        said = [labels[int(row.argmax())]] if exclusive else [n for n, p in zip(labels, row, strict=True) if p >= _CUT]
+        rows.append({"predicted": "|".join(said), **{f"p {n}": f"{p:.6g}" for n, p in zip(labels, row, strict=True)}})
+    return rows
 
 
 def _measure(weights: Floats, targets: Targets, chances: Floats, runs: Integers) -> dict[str, Floats]:

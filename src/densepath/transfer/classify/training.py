@@ -43,6 +43,7 @@ from densepath.transfer.embed.encode import batches_of, collect, encode
 from densepath.transfer.probe.metrics import Floats, Integers
 from densepath.views.maker import ViewMaker
 
+AT_ONCE = 64  # images in a pass of the network
 _ANSWERS = "answers.json"
 
 
@@ -170,12 +171,9 @@ def answers_of(
     readout: Readout, images: PixelSource, hardware: Hardware
 ) -> tuple[list[int], npt.NDArray[np.float32], list[str]]:
     """Positions of the readable images, their probabilities (M, T), and the damaged images."""
-    batches = batches_of(range(len(images)), _AT_ONCE)
+    batches = batches_of(range(len(images)), AT_ONCE)
     half = hardware.precision == "bf16-mixed"
     return collect(encode(readout, Stored(images), batches, hardware.device, half))
-
-
-_AT_ONCE = 64  # images
 
 
 class Stored:
@@ -208,7 +206,7 @@ def _validation_logits(model: Any, notes: ClassifierNotes, validation: Pool, har
         UserError: an image cannot be read: it would change which epoch is chosen.
     """
     readout = _Logits(model.eval(), notes)
-    batches = batches_of(range(len(validation)), _AT_ONCE)[rank() :: world_size()]
+    batches = batches_of(range(len(validation)), AT_ONCE)[rank() :: world_size()]
     logits = torch.zeros(len(validation), len(notes.labels), device=hardware.device)
     half = hardware.precision == "bf16-mixed"
     for part in encode(readout, Stored(validation.images), batches, hardware.device, half):
