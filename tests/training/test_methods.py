@@ -19,7 +19,7 @@ from densepath.training.recipes import all_options
 
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
-SMALL |= {"patch": 16}
+SMALL |= {"patch": 16, "attention": "factored"}
 SMALL |= {"num_codes": 12, "prototypes": 24, "interaction_prototypes": 12, "local_crops": 3, "local_size": 1 / 3}
 TEACHER = {"teacher": "test_vit", "teacher_weights": "random"}
 GIVEN = {"supervised": {"labels": "labels.csv"}, "eva": TEACHER, "vq_kd": TEACHER}
