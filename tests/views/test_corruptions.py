@@ -21,7 +21,7 @@ def draw_of(count: int, start: int = 0) -> Draw:
 
 def bezier_by_loop(value: float, points: list[float], falling: bool) -> float:
     """The released code: a fine curve, whose x, or x and y, are sorted, then interpolated."""
-    t = np.linspace(0.0, 1.0, 20000)
+    t = np.linspace(0.0, 1.0, 4000)
     xs, ys = (3 * points[i] * t * (1 - t) ** 2 + 3 * points[i + 2] * t**2 * (1 - t) + t**3 for i in (0, 1))
     xs, ys = xs[::-1], ys[::-1]  # the released code runs from (1, 1) to (0, 0)
     return float(np.interp(value, np.sort(xs), ys if falling else np.sort(ys)))
@@ -39,7 +39,7 @@ def test_bezier_remaps_by_the_curve(shape):
         falling = bool(draw(Stream.BEZIER)[row, 1] < 0.5)
         kinds.add(falling)
         points = draw(Stream.BEZIER_POINTS)[row].tolist()
-        values, made = x[row].flatten()[:60], result[row].flatten()[:60]
+        values, made = x[row].flatten()[:20], result[row].flatten()[:20]
         expected = torch.tensor([bezier_by_loop(value, points, falling) for value in values.tolist()])
         torch.testing.assert_close(made, expected, atol=2e-3, rtol=0)
     assert kinds == {True, False}
@@ -121,7 +121,6 @@ def test_a_pixel_is_taken_from_the_last_window_that_covers_it(shape):
 def test_every_permutation_of_a_window_is_equally_likely():
     x = torch.arange(4.0).view(1, 1, 2, 2).repeat(4000, 1, 1, 1)
     result = LocalShuffle(1.0, 40, 1.0).apply(x, draw_of(4000))
-    orders, counts = result.flatten(1).unique(dim=0, return_counts=True)
     low, side = shuffle_windows(draw_of(4000), range(4000), 40, 1.0, (2, 2))
     last = last_windows(low, side, (2, 2)).flatten(1)
     full = (last == last[:, :1]).all(1)
@@ -145,7 +144,7 @@ def test_an_elastic_deformation_moves_pixels_smoothly_by_a_share_of_the_view():
 @DIMENSIONS
 @pytest.mark.parametrize(
     "operation",
-    [Bezier(0.6), LocalShuffle(0.6), Painting(0.6), Elastic(0.6), OneOf((Solarize(0.6), Bezier(0.6))), Cutout()],
+    [Bezier(0.6), LocalShuffle(0.6, 200), Painting(0.6), Elastic(0.6), OneOf((Solarize(0.6), Bezier(0.6))), Cutout()],
     ids=lambda operation: type(operation).__name__,
 )
 def test_what_happens_to_an_image_is_its_own_and_happens_as_often_as_asked(operation, shape):
