@@ -130,12 +130,8 @@ def memory(folder: str, crops: int) -> dict[str, Any]:
     for _ in range(crops // _BATCH):
         read_store(store, rng, (32, 32, 32))
     after = _resident()
-    return {
-        "volumes": len(store),
-        "crops": crops,
-        "resident, MiB": round(after),
-        "growth, MiB": round(after - before, 1),
-    }
+    facts = {"crops": crops, "resident, MiB": round(after), "growth, MiB": round(after - before, 1)}
+    return {"case": f"{len(store)} volumes", **facts}
 
 
 def _resident() -> float:

@@ -188,7 +188,7 @@ class VolumeStore:
             if side < canvas.shape[axis]:
                 canvas[(*corner[:axis], slice(side, None))] = 0
         for channel in range(self.spec.channels):
-            out = canvas[(*corner, channel)]
+            out = canvas[..., channel][corner]
             if self.dtype == torch.int16:
                 self._stored(position, channel, low, high, out)
                 continue
