@@ -10,6 +10,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from densepath.sources.volumes.volume import Channel, Volume
 SIZE = (256, 320, 320)  # D, H, W
 CROPS = {"32 x 32 x 32": (32, 32, 32), "64 x 64 x 64": (64, 64, 64), "32 x 64 x 64": (32, 64, 64)}
 MIB = 2**20
+_BATCH = 16
 
 
 def volume(number: int, size: tuple[int, ...]) -> np.ndarray:
@@ -45,12 +47,29 @@ def write_store(folder: Path, count: int, size: tuple[int, ...]) -> VolumeStore:
     return open_volumes(convert(cases, Contents("benchmark", "CT"), Conversion("", folder, window=(-1000.0, 1000.0))))
 
 
-def crop(store: VolumeStore, rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
-    """A random crop (d, h, w) of a random volume, as training reads it."""
-    index = torch.tensor([int(rng.integers(len(store)))])
-    low = torch.from_numpy(rng.integers(0, store.sizes(index)[0].numpy() - np.array(size) + 1))
-    pixels: np.ndarray = store.gather(index, torch.stack((low, low + torch.tensor(size)))[None]).pixels.numpy()
-    return pixels[0, ..., 0]
+def places(
+    rng: np.random.Generator, count: int, sizes: np.ndarray, size: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of random volumes (B,), and the low corners (B, 3) of random crops of them."""
+    chosen = rng.integers(0, count, _BATCH)
+    return chosen, rng.integers(0, sizes[chosen] - np.array(size) + 1)
+
+
+def read_store(store: VolumeStore, rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
+    """A batch of random crops (B, d, h, w), as training reads it."""
+    chosen, low = places(rng, len(store), store.sizes(torch.arange(len(store))).numpy(), size)
+    corners = torch.from_numpy(low)
+    boxes = torch.stack((corners, corners + torch.tensor(size)), dim=1)
+    pixels: np.ndarray = store.gather(torch.from_numpy(chosen), boxes).pixels.numpy()
+    return pixels[..., 0]
+
+
+def read_arrays(arrays: list[Any], rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
+    """The same from arrays that can be sliced."""
+    out = np.empty((_BATCH, *size), np.int16)
+    for row, number, low in zip(out, *places(rng, len(arrays), np.array([a.shape for a in arrays]), size), strict=True):
+        row[...] = arrays[number][tuple(slice(a, a + n) for a, n in zip(low.tolist(), size, strict=True))]
+    return out
 
 
 def peers(folder: Path, count: int) -> dict[str, list[Any]]:
@@ -78,16 +97,23 @@ def rates(count: int, repeats: int, calls: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         store, others = write_store(Path(folder) / "S", count, SIZE), peers(Path(folder), count)
         for name, size in CROPS.items():
-            streams = {case: np.random.default_rng(0) for case in ("store", *others)}
-            assert np.array_equal(crop(store, np.random.default_rng(5), size), _peer(others["plain map"], 5, size))
-            cases: dict[str, Callable[[], Any]] = {"store": lambda s=size, r=streams: crop(store, r["store"], s)}  # type: ignore[misc]
-            for case, arrays in others.items():
-                if arrays:
-                    cases[case] = lambda a=arrays, s=size, r=streams[case]: _peer(a, r, s)  # type: ignore[misc]
+            same = [
+                read_store(store, np.random.default_rng(5), size),
+                *(read_arrays(arrays, np.random.default_rng(5), size) for arrays in others.values() if arrays),
+            ]
+            assert all(np.array_equal(same[0], other) for other in same)
+            cases: dict[str, Callable[[], Any]] = {
+                "store": partial(read_store, store, np.random.default_rng(0), size),
+                **{
+                    case: partial(read_arrays, arrays, np.random.default_rng(0), size)
+                    for case, arrays in others.items()
+                    if arrays
+                },
+            }
             seconds = in_turns(cases, repeats, torch.device("cpu"), warmup=1, calls=calls)
             row: dict[str, Any] = {"case": name}
             for case, times in seconds.items():
-                row[f"{case}, crops/s"] = round(1 / statistics.median(times))
+                row[f"{case}, crops/s"] = round(_BATCH / statistics.median(times))
             row |= {
                 f"store / {case}": round(row["store, crops/s"] / row[f"{case}, crops/s"], 1) for case in list(cases)[1:]
             }
@@ -95,28 +121,17 @@ def rates(count: int, repeats: int, calls: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _peer(arrays: list[Any], seed: int | np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    array = arrays[int(rng.integers(len(arrays)))]
-    low = rng.integers(0, np.array(array.shape) - np.array(size) + 1)
-    return np.array(array[tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))])
-
-
 def memory(folder: str, crops: int) -> dict[str, Any]:
-    """The growth of this process's resident memory while crops are read, after the first 100."""
+    """The growth of this process's resident memory while crops are read, after the first tenth."""
     store, rng = open_volumes(folder), np.random.default_rng(0)
-    for _ in range(100):
-        crop(store, rng, (32, 32, 32))
+    for _ in range(crops // _BATCH // 10):
+        read_store(store, rng, (32, 32, 32))
     before = _resident()
-    for _ in range(crops):
-        crop(store, rng, (32, 32, 32))
+    for _ in range(crops // _BATCH):
+        read_store(store, rng, (32, 32, 32))
     after = _resident()
-    return {
-        "volumes": len(store),
-        "crops": crops,
-        "resident, MiB": round(after),
-        "growth, MiB": round(after - before, 1),
-    }
+    facts = {"crops": crops, "resident, MiB": round(after), "growth, MiB": round(after - before, 1)}
+    return {"case": f"{len(store)} volumes", **facts}
 
 
 def _resident() -> float:
@@ -129,7 +144,7 @@ def main() -> None:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--count", type=int, default=4, help="large volumes")
     made.add_argument("--repeats", type=int, default=5, help="rounds that are measured")
-    made.add_argument("--calls", type=int, default=100, help="crops in a round")
+    made.add_argument("--calls", type=int, default=5, help="batches of 16 crops in a round")
     made.add_argument("--crops", type=int, default=10_000, help="crops in the measurement of memory")
     made.add_argument("--json", help="a file for the results")
     asked = made.parse_args()
@@ -137,7 +152,7 @@ def main() -> None:
     rows = []
     for count in (4, 400):
         with tempfile.TemporaryDirectory() as folder:
-            write_store(Path(folder) / "S", count, (64, 64, 64))
+            write_store(Path(folder) / "S", count, (40, 40, 40))
             rows.append(isolated(memory, f"{folder}/S", asked.crops))
     report("Memory", rows)
     if asked.json:

@@ -29,6 +29,7 @@ from benchmarks import (
     superpixels,
     targets,
     tiling,
+    volume_store,
     volumes,
 )
 from densepath import cli
@@ -257,6 +258,13 @@ def test_targets_are_checked_and_failures_named() -> None:
         "correctness: concl|3 (FAILED, limit 1e-03)": "FAILED",
         "detection|": "FAILED: no memory",
     }
+
+
+def test_crops_of_a_store_are_those_of_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume_store, "SIZE", (70, 66, 72))
+    rows = volume_store.rates(count=2, repeats=1, calls=1)  # it compares the crops, too
+    assert [row["case"] for row in rows] == list(volume_store.CROPS)
+    assert all(row["store, crops/s"] > 0 and row["plain map, crops/s"] > 0 for row in rows)
 
 
 def test_cubes_of_volumes_are_those_of_the_plain_implementation() -> None:

@@ -21,6 +21,7 @@ from densepath.sources.loader import ImageBatches
 from densepath.sources.open import find_source, open_images
 from densepath.sources.restrict import restrict
 from densepath.sources.summary import summarize
+from densepath.sources.volumes import mapped
 from densepath.sources.volumes.encode import encode
 from densepath.sources.volumes.store import VolumeStore, open_volumes
 from densepath.sources.volumes.volume import Channel
@@ -185,6 +186,24 @@ def test_a_flipped_bit_in_the_store_is_found_when_all_is_read(ct: Path) -> None:
     with pytest.raises(CorruptImage, match="checksum is wrong"):
         store.read(0)
     store.read(1)
+
+
+def test_few_files_are_mapped_at_a_time_and_what_was_read_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "_MOST", 2)
+    monkeypatch.setattr(mapped, "_TOUCHED", 3000)
+    contents = [RNG.integers(0, 256, 5000).astype(np.uint8) for _ in range(4)]
+    for number, content in enumerate(contents):
+        content.tofile(tmp_path / str(number))
+    files = mapped.MappedFiles()
+    first = files.get(str(tmp_path / "0"), 5000, 1000)
+    for number in [0, 1, 2, 3, 3, 0, 2, 1] * 3:
+        assert np.array_equal(files.get(str(tmp_path / str(number)), 5000, 1000), contents[number])
+        assert len(files._maps) <= 2 and files._touched <= 3000
+    assert np.array_equal(first, contents[0])  # also after its file was closed
+    with pytest.raises(EOFError):
+        files.get(str(tmp_path / "0"), 5001, 0)
 
 
 def test_a_part_of_a_store(ct: Path) -> None:

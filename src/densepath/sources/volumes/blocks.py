@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from io import FileIO
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,43 +32,31 @@ def write_blocks(file: BinaryIO | None, values: npt.NDArray[Any]) -> int:
 
 
 def read_box(
-    file: FileIO,
-    offset: int,
-    size: Sequence[int],
-    low: Sequence[int],
-    high: Sequence[int],
-    out: npt.NDArray[Any],
+    stored: npt.NDArray[Any], size: Sequence[int], low: Sequence[int], high: Sequence[int], out: npt.NDArray[Any]
 ) -> None:
-    """Read a box of an array.
-
-    It is read, not mapped: to touch a mapped file that was truncated would kill the process, and all that was ever
-    touched of it would count as memory in use.
+    """Copy a box of an array.
 
     Args:
-        file: open for reading, without a buffer.
-        offset: the byte at which the array begins.
+        stored: the values of all blocks, one after another.
         size: the array's D, H, W.
         low, high: the box's low corner (included) and high corner (excluded).
-        out: (d, h, w), the box, of the array's type.
-
-    Raises:
-        EOFError: the file is truncated.
+        out: (d, h, w), the box.
     """
     _, height, width = size
-    spans = [_spans(*axis) for axis in zip(size, low, high, strict=True)]
-    across = spans[2]
-    left, right = across[0][0], across[-1][0] + across[-1][1]
-    buffer = np.empty(BLOCK * BLOCK * (right - left), out.dtype)
-    for z, deep, from_z, to_z in spans[0]:
-        for y, high_, from_y, to_y in spans[1]:
-            area = deep * high_
-            run = buffer[: area * (right - left)]
-            start = z * height * width + deep * y * width + area * left
-            if _read(file, run, offset + run.itemsize * start) < run.nbytes:
-                raise EOFError
-            for x, wide, from_x, to_x in across:
-                block = run[area * (x - left) : area * (x - left + wide)].reshape(deep, high_, wide)
+    slabs, rows, columns = (_spans(*axis) for axis in zip(size, low, high, strict=True))
+    for z, deep, from_z, to_z in slabs:
+        for y, high_, from_y, to_y in rows:
+            start, area = z * height * width + deep * y * width, deep * high_
+            for x, wide, from_x, to_x in columns:
+                first = start + area * x
+                block = stored[first : first + area * wide].reshape(deep, high_, wide)
                 out[to_z, to_y, to_x] = block[from_z, from_y, from_x]
+
+
+def touched(low: Sequence[int], high: Sequence[int]) -> int:
+    """The number of values in the blocks that a box meets, at most."""
+    deep, high_, wide = (-(-b // BLOCK) - a // BLOCK for a, b in zip(low, high, strict=True))
+    return BLOCK**3 * deep * high_ * wide
 
 
 def _spans(side: int, low: int, high: int) -> list[tuple[int, int, slice, slice]]:
@@ -80,12 +67,3 @@ def _spans(side: int, low: int, high: int) -> list[tuple[int, int, slice, slice]
         first, last = max(start, low), min(end, high)
         found.append((start, end - start, slice(first - start, last - start), slice(first - low, last - low)))
     return found
-
-
-def _read(file: FileIO, array: npt.NDArray[Any], place: int) -> int:
-    """Fill an array from a place in a file. Returns the bytes read: a system may return fewer than asked for."""
-    file.seek(place)
-    view, done = array.data.cast("B"), 0
-    while done < array.nbytes and (count := file.readinto(view[done:])):
-        done += count
-    return done

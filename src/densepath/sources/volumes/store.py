@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from densepath.sources.corrupt import CorruptImage, allowed
 from densepath.sources.fingerprint import digest_of_samples, digest_of_sizes
 from densepath.sources.listing import matches_any
 from densepath.sources.pixel_source import Gathered, PixelSpec
-from densepath.sources.volumes.blocks import read_box, write_blocks
+from densepath.sources.volumes.blocks import read_box, touched, write_blocks
+from densepath.sources.volumes.mapped import MappedFiles
 from densepath.sources.volumes.volume_file import file_size
 from densepath.sources.windows import percentile_window
 
@@ -57,6 +58,12 @@ class VolumeStore:
         self._sizes = torch.tensor([row["size"] for row in rows], dtype=torch.int64)
         affine = np.array([row["affine"] for row in rows])
         self._spacing = torch.from_numpy(np.linalg.norm(affine[:, :3, :3], axis=1)[:, ::-1].astype(np.float32))
+        self._files = MappedFiles()
+        paths = (str(folder / VOLUMES / row["file"]) for row in rows)
+        self._places = [  # of each file: bytes, where the voxels begin, size, number of voxels
+            (path, file_size(row), int(row["start"]), row["size"], math.prod(row["size"]))
+            for path, row in zip(paths, rows, strict=True)
+        ]
         self._own = index["window"] == "volume"
         self._scales = [self._scale(row) for row in rows]
         plain = all((slope, shift) == (1.0, 0.0) for scale in self._scales for slope, shift in scale)
@@ -110,11 +117,12 @@ class VolumeStore:
             CorruptImage: it cannot be read, or its checksum is wrong.
         """
         row = self.rows[position]
-        out = np.empty((*row["size"], self.spec.channels), self.dtype_of_arrays)
+        size, stored = row["size"], np.empty(row["size"], np.int16)
         for channel, crc in enumerate(row["crc"]):
-            stored = self._stored(position, channel, (0, 0, 0), row["size"], np.dtype(np.int16))
+            self._stored(position, channel, (0, 0, 0), size, stored)
             self._check(position, stored, crc)
-            self._convert(position, channel, stored, out[..., channel])
+        out = np.empty((*size, self.spec.channels), np.int16 if self.dtype == torch.int16 else np.float32)
+        self._fill(out, position, (0, 0, 0), size)
         return out
 
     def labels(self, position: int) -> npt.NDArray[Any] | None:
@@ -122,34 +130,34 @@ class VolumeStore:
         labels, size = self.rows[position]["labels"], self.rows[position]["size"]
         if labels is None:
             return None
-        stored = self._stored(position, self.spec.channels, (0, 0, 0), size, np.dtype(labels["dtype"]))
+        stored = np.empty(size, np.dtype(labels["dtype"]))
+        self._stored(position, self.spec.channels, (0, 0, 0), size, stored)
         self._check(position, stored, labels["crc"])
         return stored
 
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The volumes at positions (B,), or boxes (B, 2, 3) of them; the next one replaces a damaged one."""
-        asked = boxes.tolist() if boxes is not None else [None] * len(index)
-        read, taken, used = [], [], []
         corrupt: dict[int, str] = {}
-        for position, box in zip(index.tolist(), asked, strict=True):
-            found = self._box_or_next(position, box, corrupt)
-            if found is None:
-                break
-            taken.append(found[0])
-            used.append(found[1])
-            read.append(found[2])
-        shape = [max(sides) for sides in zip(*(part[0].shape for part in read), strict=True)] if read else [0] * 3
-        canvas = new_canvas(len(read), shape, self.spec.channels, self.dtype, pin)
-        numbers = canvas.numpy()
-        for row, position, parts in zip(numbers, taken, read, strict=True):
-            corner = tuple(slice(side) for side in parts[0].shape)
-            for axis, side in enumerate(parts[0].shape):
-                row[(*corner[:axis], slice(side, None))] = 0
-            for channel, part in enumerate(parts):
-                self._convert(position, channel, part, row[(*corner, channel)])
-        positions = torch.tensor(taken, dtype=torch.int64)
-        places = None if boxes is None else torch.tensor(used, dtype=torch.int64).reshape(-1, 2, 3)
-        return Gathered(canvas, self.sizes(positions), positions, corrupt, places)
+        while True:
+            index = self._readable(index, corrupt)
+            sizes = self.sizes(index)
+            low, high = (
+                (torch.zeros_like(sizes), sizes) if boxes is None else torch.minimum(boxes, sizes[:, None]).unbind(1)
+            )
+            sides = (high - low).clamp(min=0)
+            shape = sides.amax(dim=0).tolist() if len(index) else [0] * 3
+            canvas = new_canvas(len(index), shape, self.spec.channels, self.dtype, pin)
+            numbers = canvas.numpy()
+            for row, (position, *box) in enumerate(zip(index.tolist(), low.tolist(), high.tolist(), strict=True)):
+                try:
+                    self._fill(numbers[row], position, *box)
+                except CorruptImage as error:
+                    corrupt[position] = str(error)
+                    break
+            else:
+                return Gathered(canvas, sizes, index, corrupt, None if boxes is None else torch.stack((low, high), 1))
+            if len(corrupt) > allowed(len(self), ndim=3) or len(corrupt) + len(self.corrupt) >= len(self):
+                index, boxes = index[:row], None if boxes is None else boxes[:row]
 
     def fingerprint(self) -> dict[str, str]:
         """Digests by which a resumed run knows the volumes, see :func:`densepath.sources.fingerprint.fingerprint`."""
@@ -160,11 +168,6 @@ class VolumeStore:
     def digest(self, cache: Path) -> str:
         """The identity of the volumes: their names, sizes and checksums."""
         return self.fingerprint()["names"]
-
-    @property
-    def dtype_of_arrays(self) -> type[np.int16] | type[np.float32]:
-        """The dtype of :meth:`read`."""
-        return np.int16 if self.dtype == torch.int16 else np.float32
 
     def _scale(self, row: Mapping[str, Any]) -> list[tuple[float, float]]:
         """Slope and intercept from stored numbers to pixels, of each channel."""
@@ -177,49 +180,47 @@ class VolumeStore:
             found.append((slope, shift))
         return found
 
-    def _convert(self, position: int, channel: int, stored: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        slope, shift = self._scales[position][channel]
-        if self.dtype == torch.int16:
-            out[...] = stored
-        else:
+    def _fill(self, canvas: npt.NDArray[Any], position: int, low: Sequence[int], high: Sequence[int]) -> None:
+        """Read a box into the low corner of a canvas (*size, C), and zeros around it."""
+        sides = [b - a for a, b in zip(low, high, strict=True)]
+        corner = tuple(map(slice, sides))
+        for axis, side in enumerate(sides):
+            if side < canvas.shape[axis]:
+                canvas[(*corner[:axis], slice(side, None))] = 0
+        for channel in range(self.spec.channels):
+            out = canvas[..., channel][corner]
+            if self.dtype == torch.int16:
+                self._stored(position, channel, low, high, out)
+                continue
+            slope, shift = self._scales[position][channel]
+            stored = np.empty(sides, np.int16)
+            self._stored(position, channel, low, high, stored)
             np.multiply(stored, np.float32(slope), out=out)
             out += np.float32(shift)
 
-    def _box_or_next(
-        self, position: int, box: Any, corrupt: dict[int, str]
-    ) -> tuple[int, Any, list[npt.NDArray[Any]]] | None:
-        while len(corrupt) <= allowed(len(self), ndim=3):
-            if position not in corrupt and position not in self.corrupt:
-                size = self.rows[position]["size"]
-                low, high = [
-                    [min(c, n) for c, n in zip(corner, size, strict=True)] for corner in box or ((0,) * 3, size)
-                ]
-                try:
-                    channels = range(self.spec.channels)
-                    parts = [self._stored(position, k, low, high, np.dtype(np.int16)) for k in channels]
-                    return position, (low, high), parts
-                except CorruptImage as error:
-                    corrupt[position] = str(error)
-            position = (position + 1) % len(self)
-        return None
+    def _readable(self, index: Tensor, corrupt: Mapping[int, str]) -> Tensor:
+        """Positions, where the next readable one replaces one that is known to be corrupt."""
+        known = torch.tensor([*self.corrupt, *corrupt], dtype=torch.int64)
+        while len(known) and bool((hit := torch.isin(index, known)).any()):
+            index = torch.where(hit, (index + 1) % len(self), index)
+        return index
 
     def _stored(
-        self, position: int, number: int, low: Sequence[int], high: Sequence[int], dtype: np.dtype[Any]
-    ) -> npt.NDArray[Any]:
-        """A box of one of the arrays of a file: of a channel, or of the labels after them."""
-        row, path = self.rows[position], self.path(position)
-        out = np.zeros([max(0, b - a) for a, b in zip(low, high, strict=True)], dtype)
-        offset = int(row["start"]) + 2 * number * int(np.prod(row["size"]))
+        self, position: int, number: int, low: Sequence[int], high: Sequence[int], out: npt.NDArray[Any]
+    ) -> None:
+        """Read a box of one of the arrays of a file: of a channel, or of the labels after them."""
         if not out.size:
-            return out
+            return
+        path, total, start, size, whole = self._places[position]
+        width = out.dtype.itemsize
+        offset = start + 2 * number * whole
         try:
-            with FileIO(path) as file:
-                read_box(file, offset, row["size"], low, high, out)
+            data = self._files.get(path, total, width * touched(low, high))
+            read_box(data[offset : offset + width * whole].view(out.dtype), size, low, high, out)
         except EOFError as error:
-            raise CorruptImage(str(path), "it is truncated; convert it again") from error
+            raise CorruptImage(path, "it is truncated; convert it again") from error
         except OSError as error:
-            raise CorruptImage(str(path), f"it cannot be read ({error.strerror})") from error
-        return out
+            raise CorruptImage(path, f"it cannot be read ({error.strerror})") from error
 
     def _check(self, position: int, stored: npt.NDArray[Any], crc: int) -> None:
         if write_blocks(None, stored) != crc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def file_size(header: Mapping[str, Any]) -> int:
     """The bytes of a file with a header."""
     labels = header["labels"]
     width = 2 * len(header["crc"]) + (np.dtype(labels["dtype"]).itemsize if labels else 0)
-    return int(header["start"]) + int(np.prod(header["size"], dtype=object)) * width
+    return int(header["start"]) + math.prod(header["size"]) * width
 
 
 def _text(header: Mapping[str, Any]) -> bytes:
