@@ -167,8 +167,9 @@ def _dino(method: Any, views: Batch) -> None:
     """Crops of each size forward and backward, the global ones forward in the teacher; heads on each vector."""
     sizes = method.crops(views)
     with torch.no_grad():
-        for name, (vectors, _) in method.represent(views, sizes[0], teacher=True).items():
-            method.teacher_heads.network[name](vectors)
+        taught = method.represent(views, sizes[0], teacher=True)
+        for name in method.weights:
+            method.teacher_heads.network[name](taught[name][0])
     learned = [method.represent(views, crops) for crops in sizes]
     _backward(method, *(method.heads[name](torch.cat([of[name][0] for of in learned])) for name in method.weights))
 
