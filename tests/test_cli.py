@@ -157,7 +157,8 @@ def augment_of(recipe: dict[str, object]) -> Augment:
     return augment
 
 
-BLURRED = ("byol", "dino", "dino_imix", "cellback", "dirl", "dino_sup", "dirl_byol")  # always, in the first view
+BLURRED = {"byol", "dino", "dino_imix", "cellback", "dirl", "dino_sup", "dirl_byol"}  # always, in the first view
+BLURRED |= {"esvit", "selfpatch", "ibot"}
 
 
 @pytest.mark.parametrize("method", METHODS)

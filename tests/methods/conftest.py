@@ -59,6 +59,7 @@ def make():
         sizes |= {
             "prototypes": 32,
             "interaction_prototypes": 24,
+            "patch_prototypes": 24,
             "local_crops": 3,
             "local_size": 1 / 3,
             "drop_path": 0.0,

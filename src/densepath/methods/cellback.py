@@ -7,7 +7,8 @@ from typing import Literal, Unpack
 from torch import Tensor
 
 from densepath.methods.cell_prior import CellPrior, GuidedByCells
-from densepath.methods.dino import DINO, DINOOptions
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
 from densepath.methods.region_vectors import Vectors, region_vectors, region_weights
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch, View

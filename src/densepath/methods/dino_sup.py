@@ -16,7 +16,8 @@ from densepath.core.losses import full_precision
 from densepath.core.regions import global_pool, point_counts
 from densepath.methods.base import Losses
 from densepath.methods.cell_prior import cells_in
-from densepath.methods.dino import DINO, DINOOptions
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
 from densepath.methods.needs import Need
 from densepath.methods.region_vectors import Vectors
 from densepath.nets.backbones import Backbone

@@ -6,7 +6,7 @@ from typing import Literal, Unpack
 
 from densepath.core.momentum import Momentum
 from densepath.methods.cellback import Cellback
-from densepath.methods.dino import DINOOptions
+from densepath.methods.dino_options import DINOOptions
 from densepath.methods.region_vectors import Vectors, make_block, region_vectors, region_weights
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import require_transformer

@@ -11,7 +11,8 @@ from densepath.nets.backbones.transformer_parts import add_positions, embed_patc
 from densepath.nets.disentangle import Disentangle
 from densepath.views.view import Batch, View
 
-Vectors = dict[str, tuple[Tensor, Tensor | None]]  # name -> (N, C), and (N,) bool: the rows that exist; None for all
+# name -> (N, C), or (N, positions, C), and (N,) bool: the rows that exist; None for all
+Vectors = dict[str, tuple[Tensor, Tensor | None]]
 
 
 def region_vectors(
@@ -60,7 +61,7 @@ def region_weights(prior: CellPrior, region: float, interaction: float | None) -
 def make_block(backbone: Backbone, shared: bool) -> Disentangle:
     """The disentangle block for a vision transformer."""
     model = require_transformer(backbone, "dirl")
-    return Disentangle(model.embed_dim, model.blocks[0].attn.num_heads, shared)
+    return Disentangle(model.num_features, model.blocks[-1].attn.num_heads, shared)
 
 
 def pooled(labels: Tensor, features: Tensor, names: tuple[str, ...]) -> Vectors:
@@ -73,3 +74,8 @@ def pooled(labels: Tensor, features: Tensor, names: tuple[str, ...]) -> Vectors:
 def _map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens (N, n, C) as a map (N, C, h, w), a view of them."""
     return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def flat(vectors: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Vectors of positions (N, positions, C) as (N * positions, C)."""
+    return vectors[0].flatten(0, -2), vectors[1]

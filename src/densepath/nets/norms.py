@@ -304,5 +304,6 @@ def _count_batch(norm: Any) -> float | Tensor:
 def _follow(norm: Any, mean: Tensor, variance: Tensor) -> None:
     """Move the running statistics towards those of a batch."""
     share = _count_batch(norm)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
+    # .data: as torch's own batch norms, which save these statistics for the backward pass, but do not use them there.
+    norm.running_mean.data.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.data.lerp_(variance.to(norm.running_var.dtype), share)
