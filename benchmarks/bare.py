@@ -185,8 +185,9 @@ def _ibot(method: Any, views: Batch) -> None:
 def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
     own = {name: name if name in method.heads else "image" for name in method.weights}
     with torch.no_grad():
-        for name, vectors in method.teach(views, sizes).items():
-            method.teacher_heads.network[own[name]](flat(vectors)[0])
+        taught = method.teach(views, sizes)
+        for name, head in own.items():
+            method.teacher_heads.network[head](flat(taught[name])[0])
     learned = [method.represent(views, crops) for crops in sizes]
     outputs = {name: torch.cat([flat(of[name])[0] for of in learned]) for name in own}
     _backward(method, *(method.heads[own[name]](vectors) for name, vectors in outputs.items()))

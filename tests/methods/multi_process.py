@@ -186,6 +186,8 @@ def train(kind, case, norms, batches, tokenizer):
         known["stage"] = 4
     if kind is Cellback:  # with empty regions; DINO and DiRL have centers
         known["centering"] = "sinkhorn"
+    if kind in (DiRLSimCLR, DiRLBYOL):  # of three regions, one would at times be in both views of no image
+        known["num_regions"] = 2
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())

@@ -47,8 +47,7 @@ class DINO(Method):
 
     A crop's vector is the mean of its patch tokens, as in DiRL. All crops of one size pass through the network
     together, and all vectors through the head. The momentum of the teacher rises to 1 along half a cosine wave. The
-    released code updates the teacher after each step; this does so before the next step, with the momentum of that
-    step. Stochastic depth is a function of image and epoch, so a run is the same on any number of processes.
+    teacher is updated before a step, in the released code after it. Stochastic depth is a function of image and epoch.
 
     Collapse shows in the statistics: ``entropy`` and ``kl_uniform`` of the teacher's distributions, as shares of ln K,
     and ``feature_std``, the deviation of the teacher's vectors over the batch: 1 if they have all directions, 0 if one.
@@ -72,9 +71,8 @@ class DINO(Method):
         centering: how the teacher's prototypes are kept equally frequent: by a running "mean" of its scores, as in the
             paper, or by the Sinkhorn-Knopp algorithm on each batch ("sinkhorn"), as in DINOv2.
         center_momentum: momentum of that mean.
-        momentum: momentum of the teacher at the start of the run; the released code advises 0.9995 for batches of 256.
-        local_crops: number of local crops.
-        local_size: their size relative to that of the views.
+        momentum: of the teacher at the start of the run; the released code advises 0.9995 for batches of 256.
+        local_crops, local_size: number of local crops, and their size relative to that of the views.
         drop_path: probability of dropping a residual branch of the last block of a student that is a transformer.
         pool: a crop's vector: the "mean" of its positions, or the class token ("cls"), as in the paper.
         early_head: whether the vector before the last block of a transformer has a second head, and L is the mean of
