@@ -72,6 +72,9 @@ VERBS = {
     "data qupath": Verb(
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
+    "data regions": Verb(
+        "datasets.regions:write_regions", "features of tiles -> grids of regions, for HIPT", ("source", "dest")
+    ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
@@ -132,6 +135,7 @@ _NEXT = {
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
+    "data regions": "densepath pretrain --config hipt_region_small --data {0} --out {0}_run",
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
 
