@@ -92,6 +92,9 @@ VERBS = {
     "data qupath": Verb(
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
+    "data regions": Verb(
+        "datasets.regions:write_regions", "features of tiles -> grids of regions, for HIPT", ("source", "dest")
+    ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
     "data volumes": _store(
         "folder", "convert_folder", "NIfTI, MetaImage or nnssl's list", "conversion:FolderConversion"
@@ -166,6 +169,7 @@ _NEXT = {
     "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
+    "data regions": "densepath pretrain --config hipt_region_small --data {0} --out {0}_run",
     **dict.fromkeys(
         (f"data {name}" for name in ("brats", "dicom", "lits", "luna", "msd", "nnunet", "volumes")),
         "densepath data check {0} --out {0}.png",

@@ -92,9 +92,7 @@ def test_released_weights_of_regions_give_its_features(tmp_path, grid):
 
 
 def test_the_width_halves_after_eight_blocks_and_all_are_trained():
-    name = (
-        "vit_small_patch16_224(embed_dim=64, num_heads=2, depth=4, halve_after=3, class_token=False, global_pool='avg')"
-    )
+    name = "vit_small_patch16_224(embed_dim=64, num_heads=2, depth=4, halve_after=3)"
     backbone = build_backbone(name)
     model = backbone.net.model
     assert backbone.channels == {4: 32} and model.num_features == 32 and len(model.blocks) == 4

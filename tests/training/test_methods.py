@@ -34,7 +34,7 @@ GIVEN["beit_v2"] = {"tokenizer": "tokenizer.safetensors"}
 GIVEN |= {"cellback": {"cells": "cells"}, "dirl": {"regions": "maps"}}
 GIVEN |= {name: {"cells": "cells"} for name in ("dino_sup", "dirl_simclr", "dirl_byol")}
 BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2", "dino", "dino_imix", "dirl"), "test_vit")
-BACKBONES |= dict.fromkeys(("esvit", "selfpatch", "ibot"), "test_vit")
+BACKBONES |= dict.fromkeys(("esvit", "selfpatch", "ibot", "hipt_region"), "test_vit")
 BACKBONES |= dict.fromkeys(("dirl_simclr", "dirl_byol"), "test_vit")
 
 

@@ -33,6 +33,7 @@ ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
 TAUGHT = ["beit_v2", "eva", "vq_kd"]
 DISTILLED = ["cellback", "dino", "dirl"]
 DENSE = ["esvit", "ibot", "selfpatch"]
+HIPT = ["hipt_patch", "hipt_region", "hipt_region_small"]
 DEEPER = ["dino_13", "dino_13_two_heads"]
 COMPARED = ["dino_imix", "dino_sup"]
 OTHERS = ["dirl_simclr", "dirl_byol", "cellback_simclr", "cellback_byol"]  # frameworks besides DINO
@@ -41,7 +42,7 @@ RADIOGRAPHS = ["c2l", "model_genesis", "pcrl", "pcrl_released", "swav"]
 PCRL_ROWS = ["contrast", "crossmix", "crossmix_05", "flips", "rotnet", "self", "transatt"]
 SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, *RADIOGRAPHS, "dino_sup"]
 NAMES = sorted(
-    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *RADIOGRAPHS]
+    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *HIPT, *RADIOGRAPHS]
     + [f"pcrl_{row}" for row in PCRL_ROWS]
     + [f"{name}_small" for name in SMALL]
 )
@@ -73,7 +74,8 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
     if options["method_options"].get("attention") == "outer":  # 134 million weights
         options["method_options"]["attention"] = "factored"
-    method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
+    network = build_backbone(*((options["backbone"], 384) if options["method"] == "hipt_region" else (backbone,)))
+    method = find_method(options["method"])(network, **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
     needs = {need.kind for need in method.needs().values()}
     wanted = {"files": "regions", "saliency": "regions", "cells": "cells"}.get(
@@ -149,6 +151,15 @@ def test_the_recipes_of_dirl_hold_its_constants_and_dinos(name):
     if name == "dirl":
         assert (method["interaction_weight"], method["interaction_prototypes"]) == (0.1 / 4, 4096)
         assert method["shared_block"]
+
+
+@pytest.mark.parametrize(("name", "steps", "size"), [("hipt_patch", 400_000, 224), ("hipt_region", 200_000, 14)])
+def test_the_recipes_of_hipt_hold_its_constants_and_dinos(name, steps, size):
+    options, dino = resolved(name), resolved("dino")
+    assert (options["max_steps"], options["batch_size"], options["view_size"]) == (steps, 256, size)
+    assert options["optimizer"] == dino["optimizer"] and options["method_options"].pop("pool") == "cls"
+    assert options["method_options"].items() <= dino["method_options"].items()
+    assert round(size * options["method_options"]["local_size"]) == (96 if size == 224 else 6)
 
 
 @pytest.mark.parametrize("name", DENSE)

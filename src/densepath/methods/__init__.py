@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from densepath.methods.dirl_simclr import DiRLSimCLR as DiRLSimCLR
     from densepath.methods.esvit import EsViT as EsViT
     from densepath.methods.eva import EVA as EVA
+    from densepath.methods.hipt_region import HIPTRegion as HIPTRegion
     from densepath.methods.ibot import IBOT as IBOT
     from densepath.methods.mae import MAE as MAE
     from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
@@ -62,6 +63,7 @@ _CLASSES = {
     "esvit": "EsViT",
     "selfpatch": "SelfPatch",
     "ibot": "IBOT",
+    "hipt_region": "HIPTRegion",
     "dino_sup": "DINOSup",
     "dirl_simclr": "DiRLSimCLR",
     "dirl_byol": "DiRLBYOL",
