@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from densepath.analysis.show import show_concepts as show_concepts
     from densepath.analysis.show import show_reconstruction as show_reconstruction
     from densepath.analysis.show import show_views as show_views
+    from densepath.analysis.show_attention import show_attention as show_attention
     from densepath.analysis.show_cells import show_cells as show_cells
     from densepath.analysis.show_detections import show_detections as show_detections
     from densepath.analysis.show_similarity import show_similarity as show_similarity
+    from densepath.analysis.show_tokens import show_tokens as show_tokens
     from densepath.annotations.cells.find import cells as cells
     from densepath.api import classify as classify
     from densepath.api import detect as detect
@@ -119,7 +121,9 @@ _HOME = {
     "show_curves": "densepath.analysis.curves",
     "show_detections": "densepath.analysis.show_detections",
     "show_reconstruction": "densepath.analysis.show",
+    "show_attention": "densepath.analysis.show_attention",
     "show_similarity": "densepath.analysis.show_similarity",
+    "show_tokens": "densepath.analysis.show_tokens",
     "show_views": "densepath.analysis.show",
     "tile": "densepath.sources.tiles.tile",
     "write_heat_map": "densepath.transfer.slides.heat_map",

@@ -130,7 +130,7 @@ VERBS = {
         schema="transfer.detection.config:DetectConfig",
         recipes="detect",
     ),
-    "predict": Verb("transfer.predict:predict", "find objects in new images with a trained detector", ("run",)),
+    "predict": Verb("transfer.predict:predict", "apply a trained network to new images and slides", ("run",)),
     "score": Verb("transfer.score:score", "compare predicted objects with true ones: F1, Dice, AJI, PQ, AP"),
     "sam": Verb("transfer.sam.sam:sam", "evaluate Segment Anything without training on the same objects"),
     "show attention": Verb("analysis.show_attention:show_attention", "how sparse the attention of transformers is"),

@@ -161,6 +161,18 @@ def test_transmil_fills_the_square_with_the_first_tiles() -> None:
     assert attention.shape == (7,)
 
 
+def test_long_bags_of_transmil_train_alike_in_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that are computed again, dropout included, give the same gradients to the bit."""
+    found = []
+    for longest in (100, 10):
+        monkeypatch.setattr("densepath.transfer.mil.models.transmil._LONG", longest)
+        torch.manual_seed(0)
+        model = TransMIL(D, K).train()
+        model(torch.randn(20, D))[0].sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None)
+
+
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"transmil"}))
 def test_a_permuted_bag_gives_the_same_answer(name: str) -> None:
     model, x, order = MODELS[name](D, K).eval(), torch.randn(30, D), torch.randperm(30)

@@ -115,6 +115,41 @@ def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
         predict(other, data=tmp_path / "new", out=out, **CPU)
 
 
+@pytest.mark.parametrize("grouping", ["averaged", "single"])
+def test_slides_are_grouped_as_in_the_training(grouping: str, run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "run")
+    config = (run / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("grouping: joined", f"grouping: {grouping}"))
+    bags = write_new(tmp_path / "new")
+    predict(other, data=tmp_path / "new", out=tmp_path / "out", pictures=0, **CPU)
+    own = {name: expected(run, bags[name])[0][:, 1].mean() for name in ("x", "y")}
+    if grouping == "averaged":
+        row = rows_of(tmp_path / "out" / "patient-preds.csv", "PATIENT")["P"]
+        assert float(row["label_tumour"]) == pytest.approx((own["x"] + own["y"]) / 2, 1e-4) and row["tiles"] == "14"
+    else:
+        rows = rows_of(tmp_path / "out" / "patient-preds.csv", "SLIDE")
+        assert {name: float(rows[name]["label_tumour"]) for name in own} == pytest.approx(own, 1e-4)
+        assert {rows[name]["PATIENT"] for name in own} == {"P"}
+
+
+def test_numbers_have_no_class(shared_study: Path, tmp_path: Path) -> None:
+    """A run of regression; patients are named by a table and never become paths."""
+    lines = (shared_study / "table.csv").read_text().splitlines()
+    rows = [line.split(",")[:2] for line in lines[1:]]
+    table = ["case_id,slide_id,age", *(f"{row[0]},{row[1]},{n}" for n, row in enumerate(rows))]
+    (tmp_path / "table.csv").write_text("\n".join(table))
+    given: dict[str, Any] = {"task": "regression", "target": "age", "model": "abmil", **SMALL}
+    mil(data=shared_study / "features", table=tmp_path / "table.csv", out=tmp_path / "run", **given)
+    write_new(tmp_path / "new")
+    (tmp_path / "new" / "manifest.csv").write_text("file,patient\nx.svs,../../P\ny.svs,../../P\n")
+    predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "out", **CPU)
+    row = rows_of(tmp_path / "out" / "patient-preds.csv", "PATIENT")["../../P"]
+    folds = [float(row[f"age_predicted_fold_{fold}"]) for fold in range(2)]
+    assert float(row["age_predicted"]) == pytest.approx(np.mean(folds), rel=1e-4) and "pred" not in row
+    assert "attention" in rows_of(tmp_path / "out" / "attention" / "x.csv", "tile")["0"]
+    assert not list(tmp_path.glob("P*"))
+
+
 def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     torch.save(torch.zeros(4, DIM + 1), tmp_path / "wide.pt")
     with pytest.raises(UserError, match=f"wide has {DIM + 1} features for each tile, the run was trained on {DIM}"):

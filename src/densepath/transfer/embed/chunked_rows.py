@@ -29,7 +29,7 @@ def read_rows(dataset: Any, path: Path) -> npt.NDArray[Any]:
     firsts, offsets = found
     rows, width = dataset.chunks[0], dataset.shape[1] * dataset.dtype.itemsize
     out = np.empty((-(-len(dataset) // rows) * rows, dataset.shape[1]), dataset.dtype)
-    content = memoryview(out).cast("B")
+    content = out.reshape(-1).view(np.uint8).data
     size = rows * width
     order = np.argsort(firsts)
     firsts, offsets = firsts[order], offsets[order]

@@ -84,11 +84,10 @@ def half(slide: SlideFeatures, file: Path) -> np.ndarray:
     Raises:
         UserError: they hold NaN or Inf, or numbers that are too large.
     """
-    with np.errstate(over="ignore"):
-        tiles = np.ascontiguousarray(slide.features, dtype=np.float16)
-    if not np.isfinite(tiles).all():
+    tiles = torch.from_numpy(np.ascontiguousarray(slide.features)).half()  # several times as fast as NumPy's
+    if tiles.numel() and not all(bound.isfinite() for bound in tiles.aminmax()):  # they are NaN if any number is
         raise UserError(f"{file} has features of NaN, Inf or beyond 65504; compute them again in --precision 32")
-    return tiles
+    return tiles.numpy()
 
 
 def extractor_of(slide: SlideFeatures) -> str:

@@ -18,6 +18,7 @@ from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
 from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.feature_files import SUFFIXES, find_features
 from densepath.transfer.mil.slide_table import patient_of_tcga
+from densepath.transfer.slides.slide_list import refuse_options
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
 
@@ -97,6 +98,8 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
         )
     mpp, side = _agreed("mpp", record.mpp, options.mpp), _agreed("window", record.tile, options.tile)
     if is_tile_folder(data):
+        given = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
+        refuse_options("slides that are not tiled", given)
         tiling = read_tile_folder(data)[0]
         for what, own, needed in (
             ("µm per pixel", tiling.mpp, mpp),

@@ -38,6 +38,7 @@ from densepath.transfer.mil.new_slides import NewSlide, SlideOptions, completed,
 from densepath.transfer.mil.results import PREDICTIONS
 from densepath.transfer.predict_records import record_of, source_of
 from densepath.transfer.slides.attempt import attempt
+from densepath.transfer.slides.slide_list import refuse_options
 
 SLIDES, LOG = "slides.csv", "predict.log"
 # They may change: what they decide is checked in the folders of the tiles and of the features.
@@ -83,7 +84,13 @@ def predict_answers(
     watch = Stopwatch()
     models = Ensemble(run, options.hardware)
     found = slides_in_files(data)
-    extractor = completed(ExtractorRecord.read(run), data, options) if found is None else None
+    extractor = None
+    if found is None:
+        refuse_options("files of features", {"slides": slides})
+        extractor = completed(ExtractorRecord.read(run), data, options)
+    else:
+        tiling = {"mpp": options.mpp, "window": options.tile}
+        refuse_options("slides", {**tiling, "mpp_table": options.mpp_table, "default_mpp": options.default_mpp})
     if not is_tile_folder(data):
         refuse_among_images(out, data)
     config = read_config(run) or read_config(run.parent) or {}
@@ -127,9 +134,9 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
     identities = {name: _identity(own, work.models) for name, own in cases.items()}
 
     def is_done(name: str) -> bool:
-        if source_of(record_of(work.out, name)) != identities[name]:
+        if source_of(_record(work.out, cases[name])) != identities[name]:
             return False
-        facts = _facts(work.out, name)
+        facts = _facts(work.out, cases[name])
         asked = {slide.name for slide in cases[name] if slide.name in facts["slides"]} & work.drawn
         return not facts["problems"] and asked <= set(facts["drawn"])
 
@@ -138,7 +145,7 @@ def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
             facts: dict[str, Any] = {"slides": {}, "problems": {}, "drawn": [], "values": None}
             if why := attempt(name, work.out, partial(_answer_case, work, name, cases[name], facts)):
                 facts |= {"problems": dict.fromkeys((slide.name for slide in cases[name]), why), "values": None}
-            with atomic_write(record_of(work.out, name)) as part:
+            with atomic_write(_record(work.out, cases[name])) as part:
                 part.write_text(f"{json.dumps(identities[name])}\n{json.dumps(facts)}\n")
     with shared_work(work.out / LOCKS / "tables", "tables"):
         return _write_tables(work, cases)
@@ -204,8 +211,13 @@ def _identity(slides: Sequence[NewSlide], models: Ensemble) -> list[Any]:
     return [models.digest, [slide.name for slide in slides], identity_of(*files)]
 
 
-def _facts(out: Path, name: str) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(record_of(out, name).read_text().partition("\n")[2])
+def _record(out: Path, slides: Sequence[NewSlide]) -> Path:
+    """The record of a case. Its file has the name of a slide: that of a patient comes from a table."""
+    return record_of(out, slides[0].name)
+
+
+def _facts(out: Path, slides: Sequence[NewSlide]) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(_record(out, slides).read_text().partition("\n")[2])
     return facts
 
 
@@ -215,7 +227,7 @@ def _write_tables(work: _Work, cases: Mapping[str, Sequence[NewSlide]]) -> dict[
     Raises:
         UserError: no slide can be read.
     """
-    facts = {name: _facts(work.out, name) for name in cases}
+    facts = {name: _facts(work.out, slides) for name, slides in cases.items()}
     columns = work.models.columns()
     answered = {name: own for name, own in facts.items() if own["values"] is not None}
     problems = {slide: why for own in facts.values() for slide, why in own["problems"].items()}

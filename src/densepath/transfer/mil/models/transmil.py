@@ -6,11 +6,13 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from densepath.transfer.mil.models.base import BagModel, Solver
 from densepath.transfer.mil.models.nystrom import NystromAttention
 
 _DIM = 512
+_LONG = 8192  # tokens, above which a layer is computed again in its backward pass: half the memory of a training step
 
 
 class _Layer(nn.Module):
@@ -67,6 +69,14 @@ class TransMIL(BagModel):
         embedded = self.embed(bag)
         side = ceil(count**0.5)
         square = torch.cat((embedded, embedded[: side * side - count]))
-        tokens, _ = self.first(torch.cat((self.class_token.to(square.dtype), square)))
-        tokens, attention = self.second(self.positions(tokens, side))
+        tokens, _ = _run(self.first, torch.cat((self.class_token.to(square.dtype), square)))
+        tokens, attention = _run(self.second, self.positions(tokens, side))
         return self.classifier(self.norm(tokens[0])).float(), attention[1 : count + 1].float()
+
+
+def _run(layer: _Layer, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    if len(tokens) <= _LONG or not torch.is_grad_enabled():
+        found: tuple[Tensor, Tensor] = layer(tokens)
+        return found
+    again: tuple[Tensor, Tensor] = checkpoint(layer, tokens, use_reentrant=False)
+    return again
