@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +181,18 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     )
     assert len(rows(tmp_path / "run/predictions.csv")) == 23
     shutil.rmtree(tmp_path / "run")
+
+
+def test_two_processes_are_one(data: Path, tmp_path: Path) -> None:
+    test = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q")
+    found = []
+    for devices in ("cpu", "cpu:2"):
+        out = tmp_path / devices.replace(":", "_")
+        words = f"--data {data}/images --test_data {test}/images --out {out} --devices {devices} --workers 0 --epochs 2"
+        small = f"{words} --backbone test_resnet --view_size 32 --batch_size 8 --lr 1e-3 --precision 32"
+        command = [sys.executable, "-m", "densepath", "classify", *small.split(), "--patient_regex", r"([PQ]\d+)_"]
+        subprocess.run(
+            command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        found.append([float(row["p b"]) for row in rows(out / "predictions.csv")])
+    np.testing.assert_allclose(*found, atol=2e-3)
