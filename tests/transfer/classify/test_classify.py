@@ -17,9 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
+from densepath.training.recipes import recipe_names
+from densepath.training.resolve import resolve
+from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
 
 from .conftest import write_images, write_table
@@ -196,3 +200,10 @@ def test_two_processes_are_one(data: Path, tmp_path: Path) -> None:
         )
         found.append([float(row["p b"]) for row in rows(out / "predictions.csv")])
     np.testing.assert_allclose(*found, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", recipe_names("classify"))
+def test_recipes_are_options_of_the_verb(name: str) -> None:
+    given = VERBS["classify"].command("classify").parse(["--config", name, "--data", "d", "--out", "o"])
+    assert given["optimizer"]["lr"] > 0
+    assert resolve(ClassifyConfig, name, {"data": "d", "out": "o"}, "classify").epochs == given["epochs"]
