@@ -22,7 +22,7 @@ CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
 
 def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None:
     pixels = paint((300, 340), 0.5, [Disk(60, 60, 20)], (10.0, 10.0, 130.0, 150.0))
-    write_levels(tmp_path / "slides/one.tiff", pixels, 0.5, (1,))
+    write_levels(tmp_path / "slides/one.tiff", pixels, 0.5, (1, 4))
     (tmp_path / "slides/broken.svs").write_bytes(b"II*\0")
     notes = ClassifierNotes("test_resnet", "mean", ("normal", "tumour"), True, (64, 64), PixelSpec().record())
     torch.manual_seed(0)
@@ -41,6 +41,7 @@ def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None
         assert float(row["p tumour"]) == pytest.approx(expected["tumour"], abs=1e-4)
     assert sorted(path.name for path in (tmp_path / "out/heat_maps").iterdir()) == ["one_tumour.png", "one_tumour.tif"]
     with pytest.raises(UserError, match="does not know the µm per pixel of its training images; give them: --mpp"):
-        densepath.predict(run, data=tmp_path / "slides/one.tiff", out=tmp_path / "no", default_mpp=0.5, mpp=None, **CPU)
+        densepath.predict(run, data=tmp_path / "slides/one.tiff", out=tmp_path / "no", **CPU)
+    assert not (tmp_path / "no").exists()
     again = densepath.predict(run, data=tmp_path / "slides", out=tmp_path / "new", mpp=0.7, **CPU)
     assert again["slides"] == 1 and (tmp_path / "new/heat_maps/one_tumour.png").is_file()
