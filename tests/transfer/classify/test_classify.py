@@ -187,19 +187,28 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     shutil.rmtree(tmp_path / "run")
 
 
-def test_two_processes_are_one(data: Path, tmp_path: Path) -> None:
-    test = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q")
-    found = []
-    for devices in ("cpu", "cpu:2"):
-        out = tmp_path / devices.replace(":", "_")
-        words = f"--data {data}/images --test_data {test}/images --out {out} --devices {devices} --workers 0 --epochs 2"
-        small = f"{words} --backbone test_resnet --view_size 32 --batch_size 8 --lr 1e-3 --precision 32"
-        command = [sys.executable, "-m", "densepath", "classify", *small.split(), "--patient_regex", r"([PQ]\d+)_"]
-        subprocess.run(
-            command, check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        found.append([float(row["p b"]) for row in rows(out / "predictions.csv")])
-    np.testing.assert_allclose(*found, atol=2e-3)
+def test_two_processes_are_one(data: Path, classify: Classify, tmp_path: Path) -> None:
+    test, out = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q"), tmp_path / "two"
+    given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"([PQ]\d+)_"}
+    classify(**given, optimizer={"lr": 1e-3})
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    small = f"--out {out} --devices cpu:2 --workers 0 --epochs 2 --backbone test_resnet --view_size 32 --batch_size 8"
+    command = [
+        sys.executable,
+        "-m",
+        "densepath",
+        "classify",
+        *words,
+        *small.split(),
+        "--lr",
+        "1e-3",
+        "--precision",
+        "32",
+    ]
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=single)
+    one, two = ([float(row["p b"]) for row in rows(run / "predictions.csv")] for run in (tmp_path / "run", out))
+    np.testing.assert_allclose(two, one, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", recipe_names("classify"))

@@ -21,7 +21,7 @@ CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
 
 
 def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None:
-    pixels = paint((300, 340), 0.5, [Disk(60, 60, 20)], (10.0, 10.0, 130.0, 150.0))
+    pixels = paint((520, 600), 0.5, [Disk(60, 60, 20), Disk(120, 150, 30)], (10.0, 10.0, 230.0, 230.0))
     write_levels(tmp_path / "slides/one.tiff", pixels, 0.5, (1, 4))
     (tmp_path / "slides/broken.svs").write_bytes(b"II*\0")
     notes = ClassifierNotes("test_resnet", "mean", ("normal", "tumour"), True, (64, 64), PixelSpec().record())
