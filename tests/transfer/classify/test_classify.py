@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from densepath.cli import VERBS
 from densepath.core.errors import UserError
 from densepath.core.result import Result
 from densepath.runs.signals import Interrupted
+from densepath.training.recipes import recipe_names
+from densepath.training.resolve import resolve
+from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.trained import load_classifier
 
 from .conftest import write_images, write_table
@@ -83,8 +90,9 @@ def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classi
 def test_several_labels_with_unknown_ones(data: Path, classify: Classify, tmp_path: Path) -> None:
     listed = list(enumerate(rows(data / "labels.csv")))
     table = [[r["file"], int(r["label"] == "a"), "" if i % 5 == 0 else i % 2, r["patient"]] for i, r in listed]
+    linear: dict[str, Any] = {"freeze": True, "epochs": 10, "optimizer": {"lr": 0.1}}
     labels = write_table(data / "many.csv", ["Image Index", "Mass", "Edema", "Patient ID"], table)
-    result = classify(data=data / "images", labels=labels, targets=("Mass", "Edema"), folds=2, epochs=3)
+    result = classify(data=data / "images", labels=labels, targets=("Mass", "Edema"), folds=2, **linear)
     assert result["auc_Mass"] > 60 and {"auc_Edema", "macro_f1", "balanced_accuracy"} <= {*result}
     first = rows(tmp_path / "run/predictions.csv")[0]
     assert {"label Mass", "label Edema", "p Mass", "p Edema"} <= first.keys()
@@ -177,3 +185,34 @@ def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Cla
     )
     assert len(rows(tmp_path / "run/predictions.csv")) == 23
     shutil.rmtree(tmp_path / "run")
+
+
+def test_two_processes_are_one(data: Path, classify: Classify, tmp_path: Path) -> None:
+    test, out = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q"), tmp_path / "two"
+    given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"([PQ]\d+)_"}
+    classify(**given, optimizer={"lr": 1e-3})
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    small = f"--out {out} --devices cpu:2 --workers 0 --epochs 2 --backbone test_resnet --view_size 32 --batch_size 8"
+    command = [
+        sys.executable,
+        "-m",
+        "densepath",
+        "classify",
+        *words,
+        *small.split(),
+        "--lr",
+        "1e-3",
+        "--precision",
+        "32",
+    ]
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=single)
+    one, two = ([float(row["p b"]) for row in rows(run / "predictions.csv")] for run in (tmp_path / "run", out))
+    np.testing.assert_allclose(two, one, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", recipe_names("classify"))
+def test_recipes_are_options_of_the_verb(name: str) -> None:
+    given = VERBS["classify"].command("classify").parse(["--config", name, "--data", "d", "--out", "o"])
+    assert given["optimizer"]["lr"] > 0
+    assert resolve(ClassifyConfig, name, {"data": "d", "out": "o"}, "classify").epochs == given["epochs"]

@@ -26,6 +26,7 @@ from densepath.nets.weights.pixels import pixels_of_weights
 from densepath.nets.weights.pretrained import backbone_of_weights, size_of_weights
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import open_run, read_config
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.training.hardware import Hardware, choose_hardware, keep_freed_memory
@@ -117,13 +118,11 @@ def _read_study(config: ClassifyConfig) -> Study:
         found = read_pool(config, images, config.test_data, labels, whole=False)
         test = same_labels(pool, found, 0.0 if config.separator else np.nan)
     study = make_study(pool, test)
-    for source in [study.train, study.test][: 1 if test is None else 2]:
-        if not source.by_patient:
-            say(
-                "densepath: warning: the patients are unknown, so images of one may be in training and test, which "
-                "makes scores too high; name them with --patient or --patient_regex"
-            )
-            break
+    if not (study.train.by_patient and study.test.by_patient):
+        say(
+            "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
+            "scores too high; name them with --patient or --patient_regex"
+        )
     return study
 
 
@@ -143,6 +142,11 @@ def _pixels(config: ClassifyConfig, study: Study, recorded: PixelSpec | None) ->
     spec = pixels_of_weights(config.weights, images.spec if other else None)
     if config.weights == "random" and not other:
         spec = images.spec
+    if not isinstance(images, ImageFiles) and images.spec.channels != spec.channels:  # only files are converted
+        raise UserError(
+            f"the images have {images.spec.channels} channels and the weights take {spec.channels}; give image files "
+            "instead of a packed store, or other weights"
+        )
     bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype)
     if bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
         spec = spec.override(window=images.spec.window)

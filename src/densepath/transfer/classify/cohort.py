@@ -67,7 +67,7 @@ class Pool:
 
     def gather(self, index: Tensor, pin: bool = False) -> Tensor:
         """(B, T) float32 targets of the images at the positions ``index`` (B,)."""
-        values = torch.from_numpy(self.targets.values).float()[index]
+        values = torch.from_numpy(self.targets.values)[index].float()
         return values.pin_memory() if pin else values
 
     def describe(self) -> str:

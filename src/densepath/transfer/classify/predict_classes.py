@@ -25,7 +25,7 @@ from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.training.hardware import Hardware, Precision, choose_hardware
 from densepath.transfer.classify.classifier import ClassifierNotes, Readout, classifier_path, read_classifier
 from densepath.transfer.classify.label_scores import rows_of
-from densepath.transfer.classify.predict_tiles import OnSlides, predict_tiles
+from densepath.transfer.classify.predict_tiles import OnSlides, predict_tiles, tile_mpp
 from densepath.transfer.classify.training import AT_ONCE, Stored
 from densepath.transfer.embed.encode import batches_of, collect, encode
 from densepath.transfer.slides.slide_list import refuse_options
@@ -72,6 +72,7 @@ def predict_classes(
     readout = Readout(model, notes).to(hardware.device)
     say(f"densepath: {notes.backbone} of {run}: {first_few(notes.labels, 12)}")
     if is_tile_folder(data) or slides.mpp is not None or holds_slides(data, exclude):
+        tile_mpp(notes, data, slides)  # now, before the folder exists
         options = {name: None if value is None else str(value) for name, value in vars(slides).items()}
         options.pop("shard")
         with work_folder(out, record | options, log=LOG, free=_FREE):

@@ -58,6 +58,23 @@ class OnSlides:
     shard: str | None = None
 
 
+def tile_mpp(notes: ClassifierNotes, data: str | Path, options: OnSlides) -> float | None:
+    """The µm per pixel at which slides are tiled; None if they were tiled before.
+
+    Raises:
+        UserError: it is unknown, or the classifier does not take slides.
+    """
+    if notes.spec.channels != 3 or notes.spec.image_dtype is not np.uint8:
+        raise UserError("the classifier was trained on grey or 16-bit images, and slides are RGB; train another one")
+    if is_tile_folder(data):
+        refuse_options("slides that are not tiled", {"mpp": options.mpp})
+        return None
+    mpp = notes.mpp if options.mpp is None else options.mpp
+    if mpp is None:
+        raise UserError("the classifier does not know the µm per pixel of its training images; give them: --mpp")
+    return mpp
+
+
 def predict_tiles(
     readout: Readout,
     notes: ClassifierNotes,
@@ -75,17 +92,10 @@ def predict_tiles(
     ``slides.csv`` the means of each slide.
 
     Raises:
-        UserError: the classifier does not know the µm per pixel of its training images, or no slide can be read.
+        UserError: as for :func:`tile_mpp`, or no slide can be read.
     """
-    if notes.spec.channels != 3 or notes.spec.image_dtype is not np.uint8:
-        raise UserError("the classifier was trained on grey or 16-bit images, and slides are RGB; train another one")
-    tiles, table = Path(data), MppTable(options.mpp_table, options.default_mpp)
-    if is_tile_folder(data):
-        refuse_options("slides that are not tiled", {"mpp": options.mpp})
-    else:
-        mpp = notes.mpp if options.mpp is None else options.mpp
-        if mpp is None:
-            raise UserError("the classifier does not know the µm per pixel of its training images; give them: --mpp")
+    tiles, table, mpp = Path(data), MppTable(options.mpp_table, options.default_mpp), tile_mpp(notes, data, options)
+    if mpp is not None:
         tiles, side = out / "tiles_of_slides", notes.image_size or min(notes.view_size)
         given: dict[str, Any] = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
         tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
