@@ -22,9 +22,7 @@ def draw_of(count: int, start: int = 0) -> Draw:
 def bezier_by_loop(value: float, points: list[float], falling: bool) -> float:
     """The released code: a fine curve, whose x, or x and y, are sorted, then interpolated."""
     t = np.linspace(0.0, 1.0, 4000)
-    xs, ys = (
-        3 * points[i] * t * (1 - t) ** 2 + 3 * points[i + 2] * t**2 * (1 - t) + t**3 for i in (0, 1)
-    )
+    xs, ys = (3 * points[i] * t * (1 - t) ** 2 + 3 * points[i + 2] * t**2 * (1 - t) + t**3 for i in (0, 1))
     xs, ys = xs[::-1], ys[::-1]  # the released code runs from (1, 1) to (0, 0)
     return float(np.interp(value, np.sort(xs), ys if falling else np.sort(ys)))
 

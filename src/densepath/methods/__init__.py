@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from densepath.methods.dirl import DiRL as DiRL
     from densepath.methods.eva import EVA as EVA
     from densepath.methods.mae import MAE as MAE
-    from densepath.methods.model_genesis import ModelGenesis as ModelGenesis
     from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
     from densepath.methods.moco_v2 import MoCoV2 as MoCoV2
+    from densepath.methods.model_genesis import ModelGenesis as ModelGenesis
     from densepath.methods.pcl_v2 import PCLV2 as PCLV2
     from densepath.methods.pcrl import PCRL as PCRL
     from densepath.methods.pcrl_released import PCRLReleased as PCRLReleased
@@ -57,7 +57,6 @@ _CLASSES = {
     "pcrl_released": "PCRLReleased",
     "c2l": "C2L",
     "model_genesis": "ModelGenesis",
-
     "swav": "SwAV",
 }
 _HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}

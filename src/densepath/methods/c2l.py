@@ -110,9 +110,7 @@ class C2L(Method):
         loss = self.contrasts(batch, share, q, k, mixed_q, mixed_k)
         return Losses(loss, {"instance_loss": loss.detach()}, {"key_spread": deviation(k)})
 
-    def contrasts(
-        self, batch: Batch, share: float, q: Tensor, k: Tensor, mixed_q: Tensor, mixed_k: Tensor
-    ) -> Tensor:
+    def contrasts(self, batch: Batch, share: float, q: Tensor, k: Tensor, mixed_q: Tensor, mixed_k: Tensor) -> Tensor:
         """L of embeddings (B, dim), which are not normalized; their keys join the queue at once."""
         pairs = ((q, k), (mixed_q, mixed_k), (mixed_q, self.mixed(batch, share, k)))
         losses = []

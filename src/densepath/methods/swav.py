@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from densepath.core.distillation import deviation
 from densepath.core.errors import UserError

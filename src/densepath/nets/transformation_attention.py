@@ -35,7 +35,9 @@ class TransformationAttention(nn.Module):
     Source: Zhou et al., PCRL, ICCV 2021, section 3.1.
     """
 
-    def __init__(self, channels: int, components: int, kind: Attention = "outer", rank: int = 64, ndim: int = 2) -> None:
+    def __init__(
+        self, channels: int, components: int, kind: Attention = "outer", rank: int = 64, ndim: int = 2
+    ) -> None:
         super().__init__()
         if kind not in ("outer", "factored", "gate"):
             raise UserError(f"unknown attention {kind!r}; there are: outer, factored, gate")

@@ -110,7 +110,9 @@ def load_decoder(decoder: UNetDecoder, source: str | Path) -> str:
     other = [key for key, value in found.items() if key in own and own[key].shape != value.shape]
     if missing or other:
         what = f"lacks {first_few(missing)}" if missing else f"has other shapes of {first_few(other)}"
-        raise UserError(f"{path} does not fit the U-Net decoder of this backbone: it {what}; choose the backbone it is of")
+        raise UserError(
+            f"{path} does not fit the U-Net decoder of this backbone: it {what}; choose the backbone it is of"
+        )
     require_numbers(found, str(path))
     decoder.load_state_dict({key: found.get(key, value) for key, value in own.items()})
     return f"{len(own)} tensors of the decoder from {path}"
