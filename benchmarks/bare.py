@@ -16,6 +16,7 @@ from densepath.methods import (
     C2L,
     DINO,
     EVA,
+    IBOT,
     MAE,
     PCLV2,
     PCRL,
@@ -26,20 +27,26 @@ from densepath.methods import (
     ConvMIM,
     DenseCL,
     DINOIMix,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
+    EsViT,
     Method,
     MoCoV1,
     MoCoV2,
     ModelGenesis,
     PCRLReleased,
+    SelfPatch,
     SimCLR,
     SparK,
     Supervised,
     SwAV,
 )
+from densepath.methods.region_vectors import flat, region_vectors
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
-from densepath.views.view import Batch
+from densepath.views.view import Batch, View
 
 
 def bare_step(method: Method, views: Batch) -> Callable[[], None]:
@@ -166,12 +173,46 @@ def _conv_mim(method: Any, views: Batch) -> None:
 
 def _dino(method: Any, views: Batch) -> None:
     """Crops of each size forward and backward, the global ones forward in the teacher; heads on each vector."""
-    sizes = method.crops(views)
+    _distill(method, views, method.crops(views))
+
+
+def _ibot(method: Any, views: Batch) -> None:
+    """As DINO, with heads on all patches of the teacher, and on the masked ones of the student."""
+    masked = method.with_masks(views)
+    _distill(method, masked, method.seen(masked, method.crops(masked)))
+
+
+def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
+    own = {name: name if name in method.heads else "image" for name in method.weights}
     with torch.no_grad():
-        for name, (vectors, _) in method.represent(views, sizes[0], teacher=True).items():
-            method.teacher_heads.network[name](vectors)
+        for name, vectors in method.teach(views, sizes).items():
+            method.teacher_heads.network[own[name]](flat(vectors)[0])
     learned = [method.represent(views, crops) for crops in sizes]
-    _backward(method, *(method.heads[name](torch.cat([of[name][0] for of in learned])) for name in method.weights))
+    outputs = {name: torch.cat([flat(of[name])[0] for of in learned]) for name in own}
+    _backward(method, *(method.heads[own[name]](vectors) for name, vectors in outputs.items()))
+
+
+def _dirl_simclr(method: Any, views: Batch) -> None:
+    """Both views forward and backward together; a head on each vector."""
+    vectors = region_vectors(method.prior, views, _both(views), method.backbone, method.block)
+    _backward(method, *(head(vectors[name][0]) for name, head in method.heads.items()))
+
+
+def _dirl_byol(method: Any, views: Batch) -> None:
+    """Both views forward and backward together, and forward in the target; heads on each vector."""
+    both = _both(views)
+    with torch.no_grad():
+        block = method.target_block and method.target_block.network
+        target = region_vectors(method.prior, views, both, method.target_backbone.network, block)
+        for name, head in method.target_projectors.network.items():
+            head(target[name][0])
+    vectors = region_vectors(method.prior, views, both, method.backbone, method.block)
+    _backward(method, *(method.predictors[name](head(vectors[name][0])) for name, head in method.projectors.items()))
+
+
+def _both(views: Batch) -> View:
+    pixels, maps = (torch.cat([getattr(views[name], of) for name in ("first", "second")]) for of in ("pixels", "map"))
+    return View(pixels, maps)
 
 
 def _pcrl(method: Any, views: Batch) -> None:
@@ -243,6 +284,12 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     DINOIMix: _dino,
     Cellback: _dino,
     DiRL: _dino,
+    EsViT: _dino,
+    SelfPatch: _dino,
+    IBOT: _ibot,
+    DINOSup: _dino,
+    DiRLSimCLR: _dirl_simclr,
+    DiRLBYOL: _dirl_byol,
     PCRL: _pcrl,
     PCRLReleased: _pcrl_released,
     C2L: _c2l,

@@ -24,6 +24,7 @@ from densepath.methods import (
     C2L,
     DINO,
     EVA,
+    IBOT,
     MAE,
     PCLV2,
     PCRL,
@@ -33,11 +34,16 @@ from densepath.methods import (
     ConCL,
     ConvMIM,
     DenseCL,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
+    EsViT,
     MoCoV1,
     MoCoV2,
     ModelGenesis,
     PCRLReleased,
+    SelfPatch,
     SimCLR,
     SparK,
     Supervised,
@@ -65,6 +71,8 @@ CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
+DISTILLED |= {"patch_prototypes": 10, "koleo_weight": 0.1, "neighbors": 2}
+DISTILLED["head_batch_norm"] = True
 MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
@@ -97,6 +105,12 @@ KINDS = {
     DINO: ("groups", "transformer"),
     Cellback: ("transformer",),
     DiRL: ("transformer",),
+    EsViT: ("transformer",),
+    SelfPatch: ("transformer",),
+    IBOT: ("transformer",),
+    DINOSup: ("transformer",),
+    DiRLSimCLR: ("transformer",),
+    DiRLBYOL: ("transformer",),
     PCRL: ("groups", "shuffled", "volumes"),
     PCRLReleased: ("shuffled",),
     C2L: ("groups",),
@@ -175,7 +189,7 @@ def train(kind, case, norms, batches, tokenizer):
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
-    if kind not in (ConCL, Cellback, DiRL):  # which would read them
+    if kind not in (ConCL, Cellback, DiRL, DINOSup, DiRLSimCLR, DiRLBYOL):  # which would read them
         images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
         prepare(method, images, labels="folders", tokenizer=tokenizer)
     method.double()

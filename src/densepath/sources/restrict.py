@@ -17,6 +17,7 @@ from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.sources.volumes.store import VolumeStore
 
 _COLUMNS = ("slide", "slide_id", "wsi", "filename", "file", "path", "name")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -54,8 +55,10 @@ def restrict(
         return images.restricted_to(names[: max(1, round(fraction * len(names)))])
     count = max(1, round(fraction * len(images)))
     chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
-    if not isinstance(images, PackedTiles | ImageFiles):
-        raise UserError("--fraction needs image files, a packed store, or tiles of slides; leave it out")
+    if not isinstance(images, PackedTiles | ImageFiles | VolumeStore):
+        raise UserError(
+            "--fraction needs image files, a packed store, tiles of slides or a store of volumes; leave it out"
+        )
     return take(images, chosen)
 
 
@@ -65,11 +68,11 @@ def take(images: PixelSource, positions: Tensor) -> PixelSource:
     Raises:
         UserError: it has no part that can be a source.
     """
-    if isinstance(images, PackedTiles):
+    if isinstance(images, PackedTiles | VolumeStore):
         return images.take(positions)
     if isinstance(images, ImageFiles):
         return ImageFiles(PathTable.of(images.paths[int(p)] for p in positions), images.max_side, images.passed)
-    raise UserError("only image files and packed stores can be divided by image; pack these first")
+    raise UserError("only image files, packed stores and volumes can be divided by image; pack these first")
 
 
 def read_slide_list(path: str | Path) -> list[str]:
