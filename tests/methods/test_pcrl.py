@@ -142,7 +142,7 @@ def test_the_loss_is_the_equation(make, images, row):
             true.append(torch.stack(mixed))
         for maps, x in zip(attended, true, strict=False):
             y = method.head(method.decoder(maps, x.shape[2:]))
-            rest += float(((y - x) ** 2).mean())
+            rest += float(((y - x) ** 2).mean().detach())
     if method.turn_head is not None:
         scores = method.turn_head(method.backbone(batch["rotated"].pixels)[deepest].mean((2, 3)))
         for b in range(4):
