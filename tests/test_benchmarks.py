@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from benchmarks import (
     bare,
+    corruptions,
     detect,
     embed,
     end_to_end,
@@ -314,3 +316,15 @@ def test_features_of_images_are_compared_with_bare_passes(tmp_path: Path, monkey
     embed.main()
     (rows,) = json.loads(out.read_text())["tables"].values()
     assert [row["case"] for row in rows] == ["files", "packed"] and all(row["speed / bare"] > 0 for row in rows)
+
+
+def test_corrupted_views_are_compared_with_the_released_pipelines(tmp_path: Path) -> None:
+    made = corruptions.loader_cases(tmp_path, 2)
+    plain, (ours,) = made["plain"](), made["ours"]()
+    assert [tuple(each.shape) for each in plain] == [(2, 3, 224, 224)] * 6
+    assert {tuple(view.pixels.shape) for view in ours.views.values()} == {(2, 1, 224, 224)} and len(ours.views) == 6
+    x = np.random.default_rng(0).random((24, 24, 20))
+    assert sorted(corruptions.shuffle(x).flatten()) != sorted(x.flatten())  # windows read the original
+    assert np.isin(corruptions.shuffle(x), x).all()
+    assert (np.argsort(corruptions.bezier(x), None) == np.argsort(x, None)).mean() > 0.9
+    assert 0.2 < (corruptions.paint(x) == x).mean() < 1

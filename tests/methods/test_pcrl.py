@@ -122,11 +122,11 @@ def test_the_loss_is_the_equation(make, images, row):
             vector = indicator(batch[f"{clean}_clean"].map, batch[f"{target}_target"].map).double()
             maps[deepest] = attention(maps[deepest], vector)
         attended.append(maps)
-    q = F.normalize(method.projector(attended[0][deepest].mean((2, 3))), dim=1)
+    q = F.normalize(method.projector(attended[0][deepest].mean((2, 3))), dim=1).detach()
     k, h = (F.normalize(method.key_projector(maps[deepest].mean((2, 3))), dim=1) for maps in attended[1:])
     contrast = 0.0
     for b in range(4):
-        positive = math.exp(float(q[b] @ k[b]) / 0.2)
+        positive = math.exp(float((q[b] @ k[b]).detach()) / 0.2)
         negatives = sum(math.exp(float(q[b] @ key) / 0.2) for key in rows.double())
         contrast -= math.log(positive / (positive + negatives)) / 4
     rest = 0.0
@@ -142,7 +142,7 @@ def test_the_loss_is_the_equation(make, images, row):
             true.append(torch.stack(mixed))
         for maps, x in zip(attended, true, strict=False):
             y = method.head(method.decoder(maps, x.shape[2:]))
-            rest += float(((y - x) ** 2).mean())
+            rest += float(((y - x) ** 2).mean().detach())
     if method.turn_head is not None:
         scores = method.turn_head(method.backbone(batch["rotated"].pixels)[deepest].mean((2, 3)))
         for b in range(4):
@@ -151,10 +151,10 @@ def test_the_loss_is_the_equation(make, images, row):
             rest -= float(scores[b].log_softmax(0)[turns]) / 4
     expected = 0.5 * contrast + 0.5 * rest if terms else contrast
     assert losses.total.item() == pytest.approx(expected, rel=1e-6)
+    losses.total.backward()
     method.after_step()
     pushed = [q, k, h] if method.alpha else [q, k]
     torch.testing.assert_close(method.queue.keys()[: 4 * len(pushed)], torch.cat(pushed))
-    losses.total.backward()
     if method.targets != "none":
         assert all(p.grad is not None for p in method.decoder.parameters())
     assert all(p.grad is None for p in method.key_backbone.parameters())
@@ -224,7 +224,7 @@ def test_options_that_do_not_fit_are_refused(make):
         make(PCRL, "test_resnet", targets="none")
     with pytest.raises(UserError, match="unknown attention"):
         make(PCRL, "test_resnet", attention="other")
-    with pytest.raises(UserError, match="--method.queue_size 192"):
+    with pytest.raises(UserError, match=r"--method\.queue_size 192"):
         check(make(PCRL, "test_resnet", attention="factored"), 64, 64)
 
 

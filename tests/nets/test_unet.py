@@ -109,8 +109,8 @@ def test_a_file_without_this_decoder_is_refused(tmp_path):
         load_decoder(decoder, tmp_path / "no.pt")
     state = decoder.state_dict()
     torch.save({"decoder_state_dict": dict(list(state.items())[6:])}, tmp_path / "part.pt")
-    with pytest.raises(UserError, match="lacks blocks.0"):
+    with pytest.raises(UserError, match=r"lacks blocks\.0"):
         load_decoder(decoder, tmp_path / "part.pt")
     torch.save({"decoder_state_dict": UNetDecoder(build_backbone("regnetx_002")).state_dict()}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="has other shapes of blocks.0"):
+    with pytest.raises(UserError, match=r"has other shapes of blocks\.0"):
         load_decoder(decoder, tmp_path / "other.pt")

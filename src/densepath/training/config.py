@@ -45,6 +45,9 @@ class PretrainConfig:
         slides: train on these slides only: a text file with a name in each line, or a CSV file with a column "slide".
         fraction: train on this share of the slides, or of the images where there are no slides. A smaller share with
             the same seed is a part of a larger one.
+        val_share: hold out this share of the image files, by patient if a manifest or names tell. The loss on them is
+            measured after each epoch, and the best backbone is written to exported/best.safetensors. 0 for none.
+        patience: end the run after this many epochs without a lower loss on the held-out images; 0 for never.
         shuffle: the order of the images. "full": any order. "block": images in a row are read together and mixed with
             those of other rows, which suits slides and files on a hard disk or a network drive.
         out: the run folder.
@@ -113,6 +116,8 @@ class PretrainConfig:
     tile_size: int = 256
     slides: str | Path | None = None
     fraction: float = 1.0
+    val_share: float = 0.0
+    patience: int = 0
     shuffle: Shuffle = "full"
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
@@ -168,6 +173,12 @@ class PretrainConfig:
             raise UserError(f"tile_size is {self.tile_size}; give a number of pixels, such as 256")
         if not 0 < self.fraction <= 1:
             raise UserError(f"fraction is {self.fraction}; give a share of the slides or images, above 0 and up to 1")
+        if not 0 <= self.val_share < 1:
+            raise UserError(f"val_share is {self.val_share}; give a share of the images, at least 0 and less than 1")
+        if self.patience < 0 or (self.patience and not self.val_share):
+            raise UserError(f"patience is {self.patience}; give a number of epochs, together with val_share")
+        if self.val_share and self.probe_data is not None:
+            raise UserError("both val_share and probe_data are given; leave one out: a run is evaluated in one way")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
         for name in ("probe_every", "picture_every", "keep_every"):

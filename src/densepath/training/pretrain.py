@@ -21,7 +21,7 @@ from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
 from densepath.nets.backbones.choose import choose_backbone
-from densepath.nets.weights import load_weights
+from densepath.nets.weights import load_weights, pixel_notes
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import VIEWS, check_run, open_run, read_config
@@ -52,6 +52,7 @@ from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.training.run_images import find_images, record_slides, with_tiles
+from densepath.training.validation import Patience, Validation, hold_out_images, write_lists
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
@@ -131,6 +132,11 @@ def run(
 
     images = find_images(config)
     images.spec = _choose_pixels(images, old, config)
+    held: PixelSource | None = None
+    if config.val_share:
+        spec = images.spec
+        images, held = hold_out_images(images, config.data, config.val_share, config.seed)
+        images.spec = held.spec = spec
     known = fingerprint(images)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels)
@@ -187,10 +193,17 @@ def run(
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format)
-    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass)
+    patience = None if held is None else Patience(config.patience)
+    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    if held is not None and patience is not None:
+        metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
+        evaluate = Validation(method, views, held, batch, patience, out, metadata)
+    elif probe is not None and config.probe_data is not None:
+        evaluate = partial(_probe, probe, method, Path(config.probe_data), images.spec)
     probe_steps, draw_steps, keep_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
-        for every in (config.probe_every, config.picture_every, config.keep_every)
+        for every in (config.probe_every if held is None else 1.0, config.picture_every, config.keep_every)
     )
     pictures = None
     if draw is not None and method.predicts_pixels():
@@ -198,6 +211,8 @@ def run(
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
+            if held is not None:
+                write_lists(out, images if files is None else files, held)
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
             notes = (*read, loaded, _color_note(without), found)
@@ -220,9 +235,7 @@ def run(
             seed=config.seed,
             resume=resume,
             loggers=config.loggers,
-            evaluate=None
-            if probe is None or config.probe_data is None
-            else partial(_probe, probe, method, Path(config.probe_data), images.spec),
+            evaluate=evaluate,
             keep=KeptEpochs(method, out, record, config.keep_every, keep_steps) if keep_steps else None,
             draw=pictures,
             name=out.name,

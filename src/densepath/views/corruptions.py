@@ -117,7 +117,7 @@ class Painting(Corruption):
 
 
 def painted_blocks(draw: Draw, rows: list[int], size: Tensor, inside: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """The blocks of :class:`Painting`: low corners (included) and high ones, (n, blocks, d); empty where there are less.
+    """The blocks of :class:`Painting`: low corners (included) and high ones, (n, blocks, d); empty if there are fewer.
 
     Args:
         draw: the random numbers.
