@@ -66,11 +66,12 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> PackedTiles:
 @pytest.fixture
 def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
     """A small step of a method, with a random teacher or tokenizer if it needs one."""
-    vit = {"mae", "eva", "vq_kd", "beit_v2", "dirl"}
+    vit = {"mae", "eva", "vq_kd", "beit_v2", "dirl", "dirl_simclr", "dirl_byol", "esvit", "selfpatch", "ibot"}
     small: dict[str, dict[str, Any]] = {
         "pcl_v2": {"num_clusters": [5], "warmup": 1.0},  # no clusters yet: they are computed between steps
         "vq_kd": {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4},
         "eva": {"teacher": "test_resnet", "teacher_weights": "random"},
+        "selfpatch": {"local_size": 0.75},
         "dino_imix": {"prototypes": 24, "hidden_dim": 16, "local_crops": 2, "local_size": 0.5},
     }
 

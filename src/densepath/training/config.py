@@ -25,7 +25,7 @@ _MOST = 10**9  # epochs or steps
 # not change: it is one of the run's facts.)
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
-    *("probe_orientation", "log_every", "save_every_steps", "save_every_minutes"),
+    *("probe_orientation", "keep_every", "log_every", "save_every_steps", "save_every_minutes"),
     *("regions", "cells", "cache_dir", "slides"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
@@ -100,6 +100,7 @@ class PretrainConfig:
             describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         probe_every: epochs between probes; 0 for never.
         picture_every: epochs between pictures of the predictions of a method that predicts pixels; 0 for none.
+        keep_every: epochs between backbones that are kept, as OUT/exported/backbone_epoch_N.safetensors; 0 for none.
 
     Raises:
         UserError: an invalid value, or both ``epochs`` and ``max_steps``.
@@ -152,6 +153,7 @@ class PretrainConfig:
     probe_orientation: Literal["stored", "viewed"] | None = None
     probe_every: float = 10.0
     picture_every: float = 10.0
+    keep_every: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
@@ -168,7 +170,7 @@ class PretrainConfig:
             raise UserError(f"fraction is {self.fraction}; give a share of the slides or images, above 0 and up to 1")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
-        for name in ("probe_every", "picture_every"):
+        for name in ("probe_every", "picture_every", "keep_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number of epochs, or 0 for never")
         if self.epochs is not None and not 0 < self.epochs <= _MOST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +21,6 @@ from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
 from densepath.nets.backbones.choose import choose_backbone
-from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import load_weights
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
@@ -42,6 +40,7 @@ from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.inputs import check_inputs, digests_of, make_inputs
 from densepath.training.intervals import Intervals
+from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
 from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
 from densepath.training.model_card import recorded_scores
@@ -189,9 +188,9 @@ def run(
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format)
     task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass)
-    probe_steps, draw_steps = (
+    probe_steps, draw_steps, keep_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
-        for every in (config.probe_every, config.picture_every)
+        for every in (config.probe_every, config.picture_every, config.keep_every)
     )
     pictures = None
     if draw is not None and method.predicts_pixels():
@@ -211,7 +210,8 @@ def run(
             out,
             hardware=hardware,
             intervals=Intervals(
-                config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
+                *(config.log_every, config.save_every_steps, config.save_every_minutes),
+                *(probe_steps, keep_steps, draw_steps),
             ),
             config=record,
             facts=facts,
@@ -223,6 +223,7 @@ def run(
             evaluate=None
             if probe is None or config.probe_data is None
             else partial(_probe, probe, method, Path(config.probe_data), images.spec),
+            keep=KeptEpochs(method, out, record, config.keep_every, keep_steps) if keep_steps else None,
             draw=pictures,
             name=out.name,
         )
@@ -235,7 +236,7 @@ def run(
             draw_safely(partial(draw_curves, out))
         measured, commands = newest_measurements(out), after_pretraining(with_tiles(config), method, images)
         say_end(watch, describe_training(measured), {"weights": out / EXPORTED}, commands)
-    return Result(out, measured, files_of_run(out, weights=out / EXPORTED), commands)
+    return Result(out, measured, files_of_run(out, weights=out / EXPORTED, **kept_epochs(out)), commands)
 
 
 def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Path) -> Path:
@@ -300,8 +301,7 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
 
 def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait in their next step."""
-    network = copy.deepcopy(plain_batch_norm(method.exported_backbone())).eval()
-    set_statistics(network, gather_statistics(network).mean(0))
+    network = exported_now(method)
     if rank() > 0:
         return {}
     # Whole numbers are counts, e.g. of images, which do not change.
