@@ -128,7 +128,9 @@ def tissue_mask(pixels: Pixels, mpp: float, *, holes: Holes = "keep", pen: Pen =
     """
     glass = glass_color(pixels)
     lookup = np.log((glass[:, None] + _OFFSET) / (np.arange(256, dtype=np.float32) + _OFFSET)).astype(np.float32)
-    density = np.stack([lookup[channel].take(pixels[..., channel]) for channel in range(3)])
+    density = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel in range(3):
+        lookup[channel].take(pixels[..., channel], out=density[channel], mode="clip")
     found = _stained(density, mpp)
     unlike, mean = _spread(density), _mean(density)
     marks = (mean > _BLACK) & (unlike < _NEUTRAL * mean)  # black borders and black ink
@@ -162,13 +164,15 @@ def glass_color(pixels: Pixels) -> npt.NDArray[np.float32]:
 def _stained(density: npt.NDArray[np.float32], mpp: float) -> Mask:
     """Where the smoothed density differs between the channels: at half the resolution, which the smoothing leaves."""
     height, width = density.shape[1:]
-    even = np.pad(density, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
-    half = (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / np.float32(4)
+    if height % 2 or width % 2:
+        density = np.pad(density, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    rows = density[:, ::2] + density[:, 1::2]
+    half = (rows[..., ::2] + rows[..., 1::2]) / np.float32(4)
     sigma = np.sqrt(max((_SMOOTH / mpp) ** 2 - 0.25, 0)) / 2  # the means of squares have smoothed by half a pixel
     smooth = np.stack([ndimage.gaussian_filter(each, sigma, truncate=2.5) for each in half])
     spread = _spread(smooth)
     excess = np.minimum(spread - np.maximum(_threshold(spread), _NEUTRAL * _mean(smooth)), smooth[1])
-    whole = Image.fromarray(excess).resize((even.shape[2], even.shape[1]), Image.Resampling.BILINEAR)
+    whole = Image.fromarray(excess).resize(density.shape[:0:-1], Image.Resampling.BILINEAR)
     return np.asarray(whole)[:height, :width] > 0
 
 
