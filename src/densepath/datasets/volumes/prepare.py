@@ -63,7 +63,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         channels.append(stored.transpose(2, 1, 0))
         scales.append({"slope": slope, "intercept": intercept, "window": _window(stored, slope, intercept)})
     counts = [len(np.unique(channel.reshape(-1)[:: max(1, channel.size // _NUMBERS)])) for channel in channels]
-    squeezed = any(_is_squeezed(channel, scale) for channel, scale in zip(channels, scales, strict=True))
+    squeezed = any(map(_is_squeezed, channels))
     if max(counts) <= _FEW and not squeezed:
         notes.append(f"at most {_FEW} different values, as label maps have")
     if squeezed:
@@ -128,10 +128,10 @@ def _window(stored: npt.NDArray[np.int16], slope: float, intercept: float) -> li
     return ends if ends[0] < ends[1] else [ends[0], ends[0] + 1.0]
 
 
-def _is_squeezed(stored: npt.NDArray[np.int16], scale: dict[str, Any]) -> bool:
+def _is_squeezed(stored: npt.NDArray[np.int16]) -> bool:
     """Whether outliers take up nearly all of the levels of values that are not stored exactly."""
-    levels = (scale["window"][1] - scale["window"][0]) / abs(scale["slope"])
-    return levels < _LEVELS and (int(stored.min()), int(stored.max())) == (-_HIGHEST - 1, _HIGHEST)
+    low, high = np.percentile(stored.reshape(-1)[:: max(1, stored.size // _NUMBERS)], _PERCENTILES)
+    return high - low < _LEVELS and (int(stored.min()), int(stored.max())) == (-_HIGHEST - 1, _HIGHEST)
 
 
 def _whole_labels(name: str, channels: tuple[Channel, ...]) -> Array:
