@@ -13,11 +13,13 @@ from densepath.concepts.kmeans import KMeansConcepts
 from densepath.core.masking import count_visible
 from densepath.methods import (
     BYOL,
+    C2L,
     DINO,
     EVA,
     IBOT,
     MAE,
     PCLV2,
+    PCRL,
     VQKD,
     BEiTv2,
     Cellback,
@@ -34,10 +36,13 @@ from densepath.methods import (
     Method,
     MoCoV1,
     MoCoV2,
+    ModelGenesis,
+    PCRLReleased,
     SelfPatch,
     SimCLR,
     SparK,
     Supervised,
+    SwAV,
 )
 from densepath.methods.region_vectors import flat, region_vectors
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
@@ -211,6 +216,56 @@ def _both(views: Batch) -> View:
     return View(pixels, maps)
 
 
+def _pcrl(method: Any, views: Batch) -> None:
+    """One view forward and backward, the other forward; three maps forward and backward in the decoder."""
+    first, second = views["first"].pixels, views["second"].pixels
+    own, deepest = method.backbone(first), method.backbone.deepest
+    with torch.no_grad():
+        other = method.key_backbone(second)
+        method.key_projector(other[deepest].mean((2, 3)))
+    hybrid = {stage: own[stage] + other[stage] for stage in own}
+    pixels = [method.head(method.decoder(maps, first.shape[2:])) for maps in (own, other, hybrid)]
+    _backward(method, method.projector(own[deepest].mean((2, 3))), *pixels)
+
+
+def _c2l(method: Any, views: Batch) -> None:
+    """Both views and their mixtures: one forward and backward, the other forward."""
+    embeddings = []
+    for _ in range(2):
+        embeddings.append(method.head(method.backbone(views["first"].pixels)[method.backbone.deepest].mean((2, 3))))
+        with torch.no_grad():
+            method.key_head(method.key_backbone(views["second"].pixels)[method.backbone.deepest].mean((2, 3)))
+    _backward(method, *embeddings)
+
+
+def _pcrl_released(method: Any, views: Batch) -> None:
+    """As C2L, and two maps of each forward and backward in the decoder."""
+    outputs, size = [], views["first"].pixels.shape[2:]
+    for _ in range(2):
+        own = method.backbone(views["first"].pixels)
+        with torch.no_grad():
+            other = method.key_backbone(views["second"].pixels)
+            method.key_head(other[method.backbone.deepest].mean((2, 3)))
+        hybrid = {stage: own[stage] + other[stage] for stage in own}
+        outputs.append(method.head(own[method.backbone.deepest].mean((2, 3))))
+        outputs += [method.pixels(method.decoder(maps, size)) for maps in (own, hybrid)]
+    _backward(method, *outputs)
+
+
+def _model_genesis(method: Any, views: Batch) -> None:
+    """The view forward and backward in the encoder and the decoder."""
+    pixels = views["image"].pixels
+    _backward(method, method.head(method.decoder(method.backbone(pixels), pixels.shape[2:])))
+
+
+def _swav(method: Any, views: Batch) -> None:
+    """Crops of each size forward and backward."""
+    together = torch.cat((views["first"].pixels, views["second"].pixels))
+    sizes = [together, *(views[name].pixels for name in ("local",) if name in views.views)]
+    pooled = torch.cat([method.backbone(x)[method.backbone.deepest].mean((2, 3)) for x in sizes])
+    _backward(method, method.projector(pooled) @ method.prototypes().T)
+
+
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     SimCLR: _simclr,
     BYOL: _byol,
@@ -237,6 +292,11 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     DINOSup: _dino,
     DiRLSimCLR: _dirl_simclr,
     DiRLBYOL: _dirl_byol,
+    PCRL: _pcrl,
+    PCRLReleased: _pcrl_released,
+    C2L: _c2l,
+    ModelGenesis: _model_genesis,
+    SwAV: _swav,
 }
 
 

@@ -17,15 +17,17 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from targets import CODES, prepare, write_tokenizer
 
-from densepath.core.affine import from_box
+from densepath.core.affine import compose, from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.methods import (
     BYOL,
+    C2L,
     DINO,
     EVA,
     IBOT,
     MAE,
     PCLV2,
+    PCRL,
     VQKD,
     BEiTv2,
     Cellback,
@@ -39,10 +41,13 @@ from densepath.methods import (
     EsViT,
     MoCoV1,
     MoCoV2,
+    ModelGenesis,
+    PCRLReleased,
     SelfPatch,
     SimCLR,
     SparK,
     Supervised,
+    SwAV,
 )
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
@@ -54,10 +59,13 @@ from densepath.views.crops import Crop
 from densepath.views.declarations import Cover, RandomView
 from densepath.views.intensity import GaussianBlur, IntensityJitter
 from densepath.views.maker import ViewMaker
+from densepath.views.random_streams import Draw
+from densepath.views.turns import turn_maps, turned
 from densepath.views.view import View
 
 IMAGES = 8
 STEPS = 3
+ATTENTION = {"attention": "factored", "attention_rank": 4}
 SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
@@ -103,6 +111,11 @@ KINDS = {
     DINOSup: ("transformer",),
     DiRLSimCLR: ("transformer",),
     DiRLBYOL: ("transformer",),
+    PCRL: ("groups", "shuffled", "volumes"),
+    PCRLReleased: ("shuffled",),
+    C2L: ("groups",),
+    ModelGenesis: ("synchronized",),
+    SwAV: ("synchronized",),
 }
 
 
@@ -149,6 +162,13 @@ def batch_of(kind, step, batch):
     if "local_crops" in inspect.signature(kind).parameters:  # a map holds for pixels of any size
         pixels = torch.cat((views["key"].pixels, views["query"].pixels))
         views["local"] = View(F.interpolate(pixels, (32, 32)), torch.cat((views["key"].map, views["query"].map)))
+    if kind in (PCRL, PCRLReleased):
+        for number, (name, of) in enumerate((("first", "first"), ("second", "second"), ("mixed", "first"))):
+            clean = View(views[of].pixels.cos(), views[of].map)
+            draw = Draw(0, step, batch.index[part], torch.full((count,), number))
+            turns = turn_maps((0.5,) * 3, True, draw, clean.map.shape[1])
+            views[f"{of}_clean"] = clean
+            views[f"{name}_target"] = View(turned(clean.pixels, turns[..., :-1]), compose(clean.map, turns))
     if kind is SparK:  # whose patches are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
     extras = {name: extra[part] for name, extra in batch.extras.items()} | {"class": batch.index[part] % 3}
@@ -159,7 +179,7 @@ def train(kind, case, norms, batches, tokenizer):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | DISTILLED | source | CASES[case][0]
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | ATTENTION | DISTILLED | source | CASES[case][0]
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if case in BACKBONES and "stage" in known:

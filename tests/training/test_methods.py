@@ -19,7 +19,7 @@ from densepath.training.recipes import all_options
 
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
-SMALL |= {"patch": 16, "head_batch_norm": True, "patch_prototypes": 24}
+SMALL |= {"patch": 16, "head_batch_norm": True, "attention": "factored"}
 SMALL |= {
     "num_codes": 12,
     "patch_prototypes": 24,

@@ -38,9 +38,13 @@ DEEPER = ["dino_13", "dino_13_two_heads"]
 COMPARED = ["dino_imix", "dino_sup"]
 OTHERS = ["dirl_simclr", "dirl_byol", "cellback_simclr", "cellback_byol"]  # frameworks besides DINO
 CELLS = {"cellback", "dirl", "dino_sup", "dirl_simclr", "dirl_byol"}
+RADIOGRAPHS = ["c2l", "model_genesis", "pcrl", "pcrl_released", "swav"]
+PCRL_ROWS = ["contrast", "crossmix", "crossmix_05", "flips", "rotnet", "self", "transatt"]
+SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, *RADIOGRAPHS, "dino_sup"]
 NAMES = sorted(
-    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *HIPT]
-    + [f"{name}_small" for name in [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, "dino_sup"]]
+    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *RADIOGRAPHS, *HIPT]
+    + [f"pcrl_{row}" for row in PCRL_ROWS]
+    + [f"{name}_small" for name in SMALL]
 )
 
 
@@ -68,6 +72,8 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     options = resolved(name)
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
+    if options["method_options"].get("attention") == "outer":  # 134 million weights
+        options["method_options"]["attention"] = "factored"
     network = build_backbone(*((options["backbone"], 384) if options["method"] == "hipt_region" else (backbone,)))
     method = find_method(options["method"])(network, **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])

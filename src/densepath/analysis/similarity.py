@@ -8,21 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densepath.analysis.center_views import center_views, chosen
 from densepath.core.errors import UserError
-from densepath.core.random import permute
-from densepath.core.system import with_progress
 from densepath.nets.backbones import Backbone
-from densepath.sources.batch import ImageBatch
-from densepath.sources.corrupt import CorruptLog
-from densepath.sources.open import check_size
 from densepath.sources.pixel_source import PixelSource, PixelSpec
-from densepath.views.declarations import Center
-from densepath.views.maker import ViewMaker
 
 BINS = 2000  # bins of similarities from -1 to 1: a median is exact to 0.001
 _COARSE = 5  # bins are merged to compare distributions, so that each has enough pairs of a few dozen images
-_BATCH = 32  # images
-_VIEW = "center"
 
 
 class Distribution:
@@ -113,21 +105,20 @@ def region_similarities(
     backbone.check_size(view_size, view_size)
     if backbone.grid(stage, view_size, view_size) == (1, 1):
         raise UserError(f"an image of {view_size} px is a single position of f{stage}; use a larger view_size")
-    check_size(images, view_size // 2)
     device, training = next(backbone.parameters()).device, backbone.training
-    make_view = ViewMaker({_VIEW: Center()}, view_size, seed, spec or images.spec)
-    drawn = permute(torch.arange(min(count, len(images))), len(images), seed, 0).split(_BATCH)
-    corrupt = CorruptLog(len(images), images.corrupt)
     found = Distribution()
     backbone.eval()
     try:
-        for index in with_progress(drawn, len(drawn), "comparing regions"):
-            gathered = images.gather(index)
-            for position, what in gathered.corrupt.items():
-                corrupt.add(position, what)
-            corrupt.check()
-            batch = ImageBatch.of(gathered).to(device)
-            found.add(pair_similarities(backbone(make_view(batch)[_VIEW].pixels, last=stage)[stage]))
+        views = center_views(
+            images,
+            chosen(images, count, seed),
+            spec or images.spec,
+            view_size,
+            device=device,
+            what="comparing regions",
+        )
+        for _, pixels, _ in views:
+            found.add(pair_similarities(backbone(pixels, last=stage)[stage]))
     finally:
         backbone.train(training)
     return found

@@ -63,3 +63,21 @@ NCT = Published(
     "CC BY 4.0, nine classes, 224 px at 0.5 µm/px",
     {"tissue": 100_000},
 )
+MHIST = Published(
+    "MHIST",
+    "https://bmirds.github.io/MHIST",
+    "on request, for research, cite Wei et al. 2021",
+    {"train": 2175, "test": 977},
+)
+CHAOYANG = Published(
+    "Chaoyang",
+    "https://bupt-ai-cz.github.io/HSA-NRL",
+    "on request, not for commercial use, cite Zhu et al. 2021",
+    {"train": 4021, "test": 2139},
+)
+PCAM = Published(
+    "PatchCamelyon",
+    "https://doi.org/10.5281/zenodo.2546921",
+    "CC0, 96 px at 10x",
+    {"train": 262_144, "valid": 32_768, "test": 32_768},
+)

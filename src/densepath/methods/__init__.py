@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from densepath.methods.base import Reconstruction as Reconstruction
     from densepath.methods.beit_v2 import BEiTv2 as BEiTv2
     from densepath.methods.byol import BYOL as BYOL
+    from densepath.methods.c2l import C2L as C2L
     from densepath.methods.cellback import Cellback as Cellback
     from densepath.methods.concl import ConCL as ConCL
     from densepath.methods.conv_mim import ConvMIM as ConvMIM
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
     from densepath.methods.mae import MAE as MAE
     from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
     from densepath.methods.moco_v2 import MoCoV2 as MoCoV2
+    from densepath.methods.model_genesis import ModelGenesis as ModelGenesis
     from densepath.methods.pcl_v2 import PCLV2 as PCLV2
+    from densepath.methods.pcrl import PCRL as PCRL
+    from densepath.methods.pcrl_released import PCRLReleased as PCRLReleased
     from densepath.methods.selfpatch import SelfPatch as SelfPatch
     from densepath.methods.simclr import SimCLR as SimCLR
     from densepath.methods.spark import SparK as SparK
     from densepath.methods.supervised import Supervised as Supervised
+    from densepath.methods.swav import SwAV as SwAV
     from densepath.methods.vq_kd import VQKD as VQKD
 
 _CLASSES = {
@@ -62,6 +67,11 @@ _CLASSES = {
     "dino_sup": "DINOSup",
     "dirl_simclr": "DiRLSimCLR",
     "dirl_byol": "DiRLBYOL",
+    "pcrl": "PCRL",
+    "pcrl_released": "PCRLReleased",
+    "c2l": "C2L",
+    "model_genesis": "ModelGenesis",
+    "swav": "SwAV",
 }
 _HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}
 

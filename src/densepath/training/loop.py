@@ -106,6 +106,8 @@ def train(
             f"the run has {batches.total_steps} batches, fewer than the {accumulate} of one step; make it longer"
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
+    if task.finished():
+        total = saver.start
     if first:
         begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
     if saver.start >= total:
@@ -164,9 +166,13 @@ def train(
             if logs or saves:
                 require_finite(task, meter, out, weights=saves)
             row = {**meter.collect(), "lr": lr} if logs else {}
+            ended = False
             if evaluate and due(done, intervals.evaluate_every):
                 with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
+                ended = task.finished()
+                if ended and not saves:
+                    require_finite(task, meter, out, weights=True)
             recorder.write(done, row)
             recorder.warn(task.warnings(row, done == total) if logs else [])
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
@@ -175,10 +181,13 @@ def train(
             if keep and due(done, intervals.keep_every):
                 with meter.paused():
                     keep(done)
-            if saves:
+            if saves or ended:
                 with meter.paused():
                     saver.save(done)
             recorder.progress.step(done, row if logs else None)
+            if ended:
+                total = done
+                break
             if stop:
                 raise Interrupted(stop)
     task.cpu()

@@ -27,9 +27,15 @@ from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.tile_files import is_tile_folder
-from densepath.training.hardware import Precision, choose_device, choose_precision
+from densepath.training.hardware import Precision, choose_device, choose_hardware, choose_precision
+from densepath.transfer.classify.classifier import is_classifier
+from densepath.transfer.classify.predict_classes import predict_classes
+from densepath.transfer.classify.predict_tiles import OnSlides
 from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.predictor import OVERLAP, check_search, load_detector
+from densepath.transfer.mil.ensemble import is_mil_run
+from densepath.transfer.mil.new_slides import SlideOptions
+from densepath.transfer.mil.predict_answers import predict_answers
 from densepath.transfer.predict_images import Readers, predict_images
 from densepath.transfer.predict_records import TABLE
 from densepath.transfer.slides.precision import begun_precision
@@ -57,11 +63,13 @@ def predict(
     exclude: Sequence[str] = (),
     orientation: Literal["stored", "viewed"] | None = None,
     pictures: int | Literal["all"] = 8,
+    weights: str | None = None,
+    slides: str | Path | None = None,
     shard: str | None = None,
     devices: int | str = "auto",
     precision: Precision = "auto",
 ) -> Result:
-    """Find objects in new images or whole slides with a trained detector.
+    """Apply a trained detector, classifier, or model of slides to new images or whole slides.
 
     For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object),
     ``geojson/*.geojson`` (outlines for QuPath) and ``pictures/*.png``. For all images: ``predictions.json`` (COCO
@@ -74,26 +82,37 @@ def predict(
     level 0 and in µm, ``heat_maps`` has objects per mm², and ``slides.csv`` a line for each slide. Any number of
     processes may share the work on the slides of a folder.
 
+    With a classifier, ``predictions.csv`` has the predicted class or labels of each image, and their probabilities. Of
+    slides, ``tiles`` has such a table for each, ``heat_maps`` the probabilities on the slide, and ``slides.csv`` means.
+
+    With a run of ``mil``, slides become tiles and features as in its training, and get an answer by the model of each
+    fold: ``patient-preds.csv`` and ``slides.csv`` have mean, standard deviation and each of them; ``attention`` has a
+    table, GeoJSON and a heat map for each slide.
+
     Args:
-        run: the folder of a run of ``detect``, or its exported/detector.safetensors.
+        run: the folder of a run of ``detect`` or ``classify``, or its exported/detector.safetensors or
+            classifier.safetensors; or the folder of a run of ``mil``.
         data: a folder of images, a text list of files, a glob, an image, or a packed store; or slides in the same ways,
-            or the folder of ``densepath tile``, whose tiles are searched.
+            or the folder of ``densepath tile``, whose tiles are searched; for a run of ``mil``, also a folder of files
+            of features.
         out: the folder of the results: ``geojson``, ``pictures`` and ``objects.csv``, for images ``labels``,
             ``predictions.json`` and ``images.json``, too, for slides ``heat_maps`` and ``slides.csv``.
         score: the lowest score of an object, from 0 to 1.
         window: side in pixels of the overlapping windows that large images are cut into; 0 for none. By default the
             short side of the training images, for images with more than twice the pixels of a window. For slides, in
-            pixels of ``mpp``.
+            pixels of ``mpp``. For a run of ``mil``, the side of the tiles, if its features do not record it.
         overlap: share of a window that the next one covers.
         spacing: µm per pixel of all images; by default as stored in TIFFs and packed stores.
         mpp: µm per pixel at which slides are searched; by default those of the training images, where these have them.
-            With it, TIFFs are slides.
+            With it, TIFFs are slides. For a run of ``mil``, that of the tiles, if its features do not record it.
         mpp_table: a CSV file with the columns wsi,mpp: µm per pixel that override those of the slides.
         default_mpp: µm per pixel of slides that have none.
         exclude: patterns of files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
         orientation: how images with an orientation tag (of cameras) are read: as "stored" in the file, or as "viewed",
             turned by the tag. By default as the detector's training images.
-        pictures: number of images to draw with the outlines of their objects, or "all".
+        pictures: number of images to draw with the outlines of their objects or their attention, or "all".
+        weights: for a run of ``mil``: those that made its features, if these do not record them or they have moved.
+        slides: for a run of ``mil`` on files of features: the folder of their slides, for heat maps.
         shard: this process's share of the slides, such as "2/8"; by default that of torchrun or srun. Other processes,
             such as those of job arrays, share by locks.
         devices: "auto" (one GPU, or the CPU), or "cpu".
@@ -106,12 +125,28 @@ def predict(
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
+    if is_classifier(run):
+        detectors = {"score": 0.5, "window": None, "overlap": OVERLAP, "spacing": None, "orientation": None}
+        given = {"score": score, "window": window, "overlap": overlap, "spacing": spacing, "orientation": orientation}
+        if idle := [name for name, value in given.items() if value != detectors[name]]:
+            raise UserError(f"{' and '.join(idle)}: only for detectors, and {run} is a classifier; leave that out")
+        refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
+        on_slides = OnSlides(mpp, mpp_table, default_mpp, shard)
+        options: dict[str, Any] = {"exclude": exclude, "devices": devices, "precision": precision}
+        return predict_classes(run, data=data, out=out, slides=on_slides, **options)
     watch = Stopwatch()
-    check_search(score, window, overlap)
     if pictures != "all" and pictures < 0:
         raise UserError(f"pictures is {pictures}; give a number, or all")
     if spacing is not None and not spacing > 0:
         raise UserError(f"spacing is {spacing}; give µm per pixel")
+    if is_mil_run(run):
+        refuse_options("detectors", {"spacing": spacing, "orientation": orientation})
+        choose_device(devices)
+        hardware = choose_hardware(devices, precision)
+        how = SlideOptions(weights, mpp, window, mpp_table, default_mpp, exclude, shard, hardware, precision)
+        return predict_answers(Path(run), data, Path(out), how, slides, pictures)
+    refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
+    check_search(score, window, overlap)
     detector = load_detector(run)
     device = choose_device(devices)
     chosen = choose_precision(precision, device.type)
@@ -141,13 +176,13 @@ def predict(
         refuse_options("images, not slides", {"spacing": spacing, "orientation": orientation})
         search = search_of(detector, mpp, window, overlap, score, chosen)
         table = MppTable(mpp_table, default_mpp)
-        slides = list_of_slides(data, exclude, table, passed)
+        listed = list_of_slides(data, exclude, table, passed)
         with work_folder(out, {**record, "precision": chosen}, log=LOG, free=(*_FREE, "precision")):
             search = replace(search, precision=begun_precision(out, precision, chosen))
             _say_begin(detector.notes.detector, run, passed)
-            if unknown := table.unknown([slide.path for slide in slides]):
+            if unknown := table.unknown([slide.path for slide in listed]):
                 say(f"densepath: {unknown}")
-            counts = predict_slides(detector.to(device), slides, out, search, pictures, Shard.of(shard))
+            counts = predict_slides(detector.to(device), listed, out, search, pictures, Shard.of(shard))
             if not counts["left"]:
                 say_end(watch, "", {**made, "slides": out / SLIDES, "heat maps": out / "heat_maps"})
         return Result(out, counts, {**files, "slides": out / SLIDES})

@@ -39,3 +39,9 @@ def study(tmp_path: Path) -> Callable[..., Path]:
         return write_study(tmp_path / f"study{len(list(tmp_path.iterdir()))}", **options)  # type: ignore[arg-type]
 
     return write
+
+
+@pytest.fixture(scope="module")
+def shared_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of twelve patients that the tests of a module do not change."""
+    return write_study(tmp_path_factory.mktemp("shared") / "study", patients=12)

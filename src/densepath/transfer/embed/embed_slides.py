@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -67,6 +67,7 @@ class EmbedOptions:
         batch_size: tiles in a pass of the network.
         hardware: where to compute.
         precision: what the user asked for.
+        check: is called with what identifies the features (``Encoder.notes``), before any are made.
     """
 
     weights: str | Path
@@ -75,6 +76,7 @@ class EmbedOptions:
     batch_size: int
     hardware: Hardware
     precision: Precision
+    check: Callable[[Mapping[str, Any]], None] = lambda notes: None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +116,11 @@ def embed_slides(
     encoder, line = load_encoder(options.weights, **network)
     encoder.spec = encoder.spec.override(window=PixelSpec().window)  # slides have 8 bits
     size = input_size(encoder, size)
+    identity = encoder.notes()
+    options.check(identity)
     notes = {
         "weights": str(options.weights),
-        **encoder.notes(),
+        **identity,
         "size": size,
         "dtype": options.dtype,
         "batch_size": options.batch_size,
@@ -141,6 +145,8 @@ def embed_slides(
         stack.enter_context(work_folder(out, {**record, **notes}, log="embed.log", free=_FREE))
         hardware = replace(hardware, precision=begun_precision(out, options.precision, hardware.precision))
         notes |= {"precision": hardware.precision}
+        if str(options.weights) == "random":
+            notes["seed"] = network["seed"]
         if (seen := slides_of_weights(options.weights)) is not None:
             notes["pretraining_slides"] = list(seen)
         say(f"densepath: {line}")
@@ -246,7 +252,8 @@ def _embed(work: _Work, slide: ListedSlide, path: Path, heat_map: Path) -> None:
         opened = slide.open()
     assert tiling is not None
     batches = batches_of(range(len(tiling)), work.options.batch_size)
-    notes = {**work.notes, "slide": slide.identity(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    where = {"slide": slide.identity(), "slide_path": slide.path}
+    notes = {**work.notes, **where, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     damaged: list[str] = []
     remove_abandoned(path)
     Path(f"{heat_map}.png").unlink(missing_ok=True)  # it comes last, and shows that the slide is done

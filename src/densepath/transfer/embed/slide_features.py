@@ -19,6 +19,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, writing
 from densepath.sources.tiles.coords import attributes_of, unit_of
 from densepath.sources.tiles.tile_files import SlideTiling, h5py_module, notes_of_tiling
+from densepath.transfer.embed.chunked_rows import read_rows
 
 NOTES = "densepath"  # the attribute of the file with the notes, JSON
 _FEATURES, _CORNERS = ("features", "feats"), "coords"
@@ -181,7 +182,7 @@ def _read_hdf5(path: Path, read: bool) -> SlideFeatures:
         name = next((name for name in _FEATURES if name in file), None)
         if name is None:
             raise ValueError(f"datasets {', '.join(file) or 'none'} instead of features or feats")
-        features = _as_rows(file[name][:] if read else file[name][..., :0])
+        features = _as_rows(read_rows(file[name], path) if read else file[name][..., :0])
         corners = file[_CORNERS][:] if _CORNERS in file else None
         said = attributes_of(file) | (attributes_of(file[_CORNERS]) if corners is not None else {})
     notes = json.loads(said.pop(NOTES, "{}")) | said

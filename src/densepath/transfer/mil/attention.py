@@ -41,7 +41,7 @@ class AttentionFiles:
         self._paths = {slide_name(os.path.relpath(path, slides or "")): path for path in paths}
         self._names = Names(list(self._paths))
 
-    def write(self, name: str, tiles: SlideFeatures, attention: Floats, shown: int) -> None:
+    def write(self, name: str, tiles: SlideFeatures, attention: Floats, shown: int, drawn: bool = True) -> None:
         """Write ``NAME.csv``, and as far as the file of features says where its tiles are, the other files.
 
         Args:
@@ -49,6 +49,7 @@ class AttentionFiles:
             tiles: the tiles; their features are not used.
             attention: (1, N), or (K, N), for each class.
             shown: the class whose attention is drawn.
+            drawn: whether there are pictures.
         """
         stem = self._out / name
         write_table(stem.with_name(f"{stem.name}.csv"), tiles, attention, self._classes)
@@ -56,7 +57,7 @@ class AttentionFiles:
         spacing = tiles.spacing or (slide.spacing if slide is not None else None)
         if (boxes := boxes_px(tiles, spacing)) is not None:
             write_geojson(stem.with_name(f"{stem.name}.geojson"), boxes, attention, self._classes)
-        if slide is None or spacing is None or tiles.corners is None:
+        if not drawn or slide is None or spacing is None or tiles.corners is None:
             return
         own = attention[shown if len(attention) > 1 else 0]
         own = own / own.mean()  # 1 is the mean, however many tiles there are
@@ -68,11 +69,10 @@ class AttentionFiles:
 
     def _open(self, name: str, tiles: SlideFeatures) -> Slide | None:
         """The slide, if it is there and can be read."""
-        noted = tiles.notes.get("slide")
+        noted = tiles.notes.get("slide_path")  # of densepath embed
         try:
             path = self._paths.get(self._names.find(name, "the features") or "")
-            if path is None and isinstance(noted, list) and len(noted) > 1:  # of densepath embed: name, path, ...
-                path = str(noted[1])
+            path = noted if path is None else path
             return open_slide(path) if path is not None and os.path.exists(path) else None
         except (UserError, CorruptImage):
             return None

@@ -10,7 +10,7 @@ from densepath.core.errors import UserError, first_few, refuse
 from densepath.sources.listing import walk
 from densepath.transfer.mil.slide_table import patient_of_tcga
 
-_SUFFIXES = (".h5", ".hdf5", ".pt")
+SUFFIXES = (".h5", ".hdf5", ".pt")
 # Endings of slides that tables and names of features keep.
 _SLIDES = (
     ".svs",
@@ -42,7 +42,7 @@ def find_features(data: str | Path) -> dict[str, Path]:
     if not os.path.isdir(data):
         raise UserError(f"there is no folder of features at {data}; densepath embed writes one")
     found: dict[str, Path] = {}
-    for file in walk(data, _SUFFIXES):
+    for file in walk(data, SUFFIXES):
         path = Path(file)
         name = os.path.relpath(path, data)
         if path.name.endswith(_COORDINATES) and path.parent.name == "patches":
@@ -57,13 +57,13 @@ def find_features(data: str | Path) -> dict[str, Path]:
         else:
             found[key] = path
     if not found:
-        raise UserError(f"{data} has no files of features ({', '.join(_SUFFIXES)}); densepath embed writes them")
+        raise UserError(f"{data} has no files of features ({', '.join(SUFFIXES)}); densepath embed writes them")
     return found
 
 
 def slide_name(name: str) -> str:
     """A slide's name without the endings of features and of slides."""
-    for suffixes in (_SUFFIXES, _SLIDES):
+    for suffixes in (SUFFIXES, _SLIDES):
         stem, suffix = os.path.splitext(name)
         name = stem if suffix.lower() in suffixes else name
     return name.replace("\\", "/")

@@ -28,6 +28,7 @@ from densepath.transfer.mil.bags import Bag, extractor_of, read_bags
 from densepath.transfer.mil.cohort import Cohort, read_cohort
 from densepath.transfer.mil.compare import write_comparison
 from densepath.transfer.mil.config import FREE, MilConfig
+from densepath.transfer.mil.extractor_record import ExtractorRecord
 from densepath.transfer.mil.fold import Answers, Study, answer_fold
 from densepath.transfer.mil.leaks import PretrainingSlides, check_pretraining
 from densepath.transfer.mil.model_file import MODEL_FILE, load_model
@@ -86,6 +87,7 @@ def mil(config: MilConfig | None = None, **options: Any) -> Result:
         splits = _splits(config, cohort, out)
         store = _Store(cohort, config.grouping == "averaged")
         _check_same(out, store.digest)
+        store.record.write(out)
         _check_leaks(cohort, splits, store.pretraining)
         if "hipt" in names and store.longest > _LONG:
             say(f"densepath: hipt takes long: it compares all pairs of a bag's {store.longest} tiles")
@@ -99,7 +101,7 @@ class _Store:
 
     Attributes:
         dim: D.
-        extractor: what made the features.
+        extractor, record: what made the features.
         longest: tiles of the largest bag.
         pretraining: the slides that the extractor was trained on.
         digest: of cases, targets and features, of which the first tile of each slide is looked at.
@@ -128,7 +130,8 @@ class _Store:
         starts = np.cumsum([0, *sizes])
         self._of_case = [bags[start:end] for start, end in pairwise(starts)]
         self.dim = int(bags[0].tiles().shape[1])
-        self.extractor = extractor_of(read_slide_features(cohort.files[0][0], features=False))
+        first = read_slide_features(cohort.files[0][0], features=False)
+        self.extractor, self.record = extractor_of(first), ExtractorRecord.of(first)
 
     def _slides(self, case: int) -> list[tuple[str, Path]]:
         return list(zip(self._cohort.slides[case], self._cohort.files[case], strict=True))

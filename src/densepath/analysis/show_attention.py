@@ -1,0 +1,282 @@
+"""``densepath show attention``: whether the attention of vision transformers is sparse, over images and on slides."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from densepath.analysis.attention import BINS, AttentionShares, LastAttention, aggregated
+from densepath.analysis.center_views import center_views, chosen
+from densepath.analysis.curves import style_curve
+from densepath.analysis.panels import FAINT, INK, LINES, PanelGrid, new_figure, save, show
+from densepath.analysis.pictures import colors_of
+from densepath.analysis.short_names import short_names
+from densepath.analysis.source import report_source
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.core.random import check_seed
+from densepath.nets.weights.pretrained import pretrained_backbone
+from densepath.sources.open import open_images
+from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tiled_slide import open_tiled
+from densepath.training.hardware import choose_device
+from densepath.transfer.slides.heat_map import COLORS, write_heat_map
+
+TABLE, PLOT, OVERLAYS, HEAT_MAPS = "attention.csv", "distribution.png", "overlays.png", "heat_maps"
+_HIGHEST = 4.0  # of the colors, which are those of logarithms from 1/4
+_STRENGTH = 0.55
+_QUERY = "#ffe600"
+
+Query = tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """Weights whose attention is shown."""
+
+    attention: LastAttention
+    spec: PixelSpec
+    size: int
+    grid: tuple[int, int]
+    device: torch.device
+
+    def maps(self, pixels: Tensor, query: Query) -> tuple[Tensor, Tensor, Tensor]:
+        """The attention (B, H, n, n) of views, its prefix (B, H), and a value (B, n) for each token, 1 on average: the
+        mean of the heads' aggregated attention, or of what a query gives it."""
+        attention, prefix = self.attention(pixels)
+        if query is None:
+            return attention, prefix, aggregated(attention).mean(1)
+        row = query[0] * self.grid[1] + query[1]
+        return attention, prefix, attention[:, :, row].mean(1) * attention.shape[-1]
+
+
+def show_attention(
+    *,
+    data: str | Path,
+    weights: Sequence[str],
+    out: str | Path,
+    backbone: str | None = None,
+    view_size: int | None = None,
+    count: int = 200,
+    examples: int = 4,
+    query: Sequence[int] | None = None,
+    heat_maps: int = 0,
+    seed: int = 0,
+    devices: str = "auto",
+    exclude: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure how sparse the attention of vision transformers is, and draw it on images and slides.
+
+    The aggregated attention of a token is the sum of its column in the attention of the last block; 1 is the share that
+    each token gets if all get the same. Tokens below 0.5 and above 2 are sparse: DiRL's figures 4 and 5 compare their
+    shares. Class and register tokens are left out, and the rows sum to 1 again. Written are ``attention.csv`` with a
+    row for each head and for the mean of the heads, ``distribution.png``, ``overlays.png``, and
+    ``heat_maps/NAME/SLIDE``.
+
+    Args:
+        data: a folder of images, a text list of files, a glob, a packed store, or the folder of ``densepath tile``.
+        weights: one or more of: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such
+            a model, all of vision transformers.
+        out: the folder of the results.
+        backbone: a timm name; default: that of the weights.
+        view_size: side of the center crop of an image in pixels; default: what the weights were trained for.
+        count: number of images, chosen at random; all if there are fewer.
+        examples: number of images that are drawn.
+        query: ROW COL of a token, from 0: draw the attention that it gives to all tokens instead.
+        heat_maps: number of slides whose attention is written as a heat map, all tiles of each; of tiles only.
+        seed: seed of the choice of images, and of random weights.
+        devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
+        exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
+
+    Returns:
+        The share of tokens in the three bins for all weights, the number of images, and the files.
+
+    Raises:
+        UserError: there are no such images or weights, weights are not of a vision transformer, or the query lies
+            outside of the tokens.
+    """
+    out, sources = Path(out), [weights] if isinstance(weights, str) else list(weights)
+    check_seed(seed)
+    if not sources or count < 1 or examples < 0 or heat_maps < 0:
+        raise UserError("give at least one of --weights, a --count of 1 or more, and numbers that are not negative")
+    if out.suffix.lower() == ".png" or out.is_file():
+        raise UserError(f"the results are a folder, and {out} is a file; name a folder")
+    names = short_names(sources, "weights")
+    images = open_images(data, cache="none", exclude=exclude)
+    if heat_maps and not isinstance(images, SlideTiles):
+        raise UserError("heat maps are for slides; give the folder of densepath tile as --data")
+    if not isinstance(images, SlideTiles):
+        refuse_among_images(out, data)
+    report_source(images)
+    asked = _query(query)
+    networks = {
+        name: _load(source, backbone, images, view_size, asked, seed, choose_device(devices))
+        for name, source in zip(names, sources, strict=True)
+    }
+    shares = {name: _measure(network, images, chosen(images, count, seed)) for name, network in networks.items()}
+    files = {"table": _write(shares, out / TABLE), "picture": _plot(shares, out / PLOT)}
+    if examples:
+        shown = chosen(images, min(examples, count), seed)
+        files["overlays"] = _overlays(networks, images, shown, asked, out / OVERLAYS)
+    if heat_maps and isinstance(images, SlideTiles):
+        for name, network in networks.items():
+            _heat_maps(network, images, heat_maps, asked, out / HEAT_MAPS / name)
+        files["heat_maps"] = out / HEAT_MAPS
+    front = {name: f"{name}: " if len(names) > 1 else "" for name in names}
+    table = {
+        f"{front[name]}{bin}": float(value)
+        for name, own in shares.items()
+        for bin, value in zip(BINS, own.shares()[-1], strict=True)
+    }
+    return {**table, "images": next(iter(shares.values())).views, **files}
+
+
+def _query(query: Sequence[int] | None) -> Query:
+    if query is None:
+        return None
+    if len(query) != 2 or min(query) < 0:
+        raise UserError(f"query is {list(query)}; give the row and the column of a token, from 0")
+    return int(query[0]), int(query[1])
+
+
+def _load(
+    source: str,
+    backbone: str | None,
+    images: PixelSource,
+    view_size: int | None,
+    query: Query,
+    seed: int,
+    device: torch.device,
+) -> _Network:
+    torch.manual_seed(seed)
+    network, spec, trained, _ = pretrained_backbone(source, backbone, images.spec)
+    attention = LastAttention(network.eval().to(device))
+    size = view_size or trained or int(network.net.model.patch_embed.img_size[0])
+    network.check_size(size, size)
+    grid = network.grid(network.deepest, size, size)
+    if query is not None and (query[0] >= grid[0] or query[1] >= grid[1]):
+        raise UserError(f"query is {list(query)}, but {source} has {grid[0]} x {grid[1]} tokens; count from 0")
+    return _Network(attention, spec, size, (grid[0], grid[1]), device)
+
+
+def _measure(network: _Network, images: PixelSource, positions: Tensor) -> AttentionShares:
+    found = AttentionShares(network.attention.heads)
+    size = network.attention.batch_size(network.size)
+    views = center_views(
+        images, positions, network.spec, network.size, device=network.device, batch_size=size, what="attention"
+    )
+    for _, pixels, _ in views:
+        found.add(*network.attention(pixels))
+    return found
+
+
+def _write(shares: Mapping[str, AttentionShares], path: Path) -> Path:
+    """A row for each head, and for the mean of the heads."""
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        names = [bin.replace(" ", "_") for bin in BINS]
+        writer.writerow(["weights", "head", "images", "tokens", *names, "on_class_and_registers"])
+        for name, own in shares.items():
+            heads = [*map(str, range(own.heads)), "mean"]
+            for head, bins, row, prefix in zip(heads, own.bins, own.shares(), own.prefix / own.views, strict=True):
+                writer.writerow([name, head, own.views, bins.sum(), *(f"{value:.6f}" for value in (*row, prefix))])
+    return path
+
+
+def _plot(shares: Mapping[str, AttentionShares], path: Path) -> Path:
+    """A panel for each of the weights: the distribution, and the shares of the three bins, as in DiRL's figure 4."""
+    figure = new_figure(3.0 * len(shares), 2.5)
+    panels = figure.subplots(1, len(shares), squeeze=False, sharey=True)[0]
+    for axes, (name, own) in zip(panels, shares.items(), strict=True):
+        edges, density = own.density()
+        centers = np.sqrt(edges[1:] * edges[:-1])
+        for color, part in ((LINES[1], (centers < 0.5) | (centers > 2)), (LINES[0], (centers >= 0.5) & (centers <= 2))):
+            axes.stairs(np.where(part, density, 0), edges, fill=True, color=color, alpha=0.75)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(2**-4, 2**4)
+        for edge in (0.5, 2):
+            axes.axvline(edge, color=FAINT, lw=1, ls=(0, (3, 2)))
+        for place, share in zip((1 / 6, 1 / 2, 5 / 6), own.shares()[-1], strict=True):
+            axes.text(place, 0.98, f"{share:.1%}", transform=axes.transAxes, ha="center", va="top", size=9, color=INK)
+        style_curve(axes, name, "aggregated attention of a token (1: uniform)")
+        axes.set_xticks([1 / 8, 0.5, 1, 2, 8], ["1/8", "0.5", "1", "2", "8"])
+    panels[0].set_ylim(0, 1.2 * panels[0].get_ylim()[1])
+    panels[0].set_ylabel("share of tokens", fontsize=8)
+    figure.tight_layout(pad=0.7)
+    return save(figure, path)
+
+
+def _overlays(
+    networks: Mapping[str, _Network], images: PixelSource, positions: Tensor, query: Query, path: Path
+) -> Path:
+    """Each image, and the attention of all weights on it."""
+    grid = PanelGrid(len(positions), 1 + len(networks), titles=["image", *networks], breaks=[1])
+    rows = {position: row for row, position in enumerate(positions.tolist())}
+    for column, network in enumerate(networks.values(), 1):
+        views = center_views(images, positions, network.spec, network.size, device=network.device, batch_size=1)
+        for index, pixels, _ in views:
+            axes = grid.axes[rows[int(index)]]
+            colors = colors_of(pixels[0], network.spec)
+            if column == 1:
+                show(axes[0], colors)
+            values = network.maps(pixels, query)[2][0].reshape(network.grid).double().cpu().numpy()
+            show(axes[column], _mixed(colors, values))
+            if query is not None:
+                side = network.size // network.grid[0], network.size // network.grid[1]
+                corner = query[1] * side[1], query[0] * side[0]
+                axes[column].add_patch(Rectangle(corner, side[1], side[0], fill=False, color=_QUERY, lw=1.5))
+    return save(grid.figure, path)
+
+
+def _mixed(colors: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """An image (H, W, 3) with the colors of values (h, w) on it."""
+    with np.errstate(divide="ignore"):
+        share = (np.log2(values) / np.log2(_HIGHEST) / 2 + 0.5).clip(0, 1)
+    rows, columns = (np.arange(n) * m // n for n, m in zip(colors.shape[:2], values.shape, strict=True))
+    over = colormaps[COLORS](share)[..., :3][rows][:, columns]
+    return (1 - _STRENGTH) * colors + _STRENGTH * over
+
+
+def _heat_maps(network: _Network, images: SlideTiles, count: int, query: Query, out: Path) -> None:
+    """The attention of all tokens of some slides' tiles, each tile a view of its own."""
+    for tiling in images.tilings[:count]:
+        own = SlideTiles([tiling])
+        tiles, side = tiling.boxes_um(), np.divide(tiling.size * tiling.mpp, network.grid)
+        corners = np.indices(network.grid).reshape(2, -1).T * side  # (n, 2) in µm
+        boxes, values = [], []
+        size = network.attention.batch_size(network.size)
+        views = center_views(
+            own,
+            torch.arange(len(own)),
+            network.spec,
+            network.size,
+            device=network.device,
+            batch_size=size,
+            share=1.0,
+            what=f"attention in {tiling.name}",
+        )
+        for index, pixels, _ in views:
+            values.append(network.maps(pixels, query)[2].flatten().double().cpu().numpy())
+            places = (tiles[index.numpy(), None, :2] + corners).reshape(-1, 2)
+            boxes.append(np.concatenate([places, np.broadcast_to(side, places.shape)], axis=1))
+        label = "attention of the tile's tokens" if query is None else f"attention of token {query[0]}, {query[1]}"
+        write_heat_map(
+            out / tiling.name,
+            open_tiled(tiling.path, tiling.spacing, tiling.extent),
+            np.concatenate(boxes),
+            np.concatenate(values),
+            label=f"{label} (1: uniform)",
+            limits=(0.0, 2.0),
+        )

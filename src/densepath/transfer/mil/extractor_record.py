@@ -1,0 +1,112 @@
+"""What made the features of a study, so that new slides get the same ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.transfer.embed.slide_features import SlideFeatures
+
+FEATURES = "features.json"
+_AT_10X = 10.0  # µm per pixel, divided by the magnification
+
+
+@dataclass(frozen=True)
+class ExtractorRecord:
+    """How features were made, as far as their file says.
+
+    Args:
+        weights: as ``densepath embed`` takes them; None if unknown.
+        digest: of the weights; None if unknown.
+        backbone, stage, pool, seed: as ``densepath embed`` takes them.
+        size: side in pixels to which tiles are resized; 0 for tiles as they are, None for the weights' own.
+        mpp: µm per pixel of the tiles; None if unknown.
+        tile: side of the tiles in pixels; None if unknown.
+        overlap: pixels by which neighboring tiles overlap.
+    """
+
+    weights: str | None = None
+    digest: str | None = None
+    backbone: str | None = None
+    stage: int | None = None
+    pool: str = "auto"
+    seed: int = 0
+    size: int | None = None
+    mpp: float | None = None
+    tile: int | None = None
+    overlap: int = 0
+
+    @classmethod
+    def of(cls, slide: SlideFeatures) -> ExtractorRecord:
+        """What the features of a slide say: those of densepath all, those of TRIDENT and STAMP their tiles."""
+        notes = slide.notes
+        mpp, tile = _tiles(notes)
+        overlap = int(notes.get("overlap", 0))
+        if "weights_digest" not in notes:
+            return cls(mpp=mpp, tile=tile, overlap=overlap)
+        return cls(
+            weights=str(notes["weights"]),
+            digest=str(notes["weights_digest"]),
+            backbone=notes.get("backbone"),
+            stage=notes.get("stage"),
+            pool=notes.get("pool", "auto"),
+            seed=int(notes.get("seed", 0)),
+            size=notes.get("size") or 0,
+            mpp=mpp,
+            tile=tile,
+            overlap=overlap,
+        )
+
+    def write(self, run: Path) -> None:
+        """Write it into the folder of a run."""
+        with atomic_write(run / FEATURES) as part:
+            part.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, run: Path) -> ExtractorRecord:
+        """That of a run, or of the run of several models that it belongs to; nothing is known without one.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = next((folder / FEATURES for folder in (run, run.parent) if (folder / FEATURES).is_file()), None)
+        if path is None:
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}); give --weights, and remove it") from error
+
+    def check(self, notes: Mapping[str, Any]) -> None:
+        """Refuse another extractor than the one of the record.
+
+        Args:
+            notes: of the extractor: ``weights_digest``, ``stage``, ``pool``.
+
+        Raises:
+            UserError: it differs.
+        """
+        own = {"weights_digest": self.digest, "stage": self.stage, "pool": self.pool}
+        if self.digest is not None and (other := [name for name, value in own.items() if notes[name] != value]):
+            what = "weights" if "weights_digest" in other else " and ".join(other)
+            raise UserError(
+                f"these are other {what} than those of the features that the run was trained on "
+                f"({self.weights}, digest {self.digest[:12]}); give the same ones with --weights"
+            )
+
+
+def _tiles(notes: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """µm per pixel and side in pixels of the tiles, in the words of densepath, TRIDENT or STAMP."""
+    if "tile_size_um" in notes and "tile_size_px" in notes:
+        side = int(notes["tile_size_px"])
+        return float(notes["tile_size_um"]) / side, side
+    tile = int(notes["patch_size"]) if "patch_size" in notes else None
+    if "mpp" in notes:
+        return float(notes["mpp"]), tile
+    magnification = float(notes.get("target_magnification", 0))
+    return (_AT_10X / magnification if magnification > 0 else None), tile

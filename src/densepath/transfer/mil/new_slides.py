@@ -1,0 +1,179 @@
+"""The features of new slides for a trained model of slides: made as those of its training were, or found in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from densepath.annotations.patients import patients_of
+from densepath.core.errors import UserError
+from densepath.core.streams import say
+from densepath.sources.listing import walk
+from densepath.sources.tiles.tile import tile
+from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of, read_slide_rows, read_tile_folder
+from densepath.training.hardware import Hardware, Precision
+from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
+from densepath.transfer.mil.extractor_record import ExtractorRecord
+from densepath.transfer.mil.feature_files import SUFFIXES, find_features
+from densepath.transfer.mil.slide_table import patient_of_tcga
+
+_WHOLE = "1/1"  # every process waits until all slides are tiled
+
+
+@dataclass(frozen=True)
+class NewSlide:
+    """A slide that is asked about.
+
+    Args:
+        name: of the slide.
+        patient: whose it is; the slide's own name if that is unknown.
+        file: of its features; None if there is none.
+        problem: why there is none; "" if there is one.
+    """
+
+    name: str
+    patient: str
+    file: Path | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SlideOptions:
+    """How new slides become features.
+
+    Args:
+        weights: instead of those of the record; None for those.
+        mpp: µm per pixel of the tiles, where the record has none.
+        tile: side of the tiles in pixels, where the record has none.
+        mpp_table, default_mpp, exclude: as for ``densepath embed``.
+        shard: this process's share of the slides.
+        hardware, precision: where to compute, and what the user asked for.
+    """
+
+    weights: str | None
+    mpp: float | None
+    tile: int | None
+    mpp_table: str | Path | None
+    default_mpp: float | None
+    exclude: Sequence[str]
+    shard: str | None
+    hardware: Hardware
+    precision: Precision
+
+
+def slides_in_files(data: str | Path) -> list[NewSlide] | None:
+    """The slides whose features are in a folder; None if data are slides, or tiles of slides.
+
+    Raises:
+        UserError: a slide has two files.
+    """
+    if is_tile_folder(data) or not Path(data).is_dir():
+        return None
+    if not walk(data, SUFFIXES):
+        return None
+    found = find_features(data)
+    owners = patients_of(data, [str(file) for file in found.values()])
+    say(f"densepath: the features of {len(found)} slides are taken from {data}")
+    return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
+
+
+def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) -> ExtractorRecord:
+    """How new slides become features: what is recorded, completed by what the user says.
+
+    Args:
+        record: how the features of the training were made.
+        data: slides, or a folder of ``densepath tile``.
+        options: what the user says.
+
+    Raises:
+        UserError: the record does not say enough, or differs from the options or the tiles.
+    """
+    if (weights := options.weights or record.weights) is None:
+        raise UserError(
+            "the run does not record what made its features (other software did); name the weights of their network "
+            "with --weights, or give a folder of features as --data"
+        )
+    mpp, side = _agreed("mpp", record.mpp, options.mpp), _agreed("window", record.tile, options.tile)
+    if is_tile_folder(data):
+        tiling = read_tile_folder(data)[0]
+        for what, own, needed in (
+            ("µm per pixel", tiling.mpp, mpp),
+            ("pixels per side", tiling.size, side),
+            ("pixels of overlap", overlap_of(data), record.overlap if record.mpp else None),
+        ):
+            if needed is not None and own != needed:
+                raise UserError(
+                    f"the tiles of {data} have {own:g} {what}, those of the training {needed:g}; tile again"
+                )
+    elif mpp is None or side is None:
+        raise UserError(
+            "the run does not record the tiles of its features; give their µm per pixel with --mpp, and their side in "
+            "pixels with --window"
+        )
+    return replace(record, weights=weights, mpp=mpp, tile=side)
+
+
+def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, options: SlideOptions) -> list[NewSlide]:
+    """Tile slides and compute their features as those of the training; what is done before stays.
+
+    Args:
+        data: slides, or a folder of ``densepath tile``.
+        out: the folder for ``tiles`` and ``features``.
+        record: of :func:`completed`.
+        options: what the user says.
+
+    Returns:
+        The slides; empty if other processes still work on some.
+
+    Raises:
+        UserError: the weights are others than those of the record, or no slide can be read.
+    """
+    tiles = Path(data)
+    if not is_tile_folder(data):
+        tiles = out / "tiles"
+        given = {name: getattr(options, name) for name in ("mpp_table", "default_mpp", "exclude")}
+        tile(data=data, out=tiles, mpp=record.mpp, size=record.tile, overlap=record.overlap, shard=_WHOLE, **given)
+    network = {name: getattr(record, name) for name in ("backbone", "stage", "pool", "seed", "size")}
+    assert record.weights is not None
+    how = EmbedOptions(record.weights, network, "float16", 64, options.hardware, options.precision, record.check)
+    features = out / "features"
+    counts = embed_slides(
+        tiles,
+        features,
+        how,
+        exclude=(),
+        mpp=None,
+        tile_size=None,
+        mpp_table=None,
+        default_mpp=None,
+        shard=options.shard,
+    )
+    if counts["left"]:
+        return []
+    folder = next(features.glob("features_*"))
+    rows = read_slide_rows(tiles)
+    owners = patients_of(data if tiles != Path(data) else Path(rows[0]["path"]).parent, [row["path"] for row in rows])
+    return [_slide(row, folder / f"{row['slide']}.h5", features, owners.get(row["path"])) for row in rows]
+
+
+def _slide(row: dict[str, str], file: Path, features: Path, owner: str | None) -> NewSlide:
+    name, problem = row["slide"], row.get("problem", "")
+    if not int(row["tiles"] or 0):
+        problem = problem or "no tissue was found"
+    elif file.is_file():
+        return NewSlide(name, _patient(name, owner), file)
+    else:
+        problem = f"it has no features; see {features / 'embed.log'}"
+    return NewSlide(name, _patient(name, owner), None, problem)
+
+
+def _patient(name: str, owner: str | None) -> str:
+    return owner or patient_of_tcga(name) or name
+
+
+def _agreed(option: str, recorded: Any, given: Any) -> Any:
+    if recorded is not None and given is not None and recorded != given:
+        raise UserError(f"--{option} is {given:g}, but the run was trained on tiles with {recorded:g}; leave it out")
+    return given if recorded is None else recorded

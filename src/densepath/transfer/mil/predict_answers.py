@@ -1,0 +1,248 @@
+"""``densepath predict`` with a run of ``densepath mil``: answers for new slides and patients."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from densepath.core.closing import say_end
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.locks import shared_work
+from densepath.core.result import Result
+from densepath.core.shared_work import LOCKS, claimed
+from densepath.core.spacing import evenly_spaced
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.core.work_folder import work_folder
+from densepath.runs.folder import read_config
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.tiles.records import identity_of
+from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.transfer.embed.slide_features import SlideFeatures, read_slide_features
+from densepath.transfer.mil.attention import ATTENTION, AttentionFiles
+from densepath.transfer.mil.bags import Bag, check_place, extractor_of, half
+from densepath.transfer.mil.ensemble import Answer, Ensemble
+from densepath.transfer.mil.extractor_record import ExtractorRecord
+from densepath.transfer.mil.new_slides import NewSlide, SlideOptions, completed, embed_new_slides, slides_in_files
+from densepath.transfer.mil.results import PREDICTIONS
+from densepath.transfer.predict_records import record_of, source_of
+from densepath.transfer.slides.attempt import attempt
+
+SLIDES, LOG = "slides.csv", "predict.log"
+# They may change: what they decide is checked in the folders of the tiles and of the features.
+_FREE = ("data", "run", "slides", "pictures", "weights", "mpp", "window")
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """How cases are answered, and where the files go."""
+
+    models: Ensemble
+    grouping: str
+    extractor: str
+    attention: AttentionFiles
+    drawn: frozenset[str]
+    out: Path
+
+
+def predict_answers(
+    run: Path,
+    data: str | Path,
+    out: Path,
+    options: SlideOptions,
+    slides: str | Path | None = None,
+    pictures: int | Literal["all"] = 8,
+) -> Result:
+    """Answer for new slides and patients with the models of all folds of a run.
+
+    Args:
+        run: the folder of a run of ``densepath mil``.
+        data: slides, the folder of ``densepath tile``, or a folder of files of features.
+        out: the folder of the answers.
+        options: how slides become features.
+        slides: for files of features, the folder of their slides.
+        pictures: number of slides with a heat map of their attention, or "all".
+
+    Returns:
+        ``out``, with the numbers of "slides", "damaged" ones, "patients", and slides "left" to other processes.
+
+    Raises:
+        UserError: the run keeps no models, the features do not fit, or no slide can be read.
+    """
+    watch = Stopwatch()
+    models = Ensemble(run, options.hardware)
+    found = slides_in_files(data)
+    extractor = completed(ExtractorRecord.read(run), data, options) if found is None else None
+    if not is_tile_folder(data):
+        refuse_among_images(out, data)
+    config = read_config(run) or read_config(run.parent) or {}
+    record = {
+        "run": str(run),
+        "data": str(data),
+        "models": models.digest,
+        "weights": options.weights,
+        "mpp": options.mpp,
+        "window": options.tile,
+        "mpp_table": None if options.mpp_table is None else str(options.mpp_table),
+        "default_mpp": options.default_mpp,
+        "exclude": list(options.exclude),
+        "slides": None if slides is None else str(slides),
+        "pictures": pictures,
+    }
+    with work_folder(out, record, log=LOG, free=_FREE):
+        say(f"densepath: {models.notes.model} of {run}, {len(models)} folds, for {models.notes.target}")
+        if extractor is not None:
+            found = embed_new_slides(data, out, extractor, options)
+        if not found:
+            say("densepath: the answers come with the last process")
+            return Result(out, {"left": 1}, {})
+        number = len(found) if pictures == "all" else min(pictures, len(found))
+        drawn = frozenset(found[place].name for place in evenly_spaced(number, len(found)))
+        files = AttentionFiles(out / ATTENTION, models.notes.classes, slides)
+        grouping = str(config.get("grouping", "joined"))
+        # Features that this command made are checked before; of weights that the user names nothing is known.
+        expected = "" if options.weights else models.notes.extractor
+        counts = _answer_all(_Work(models, grouping, expected, files, drawn, out), found)
+        made = {"answers": out / PREDICTIONS, "slides": out / SLIDES, "attention": out / ATTENTION}
+        say_end(watch, "", made)
+    return Result(out, counts, {"table": out / PREDICTIONS, "slides": out / SLIDES})
+
+
+def _answer_all(work: _Work, slides: Sequence[NewSlide]) -> dict[str, Any]:
+    """Answer for all cases that are not done, and write the tables of all."""
+    cases: dict[str, list[NewSlide]] = {}
+    for slide in slides:
+        cases.setdefault(slide.name if work.grouping == "single" else slide.patient, []).append(slide)
+    identities = {name: _identity(own, work.models) for name, own in cases.items()}
+
+    def is_done(name: str) -> bool:
+        if source_of(record_of(work.out, name)) != identities[name]:
+            return False
+        facts = _facts(work.out, name)
+        asked = {slide.name for slide in cases[name] if slide.name in facts["slides"]} & work.drawn
+        return not facts["problems"] and asked <= set(facts["drawn"])
+
+    with closing(claimed(work.out, list(cases), is_done)) as names:
+        for name in names:
+            facts: dict[str, Any] = {"slides": {}, "problems": {}, "drawn": [], "values": None}
+            if why := attempt(name, work.out, partial(_answer_case, work, name, cases[name], facts)):
+                facts |= {"problems": dict.fromkeys((slide.name for slide in cases[name]), why), "values": None}
+            with atomic_write(record_of(work.out, name)) as part:
+                part.write_text(f"{json.dumps(identities[name])}\n{json.dumps(facts)}\n")
+    with shared_work(work.out / LOCKS / "tables", "tables"):
+        return _write_tables(work, cases)
+
+
+def _answer_case(work: _Work, name: str, slides: Sequence[NewSlide], facts: dict[str, Any]) -> None:
+    """Answer for the slides of a case, each and together, and write their attention."""
+    bags: dict[str, tuple[SlideFeatures, Bag]] = {}
+    for slide in slides:
+        try:
+            bags[slide.name] = _read(slide, work)
+        except CorruptImage as error:
+            facts["problems"][slide.name] = error.why
+            say(f"densepath: slide passed over: {slide.name}: {error.why}")
+    if not bags:
+        return
+    answers = {own: work.models.answer(bag) for own, (_, bag) in bags.items()}
+    together = Answer(np.mean([answer.values for answer in answers.values()], axis=0), np.zeros((1, 0)))
+    if work.grouping == "joined" and len(bags) > 1:
+        joined = torch.cat([bag.tiles() for _, bag in bags.values()])
+        together = work.models.answer(Bag(name, (), (len(joined),), joined))
+        ends = np.cumsum([len(bag.tiles()) for _, bag in bags.values()])[:-1]
+        parts = np.split(together.attention, ends, axis=1)
+        answers = {own: Answer(answers[own].values, attention) for own, attention in zip(bags, parts, strict=True)}
+    for own, (tiles, _) in bags.items():
+        shown = work.models.predicted(together.values)
+        work.attention.write(own, tiles, answers[own].attention, shown, own in work.drawn)
+    facts["slides"] = {
+        own: {"tiles": len(bags[own][1].tiles()), "values": answer.values.tolist()} for own, answer in answers.items()
+    }
+    facts |= {"values": together.values.tolist(), "drawn": sorted(work.drawn.intersection(bags))}
+
+
+def _read(slide: NewSlide, work: _Work) -> tuple[SlideFeatures, Bag]:
+    """The features of a slide.
+
+    Raises:
+        CorruptImage: there are none.
+        UserError: they are those of another extractor.
+    """
+    if slide.file is None:
+        raise CorruptImage(slide.name, slide.problem)
+    try:
+        features = read_slide_features(slide.file)
+        check_place(slide.file, features)
+        tiles = half(features, slide.file)
+    except UserError as error:
+        raise CorruptImage(str(slide.file), str(error)) from error
+    if not len(features):
+        raise CorruptImage(str(slide.file), "it has no tiles")
+    made = extractor_of(features)
+    if work.extractor and made and made != work.extractor:
+        raise UserError(
+            f"{slide.file} has features of {made}, the run was trained on those of {work.extractor}; use the same "
+            "extractor"
+        )
+    return features, Bag(slide.name, (slide.file,), (len(tiles),), torch.from_numpy(tiles))
+
+
+def _identity(slides: Sequence[NewSlide], models: Ensemble) -> list[Any]:
+    """What changes if the features of a case do, or the models."""
+    files = [slide.file for slide in slides if slide.file is not None]
+    return [models.digest, [slide.name for slide in slides], identity_of(*files)]
+
+
+def _facts(out: Path, name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(record_of(out, name).read_text().partition("\n")[2])
+    return facts
+
+
+def _write_tables(work: _Work, cases: Mapping[str, Sequence[NewSlide]]) -> dict[str, Any]:
+    """A row for each patient, and for each slide with what is wrong with it.
+
+    Raises:
+        UserError: no slide can be read.
+    """
+    facts = {name: _facts(work.out, name) for name in cases}
+    columns = work.models.columns()
+    answered = {name: own for name, own in facts.items() if own["values"] is not None}
+    problems = {slide: why for own in facts.values() for slide, why in own["problems"].items()}
+    if not answered:
+        slide, why = next(iter(problems.items()))
+        raise UserError(f"none of {sum(map(len, cases.values()))} slides can be read ({slide}: {why})")
+    lead = ["SLIDE"] if work.grouping == "single" else []
+    rows: list[list[Any]] = [["PATIENT", *lead, "slides", "tiles", *columns]]
+    for name, own in answered.items():
+        counts = [len(own["slides"]), sum(slide["tiles"] for slide in own["slides"].values())]
+        case = [cases[name][0].patient, *([name] if lead else [])]
+        rows.append([*case, *counts, *work.models.row(np.array(own["values"]))])
+    _write(work.out / PREDICTIONS, rows)
+    rows = [["slide", "PATIENT", "tiles", *columns, "problem"]]
+    for name, members in cases.items():
+        for slide in members:
+            known = facts[name]["slides"].get(slide.name)
+            values = work.models.row(np.array(known["values"])) if known else [""] * len(columns)
+            values = [str(known["tiles"] if known else 0), *values]
+            rows.append([slide.name, slide.patient, *values, facts[name]["problems"].get(slide.name, "")])
+    _write(work.out / SLIDES, rows)
+    count = sum(map(len, cases.values()))
+    also = f"; {len(problems)} slides passed over: {first_few(list(problems))}" if problems else ""
+    say(f"densepath: answers for {count - len(problems)} slides, {len(answered)} cases{also}")
+    return {"slides": count, "damaged": len(problems), "patients": len(answered), "left": 0}
+
+
+def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,178 @@
+"""``densepath predict`` with a run of ``densepath mil``: new slides, files of features, resume, what does not fit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights.backbone_weights import save_backbone
+from densepath.sources.slides.open import open_slide
+from densepath.synthetic.slide import write_slide
+from densepath.transfer.embed.embed import embed
+from densepath.transfer.embed.slide_features import read_slide_features
+from densepath.transfer.mil.mil import mil
+from densepath.transfer.mil.model_file import load_model
+from densepath.transfer.predict import predict
+
+CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
+DIM = 12  # of the shared study
+SMALL: dict[str, Any] = {"folds": 2, "epochs": 2, "attention": 0, **CPU}
+
+
+@pytest.fixture(scope="module")
+def run(shared_study: Path) -> Path:
+    out = shared_study / "run"
+    with pytest.MonkeyPatch.context() as patched:  # pictures are most of the time of a small run
+        patched.setattr("densepath.transfer.mil.mil.draw_pictures", lambda *_: {"roc": None})
+        mil(data=shared_study / "features", table=shared_study / "table.csv", out=out, lr=[3e-3], **SMALL)
+    return out
+
+
+def write_new(folder: Path) -> dict[str, torch.Tensor]:
+    """Two slides of a patient, one of another, and a damaged one."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    bags = {name: torch.from_numpy(rng.standard_normal((n, DIM), np.float32)) for name, n in (("x", 9), ("y", 5))}
+    bags["TCGA-AA-0001-01Z-00-DX1"] = torch.from_numpy(rng.standard_normal((7, DIM), np.float32))
+    for name, tiles in bags.items():
+        torch.save(tiles, folder / f"{name}.pt")
+    (folder / "damaged.pt").write_bytes(b"PK")
+    (folder / "manifest.csv").write_text("file,patient\nx.svs,P\ny.svs,P\n")
+    return bags
+
+
+def rows_of(path: Path, key: str) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {row[key]: row for row in csv.DictReader(file)}
+
+
+def expected(run: Path, tiles: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities (F, K), attention (K, N) and thresholds (F, K) of the folds' models, without the ensemble."""
+    values, attention, thresholds = [], [], []
+    for fold in range(2):
+        model, notes = load_model(run / f"fold_{fold}" / "model.safetensors")
+        with torch.no_grad():
+            outputs, found = model(tiles.half().float())
+        values.append(outputs.sigmoid().double().numpy())
+        attention.append(found.double().numpy())
+        thresholds.append(notes.thresholds)
+    return np.array(values), np.array(attention), np.array(thresholds)
+
+
+def test_patients_get_the_answers_of_all_folds(run: Path, tmp_path: Path) -> None:
+    bags = write_new(tmp_path / "new")
+    result = predict(run, data=tmp_path / "new", out=tmp_path / "out", **CPU)
+    assert (result["slides"], result["damaged"], result["patients"]) == (4, 1, 2)
+    rows = rows_of(tmp_path / "out" / "patient-preds.csv", "PATIENT")
+    joined = torch.cat([bags["x"], bags["y"]])
+    for patient, tiles, slides in (("P", joined, 2), ("TCGA-AA-0001", bags["TCGA-AA-0001-01Z-00-DX1"], 1)):
+        values, attention, thresholds = expected(run, tiles)
+        row = rows[patient]
+        assert (int(row["slides"]), int(row["tiles"])) == (slides, len(tiles))
+        for k, name in enumerate(("benign", "tumour")):
+            assert [float(row[f"label_{name}_fold_{fold}"]) for fold in range(2)] == pytest.approx(values[:, k], 1e-4)
+            assert float(row[f"label_{name}"]) == pytest.approx(values[:, k].mean(), 1e-4)
+            assert float(row[f"label_{name}_sd"]) == pytest.approx(abs(np.diff(values[:, k])[0]) / 2**0.5, 1e-3)
+        assert row["pred"] == ("benign", "tumour")[(values - thresholds).mean(0).argmax()]
+        if patient == "P":  # its attention is that in both slides together
+            own = rows_of(tmp_path / "out" / "attention" / "y.csv", "tile")
+            shown = [[float(row[f"attention_{name}"]) for row in own.values()] for name in ("benign", "tumour")]
+            np.testing.assert_allclose(shown, attention.mean(0)[:, len(bags["x"]) :], rtol=1e-4)
+    slides_rows = rows_of(tmp_path / "out" / "slides.csv", "slide")
+    assert float(slides_rows["x"]["label_tumour"]) == pytest.approx(expected(run, bags["x"])[0][:, 1].mean(), 1e-4)
+    assert "has no features" in slides_rows["damaged"]["problem"] and slides_rows["damaged"]["pred"] == ""
+
+
+def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
+    bags = write_new(tmp_path / "new")
+    out = tmp_path / "out"
+    predict(run, data=tmp_path / "new", out=out, **CPU)
+    before = {path: path.stat().st_mtime_ns for path in (out / "attention").iterdir()}
+    torch.save(bags["x"] * 2, tmp_path / "new" / "TCGA-AA-0001-01Z-00-DX1.pt")
+    torch.save(bags["y"], tmp_path / "new" / "damaged.pt")
+    assert predict(run, data=tmp_path / "new", out=out, **CPU)["damaged"] == 0
+    assert {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time} == {
+        "TCGA-AA-0001-01Z-00-DX1"
+    }
+    rows = rows_of(out / "patient-preds.csv", "PATIENT")
+    assert float(rows["TCGA-AA-0001"]["label_tumour"]) == pytest.approx(
+        expected(run, bags["x"] * 2)[0][:, 1].mean(), 1e-3
+    )
+    assert rows["damaged"]["tiles"] == "5"
+    other = shutil.copytree(run, tmp_path / "other")
+    shutil.copyfile(run / "fold_0" / "model.safetensors", other / "fold_1" / "model.safetensors")
+    with pytest.raises(UserError, match="other values of models"):
+        predict(other, data=tmp_path / "new", out=out, **CPU)
+
+
+def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
+    torch.save(torch.zeros(4, DIM + 1), tmp_path / "wide.pt")
+    with pytest.raises(UserError, match=f"wide has {DIM + 1} features for each tile, the run was trained on {DIM}"):
+        predict(run, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
+    write_slide(tmp_path / "slides" / "a.tiff", size=(128, 128), levels=(1, 2), tile=64)
+    with pytest.raises(UserError, match=r"does not record what made its features .*--weights"):
+        predict(run, data=tmp_path / "slides", out=tmp_path / "out2", **CPU)
+    with pytest.raises(UserError, match="--mpp, and their side"):
+        predict(run, data=tmp_path / "slides", out=tmp_path / "out2", weights="random", **CPU)
+    (unfinished := shutil.copytree(run, tmp_path / "unfinished") / "scores.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        predict(unfinished.parent, data=tmp_path, out=tmp_path / "out3", **CPU)
+    several = tmp_path / "several"
+    shutil.copytree(run, several / "dsmil")
+    shutil.copyfile(run / "config.yaml", several / "config.yaml")
+    with pytest.raises(UserError, match=r"several models; name one of them, such as .*several/dsmil"):
+        predict(several, data=tmp_path, out=tmp_path / "out4", **CPU)
+
+
+def test_a_new_slide_is_tiled_and_embedded_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training on features of densepath records what made them; a damaged slide does not stop the others."""
+    monkeypatch.setattr("densepath.transfer.mil.mil.draw_pictures", lambda *_: {"roc": None})
+    network: dict[str, Any] = {"weights": "random", "backbone": "test_vit", "seed": 3, **CPU}
+    write_slide(tmp_path / "new" / "a.tiff", size=(576, 640), levels=(1, 4))
+    embed(data=tmp_path / "new", out=tmp_path / "F", mpp=0.7, tile_size=64, **network)
+    made = next((tmp_path / "F").glob("features_*/a.h5"))
+    rng, lines = np.random.default_rng(0), ["case_id,slide_id,label"]
+    (tmp_path / "train").mkdir()
+    for number in range(8):
+        shutil.copyfile(made, tmp_path / "train" / f"t{number}.h5")
+        with h5py.File(tmp_path / "train" / f"t{number}.h5", "r+") as file:
+            file["coords"].attrs["name"] = f"t{number}"
+            file["features"][:] += rng.standard_normal(file["features"].shape)
+        lines.append(f"t{number},t{number},{'ab'[number % 2]}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    mil(data=tmp_path / "train", table=tmp_path / "table.csv", out=tmp_path / "run", **SMALL)
+    (tmp_path / "new" / "0.tiff").write_bytes((tmp_path / "new" / "a.tiff").read_bytes()[:900])
+    out = tmp_path / "out"
+    assert predict(tmp_path / "run", data=tmp_path / "new", out=out, **CPU)["damaged"] == 1
+    tiles = read_slide_features(made)
+    values, attention, _ = expected(tmp_path / "run", torch.from_numpy(tiles.features))
+    rows = rows_of(out / "slides.csv", "slide")
+    assert float(rows["a"]["label_b"]) == pytest.approx(values[:, 1].mean(), 2e-3) and rows["0"]["problem"]
+    shown = json.loads((out / "attention" / "a.geojson").read_text())["features"]
+    assert len(shown) == len(tiles) == int(rows["a"]["tiles"])
+    corners = [feature["geometry"]["coordinates"][0][0] for feature in shown]
+    np.testing.assert_allclose(corners, tiles.corners)
+    got = [feature["properties"]["measurements"]["attention_a"] for feature in shown]
+    np.testing.assert_allclose(got, attention.mean(0)[0], rtol=1e-2)
+    heat_map, slide = open_slide(out / "attention" / "a.tif"), open_slide(tmp_path / "new" / "a.tiff")
+    assert heat_map.size[0] * heat_map.mpp[0] == pytest.approx(slide.size[0] * slide.mpp[0], abs=4)
+    out2 = tmp_path / "out2"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("a.*") if path.suffix in (".h5", ".tif", ".csv")}
+    assert predict(tmp_path / "run", data=tmp_path / "new", out=out, **CPU)["patients"] == 1
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    save_backbone(tmp_path / "other.safetensors", build_backbone("test_vit"))
+    with pytest.raises(UserError, match="other weights than those of the features"):
+        predict(tmp_path / "run", data=out / "tiles", out=out2, weights=str(tmp_path / "other.safetensors"), **CPU)
+    assert predict(tmp_path / "run", data=out / "tiles", out=out2, **CPU)["patients"] == 1
+    with pytest.raises(UserError, match=r"--mpp is 0\.5, but the run was trained on tiles with 0\.7"):
+        predict(tmp_path / "run", data=tmp_path / "new", out=tmp_path / "out3", mpp=0.5, **CPU)
