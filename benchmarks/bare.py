@@ -13,10 +13,13 @@ from densepath.concepts.kmeans import KMeansConcepts
 from densepath.core.masking import count_visible
 from densepath.methods import (
     BYOL,
+    C2L,
     DINO,
     EVA,
+    IBOT,
     MAE,
     PCLV2,
+    PCRL,
     VQKD,
     BEiTv2,
     Cellback,
@@ -24,17 +27,27 @@ from densepath.methods import (
     ConvMIM,
     DenseCL,
     DINOIMix,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
+    EsViT,
+    HIPTRegion,
     Method,
     MoCoV1,
     MoCoV2,
+    ModelGenesis,
+    PCRLReleased,
+    SelfPatch,
     SimCLR,
     SparK,
     Supervised,
+    SwAV,
 )
+from densepath.methods.region_vectors import flat, region_vectors
 from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, encode, select_tokens
 from densepath.nets.norms import plain_batch_norm
-from densepath.views.view import Batch
+from densepath.views.view import Batch, View
 
 
 def bare_step(method: Method, views: Batch) -> Callable[[], None]:
@@ -161,12 +174,97 @@ def _conv_mim(method: Any, views: Batch) -> None:
 
 def _dino(method: Any, views: Batch) -> None:
     """Crops of each size forward and backward, the global ones forward in the teacher; heads on each vector."""
-    sizes = method.crops(views)
+    _distill(method, views, method.crops(views))
+
+
+def _ibot(method: Any, views: Batch) -> None:
+    """As DINO, with heads on all patches of the teacher, and on the masked ones of the student."""
+    masked = method.with_masks(views)
+    _distill(method, masked, method.seen(masked, method.crops(masked)))
+
+
+def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
+    own = {name: name if name in method.heads else "image" for name in method.weights}
     with torch.no_grad():
-        for name, (vectors, _) in method.represent(views, sizes[0], teacher=True).items():
-            method.teacher_heads.network[name](vectors)
+        taught = method.teach(views, sizes)
+        for name, head in own.items():
+            method.teacher_heads.network[head](flat(taught[name])[0])
     learned = [method.represent(views, crops) for crops in sizes]
-    _backward(method, *(method.heads[name](torch.cat([of[name][0] for of in learned])) for name in method.weights))
+    outputs = {name: torch.cat([flat(of[name])[0] for of in learned]) for name in own}
+    _backward(method, *(method.heads[own[name]](vectors) for name, vectors in outputs.items()))
+
+
+def _dirl_simclr(method: Any, views: Batch) -> None:
+    """Both views forward and backward together; a head on each vector."""
+    vectors = region_vectors(method.prior, views, _both(views), method.backbone, method.block)
+    _backward(method, *(head(vectors[name][0]) for name, head in method.heads.items()))
+
+
+def _dirl_byol(method: Any, views: Batch) -> None:
+    """Both views forward and backward together, and forward in the target; heads on each vector."""
+    both = _both(views)
+    with torch.no_grad():
+        block = method.target_block and method.target_block.network
+        target = region_vectors(method.prior, views, both, method.target_backbone.network, block)
+        for name, head in method.target_projectors.network.items():
+            head(target[name][0])
+    vectors = region_vectors(method.prior, views, both, method.backbone, method.block)
+    _backward(method, *(method.predictors[name](head(vectors[name][0])) for name, head in method.projectors.items()))
+
+
+def _both(views: Batch) -> View:
+    pixels, maps = (torch.cat([getattr(views[name], of) for name in ("first", "second")]) for of in ("pixels", "map"))
+    return View(pixels, maps)
+
+
+def _pcrl(method: Any, views: Batch) -> None:
+    """One view forward and backward, the other forward; three maps forward and backward in the decoder."""
+    first, second = views["first"].pixels, views["second"].pixels
+    own, deepest = method.backbone(first), method.backbone.deepest
+    with torch.no_grad():
+        other = method.key_backbone(second)
+        method.key_projector(other[deepest].mean((2, 3)))
+    hybrid = {stage: own[stage] + other[stage] for stage in own}
+    pixels = [method.head(method.decoder(maps, first.shape[2:])) for maps in (own, other, hybrid)]
+    _backward(method, method.projector(own[deepest].mean((2, 3))), *pixels)
+
+
+def _c2l(method: Any, views: Batch) -> None:
+    """Both views and their mixtures: one forward and backward, the other forward."""
+    embeddings = []
+    for _ in range(2):
+        embeddings.append(method.head(method.backbone(views["first"].pixels)[method.backbone.deepest].mean((2, 3))))
+        with torch.no_grad():
+            method.key_head(method.key_backbone(views["second"].pixels)[method.backbone.deepest].mean((2, 3)))
+    _backward(method, *embeddings)
+
+
+def _pcrl_released(method: Any, views: Batch) -> None:
+    """As C2L, and two maps of each forward and backward in the decoder."""
+    outputs, size = [], views["first"].pixels.shape[2:]
+    for _ in range(2):
+        own = method.backbone(views["first"].pixels)
+        with torch.no_grad():
+            other = method.key_backbone(views["second"].pixels)
+            method.key_head(other[method.backbone.deepest].mean((2, 3)))
+        hybrid = {stage: own[stage] + other[stage] for stage in own}
+        outputs.append(method.head(own[method.backbone.deepest].mean((2, 3))))
+        outputs += [method.pixels(method.decoder(maps, size)) for maps in (own, hybrid)]
+    _backward(method, *outputs)
+
+
+def _model_genesis(method: Any, views: Batch) -> None:
+    """The view forward and backward in the encoder and the decoder."""
+    pixels = views["image"].pixels
+    _backward(method, method.head(method.decoder(method.backbone(pixels), pixels.shape[2:])))
+
+
+def _swav(method: Any, views: Batch) -> None:
+    """Crops of each size forward and backward."""
+    together = torch.cat((views["first"].pixels, views["second"].pixels))
+    sizes = [together, *(views[name].pixels for name in ("local",) if name in views.views)]
+    pooled = torch.cat([method.backbone(x)[method.backbone.deepest].mean((2, 3)) for x in sizes])
+    _backward(method, method.projector(pooled) @ method.prototypes().T)
 
 
 _PASSES: dict[type, Callable[[Any, Batch], None]] = {
@@ -188,6 +286,18 @@ _PASSES: dict[type, Callable[[Any, Batch], None]] = {
     DINOIMix: _dino,
     Cellback: _dino,
     DiRL: _dino,
+    EsViT: _dino,
+    SelfPatch: _dino,
+    IBOT: _ibot,
+    HIPTRegion: _dino,
+    DINOSup: _dino,
+    DiRLSimCLR: _dirl_simclr,
+    DiRLBYOL: _dirl_byol,
+    PCRL: _pcrl,
+    PCRLReleased: _pcrl_released,
+    C2L: _c2l,
+    ModelGenesis: _model_genesis,
+    SwAV: _swav,
 }
 
 

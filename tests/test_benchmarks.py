@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from benchmarks import (
     bare,
+    corruptions,
     detect,
     embed,
     end_to_end,
@@ -29,6 +31,7 @@ from benchmarks import (
     superpixels,
     targets,
     tiling,
+    volume_store,
     volumes,
 )
 from densepath import cli
@@ -66,11 +69,25 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> PackedTiles:
 @pytest.fixture
 def make_step(tiles: PackedTiles, tmp_path: Path) -> Callable[[str], step.Step]:
     """A small step of a method, with a random teacher or tokenizer if it needs one."""
-    vit = {"mae", "eva", "vq_kd", "beit_v2", "dirl"}
+    vit = {
+        "mae",
+        "eva",
+        "vq_kd",
+        "beit_v2",
+        "dirl",
+        "dirl_simclr",
+        "dirl_byol",
+        "esvit",
+        "selfpatch",
+        "ibot",
+        "hipt_region",
+    }
     small: dict[str, dict[str, Any]] = {
         "pcl_v2": {"num_clusters": [5], "warmup": 1.0},  # no clusters yet: they are computed between steps
         "vq_kd": {"teacher": "test_resnet", "teacher_weights": "random", "num_codes": 12, "code_dim": 4},
         "eva": {"teacher": "test_resnet", "teacher_weights": "random"},
+        "selfpatch": {"local_size": 0.75},
+        "hipt_region": {"local_size": 0.5},
         "dino_imix": {"prototypes": 24, "hidden_dim": 16, "local_crops": 2, "local_size": 0.5},
     }
 
@@ -258,6 +275,13 @@ def test_targets_are_checked_and_failures_named() -> None:
     }
 
 
+def test_crops_of_a_store_are_those_of_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume_store, "SIZE", (70, 66, 72))
+    rows = volume_store.rates(count=2, repeats=1, calls=1)  # it compares the crops, too
+    assert [row["case"] for row in rows] == list(volume_store.CROPS)
+    assert all(row["store, crops/s"] > 0 and row["plain map, crops/s"] > 0 for row in rows)
+
+
 def test_cubes_of_volumes_are_those_of_the_plain_implementation() -> None:
     cases = volumes.crop_cases(volumes.CROPS["crop"], 2)
     torch.testing.assert_close(cases["ours"](), cases["plain"](), atol=1e-2, rtol=1e-5)  # of values up to 1000
@@ -292,3 +316,15 @@ def test_features_of_images_are_compared_with_bare_passes(tmp_path: Path, monkey
     embed.main()
     (rows,) = json.loads(out.read_text())["tables"].values()
     assert [row["case"] for row in rows] == ["files", "packed"] and all(row["speed / bare"] > 0 for row in rows)
+
+
+def test_corrupted_views_are_compared_with_the_released_pipelines(tmp_path: Path) -> None:
+    made = corruptions.loader_cases(tmp_path, 2)
+    plain, (ours,) = made["plain"](), made["ours"]()
+    assert [tuple(each.shape) for each in plain] == [(2, 3, 224, 224)] * 6
+    assert {tuple(view.pixels.shape) for view in ours.views.values()} == {(2, 1, 224, 224)} and len(ours.views) == 6
+    x = np.random.default_rng(0).random((24, 24, 20))
+    assert sorted(corruptions.shuffle(x).flatten()) != sorted(x.flatten())  # windows read the original
+    assert np.isin(corruptions.shuffle(x), x).all()
+    assert (np.argsort(corruptions.bezier(x), None) == np.argsort(x, None)).mean() > 0.9
+    assert 0.2 < (corruptions.paint(x) == x).mean() < 1

@@ -22,18 +22,32 @@ if TYPE_CHECKING:
     from densepath.analysis.show_similarity import show_similarity as show_similarity
     from densepath.analysis.show_tokens import show_tokens as show_tokens
     from densepath.annotations.cells.find import cells as cells
+    from densepath.api import classify as classify
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
     from densepath.core.result import Result as Result
+    from densepath.datasets.chaoyang import convert_chaoyang as convert_chaoyang
     from densepath.datasets.check import check_data as check_data
     from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
     from densepath.datasets.instances import convert_instances as convert_instances
+    from densepath.datasets.mhist import convert_mhist as convert_mhist
     from densepath.datasets.nct import convert_nct as convert_nct
+    from densepath.datasets.pcam import convert_pcam as convert_pcam
     from densepath.datasets.qupath import convert_qupath as convert_qupath
+    from densepath.datasets.volumes.brats import convert_brats as convert_brats
+    from densepath.datasets.volumes.conversion import Conversion as Conversion
+    from densepath.datasets.volumes.conversion import DicomConversion as DicomConversion
+    from densepath.datasets.volumes.conversion import FolderConversion as FolderConversion
+    from densepath.datasets.volumes.dicom import convert_dicom as convert_dicom
+    from densepath.datasets.volumes.folder import convert_folder as convert_folder
+    from densepath.datasets.volumes.lits import convert_lits as convert_lits
+    from densepath.datasets.volumes.luna import convert_luna as convert_luna
+    from densepath.datasets.volumes.msd import convert_msd as convert_msd
+    from densepath.datasets.volumes.nnunet import convert_nnunet as convert_nnunet
     from densepath.demonstration import demo as demo
     from densepath.sources.packing import pack as pack
     from densepath.sources.slides.open import open_slide as open_slide
@@ -41,6 +55,8 @@ if TYPE_CHECKING:
     from densepath.sources.tiles.tile import tile as tile
     from densepath.synthetic.tissue import write_tissue as write_tissue
     from densepath.training.config import PretrainConfig as PretrainConfig
+    from densepath.transfer.classify.config import ClassifyConfig as ClassifyConfig
+    from densepath.transfer.classify.trained import load_classifier as load_classifier
     from densepath.transfer.detection.config import DetectConfig as DetectConfig
     from densepath.transfer.detection.predictor import load_detector as load_detector
     from densepath.transfer.embed.embed import embed as embed
@@ -55,6 +71,10 @@ if TYPE_CHECKING:
     from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
+    "ClassifyConfig": "densepath.transfer.classify.config",
+    "Conversion": "densepath.datasets.volumes.conversion",
+    "DicomConversion": "densepath.datasets.volumes.conversion",
+    "FolderConversion": "densepath.datasets.volumes.conversion",
     "DetectConfig": "densepath.transfer.detection.config",
     "PretrainConfig": "densepath.training.config",
     "Result": "densepath.core.result",
@@ -67,12 +87,24 @@ _HOME = {
     "convert_glas": "densepath.datasets.glas",
     "convert_instances": "densepath.datasets.instances",
     "convert_nct": "densepath.datasets.nct",
+    "convert_chaoyang": "densepath.datasets.chaoyang",
+    "convert_mhist": "densepath.datasets.mhist",
+    "convert_pcam": "densepath.datasets.pcam",
     "convert_qupath": "densepath.datasets.qupath",
+    "convert_brats": "densepath.datasets.volumes.brats",
+    "convert_dicom": "densepath.datasets.volumes.dicom",
+    "convert_folder": "densepath.datasets.volumes.folder",
+    "convert_lits": "densepath.datasets.volumes.lits",
+    "convert_luna": "densepath.datasets.volumes.luna",
+    "convert_msd": "densepath.datasets.volumes.msd",
+    "convert_nnunet": "densepath.datasets.volumes.nnunet",
     "demo": "densepath.demonstration",
+    "classify": "densepath.api",
     "detect": "densepath.api",
     "embed": "densepath.transfer.embed.embed",
     "export": "densepath.transfer.export",
     "list_slides": "densepath.sources.slides.table",
+    "load_classifier": "densepath.transfer.classify.trained",
     "load_detector": "densepath.transfer.detection.predictor",
     "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",

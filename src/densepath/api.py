@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from densepath.core.result import Result
     from densepath.training.config import PretrainConfig
+    from densepath.transfer.classify.config import ClassifyConfig
     from densepath.transfer.detection.config import DetectConfig
 
 
@@ -42,6 +43,35 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
 
     with as_keyboard_interrupt():
         return run(resolve(PretrainConfig, config, options), probe_backbone, draw_reconstruction, draw_views, draw_run)
+
+
+def classify(config: ClassifyConfig | str | Path | None = None, **options: Any) -> Result:
+    """Train classifiers of images and test them by patient: fine-tuned, or linear on a frozen backbone.
+
+    Images have one class, or several labels, some of which may be unknown. Validation images, held out of the training
+    images, choose the epoch; test images are used once. Folds and seeds repeat this.
+
+    Args:
+        config: the name of a recipe, the path of a YAML file, or a ``ClassifyConfig``.
+        options: fields of :class:`~densepath.transfer.classify.config.ClassifyConfig`, which override those of
+            ``config``.
+
+    Returns:
+        The run folder, which ``densepath.predict`` takes, with its scores in percent: accuracy, balanced_accuracy,
+        macro_auc, macro_ap, macro_f1, auc_NAME and ap_NAME for each class or label; for several trainings their
+        standard deviation, macro_auc_spread and so on (without scores on all processes but the first).
+
+    Raises:
+        UserError: the images, the labels, the weights or an option are invalid, or a test would leak.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
+    """
+    from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.resolve import resolve
+    from densepath.transfer.classify.classify import run
+    from densepath.transfer.classify.config import ClassifyConfig
+
+    with as_keyboard_interrupt():
+        return run(resolve(ClassifyConfig, config, options, recipes="classify"))
 
 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> Result:

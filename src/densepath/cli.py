@@ -53,13 +53,25 @@ def _load(place: str) -> Callable[..., Any]:
     return function
 
 
+def _store(module: str, function: str, what: str, options: str = "conversion:Conversion") -> Verb:
+    """A verb that converts a data set to a store of volumes."""
+    place = "datasets.volumes"
+    help_ = f"{what} -> a store of volumes"
+    return Verb(f"{place}.{module}:{function}", help_, ("source", "dest"), schema=f"{place}.{options}")
+
+
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data brats": _store("brats", "convert_brats", "BraTS as published"),
     "data check": Verb(
         "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
     ),
+    "data chaoyang": Verb(
+        "datasets.chaoyang:convert_chaoyang", "Chaoyang as published -> a list with classes", ("source", "dest")
+    ),
     "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
+    "data dicom": _store("dicom", "convert_dicom", "DICOM series", "conversion:DicomConversion"),
     "data glas": Verb("datasets.glas:convert_glas", "GlaS as published -> images and COCO JSON", ("source", "dest")),
     "data instances": Verb(
         "datasets.instances:convert_instances",
@@ -67,12 +79,26 @@ VERBS = {
         ("source", "dest"),
         renamed={"patient": "patient_regex"},
     ),
+    "data lits": _store("lits", "convert_lits", "LiTS as published"),
+    "data luna": _store("luna", "convert_luna", "LUNA16 as published"),
+    "data mhist": Verb("datasets.mhist:convert_mhist", "MHIST as published -> a list with classes", ("source", "dest")),
+    "data msd": _store("msd", "convert_msd", "a task of the Medical Segmentation Decathlon"),
     "data nct": Verb("datasets.nct:convert_nct", "NCT-CRC-HE-100K as published -> lists of files", ("source", "dest")),
+    "data nnunet": _store("nnunet", "convert_nnunet", "nnU-Net's raw layout"),
     "data pack": Verb("sources.packing:pack", "images -> one packed file that needs no decoding", ("source", "dest")),
+    "data pcam": Verb(
+        "datasets.pcam:convert_pcam", "PatchCamelyon as published -> a packed store and a list", ("source", "dest")
+    ),
     "data qupath": Verb(
         "datasets.qupath:convert_qupath", "QuPath's GeoJSON -> images and COCO JSON", ("source", "dest")
     ),
+    "data regions": Verb(
+        "datasets.regions:write_regions", "features of tiles -> grids of regions, for HIPT", ("source", "dest")
+    ),
     "data tissue": Verb("synthetic.tissue:write_tissue", "procedural tissue with exact gland masks", ("dest",)),
+    "data volumes": _store(
+        "folder", "convert_folder", "NIfTI, MetaImage or nnssl's list", "conversion:FolderConversion"
+    ),
     "slides": Verb("sources.slides.table:list_slides", "list whole slides: levels, µm per pixel, problems"),
     "tile": Verb("sources.tiles.tile:tile", "find the tissue of whole slides, and cover it with tiles of a size in µm"),
     "cells": Verb("annotations.cells.find:cells", "the cells of slides and images, found or imported"),
@@ -91,6 +117,12 @@ VERBS = {
         "transfer.mil.mil:mil",
         "answers for slides and patients from the features of their tiles: DSMIL, ABMIL, CLAM, TransMIL, ...",
         schema="transfer.mil.config:MilConfig",
+    ),
+    "classify": Verb(
+        "api:classify",
+        "train classifiers of images: fine-tuned or linear, of classes or several labels, in folds by patient",
+        schema="transfer.classify.config:ClassifyConfig",
+        recipes="classify",
     ),
     "detect": Verb(
         "api:detect",
@@ -125,15 +157,23 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("detect", "mil", "probe", "score")
+_SCORED = ("classify", "detect", "mil", "probe", "score")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas_small",  # glas takes days without a GPU
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
+    "data chaoyang": "densepath classify --config chaoyang --data {0} --labels {0} --weights RUN --out chaoyang_run",
+    "data mhist": "densepath classify --config mhist --data {0} --labels {0} --weights RUN --out mhist_run",
+    "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",
     "data pack": "densepath pretrain --config concl_small --data {0} --out {0}_run",
+    "data regions": "densepath pretrain --config hipt_region_small --data {0} --out {0}_run",
+    **dict.fromkeys(
+        (f"data {name}" for name in ("brats", "dicom", "lits", "luna", "msd", "nnunet", "volumes")),
+        "densepath data check {0} --out {0}.png",
+    ),
     **dict.fromkeys(("data coco", "data instances", "data qupath", "data tissue"), _DETECT),
 }
 

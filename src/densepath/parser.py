@@ -101,10 +101,14 @@ class Parser(ArgumentParser):
                 if not (equals or count):
                     raise UserError(f"{name} needs a value; {self.see_help}")
                 words_of = [value] if equals else rest[:count]
-                whole = len(words_of) == 1 and re.match(r"\[|null$", words_of[0])  # a list as YAML
+                only = words_of[0] if len(words_of) == 1 else None
+                # A list as YAML, or a value that is not a list
+                whole = only is not None and (
+                    bool(re.match(r"\[|null$", only)) or only in choices_of(named[name].annotation)
+                )
                 # Text is quoted: the name of a run folder may be 0, or contain a comma.
                 if named[name].is_text_list and not (equals and whole):
-                    words_of, whole = [*map(as_yaml, words_of)], None
+                    words_of, whole = [*map(as_yaml, words_of)], False
                     before = given.get(named[name].key, "")  # texts of a repeated option are added
                     words_of = [before[1:-1], *words_of] if before.startswith("[") and before != "[]" else words_of
                 text = ", ".join(words_of)

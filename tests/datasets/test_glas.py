@@ -93,6 +93,7 @@ def test_the_authors_layout_in_another_format(authors: Path, tmp_path: Path, suf
 def test_instance_maps_next_to_images(instances: Path, tmp_path: Path) -> None:
     dest = convert_glas(instances, tmp_path / "out")
     check_instances(dest)
+    assert open_split(dest, "train").mpp(0) == 0.62005
     copied = dest / "train" / "train_2.jpg"
     assert copied.read_bytes() == (instances / "images" / "train_2.jpg").read_bytes()
 

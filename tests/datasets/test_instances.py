@@ -273,6 +273,7 @@ def test_crag_in_small_letters(tmp_path: Path) -> None:
             (tmp_path / "in" / split / name).rename(tmp_path / "in" / split / name.lower())
     (tmp_path / "in" / "valid").rename(tmp_path / "in" / "Test")
     check(convert_crag(tmp_path / "in", tmp_path / "out"), CRAG, "gland")
+    assert open_split(tmp_path / "out", "test").mpp(0) == 0.55
 
 
 def test_crag_with_annotations_in_both_formats_counts_them_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def images() -> ImageBatch:
 
 
 @pytest.fixture
+def celled(images) -> ImageBatch:
+    """Images with up to nine cells of two classes, mostly in one corner; one image has none."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.rand(4, 9, 3, generator=generator) * 1.2 - 1
+    cells[..., 2] = torch.randint(0, 2, (4, 9), generator=generator).float()
+    cells[0, 6:], cells[2] = torch.nan, torch.nan
+    return replace(images, extras={"cells": cells})
+
+
+@pytest.fixture
 def batch(images) -> Batch:
     return ViewMaker(ConCL.views(), 96, seed=0)(images)
 
@@ -48,6 +59,7 @@ def make():
         sizes |= {
             "prototypes": 32,
             "interaction_prototypes": 24,
+            "patch_prototypes": 24,
             "local_crops": 3,
             "local_size": 1 / 3,
             "drop_path": 0.0,

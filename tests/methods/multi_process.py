@@ -17,26 +17,37 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from targets import CODES, prepare, write_tokenizer
 
-from densepath.core.affine import from_box
+from densepath.core.affine import compose, from_box
 from densepath.core.distributed import mean, rank, world_size
 from densepath.methods import (
     BYOL,
+    C2L,
     DINO,
     EVA,
+    IBOT,
     MAE,
     PCLV2,
+    PCRL,
     VQKD,
     BEiTv2,
     Cellback,
     ConCL,
     ConvMIM,
     DenseCL,
+    DINOSup,
     DiRL,
+    DiRLBYOL,
+    DiRLSimCLR,
+    EsViT,
     MoCoV1,
     MoCoV2,
+    ModelGenesis,
+    PCRLReleased,
+    SelfPatch,
     SimCLR,
     SparK,
     Supervised,
+    SwAV,
 )
 from densepath.nets.backbones import build_backbone
 from densepath.nets.norms import gather_statistics, set_statistics
@@ -48,15 +59,20 @@ from densepath.views.crops import Crop
 from densepath.views.declarations import Cover, RandomView
 from densepath.views.intensity import GaussianBlur, IntensityJitter
 from densepath.views.maker import ViewMaker
+from densepath.views.random_streams import Draw
+from densepath.views.turns import turn_maps, turned
 from densepath.views.view import View
 
 IMAGES = 8
 STEPS = 3
+ATTENTION = {"attention": "factored", "attention_rank": 4}
 SMALL = {"queue_size": 24, "momentum": 0.9, "hidden_dim": 32, "dim": 16}
 CONCL = {"concept_queue_size": 33, "warmup": 0.0, "concept_weight": 0.6}
 DECODER = {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}
 PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
+DISTILLED |= {"patch_prototypes": 10, "koleo_weight": 0.1, "neighbors": 2}
+DISTILLED["head_batch_norm"] = True
 MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
@@ -89,6 +105,17 @@ KINDS = {
     DINO: ("groups", "transformer"),
     Cellback: ("transformer",),
     DiRL: ("transformer",),
+    EsViT: ("transformer",),
+    SelfPatch: ("transformer",),
+    IBOT: ("transformer",),
+    DINOSup: ("transformer",),
+    DiRLSimCLR: ("transformer",),
+    DiRLBYOL: ("transformer",),
+    PCRL: ("groups", "shuffled", "volumes"),
+    PCRLReleased: ("shuffled",),
+    C2L: ("groups",),
+    ModelGenesis: ("synchronized",),
+    SwAV: ("synchronized",),
 }
 
 
@@ -135,6 +162,13 @@ def batch_of(kind, step, batch):
     if "local_crops" in inspect.signature(kind).parameters:  # a map holds for pixels of any size
         pixels = torch.cat((views["key"].pixels, views["query"].pixels))
         views["local"] = View(F.interpolate(pixels, (32, 32)), torch.cat((views["key"].map, views["query"].map)))
+    if kind in (PCRL, PCRLReleased):
+        for number, (name, of) in enumerate((("first", "first"), ("second", "second"), ("mixed", "first"))):
+            clean = View(views[of].pixels.cos(), views[of].map)
+            draw = Draw(0, step, batch.index[part], torch.full((count,), number))
+            turns = turn_maps((0.5,) * 3, True, draw, clean.map.shape[1])
+            views[f"{of}_clean"] = clean
+            views[f"{name}_target"] = View(turned(clean.pixels, turns[..., :-1]), compose(clean.map, turns))
     if kind is SparK:  # whose patches are 32 px
         views["image"] = replace(views["query"], pixels=F.pad(views["query"].pixels, (8,) * 4, mode="reflect"))
     extras = {name: extra[part] for name, extra in batch.extras.items()} | {"class": batch.index[part] % 3}
@@ -145,17 +179,19 @@ def train(kind, case, norms, batches, tokenizer):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | DISTILLED | source | CASES[case][0]
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | ATTENTION | DISTILLED | source | CASES[case][0]
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if case in BACKBONES and "stage" in known:
         known["stage"] = 4
     if kind is Cellback:  # with empty regions; DINO and DiRL have centers
         known["centering"] = "sinkhorn"
+    if kind in (DiRLSimCLR, DiRLBYOL):  # of three regions, one would at times be in both views of no image
+        known["num_regions"] = 2
     channels = 1 if case == "volumes" else 3
     method = kind(build_backbone(BACKBONES.get(case, "test_resnet"), channels), **known)
     share_statistics(method, *norms, IMAGES, world_size())
-    if kind not in (ConCL, Cellback, DiRL):  # which would read them
+    if kind not in (ConCL, Cellback, DiRL, DINOSup, DiRLSimCLR, DiRLBYOL):  # which would read them
         images = ImageFiles(f"{number % 3}/{number}.png" for number in range(STEPS * IMAGES))
         prepare(method, images, labels="folders", tokenizer=tokenizer)
     method.double()

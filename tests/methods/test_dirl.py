@@ -1,14 +1,14 @@
 """Cellback and DiRL against their equations, with loops in float64."""
 
-import math
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from region_loops import PATCH, vectors_of
 
-from densepath.core.affine import apply, identity, invert, warp_points
+from densepath.core.affine import identity, warp_points
 from densepath.core.distillation import deviation
 from densepath.core.errors import UserError
 from densepath.methods import DINO, Cellback, DiRL
@@ -20,114 +20,61 @@ from densepath.views.augment import Augment
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
 
-SIZE, PATCH = 48, 16
+SIZE = 48
 NAN = float("nan")
 PLAIN = "test_vit(class_token=False, global_pool='avg', fc_norm=False)"
 
 
-@pytest.fixture
-def celled(images):
-    """Images with up to nine cells of two classes, mostly in one corner; one image has none."""
-    cells = torch.rand(4, 9, 3) * 1.2 - 1
-    cells[..., 2] = torch.randint(0, 2, (4, 9)).float()
-    cells[0, 6:], cells[2] = NAN, NAN
-    return replace(images, extras={"cells": cells})
-
-
-def batch_of(method, images):
-    batch = ViewMaker(method.views(), SIZE, seed=0)(images)
+def batch_of(method, images, size=SIZE):
+    batch = ViewMaker(method.views(), size, seed=0)(images)
     return replace(batch, views={name: View(v.pixels.double(), v.map) for name, v in batch.views.items()})
 
 
-def region_of(cells, view_map, row, column, grid, num_regions):
-    """The region of one patch of one crop, from the cells in it."""
-    inside = [0] * (num_regions - 1)
-    for x, y, number in cells.tolist():
-        if math.isnan(x):
-            continue
-        place = apply(invert(view_map[None].double()), torch.tensor([[[x, y]]], dtype=torch.float64))[0, 0]
-        along = [math.floor((float(c) + 1) / 2 * grid) for c in place]
-        if along == [column, row]:
-            inside[0 if num_regions == 2 else int(number)] += 1
-    return inside.index(max(inside)) if max(inside) else num_regions - 1
-
-
-def vectors_of(method, view, cells, teacher, number):
-    """The vectors of one crop by name, None where a region is empty: Equations 3 and 8."""
-    backbone = method.teacher.network if teacher else method.backbone
-    model = backbone.net.model
-    pixels = view.pixels[number : number + 1]
-    tokens = model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(pixels))))
-    grid, regions, names = pixels.shape[-1] // PATCH, method.prior.num_regions, method.prior.names()
-    image = number % len(cells)
-    labels = [
-        region_of(cells[image], view.map[number], row, column, grid, regions)
-        for row in range(grid)
-        for column in range(grid)
-    ]
-    outputs = {names: model.norm(tokens)[0, model.num_prefix_tokens :]}
-    if isinstance(method, DiRL):
-        block = method.teacher_block.network if teacher else method.block
-        whole = tokens[:, model.num_prefix_tokens :]
-        for which, open_ in enumerate(
-            (lambda i, j: labels[i] == labels[j], lambda i, j: i == j or labels[i] != labels[j])
-        ):
-            part = block.blocks[min(which, len(block.blocks) - 1)]
-            norm = block.norms[min(which, len(block.norms) - 1)]
-            mask = torch.tensor([[0.0 if open_(i, j) else -torch.inf for j in range(grid**2)] for i in range(grid**2)])
-            q, k, v = (
-                part.attn.qkv(part.norm1(whole))[0]
-                .view(grid**2, 3, part.attn.num_heads, -1)
-                .permute(1, 2, 0, 3)
-                .unbind(0)
-            )
-            weights = ((q @ k.transpose(1, 2)) / q.shape[-1] ** 0.5 + mask.double()).softmax(-1)
-            torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
-            x = whole + part.attn.proj((weights @ v).transpose(0, 1).flatten(1))
-            outputs[method.interactions[which]] = norm(x + part.mlp(part.norm2(x)))[0]
-    found = {}
-    for of_regions, features in outputs.items():
-        for region, name in enumerate(of_regions):
-            own = [features[i] for i, label in enumerate(labels) if label == region]
-            found[name] = sum(own) / len(own) if own else None
-    return found
+def over_existing(head, vectors, name):
+    """A head on the vectors of one name that exist; None for the others."""
+    results = iter(head(torch.stack([of[name] for of in vectors if of[name] is not None])))
+    return [None if of[name] is None else next(results) for of in vectors]
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("kind", "backbone", "options"),
     [
-        (Cellback, {}),
-        (Cellback, {"num_regions": 3, "region_weight": 0.3}),
-        (DiRL, {}),
-        (DiRL, {"shared_block": False, "interaction_weight": 0.2}),
-        (DiRL, {"num_regions": 3}),
+        (Cellback, PLAIN, {}),
+        (Cellback, "test_resnet", {}),
+        (Cellback, PLAIN, {"num_regions": 3, "region_weight": 0.3}),
+        (DiRL, PLAIN, {}),
+        (DiRL, PLAIN, {"shared_block": False, "interaction_weight": 0.2}),
+        (DiRL, PLAIN, {"num_regions": 3, "head_batch_norm": True}),
     ],
 )
-def test_losses_and_centers_equal_the_equations(make, celled, kind, options):
-    method = make(kind, PLAIN, **options).double()
+def test_losses_and_centers_equal_the_equations(make, celled, kind, backbone, options):
+    """With a ConvNet, batch norms are in evaluation mode: they have no batch in the loop."""
+    method = make(kind, backbone, **options).double().train(backbone == PLAIN)
     with torch.no_grad():
         for parameter in method.teacher.parameters():
             parameter.mul_(1.1)
-    batch, count = batch_of(method, celled), len(celled)
+    batch, count = batch_of(method, celled, SIZE if backbone == PLAIN else 192), len(celled)
     crops = method.crops(batch)
     numbers = [(view, n) for view in crops for n in range(len(view.pixels))]
-    learned = [vectors_of(method, view, celled.extras["cells"], False, n) for view, n in numbers]
-    taught = [vectors_of(method, crops[0], celled.extras["cells"], True, n) for n in range(2 * count)]
+    cells, blocks = celled.extras["cells"], [getattr(method, name, None) for name in ("block", "teacher_block")]
+    learned = [vectors_of(method.prior, method.backbone, blocks[0], view, cells, n) for view, n in numbers]
+    teacher = (method.teacher.network, blocks[1] and blocks[1].network)
+    taught = [vectors_of(method.prior, *teacher, crops[0], cells, n) for n in range(2 * count)]
     losses, expected, empty = method(batch), 0.0, 0
     method.after_step()
     for name, weight in method.weights.items():
         head, teacher = method.heads[name], method.teacher_heads.network[name]
-        scores = [None if of[name] is None else teacher(of[name][None])[0] for of in taught]
+        scores, embedded = over_existing(teacher, taught, name), over_existing(head, learned, name)
         terms = []
-        for row, of in enumerate(learned):
+        for row in range(len(learned)):
             for q in range(2):
                 target = scores[q * count + row % count]
                 if row // count == q:
                     continue
-                if of[name] is None or target is None:
+                if embedded[row] is None or target is None:
                     empty += 1
                     continue
-                student = F.log_softmax(head(of[name][None])[0] / 0.1, dim=0)
+                student = F.log_softmax(embedded[row] / 0.1, dim=0)
                 terms.append(-((target / 0.04).softmax(0) * student).sum())
         term = sum(terms) / len(terms)
         torch.testing.assert_close(
@@ -252,11 +199,7 @@ def test_label_maps_are_a_prior_too(make, images):
     assert method(ViewMaker(method.views(), SIZE, seed=0)(replace(images, extras={"regions": maps}))).total.isfinite()
 
 
-def test_cellback_trains_a_convnet(make, celled):
-    method = make(Cellback, "test_resnet")
-    losses = method(ViewMaker(method.views(), 96, seed=0)(celled))
-    losses.total.backward()
-    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+def test_a_disentangle_block_needs_tokens(make):
     with pytest.raises(UserError, match="dirl needs a vision transformer"):
         make(DiRL, "test_resnet")
 
@@ -274,7 +217,7 @@ def test_overfits_one_batch(make, celled, losses_on, kind):
 def test_step_never_waits_for_the_device(make, celled, monkeypatch):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
-    method = make(DiRL, PLAIN, num_regions=3).to("meta")
+    method = make(DiRL, PLAIN, num_regions=3, head_batch_norm=True).to("meta")
     extras = {"cells": celled.extras["cells"].to("meta")}
     batch = ViewMaker(method.views(), SIZE, seed=0)(replace(celled, pixels=celled.pixels.to("meta"), extras=extras))
     method.before_step(batch)

@@ -14,8 +14,8 @@ from densepath.methods import BYOL, METHODS, ConCL, MoCoV2, SimCLR
 from densepath.sources.image_files import ImageFiles
 from densepath.views.maker import ViewMaker
 
-DISTILLED = ("dino", "dino_imix", "cellback", "dirl")
-SMALL = {"prototypes": 24, "hidden_dim": 16, "dim": 8, "local_size": 0.5}
+DISTILLED = ("dino", "dino_imix", "cellback", "dirl", "esvit", "selfpatch", "ibot", "hipt_region")
+SMALL = {"prototypes": 24, "hidden_dim": 16, "dim": 8, "local_size": 0.75}
 TAKERS = [name for name in METHODS if name not in ("spark", "conv_mim")]  # which are for ConvNets
 
 

@@ -41,14 +41,16 @@ def test_a_dense_head_projects_every_position_alike_and_keeps_the_initialization
         assert layer.bias.any()
 
 
-def test_prototype_head_equals_that_of_lightly() -> None:
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_prototype_head_equals_that_of_lightly(batch_norm: bool) -> None:
     torch.manual_seed(0)
-    ours = PrototypeHead(12, 16, 8, 20)
-    theirs = DINOProjectionHead(12, 16, 8, 20, norm_last_layer=True)
+    ours = PrototypeHead(12, 16, 8, 20, batch_norm=batch_norm)
+    theirs = DINOProjectionHead(12, 16, 8, 20, norm_last_layer=True, batch_norm=batch_norm)
     linear = [layer for layer in theirs.layers if isinstance(layer, nn.Linear)]
     with torch.no_grad():
         for one, other in zip((ours.fc1, ours.fc2, ours.fc3), linear, strict=True):
-            one.bias.normal_()
+            if one.bias is not None:
+                one.bias.normal_()
             other.load_state_dict(one.state_dict())
         theirs.last_layer.weight_v.copy_(ours.prototypes.directions)
     x = torch.randn(5, 12)

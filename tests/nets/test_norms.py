@@ -12,6 +12,7 @@ from densepath.nets.norms import (
     gather_statistics,
     group_batch_norm,
     name_statistics,
+    normalize_rows,
     normalized_together,
     plain_batch_norm,
     set_batch_norm,
@@ -158,3 +159,42 @@ def test_what_cannot_be_converted_is_named():
     for convert in (lambda: group_batch_norm(network, 2), lambda: synchronize_batch_norm(network)):
         with pytest.raises(UserError, match="batch norm 1 is a SplitBatchNorm2d"):
             convert()
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_rows_that_do_not_exist_do_not_enter_the_statistics(group):
+    """Each group is that of a plain norm on its existing rows; one row or none leaves the running statistics."""
+    torch.manual_seed(2)
+    x = torch.randn(12, 5).double().requires_grad_()
+    valid = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 0]).bool()
+    norm, plain = nn.BatchNorm1d(5).double(), [nn.BatchNorm1d(5).double() for _ in range(3 if group else 1)]
+    for one in (norm, *plain):
+        nn.init.constant_(one.weight, 1.7)
+        nn.init.constant_(one.bias, 0.3)
+    if group:
+        group_batch_norm(norm, group)
+    found, expected, known = normalize_rows(norm, x, valid), [], []
+    for rows, kept, one in zip(x.split(group or 12), valid.split(group or 12), plain, strict=True):
+        if kept.sum() > 1:
+            expected.append(one(rows[kept]))
+            known.append(one)
+        else:
+            expected.append(one.bias.expand(1, -1))
+    torch.testing.assert_close(found[valid], torch.cat(expected))
+    assert found.isfinite().all() and norm.num_batches_tracked == 1
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(norm, name), torch.stack([getattr(one, name) for one in known]).mean(0))
+    weights = torch.randn(int(valid.sum()), 5).double()
+    ours, theirs = ((each * weights).sum() for each in (found[valid], torch.cat(expected)))
+    torch.testing.assert_close(torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x))
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    assert normalize_rows(norm, x, torch.zeros(12).bool()).isfinite().all()
+    assert torch.equal(norm.running_mean, before[0]) and torch.equal(norm.running_var, before[1])
+    assert torch.equal(normalize_rows(norm.eval(), x, valid), norm(x))
+
+
+def test_statistics_of_rows_have_full_precision_under_autocast():
+    x = 1000 + torch.randn(8, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = normalize_rows(nn.BatchNorm1d(5), x, torch.arange(8) < 6)
+    torch.testing.assert_close(found[:6], nn.BatchNorm1d(5)(x[:6]), rtol=1e-3, atol=1e-3)

@@ -36,6 +36,7 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 H_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
+ONE = torch.ones(1)
 SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}  # what the model cards tell users of timm to pass
 
 
@@ -261,6 +262,96 @@ def test_of_conch_the_image_trunk_is_taken(prefix: str, tmp_path: Path) -> None:
     check(backbone.eval(), trunk.forward_features, 1, (4, 4), (5, 3))
     count = len(trunk.state_dict())
     assert line == f"{backbone.name} with {count} of {count} tensors from {tmp_path / 'conch'}"
+
+
+CLIP_SIZE: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64}
+
+
+@pytest.mark.skipif(not _TRANSFORMERS, reason="transformers is not installed")
+@pytest.mark.parametrize(("whole", "act"), [(True, "quick_gelu"), (False, "gelu")])
+def test_the_image_tower_of_clip_follows_from_its_folder(whole: bool, act: str, tmp_path: Path) -> None:
+    """As of PLIP, a CLIPModel with a text tower, and of its image tower only; the last norm is on all tokens."""
+    import transformers as hf
+
+    size = {**CLIP_SIZE, "intermediate_size": 256, "patch_size": 16, "hidden_act": act}
+    if whole:
+        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        text |= {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+        network = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=size)).eval()
+        moved(network.vision_model)
+    else:
+        network = moved(hf.CLIPVisionModel(hf.CLIPVisionConfig(**size)))
+    network.save_pretrained(tmp_path / "plip")
+    notes = {"image_mean": list(CLIP[0]), "image_std": list(CLIP[1]), "crop_size": {"height": 64, "width": 64}}
+    (tmp_path / "plip" / "preprocessor_config.json").write_text(json.dumps(notes))
+    backbone, spec, side, line = pretrained_backbone(tmp_path / "plip")
+    assert (spec.mean, spec.std, side) == (*CLIP, 64) and "; not in the file" not in line
+    tower = getattr(network, "vision_model", network)
+
+    def oracle(x: Tensor) -> Tensor:
+        tokens: Tensor = tower.post_layernorm(tower(x, interpolate_pos_encoding=True).last_hidden_state)
+        return tokens
+
+    check(backbone.eval(), oracle, 1, (4, 4), (5, 3))
+
+
+class OpenClip(nn.Module):
+    """The image tower of OpenCLIP, up to its last norm."""
+
+    def __init__(self, width: int, heads: int, grid: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 16, 16, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList()
+        for _ in range(2):
+            block = nn.Module()
+            block.ln_1, block.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            block.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+            block.mlp = nn.Module()
+            block.mlp.c_fc, block.mlp.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.transformer.resblocks.append(block)
+        self.proj = nn.Parameter(torch.randn(width, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.class_embedding.expand(len(x), 1, -1), x), dim=1) + self.positional_embedding
+        x = self.ln_pre(x)
+        for block in self.transformer.resblocks:
+            y = block.ln_1(x)
+            x = x + block.attn(y, y, y, need_weights=False)[0]
+            y = block.mlp.c_fc(block.ln_2(x))
+            x = x + block.mlp.c_proj(y * torch.sigmoid(1.702 * y))  # quick GELU
+        x = self.ln_post(x)
+        return x
+
+
+def test_the_image_tower_of_openclip_follows_from_its_folder(tmp_path: Path) -> None:
+    network = moved(OpenClip(128, 4, 4))
+    state = network.state_dict(prefix="visual.") | {"positional_embedding": torch.ones(77, 32), "text_projection": ONE}
+    torch.save(state | {"transformer.resblocks.0.ln_1.weight": ONE}, tmp_path / "open_clip_pytorch_model.bin")
+    tower = {"image_size": 64, "layers": 2, "width": 128, "head_width": 32, "patch_size": 16}
+    config = {
+        "model_cfg": {"vision_cfg": tower, "quick_gelu": True},
+        "preprocess_cfg": {"mean": list(HALF[0]), "std": list(HALF[1])},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    backbone, spec, side, line = pretrained_backbone(tmp_path)
+    assert (spec.mean, spec.std, side) == (*HALF, 64) and "; not in the file" not in line
+    check(backbone.eval(), network, 1, (4, 4))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_clip_224", "vit_base_patch32_clip_quickgelu_224"])
+def test_clip_of_timm_follows_from_its_folder(name: str, tmp_path: Path) -> None:
+    network = moved(timm.create_model(name, num_classes=0, dynamic_img_size=True, **SMALL))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    notes = {"architecture": name, "model_args": SMALL, "pretrained_cfg": {"mean": CLIP[0], "std": CLIP[1]}}
+    (tmp_path / "config.json").write_text(json.dumps(notes))
+    backbone, spec, *_ = pretrained_backbone(tmp_path)
+    assert (spec.mean, spec.std) == CLIP
+    check(backbone.eval(), network.forward_features, 1, (7, 7), (3, 5))
 
 
 def test_weights_in_several_files_are_read(tmp_path: Path) -> None:

@@ -19,13 +19,23 @@ from densepath.training.recipes import all_options
 
 SMALL = {"queue_size": 40, "concept_queue_size": 64, "num_concepts": 3, "stage": 3, "warmup": 0.25, "match": "geometry"}
 SMALL |= {"num_clusters": [9, 12], "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
-SMALL |= {"patch": 16}
-SMALL |= {"num_codes": 12, "prototypes": 24, "interaction_prototypes": 12, "local_crops": 3, "local_size": 1 / 3}
+SMALL |= {"patch": 16, "head_batch_norm": True, "attention": "factored"}
+SMALL |= {
+    "num_codes": 12,
+    "patch_prototypes": 24,
+    "prototypes": 24,
+    "interaction_prototypes": 12,
+    "local_crops": 3,
+    "local_size": 1 / 3,
+}
 TEACHER = {"teacher": "test_vit", "teacher_weights": "random"}
 GIVEN = {"supervised": {"labels": "labels.csv"}, "eva": TEACHER, "vq_kd": TEACHER}
 GIVEN["beit_v2"] = {"tokenizer": "tokenizer.safetensors"}
 GIVEN |= {"cellback": {"cells": "cells"}, "dirl": {"regions": "maps"}}
+GIVEN |= {name: {"cells": "cells"} for name in ("dino_sup", "dirl_simclr", "dirl_byol")}
 BACKBONES = dict.fromkeys(("mae", "eva", "vq_kd", "beit_v2", "dino", "dino_imix", "dirl"), "test_vit")
+BACKBONES |= dict.fromkeys(("esvit", "selfpatch", "ibot", "hipt_region"), "test_vit")
+BACKBONES |= dict.fromkeys(("dirl_simclr", "dirl_byol"), "test_vit")
 
 
 def write_regions(folder, tiles):
@@ -55,6 +65,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, tiles, method, backbone
         options["stage"] = 4
     options = {"data": tiles, "out": tmp_path / "run", "method": method, "method_options": options, "max_steps": 4}
     options |= GIVEN.get(method, {})
+    if method == "selfpatch":
+        options["method_options"]["local_size"] = 1.0  # three patches
     if method == "dirl":
         options["method_options"]["prior"] = "files"
     options |= {"backbone": backbone, "batch_size": 8, "devices": "cpu", "precision": "32"}

@@ -23,6 +23,8 @@ from densepath.training.config import PretrainConfig
 from densepath.training.export import export
 from densepath.training.optimizers import Optimizer
 from densepath.training.pretrain import pretrain
+from densepath.training.pretrain import run as run_pretraining
+from densepath.training.resolve import resolve
 from densepath.views.augment import Augment
 
 SMALL = {"backbone": "test_resnet", "batch_size": 8, "view_size": 48, "log_every": 2, "devices": "cpu"}
@@ -199,6 +201,37 @@ def test_the_probe_sees_the_backbone_at_intervals(tmp_path, tiles):
         pretrain(out=tmp_path / "c", **options, probe_data=tmp_path)
 
 
+def test_backbones_of_epochs_are_kept_and_survive_a_resumption(tmp_path, tiles):
+    """The last one is the exported backbone, the others those of runs that end there."""
+    options = {"data": tiles, **SMALL, **MOCO, "precision": "32", "optimizer": Optimizer(schedule="constant")}
+    out = tmp_path / "run"
+    kept = {**options, "out": out, "epochs": 3, "keep_every": 1, "save_every_steps": 5}
+
+    def files_of(**more):
+        done = run_pretraining(resolve(PretrainConfig, None, kept | more))
+        return {name: path for name, path in done.files.items() if name.startswith("epoch_")}
+
+    files = files_of()
+    assert files == {f"epoch_{n}": out / "exported" / f"backbone_epoch_{n}.safetensors" for n in (1, 2, 3)}
+    pretrain(out=tmp_path / "early", **options, epochs=2)
+    ends = {
+        f"epoch_{n}": load_file(run / "exported" / "backbone.safetensors")
+        for n, run in ((2, tmp_path / "early"), (3, out))
+    }
+    for name, end in ends.items():
+        assert all(torch.equal(value, end[key]) for key, value in load_file(files[name]).items())
+    with safe_open(files["epoch_2"], "pt") as opened:
+        notes = opened.metadata()
+    assert (notes["epoch"], notes["steps"], notes["method"]) == ("2", "10", "moco_v2")
+    load_weights(build_backbone("test_resnet"), files["epoch_1"])
+    early = {name: path.stat().st_mtime_ns for name, path in files.items() if name != "epoch_3"}
+    files["epoch_3"].unlink()
+    (out / "checkpoints" / "last.ckpt").unlink()  # to resume at step 10
+    assert files_of(resume=True) == files
+    assert early == {name: files[name].stat().st_mtime_ns for name in early}
+    assert all(torch.equal(value, ends["epoch_3"][key]) for key, value in load_file(files["epoch_3"]).items())
+
+
 def test_turned_images_are_probed_as_the_user_says(tmp_path, tiles):
     data = write_tissue(tmp_path / "labelled", train=1, test=1, size=64)
     exif = Image.Exif()
@@ -235,6 +268,7 @@ WRONG = {
     "save_every_steps is -1; give a positive number, or 0 for never": {"save_every_steps": -1},
     "save_every_minutes is -1.0; give a positive number, or 0": {"save_every_minutes": -1},
     "probe_every is -1.0; give a number of epochs, or 0": {"probe_every": -1},
+    "keep_every is -1.0; give a number of epochs, or 0": {"keep_every": -1},
     "augment is 3; give its options by name, as a mapping": {"augment": 3},
     "method_options is 3; give its options by name, as a mapping": {"method_options": 3},
     "optimizer is 'sgd'; give its options by name, as a mapping": {"optimizer": "sgd"},

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,11 +32,19 @@ MASKED = ["mae", "spark"]
 ABLATIONS = ["conv_mim_embedding_masking", "conv_mim_invariance"]
 TAUGHT = ["beit_v2", "eva", "vq_kd"]
 DISTILLED = ["cellback", "dino", "dirl"]
+DENSE = ["esvit", "ibot", "selfpatch"]
+HIPT = ["hipt_patch", "hipt_region", "hipt_region_small"]
 DEEPER = ["dino_13", "dino_13_two_heads"]
-COMPARED = ["dino_imix"]
+COMPARED = ["dino_imix", "dino_sup"]
+OTHERS = ["dirl_simclr", "dirl_byol", "cellback_simclr", "cellback_byol"]  # frameworks besides DINO
+CELLS = {"cellback", "dirl", "dino_sup", "dirl_simclr", "dirl_byol"}
+RADIOGRAPHS = ["c2l", "model_genesis", "pcrl", "pcrl_released", "swav"]
+PCRL_ROWS = ["contrast", "crossmix", "crossmix_05", "flips", "rotnet", "self", "transatt"]
+SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, *RADIOGRAPHS, "dino_sup"]
 NAMES = sorted(
-    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DEEPER, *COMPARED]
-    + [f"{name}_small" for name in PAPER + OWN + MASKED + TAUGHT + DISTILLED]
+    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *HIPT, *RADIOGRAPHS]
+    + [f"pcrl_{row}" for row in PCRL_ROWS]
+    + [f"{name}_small" for name in SMALL]
 )
 
 
@@ -62,14 +72,17 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     options = resolved(name)
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
-    method = find_method(options["method"])(build_backbone(backbone), **options["method_options"])
+    if options["method_options"].get("attention") == "outer":  # 134 million weights
+        options["method_options"]["attention"] = "factored"
+    network = build_backbone(*((options["backbone"], 384) if options["method"] == "hipt_region" else (backbone,)))
+    method = find_method(options["method"])(network, **options["method_options"])
     method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
     needs = {need.kind for need in method.needs().values()}
     wanted = {"files": "regions", "saliency": "regions", "cells": "cells"}.get(
         options["method_options"].get("concepts")
     )
     wanted = wanted or {"eva": "teacher", "vq_kd": "teacher", "beit_v2": "tokenizer"}.get(options["method"])
-    wanted = wanted or {"cellback": "cells", "dirl": "cells"}.get(options["method"])
+    wanted = wanted or ("cells" if options["method"] in CELLS else None)
     if wanted:
         assert needs == {wanted}
         with pytest.raises(UserError, match=rf"{options['method']} needs .*--{wanted}"):
@@ -138,6 +151,54 @@ def test_the_recipes_of_dirl_hold_its_constants_and_dinos(name):
     if name == "dirl":
         assert (method["interaction_weight"], method["interaction_prototypes"]) == (0.1 / 4, 4096)
         assert method["shared_block"]
+
+
+@pytest.mark.parametrize(("name", "steps", "size"), [("hipt_patch", 400_000, 224), ("hipt_region", 200_000, 14)])
+def test_the_recipes_of_hipt_hold_its_constants_and_dinos(name, steps, size):
+    options, dino = resolved(name), resolved("dino")
+    assert (options["max_steps"], options["batch_size"], options["view_size"]) == (steps, 256, size)
+    assert options["optimizer"] == dino["optimizer"] and options["method_options"].pop("pool") == "cls"
+    assert options["method_options"].items() <= dino["method_options"].items()
+    assert round(size * options["method_options"]["local_size"]) == (96 if size == 224 else 6)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_recipes_of_dense_distillation_hold_their_constants_and_dinos(name):
+    options, dino = resolved(name), resolved("dino")
+    own, theirs = options["method_options"], dino["method_options"]
+    paper = {"fixed_lengths": False, "teacher_temperature": 0.07, "teacher_temperature_epochs": 30}
+    if name == "ibot":
+        theirs |= paper | {"prototypes": 8192, "local_crops": 10, "pool": "cls", "shared_head": True}
+        theirs |= {"patch_weight": 1.0, "mask_ratio": 0.3, "mask_spread": 0.2, "mask_probability": 0.5}
+        dino |= {"epochs": 800, "batch_size": 1024, "optimizer": replace(dino["optimizer"], lr=2e-3, final_lr=5e-4)}
+    if name == "esvit":
+        theirs |= paper | {"pool": "cls"}
+    if name == "selfpatch":
+        theirs |= {"patch_weight": 0.1, "patch_prototypes": 4096, "neighbors": 4}
+    for part in ("epochs", "batch_size", "view_size", "optimizer", "augment"):
+        assert options[part] == dino[part]
+    assert {key: own[key] for key in theirs if key in own} == {key: theirs[key] for key in theirs if key in own}
+    assert theirs.keys() - own.keys() <= {"pool", "early_head"}
+    assert options["backbone"] == (dino["backbone"] if name == "selfpatch" else "vit_small_patch16_224")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_recipes_of_other_frameworks_hold_dirls_and_dsmils_constants(name):
+    """Table 8: 20 epochs, batches of 512; DSMIL's SimCLR; BYOL's heads and momentum."""
+    options = resolved(name)
+    assert (options["epochs"], options["batch_size"], options["view_size"]) == (20, 512, 224)
+    assert options["backbone"] == "vit_small_patch16_224(class_token=False, global_pool='avg', fc_norm=False)"
+    assert options["augment"] is None
+    method = options["method_options"]
+    assert (method["region_weight"], method["interaction_weight"], method["num_regions"]) == (0.5, 0.1 / 4, 2)
+    assert method["interactions"] == name.startswith("dirl") and method["dim"] == 256
+    if name.endswith("simclr"):
+        assert (method["temperature"], method["hidden_dim"]) == (0.5, None)
+        assert (options["mean"], options["std"]) == ((0.0,) * 3, (1.0,) * 3)
+        assert options["optimizer"] == Optimizer(name="adamw", lr=1e-5, weight_decay=1e-5)
+    else:
+        assert (method["momentum"], method["hidden_dim"]) == (0.996, 4096)
+        assert (options["optimizer"].lr, options["optimizer"].warmup_epochs) == (5e-4 * 512 / 256, 2)
 
 
 @pytest.mark.parametrize("name", ["conv_mim", "conv_mim_embedding_masking", "conv_mim_invariance"])

@@ -6,7 +6,7 @@ import csv
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +22,8 @@ from densepath.sources.pixel_source import AllNames, Named
 
 FOLDERS = "folders"
 _LABEL = "label"
-_FILE = ("file", "file_name", "filename", "path", "image", "name")  # columns, the first that exists
+# Columns of files, the first that exists
+_FILE = ("file", "file_name", "filename", "path", "image", "name", "image_name", "image_index")
 _SHOWN = 12  # classes in a line
 
 
@@ -106,11 +107,48 @@ def read_column(images: Named, path: str, column: str) -> list[str]:
     Raises:
         UserError: as there, or the column is missing.
     """
-    known = table_columns(path)
-    if column.lower() not in known:
-        raise UserError(f"{path} has no column {column}; its header names {', '.join(known) or 'none'}")
-    values, index = _by_table(images, path, column.lower())
+    (name,) = _known_columns(path, [column])
+    values, index = _by_table(images, path, name)
     return [values[number] for number in index]
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """What a table says of images.
+
+    Args:
+        values: (N,) the texts of the columns for each image; None for an image that the table lacks.
+        lines: the numbers of the lines of other files.
+    """
+
+    values: list[tuple[str, ...] | None]
+    lines: list[int]
+
+
+def match_columns(images: Named, path: str, columns: Sequence[str]) -> Matched:
+    """What several columns of a table say of each image; texts may be empty, and images and lines without a partner.
+
+    The table is as for :func:`read_classes`; the column "label" is also found as there.
+
+    Raises:
+        UserError: as there, or a column is missing.
+    """
+    table = _read_table(path, _known_columns(path, columns), empty=True)
+    row = _rows_of(images, path, table)
+    unused = np.setdiff1d(np.arange(len(table.keys)), row)
+    values = [None if number < 0 else table.names[table.labels[number]] for number in row]
+    return Matched(values, sorted(table.lines[unused].tolist()))
+
+
+def _known_columns(path: str, columns: Sequence[str]) -> list[str]:
+    """Columns as ``_heads`` spells them; "label" may stand for another that names labels."""
+    known = table_columns(path)
+    for column in columns:
+        if column == _LABEL and (not known or _place(known, _LABEL) is not None):
+            continue
+        if _heads([column])[0] not in known:
+            raise UserError(f"{path} has no column {column}; its header names {', '.join(known) or 'none'}")
+    return _heads(list(columns))
 
 
 def table_columns(path: str) -> list[str]:
@@ -124,12 +162,23 @@ def table_columns(path: str) -> list[str]:
             heads = _heads(next(csv.reader(file, delimiter=_delimiter(file)), []))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"the table of labels {path} cannot be read ({error}); check the path") from error
-    return heads if _places(heads, _LABEL) or any(name in heads for name in _FILE) else []
+    return heads if _places(heads, [_LABEL]) or any(name in heads for name in _FILE) else []
 
 
 def _by_table(images: Named, path: str, column: str = _LABEL) -> tuple[list[str], npt.NDArray[np.int32]]:
     """The labels of a table, and (N,) the index of each image's label."""
-    table = _read_table(path, column)
+    table = _read_table(path, [column])
+    row = _rows_of(images, path, table)
+    if (row < 0).any():
+        first = images.names(int((row < 0).argmax()))
+        raise UserError(
+            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}, the first is {first}; add them"
+        )
+    return [name for (name,) in table.names], table.labels[row]
+
+
+def _rows_of(images: Named, path: str, table: _Table) -> npt.NDArray[np.int64]:
+    """(N,) the row of each image in a table; -1 without one."""
     row = np.full(len(images), -1, np.int64)
     for depth in table.depths:
         paths = (os.path.abspath(images.names(position)) for position in range(len(images)))
@@ -137,17 +186,12 @@ def _by_table(images: Named, path: str, column: str = _LABEL) -> tuple[list[str]
         keys = np.fromiter((_key(tail) if len(tail) == depth else 0 for tail in tails), np.int64, len(images))
         candidate = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
         row = np.where((row < 0) & (table.keys[candidate] == keys), candidate, row)
-    if (row < 0).any():
-        first = images.names(int((row < 0).argmax()))
-        raise UserError(
-            f"{(row < 0).sum()} of {len(row)} images have no {column} in {path}, the first is {first}; add them"
-        )
-    times = np.bincount(row)
+    times = np.bincount(row[row >= 0], minlength=1)
     if times.max() > 1:
         one, other = (images.names(int(position)) for position in np.flatnonzero(row == times.argmax())[:2])
         line = table.lines[times.argmax()]
         raise UserError(f"line {line} of {path} may mean {one} or {other}; give paths relative to the images' folder")
-    return table.names, table.labels[row]
+    return row
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,27 +199,27 @@ class _Table:
     """A table's lines in the order of their keys.
 
     Args:
-        names: the labels.
+        names: the labels: texts of the columns.
         keys: (L,) int64, checksums of the files' paths.
         labels: (L,) int32, indices into ``names``.
         lines: (L,) int64, line numbers in the file.
         depths: the numbers of parts of the paths, the largest first.
     """
 
-    names: list[str]
+    names: list[tuple[str, ...]]
     keys: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
     lines: npt.NDArray[np.int64]
     depths: list[int]
 
 
-def _read_table(path: str, column: str = _LABEL) -> _Table:
-    numbers: dict[str, int] = {}
+def _read_table(path: str, columns: Sequence[str], empty: bool = False) -> _Table:
+    numbers: dict[tuple[str, ...], int] = {}
     keys, labels, lines = array("q"), array("i"), array("q")
     depths: set[int] = set()
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for line, name, label in _rows(file, path, column):
+            for line, name, label in _rows(file, path, columns, empty):
                 parts = _parts(os.path.normpath(name))
                 depths.add(len(parts))
                 keys.append(_key(parts))
@@ -194,27 +238,27 @@ def _read_table(path: str, column: str = _LABEL) -> _Table:
     contrary = again & (label_of[1:] != label_of[:-1])
     if contrary.any():
         one, other = line_of[int(contrary.argmax()) :][:2]
-        raise UserError(f"lines {one} and {other} of {path} give one file two {column}s; keep one of them")
+        raise UserError(f"lines {one} and {other} of {path} give one file two {columns[0]}s; keep one of them")
     kept = np.append(True, ~again)
     return _Table(list(numbers), key[kept], label_of[kept], line_of[kept], sorted(depths, reverse=True))
 
 
-def _rows(file: Any, path: str, column: str) -> Iterator[tuple[int, str, str]]:
-    """The number of each line, and the file and the label, or the value of another column, in it."""
+def _rows(file: Any, path: str, columns: Sequence[str], empty: bool) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """The number of each line, and the file and the texts of columns in it; with ``empty``, they may be empty."""
     reader = csv.reader(file, delimiter=_delimiter(file))
-    columns, width = (0, 1), 2
+    places, width = [0, 1], 2
     for row in reader:
         heads = _heads(row)
-        if reader.line_num == 1 and (found := _places(heads, column)):
-            columns, width = found, len(row)
+        if reader.line_num == 1 and (found := _places(heads, columns)):
+            places, width = found, len(row)
         elif any(heads):
-            name, label = (row[place].strip() if len(row) == width else "" for place in columns)
-            if not name or not label:
+            name, *texts = (row[place].strip() if len(row) == width else "" for place in places)
+            if not name or not (empty or all(texts)):
                 raise UserError(
-                    f"line {reader.line_num} of {path} is not a file and its {column}; give lines of file,{column}, or "
-                    "a header that names these columns"
+                    f"line {reader.line_num} of {path} is not a file and its {columns[0]}; give lines of "
+                    f"file,{columns[0]}, or a header that names these columns"
                 )
-            yield reader.line_num, name, label
+            yield reader.line_num, name, tuple(texts)
 
 
 def _delimiter(file: Any) -> str:
@@ -228,15 +272,21 @@ def _heads(row: list[str]) -> list[str]:
     return [field.strip().lower().replace(" ", "_") for field in row]
 
 
-def _places(heads: list[str], column: str) -> tuple[int, int] | None:
-    """The places of the file and of another column in a header; None if it is not a header with these."""
-    column = _heads([column])[0]
+def _places(heads: list[str], columns: Sequence[str]) -> list[int] | None:
+    """The places of the file and of other columns in a header; None if it is not a header with these."""
     file = next((heads.index(name) for name in _FILE if name in heads), None)
+    found = [_place(heads, column) for column in columns]
+    places = [place for place in found if place is not None]
+    return [file, *places] if file is not None and len(places) == len(found) else None
+
+
+def _place(heads: list[str], column: str) -> int | None:
+    """The place of a column in a header; None if there is none, or several."""
     named = [place for place, head in enumerate(heads) if head == column]
     if column == _LABEL and not named:
         named = [place for place, head in enumerate(heads) if head == "class"]
         named = named or [place for place, head in enumerate(heads) if head.startswith(_LABEL)]
-    return (file, named[0]) if file is not None and len(named) == 1 else None
+    return named[0] if len(named) == 1 else None
 
 
 def _parts(path: str) -> list[bytes]:

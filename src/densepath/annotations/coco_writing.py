@@ -49,6 +49,7 @@ def write_coco(
     dest: str | Path,
     splits: Mapping[str, Iterable[Outlined | tuple[str, npt.NDArray[Any] | Path, Objects]]],
     category: str | Sequence[str] = "gland",
+    mpp: float | None = None,
 ) -> dict[str, tuple[int, int]]:
     """Write images with their objects as a data set for detectors.
 
@@ -60,6 +61,7 @@ def write_coco(
         dest: a new folder; it is created only when it is complete.
         splits: the images of each split, in order. An array is written as PNG (16-bit color as TIFF), a file is copied.
         category: name of the objects of label maps; or the names of all categories.
+        mpp: µm per pixel of all images, if known.
 
     Returns:
         Numbers of images and instances of each split.
@@ -84,7 +86,8 @@ def write_coco(
             for image_id, sample in enumerate((Outlined(*sample) for sample in samples), 1):
                 file, (height, width) = _place_image(folder / split, sample)
                 entry: dict[str, Any] = {"id": image_id, "file_name": file, "width": width, "height": height}
-                truth["images"].append(entry | ({"patient": sample.patient} if sample.patient is not None else {}))
+                known = {"patient": sample.patient, "mpp": mpp}
+                truth["images"].append(entry | {key: value for key, value in known.items() if value is not None})
                 objects = sample.objects
                 for instance in instances_of(objects, names[0]) if isinstance(objects, np.ndarray) else objects:
                     number = ids[instance["category"]]

@@ -17,7 +17,7 @@ def count_draws(patches: int) -> int:
     return patches + 4 * ATTEMPTS
 
 
-def block_masks(draws: Tensor, grid: int, count: int, smallest: int = 16) -> Tensor:
+def block_masks(draws: Tensor, grid: int, count: int | Tensor, smallest: int = 16) -> Tensor:
     """Masks of rectangles, each with exactly ``count`` patches.
 
     Rectangles are added one after another. The area of each is drawn between ``smallest`` and the number of missing
@@ -30,7 +30,7 @@ def block_masks(draws: Tensor, grid: int, count: int, smallest: int = 16) -> Ten
         draws: (B, count_draws(grid * grid)) numbers in [0, 1), on the CPU: ``Batch.uniform`` for masks that depend only
             on image and epoch.
         grid: patches along a side.
-        count: number of patches to mask.
+        count: number of patches to mask, or (B,) int64 those of each image.
         smallest: minimum area of a rectangle, limited by ``count``.
 
     Returns:
@@ -40,15 +40,15 @@ def block_masks(draws: Tensor, grid: int, count: int, smallest: int = 16) -> Ten
     """
     patches, b = grid * grid, len(draws)
     order, blocks = draws[:, :patches], draws[:, patches:].view(b, ATTEMPTS, 4).double()
-    smallest = min(smallest, count)
     mask = torch.zeros(b, grid, grid, dtype=torch.bool)
-    missing = torch.full((b,), count)
+    missing = torch.as_tensor(count).expand(b).clone()
+    least = missing.clamp(max=smallest)
     failures = torch.zeros(b, dtype=torch.int64)
     for attempt in blocks.unbind(1):
         rows = ((missing > 0) & (failures < _TRIES)).nonzero().flatten()
         if not len(rows):
             break
-        block = _draw_blocks(attempt[rows], grid, smallest, missing[rows])
+        block = _draw_blocks(attempt[rows], grid, least[rows], missing[rows])
         old = mask[rows]
         new = (block & ~old).sum((1, 2))
         fits = (new > 0) & (new <= missing[rows])
@@ -60,7 +60,7 @@ def block_masks(draws: Tensor, grid: int, count: int, smallest: int = 16) -> Ten
     return mask | (ranks < missing.unsqueeze(1))
 
 
-def _draw_blocks(draws: Tensor, grid: int, smallest: int, missing: Tensor) -> Tensor:
+def _draw_blocks(draws: Tensor, grid: int, smallest: Tensor, missing: Tensor) -> Tensor:
     """Rectangles (B, grid, grid) bool from draws (B, 4); empty if a side would be as long as the grid."""
     area, aspect, down, right = draws.unbind(1)
     area = smallest + area * (missing - smallest)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densepath.core.distributed import gather_with_gradient, mean, rank, total
+from densepath.core.distributed import gather, gather_with_gradient, mean, rank, total
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -46,16 +46,18 @@ def _logsumexp(x: Tensor) -> Tensor:
     return x[:, 0] - x.log_softmax(1)[:, 0]
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """NT-Xent: contrasts each view with the other view of its image, among all views of all processes.
 
     Args:
         first, second: (B, D) unit vectors, the two views of this process's images; B is equal on all processes.
         temperature: temperature of the softmax.
+        mask: (B,) bool: the images to use; all by default. The views of the others are no negatives either.
 
     Returns:
-        A scalar, the mean over this process's 2B views. Its gradient reaches the views of the other processes: the
-        average of all processes' gradients is that of the mean over the global batch.
+        A scalar, the mean over this process's 2B views, or those in use (see :func:`masked_mean`). Its gradient reaches
+        the views of the other processes: the average of all processes' gradients is that of the mean over the global
+        batch.
 
     Source: SimCLR (ICML 2020), Equation 1.
     """
@@ -63,7 +65,13 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         views = torch.stack((full_precision(first), full_precision(second)), dim=1).flatten(0, 1)  # pairs are adjacent
         own = rank() * len(views) + torch.arange(len(views), device=views.device)
         logits = views @ gather_with_gradient(views).T / temperature
-        return F.cross_entropy(logits.scatter(1, own.unsqueeze(1), -torch.inf), own ^ 1)
+        logits = logits.scatter(1, own.unsqueeze(1), -torch.inf)
+        if mask is None:
+            return F.cross_entropy(logits, own ^ 1)
+        used = mask.repeat_interleave(2)
+        other = torch.arange(logits.shape[1], device=views.device) == (own ^ 1).unsqueeze(1)
+        logits = logits.masked_fill(~gather(used) & ~other, -torch.inf)  # with the other view no row is empty
+        return masked_mean(F.cross_entropy(logits, own ^ 1, reduction="none"), used)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def output_names(images: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-def names_below(names: Iterable[str], data: str | Path) -> list[str]:
+def names_below(names: Iterable[str], data: str | Path = "") -> list[str]:
     """The paths of images relative to the folder that contains all.
 
     Args:
@@ -40,6 +40,8 @@ def names_below(names: Iterable[str], data: str | Path) -> list[str]:
         data: where they were found: if it is a folder, paths are relative to it.
     """
     paths = [os.path.abspath(name) for name in names]
+    if not paths:
+        return []
     if os.path.isdir(data):
         root = os.path.abspath(data)
     else:

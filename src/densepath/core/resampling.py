@@ -155,6 +155,8 @@ def _sums_in_parts(table: Tensor, taps: Taps, rows: Tensor | None, count: int) -
     for start in range(0, len(table), count):
         inputs = slice(start, start + count)
         chosen: Any = inputs if rows is None else ((rows >= start) & (rows < start + count)).nonzero().squeeze(-1)
+        if rows is not None and not len(chosen):
+            continue  # a group of maps need not have one of each input
         own = [(places[chosen], weights[chosen]) for places, weights in taps]
         parts.append((chosen, _sums(_floats(table[inputs]), own, None if rows is None else rows[chosen] - start)))
     if rows is None:

@@ -22,7 +22,9 @@ from densepath.datasets.contact_sheet import draw_sheet
 from densepath.datasets.object_sizes import describe_sizes
 from densepath.datasets.samples import SPLITS
 from densepath.datasets.similar_images import ALIKE, similar, thumbnails
+from densepath.datasets.volumes.check import check_volumes
 from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.volumes.store import is_volume_store
 
 _BEYOND = 2.0  # pixels by which boxes may exceed their images: conventions differ
 
@@ -32,7 +34,7 @@ Splits = Mapping[str, CocoImages]
 def check_data(
     data: str | Path,
     out: str | Path = "contact_sheet.png",
-    count: int = 8,
+    count: int | None = None,
     patient_regex: str | None = None,
     orientation: Orientation | None = None,
 ) -> Path:
@@ -44,9 +46,10 @@ def check_data(
     one is turned by quarters or mirrored.
 
     Args:
-        data: a folder as ``densepath data`` writes it: train/, annotations/train.json and so on.
+        data: a folder as ``densepath data`` writes it: train/, annotations/train.json and so on; or a store of volumes,
+            whose checksums are checked, and of which labels are counted in mm^3 and three slices of volumes are drawn.
         out: a PNG file: images of each split with the outlines of their objects.
-        count: number of images of each split to draw; 0 for no picture.
+        count: number of images of each split to draw; 0 for no picture. Default: 8; 100 for volumes.
         patient_regex: a regular expression that finds the patient in an image's name; by default patients are those of
             the JSON or of manifest.csv.
         orientation: as for ``detect``: for images with an orientation tag, whether the annotations describe the pixels
@@ -59,10 +62,14 @@ def check_data(
         UserError: the data set does not exist, or its images and annotations do not match.
     """
     data, out = Path(data), Path(out)
+    volumes = is_volume_store(data)
+    count = (100 if volumes else 8) if count is None else count
     if count < 0:
         raise UserError(f"count is {count}; give the number of images to draw, or 0")
     if count and out.suffix.lower() != ".png":
         raise UserError(f"a picture cannot be written to {out}; use a file name that ends in .png")
+    if volumes:
+        return check_volumes(data, out, count, patient_regex)
     names = [split for split in SPLITS if (data / "annotations" / f"{split}.json").is_file()]
     if not names:
         raise UserError(f"{data} has no annotations/train.json; give a folder as `densepath data` writes it")

@@ -19,7 +19,7 @@ from densepath.core.json_files import load_json
 from densepath.core.streams import say
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named
-from densepath.datasets.samples import SPLITS, Sample, names_below, with_patients
+from densepath.datasets.samples import SPLITS, Sample, stems_below, with_patients
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.listing import SUFFIXES, matches_any, walk
@@ -200,7 +200,7 @@ def _named(samples: Sequence[Sample]) -> list[Sample]:
     named: list[Sample] = []
     for split in dict.fromkeys(sample.split for sample in samples):
         part = [sample for sample in samples if sample.split == split]
-        named += [replace(s, name=name) for s, name in zip(part, names_below([s.image for s in part]), strict=True)]
+        named += [replace(s, name=name) for s, name in zip(part, stems_below([s.image for s in part]), strict=True)]
     return named
 
 

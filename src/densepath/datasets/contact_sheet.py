@@ -36,7 +36,7 @@ def draw_sheet(splits: Mapping[str, CocoImages], path: Path, count: int) -> Path
         starts = range(0, len(panels), _COLUMNS)
         rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]
     with atomic_write(path) as part:
-        _compose(rows).save(part, format="PNG")
+        compose_sheet(rows).save(part, format="PNG")
     return path
 
 
@@ -53,14 +53,24 @@ def _panel(images: CocoImages, place: int) -> tuple[Image.Image, str]:
     boxes = [(label, box) for label, box in enumerate(ndimage.find_objects(shown), 1) if box]
     shapes = [(box[0].start, box[1].start, shown[box] == label) for label, box in boxes]
     picture = outlined(small, shapes, [color_of(numbers[label]) for label, _ in boxes])
-    name = sample["name"] if len(sample["name"]) <= _LONGEST else f"...{sample['name'][3 - _LONGEST :]}"
-    return picture, f"{name}: {len(sample['boxes'])}"
+    return picture, f"{short_name(sample['name'])}: {len(sample['boxes'])}"
 
 
-def _compose(rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]]) -> Image.Image:
+def short_name(name: str) -> str:
+    """The end of a long name."""
+    return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
+
+
+def compose_sheet(rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]], side: int = _SIDE) -> Image.Image:
+    """Rows of panels with a line above each, under headings.
+
+    Args:
+        rows: heading ("" for none), and the panels of the row with their lines.
+        side: the largest width of a panel in pixels.
+    """
     heights = [_LINE * (2 if heading else 1) + max(p.height for p, _ in panels) + _GAP for heading, panels in rows]
     across = max(len(panels) for _, panels in rows)
-    sheet = Image.new("RGB", (across * (_SIDE + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    sheet = Image.new("RGB", (across * (side + _GAP) + _GAP, sum(heights) + _GAP), "white")
     draw, top = ImageDraw.Draw(sheet), _GAP
     font, bold = ImageFont.load_default(_FONT), ImageFont.load_default(_FONT + 3)
     for (heading, panels), height in zip(rows, heights, strict=True):
@@ -68,7 +78,7 @@ def _compose(rows: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]]) -> I
             draw.text((_GAP, top + _LINE / 2), heading, "black", bold, anchor="lm")
         line = top + (_LINE if heading else 0)
         for column, (picture, label) in enumerate(panels):
-            left = _GAP + column * (_SIDE + _GAP)
+            left = _GAP + column * (side + _GAP)
             draw.text((left, line + _LINE / 2), label, "black", font, anchor="lm")
             sheet.paste(picture, (left, line + _LINE))
         top += height

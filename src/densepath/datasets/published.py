@@ -17,12 +17,14 @@ class Published:
         place: where it is published.
         terms: licence, or conditions of its use.
         images: number of images by split or class.
+        mpp: µm per pixel, where the data set says it and its files do not.
     """
 
     name: str
     place: str
     terms: str
     images: Mapping[str, int]
+    mpp: float | None = None
 
     def report(self, found: Mapping[str, int]) -> None:
         """Print the facts, and where the numbers of images that were found differ.
@@ -42,19 +44,21 @@ class Published:
             say(f"densepath: this copy differs from the published one: it has {'; '.join(unlike)}")
 
 
-# Numbers and terms: the challenge's page, and Sirinukunwattana et al. 2017.
+# Numbers and terms: the challenge's page, and Sirinukunwattana et al. 2017, also for the size of a pixel.
 GLAS = Published(
     "GlaS",
     "https://glas.grand-challenge.org/Dataset",
     "for research only, no commercial use, cite the challenge's papers",
     {"train": 85, "test": 80},
+    mpp=0.62005,
 )
-# Numbers and terms: the data set's README (version 2), which names no licence.
+# Numbers and terms: the data set's README (version 2), which names no licence. Size of a pixel: Graham et al. 2019.
 CRAG = Published(
     "CRAG",
     "https://warwick.ac.uk/fac/cross_fac/tia/data/mildnet/",
     "publications must cite the MILD-Net paper",
     {"train": 173, "test": 40},
+    mpp=0.55,
 )
 NCT_CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 NCT = Published(
@@ -62,4 +66,22 @@ NCT = Published(
     "https://doi.org/10.5281/zenodo.1214456",
     "CC BY 4.0, nine classes, 224 px at 0.5 µm/px",
     {"tissue": 100_000},
+)
+MHIST = Published(
+    "MHIST",
+    "https://bmirds.github.io/MHIST",
+    "on request, for research, cite Wei et al. 2021",
+    {"train": 2175, "test": 977},
+)
+CHAOYANG = Published(
+    "Chaoyang",
+    "https://bupt-ai-cz.github.io/HSA-NRL",
+    "on request, not for commercial use, cite Zhu et al. 2021",
+    {"train": 4021, "test": 2139},
+)
+PCAM = Published(
+    "PatchCamelyon",
+    "https://doi.org/10.5281/zenodo.2546921",
+    "CC0, 96 px at 10x",
+    {"train": 262_144, "valid": 32_768, "test": 32_768},
 )

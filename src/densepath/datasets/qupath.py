@@ -18,7 +18,7 @@ from densepath.core.system import with_progress
 from densepath.datasets.categories import Renaming
 from densepath.datasets.find_files import FileIndex, image_folder, split_named
 from densepath.datasets.geojson import annotation_of_geometry
-from densepath.datasets.samples import Sample, names_below, with_patients, without_excluded
+from densepath.datasets.samples import Sample, stems_below, with_patients, without_excluded
 from densepath.datasets.splitting import Splitting, split_samples
 from densepath.datasets.writing import write_samples
 from densepath.sources.corrupt import CorruptImage
@@ -96,7 +96,7 @@ def convert_qupath(
         raise UserError(f"{source} has no object; check --objects and --categories")
     sizes = _sizes(list(image_of.values()), orientation)
     drawn = _draw(kept, {path: sizes[image] for path, image in image_of.items()}, outline, source)
-    places = names_below(list(image_of.values()))
+    places = stems_below(list(image_of.values()))
     samples = [
         Sample(name, image, partial(list, drawn[path]), split=split_named(path.parent.name))
         for name, (path, image) in zip(places, image_of.items(), strict=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from densepath.annotations.coco_writing import Objects
 from densepath.annotations.patients import MANIFEST, patients_of
 from densepath.core.errors import UserError
+from densepath.core.output_names import names_below
 from densepath.core.streams import say
 from densepath.sources.listing import matches_any
 
@@ -58,9 +59,6 @@ def without_excluded(files: Iterable[Path], root: Path, exclude: Sequence[str]) 
     return kept
 
 
-def names_below(images: Sequence[Path]) -> list[str]:
+def stems_below(images: Sequence[Path]) -> list[str]:
     """The paths of images below the folder that all of them share, without suffix."""
-    if not images:
-        return []
-    root = os.path.commonpath([os.path.abspath(path.parent) for path in images])
-    return [str(Path(os.path.relpath(os.path.abspath(path), root)).with_suffix("")) for path in images]
+    return [str(Path(name).with_suffix("")) for name in names_below(map(str, images))]

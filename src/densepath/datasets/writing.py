@@ -29,6 +29,7 @@ def write_samples(
     plural: str,
     orientation: Orientation | None = None,
     patients: Mapping[str, int] | None = None,
+    mpp: float | None = None,
 ) -> dict[str, int]:
     """Write samples by :func:`~densepath.annotations.coco_writing.write_coco`, and print their numbers.
 
@@ -41,6 +42,7 @@ def write_samples(
         plural: name of several objects in the printed lines.
         orientation: with "viewed", images are turned by their tags.
         patients: number of patients of each split, to print.
+        mpp: µm per pixel of all images, if known.
 
     Returns:
         The number of images of each split.
@@ -50,7 +52,7 @@ def write_samples(
     """
     tallies: dict[str, Counter[str]] = {split: Counter() for split in splits}
     done = {split: _outlined(samples, orientation, tallies[split]) for split, samples in splits.items()}
-    counts = write_coco(dest, done, categories)
+    counts = write_coco(dest, done, categories, mpp)
     for split, (images, instances) in counts.items():
         of = f" of {patients[split]} patients" if patients else ""
         crowds, kinds = tallies[split].pop("", 0), tallies[split]

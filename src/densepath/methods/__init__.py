@@ -12,21 +12,33 @@ if TYPE_CHECKING:
     from densepath.methods.base import Reconstruction as Reconstruction
     from densepath.methods.beit_v2 import BEiTv2 as BEiTv2
     from densepath.methods.byol import BYOL as BYOL
+    from densepath.methods.c2l import C2L as C2L
     from densepath.methods.cellback import Cellback as Cellback
     from densepath.methods.concl import ConCL as ConCL
     from densepath.methods.conv_mim import ConvMIM as ConvMIM
     from densepath.methods.densecl import DenseCL as DenseCL
     from densepath.methods.dino import DINO as DINO
     from densepath.methods.dino_imix import DINOIMix as DINOIMix
+    from densepath.methods.dino_sup import DINOSup as DINOSup
     from densepath.methods.dirl import DiRL as DiRL
+    from densepath.methods.dirl_byol import DiRLBYOL as DiRLBYOL
+    from densepath.methods.dirl_simclr import DiRLSimCLR as DiRLSimCLR
+    from densepath.methods.esvit import EsViT as EsViT
     from densepath.methods.eva import EVA as EVA
+    from densepath.methods.hipt_region import HIPTRegion as HIPTRegion
+    from densepath.methods.ibot import IBOT as IBOT
     from densepath.methods.mae import MAE as MAE
     from densepath.methods.moco_v1 import MoCoV1 as MoCoV1
     from densepath.methods.moco_v2 import MoCoV2 as MoCoV2
+    from densepath.methods.model_genesis import ModelGenesis as ModelGenesis
     from densepath.methods.pcl_v2 import PCLV2 as PCLV2
+    from densepath.methods.pcrl import PCRL as PCRL
+    from densepath.methods.pcrl_released import PCRLReleased as PCRLReleased
+    from densepath.methods.selfpatch import SelfPatch as SelfPatch
     from densepath.methods.simclr import SimCLR as SimCLR
     from densepath.methods.spark import SparK as SparK
     from densepath.methods.supervised import Supervised as Supervised
+    from densepath.methods.swav import SwAV as SwAV
     from densepath.methods.vq_kd import VQKD as VQKD
 
 _CLASSES = {
@@ -48,6 +60,18 @@ _CLASSES = {
     "dino_imix": "DINOIMix",
     "cellback": "Cellback",
     "dirl": "DiRL",
+    "esvit": "EsViT",
+    "selfpatch": "SelfPatch",
+    "ibot": "IBOT",
+    "hipt_region": "HIPTRegion",
+    "dino_sup": "DINOSup",
+    "dirl_simclr": "DiRLSimCLR",
+    "dirl_byol": "DiRLBYOL",
+    "pcrl": "PCRL",
+    "pcrl_released": "PCRLReleased",
+    "c2l": "C2L",
+    "model_genesis": "ModelGenesis",
+    "swav": "SwAV",
 }
 _HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,12 @@ from densepath.core.affine import identity, warp_points
 from densepath.core.errors import UserError
 from densepath.core.labels import main_labels
 from densepath.core.regions import Regions
+from densepath.methods.base import Method
 from densepath.methods.needs import Need
+from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch, View
+
+_SELDOM = 0.05  # with fewer pairs of views that both have a region, it teaches little
 
 
 class CellPrior:
@@ -78,12 +83,40 @@ class CellPrior:
     def __call__(self, batch: Batch, view: View, grid: tuple[int, ...]) -> Tensor:
         """The region of each position of a view: (K * B, *grid) int64; -1 for none."""
         crops, last = len(view.map) // len(batch), self.num_regions - 1
-        whole = identity(len(view.map), view.map.shape[1])
         if self.source == "files":
+            whole = identity(len(view.map), view.map.shape[1])
             labels = main_labels(batch.extras["regions"].repeat(crops, 1, 1), whole, view.map, grid)
             region = torch.where(labels > 0, 0 if last == 1 else labels - 1, labels)
             return torch.where(labels == 0, last, torch.where(region < last, region, -1))
-        cells = batch.extras["cells"].repeat(crops, 1, 1)
-        points, _ = warp_points(cells[..., :-1], whole, view.map)
-        regions = Regions.of_points(points, grid, cells[..., -1] if last > 1 else None, last)
+        points, classes = cells_in(batch, view)
+        regions = Regions.of_points(points, grid, classes if last > 1 else None, last)
         return regions.masks.to(torch.uint8).argmax(dim=1).unflatten(1, grid)
+
+
+def cells_in(batch: Batch, view: View) -> tuple[Tensor, Tensor]:
+    """The cells of each crop of a view: points (K * B, N, 2) in its coordinates, NaN for padding, and classes."""
+    cells = batch.extras["cells"].repeat(len(view.map) // len(batch), 1, 1)
+    points, _ = warp_points(cells[..., :-1], identity(len(view.map), view.map.shape[1]), view.map)
+    return points, cells[..., -1]
+
+
+class GuidedByCells(Method):
+    """What the methods with a prior have in common: its input, and a warning if a region is rare."""
+
+    prior: CellPrior
+
+    def needs(self) -> Mapping[str, Need]:
+        return self.prior.needs()
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+        self.extras = {name: given[name] for name in self.needs()}
+        return self.prior.check(given)
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        seldom = [name for name in self.prior.names() if row.get(f"{name}_views", 1.0) < _SELDOM]
+        lines = [
+            f"fewer than {_SELDOM:.0%} of the global crops have a position of the region {name!r}: it teaches little; "
+            "check the cells, or choose another --method.num_regions"
+            for name in seldom
+        ]
+        return [*super().warnings(row, last), *lines]

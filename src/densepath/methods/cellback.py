@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 from torch import Tensor
 
-from densepath.core.regions import Regions
-from densepath.methods.cell_prior import CellPrior
-from densepath.methods.dino import DINO, DINOOptions, Vectors
-from densepath.methods.needs import Need
+from densepath.methods.cell_prior import CellPrior, GuidedByCells
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
+from densepath.methods.region_vectors import Vectors, region_vectors, region_weights
 from densepath.nets.backbones import Backbone
-from densepath.sources.pixel_source import PixelSource
 from densepath.views.view import Batch, View
 
-_SELDOM = 0.05  # with fewer pairs of views that both have a region, it teaches little
 
-
-class Cellback(DINO):
+class Cellback(GuidedByCells, DINO):
     """Distillation of two region vectors.
 
     With the positions that hold cells, P, and the last features T of a view,
@@ -55,19 +50,11 @@ class Cellback(DINO):
         super().__init__(backbone, **dino)
         self.prior = CellPrior(prior, num_regions)
         self.add_heads(dict.fromkeys(self.prior.names(), dino.get("prototypes", 65536)))
-        self.weights = dict.fromkeys(self.prior.names(), region_weight)
-
-    def needs(self) -> Mapping[str, Need]:
-        return self.prior.needs()
-
-    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
-        self.extras = {name: given[name] for name in self.needs()}
-        return self.prior.check(given)
+        self.weights = region_weights(self.prior, region_weight, None)
 
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         backbone: Backbone = self.teacher.network if teacher else self.backbone
-        features = backbone(crops.pixels)[backbone.deepest]
-        return pooled(self.prior(batch, crops, tuple(features.shape[2:])), features, self.prior.names())
+        return region_vectors(self.prior, batch, crops, backbone)
 
     def distill(
         self, batch: Batch, name: str, taught: tuple[Tensor, Tensor | None], learned: list[tuple[Tensor, Tensor | None]]
@@ -76,19 +63,3 @@ class Cellback(DINO):
         if name in self.prior.names() and taught[1] is not None:
             statistics["views"] = taught[1].float().mean()
         return loss, statistics
-
-    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
-        seldom = [name for name in self.prior.names() if row.get(f"{name}_views", 1.0) < _SELDOM]
-        lines = [
-            f"fewer than {_SELDOM:.0%} of the global crops have a position of the region {name!r}: it teaches little; "
-            "check the cells, or choose another --method.num_regions"
-            for name in seldom
-        ]
-        return [*super().warnings(row, last), *lines]
-
-
-def pooled(labels: Tensor, features: Tensor, names: tuple[str, ...]) -> Vectors:
-    """The mean of the features (N, C, *grid) over each region of a label map (N, *grid), by the name of the region."""
-    regions = Regions.of_labels(labels, len(names))
-    vectors, present = regions.pool(features), regions.present()
-    return {name: (vectors[:, number], present[:, number]) for number, name in enumerate(names)}

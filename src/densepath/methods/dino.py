@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from densepath.core.momentum import Momentum
 from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
+from densepath.methods.multi_crop import LOCAL, multi_crop
+from densepath.methods.region_vectors import Vectors, flat
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.transformer_parts import (
     add_positions,
@@ -32,31 +33,8 @@ from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
 from densepath.views.view import Batch, View
 
-Vectors = dict[str, tuple[Tensor, Tensor | None]]  # name -> (N, C), and (N,) bool: the rows that exist; None for all
-
 _DROPPED = 2**21  # stream of random numbers of stochastic depth
-_LOCAL = 96 / 224
 _TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
-_SMALLEST = 0.05  # share of an image's area of the smallest local crops
-
-
-class DINOOptions(TypedDict, total=False):
-    """All parameters of :class:`DINO` after the backbone, for the methods that extend it."""
-
-    prototypes: int
-    hidden_dim: int
-    dim: int
-    fixed_lengths: bool
-    student_temperature: float
-    teacher_temperature: float
-    teacher_temperature_start: float
-    teacher_temperature_epochs: int
-    centering: Centering
-    center_momentum: float
-    momentum: float
-    local_crops: int
-    local_size: float
-    drop_path: float
 
 
 class DINO(Method):
@@ -69,8 +47,7 @@ class DINO(Method):
 
     A crop's vector is the mean of its patch tokens, as in DiRL. All crops of one size pass through the network
     together, and all vectors through the head. The momentum of the teacher rises to 1 along half a cosine wave. The
-    released code updates the teacher after each step; this does so before the next step, with the momentum of that
-    step. Stochastic depth is a function of image and epoch, so a run is the same on any number of processes.
+    teacher is updated before a step, in the released code after it. Stochastic depth is a function of image and epoch.
 
     Collapse shows in the statistics: ``entropy`` and ``kl_uniform`` of the teacher's distributions, as shares of ln K,
     and ``feature_std``, the deviation of the teacher's vectors over the batch: 1 if they have all directions, 0 if one.
@@ -85,6 +62,8 @@ class DINO(Method):
         hidden_dim: width of the hidden layers of the head.
         dim: width of the vectors that are compared with the prototypes.
         fixed_lengths: whether prototypes stay unit vectors (``norm_last_layer`` in the released code).
+        head_batch_norm: whether the hidden layers of the heads have batch norms (``use_bn_in_head``): over the vectors
+            that exist of all crops, in the teacher those of the global ones.
         student_temperature: temperature of the student.
         teacher_temperature: temperature of the teacher, after its warm-up.
         teacher_temperature_start: temperature of the teacher in the first epoch.
@@ -92,9 +71,8 @@ class DINO(Method):
         centering: how the teacher's prototypes are kept equally frequent: by a running "mean" of its scores, as in the
             paper, or by the Sinkhorn-Knopp algorithm on each batch ("sinkhorn"), as in DINOv2.
         center_momentum: momentum of that mean.
-        momentum: momentum of the teacher at the start of the run; the released code advises 0.9995 for batches of 256.
-        local_crops: number of local crops.
-        local_size: their size relative to that of the views.
+        momentum: of the teacher at the start of the run; the released code advises 0.9995 for batches of 256.
+        local_crops, local_size: number of local crops, and their size relative to that of the views.
         drop_path: probability of dropping a residual branch of the last block of a student that is a transformer.
         pool: a crop's vector: the "mean" of its positions, or the class token ("cls"), as in the paper.
         early_head: whether the vector before the last block of a transformer has a second head, and L is the mean of
@@ -114,6 +92,7 @@ class DINO(Method):
         hidden_dim: int = 2048,
         dim: int = 256,
         fixed_lengths: bool = True,
+        head_batch_norm: bool = False,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
         teacher_temperature_start: float = 0.04,
@@ -122,7 +101,7 @@ class DINO(Method):
         center_momentum: float = 0.9,
         momentum: float = 0.996,
         local_crops: int = 8,
-        local_size: float = _LOCAL,
+        local_size: float = LOCAL,
         drop_path: float = 0.1,
         pool: Literal["mean", "cls"] = "mean",
         early_head: bool = False,
@@ -144,7 +123,7 @@ class DINO(Method):
         self.depth = StochasticDepth(model, drop_path) if hasattr(model, "blocks") else None
         self.backbone = backbone
         self.teacher = Momentum(self.backbone)
-        self.head_widths, self.fixed_lengths = (hidden_dim, dim), fixed_lengths
+        self.head_widths, self.head_options = (hidden_dim, dim), (fixed_lengths, head_batch_norm)
         self.loss_options = (student_temperature, center_momentum, centering)
         self.heads, self.losses = nn.ModuleDict(), nn.ModuleDict()
         self.teacher_heads = Momentum(self.heads)
@@ -161,21 +140,13 @@ class DINO(Method):
         """Add a head and a loss for each vector, by its name and its number of prototypes."""
         width = self.backbone.channels[self.backbone.deepest]
         for name, count in prototypes.items():
-            self.heads[name] = PrototypeHead(width, *self.head_widths, count, self.fixed_lengths)
+            self.heads[name] = PrototypeHead(width, *self.head_widths, count, *self.head_options)
             self.teacher_heads.network[name] = copy.deepcopy(self.heads[name]).requires_grad_(False)
             self.losses[name] = Distillation(count, *self.loss_options)
 
     @staticmethod
-    def views(augment: Augment | None = None, crops: int = 8, size: float = _LOCAL) -> dict[str, Declaration]:
-        """Two global crops and the local ones, whose scale ends where that of the global ones begins.
-
-        The first global crop is always blurred, the second sometimes solarized; ``augment`` applies to all crops.
-        """
-        own = augment or Augment(scale=(0.4, 1.0), saturation=0.2, interpolation="bicubic")
-        first, second = (own, own) if augment else (replace(own, blur=1.0), replace(own, blur=0.1, solarize=0.2))
-        local = replace(own, scale=(min(_SMALLEST, own.scale[0]), own.scale[0]))
-        views = {"first": first.random_view(), "second": second.random_view()}
-        return {**views, "local": local.random_view(size, max(crops, 1))}
+    def views(augment: Augment | None = None, crops: int = 8, size: float = LOCAL) -> dict[str, Declaration]:
+        return multi_crop(augment, crops, size, scale=(0.4, 1.0))
 
     def before_step(self, batch: Batch) -> None:
         self.teacher.update(self.backbone, self.teacher_momentum(batch))
@@ -188,12 +159,16 @@ class DINO(Method):
     def forward(self, batch: Batch) -> Losses:
         sizes = self.crops(batch)
         with torch.no_grad():
-            taught = self.represent(batch, sizes[0], teacher=True)
+            taught = self.teach(batch, sizes)
         if self.depth is not None:
             choose_attention(self.backbone.net.model.blocks, sizes[0].pixels.device)
         learned = [self.represent(batch, crops) for crops in self.dropping(batch, self.seen(batch, sizes))]
+        return self.compare(batch, sizes, taught, learned)
+
+    def compare(self, batch: Batch, sizes: list[View], taught: Vectors, learned: list[Vectors]) -> Losses:
+        """The losses of the student's vectors of the crops of each size, given the teacher's of the global crops."""
         terms = {}
-        statistics = {"feature_std": torch.stack([deviation(*taught[name]) for name in self.weights]).amin()}
+        statistics = {"feature_std": torch.stack([deviation(*flat(taught[name])) for name in self.weights]).amin()}
         total = torch.zeros((), device=sizes[0].pixels.device)
         for name, weight in self.weights.items():
             loss, found = self.distill(batch, name, taught[name], [vectors[name] for vectors in learned])
@@ -222,6 +197,10 @@ class DINO(Method):
             yield view
         self.depth.draw(None)
 
+    def teach(self, batch: Batch, sizes: list[View]) -> Vectors:
+        """The teacher's vectors, of the global crops."""
+        return self.represent(batch, sizes[0], teacher=True)
+
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         """The vectors of crops of one size by the student or the teacher."""
         backbone: Backbone = self.teacher.network if teacher else self.backbone
@@ -247,17 +226,33 @@ class DINO(Method):
             taught: the teacher's vectors (2 B, C), and which of them exist.
             learned: the same of the student for the crops of each size.
         """
-        head, loss, teacher = self.heads[name], self.losses[name], self.teacher_heads.network[name]
-        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
         vectors, valid = taught
-        with torch.no_grad():
-            targets, statistics = loss.targets(teacher(vectors), self.temperature(batch.epoch), valid)
         students = torch.cat([x for x, _ in learned])
         exists = None if valid is None else torch.cat([present for _, present in learned if present is not None])
         count = len(batch)
         rows, weights = view_pairs(count, len(vectors) // count, len(students) // count, vectors.device, valid, exists)
-        rows, weights = self.pairs(batch, rows, weights)
-        return loss(head.embed(students), head.prototypes(), targets, rows, weights), statistics
+        return self.compare_rows(batch, name, taught, (students, exists), *self.pairs(batch, rows, weights))
+
+    def compare_rows(
+        self,
+        batch: Batch,
+        name: str,
+        taught: tuple[Tensor, Tensor | None],
+        learned: tuple[Tensor, Tensor | None],
+        rows: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of pairs of vectors (N, C) and the targets' statistics; see :class:`Distillation`.
+
+        Vectors without a head of their own share that of the image.
+        """
+        own = name if name in self.heads else "image"
+        head, loss, teacher = self.heads[own], self.losses[name], self.teacher_heads.network[own]
+        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
+        vectors, valid = taught
+        with torch.no_grad():
+            targets, statistics = loss.targets(teacher(vectors, valid), self.temperature(batch.epoch), valid)
+        return loss(head.embed(*learned), head.prototypes(), targets, rows, weights), statistics
 
     def seen(self, batch: Batch, sizes: list[View]) -> list[View]:
         """The crops of each size as the student sees them."""
@@ -297,7 +292,7 @@ class DINO(Method):
             return
         if any(side % patch for side in local):
             largest = max(sizes["first"])
-            fitting = max(patch, round(largest * _LOCAL / patch) * patch)
+            fitting = max(patch, round(largest * LOCAL / patch) * patch)
             raise UserError(
                 f"local crops of {local[0]} px are not a multiple of the patches of {patch} px of "
                 f"{self.backbone.name}; set --method.local_size, e.g. {fitting / largest:.4g} for {fitting} px"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.methods.dino import DINO, DINOOptions
+from densepath.methods.dino import DINO
+from densepath.methods.dino_options import DINOOptions
 from densepath.nets.backbones import Backbone
 from densepath.views.view import Batch, View
 

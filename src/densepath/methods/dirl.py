@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, Unpack
 
-from torch import Tensor
-
 from densepath.core.momentum import Momentum
-from densepath.methods.cellback import Cellback, pooled
-from densepath.methods.dino import DINOOptions, Vectors
+from densepath.methods.cellback import Cellback
+from densepath.methods.dino_options import DINOOptions
+from densepath.methods.region_vectors import Vectors, make_block, region_vectors, region_weights
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.transformer_parts import add_positions, embed_patches, require_transformer, run_blocks
+from densepath.nets.backbones.transformer_parts import require_transformer
 from densepath.nets.disentangle import Disentangle
 from densepath.views.view import Batch, View
 
@@ -51,18 +50,12 @@ class DiRL(Cellback):
         shared_block: bool = True,
         **dino: Unpack[DINOOptions],
     ) -> None:
-        model = require_transformer(backbone, "dirl")
+        require_transformer(backbone, "dirl")
         super().__init__(backbone, prior, num_regions, region_weight, **dino)
-        self.block = Disentangle(model.embed_dim, model.blocks[0].attn.num_heads, shared_block)
+        self.block = make_block(backbone, shared_block)
         self.teacher_block = Momentum(self.block)
-        names = self.prior.names()
-        self.interactions = [tuple(f"{name}_{how}" for name in names) for how in ("within", "between")]
-        if num_regions == 2:
-            self.interactions = [("cell_cell", "back_back"), ("cell_back", "back_cell")]
-        within, between = self.interactions
-        weights = dict.fromkeys((*within, *between), interaction_weight)
-        self.add_heads(dict.fromkeys(weights, interaction_prototypes))
-        self.weights |= weights
+        self.weights = region_weights(self.prior, region_weight, interaction_weight)
+        self.add_heads({name: interaction_prototypes for name in self.weights if name not in self.heads})
 
     def before_step(self, batch: Batch) -> None:
         super().before_step(batch)
@@ -71,19 +64,4 @@ class DiRL(Cellback):
     def represent(self, batch: Batch, crops: View, teacher: bool = False) -> Vectors:
         backbone: Backbone = self.teacher.network if teacher else self.backbone
         block: Disentangle = self.teacher_block.network if teacher else self.block
-        model = backbone.net.model
-        patches = embed_patches(model, crops.pixels)
-        grid = (patches.shape[1], patches.shape[2])
-        tokens = run_blocks(model, add_positions(model, patches))
-        labels = self.prior(batch, crops, grid)
-        features = model.norm(tokens)[:, model.num_prefix_tokens :]
-        both = block(tokens[:, model.num_prefix_tokens :], labels.flatten(1))
-        vectors = pooled(labels, _map(features, grid), self.prior.names())
-        for names, interaction in zip(self.interactions, both, strict=True):
-            vectors |= pooled(labels, _map(interaction, grid), names)
-        return vectors
-
-
-def _map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens (N, n, C) as a map (N, C, h, w), a view of them."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+        return region_vectors(self.prior, batch, crops, backbone, block)

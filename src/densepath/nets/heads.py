@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
+from densepath.nets.norms import normalize_rows
 
 
 class LinearHead(nn.Linear):
@@ -93,9 +94,13 @@ class NormedHead(nn.Module):
         self.norm2 = nn.BatchNorm1d(out_features) if last_norm else nn.Identity()
         _initialize(self.fc1, self.fc2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_features) to (B, out_features); the result is not normalized to unit length."""
-        return self.norm2(self.fc2(self.norm1(self.fc1(x)).relu()))
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Project (B, in_features) to (B, out_features); the result is not normalized to unit length.
+
+        Only the rows in ``valid`` (B,), by default all, enter batch statistics.
+        """
+        hidden = normalize_rows(self.norm1, self.fc1(x), valid).relu()
+        return normalize_rows(self.norm2, self.fc2(hidden), valid)
 
 
 class PrototypeHead(nn.Module):
@@ -106,30 +111,40 @@ class PrototypeHead(nn.Module):
         dim: channels of the unit vector.
         prototypes: their number K.
         fixed_lengths: whether the prototypes stay unit vectors.
+        batch_norm: whether the hidden layers have a batch norm before their GELU, and no bias.
 
     Source: Caron et al., DINO, ICCV 2021, appendix C.
     """
 
     def __init__(
-        self, in_features: int, hidden_features: int, dim: int, prototypes: int, fixed_lengths: bool = True
+        self,
+        in_features: int,
+        hidden_features: int,
+        dim: int,
+        prototypes: int,
+        fixed_lengths: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         _check_widths(hidden_features, dim, prototypes)
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.fc2 = nn.Linear(hidden_features, hidden_features)
+        self.fc1 = nn.Linear(in_features, hidden_features, bias=not batch_norm)
+        self.fc2 = nn.Linear(hidden_features, hidden_features, bias=not batch_norm)
         self.fc3 = nn.Linear(hidden_features, dim)
+        self.norm1, self.norm2 = (nn.BatchNorm1d(hidden_features) if batch_norm else nn.Identity() for _ in range(2))
         for layer in (self.fc1, self.fc2, self.fc3):
             nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         self.prototypes = Prototypes(dim, prototypes, fixed_lengths)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The scores (N, K) of vectors (N, in_features)."""
-        return self.embed(x) @ self.prototypes().T
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The scores (N, K) of vectors (N, in_features), of which only those in valid (N,) enter batch statistics."""
+        return self.embed(x, valid) @ self.prototypes().T
 
-    def embed(self, x: Tensor) -> Tensor:
-        """The unit vectors (N, dim) of vectors (N, in_features)."""
-        x = F.gelu(self.fc2(F.gelu(self.fc1(x))))
+    def embed(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The unit vectors (N, dim) of vectors (N, in_features), as for :meth:`forward`."""
+        for layer, norm in ((self.fc1, self.norm1), (self.fc2, self.norm2)):
+            x = F.gelu(normalize_rows(norm, layer(x), valid))
         return F.normalize(full_precision(self.fc3(x)), dim=1)
 
 

@@ -44,8 +44,7 @@ class _Ghost(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or len(x) == self.group:
             return super().forward(x)
-        if len(x) % self.group:
-            raise UserError(f"a batch of {len(x)} images cannot be divided into batch-norm groups of {self.group}")
+        self.count_groups(x)
         parts = x.split(self.group)  # views, also in channels-last format
         means, variances = torch.zeros(2, len(parts), self.num_features, dtype=self.weight.dtype, device=x.device)
         # With a momentum of 1, each row becomes the statistics of its group.
@@ -55,6 +54,12 @@ class _Ghost(_BatchNorm):
         ]
         _follow(self, means.mean(0), variances.mean(0))
         return torch.cat(normalized)
+
+    def count_groups(self, x: Tensor) -> int:
+        """The number of groups of a batch in training."""
+        if len(x) % self.group:
+            raise UserError(f"a batch of {len(x)} images cannot be divided into batch-norm groups of {self.group}")
+        return len(x) // self.group
 
 
 class _Synchronized(_BatchNorm):
@@ -143,6 +148,39 @@ def _kinds() -> tuple[dict[type, type], dict[type, type]]:
         BatchNormAct2d: SynchronizedBatchNormAct2d,
     }
     return ghost, synchronized
+
+
+def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Apply a batch norm to rows of which some do not exist: these do not enter its statistics.
+
+    Running statistics follow those of the groups (see :func:`group_batch_norm`) with two rows or more.
+
+    Args:
+        norm: a batch norm of vectors, grouped or synchronized or neither; or an identity.
+        x: (N, C).
+        valid: (N,) bool: the rows that exist; all by default. The others are transformed in the same way.
+    """
+    if valid is None or not isinstance(norm, _BatchNorm) or not norm.training:
+        return norm(x)
+    groups = norm.count_groups(x) if isinstance(norm, _Ghost) else 1
+    over = total if isinstance(norm, _Synchronized) else _own
+    rows = full_precision(x).unflatten(0, (groups, -1))  # (G, n, C)
+    weight = valid.to(rows.dtype).view(groups, -1, 1)
+    count = over(weight.sum(1, keepdim=True))  # (G, 1, 1)
+    # Not as products of matrices, which autocast would compute in low precision.
+    mean = over((weight * rows).sum(1, keepdim=True)) / count.clamp(min=1)
+    variance = over((weight * (rows - mean).square()).sum(1, keepdim=True)) / count.clamp(min=1)
+    several = (count > 1).to(rows.dtype)
+    known, several = several.any(), several / several.sum().clamp(min=1)
+    found = (mean, variance * count / (count - 1).clamp(min=1))
+    kept = zip(found, running_statistics(norm).values(), strict=True)
+    _follow(norm, *(torch.where(known, (several * new).sum((0, 1)), old.to(new.dtype)) for new, old in kept))
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight
+    return torch.addcmul(norm.bias, rows - mean, scale).flatten(0, 1).to(x.dtype)
+
+
+def _own(x: Tensor) -> Tensor:
+    return x
 
 
 def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
@@ -266,5 +304,6 @@ def _count_batch(norm: Any) -> float | Tensor:
 def _follow(norm: Any, mean: Tensor, variance: Tensor) -> None:
     """Move the running statistics towards those of a batch."""
     share = _count_batch(norm)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
+    # .data: as torch's own batch norms, which save these statistics for the backward pass, but do not use them there.
+    norm.running_mean.data.lerp_(mean.to(norm.running_mean.dtype), share)
+    norm.running_var.data.lerp_(variance.to(norm.running_var.dtype), share)

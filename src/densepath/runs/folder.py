@@ -106,8 +106,9 @@ def changed_options(
 
 def train_longer(out: Path, config: Mapping[str, Any]) -> str:
     """How to train longer than a run with these options was planned for: its schedule cannot change."""
-    if "method" not in config:  # a detector, whose heads no run starts with
-        return f"train longer in another folder, from the start: --max_steps N --out {out}_2"
+    if "method" not in config:  # a detector or a classifier, whose heads no run starts with
+        length = "max_steps" if "max_steps" in config else "epochs"
+        return f"train longer in another folder, from the start: --{length} N --out {out}_2"
     return f"train longer in another folder, from its weights: --weights {out} --out {out}_2"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from densepath.core.errors import UserError, one_line
 from densepath.core.waiting import Stuck
 
-LARGEST_SHARE = 0.01
+LARGEST_SHARE = {2: 0.01, 3: 0.1}  # by dimensions: volumes are few, so one of them may always be corrupt
 SHOWN = 20
 _OF_CONTENT = (None, errno.EINVAL)  # numbers of errors that files cause: a place before their beginning, for instance
 
@@ -42,9 +42,9 @@ def can_pass(error: BaseException | None) -> bool:
     return False
 
 
-def allowed(images: int) -> int:
-    """How many of a source's images may be corrupt."""
-    return int(images * LARGEST_SHARE)
+def allowed(images: int, ndim: int = 2) -> int:
+    """How many of a source's images, of some dimensions, may be corrupt."""
+    return max(ndim - 2, int(images * LARGEST_SHARE[ndim]))
 
 
 class CorruptLog:
@@ -54,11 +54,13 @@ class CorruptLog:
         images: how many images the source holds.
         known: corrupt images that were reported before, by position: file name and reason.
         quiet: log nothing, because another process reports the same images.
+        ndim: dimensions of the images.
     """
 
-    def __init__(self, images: int, known: Mapping[int, str] | None = None, quiet: bool = False) -> None:
+    def __init__(self, images: int, known: Mapping[int, str] | None = None, quiet: bool = False, ndim: int = 2) -> None:
         self.images = images
         self.quiet = quiet
+        self.ndim = ndim
         self.found: dict[int, str] = dict(known or {})
 
     def add(self, position: int, what: str) -> bool:
@@ -81,7 +83,7 @@ class CorruptLog:
     @property
     def excessive(self) -> bool:
         """Whether more images are corrupt than the allowed share."""
-        return len(self.found) > allowed(self.images)
+        return len(self.found) > allowed(self.images, self.ndim)
 
     def check(self) -> None:
         """Raise :class:`UserError`, with a list of files, if too many images are corrupt."""
@@ -89,6 +91,6 @@ class CorruptLog:
             names = [self.found[position] for position in sorted(self.found)]
             more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise UserError(
-                f"{len(names)} of {self.images} images were found damaged, more than {LARGEST_SHARE:.0%}; "
+                f"{len(names)} of {self.images} images were found damaged, more than {LARGEST_SHARE[self.ndim]:.0%}; "
                 f"replace them or take them out: {'; '.join(names[:SHOWN])}{more}"
             )

@@ -139,7 +139,7 @@ class ImageBatches:
                 "use a smaller batch_size or more images"
             )
         self.total_steps = max_steps if max_steps is not None else math.ceil((epochs or 0) * self.steps_per_epoch)
-        self._corrupt = CorruptLog(len(images), images.corrupt)
+        self._corrupt = CorruptLog(len(images), images.corrupt, ndim=images.spec.ndim)
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step)

@@ -1,4 +1,4 @@
-"""Opening a source of images: files decoded when needed, or packed tiles in one block."""
+"""Opening a source of images: files decoded when needed, packed tiles in one block, or a store of volumes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from densepath.sources.packing import NO_EXCLUDE, SUFFIX, open_store
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.unpacked import find_unpacked
+from densepath.sources.volumes.store import VolumeStore, is_volume_store, open_volumes
 
 Cache = Literal["auto", "ram", "none"]
 _KEPT_FREE = 0.5  # share of a GPU's memory that is left to training
@@ -33,7 +34,7 @@ def open_images(
 
     Args:
         source: folder, text list or glob pattern (see :func:`densepath.sources.listing.list_images`), a packed store,
-            or a folder of tiles that ``densepath tile`` wrote.
+            a folder of tiles that ``densepath tile`` wrote, or a store of volumes.
         cache, device: as for :func:`cache_images`.
         max_side: images in files whose longer side is larger (pixels) are reduced, which bounds the memory of a batch.
         exclude: patterns of files to leave out, see :func:`densepath.sources.listing.list_images`.
@@ -50,6 +51,8 @@ def find_source(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[
         if exclude:
             raise UserError(NO_EXCLUDE)
         return open_store(source)
+    if is_volume_store(source):
+        return open_volumes(source, exclude)
     return find_unpacked(source, max_side, exclude)
 
 
@@ -71,6 +74,8 @@ def cache_images(images: PixelSource, cache: Cache = "auto", device: torch.devic
         raise UserError(f"unknown cache {cache!r}; choose auto, ram or none")
     if isinstance(images, SlideTiles) and cache == "ram":
         raise UserError("--cache ram is for images in files; pack tiles of slides with `densepath data pack` instead")
+    if isinstance(images, VolumeStore) and cache == "ram":
+        raise UserError("--cache ram is for images in files; a store of volumes needs no decoding: leave it out")
     if isinstance(images, ImageFiles):
         if cache == "ram":
             images = decode_to_memory(images)

@@ -36,6 +36,8 @@ SUFFIX = ".safetensors"
 NO_EXCLUDE = "--exclude has no effect on a packed store; pack the images again without those"
 FORMAT, VERSION, READABLE = "densepath-tiles", "2", ("1", "2")
 HEADER = 4096  # bytes before the pixels: the header's length in 8 bytes, then JSON, then spaces
+_PER_CHANNEL = 48  # bytes more for the mean and std of each channel
+_FEW_CHANNELS = 16  # for which there is room
 _MOST_CHANNELS = 2**16
 _RGB = PixelSpec()
 _TABLES = {"offsets": torch.int64, "name_starts": torch.int64, "sizes": torch.int32, "names": torch.uint8}
@@ -68,7 +70,7 @@ def pack(source: str | Path, dest: str | Path, *, max_side: int = MAX_SIDE, excl
     corrupt = CorruptLog(len(images))
     read = read_all(images, corrupt, "packing")
     with atomic_write(dest) as temporary, open(temporary, "wb") as file:
-        sizes, dtype = _write_pixels(file, (image for image in read if image is not None))
+        sizes, dtype = _write_pixels(file, (image for image in read if image is not None), images.spec)
         root = Path(source) if Path(source).is_dir() else Path(source).parent
         kept = torch.from_numpy(np.setdiff1d(np.arange(len(images)), [*corrupt.found]))
         names = PathTable.of(_relative(images.names(int(position)), root) for position in kept)
@@ -94,7 +96,7 @@ def write_store(
         spacing: (N, d) the distance of neighboring pixels along each axis, in µm or mm.
     """
     with atomic_write(Path(dest)) as temporary, open(temporary, "wb") as file:
-        sizes, dtype = _write_pixels(file, images)
+        sizes, dtype = _write_pixels(file, images, spec)
         write_tables(file, sizes, PathTable.of(names), spec, dtype, spacing)
     return Path(dest)
 
@@ -149,9 +151,15 @@ def _broken(path: str | Path, why: str) -> UserError:
     return UserError(f"the packed store {path} is damaged or truncated ({why}); pack the images again")
 
 
-def _write_pixels(file: BinaryIO, images: Iterable[npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int32], np.dtype[Any]]:
+def _header_bytes(spec: PixelSpec) -> int:
+    return HEADER + (_PER_CHANNEL * spec.channels if spec.channels > _FEW_CHANNELS else 0) // 8 * 8
+
+
+def _write_pixels(
+    file: BinaryIO, images: Iterable[npt.NDArray[Any]], spec: PixelSpec
+) -> tuple[npt.NDArray[np.int32], np.dtype[Any]]:
     """Write the images one after another. Returns their sizes (N, d) and their dtype."""
-    file.seek(HEADER)
+    file.seek(_header_bytes(spec))
     sizes, dimensions, dtype = array("i"), 2, np.dtype(np.uint8)
     for image in images:
         dimensions, dtype = image.ndim - 1, image.dtype
@@ -203,7 +211,10 @@ def write_tables(
         file.write(np.ascontiguousarray(table).data)
     text = json.dumps(header).encode()
     file.seek(0)
-    file.write((HEADER - 8).to_bytes(8, "little") + text.ljust(HEADER - 8))
+    length = _header_bytes(spec) - 8
+    if len(text) > length:
+        raise ValueError(f"the header of a store is {len(text)} bytes long, and {length} are reserved")
+    file.write(length.to_bytes(8, "little") + text.ljust(length))
 
 
 def _code(dtype: np.dtype[Any]) -> str:

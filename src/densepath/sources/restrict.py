@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.core.random import permute
@@ -16,6 +17,7 @@ from densepath.sources.path_table import PathTable
 from densepath.sources.pixel_source import PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.sources.volumes.store import VolumeStore
 
 _COLUMNS = ("slide", "slide_id", "wsi", "filename", "file", "path", "name")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -53,12 +55,24 @@ def restrict(
         return images.restricted_to(names[: max(1, round(fraction * len(names)))])
     count = max(1, round(fraction * len(images)))
     chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
-    if isinstance(images, PackedTiles):
-        return images.take(chosen)
+    if not isinstance(images, PackedTiles | ImageFiles | VolumeStore):
+        raise UserError(
+            "--fraction needs image files, a packed store, tiles of slides or a store of volumes; leave it out"
+        )
+    return take(images, chosen)
+
+
+def take(images: PixelSource, positions: Tensor) -> PixelSource:
+    """The source with only the images at some positions (K,), in this order.
+
+    Raises:
+        UserError: it has no part that can be a source.
+    """
+    if isinstance(images, PackedTiles | VolumeStore):
+        return images.take(positions)
     if isinstance(images, ImageFiles):
-        names_of = PathTable.of(images.paths[int(position)] for position in chosen)
-        return ImageFiles(names_of, images.max_side, images.passed)
-    raise UserError("--fraction needs image files, a packed store, or tiles of slides; leave it out")
+        return ImageFiles(PathTable.of(images.paths[int(p)] for p in positions), images.max_side, images.passed)
+    raise UserError("only image files, packed stores and volumes can be divided by image; pack these first")
 
 
 def read_slide_list(path: str | Path) -> list[str]:

@@ -12,6 +12,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.volumes.store import VolumeStore
 
 _VALUES = 64  # different values of a mask or an instance map at most; tissue and X-rays have more
 _LOOKED_AT = 32  # images that are decoded
@@ -33,6 +34,8 @@ def summarize(images: PixelSource, files: ImageFiles | None = None) -> list[str]
     if isinstance(images, SlideTiles):
         slides = counted(len(images.tilings), "slide")
         return [f"{len(images)} tiles of {images.size} px at {images.mpp:g} µm/px from {slides}, read from the slides"]
+    if isinstance(images, VolumeStore):
+        return [images.describe()]
     folders = len({os.path.dirname(name) for name in AllNames(images)})
     parts = [f"{len(images)} images in {counted(folders, 'folder')}"]
     if files is None and isinstance(images, PackedTiles):

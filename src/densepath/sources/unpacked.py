@@ -7,10 +7,11 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 from densepath.sources.image_files import MAX_SIDE, ImageFiles
-from densepath.sources.listing import Passed, list_images
+from densepath.sources.listing import Passed, list_images, walk
 from densepath.sources.slides.find import holds_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles, read_tiles
 from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.sources.volumes import metaimage, nifti
 
 
 def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequence[str] = ()) -> ImageFiles | SlideTiles:
@@ -33,6 +34,10 @@ def find_unpacked(source: str | Path, max_side: int = MAX_SIDE, exclude: Sequenc
     except UserError:
         if holds_slides(source, exclude):
             raise _whole_slides(source) from None
+        if Path(source).is_dir() and walk(source, (*nifti.SUFFIXES, *metaimage.SUFFIXES)):
+            raise UserError(
+                f"{source} holds volumes; write them to a store with `densepath data volumes {source} S` and give S"
+            ) from None
         raise
     if holds_slides(paths[0]):  # not all of them: a source of images can have millions
         raise _whole_slides(source)

@@ -25,7 +25,7 @@ _MOST = 10**9  # epochs or steps
 # not change: it is one of the run's facts.)
 FREE = (
     *("data", "out", "workers", "cache", "devices", "loggers", "probe_data", "probe_every", "picture_every"),
-    *("probe_orientation", "log_every", "save_every_steps", "save_every_minutes"),
+    *("probe_orientation", "keep_every", "log_every", "save_every_steps", "save_every_minutes"),
     *("regions", "cells", "cache_dir", "slides"),  # paths of files, like data
     *("labels", "teacher", "teacher_weights", "tokenizer"),  # known by their checksums
 )
@@ -45,6 +45,9 @@ class PretrainConfig:
         slides: train on these slides only: a text file with a name in each line, or a CSV file with a column "slide".
         fraction: train on this share of the slides, or of the images where there are no slides. A smaller share with
             the same seed is a part of a larger one.
+        val_share: hold out this share of the image files, by patient if a manifest or names tell. The loss on them is
+            measured after each epoch, and the best backbone is written to exported/best.safetensors. 0 for none.
+        patience: end the run after this many epochs without a lower loss on the held-out images; 0 for never.
         shuffle: the order of the images. "full": any order. "block": images in a row are read together and mixed with
             those of other rows, which suits slides and files on a hard disk or a network drive.
         out: the run folder.
@@ -100,6 +103,7 @@ class PretrainConfig:
             describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         probe_every: epochs between probes; 0 for never.
         picture_every: epochs between pictures of the predictions of a method that predicts pixels; 0 for none.
+        keep_every: epochs between backbones that are kept, as OUT/exported/backbone_epoch_N.safetensors; 0 for none.
 
     Raises:
         UserError: an invalid value, or both ``epochs`` and ``max_steps``.
@@ -112,6 +116,8 @@ class PretrainConfig:
     tile_size: int = 256
     slides: str | Path | None = None
     fraction: float = 1.0
+    val_share: float = 0.0
+    patience: int = 0
     shuffle: Shuffle = "full"
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
@@ -152,6 +158,7 @@ class PretrainConfig:
     probe_orientation: Literal["stored", "viewed"] | None = None
     probe_every: float = 10.0
     picture_every: float = 10.0
+    keep_every: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
@@ -166,9 +173,15 @@ class PretrainConfig:
             raise UserError(f"tile_size is {self.tile_size}; give a number of pixels, such as 256")
         if not 0 < self.fraction <= 1:
             raise UserError(f"fraction is {self.fraction}; give a share of the slides or images, above 0 and up to 1")
+        if not 0 <= self.val_share < 1:
+            raise UserError(f"val_share is {self.val_share}; give a share of the images, at least 0 and less than 1")
+        if self.patience < 0 or (self.patience and not self.val_share):
+            raise UserError(f"patience is {self.patience}; give a number of epochs, together with val_share")
+        if self.val_share and self.probe_data is not None:
+            raise UserError("both val_share and probe_data are given; leave one out: a run is evaluated in one way")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"workers is {self.workers}; give a number of processes, or 0 for none")
-        for name in ("probe_every", "picture_every"):
+        for name in ("probe_every", "picture_every", "keep_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number of epochs, or 0 for never")
         if self.epochs is not None and not 0 < self.epochs <= _MOST:

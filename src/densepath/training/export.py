@@ -80,10 +80,15 @@ def export_backbone(
         card: what else the model card contains: see :func:`~densepath.training.model_card.write_card`.
         slides: the names of the slides that it was trained on; None for images.
     """
-    metadata = {"method": config["method"], "steps": str(steps), "config": json.dumps(bare(dict(config)))}
-    metadata |= pixel_notes(pixels_of(config)) | slide_notes(slides)
+    metadata = describe_run(config, steps, slides)
     save_backbone(path, backbone, layout, metadata)
     draw_safely(lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written")
+
+
+def describe_run(config: Mapping[str, Any], steps: int, slides: Sequence[str] | None) -> dict[str, str]:
+    """The metadata that weights have of their run. Arguments as for :func:`export_backbone`."""
+    notes = {"method": str(config["method"]), "steps": str(steps), "config": json.dumps(bare(dict(config)))}
+    return notes | pixel_notes(pixels_of(config)) | slide_notes(slides)
 
 
 def export_parts(
@@ -102,9 +107,8 @@ def export_parts(
         steps: number of optimizer steps that they were trained for.
         slides: the names of the slides that they were trained on; None for images.
     """
-    notes = {"format": "pt", "format_version": FORMAT_VERSION, "method": str(config["method"]), "steps": str(steps)}
-    notes |= {"backbone": str(config["backbone"]), "config": json.dumps(bare(dict(config)))}
-    notes |= pixel_notes(pixels_of(config)) | slide_notes(slides)
+    notes = {"format": "pt", "format_version": FORMAT_VERSION, "backbone": str(config["backbone"])}
+    notes |= describe_run(config, steps, slides)
     for name, state in parts.items():
         plain = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()}
         with atomic_write(folder / f"{name}.safetensors") as temporary:

@@ -15,6 +15,7 @@ class Intervals:
         log_every: interval of writing measurements and of checking the loss.
         save_every_steps, save_every_minutes: intervals of checkpoints.
         evaluate_every: interval of evaluations.
+        keep_every: interval of weights that are kept.
         draw_every: interval of pictures; unless it is 0, one is also drawn at the end of the run.
     """
 
@@ -22,12 +23,13 @@ class Intervals:
     save_every_steps: int = 0
     save_every_minutes: float = 10.0
     evaluate_every: int = 0
+    keep_every: int = 0
     draw_every: int = 0
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
             raise UserError(f"log_every is {self.log_every}; it must be at least 1")
-        for name in ("save_every_steps", "save_every_minutes", "evaluate_every", "draw_every"):
+        for name in ("save_every_steps", "save_every_minutes", "evaluate_every", "keep_every", "draw_every"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a positive number, or 0 for never")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from densepath.nets.backbones import Backbone
-from densepath.nets.backbones.names import parse_name
+from densepath.nets.backbones.names import OWN_PARTS, parse_name
 from densepath.nets.backbones.resnet3d import is_resnet3d
 
 _OWN = """```python
@@ -54,7 +54,7 @@ def loading_code(path: Path, backbone: Backbone | None, layout: str, notes: Mapp
     if backbone is None or not (backbone.library == "timm" or is_resnet3d(backbone.name)):
         return _STATE.format(file=file)
     own = _OWN.format(file=file)
-    if backbone.library != "timm":
+    if backbone.library != "timm" or OWN_PARTS & parse_name(backbone.name)[1].keys():
         return own
     if layout == "timm":
         return f"{_timm(file, backbone)}\n\n{own}"
@@ -67,7 +67,8 @@ def loading_code(path: Path, backbone: Backbone | None, layout: str, notes: Mapp
 def _timm(file: str, backbone: Backbone) -> str:
     architecture, arguments = parse_name(backbone.name)
     imports, written = ["import timm"], {key: repr(value) for key, value in arguments.items()}
-    plain = written.pop("pos_antialias", "True") == "False"
+    plain = "pos_offset" in written or written.get("pos_antialias") == "False"
+    written = {key: value for key, value in written.items() if key not in ("pos_offset", "pos_antialias")}
     if "mlp_layer" in arguments:
         written["mlp_layer"] = f"timm.layers.{arguments['mlp_layer']}"
     if "norm_eps" in written:

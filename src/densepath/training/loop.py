@@ -28,6 +28,7 @@ from densepath.training.saver import Saver
 from densepath.training.task import Task
 
 Evaluate = Callable[[], Mapping[str, float]]
+Keep = Callable[[int], None]  # of the weights after a step
 DrawStep = Callable[[int], Path]  # step -> picture
 
 
@@ -62,6 +63,7 @@ def train(
     resume: bool = False,
     loggers: Sequence[str] = (),
     evaluate: Evaluate | None = None,
+    keep: Keep | None = None,
     draw: DrawStep | None = None,
     equal_shapes: bool = True,
     name: str = "densepath",
@@ -85,6 +87,7 @@ def train(
         loggers: loggers besides the CSV file: "tensorboard", "wandb".
         evaluate: returns further measurements every ``intervals.evaluate_every`` steps, on all processes. Generators
             and the training mode are restored after it.
+        keep: keeps the weights every ``intervals.keep_every`` steps, on all processes, before a checkpoint of the step.
         draw: draws a picture every ``intervals.draw_every`` steps, on the first process; generators are restored.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
         name: name of the run in loggers.
@@ -103,6 +106,8 @@ def train(
             f"the run has {batches.total_steps} batches, fewer than the {accumulate} of one step; make it longer"
         )
     saver = Saver(task, out, config=config or {}, facts=facts or {}, total=total, seed=seed, resume=resume, free=free)
+    if task.finished():
+        total = saver.start
     if first:
         begin_session(out, saver.start, total, config, facts or {}, hardware.device, hardware.world_size)
     if saver.start >= total:
@@ -161,18 +166,28 @@ def train(
             if logs or saves:
                 require_finite(task, meter, out, weights=saves)
             row = {**meter.collect(), "lr": lr} if logs else {}
+            ended = False
             if evaluate and due(done, intervals.evaluate_every):
                 with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
+                ended = task.finished()
+                if ended and not saves:
+                    require_finite(task, meter, out, weights=True)
             recorder.write(done, row)
             recorder.warn(task.warnings(row, done == total) if logs else [])
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
                 with meter.paused(), untouched_generators():
                     recorder.picture(done, draw(done))
-            if saves:
+            if keep and due(done, intervals.keep_every):
+                with meter.paused():
+                    keep(done)
+            if saves or ended:
                 with meter.paused():
                     saver.save(done)
             recorder.progress.step(done, row if logs else None)
+            if ended:
+                total = done
+                break
             if stop:
                 raise Interrupted(stop)
     task.cpu()

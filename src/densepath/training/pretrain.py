@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,8 +21,7 @@ from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
 from densepath.methods import Method
 from densepath.nets.backbones.choose import choose_backbone
-from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
-from densepath.nets.weights import load_weights
+from densepath.nets.weights import load_weights, pixel_notes
 from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
 from densepath.runs.closing import describe_training, draw_safely, files_of_run, newest_measurements
 from densepath.runs.folder import VIEWS, check_run, open_run, read_config
@@ -42,6 +40,7 @@ from densepath.training.feature_pass import FeaturePass
 from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.inputs import check_inputs, digests_of, make_inputs
 from densepath.training.intervals import Intervals
+from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
 from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
 from densepath.training.model_card import recorded_scores
@@ -53,6 +52,7 @@ from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
 from densepath.training.run_images import find_images, record_slides, with_tiles
+from densepath.training.validation import Patience, Validation, hold_out_images, write_lists
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
 from densepath.views.maker import ViewMaker
@@ -132,6 +132,11 @@ def run(
 
     images = find_images(config)
     images.spec = _choose_pixels(images, old, config)
+    held: PixelSource | None = None
+    if config.val_share:
+        spec = images.spec
+        images, held = hold_out_images(images, config.data, config.val_share, config.seed)
+        images.spec = held.spec = spec
     known = fingerprint(images)
     torch.manual_seed(config.seed)
     network = choose_backbone(config.backbone, images.spec.channels)
@@ -188,10 +193,17 @@ def run(
     )
     steps, steps_per_epoch = batches.total_steps // accumulate, batches.steps_per_epoch / accumulate
     feature_pass = FeaturePass(batches, config.view_size, hardware.memory_format)
-    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass)
-    probe_steps, draw_steps = (
+    patience = None if held is None else Patience(config.patience)
+    task = PretrainTask(method, views, config.optimizer, steps, steps_per_epoch, feature_pass, patience)
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    if held is not None and patience is not None:
+        metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
+        evaluate = Validation(method, views, held, batch, patience, out, metadata)
+    elif probe is not None and config.probe_data is not None:
+        evaluate = partial(_probe, probe, method, Path(config.probe_data), images.spec)
+    probe_steps, draw_steps, keep_steps = (
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
-        for every in (config.probe_every, config.picture_every)
+        for every in (config.probe_every if held is None else 1.0, config.picture_every, config.keep_every)
     )
     pictures = None
     if draw is not None and method.predicts_pixels():
@@ -199,6 +211,8 @@ def run(
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
+            if held is not None:
+                write_lists(out, images if files is None else files, held)
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
             notes = (*read, loaded, _color_note(without), found)
@@ -211,7 +225,8 @@ def run(
             out,
             hardware=hardware,
             intervals=Intervals(
-                config.log_every, config.save_every_steps, config.save_every_minutes, probe_steps, draw_steps
+                *(config.log_every, config.save_every_steps, config.save_every_minutes),
+                *(probe_steps, keep_steps, draw_steps),
             ),
             config=record,
             facts=facts,
@@ -220,9 +235,8 @@ def run(
             seed=config.seed,
             resume=resume,
             loggers=config.loggers,
-            evaluate=None
-            if probe is None or config.probe_data is None
-            else partial(_probe, probe, method, Path(config.probe_data), images.spec),
+            evaluate=evaluate,
+            keep=KeptEpochs(method, out, record, config.keep_every, keep_steps) if keep_steps else None,
             draw=pictures,
             name=out.name,
         )
@@ -235,7 +249,7 @@ def run(
             draw_safely(partial(draw_curves, out))
         measured, commands = newest_measurements(out), after_pretraining(with_tiles(config), method, images)
         say_end(watch, describe_training(measured), {"weights": out / EXPORTED}, commands)
-    return Result(out, measured, files_of_run(out, weights=out / EXPORTED), commands)
+    return Result(out, measured, files_of_run(out, weights=out / EXPORTED, **kept_epochs(out)), commands)
 
 
 def _draw_views(draw: DrawViews, images: PixelSource, views: ViewMaker, path: Path) -> Path:
@@ -300,8 +314,7 @@ def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:
 
 def _probe(probe: Probe, method: Method, data: Path, spec: PixelSpec) -> dict[str, float]:
     """Scores of the backbone as it would be exported; the other processes wait in their next step."""
-    network = copy.deepcopy(plain_batch_norm(method.exported_backbone())).eval()
-    set_statistics(network, gather_statistics(network).mean(0))
+    network = exported_now(method)
     if rank() > 0:
         return {}
     # Whole numbers are counts, e.g. of images, which do not change.

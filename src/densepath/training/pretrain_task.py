@@ -13,6 +13,7 @@ from densepath.training.feature_pass import FeaturePass
 from densepath.training.optimizers import Optimizer, build_updates
 from densepath.training.task import LongWork, Task
 from densepath.training.updates import Updates
+from densepath.training.validation import Patience
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
@@ -27,6 +28,7 @@ class PretrainTask(Task):
         total_steps: number of optimizer steps of the whole run.
         steps_per_epoch: number of optimizer steps in an epoch.
         feature_pass: extracts the features of all images for a method that asks for them.
+        patience: ends the run early; None for a run without held-out images.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class PretrainTask(Task):
         total_steps: int,
         steps_per_epoch: float,
         feature_pass: FeaturePass | None = None,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -45,6 +48,7 @@ class PretrainTask(Task):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.feature_pass = feature_pass
+        self.patience = patience
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +76,9 @@ class PretrainTask(Task):
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         return self.method.warnings(row, last)
+
+    def finished(self) -> bool:
+        return self.patience is not None and self.patience.ended()
 
     def after_step(self) -> None:
         self.method.after_step()

@@ -46,5 +46,12 @@ class Task(nn.Module):
         """Lines on measurements that show that the run fails; ``last`` if it ends. Each is printed once."""
         return []
 
+    def finished(self) -> bool:
+        """Whether the run ends before its last step, asked after each evaluation; the same on all processes.
+
+        It follows from the task's state, so that a run that has ended is not continued when it is resumed.
+        """
+        return False
+
     def after_step(self) -> None:
         """Called once for each step, after the weights have been updated."""

@@ -28,6 +28,9 @@ from densepath.sources.slides.find import holds_slides
 from densepath.sources.slides.resolution import MppTable
 from densepath.sources.tiles.tile_files import is_tile_folder
 from densepath.training.hardware import Precision, choose_device, choose_hardware, choose_precision
+from densepath.transfer.classify.classifier import is_classifier
+from densepath.transfer.classify.predict_classes import predict_classes
+from densepath.transfer.classify.predict_tiles import OnSlides
 from densepath.transfer.detection.detector_file import detector_path
 from densepath.transfer.detection.predictor import OVERLAP, check_search, load_detector
 from densepath.transfer.mil.ensemble import is_mil_run
@@ -66,7 +69,7 @@ def predict(
     devices: int | str = "auto",
     precision: Precision = "auto",
 ) -> Result:
-    """Apply a trained network to new images or whole slides: find objects with a detector, or answer for slides.
+    """Apply a trained detector, classifier, or model of slides to new images or whole slides.
 
     For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object),
     ``geojson/*.geojson`` (outlines for QuPath) and ``pictures/*.png``. For all images: ``predictions.json`` (COCO
@@ -79,12 +82,16 @@ def predict(
     level 0 and in µm, ``heat_maps`` has objects per mm², and ``slides.csv`` a line for each slide. Any number of
     processes may share the work on the slides of a folder.
 
+    With a classifier, ``predictions.csv`` has the predicted class or labels of each image, and their probabilities. Of
+    slides, ``tiles`` has such a table for each, ``heat_maps`` the probabilities on the slide, and ``slides.csv`` means.
+
     With a run of ``mil``, slides become tiles and features as in its training, and get an answer by the model of each
     fold: ``patient-preds.csv`` and ``slides.csv`` have mean, standard deviation and each of them; ``attention`` has a
     table, GeoJSON and a heat map for each slide.
 
     Args:
-        run: the folder of a run of ``detect``, or its exported/detector.safetensors; or that of a run of ``mil``.
+        run: the folder of a run of ``detect`` or ``classify``, or its exported/detector.safetensors or
+            classifier.safetensors; or the folder of a run of ``mil``.
         data: a folder of images, a text list of files, a glob, an image, or a packed store; or slides in the same ways,
             or the folder of ``densepath tile``, whose tiles are searched; for a run of ``mil``, also a folder of files
             of features.
@@ -118,6 +125,15 @@ def predict(
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
+    if is_classifier(run):
+        detectors = {"score": 0.5, "window": None, "overlap": OVERLAP, "spacing": None, "orientation": None}
+        given = {"score": score, "window": window, "overlap": overlap, "spacing": spacing, "orientation": orientation}
+        if idle := [name for name, value in given.items() if value != detectors[name]]:
+            raise UserError(f"{' and '.join(idle)}: only for detectors, and {run} is a classifier; leave that out")
+        refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
+        on_slides = OnSlides(mpp, mpp_table, default_mpp, shard)
+        options: dict[str, Any] = {"exclude": exclude, "devices": devices, "precision": precision}
+        return predict_classes(run, data=data, out=out, slides=on_slides, **options)
     watch = Stopwatch()
     if pictures != "all" and pictures < 0:
         raise UserError(f"pictures is {pictures}; give a number, or all")

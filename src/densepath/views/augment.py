@@ -8,6 +8,7 @@ from typing import Any, Literal
 from densepath.core.errors import UserError
 from densepath.views.appearance import Appearance, check_not_negative, check_probability, check_range
 from densepath.views.color import ColorJitter, Grayscale, StainJitter
+from densepath.views.corruptions import Corruption
 from densepath.views.crops import Crop
 from densepath.views.declarations import RandomView
 from densepath.views.intensity import Gamma, GaussianBlur, GaussianNoise, Solarize
@@ -117,7 +118,7 @@ class Augment:
 
     @classmethod
     def of_view(cls, view: RandomView) -> Augment | None:
-        """The options that describe a view; None where none do."""
+        """The options that describe a view, besides corruptions; None where none do."""
         if not isinstance(view.crop, Crop):
             return None
         crop, off = view.crop, dict.fromkeys(_PROBABILITIES, 0.0)
@@ -131,7 +132,8 @@ class Augment:
             "quarter_turns": crop.quarter_turns,
             "interpolation": crop.interpolation,
         }
-        for operation in view.appearance:
+        appearance = tuple(operation for operation in view.appearance if not isinstance(operation, Corruption))
+        for operation in appearance:
             match operation:
                 case StainJitter():
                     options |= {"stain": operation.probability, "stain_strength": operation.strength}
@@ -149,4 +151,4 @@ class Augment:
                 case Solarize():
                     options["solarize"] = operation.probability
         augment = cls(**options)
-        return augment if augment.random_view(view.size, view.count).appearance == view.appearance else None
+        return augment if augment.random_view(view.size, view.count).appearance == appearance else None

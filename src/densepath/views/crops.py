@@ -72,6 +72,11 @@ class Crop(Pose):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Window(Pose):
+    """A part of the image with as many pixels as the view, from a whole pixel on: nothing is resized."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowPair(Pose):
     """The first of two overlapping windows of given sizes: pairs are uniform among all with at least the minimum IoU.
 

@@ -9,7 +9,7 @@ from typing import Literal
 from densepath.core.errors import UserError
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.appearance import Appearance
-from densepath.views.crops import Crop, SecondWindow, WindowPair, check_flips, check_square
+from densepath.views.crops import Crop, SecondWindow, Window, WindowPair, check_flips, check_square
 
 MAX_COUNT = 128  # crops of one view, and views of one method: their numbers share 16 bits
 
@@ -28,7 +28,7 @@ class RandomView:
             image b.
     """
 
-    crop: Crop | WindowPair | SecondWindow = _PLAIN
+    crop: Crop | Window | WindowPair | SecondWindow = _PLAIN
     appearance: tuple[Appearance, ...] = ()
     size: float = 1.0
     count: int = 1

@@ -35,6 +35,14 @@ def crop_maps(crop: Crop, sizes: Tensor, size: Sequence[int], draw: Draw, spacin
     return pose_maps(crop, maps, sizes, draw, spacing)
 
 
+def window_maps(sizes: Tensor, size: Sequence[int], draw: Draw) -> Tensor:
+    """The maps (N, d, d + 1) of boxes as large as the views, at whole pixels; arguments as for :func:`crop_maps`."""
+    across = sizes.flip(-1).to(torch.float32)
+    sides = torch.tensor([float(n) for n in reversed(size)]).expand_as(across)
+    low = (draw(Stream.CROP)[:, : len(size)] * (across - sides + 1).clamp(min=1)).floor()
+    return torch.cat((torch.diag_embed(sides / across), ((2 * low + sides) / across - 1).unsqueeze(-1)), dim=-1)
+
+
 def center_maps(share: float, sizes: Tensor, size: Sequence[int]) -> Tensor:
     """The maps (N, d, d + 1) of central boxes with the aspect ratio of the views.
 

@@ -32,8 +32,20 @@ class Stream(IntEnum):
     INTENSITY = 28
     GAMMA = 29
     CROP_3D = 32  # and the nine after it
+    BEZIER = 44
+    BEZIER_POINTS = 45
+    LOCAL_SHUFFLE = 46
+    PAINTING = 47
+    PAINTING_BLOCKS = 48  # and the nine after it: two for each block
+    ONE_OF = 58
+    ELASTIC = 59
     WINDOWS = 64  # and the 31 after it: four for each attempt
+    CUTOUT = 96  # and those after it: one for each hole
     PIXELS = 2**16  # and those after it: numbers for each pixel of a view
+    PAINTED_PIXELS = 2**27  # and so on
+    ELASTIC_PIXELS = 2**28
+    SHUFFLE_WINDOWS = 2**29
+    SHUFFLE_PIXELS = 2**30
 
 
 class Draw:
@@ -61,9 +73,12 @@ class Draw:
             self._blocks[number] = uniform(self.seed, self.epoch, self.index[:, None], self.view[:, None], streams)
         return self._blocks[number][:, stream % _BLOCK]
 
-    def pixels(self, rows: Sequence[int], count: int, device: torch.device) -> Tensor:
-        """(len(rows), count) uniform numbers in [0, 1), one for each pixel of some rows, computed on ``device``."""
-        streams = Stream.PIXELS + torch.arange(-(-count // 4), device=device)
+    def pixels(self, rows: Sequence[int], count: int, device: torch.device, first: int = Stream.PIXELS) -> Tensor:
+        """(len(rows), count) uniform numbers in [0, 1), one for each pixel of some rows, computed on ``device``.
+
+        ``first`` is the stream of the first four.
+        """
+        streams = first + torch.arange(-(-count // 4), device=device)
         index, view = (numbers[list(rows), None].to(device, non_blocking=True) for numbers in (self.index, self.view))
         return uniform(self.seed, self.epoch, index, view, streams).flatten(1)[:, :count]
 

@@ -18,8 +18,8 @@ from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.compare import mcnemar, paired_auc
 from densepath.transfer.mil.number_scores import concordance, mean_concordance, number_scores
 from densepath.transfer.mil.objectives import Classification, Regression, Survival
-from densepath.transfer.mil.pictures import roc_curve
 from densepath.transfer.mil.results import Outcome, scores_of, scores_of_folds, write_results
+from densepath.transfer.probe.curves import roc_curve
 from densepath.transfer.probe.metrics import measure, resampled
 
 

@@ -16,6 +16,8 @@ from torch import nn
 from densepath.core.errors import UserError
 
 GATED = ("SwiGLUPacked", "SwiGLU", "GluMlp")  # classes of timm.layers for ``mlp_layer``
+OWN_PARTS = {"halve_after", "patch_gelu"}  # arguments that no network of timm has
+HIPT_REGION = "vit_tiny_patch16_224(img_size=14, patch_size=1, depth=6, num_heads=6, patch_gelu=True, pos_offset=0.1)"
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -48,20 +50,33 @@ def create_network(name: str, **options: Any) -> Any:
     """timm's network of a name, with ``options`` for ``timm.create_model``, which override its arguments.
 
     Besides timm's own arguments, a vision transformer takes ``norm_eps``, the epsilon of its layer norms,
-    ``mlp_layer`` as one of the names in ``GATED``, and ``pos_antialias=False``: its
-    positions are interpolated without antialiasing, as in ``transformers``.
+    ``mlp_layer`` as one of the names in ``GATED``, and
+
+    - ``pos_antialias=False``: its positions are interpolated without antialiasing, as in ``transformers``;
+    - ``pos_offset=0.1``: and to a grid that is larger by that, as in DINO and HIPT;
+    - ``halve_after=8``: the blocks after the eighth have half the width and half the heads;
+    - ``patch_gelu=True``: a GELU follows the embedding of patches, as in HIPT's transformer of regions.
     """
     import timm
 
     architecture, arguments = parse_name(name)
-    antialias = arguments.pop("pos_antialias", True)
+    offset, after = arguments.pop("pos_offset", 0.0), arguments.pop("halve_after", None)
+    antialias, gelu = arguments.pop("pos_antialias", not offset), arguments.pop("patch_gelu", False)
     if "norm_eps" in arguments:
         arguments["norm_layer"] = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
     if "mlp_layer" in arguments:
         arguments["mlp_layer"] = {name: getattr(timm.layers, name) for name in GATED}[arguments["mlp_layer"]]
     network = timm.create_model(architecture, **{**arguments, **options})
+    if after is not None:
+        from densepath.nets.backbones.hipt import halve_width
+
+        half = {"embed_dim": network.embed_dim // 2, "num_heads": network.blocks[0].attn.num_heads // 2}
+        halve_width(network, timm.create_model(architecture, **{**arguments, **options, **half}), after)
+    if gelu:
+        network.patch_embed.norm = nn.GELU()
     if not antialias:
         from densepath.nets.backbones.plain_positions import PlainPositions
 
         network.__class__ = PlainPositions
+        network.pos_offset = offset
     return network

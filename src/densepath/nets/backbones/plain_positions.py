@@ -14,8 +14,14 @@ from torch import Tensor
 class PlainPositions(VisionTransformer):
     """timm's vision transformer, with position embeddings interpolated without antialiasing.
 
-    Source: ``ViTModel`` and ``Dinov2Model`` of transformers; its ``Dinov2WithRegistersModel`` interpolates as timm.
+    Attributes:
+        pos_offset: what is added to the sides of the new grid for its distances, as in DINO and HIPT.
+
+    Source: ``ViTModel`` and ``Dinov2Model`` of transformers; its ``Dinov2WithRegistersModel`` interpolates as timm. The
+    released DINO (ICCV 2021) adds 0.1, against an error of rounding that torch had.
     """
+
+    pos_offset: float = 0.0
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, 2)
@@ -39,5 +45,9 @@ def patch_positions(model: Any, height: int, width: int) -> Tensor:
     if (height, width) == grid:
         return positions
     stored = positions.unflatten(1, grid).permute(0, 3, 1, 2).float()
-    spread = F.interpolate(stored, (height, width), mode="bicubic", align_corners=False)
+    if model.pos_offset:
+        scale = tuple((side + model.pos_offset) / own for side, own in zip((height, width), grid, strict=True))
+        spread = F.interpolate(stored, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        spread = F.interpolate(stored, (height, width), mode="bicubic", align_corners=False)
     return spread.flatten(2).transpose(1, 2).to(positions.dtype)

@@ -26,8 +26,9 @@ TRIAL_SIZE = 64  # pixels: every stage then has more than one position
 class TimmBackbone(Backbone):
     """A network of timm for images; a ConvNet can stop early.
 
-    A vision transformer has one stage: f4 for patches of 16 or 14 px, f3 for 8, f5 for 32. Its stride is the size of
-    the patches; its map is the patch tokens after the last block and the final norm, without class and register tokens.
+    A vision transformer has one stage: f4 for patches of 16 or 14 px, f3 for 8, f5 for 32, f1 for 1. Its stride is the
+    size of the patches; its map is the patch tokens after the last block and the final norm, without class and register
+    tokens.
 
     The state dict is that of ``timm.create_model(name, features_only=True)`` with ``net.`` before each key; that of a
     vision transformer includes the final norm.
@@ -43,14 +44,14 @@ class TimmBackbone(Backbone):
     def __init__(self, net: nn.Module, name: str, in_channels: int = 3) -> None:
         info: Any = net.feature_info
         reductions: tuple[int, ...] = tuple(info.reduction())
-        patch = reductions[-1] if is_transformer(name) else 1
-        stage_of = {patch: round(log2(patch))} if patch > 1 else _STAGE_OF_STRIDE
+        patch = reductions[-1] if is_transformer(name) else 0
+        stage_of = {patch: max(1, round(log2(patch)))} if patch else _STAGE_OF_STRIDE
         # Of timm's feature maps, ascending; those without a stage are None.
         stages = tuple(stage_of.get(reduction) for reduction in reductions)
         of_stage = {stage: i for i, stage in enumerate(stages) if stage}
         channels = {stage: info.channels()[i] for stage, i in of_stage.items()}
         strides = {stage: (reductions[i],) * 2 for stage, i in of_stage.items()}
-        super().__init__(net, name, channels, strides, in_channels, patch)
+        super().__init__(net, name, channels, strides, in_channels, patch or 1)
         self._maps = stages
         self._positions: tuple[int, ...] = tuple(info.out_indices)
 
@@ -185,7 +186,10 @@ def _check_name(name: str) -> None:
 @torch.no_grad()
 def _check_maps(backbone: Backbone) -> None:
     """Raise ValueError if a stage differs from timm's metadata at another input size than the default."""
-    training, side = backbone.training, TRIAL_SIZE if backbone.patch_size == 1 else _TRIAL_GRID * backbone.patch_size
+    training, side = (
+        backbone.training,
+        _TRIAL_GRID * backbone.patch_size if is_transformer(backbone.name) else TRIAL_SIZE,
+    )
     maps = backbone.eval()(torch.zeros(1, backbone.in_channels, side, side))
     backbone.train(training)
     expected = {stage: (1, backbone.channels[stage], *backbone.grid(stage, side, side)) for stage in backbone.stages}

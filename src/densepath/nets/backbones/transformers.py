@@ -39,7 +39,7 @@ def build_transformer(name: str, pretrained: bool = False, channels: int = 3) ->
     """
     model = create_network(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, in_chans=channels)
     patch = model.patch_embed.patch_size
-    if patch[0] != patch[1] or not _SMALLEST <= patch[0] <= _LARGEST:
+    if patch[0] != patch[1] or not (_SMALLEST <= patch[0] <= _LARGEST or patch[0] == 1):
         raise UserError(
             f"{name} has patches of {patch[0]} x {patch[1]} px; choose a vision transformer with square patches of "
             f"{_SMALLEST} to {_LARGEST} px, e.g. vit_small_patch16_224"

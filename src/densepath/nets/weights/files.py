@@ -28,10 +28,11 @@ _ZIP_START = b"PK\3\4"
 _TORCH_STARTS = (_ZIP_START, b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")  # of torch.save, now and until 1.5
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, holders: tuple[str, ...] = _HOLDERS) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file under their names there, and its metadata.
 
-    Nested dictionaries of tensors are flattened, with names joined by dots.
+    Nested dictionaries of tensors are flattened, with names joined by dots. If one of the ``holders`` is among the keys
+    of a checkpoint, only the tensors under that key are read.
 
     Raises:
         UserError: the file is damaged, or contains more than tensors and settings.
@@ -41,7 +42,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with path.open("rb") as file:
         by_torch = file.read(64).startswith(_TORCH_STARTS)
     content = _read_torch(path) if by_torch else read_pickle(path)
-    found, size = _tensors(content), path.stat().st_size
+    found, size = _tensors(content, holders), path.stat().st_size
     if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > _MOST_SHARED * size + _FREE:
         raise UserError(f"{path} is damaged: its tensors are far larger than the file; copy or export it again")
     return found, _notes(content)
@@ -108,11 +109,11 @@ def _settings(path: Path) -> list[str]:
     return [name for name in names if _SETTINGS.fullmatch(name)]
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
+def _tensors(content: Any, holders: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, those of nested dictionaries under joined names; without the optimizer's."""
     if not isinstance(content, dict):
         return {}
-    content = next((content[key] for key in _HOLDERS if isinstance(content.get(key), dict)), content)
+    content = next((content[key] for key in holders if isinstance(content.get(key), dict)), content)
     found: dict[str, Tensor] = {}
     rest, seen = [("", content)], {id(content)}
     for prefix, holder in rest:

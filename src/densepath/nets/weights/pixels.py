@@ -11,8 +11,7 @@ import yaml
 
 from densepath.core.errors import UserError
 from densepath.nets.weights.backbone_weights import read_weights, weights_file
-from densepath.nets.weights.model_folders import read_json
-from densepath.nets.weights.published import is_published, preprocessing, published_folder
+from densepath.nets.weights.published import configuration_of, is_published, preprocessing, published_folder
 from densepath.sources.pixel_source import PixelSpec
 
 _CONFIG = "config.yaml"  # of a run
@@ -52,7 +51,7 @@ def _known(source: str | Path) -> Mapping[str, Any]:
         return {}
     if is_published(source):
         folder = published_folder(source, weights=False)
-        mean, std, _ = preprocessing(source, folder, read_json(folder / "config.json"))
+        mean, std, _ = preprocessing(source, folder, configuration_of(folder))
         return {key: list(value) for key, value in (("mean", mean), ("std", std)) if value}
     if not Path(source).exists():
         import timm

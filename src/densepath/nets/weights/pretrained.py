@@ -14,9 +14,14 @@ from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone, build_backbone
 from densepath.nets.weights.backbone_weights import load_weights, read_weights, weights_file
 from densepath.nets.weights.layouts import match_names, trained_first
-from densepath.nets.weights.model_folders import read_json
 from densepath.nets.weights.pixels import pixels_of_weights
-from densepath.nets.weights.published import is_published, preprocessing, published_folder, read_published
+from densepath.nets.weights.published import (
+    configuration_of,
+    is_published,
+    preprocessing,
+    published_folder,
+    read_published,
+)
 from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
 from densepath.sources.pixel_source import PixelSpec
 
@@ -113,7 +118,7 @@ def size_of_weights(weights: str | Path) -> int:
     """The side in pixels of the images that published weights were trained on; 0 if unknown."""
     if is_published(weights):
         folder = published_folder(weights, weights=False)
-        return preprocessing(weights, folder, read_json(folder / "config.json"))[2]
+        return preprocessing(weights, folder, configuration_of(folder))[2]
     import timm
 
     if not Path(weights).exists() and timm.models.is_model_pretrained(str(weights)):

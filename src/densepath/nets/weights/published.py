@@ -10,14 +10,21 @@ from torch import Tensor
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones.names import join_name
+from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm
 from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import FETCHED, fetch, is_hub_name
 from densepath.nets.weights.model_folders import read_image_processor, read_json
 from densepath.nets.weights.transformer_names import name_transformer, to_timm, transformer_prefixes
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model_vision.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model_vision.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 _PARTS = "*.index.json"  # names the files of weights that are divided
-_PICKLED = ("pytorch_model*.bin", "*.bin.index.json")
+_PICKLED = ("pytorch_model*.bin", "open_clip_pytorch_model.bin", "*.bin.index.json")
 # Arguments of timm's constructors that neither the shapes of tensors nor the architecture give.
 _KNOWN = ("num_heads", "act_layer", "no_embed_class")
 # Those that do not change the features.
@@ -87,13 +94,18 @@ def read_published(source: str | Path) -> Published:
         UserError: it cannot be fetched, or holds no weights.
     """
     folder = published_folder(source)
-    config = read_json(folder / "config.json")
+    config = configuration_of(folder)
     _check_architecture(config)
-    state = to_timm(_read_weights(folder, source))
+    state = clip_to_timm(to_timm(_read_weights(folder, source)))
     if prefixes := transformer_prefixes(state):
         # Of several, e.g. of an image and a text tower, the first is that of the images.
         state = {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
     return Published(_backbone(config, state), state, *preprocessing(source, folder, config))
+
+
+def configuration_of(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder, of timm or transformers or else of OpenCLIP; empty if there is none."""
+    return read_json(folder / "config.json") or read_json(folder / "open_clip_config.json")
 
 
 def backbone_of_config(config: Mapping[str, Any]) -> str | None:
@@ -108,7 +120,7 @@ def preprocessing(
     source: str | Path, folder: Path, config: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Mean, std and the side of the images in pixels, from a configuration, an image processor, or the model card."""
-    made: Any = config.get("pretrained_cfg") or config  # older ones of timm are flat
+    made: Any = config.get("pretrained_cfg") or config.get("preprocess_cfg") or config  # older ones of timm are flat
     processor = read_image_processor(folder)
     statistics = [made.get(key) or processor.get(f"image_{key}") for key in ("mean", "std")]
     cached = [part for part in folder.parts if part.startswith("models--")]  # in the hub's cache
@@ -116,7 +128,8 @@ def preprocessing(
     for name in names:
         statistics = list(_CARDS.get(name.lower(), statistics))
     mean, std = (tuple(value) if isinstance(value, list | tuple) else () for value in statistics)
-    sizes = (made.get("input_size"), processor.get("crop_size"), processor.get("size"), config.get("image_size"))
+    tower = config.get("vision_config") or (config.get("model_cfg") or {}).get("vision_cfg") or config
+    sizes = (made.get("input_size"), processor.get("crop_size"), processor.get("size"), tower.get("image_size"))
     size: Any = next(filter(None, sizes), 0)
     while isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
@@ -133,6 +146,8 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
 
 def _backbone(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str | None:
     """The name of the backbone of a folder."""
+    if (clip := clip_arguments(config)) is not None:
+        return name_transformer(state, None, clip)
     if "num_attention_heads" in config and "architecture" not in config:  # of transformers: vit, vit_mae, dinov2, ...
         known = {"num_heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps")}
         known["pos_antialias"] = "reg_token" in state  # its DINOv2 with registers interpolates positions as timm

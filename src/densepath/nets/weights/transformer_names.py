@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densepath.nets.backbones.names import GATED, create_network, join_name
+from densepath.nets.backbones.names import GATED, HIPT_REGION, create_network, join_name
 
 _PATCH = "patch_embed.proj.weight"
 _MODULES = ("timm.models.vision_transformer", "timm.models.deit")
@@ -41,11 +41,12 @@ _RENAMED = (
     (r"^layernorm\.", "norm."),
 )
 # DINOv2's own names, and transformers' for the same layers
+_REGIONS = ((r"(^|\.)phi\.0\.", r"\1patch_embed.proj."),)  # HIPT's transformer of regions
 _GATED_LAYERS = ((r"\.mlp\.(?:w12|weights_in)\.", ".mlp.fc1."), (r"\.mlp\.(?:w3|weights_out)\.", ".mlp.fc2."))
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ViT or DINOv2 of ``transformers``, or of DINOv2's own code, under timm's names.
+    """The tensors of a ViT or DINOv2 of ``transformers``, of DINOv2's own code, or of HIPT, under timm's names.
 
     Other tensors keep their names.
 
@@ -56,12 +57,12 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: the tensors, under their names in the file.
     """
     foreign = any("embeddings.patch_embeddings.projection" in key for key in state)
-    rules = (*_RENAMED, *_GATED_LAYERS) if foreign else _GATED_LAYERS
+    rules = (*_RENAMED, *_GATED_LAYERS) if foreign else (*_GATED_LAYERS, *_REGIONS)
     named: dict[str, Tensor] = {}
     for key, value in state.items():
         for pattern, new in rules:
             key = re.sub(pattern, new, key)
-        named[key] = value
+        named[key] = value[..., None, None] if key.endswith(_PATCH) and value.ndim == 2 else value
     if foreign:
         for key in [key for key in named if ".attention.attention.query." in key]:
             parts = [named.pop(key.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
@@ -104,6 +105,8 @@ def name_transformer(
     """
     if not {_PATCH, "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight"} <= state.keys() or state[_PATCH].ndim != 4:
         return None
+    if state[_PATCH].shape[-1] == 1:  # of features
+        return HIPT_REGION
     known, width = dict(known or {}), state[_PATCH].shape[0]
     architecture = architecture or _BY_WIDTH.get(width, "vit_base_patch16_224")
     own = _arguments_of(architecture)

@@ -13,19 +13,21 @@ from densepath.sources.slides.tiff_slide import open_tiff
 from densepath.sources.tiff import TIFF_STARTS
 
 
-def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+def open_slide(path: str | Path, mpp: float | None = None, default_mpp: float | None = None) -> Slide:
     """Open a slide.
 
     Args:
         path: the file; of a DICOM slide, any of its files.
         mpp: µm per pixel that override those of the file.
+        default_mpp: µm per pixel if neither gives them.
 
     Raises:
         CorruptImage: it cannot be read.
         UserError: a library that it needs is not installed.
     """
     name = str(path)
-    return Slide(name, _file(name)).with_mpp(mpp)
+    slide = Slide(name, _file(name)).with_mpp(mpp)
+    return slide.with_mpp(default_mpp) if slide.spacing is None else slide
 
 
 def _file(path: str) -> SlideFile:

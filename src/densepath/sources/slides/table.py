@@ -34,10 +34,7 @@ def open_slides(
     """
     for path in paths:
         try:
-            slide = open_slide(path, mpp.given(path) if mpp else None)
-            if slide.spacing is None and mpp:
-                slide = slide.with_mpp(mpp.default)
-            yield path, slide
+            yield path, open_slide(path, *(mpp.given(path), mpp.default) if mpp else ())
         except (CorruptImage, UserError) as error:
             yield path, error
 

@@ -106,11 +106,11 @@ class Job(PerSlide[_Tiled]):
     def _open(self, name: str, row: dict[str, Any]) -> Slide:
         """Open a slide, and note what is known of it. Raises CorruptImage and UserError."""
         path = self.paths[name]
-        slide = open_slide(path, self.given_mpp.given(path))
+        given = self.given_mpp.given(path)
+        slide = open_slide(path, given, self.given_mpp.default)
         row["height"], row["width"] = slide.size
-        if slide.spacing is None:
+        if given is None and slide.file.spacing is None:
             row["default_mpp"] = self.given_mpp.default
-            slide = slide.with_mpp(self.given_mpp.default)
         if slide.spacing is None:
             raise UserError(NO_MPP)
         row["mpp"] = float(f"{sum(slide.spacing) / 2:.6g}")

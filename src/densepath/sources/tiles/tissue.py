@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from scipy import ndimage
 
 from densepath.core.polygons import Ring, polygons_of
@@ -25,11 +26,12 @@ _COLORED = (0.035, 0.07)  # range of the threshold between glass and tissue, of 
 _NEUTRAL = 0.25  # spread of the channels by their mean: less is ink, shadow, dust or padding, and not a stain
 _OFFSET = 8.0  # grey levels, so that noise in black pixels has no color
 _SMOOTH, _CLOSED = 10.0, 16.0  # µm
-_SAMPLE = 2**20  # values of pixels that the color of the glass is taken from
+_SAMPLE = 2**17  # values of pixels that the color of the glass is taken from
 _PADDING, _GLASS, _DARKEST_GLASS, _BRIGHT = 253, 245.0, 120, 40.0  # grey levels
 _PART, _HOLE = 0.03, 0.02  # mm²: smaller parts and smaller holes are not kept
 _STROKE = 40.0  # µm: the least width of a pen's stroke
 _FRINGE = 40.0  # µm: the blurred border of a stroke
+_BLACK = 0.8  # mean density of black borders and black ink
 _TEXTURE = 0.1  # local contrast of density: ink has less, also over tissue; H&E has medians of 0.24 to 0.42
 
 
@@ -67,9 +69,12 @@ class Tissue:
         return np.clip(area / ((y[1] - y[0]) * (x[1] - x[0])), 0, 1)
 
     @cached_property
-    def _table(self) -> npt.NDArray[np.float64]:
+    def _table(self) -> npt.NDArray[np.int32]:
         """The number of the mask's pixels above and left of each corner of its pixels."""
-        return np.pad(self.mask, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+        table = np.pad(self.mask, ((1, 0), (1, 0))).cumsum(axis=1, dtype=np.int32)
+        for above, row in pairwise(table):  # three times as fast as NumPy along the first axis
+            row += above
+        return table
 
     def _sum(self, y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The area of the tissue above and left of places, in pixels of the mask and their fractions."""
@@ -123,15 +128,17 @@ def tissue_mask(pixels: Pixels, mpp: float, *, holes: Holes = "keep", pen: Pen =
     """
     glass = glass_color(pixels)
     lookup = np.log((glass[:, None] + _OFFSET) / (np.arange(256, dtype=np.float32) + _OFFSET)).astype(np.float32)
-    density = np.stack([lookup[channel][pixels[..., channel]] for channel in range(3)])
-    smooth = np.stack([ndimage.gaussian_filter(each, _SMOOTH / mpp, truncate=2.5) for each in density])
-    spread = _spread(smooth)
-    found = (spread > _threshold(spread)) & (spread > _NEUTRAL * smooth.mean(axis=0)) & (smooth[1] > 0)
-    foreign = _strokes(_dark(density) if pen == "keep" else _dark(density) | _ink(density), density, mpp)
-    closed = _square_filter(ndimage.maximum_filter1d, np.pad(found & ~foreign, 2), _CLOSED / mpp)
-    closed = _square_filter(ndimage.minimum_filter1d, closed, _CLOSED / mpp)[2:-2, 2:-2]
+    density = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel in range(3):
+        lookup[channel].take(pixels[..., channel], out=density[channel], mode="clip")
+    found = _stained(density, mpp)
+    unlike, mean = _spread(density), _mean(density)
+    marks = (mean > _BLACK) & (unlike < _NEUTRAL * mean)  # black borders and black ink
+    foreign = _strokes(marks if pen == "keep" else marks | _ink(density, unlike), mean, mpp)
+    closed = _square_filter(np.logical_or, np.pad(found & ~foreign, 2), _CLOSED / mpp)
+    closed = _square_filter(np.logical_and, closed, _CLOSED / mpp)[2:-2, 2:-2]
     found = _without_small(closed & ~foreign, _PART * 1e6 / mpp**2)
-    outside, _ = ndimage.label(np.pad(~found, 1, constant_values=True))  # the border is outside, the others are holes
+    outside = _parts(np.pad(~found, 1, constant_values=True))  # the border is outside, the others are holes
     largest = np.inf if holes == "fill" else _HOLE * 1e6 / mpp**2
     filled = np.bincount(outside.ravel()) < largest
     filled[outside[0, 0]] = False
@@ -154,6 +161,21 @@ def glass_color(pixels: Pixels) -> npt.NDArray[np.float32]:
     return color if usual else np.full(3, _GLASS, np.float32)
 
 
+def _stained(density: npt.NDArray[np.float32], mpp: float) -> Mask:
+    """Where the smoothed density differs between the channels: at half the resolution, which the smoothing leaves."""
+    height, width = density.shape[1:]
+    if height % 2 or width % 2:
+        density = np.pad(density, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    rows = density[:, ::2] + density[:, 1::2]
+    half = (rows[..., ::2] + rows[..., 1::2]) / np.float32(4)
+    sigma = np.sqrt(max((_SMOOTH / mpp) ** 2 - 0.25, 0)) / 2  # the means of squares have smoothed by half a pixel
+    smooth = np.stack([ndimage.gaussian_filter(each, sigma, truncate=2.5) for each in half])
+    spread = _spread(smooth)
+    excess = np.minimum(spread - np.maximum(_threshold(spread), _NEUTRAL * _mean(smooth)), smooth[1])
+    whole = Image.fromarray(excess).resize(density.shape[:0:-1], Image.Resampling.BILINEAR)
+    return np.asarray(whole)[:height, :width] > 0
+
+
 def _threshold(spread: npt.NDArray[np.float32]) -> float:
     from skimage.filters import threshold_otsu
 
@@ -168,17 +190,15 @@ def _spread(density: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
 
 
-def _dark(density: npt.NDArray[np.float32]) -> Mask:
-    """Black borders and black ink."""
-    mean = density.mean(axis=0)
-    dark: Mask = (mean > 0.8) & (_spread(density) < _NEUTRAL * mean)
-    return dark
+def _mean(density: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The mean of the channels (3, h, w); faster than NumPy along the first axis."""
+    red, green, blue = density
+    return (red + green + blue) / np.float32(3)
 
 
-def _ink(density: npt.NDArray[np.float32]) -> Mask:
+def _ink(density: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> Mask:
     """Colors that stains do not have: they absorb green most, or nearly as much as another color."""
     red, green, blue = density
-    spread = _spread(density)
     least = np.minimum(red, blue)
     greenish = (green < 0.95 * least) & (least > green + 0.05)  # also over tissue
     cool = (spread > 0.15) & (green < 0.7 * red)  # green, cyan, light blue
@@ -189,35 +209,48 @@ def _ink(density: npt.NDArray[np.float32]) -> Mask:
     return ink
 
 
-def _strokes(marks: Mask, density: npt.NDArray[np.float32], mpp: float) -> Mask:
+def _strokes(marks: Mask, mean: npt.NDArray[np.float32], mpp: float) -> Mask:
     """The marks that are as wide as a pen's stroke somewhere, and smooth, with their blurred borders.
 
     Tissue is not smooth: blood, pigment, and blue or green collagen in other stains than H&E have the colors of inks.
     """
-    core = _square_filter(ndimage.minimum_filter1d, marks, _STROKE / mpp)
+    core = _square_filter(np.logical_and, marks, _STROKE / mpp)
     if not core.any():
         return core
-    mean = density.mean(axis=0)
     near = ndimage.uniform_filter(mean, 3)
     contrast = np.sqrt(np.maximum(ndimage.uniform_filter(mean * mean, 3) - near * near, 0)) / np.maximum(near, 0.05)
     labels, count = ndimage.label(marks, np.ones((3, 3)))
     wide = np.unique(labels[core])
     smooth = np.zeros(count + 1, bool)
     smooth[wide] = np.asarray(ndimage.median(contrast[core], labels[core], wide)) < _TEXTURE
-    return _square_filter(ndimage.maximum_filter1d, smooth[labels], 2 * _FRINGE / mpp)
+    return _square_filter(np.logical_or, smooth[labels], 2 * _FRINGE / mpp)
 
 
-def _square_filter(one_axis: Callable[..., npt.NDArray[np.uint8]], mask: Mask, side: float) -> Mask:
-    """The minimum or the maximum in squares of about some pixels; nothing is marked outside."""
-    size = max(1, round(side / 2) * 2 + 1)
-    rows = one_axis(mask.view(np.uint8), size, axis=0, mode="constant")
-    return one_axis(rows, size, axis=1, mode="constant").view(bool)
+def _square_filter(combine: np.ufunc, mask: Mask, side: float) -> Mask:
+    """All (``np.logical_and``) or any (``or``) of squares of about some pixels; nothing is marked outside."""
+    reach = max(0, round(side / 2))
+    for axis in (0, 1):
+        window = np.pad(mask, [(reach, reach) if each == axis else (0, 0) for each in (0, 1)]).swapaxes(0, axis)
+        length = 1  # of the windows, each combined from two shorter ones
+        while length < 2 * reach + 1:
+            step = min(length, 2 * reach + 1 - length)
+            window = combine(window[:-step], window[step:])
+            length += step
+        mask = window.swapaxes(0, axis)
+    return mask
 
 
 def _without_small(mask: Mask, least: float) -> Mask:
     """A mask without its connected parts of fewer pixels."""
-    labels, _ = ndimage.label(mask)
+    labels = _parts(mask)
     kept = np.bincount(labels.ravel()) >= least
     kept[0] = False
     large: Mask = kept[labels]
     return large
+
+
+def _parts(mask: Mask) -> npt.NDArray[np.intp]:
+    """The connected parts of a mask, numbered from 1, as the integers that NumPy counts and indexes by."""
+    labels = np.empty(mask.shape, np.intp)
+    ndimage.label(mask, output=labels)
+    return labels

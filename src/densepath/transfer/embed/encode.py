@@ -17,7 +17,6 @@ from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.core.waiting import progress
 from densepath.sources.corrupt import CorruptImage
-from densepath.transfer.embed.encoder import Encoder
 
 _AT_ONCE = 2**24  # pixels in a pass of the network: bounds its memory for large images
 _MOST_THREADS = 32
@@ -28,6 +27,16 @@ class Readable(Protocol):
 
     def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
         """An image (*size, C), or why it cannot be read."""
+
+
+class Encodes(Protocol):
+    """A network of stored pixels."""
+
+    dim: int  # numbers for each image
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, *size, C) -> (B, dim)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +64,7 @@ def batches_of(positions: range, batch_size: int) -> list[range]:
 
 @torch.inference_mode()
 def encode(
-    encoder: Encoder, inputs: Readable, batches: Sequence[Sequence[int]], device: torch.device, half: bool = False
+    encoder: Encodes, inputs: Readable, batches: Sequence[Sequence[int]], device: torch.device, half: bool = False
 ) -> Generator[Encoded, None, None]:
     """Encode batches of images, one after another.
 
@@ -98,7 +107,7 @@ def _decoded(
     yield from in_threads(inputs.read, chain.from_iterable(batches), threads, "image data")
 
 
-def _pass(encoder: Encoder, images: Sequence[npt.NDArray[Any]], device: torch.device) -> Tensor:
+def _pass(encoder: Encodes, images: Sequence[npt.NDArray[Any]], device: torch.device) -> Tensor:
     """(n, D) on the device."""
     features = torch.empty(len(images), encoder.dim, device=device)
     rows: dict[tuple[int, ...], list[int]] = {}

@@ -55,7 +55,12 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, *size, C) stored pixels -> (B, dim) float32."""
-        x = self.spec.normalize(self.spec.apply_window(pixels.movedim(-1, 1).to(torch.float32, copy=True)))
+        return self.pooled(
+            self.spec.normalize(self.spec.apply_window(pixels.movedim(-1, 1).to(torch.float32, copy=True)))
+        )
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """(B, C, *size) normalized pixels -> (B, dim) float32."""
         if self.pool == "mean":
             return global_pool(self.backbone(x, last=self.stage)[self.stage].float())
         self.backbone.check_size(*x.shape[2:])

@@ -19,8 +19,8 @@ from densepath.core.files import atomic_write
 from densepath.core.streams import say
 from densepath.transfer.mil.cohort import Cohort
 from densepath.transfer.mil.feature_files import slide_name
-from densepath.transfer.probe.folds import PART_NUMBERS, Fold, make_folds, parts_of
-from densepath.transfer.probe.metrics import Floats, Integers
+from densepath.transfer.probe.folds import PART_NUMBERS, Fold, hold_out, make_folds, parts_of
+from densepath.transfer.probe.metrics import Integers
 
 SPLITS = "splits.json"
 PARTS = ("train", "validation", "test")
@@ -84,28 +84,11 @@ def with_validation(cohort: Cohort, fold: Fold, share: float, seed: int) -> Spli
             f"{_classes(cohort, strata).names[rare]} has one patient or site among the training cases of a fold, and "
             "validation needs another; use fewer --folds, or leave this class out"
         )
-    total = counts.sum(0)
-    wanted = np.clip(np.round(share * total), 1, total - 1)
-    order = np.random.default_rng(seed).permutation(len(counts))
-    held = np.zeros(len(counts), bool)
-
-    def take(group: int) -> None:
-        now = counts[held].sum(0)
-        after = now + counts[group]
-        if (after < total).all() and _distance(after, wanted) < _distance(now, wanted):
-            held[group] = True
-
-    for group in order:
-        take(group)
-    for stratum in range(len(total)):  # whose groups were all too large
-        if not counts[held, stratum].any():
-            own = [g for g in order if counts[g, stratum] and (counts[held].sum(0) + counts[g] < total).all()]
-            if own:
-                held[min(own, key=lambda g: counts[g].sum())] = True
-    if not held.any():
+    chosen = hold_out(counts, share, seed)[groups]
+    if not chosen.any():
         raise UserError("the training cases of a fold cannot be divided for validation by patient; use fewer --folds")
-    chosen = held[groups]
-    if abs(chosen.sum() - wanted.sum()) > max(1, 0.2 * wanted.sum()):
+    wanted = np.clip(np.round(share * counts.sum(0)), 1, counts.sum(0) - 1).sum()
+    if abs(chosen.sum() - wanted) > max(1, 0.2 * wanted):
         say(
             f"densepath: {chosen.mean():.0%} of the training cases of a fold are held out for validation instead of "
             f"{share:.0%}, as patients and sites are not divided"
@@ -279,8 +262,3 @@ def _strata(cohort: Cohort, cases: Integers, least: int) -> Integers:
 def _classes(cohort: Cohort, strata: Integers) -> Classes:
     names = cohort.classes or tuple(f"stratum {number} of {cohort.target}" for number in np.unique(strata))
     return Classes(names, torch.from_numpy(strata.astype(np.int32)))
-
-
-def _distance(held: Floats, wanted: Floats) -> float:
-    """How far numbers of cases of the classes are from what is wanted; rare classes count as much as frequent ones."""
-    return float((((held - wanted) ** 2) / wanted).sum())

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from densepath.annotations.classes import Classes
 from densepath.core.errors import UserError
 from densepath.core.streams import say
-from densepath.transfer.probe.metrics import Integers
+from densepath.transfer.probe.metrics import Floats, Integers
 
 # The names of splits: training, validation, test.
 PART_NUMBERS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
@@ -108,3 +108,35 @@ def make_folds(classes: Classes, patients: Integers, count: int, seed: int, what
             name = classes.names[min(lacking)] if lacking else "a fold"
             raise UserError(f"{name} cannot be divided into {count} folds by patient; use fewer --folds")
     return folds
+
+
+def hold_out(counts: Floats, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """(G,) which groups are held out, so that of each stratum about a share of the images is.
+
+    Groups are taken in random order, if they bring the numbers of held images closer to what is asked for; a stratum
+    keeps an image that is not held, and gets a held one if it can.
+
+    Args:
+        counts: (G, S) images by group and stratum.
+        share: the share to hold out.
+        seed: seed of the order.
+    """
+    total = counts.sum(0)
+    wanted = np.clip(np.round(share * total), 1, np.maximum(total - 1, 1))
+    order = np.random.default_rng(seed).permutation(len(counts))
+    held = np.zeros(len(counts), bool)
+
+    def distance(now: Floats) -> float:  # rare classes count as much as frequent ones
+        return float((((now - wanted) ** 2) / wanted).sum())
+
+    for group in order:
+        now = counts[held].sum(0)
+        after = now + counts[group]
+        if (after < total).all() and distance(after) < distance(now):
+            held[group] = True
+    for stratum in range(len(total)):  # whose groups were all too large
+        if not counts[held, stratum].any():
+            own = [g for g in order if counts[g, stratum] and (counts[held].sum(0) + counts[g] < total).all()]
+            if own:
+                held[min(own, key=lambda g: counts[g].sum())] = True
+    return held

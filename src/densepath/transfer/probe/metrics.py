@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +66,22 @@ def evaluate(
     Returns:
         The score for each of the metrics, in percent.
     """
-    whole = measure(np.ones((1, len(truth))), truth, chances, folds, predicted)
-    drawn = [measure(w, truth, chances, folds, predicted) for w in resampled(patients, seed, repeats)]
-    scores = {}
-    for name in metrics:
-        scores[name] = score_of(whole[name][0], np.concatenate([part[name] for part in drawn]))
-    return scores
+    found = intervals(lambda w: measure(w, truth, chances, folds, predicted), patients, seed, repeats)
+    return {name: found[name] for name in metrics}
+
+
+def intervals(
+    measured: Callable[[Floats], Mapping[str, Floats]], patients: Integers, seed: int, repeats: int = _REPEATS
+) -> dict[str, Score]:
+    """Scores with the percentiles of a bootstrap over patients.
+
+    Args:
+        measured: weights (B, N) of the images -> metric -> (B,) values from 0 to 1.
+        patients, seed, repeats: as for :func:`evaluate`.
+    """
+    whole = measured(np.ones((1, len(patients))))
+    drawn = [measured(weights) for weights in resampled(patients, seed, repeats)]
+    return {name: score_of(value[0], np.concatenate([part[name] for part in drawn])) for name, value in whole.items()}
 
 
 def score_of(value: float, sample: Floats) -> Score:
@@ -110,19 +120,19 @@ def measure(
         accuracy = (weights @ correct) / weights.sum(1)
         # A class without images and without predictions has no F1, as a class without images has no recall.
         f1 = 2 * hits / (positive + weights @ (chosen[:, None] == np.arange(count)))
-    areas, precisions = zip(*(_ranked(weights, members[:, k], chances[:, k], folds) for k in range(count)), strict=True)
+    areas, precisions = zip(*(ranked(weights, members[:, k], chances[:, k], folds) for k in range(count)), strict=True)
     return {
         "accuracy": accuracy,
-        "balanced_accuracy": _mean_of_known(_divide(hits, positive)),
-        "macro_f1": _mean_of_known(f1),
-        "macro_auc": _mean_of_known(np.stack(areas, axis=1)),
-        "macro_ap": _mean_of_known(np.stack(precisions, axis=1)),
+        "balanced_accuracy": mean_of_known(_divide(hits, positive)),
+        "macro_f1": mean_of_known(f1),
+        "macro_auc": mean_of_known(np.stack(areas, axis=1)),
+        "macro_ap": mean_of_known(np.stack(precisions, axis=1)),
         **{f"auc_{k}": area for k, area in enumerate(areas)},
         **{f"ap_{k}": precision for k, precision in enumerate(precisions)},
     }
 
 
-def _ranked(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, folds: Integers) -> tuple[Floats, Floats]:
+def ranked(weights: Floats, positive: npt.NDArray[np.bool_], chance: Floats, folds: Integers) -> tuple[Floats, Floats]:
     """Area under the ROC curve, and average precision, (B,) each; NaN without a positive image.
 
     The area is the share of pairs of a positive and a negative image of one fold in which the positive one has the
@@ -150,7 +160,7 @@ def _divide(part: Floats, whole: Floats) -> Floats:
         return part / whole
 
 
-def _mean_of_known(values: Floats) -> Floats:
+def mean_of_known(values: Floats) -> Floats:
     """The mean over the classes (B, K) that a sample has."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):

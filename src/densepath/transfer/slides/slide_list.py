@@ -49,8 +49,7 @@ class ListedSlide:
             UserError: its µm per pixel are unknown, or a library is not installed.
         """
         if self.tiling is None:
-            slide = open_slide(self.path, self.mpp.given(self.path))
-            slide = slide.with_mpp(self.mpp.default) if slide.spacing is None else slide
+            slide = open_slide(self.path, self.mpp.given(self.path), self.mpp.default)
             _ = slide.mpp
             return slide
         return open_tiled(self.path, self.tiling.spacing, self.tiling.extent)

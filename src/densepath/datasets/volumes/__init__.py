@@ -1,0 +1,1 @@
+"""Data sets of volumes as their authors ship them, converted to a store."""

@@ -1,0 +1,105 @@
+"""``densepath data check`` of a store of volumes."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+
+from densepath.annotations.patients import patient_in_name
+from densepath.core.errors import first_few, one_line
+from densepath.core.streams import write_line
+from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
+from densepath.datasets.volumes.sheet import draw_volumes
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.volumes.store import VolumeStore, open_volumes
+from densepath.sources.volumes.volume import voxel_mm3
+
+_ALL = "all"  # volumes without splits
+
+
+def check_volumes(data: Path, out: Path, count: int, patient_regex: str | None = None) -> Path:
+    """Report what a store of volumes holds. Arguments as for :func:`~densepath.datasets.check.check_data`."""
+    store = open_volumes(data)
+    if count:
+        refuse_among_images(out, data)
+    splits: dict[str, list[int]] = defaultdict(list)
+    for position, row in enumerate(store.rows):
+        splits[row["split"] or _ALL].append(position)
+    patients = [
+        row["patient"] if patient_regex is None else patient_in_name(row["name"], patient_regex) for row in store.rows
+    ]
+    lines = [store.describe(), _window(store), *_splits(store, splits, patients), *_labels(store), *_copies(store)]
+    for line in [*lines, *_damaged(store)]:
+        write_line(one_line(line), sys.stdout)
+    return draw_volumes(store, splits, out, count) if count else data
+
+
+def _window(store: VolumeStore) -> str:
+    names = store.index["channel_names"]
+    channels = f"{store.spec.channels} channels" + (f" ({', '.join(names)})" if names else "")
+    low, high = store.spec.window
+    shown = "each volume's own" if store.index["window"] == "volume" else f"{low:g} to {high:g}"
+    return f"{channels}, window: {shown}" + (f", modality {m}" if (m := store.index["modality"]) else "")
+
+
+def _splits(store: VolumeStore, splits: Mapping[str, list[int]], patients: list[str | None]) -> Iterator[str]:
+    of_split = {split: {patients[k] for k in positions} for split, positions in splits.items()}
+    for split, positions in splits.items():
+        known = of_split[split] - {None}
+        labelled = sum(store.rows[position]["labels"] is not None for position in positions)
+        of = f" of {len(known)} patients" if known else ", patients unknown"
+        yield f"{split}: {len(positions)} volumes{of}, {labelled} with labels"
+    for one, other in combinations(splits, 2):
+        shared = sorted(str(patient) for patient in of_split[one] & of_split[other] - {None})
+        warning = f": {first_few(shared)}; scores are too high" if shared else ""
+        if None in of_split[one] | of_split[other]:
+            yield f"patients in {one} and {other}: unknown; name them with --patient_regex"
+        else:
+            yield f"patients in {one} and {other}: {len(shared)}{warning}"
+
+
+def _labels(store: VolumeStore) -> Iterator[str]:
+    """Of each label: in how many volumes it is, and how large."""
+    sizes: dict[int, list[float]] = defaultdict(list)
+    for row in store.rows:
+        voxel = voxel_mm3(row["affine"])
+        for code, count in (row["labels"]["voxels"] if row["labels"] else {}).items():
+            sizes[int(code)].append(count * voxel)
+    names = store.index["label_names"]
+    if sizes:
+        yield f"{'label':28}{'volumes':>8}{'mean mm^3':>14}{'least':>12}{'most':>12}"
+    for code, found in sorted(sizes.items()):
+        name = f"{code} {names[str(code)]}" if str(code) in names else str(code)
+        yield f"{name:28}{len(found):>8}{sum(found) / len(found):>14,.0f}{min(found):>12,.0f}{max(found):>12,.0f}"
+    if unknown := [code for code in sizes if names and str(code) not in names and code]:
+        yield f"warning: labels without a name: {first_few(sorted(map(str, unknown)))}"
+
+
+def _copies(store: VolumeStore) -> list[str]:
+    """Volumes whose voxels are identical."""
+    by_content: dict[str, list[str]] = defaultdict(list)
+    for row in store.rows:
+        by_content[f"{row['size']} {row['crc']}"].append(row["name"])
+    same = [" = ".join(names) for names in by_content.values() if len(names) > 1]
+    return [f"identical volumes: {len(same)}{': ' * bool(same)}{first_few(same)}"]
+
+
+def _damaged(store: VolumeStore) -> list[str]:
+    """Read everything, and compare the checksums."""
+
+    def check(position: int) -> str | None:
+        try:
+            store.read(position)
+            store.labels(position)
+        except CorruptImage as error:
+            return str(error)
+        return None
+
+    work = in_threads(check, range(len(store)), min(4, usable_cores()), "volumes")
+    found = [what for what in with_progress(work, len(store), "checking") if what]
+    return [f"damaged volumes: {len(found)}{': ' * bool(found)}{first_few(found)}"]

@@ -1,0 +1,140 @@
+"""Options of a conversion to a store of volumes, and the cases that it converts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from densepath.core.errors import UserError, refuse
+from densepath.sources.volumes.dicom_series import Gaps
+from densepath.sources.volumes.volume import Volume
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert, and how.
+
+    Args:
+        source: the data set.
+        dest: a new folder for the store, or an unfinished one, which is continued.
+        spacing: mm between voxels along x, y and z, to which volumes are resampled (labels: the nearest voxel);
+            "native" keeps their own. Files that name no spacing are taken to have this one.
+        window: the lowest and the highest value that a network distinguishes, e.g. -1000 1000 for CT; or "volume": each
+            volume's own 0.5th and 99.5th percentile, as for MR; or "shared": the percentiles of a sample of all. By
+            default shared for CT, volume for others. Stored values are not clipped.
+        patient_regex: a regular expression that finds the patient in a volume's name; its first group, if it has one.
+        exclude: patterns of volumes to leave out: ``*`` and ``?`` in their names.
+    """
+
+    source: str | Path
+    dest: str | Path
+    spacing: Literal["native"] | tuple[float, float, float] = "native"
+    window: Literal["volume", "shared"] | tuple[float, float] | None = None
+    patient_regex: str | None = None
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.spacing != "native" and (len(self.spacing) != 3 or not all(0 < side < 1000 for side in self.spacing)):
+            raise UserError(f"spacing is {self.spacing}; give mm along x, y and z, e.g. 1 1 1, or native")
+        if isinstance(self.window, tuple | list) and (len(self.window) != 2 or not self.window[0] < self.window[1]):
+            raise UserError(f"window is {self.window}; give two numbers, the smaller first, or volume, or shared")
+
+    @property
+    def target(self) -> tuple[float, float, float] | None:
+        """mm along x, y and z of the stored voxels; None for their own."""
+        return None if isinstance(self.spacing, str) else self.spacing
+
+
+@dataclass(frozen=True)
+class DicomConversion(Conversion):
+    """What to convert, and how.
+
+    Args:
+        source, dest, spacing, window, patient_regex, exclude: as in Conversion.
+        gaps: what to do with a series whose slices are not at equal steps: "error" leaves it out and names it;
+            "resample" interpolates slices at equal steps.
+    """
+
+    gaps: Gaps = "error"
+
+
+@dataclass(frozen=True)
+class FolderConversion(Conversion):
+    """What to convert, and how.
+
+    Args:
+        source, dest, spacing, window, patient_regex, exclude: as in Conversion.
+        images: the folder of the volumes in the source; by default all of it.
+        labels: the folder of their labels in the source: files with the same names.
+    """
+
+    images: str = "."
+    labels: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A volume to convert.
+
+    Args:
+        name: unique; it becomes the name of a file, and may contain "/".
+        read: reads the volume; raises CorruptImage.
+        read_labels: reads its labels, if it has any.
+        patient: the patient, if known.
+        split: "train" or "test" if the data set says so.
+        file: the file that it is read from, for messages.
+    """
+
+    name: str
+    read: Callable[[], Volume]
+    read_labels: Callable[[], Volume] | None = None
+    patient: str | None = None
+    split: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a data set says about all of its volumes.
+
+    Args:
+        layout: the verb that reads it.
+        modality: "CT", "MR" or another, "" if unknown.
+        labels: code -> name.
+        channels: their names.
+    """
+
+    layout: str
+    modality: str = ""
+    labels: dict[int, str] | None = None
+    channels: tuple[str, ...] = ()
+
+
+def check_names(cases: Sequence[Case], source: str | Path) -> None:
+    """Check that no two cases have the same name.
+
+    Raises:
+        UserError: some have, or there are none.
+    """
+    if not cases:
+        raise UserError(f"{source} holds no volumes of this layout; check the path")
+    by_name: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_name[case.name].append(case)
+    twice = [f"{name} ({', '.join(c.file for c in same)})" for name, same in by_name.items() if len(same) > 1]
+    refuse(twice, "volumes that are there more than once", "keep one file of each")
+
+
+def source_folder(source: str | Path) -> Path:
+    """The source as a folder.
+
+    Raises:
+        UserError: it is not one.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; check the path")
+    return folder

@@ -1,0 +1,158 @@
+"""The conversion of cases to a store of volumes: in threads, each volume a file of its own, resumable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.annotations.patients import patient_in_name
+from densepath.core.digests import digest_of
+from densepath.core.errors import UserError, first_few, one_line
+from densepath.core.files import atomic_write, remove_remains
+from densepath.core.streams import say, write_line
+from densepath.core.system import usable_cores, with_progress
+from densepath.core.threads import in_threads
+from densepath.core.work_folder import work_folder
+from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names
+from densepath.datasets.volumes.prepare import prepare
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.listing import matches_any
+from densepath.sources.volumes.store import FORMAT, INDEX, VERSION, VOLUMES, shared_window
+from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_volume
+
+_THREADS = 4  # volumes in memory at a time
+_AIR = -200.0  # a low percentile below it is that of Hounsfield units
+_SHOWN = 20
+
+Header = dict[str, Any]
+
+
+def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
+    """Convert cases to a store. A volume that cannot be read is named, left out, and tried again by the next start.
+
+    Args:
+        cases: the volumes.
+        contents: what is known of all of them.
+        how: the options.
+
+    Returns:
+        The folder of the store.
+
+    Raises:
+        UserError: two volumes have one name, none can be read, or the folder holds something else.
+    """
+    dest = Path(how.dest)
+    kept = [case for case in cases if not matches_any(case.name, how.exclude)]
+    if cases and not kept:
+        raise UserError(f"--exclude leaves out all volumes of {how.source}; narrow it")
+    if how.patient_regex is not None:
+        kept = [replace(case, patient=patient_in_name(case.name, how.patient_regex)) for case in kept]
+    kept.sort(key=lambda case: case.name)
+    check_names(kept, how.source)
+    # No paths: they may name patients
+    others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")}
+    record = {"layout": contents.layout, **others, "volumes": digest_of(case.name for case in kept)}
+    with work_folder(dest, record, log="convert.log", free=("patient_regex", "window")):
+        (dest / VOLUMES).mkdir(exist_ok=True)
+        remove_remains(dest / VOLUMES, shared=True)
+        headers: dict[str, Header] = {}
+        damaged: dict[str, str] = {}
+        threads = min(_THREADS, usable_cores())
+        work = in_threads(lambda case: _convert_one(case, dest, how), kept, threads, "volumes")
+        for case, made in zip(kept, with_progress(work, len(kept), "converting"), strict=True):
+            if isinstance(made, str):
+                damaged[case.name] = made
+                say(f"densepath: damaged volume: {made}")
+            else:
+                headers[case.name] = made
+        if not headers:
+            raise UserError(f"none of the {len(kept)} volumes can be read: {first_few([*damaged.values()])}")
+        index = _index([case for case in kept if case.name in headers], headers, contents, how)
+        with atomic_write(dest / INDEX) as part:
+            part.write_text(json.dumps(index))
+        _report(index, [*damaged])
+    return dest
+
+
+def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
+    """The header of a case's file, which is written if it is not there; or what is wrong with the case."""
+    path = dest / VOLUMES / f"{case.name}{SUFFIX}"
+    try:
+        return read_header(path)
+    except CorruptImage:
+        pass
+    try:
+        volume = case.read()
+        labels = case.read_labels() if case.read_labels is not None else None
+        ready = prepare(case.name, volume, labels, how.target)
+    except CorruptImage as error:
+        return str(error) if error.path == case.name else f"{case.name} ({error})"
+    except MemoryError:
+        return f"{case.name}: it needs more memory than there is"
+    return write_volume(path, ready.facts, ready.channels, ready.labels)
+
+
+def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Contents, how: Conversion) -> Header:
+    """What ``volumes.json`` holds."""
+    rows = []
+    for case in cases:
+        header = headers[case.name]
+        rows.append(
+            {
+                "name": case.name,
+                "file": f"{case.name}{SUFFIX}",
+                "patient": case.patient,
+                "split": case.split,
+                **{k: v for k, v in header.items() if k not in ("format", "version", "name")},
+            }
+        )
+    counts = {len(row["scales"]) for row in rows}
+    if len(counts) > 1:
+        few = [row["name"] for row in rows if len(row["scales"]) == min(counts)]
+        raise UserError(f"volumes have {min(counts)} or {max(counts)} channels; leave some out, first {few[0]}")
+    index: Header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "modality": contents.modality,
+        "channels": counts.pop(),
+        "channel_names": list(contents.channels),
+        "label_names": {str(code): name for code, name in (contents.labels or {}).items()},
+        "window": None,
+        "volumes": rows,
+    }
+    window: Any = how.window
+    if window is None:
+        lows = [scale["window"][0] for row in rows for scale in row["scales"]]
+        is_ct = contents.modality == "CT" or (not contents.modality and np.median(lows) < _AIR)
+        window = "shared" if is_ct else "volume"
+    if window == "shared":
+        window = shared_window(Path(how.dest), index)
+    index["window"] = window if isinstance(window, str) else list(map(float, window))
+    return index
+
+
+def _report(index: Header, damaged: Sequence[str]) -> None:
+    rows, window = index["volumes"], index["window"]
+    patients = {row["patient"] for row in rows}
+    of = f" of {len(patients)} patients" if None not in patients else ""
+    labelled = sum(row["labels"] is not None for row in rows)
+    shown = "each volume's own" if window == "volume" else f"{window[0]:g} to {window[1]:g}"
+    write_line(f"{len(rows)} volumes{of}, {labelled} with labels; window: {shown}", sys.stdout)
+    noted = defaultdict(list)
+    for row in rows:
+        for note in row["notes"]:
+            noted[note].append(row["name"])
+    for note, names in noted.items():
+        say(f"densepath: warning: {len(names)} volumes have {note}: {one_line(first_few(names))}")
+    if damaged:
+        say(
+            f"densepath: warning: {len(damaged)} volumes were left out; replace them and start again to add them: "
+            f"{one_line(first_few(damaged, _SHOWN))}"
+        )

@@ -1,0 +1,35 @@
+"""``densepath data dicom``: a folder of DICOM series."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from densepath.core.streams import say
+from densepath.datasets.volumes.conversion import Case, Contents, DicomConversion, source_folder
+from densepath.datasets.volumes.convert import convert
+from densepath.sources.volumes.dicom_series import find_series, modality_of, read_series
+
+
+def convert_dicom(how: DicomConversion) -> Path:
+    """Convert DICOM series to a store: one volume for each series, orientation and size of the slices.
+
+    The source is searched with all its subfolders, and the names of files do not matter. Slices are ordered by their
+    places. A series with a missing slice, with several images at one place, or that cannot be decoded is named and left
+    out. Nothing that identifies a patient is copied, paths included: a series is named by a digest of its UID, and
+    patients are numbers in the order of their identifiers.
+
+    Returns:
+        The folder of the store.
+
+    Raises:
+        UserError: there is no series, or none can be read.
+    """
+    found, passed = find_series(source_folder(how.source))
+    if passed:
+        say(f"densepath: passed over: {', '.join(f'{count} {what}' for what, count in passed.items())}")
+    cases = [
+        Case(series.name, partial(read_series, series, how.gaps), patient=series.patient, file=series.slices[0].path)
+        for series in found
+    ]
+    return convert(cases, Contents("dicom", modality_of(found)), how)

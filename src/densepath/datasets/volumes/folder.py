@@ -1,0 +1,119 @@
+"""``densepath data volumes``: a folder of volumes in files, or the list of volumes of nnssl."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from densepath.annotations.patients import patients_of
+from densepath.core.errors import UserError, first_few
+from densepath.core.json_files import load_json
+from densepath.core.streams import say
+from densepath.datasets.volumes.conversion import Case, Contents, Conversion, FolderConversion, source_folder
+from densepath.datasets.volumes.convert import convert
+from densepath.sources.listing import walk
+from densepath.sources.volumes.read import SUFFIXES, read_volume
+
+_MASK = "anatomy_mask"
+
+
+def convert_folder(how: FolderConversion) -> Path:
+    """Convert volumes in files to a store: NIfTI, MetaImage (.mhd, .mha), and .b2nd of nnU-Net and nnssl.
+
+    The source is a folder, whose subfolders are searched too, or a ``pretrain_data.json`` of nnssl. Volumes are turned
+    to RAS+ axes; their patients are those of a ``manifest.csv`` with the columns file and patient, or of
+    ``--patient_regex``. Damaged volumes are named and left out.
+
+    Returns:
+        The folder of the store.
+
+    Raises:
+        UserError: there are no volumes, two have one name, or none can be read.
+    """
+    if str(how.source).lower().endswith(".json"):
+        return convert([*_cases_of_nnssl(Path(how.source), how)], Contents("volumes"), how)
+    source = source_folder(how.source)
+    images, labels = source / how.images, source / how.labels if how.labels else None
+    for folder in (images, *([labels] if labels else [])):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; check --images and --labels")
+    found = volumes_in(images)
+    if labels is not None and labels.is_relative_to(images):
+        found = {name: path for name, path in found.items() if not path.resolve().is_relative_to(labels.resolve())}
+    of_labels = volumes_in(labels) if labels is not None else {}
+    if unused := sorted(of_labels.keys() - found.keys()):
+        say(f"densepath: warning: {len(unused)} label files have no volume: {first_few(unused)}")
+    patients = patients_of(images, [str(path) for path in found.values()])
+    cases = [
+        Case(
+            name,
+            partial(read_volume, path, how.target),
+            partial(read_volume, of_labels[name], how.target) if name in of_labels else None,
+            patients.get(str(path)),
+            file=str(path),
+        )
+        for name, path in found.items()
+    ]
+    return convert(cases, Contents("volumes"), how)
+
+
+def volumes_in(folder: Path) -> dict[str, Path]:
+    """The files of volumes in a folder and its subfolders, by their names below it without suffix.
+
+    Raises:
+        UserError: two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in map(Path, walk(folder, SUFFIXES)):
+        name = Path(os.path.relpath(path, os.path.realpath(folder))).with_name(stem(path)).as_posix()
+        if name in found:
+            raise UserError(f"volumes that are there more than once: {found[name]}, {path}; keep one file of each")
+        found[name] = path
+    return found
+
+
+def stem(path: Path) -> str:
+    """The name of a file without the suffix of a volume."""
+    suffix = max((end for end in SUFFIXES if path.name.lower().endswith(end)), key=len, default="")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def _cases_of_nnssl(path: Path, how: Conversion) -> Iterator[Case]:
+    """The volumes that nnssl's JSON file lists, with their subjects as patients and their anatomy masks as labels."""
+    collection = load_json(path, "a pretrain_data.json of nnssl")
+    try:
+        for index, dataset in collection["datasets"].items():
+            for subject, of_subject in dataset["subjects"].items():
+                for session, of_session in of_subject["sessions"].items():
+                    for image in of_session["images"]:
+                        file, mask = _place(image["image_path"], path), (image.get("associated_masks") or {}).get(_MASK)
+                        labels = partial(read_volume, _place(mask, path), how.target) if mask else None
+                        name = "/".join((str(index), str(subject), str(session), stem(Path(str(image["name"])))))
+                        patient = f"{index}/{subject}"
+                        yield Case(name, partial(read_volume, file, how.target), labels, patient, file=str(file))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a pretrain_data.json of nnssl ({error!r}); give one, or a folder") from error
+
+
+def _place(text: str, listed_in: Path) -> Path:
+    """A path of nnssl's list: absolute, relative to the list, or below a folder in an environment variable."""
+    first, _, rest = str(text).partition("/")
+    if first.startswith("$"):
+        folder = os.environ.get(first[1:])
+        if folder is None:
+            raise UserError(f"{listed_in} names files below {first}; set this environment variable to their folder")
+        return Path(folder) / rest
+    return listed_in.parent / text
+
+
+def names_of(labels: Mapping[str, Any] | None) -> dict[int, str]:
+    """The labels of a dataset.json, code -> name: it has them as name -> code (nnU-Net) or code -> name (MSD)."""
+    found: dict[int, str] = {}
+    for key, value in (labels or {}).items():
+        code, name = (key, value) if str(key).isdigit() else (value, key)
+        if isinstance(code, int) or str(code).isdigit():  # regions of several codes have no code of their own
+            found[int(code)] = str(name)
+    return found

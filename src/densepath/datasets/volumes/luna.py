@@ -1,0 +1,91 @@
+"""``densepath data luna``: LUNA16, CT of lungs with nodules."""
+
+from __future__ import annotations
+
+import csv
+from functools import partial
+from pathlib import Path
+
+from densepath.core.csv_files import write_rows
+from densepath.core.errors import UserError
+from densepath.core.streams import say
+from densepath.datasets.published import Published
+from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
+from densepath.datasets.volumes.convert import convert
+from densepath.datasets.volumes.folder import stem, volumes_in
+from densepath.sources.listing import walk
+from densepath.sources.volumes.metaimage import SUFFIXES
+from densepath.sources.volumes.read import read_volume
+from densepath.sources.volumes.store import open_volumes
+
+LUNA = Published("LUNA16", "https://luna16.grand-challenge.org", "CC BY 4.0", {"CT": 888})
+_LUNGS = "seg-lungs-LUNA16"
+_LABELS = {3: "left lung", 4: "right lung", 5: "trachea"}
+# Tables as published -> the file in the store, and the column that is kept.
+_TABLES = {
+    "annotations.csv": ("nodules.csv", "diameter_mm"),
+    "candidates_V2.csv": ("candidates.csv", "class"),
+    "candidates.csv": ("candidates.csv", "class"),
+}
+
+
+def convert_luna(how: Conversion) -> Path:
+    """Convert LUNA16 to a store, with lungs as labels, and nodules and candidates as tables.
+
+    The source holds ``subset0`` to ``subset9`` with ``UID.mhd`` and ``UID.raw``, and perhaps ``seg-lungs-LUNA16``,
+    ``annotations.csv`` and ``candidates_V2.csv``. These become ``nodules.csv`` and ``candidates.csv`` in the store,
+    with places in mm in the RAS+ axes of its affine maps. The subset of a volume is its split.
+
+    Returns:
+        The folder of the store.
+
+    Raises:
+        UserError: there is no volume, one is there twice, or none can be read.
+
+    Source: Setio et al., "Validation, comparison, and combination of algorithms for automatic detection of pulmonary
+    nodules in computed tomography images: the LUNA16 challenge", 2017.
+    """
+    source = source_folder(how.source)
+    subsets = sorted(path for path in source.glob("subset*") if path.is_dir())
+    lungs = volumes_in(source / _LUNGS) if (source / _LUNGS).is_dir() else {}
+    files = [(subset.name, Path(path)) for subset in subsets for path in walk(subset, SUFFIXES)]
+    cases = [
+        Case(
+            stem(path),
+            partial(read_volume, path, how.target),
+            partial(read_volume, lungs[stem(path)], how.target) if stem(path) in lungs else None,
+            split=subset,
+            file=str(path),
+        )
+        for subset, path in files
+    ]
+    dest = convert(cases, Contents("luna", "CT", _LABELS), how)
+    store = open_volumes(dest)
+    names = {store.names(position) for position in range(len(store))}
+    for table, (made, column) in _TABLES.items():
+        if (source / table).is_file() and (table != "candidates.csv" or not (source / "candidates_V2.csv").is_file()):
+            _write_places(source / table, dest / made, column, names)
+    LUNA.report({"CT": len(cases)})
+    return dest
+
+
+def _write_places(table: Path, dest: Path, column: str, names: set[str]) -> None:
+    """A table of places in world coordinates of DICOM (LPS), as one in RAS; only of volumes in the store."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = [
+                {
+                    "volume": row["seriesuid"],
+                    "x": -float(row["coordX"]),
+                    "y": -float(row["coordY"]),
+                    "z": float(row["coordZ"]),
+                    column: row[column],
+                }
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(f"{table} is not a table of LUNA16 ({error!r}); restore it") from error
+    kept = [row for row in rows if row["volume"] in names]
+    write_rows(dest, ("volume", "x", "y", "z", column), kept)
+    of = f" ({len(rows) - len(kept)} of other volumes)" if len(kept) < len(rows) else ""
+    say(f"densepath: {dest.name}: {len(kept)} places{of}")

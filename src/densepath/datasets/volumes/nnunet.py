@@ -1,0 +1,82 @@
+"""``densepath data nnunet``: a data set in nnU-Net's raw layout."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from densepath.core.errors import UserError, first_few
+from densepath.core.json_files import load_json
+from densepath.core.streams import say
+from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
+from densepath.datasets.volumes.convert import convert
+from densepath.datasets.volumes.folder import names_of, volumes_in
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.read import read_channels, read_volume
+from densepath.sources.volumes.volume import Volume
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_SPLITS = {"train": ("imagesTr", "labelsTr"), "test": ("imagesTs", "labelsTs")}
+
+
+def convert_nnunet(how: Conversion) -> Path:
+    """Convert a data set in nnU-Net's raw layout to a store.
+
+    ``imagesTr/CASE_0000.nii.gz`` (one file for each channel), ``labelsTr/CASE.nii.gz``, ``dataset.json``, and perhaps
+    ``imagesTs`` and ``labelsTs``. A case that lacks a channel is named and left out.
+
+    Returns:
+        The folder of the store.
+
+    Raises:
+        UserError: there is no case, or none can be read.
+    """
+    source = source_folder(how.source)
+    facts: dict[str, Any] = load_json(source / "dataset.json", "nnU-Net's dataset.json")
+    channels = facts.get("channel_names") or facts.get("modality") or {}
+    names = tuple(str(name) for _, name in sorted(channels.items(), key=lambda item: int(item[0])))
+    cases = []
+    for split, folders in _SPLITS.items():
+        cases += _cases(source, split, folders, max(len(names), 1), how)
+    trained = sum(case.split == "train" for case in cases)
+    if "numTraining" in facts and facts["numTraining"] != trained:
+        say(f"densepath: warning: {trained} training cases, and dataset.json counts {facts['numTraining']}")
+    modality = "CT" if names and all(name.upper() == "CT" for name in names) else "other" if names else ""
+    return convert(cases, Contents("nnunet", modality, names_of(facts.get("labels")), names), how)
+
+
+def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, how: Conversion) -> list[Case]:
+    images, labels = (source / folder for folder in folders)
+    if not images.is_dir():
+        return []
+    files: dict[str, dict[int, Path]] = defaultdict(dict)
+    for name, path in volumes_in(images).items():
+        match = _CHANNEL.fullmatch(name)
+        if match is None:
+            raise UserError(f"{path} does not end in the number of a channel, as in nnU-Net; rename it to {name}_0000")
+        files[match[1]][int(match[2])] = path
+    of_labels = volumes_in(labels) if labels.is_dir() else {}
+    if split == "train" and (lacking := sorted(files.keys() - of_labels.keys())):
+        say(f"densepath: warning: {len(lacking)} training cases have no labels: {first_few(lacking)}")
+    if unused := sorted(of_labels.keys() - files.keys()):
+        say(f"densepath: warning: {len(unused)} label files of {labels} have no volume: {first_few(unused)}")
+    return [
+        Case(
+            name,
+            partial(_read, name, parts, channels, how),
+            partial(read_volume, of_labels[name], how.target) if name in of_labels else None,
+            split=split,
+            file=str(next(iter(parts.values()))),
+        )
+        for name, parts in files.items()
+    ]
+
+
+def _read(name: str, parts: dict[int, Path], channels: int, how: Conversion) -> Volume:
+    lacking = [f"{k:04d}" for k in range(channels) if k not in parts]
+    if lacking:
+        raise CorruptImage(name, f"it lacks the channels {first_few(lacking)}")
+    return read_channels([parts[k] for k in sorted(parts)], how.target)

@@ -1,0 +1,138 @@
+"""A volume as it is stored: in axes S, A, R, resampled if asked for, as 16-bit integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densepath.core.resampling import sample
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.encode import encode
+from densepath.sources.volumes.read import check_same_place
+from densepath.sources.volumes.volume import Array, Channel, Spacing, Volume, spacing_of, to_ras
+
+_SAME = 1e-3  # relative difference of spacings that are equal
+_WHOLE = 1e-3  # by which a label may differ from a whole number
+_PERCENTILES = (0.5, 99.5)  # nnU-Net's
+_NUMBERS = 2**18  # values that percentiles are computed of
+_FEW = 16  # different values of a label map at most
+_HIGHEST = 2**15 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A volume as it is stored.
+
+    Args:
+        facts: name, affine map, slope, intercept and window of each channel, and where the file's voxels were.
+        channels: (D, H, W) each.
+        labels: (D, H, W) uint8 or int16.
+    """
+
+    facts: dict[str, Any]
+    channels: list[npt.NDArray[np.int16]]
+    labels: Array | None
+
+
+def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | None) -> Prepared:
+    """Make a volume ready to be stored.
+
+    Args:
+        name: its name.
+        volume: as its file has it.
+        labels: its labels, on the same voxels.
+        target: mm between voxels along x, y, z; None for the volume's own.
+
+    Raises:
+        CorruptImage: the labels do not fit the volume, or are not labels.
+    """
+    if labels is not None:
+        check_same_place(f"labels of {name}", labels, name, volume)
+    notes = [*volume.notes, *(f"in its labels {note}" for note in (labels.notes if labels else ()))]
+    channels, scales, affine, codes = [], [], volume.affine, ""
+    for channel in volume.channels:
+        turned, affine, codes = to_ras(channel.values, volume.affine)
+        values, affine = resampled(turned, affine, target)
+        stored, slope, intercept = encode(Channel(values, channel.slope, channel.intercept))
+        channels.append(stored.transpose(2, 1, 0))
+        scales.append({"slope": slope, "intercept": intercept, "window": _window(stored, slope, intercept)})
+    if all(len(np.unique(channel.reshape(-1)[:: max(1, channel.size // _NUMBERS)])) <= _FEW for channel in channels):
+        notes.append(f"at most {_FEW} different values, as label maps have")
+    codes_of_labels = None
+    if labels is not None:
+        whole = _whole_labels(f"labels of {name}", labels.channels)
+        own, own_affine, _ = to_ras(whole, volume.affine)
+        codes_of_labels = resampled(own, own_affine, target, nearest=True)[0].transpose(2, 1, 0)
+    origin = {"shape": list(volume.shape), "affine": volume.affine.tolist(), "codes": codes}
+    facts = {"name": name, "affine": affine.tolist(), "scales": scales, "origin": origin, "notes": notes}
+    return Prepared(facts, channels, codes_of_labels)
+
+
+def resampled(
+    values: Array, affine: npt.NDArray[np.float64], target: Spacing | None, nearest: bool = False
+) -> tuple[Array, npt.NDArray[np.float64]]:
+    """Values (X, Y, Z) at another spacing, and their affine map; whole numbers stay whole.
+
+    The low corner of the volume stays where it is. Values are interpolated linearly, or averaged where voxels become
+    larger.
+
+    Args:
+        values: the values.
+        affine: their affine map.
+        target: mm between voxels; None for no change.
+        nearest: take the nearest voxel instead, for labels.
+    """
+    old = spacing_of(affine)
+    if target is None or np.allclose(old, target, rtol=_SAME, atol=0):
+        return values, affine
+    size = [max(1, round(n * a / b)) for n, a, b in zip(values.shape, old, target, strict=True)]
+    share = np.array([m * b / (n * a) for m, n, a, b in zip(size, values.shape, old, target, strict=True)])
+    made = affine.copy()
+    made[:3, :3] *= np.divide(target, old)
+    made[:3, 3] += (made[:3, :3].sum(axis=1) - affine[:3, :3].sum(axis=1)) / 2  # the first voxel's center moves
+    if nearest:
+        centers = [
+            ((np.arange(m) + 0.5) * (b / a)).astype(int).clip(0, n - 1)
+            for m, n, a, b in zip(size, values.shape, old, target, strict=True)
+        ]
+        return values[np.ix_(*centers)], made
+    kind = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind == "u" else np.float32
+    x = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 1, 0), kind))[None, None]
+    map_ = torch.from_numpy(np.hstack([np.diag(share), (share - 1)[:, None]]))[None]
+    new = sample(x, map_, size[::-1])[0, 0].numpy().transpose(2, 1, 0)
+    if values.dtype.kind in "iub":
+        limits = np.iinfo(values.dtype) if values.dtype.kind != "b" else np.iinfo(np.uint8)
+        new = np.rint(new).clip(limits.min, limits.max).astype(values.dtype)
+    return new, made
+
+
+def _window(stored: npt.NDArray[np.int16], slope: float, intercept: float) -> list[float]:
+    """The percentiles of values, or their range if these are equal."""
+    numbers = stored.reshape(-1)
+    sample_ = numbers[:: max(1, len(numbers) // _NUMBERS)]
+    low, high = np.percentile(sample_, _PERCENTILES).tolist()
+    if low == high:
+        low, high = float(numbers.min()), float(numbers.max())
+    ends = sorted((slope * low + intercept, slope * high + intercept))
+    return ends if ends[0] < ends[1] else [ends[0], ends[0] + 1.0]
+
+
+def _whole_labels(name: str, channels: tuple[Channel, ...]) -> Array:
+    """Labels (X, Y, Z) as uint8 or int16. Raises CorruptImage."""
+    if len(channels) != 1:
+        raise CorruptImage(name, f"they have {len(channels)} channels")
+    channel = channels[0]
+    values = channel.values
+    if (channel.slope, channel.intercept) != (1.0, 0.0) or values.dtype.kind == "f":
+        real = values * np.float64(channel.slope) + channel.intercept
+        values = np.rint(real)
+        if abs(values - real).max() > _WHOLE:
+            raise CorruptImage(name, "they are not whole numbers")
+    low, high = values.min(), values.max()
+    if low < -_HIGHEST or high > _HIGHEST:
+        raise CorruptImage(name, f"they range from {low:g} to {high:g}, beyond 16 bits")
+    return values.astype(np.uint8 if low >= 0 and high <= 255 else np.int16)

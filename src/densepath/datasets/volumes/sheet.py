@@ -1,0 +1,88 @@
+"""A picture of three orthogonal slices of volumes, with the outlines of their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from densepath.core.files import atomic_write
+from densepath.core.spacing import evenly_spaced
+from densepath.datasets.contact_sheet import compose_sheet, short_name
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.store import VolumeStore
+from densepath.transfer.detection.object_colors import color_of
+
+_WIDTH, _COLUMNS, _GAP = 480, 2, 4  # pixels, panels in a row
+_TALLEST = 320
+
+
+def draw_volumes(store: VolumeStore, splits: Mapping[str, Sequence[int]], path: Path, count: int) -> Path:
+    """Draw evenly spaced volumes of each split: an axial, a coronal and a sagittal slice through the middle.
+
+    The middle is that of the labels, if there are any. Slices have the patient's anterior or superior side on top, and
+    the right or anterior side on the left; a millimetre has the same length in all three.
+
+    Args:
+        store: the volumes.
+        splits: their positions by split.
+        path: a PNG file.
+        count: the number of volumes of a split.
+    """
+    rows: list[tuple[str, list[tuple[Image.Image, str]]]] = []
+    for split, positions in splits.items():
+        chosen = [positions[k] for k in evenly_spaced(count, len(positions))]
+        panels = [panel for position in chosen if (panel := _panel(store, position)) is not None]
+        starts = range(0, len(panels), _COLUMNS)
+        heading = f"{split}: {len(positions)} volumes (D x H x W); axial, coronal, sagittal"
+        rows += [(heading if start == 0 else "", panels[start : start + _COLUMNS]) for start in starts]
+    with atomic_write(path) as part:
+        compose_sheet(rows, _WIDTH).save(part, format="PNG")
+    return path
+
+
+def _panel(store: VolumeStore, position: int) -> tuple[Image.Image, str] | None:
+    """Three slices side by side, and the volume's name with its size; None for a damaged volume."""
+    try:
+        values, labels = store.read(position)[..., 0], store.labels(position)
+    except CorruptImage:
+        return None
+    low, high = store.spec.window
+    spacing = store.spacing(torch.tensor([position]))[0].tolist()
+    marked = np.nonzero(labels) if labels is not None else ()
+    middle = [int(np.median(axis)) for axis in marked] if len(marked) and marked[0].size else None
+    middle = middle or [side // 2 for side in values.shape]
+    sides = [side * step for side, step in zip(values.shape, spacing, strict=True)]
+    scale = min((_WIDTH - 2 * _GAP) / (2 * sides[2] + sides[1]), _TALLEST / max(sides[:2]))
+    pictures = []
+    for axis in range(3):
+        along = [k for k in range(3) if k != axis]
+        size = tuple(max(1, round(scale * sides[k])) for k in along[::-1])
+        grey = (np.take(values, middle[axis], axis).astype(np.float64) - low) / (high - low)
+        picture = Image.fromarray(np.rint(255 * grey[::-1, ::-1].clip(0, 1)).astype(np.uint8))
+        shown = np.asarray(picture.resize(size, Image.Resampling.BILINEAR).convert("RGB")).copy()
+        if labels is not None:
+            _outline(shown, np.take(labels, middle[axis], axis)[::-1, ::-1], size)
+        pictures.append(shown)
+    sheet = np.zeros((max(p.shape[0] for p in pictures), sum(p.shape[1] for p in pictures) + 2 * _GAP, 3), np.uint8)
+    left = 0
+    for shown in pictures:
+        sheet[: shown.shape[0], left : left + shown.shape[1]] = shown
+        left += shown.shape[1] + _GAP
+    extent = " x ".join(f"{side:.0f}" for side in sides)
+    return Image.fromarray(sheet), f"{short_name(store.names(position))}: {extent} mm"
+
+
+def _outline(shown: npt.NDArray[np.uint8], labels: npt.NDArray[Any], size: tuple[int, ...]) -> None:
+    """Draw the borders of labels (h, w) onto a slice (H, W, 3)."""
+    columns, rows = (np.arange(n) * m // n for n, m in zip(size, labels.shape[::-1], strict=True))
+    large = labels[np.ix_(rows, columns)]
+    borders = find_boundaries(large, mode="inner", background=0) & (large != 0)
+    for code in np.unique(large[borders]).tolist():
+        shown[borders & (large == code)] = color_of(code)

@@ -1,0 +1,50 @@
+"""Warnings of a run whose outputs no longer depend on its images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from densepath.core.losses import full_precision
+
+# Healthy runs are above these from their first rows on: see tests/methods/test_collapse.py.
+_LEAST = {
+    "key_spread": (
+        0.005,
+        "the keys of all images are nearly the same; start again with a lower learning rate, a higher "
+        "--method.momentum, or --method.standardize where the method has it",
+    ),
+    "output_spread": (
+        0.01,
+        "the predicted pixels are nearly constant; start again with a lower learning rate",
+    ),
+}
+_ROWS = 5  # rows in a row
+
+
+@torch.no_grad()
+def output_spread(prediction: Tensor, target: Tensor) -> Tensor:
+    """The deviation of predicted pixels as a share of that of their targets: 0 if all of each channel are the same.
+
+    Both are (B, C, *spatial).
+    """
+    made, true = (full_precision(x).transpose(0, 1).flatten(1).std(1).mean() for x in (prediction, target))
+    return (made / true.clamp(min=1e-6)).nan_to_num(0.0)
+
+
+class CollapseAlarm:
+    """Warns if ``key_spread`` or ``output_spread`` stays near zero for five rows of measurements."""
+
+    def __init__(self) -> None:
+        self._low = dict.fromkeys(_LEAST, 0)
+
+    def __call__(self, row: Mapping[str, float]) -> list[str]:
+        """Lines on a row of measurements."""
+        lines = []
+        for name, (least, why) in _LEAST.items():
+            self._low[name] = self._low[name] + 1 if row.get(name, 1.0) < least else 0
+            if self._low[name] >= _ROWS:
+                lines.append(f"collapse: {why}")
+        return lines

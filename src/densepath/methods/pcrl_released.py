@@ -1,0 +1,133 @@
+"""PCRL as released: a gate instead of the outer product, C2L's contrast, and four reconstructions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from densepath.core.distillation import deviation
+from densepath.core.losses import full_precision
+from densepath.methods.base import Losses, Reconstruction
+from densepath.methods.c2l import C2L, C2LOptions, Maps
+from densepath.methods.collapse import output_spread
+from densepath.nets.backbones import Backbone
+from densepath.nets.decoders.unet import UNetDecoder, pixel_head
+from densepath.nets.heads import MLPHead
+from densepath.nets.transformation_attention import TransformationAttention
+from densepath.views.augment import Augment
+from densepath.views.corruptions import Cutout
+from densepath.views.declarations import Declaration, Turned
+from densepath.views.turns import indicator
+from densepath.views.view import Batch
+
+
+class PCRLReleased(C2L):
+    """The released code of PCRL for radiographs.
+
+    As :class:`C2L` with temperature 0.2 and a head of two layers, and with a U-Net decoder D. With the ordinary maps F
+    and the momentum maps G of the views x_1 and x_2, a_1 = max(l, 1 - l), gates A of the deepest maps
+    (:class:`TransformationAttention`) and flips and turns T, mixed views x' and mixed clean views X',
+
+    L = C2L + 1/4 (|D(A_1 F) - T_1 x_1|^2 + |D(a_1 A_1 F + (1 - a_1) A_2 G) - (a_1 T_1 x_1 + (1 - a_1) T_2 x_2)|^2
+                 + |D(F') - X'_1|^2 + |D(a_2 F' + (1 - a_2) G') - (a_2 X'_1 + (1 - a_2) X'_2)|^2),
+
+    where targets of the first two are corrupted views, and the last two have no gates. The clean views of the released
+    code are neither rotated by up to 10 degrees nor flipped, as their inputs are; ours are aligned with the inputs.
+
+    Args:
+        backbone: the ordinary encoder.
+        temperature: temperature of the contrast.
+
+    Source: the code of Zhou et al., ICCV 2021. See :class:`~densepath.methods.pcrl.PCRL` for the paper.
+    """
+
+    def __init__(self, backbone: Backbone, temperature: float = 0.2, **options: Unpack[C2LOptions]) -> None:
+        super().__init__(backbone, temperature=temperature, **options)
+        width, ndim = backbone.channels[backbone.deepest], backbone.ndim
+        self.gate = TransformationAttention(width, ndim + 4, "gate", ndim=ndim)
+        self.decoder = UNetDecoder(backbone)
+        self.pixels = pixel_head(self.decoder.channels, backbone.in_channels, ndim)
+
+    @staticmethod
+    def make_head(width: int, dim: int) -> nn.Module:
+        return MLPHead(width, dim, dim)
+
+    @staticmethod
+    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+        """Two corrupted crops, the same crops clean, and the corrupted ones flipped and turned."""
+        own = Augment(rotation=10.0, jitter=1.0, hue=0.4)
+        view = (augment or own).random_view()
+        view = replace(view, appearance=(*view.appearance, Cutout()))
+        same = {"flip": (0.0,) * 3, "quarter_turns": False, "clean": True}
+        return {
+            "first": view,
+            "second": view,
+            "first_clean": Turned("first", **same),  # type: ignore[arg-type]
+            "second_clean": Turned("second", **same),  # type: ignore[arg-type]
+            "first_target": Turned("first"),
+            "second_target": Turned("second"),
+        }
+
+    def forward(self, batch: Batch) -> Losses:
+        own, other = self.backbone(batch["first"].pixels), self.encode_keys(batch, batch["second"].pixels)
+        share = self.share(batch, 0)
+        mixed_own, mixed_other = self.mixed_maps(batch, share)
+        pairs = self.predictions(batch, share, (own, other), (mixed_own, mixed_other))
+        k = self.embed_keys(other)
+        contrast = self.contrasts(batch, share, self.embed(own), k, self.embed(mixed_own), self.embed_keys(mixed_other))
+        errors = torch.stack([F.mse_loss(full_precision(y), x) for y, x in pairs]).mean()
+        statistics = {"key_spread": deviation(k), "output_spread": output_spread(*pairs[0])}
+        terms = {"instance_loss": contrast.detach(), "reconstruction_loss": errors.detach()}
+        return Losses(contrast + errors, terms, statistics)
+
+    def mixed_maps(self, batch: Batch, share: float) -> tuple[Maps, Maps]:
+        """The ordinary and the momentum maps of mixed views."""
+        first, second = (self.mixed(batch, share, batch[name].pixels) for name in ("first", "second"))
+        return self.backbone(first), self.encode_keys(batch, second)
+
+    def predictions(
+        self, batch: Batch, share: float, maps: tuple[Maps, Maps], mixed: tuple[Maps, Maps]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The four predictions and their targets."""
+        first, second = self.share(batch, 1), self.share(batch, 2)
+        targets = [batch[f"{name}_target"].pixels for name in ("first", "second")]
+        clean = [self.mixed(batch, share, batch[f"{name}_clean"].pixels) for name in ("first", "second")]
+        gated = [self.gated(batch, name, each) for name, each in zip(("first", "second"), maps, strict=True)]
+        return [
+            (self.decode(gated[0], targets[0]), targets[0]),
+            self.hybrid(first, gated, targets),
+            (self.decode(mixed[0], clean[0]), clean[0]),
+            self.hybrid(second, list(mixed), clean),
+        ]
+
+    def hybrid(self, share: float, maps: list[Maps], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The prediction from mixed maps, and the mixed target."""
+        target = share * targets[0] + (1 - share) * targets[1]
+        return self.decode({i: share * maps[0][i] + (1 - share) * maps[1][i] for i in maps[0]}, target), target
+
+    def gated(self, batch: Batch, name: str, maps: Maps) -> Maps:
+        """The maps, the deepest scaled by the gate of the target's transformation."""
+        deepest = self.backbone.deepest
+        vector = indicator(batch[name].map, batch[f"{name}_target"].map)
+        return {**maps, deepest: self.gate(maps[deepest], vector.to(maps[deepest].device, non_blocking=True))}
+
+    def decode(self, maps: Maps, target: Tensor) -> Tensor:
+        """Predicted pixels, in the shape of the target."""
+        return self.pixels(self.decoder(maps, target.shape[2:]))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        own, other = self.backbone(batch["first"].pixels), self.encode_keys(batch, batch["second"].pixels)
+        share = self.share(batch, 0)
+        pairs = self.predictions(batch, share, (own, other), self.mixed_maps(batch, share))
+        (made, true), first = pairs[0], batch["first"].pixels
+        return Reconstruction(first, batch["first_clean"].pixels, true, made, torch.ones_like(true[:, :1]).bool())
+
+    def exported_parts(self) -> dict[str, dict[str, Tensor]]:
+        """The decoder and its head, with the names of segmentation_models_pytorch."""
+        state = {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
+        return {"decoder": state | {f"segmentation_head.{n}": value for n, value in self.pixels.state_dict().items()}}

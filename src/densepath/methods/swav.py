@@ -1,0 +1,107 @@
+"""SwAV: each view predicts the balanced assignment of another one to prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from densepath.core.distillation import deviation
+from densepath.core.errors import UserError
+from densepath.core.losses import full_precision
+from densepath.core.regions import global_pool
+from densepath.core.sinkhorn import sinkhorn
+from densepath.methods.base import Losses, Method
+from densepath.methods.collapse import CollapseAlarm
+from densepath.nets.backbones import Backbone
+from densepath.nets.heads import NormedHead, Prototypes
+from densepath.views.augment import Augment
+from densepath.views.declarations import Declaration
+from densepath.views.view import Batch
+
+_LOCAL = 96 / 224
+_SPLIT = 0.14  # share of the image: the least of a global crop, and the most of a local one
+_SMALLEST = 0.05
+
+
+class SwAV(Method):
+    """Swapping assignments between views.
+
+    With unit vectors z of all crops, prototypes C of unit length, and codes q_i = Sinkhorn(z_i C / epsilon) of each of
+    the two global crops, balanced over the global batch,
+
+    L = mean over images, global crops i and other crops v of  -sum over prototypes of  q_i log softmax(z_v C / t).
+
+    The released code's queue of earlier vectors, for batches of fewer images than prototypes, is left out.
+
+    Args:
+        backbone: the network.
+        prototypes: number of prototypes.
+        hidden_dim: width of the projector's hidden layer.
+        dim: width of the vectors.
+        temperature: t.
+        epsilon: smoothness of the codes.
+        local_crops: number of local crops.
+        local_size: their size relative to that of the views.
+
+    Source: Caron et al., NeurIPS 2020, arXiv 2006.09882.
+    """
+
+    batch_norm = "synchronized"
+    views_together = 2
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prototypes: int = 3000,
+        hidden_dim: int = 2048,
+        dim: int = 128,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        local_crops: int = 6,
+        local_size: float = _LOCAL,
+    ) -> None:
+        super().__init__()
+        if min(temperature, epsilon) <= 0:
+            raise UserError(f"temperature and epsilon must be positive, not {temperature} and {epsilon}")
+        if local_crops < 0 or not 0 < local_size <= 1:
+            raise UserError("local_crops must be at least 0, and local_size a share of the view size, at most 1")
+        self.backbone = backbone
+        self.projector = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim)
+        self.prototypes = Prototypes(dim, prototypes, fixed_lengths=True)
+        self.temperature, self.epsilon = temperature, epsilon
+        self.alarm = CollapseAlarm()
+        self.views = partial(self.views, crops=local_crops, size=local_size)  # type: ignore[method-assign]
+        self.unused_views = () if local_crops else ("local",)
+
+    @staticmethod
+    def views(augment: Augment | None = None, crops: int = 6, size: float = _LOCAL) -> dict[str, Declaration]:
+        """Two global crops and the local ones, whose scale ends where that of the global ones begins."""
+        own = augment or Augment(scale=(_SPLIT, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+        local = replace(own, scale=(min(_SMALLEST, own.scale[0]), own.scale[0]))
+        views: dict[str, Declaration] = {"first": own.random_view(), "second": own.random_view()}
+        return {**views, "local": local.random_view(size, max(crops, 1))}
+
+    def forward(self, batch: Batch) -> Losses:
+        together = [torch.cat((batch["first"].pixels, batch["second"].pixels))]
+        sizes = together + [batch["local"].pixels] * ("local" in batch.views)
+        pooled = torch.cat([global_pool(self.backbone(x)[self.backbone.deepest]) for x in sizes])
+        with torch.autocast(pooled.device.type, enabled=False):
+            vectors = F.normalize(full_precision(self.projector(full_precision(pooled))), dim=1)
+            scores = (vectors @ self.prototypes().T).unflatten(0, (-1, len(batch)))  # (crops, B, K)
+            codes = [sinkhorn(each.detach() / self.epsilon).exp() for each in scores[:2]]
+            told = (scores / self.temperature).log_softmax(-1)
+            losses = [
+                -(code * told[crop]).sum(-1).mean()
+                for i, code in enumerate(codes)
+                for crop in range(len(scores))
+                if crop != i
+            ]
+        loss = torch.stack(losses).mean()
+        return Losses(loss, {"swap_loss": loss.detach()}, {"key_spread": deviation(vectors[: len(batch)].detach())})
+
+    def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
+        return self.alarm(row)

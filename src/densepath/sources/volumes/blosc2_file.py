@@ -1,0 +1,64 @@
+"""Volumes that nnU-Net and nnssl have preprocessed: a .b2nd file with its spacing in a .pkl file beside it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.core.errors import UserError, one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.volume import Channel, Volume, check_affine, check_values, diagonal
+
+SUFFIXES = (".b2nd",)
+_ALLOWED = {"numpy": {"dtype", "ndarray"}, "multiarray": {"scalar", "_reconstruct"}, "collections": {"OrderedDict"}}
+
+
+def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: bool = False) -> Volume:
+    """Read a preprocessed volume, (C, Z, Y, X).
+
+    Arguments and errors as for :func:`~densepath.sources.volumes.nifti.read_nifti`. Where the volume was is not known
+    in these files: its axes are taken as R, A, S.
+    """
+    try:
+        import blosc2
+    except ImportError as error:
+        raise UserError('.b2nd files need the package blosc2; pip install "densepath[blosc2]"') from error
+    try:
+        values = np.asarray(blosc2.open(path, mode="r")[:])
+    except Exception as error:  # it raises many types on corrupt bytes
+        raise CorruptImage(path, f"it cannot be decompressed ({one_line(str(error))})") from error
+    values = values[None] if values.ndim == 3 else values
+    if values.ndim != 4 or (len(values) > 1 and not channels):
+        raise CorruptImage(path, f"it is not a volume ({' x '.join(map(str, values.shape))})")
+    known = _spacing(Path(path)) or spacing
+    if known is None:
+        raise CorruptImage(path, "no .pkl file beside it names its spacing; give it with --spacing X Y Z")
+    affine = diagonal(known)
+    check_affine(path, affine)
+    return Volume(tuple(Channel(check_values(path, part.transpose(2, 1, 0))) for part in values), affine)
+
+
+def _spacing(path: Path) -> tuple[float, ...] | None:
+    """mm along x, y, z of the preprocessed voxels, from the properties beside a file."""
+    try:
+        with path.with_suffix(".pkl").open("rb") as file:
+            found = _Plain(file).load()
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # unpickling raises nearly any type
+        raise CorruptImage(str(path), f"its properties cannot be read ({one_line(str(error))})") from error
+    sides = found.get("spacing_after_resampling", found.get("spacing")) if isinstance(found, dict) else None
+    return tuple(float(side) for side in reversed(list(sides))) if sides is not None else None
+
+
+class _Plain(pickle.Unpickler):
+    """Reads numbers, texts, containers and arrays, and runs no code of the file."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ALLOWED.get(module.rpartition(".")[2], ()) and module.split(".")[0] in ("numpy", "collections"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it contains {module}.{name}")

@@ -1,0 +1,255 @@
+"""DICOM series: which files are one volume, in which order, and where it lies.
+
+Nothing that identifies a patient is taken from the files: patients are numbers, series are named by a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import one_line
+from densepath.core.system import usable_cores
+from densepath.core.threads import in_threads
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, library
+
+Gaps = Literal["error", "resample"]
+_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns"),
+    *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel"),
+)
+_GAP = 0.01  # of the spacing, by which steps between slices may differ
+_TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
+_MAGIC_PLACE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """What a file's header says: nothing of it identifies a patient but ``patient``, which is not stored."""
+
+    path: str
+    series: str
+    patient: str
+    modality: str
+    instance: str
+    orientation: tuple[float, ...]
+    position: npt.NDArray[np.float64]
+    spacing: tuple[float, float]
+    size: tuple[int, int]
+
+    @property
+    def normal(self) -> npt.NDArray[np.float64]:
+        """The direction across the slice, of length 1."""
+        normal = np.cross(self.orientation[:3], self.orientation[3:])
+        return np.asarray(normal / np.linalg.norm(normal))
+
+    @property
+    def depth(self) -> float:
+        """The place along the normal in mm."""
+        return float(self.position @ self.normal)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Slices of one series, orientation and size: a volume.
+
+    Args:
+        name: a digest of the series' UID.
+        patient: the number of the patient among those of the source.
+        slices: in the order of their places.
+    """
+
+    name: str
+    patient: str
+    slices: tuple[Slice, ...]
+
+
+def find_series(folder: str | Path) -> tuple[list[Series], dict[str, int]]:
+    """The series in a folder and its subfolders, without those of fewer than two slices.
+
+    Returns:
+        The series in the order of their names, and how many files were passed over, by reason.
+    """
+    paths = sorted(os.path.join(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    found: dict[Any, list[Slice]] = defaultdict(list)
+    passed: dict[str, int] = defaultdict(int)
+    for read in in_threads(_slice, paths, usable_cores(), "DICOM headers"):
+        if isinstance(read, str):
+            passed[read] += 1
+        elif read is not None:
+            axes = tuple(np.round(read.orientation, 3) + 0.0)  # without the noise of their text form
+            found[read.series, axes, read.size].append(read)
+    patients = sorted({part[0].patient for part in found.values()})
+    numbers = {patient: f"patient_{number:04d}" for number, patient in enumerate(patients, 1)}
+    groups = list(found.values())
+    per_series: dict[str, int] = defaultdict(int)
+    made = []
+    for group in sorted(groups, key=lambda group: (group[0].series, -len(group), group[0].orientation)):
+        unique = {part.instance: part for part in group}  # the same file twice
+        if len(unique) < len(group):
+            passed["copies of other files"] += len(group) - len(unique)
+        if len(unique) < 2:
+            passed["images that are not part of a volume"] += len(unique)
+            continue
+        per_series[group[0].series] += 1
+        number = per_series[group[0].series]
+        digest = hashlib.sha256(group[0].series.encode()).hexdigest()[:16]
+        name = f"series_{digest}" + (f"_{number}" if number > 1 else "")
+        ordered = tuple(sorted(unique.values(), key=lambda part: part.depth))
+        made.append(Series(name, numbers[group[0].patient], ordered))
+    return sorted(made, key=lambda series: series.name), dict(passed)
+
+
+def read_series(series: Series, gaps: Gaps = "error") -> Volume:
+    """Read a series.
+
+    Args:
+        series: its slices.
+        gaps: what to do if steps between slices differ by over 1% of the spacing: "error", or "resample" to equal
+            steps, linearly between the two neighbors.
+
+    Raises:
+        CorruptImage: a slice cannot be read or is missing, or several lie at one place.
+    """
+    slices = list(series.slices)
+    steps = np.diff([part.depth for part in slices])
+    usual = float(np.median(steps[steps > _GAP * max(steps.max(), 1e-6)])) if steps.max() > 0 else 0.0
+    if usual <= 0:
+        raise CorruptImage(series.name, "all of its slices lie at one place")
+    notes: list[str] = []
+    if (same := np.flatnonzero(steps <= _GAP * usual)).size:
+        for k in same[::-1].tolist():
+            if not np.array_equal(_pixels(series, slices[k])[0], _pixels(series, slices[k + 1])[0]):
+                where = f"{slices[k].depth:.2f} mm"
+                raise CorruptImage(series.name, f"different images lie at one place ({where}): time points or echoes")
+            del slices[k + 1]
+        notes.append("duplicate slices, used once")
+    depths = np.array([part.depth for part in slices])
+    steps = np.diff(depths)
+    if len(slices) < 2:
+        raise CorruptImage(series.name, "it has a single slice")
+    uneven = np.flatnonzero(np.abs(steps - usual) > _GAP * usual)
+    if uneven.size and gaps == "error":
+        k = int(uneven[0])
+        raise CorruptImage(
+            series.name,
+            f"{len(uneven)} steps between slices are not {usual:.4g} mm, first {steps[k]:.4g} mm after slice {k + 1} "
+            f"of {len(slices)}; complete it, or give --gaps resample",
+        )
+    affine, more = _affine(series, slices, usual if uneven.size else None)
+    values, slope, intercept = _values(series, slices)
+    if uneven.size:
+        values = _even(values, depths, usual)
+        notes.append("uneven steps between slices, resampled to equal ones")
+    return Volume((Channel(values, slope, intercept),), affine, (*notes, *more))
+
+
+def _even(values: Array, depths: Array, step: float) -> Array:
+    """Slices (X, Y, Z) at equal steps, linearly between their neighbors."""
+    wanted = depths[0] + step * np.arange(round(float(depths[-1] - depths[0]) / step) + 1)
+    wanted = np.minimum(wanted, depths[-1])
+    left = np.clip(np.searchsorted(depths, wanted, side="right") - 1, 0, len(depths) - 2)
+    share = (wanted - depths[left]) / (depths[left + 1] - depths[left])
+    out = np.empty((*values.shape[:2], len(wanted)), values.dtype)
+    for k, (before, weight) in enumerate(zip(left.tolist(), share.tolist(), strict=True)):
+        mixed = (1 - weight) * values[..., before].astype(np.float64) + weight * values[..., before + 1]
+        out[..., k] = np.rint(mixed) if values.dtype.kind in "iu" else mixed
+    return out
+
+
+def _affine(series: Series, slices: Sequence[Slice], step: float | None) -> tuple[Array, list[str]]:
+    """The affine map, which keeps the shear of a tilted gantry, and a note about that."""
+    first, last = slices[0], slices[-1]
+    along = last.position - first.position
+    across = along / np.linalg.norm(along)
+    depths = np.array([part.depth - first.depth for part in slices])
+    line = first.position + depths[:, None] / depths[-1] * along
+    off = np.abs(np.array([part.position for part in slices]) - line).max()
+    if off > max(0.1, _GAP * depths[-1] / (len(slices) - 1)):
+        raise CorruptImage(series.name, f"its slices do not lie on a line, by up to {off:.3g} mm")
+    tilt = float(np.degrees(np.arccos(np.clip(across @ first.normal, -1, 1))))
+    between = along / (len(slices) - 1) if step is None else along * step / depths[-1]
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.orientation[:3]) * first.spacing[1]
+    affine[:3, 1] = np.array(first.orientation[3:]) * first.spacing[0]
+    affine[:3, 2], affine[:3, 3] = between, first.position
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes point left and posterior
+    check_affine(series.name, affine)
+    tilted = f"a tilted gantry, {tilt:.1f} degrees: the affine map keeps the shear"
+    return affine, [tilted] if tilt > _TILT else []
+
+
+def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, float]:
+    """(X, Y, Z) with slope and intercept; of slices with different ones the values themselves."""
+    read = [_pixels(series, part) for part in slices]
+    scales = {scale for _, scale in read}
+    if len(scales) == 1:
+        ((slope, intercept),) = scales
+        values = np.stack([pixels.T for pixels, _ in read], axis=-1)
+    else:
+        slope, intercept = 1.0, 0.0
+        values = np.stack([(pixels * np.float64(a) + b).T.astype(np.float32) for pixels, (a, b) in read], axis=-1)
+    return check_values(series.name, values), slope, intercept
+
+
+def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
+    """The pixels (H, W) of a slice, and its slope and intercept."""
+    try:
+        content = library("pydicom").dcmread(part.path)
+        pixels = content.pixel_array
+        scale = float(content.get("RescaleSlope", 1) or 1), float(content.get("RescaleIntercept", 0) or 0)
+    except Exception as error:  # its decoders raise nearly any type on corrupt bytes
+        number = series.slices.index(part) + 1
+        raise CorruptImage(series.name, f"slice {number} cannot be decoded ({one_line(str(error))[:200]})") from error
+    if pixels.shape != part.size:
+        raise CorruptImage(series.name, f"a slice has {pixels.shape} pixels instead of {part.size}")
+    return pixels, scale
+
+
+def _slice(path: str) -> Slice | str | None:
+    """A slice of a volume; else why the file is passed over; None for files of other formats."""
+    try:
+        with open(path, "rb") as file:
+            known = file.read(_MAGIC_PLACE + 4)[_MAGIC_PLACE:] == b"DICM"
+    except OSError:
+        return "files that cannot be read"
+    if not known and not path.lower().endswith(".dcm"):
+        return None
+    try:
+        header = library("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=not known)
+        if int(header.get("NumberOfFrames", 1) or 1) > 1:
+            return "files of several frames (convert them with dcm2niix)"
+        if header.get("ImagePositionPatient") is None or header.get("ImageOrientationPatient") is None:
+            return "DICOM files without an image that has a place"
+        if int(header.get("SamplesPerPixel", 1)) != 1:
+            return "images with colors"
+        return Slice(
+            path,
+            str(header.SeriesInstanceUID),
+            str(header.get("PatientID", "")),
+            str(header.get("Modality", "")),
+            str(header.SOPInstanceUID),
+            tuple(float(x) for x in header.ImageOrientationPatient),
+            np.array([float(x) for x in header.ImagePositionPatient]),
+            (float(header.PixelSpacing[0]), float(header.PixelSpacing[1])),
+            (int(header.Rows), int(header.Columns)),
+        )
+    except Exception as error:  # pydicom raises nearly any type on corrupt bytes
+        if type(error).__name__ == "UserError":
+            raise
+        return "damaged DICOM files"
+
+
+def modality_of(series: Sequence[Series]) -> str:
+    """The modality of all series, e.g. CT or MR; "" if they have several."""
+    found = {each.slices[0].modality for each in series}
+    return found.pop() if len(found) == 1 else ""

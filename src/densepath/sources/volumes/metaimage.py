@@ -1,0 +1,115 @@
+"""MetaImage files: .mhd with .raw or .zraw, and .mha."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values
+
+SUFFIXES = (".mhd", ".mha")
+_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+_HEAD = 2**16  # bytes in which a header is
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # to RAS
+
+
+def read_metaimage(path: str, spacing: Sequence[float] | None = None, channels: bool = False) -> Volume:
+    """Read a MetaImage file. Arguments and errors as for :func:`~densepath.sources.volumes.nifti.read_nifti`."""
+    fields, end = _fields(path)
+    shape = tuple(int(n) for n in _numbers(path, fields, "DimSize"))
+    count = int(fields.get("ElementNumberOfChannels", "1"))
+    if len(shape) != 3 or min(shape) < 1:
+        raise CorruptImage(path, f"it is not a volume ({' x '.join(map(str, shape))} voxels)")
+    if count > 1 and not channels:
+        raise CorruptImage(path, f"it has {count} channels; save each as a file of its own")
+    kind = fields.get("ElementType", "")
+    if kind not in _TYPES:
+        raise CorruptImage(path, f"its voxels are of the type {kind or 'unknown'}, which is not supported")
+    msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
+    dtype = np.dtype(_TYPES[kind]).newbyteorder(">" if msb else "<")
+    data = _data(path, fields, end, count * int(np.prod(shape, dtype=object)) * dtype.itemsize)
+    values = np.frombuffer(data, dtype).reshape((count, *shape), order="F")
+    parts = tuple(Channel(check_values(path, part)) for part in values)
+    return Volume(parts, _affine(path, fields, spacing))
+
+
+def _fields(path: str) -> tuple[dict[str, str], int]:
+    """The fields of the header, and where it ends."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise CorruptImage(path, f"it cannot be read ({error.strerror})") from error
+    fields, place = {}, 0
+    for line in head.splitlines(keepends=True):
+        place += len(line)
+        name, equals, value = line.decode("latin-1").partition("=")
+        if equals:
+            fields[name.strip()] = value.strip()
+        if name.strip() == "ElementDataFile":
+            return fields, place
+    raise CorruptImage(path, "its header is damaged: it names no ElementDataFile")
+
+
+def _numbers(path: str, fields: dict[str, str], name: str) -> list[float]:
+    try:
+        return [float(text) for text in fields[name].split()]
+    except (KeyError, ValueError) as error:
+        raise CorruptImage(path, f"its header has no valid {name}") from error
+
+
+def _data(path: str, fields: dict[str, str], end: int, needed: int) -> bytes:
+    name = fields["ElementDataFile"]
+    if name == "LIST" or "%" in name:
+        raise CorruptImage(path, "its slices are in files of their own; save it with one file of voxels")
+    file = path if name == "LOCAL" else os.path.join(os.path.dirname(path), name)
+    try:
+        with open(file, "rb") as opened:
+            opened.seek(end if name == "LOCAL" else 0)
+            data = opened.read()
+    except OSError as error:
+        raise CorruptImage(path, f"its voxels, {name}, cannot be read ({error.strerror})") from error
+    if fields.get("CompressedData", "False").lower() == "true":
+        try:
+            data = zlib.decompress(data)  # checks the length and the checksum
+        except zlib.error as error:
+            raise CorruptImage(path, f"its compressed voxels are damaged or truncated ({error})") from error
+    skipped = int(fields.get("HeaderSize", "0"))
+    data = data[-needed:] if skipped == -1 else data[skipped:]
+    if len(data) != needed:
+        raise CorruptImage(path, f"it has {len(data):,} bytes of voxels instead of {needed:,}")
+    return data
+
+
+def _affine(path: str, fields: dict[str, str], spacing: Sequence[float] | None) -> Array:
+    key = next((name for name in ("ElementSpacing", "ElementSize") if name in fields), None)
+    if key is None and spacing is None:
+        raise CorruptImage(path, "it names no spacing of its voxels; give it with --spacing X Y Z")
+    sides = _numbers(path, fields, key) if key else list(map(float, spacing or ()))
+    axes = next((n for n in ("TransformMatrix", "Rotation", "Orientation") if n in fields), None)
+    cosines = np.array(_numbers(path, fields, axes) if axes else np.eye(3).ravel())
+    place = next((name for name in ("Offset", "Position", "Origin") if name in fields), None)
+    origin = np.array(_numbers(path, fields, place) if place else [0.0] * 3)
+    if len(sides) != 3 or cosines.size != 9 or origin.size != 3:
+        raise CorruptImage(path, "its spacing, axes and position do not have three dimensions")
+    affine = np.eye(4)
+    affine[:3, :3] = cosines.reshape(3, 3).T * sides  # the file lists axis after axis
+    affine[:3, 3] = origin
+    affine = _LPS @ affine
+    check_affine(path, affine)
+    return affine

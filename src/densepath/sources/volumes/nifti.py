@@ -1,0 +1,140 @@
+"""NIfTI files: compressed ones are read to the end, where their checksum is."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from densepath.core.errors import one_line
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, diagonal, library
+
+SUFFIXES = (".nii", ".nii.gz")
+_GZIP = b"\x1f\x8b"
+_MAGIC = {b"n+1": "Nifti1Header", b"n+2": "Nifti2Header"}
+_SIZES = {348: (344, "Nifti1Header"), 540: (4, "Nifti2Header")}  # of a header -> place of its magic, class
+_TO_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_FAR = 0.1  # voxels by which the two affine maps of a file may differ
+
+
+def read_nifti(path: str, spacing: Sequence[float] | None = None, channels: bool = False) -> Volume:
+    """Read a NIfTI file, compressed or not, whatever its name says.
+
+    Its values stay as stored, with their slope and intercept. Of two affine maps the sform counts.
+
+    Args:
+        path: the file.
+        spacing: mm along i, j and k of a file that names none.
+        channels: whether a fourth dimension is that of channels; otherwise it must be 1.
+
+    Raises:
+        CorruptImage: it is damaged, or not a volume of real numbers with a position.
+    """
+    data = read_bytes(path)
+    header = _header(path, data)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if min(shape, default=0) < 1:
+        raise CorruptImage(path, f"it is empty ({' x '.join(map(str, shape)) or 'no'} voxels)")
+    while len(shape) > (4 if channels else 3) and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 5 and channels and shape[3] == 1:  # vectors
+        shape = (*shape[:3], shape[4])
+    if len(shape) not in (3, 4) or (len(shape) == 4 and not channels):
+        sides = " x ".join(map(str, shape))
+        raise CorruptImage(path, f"it has {len(shape)} dimensions ({sides}); save each volume as a file of its own")
+    values = _values(path, header, data, shape)
+    affine, notes = _affine(path, header, spacing)
+    try:
+        slope, intercept = header.get_slope_inter()
+    except Exception as error:  # nibabel's own type
+        raise CorruptImage(path, f"its slope and intercept are not numbers ({one_line(str(error))})") from error
+    scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+    parts = [values] if values.ndim == 3 else [values[..., k] for k in range(values.shape[3])]
+    made = tuple(Channel(check_values(path, part), *scale) for part in parts)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        notes.append("NaN or Inf, replaced by the smallest value")
+    return Volume(made, affine, tuple(notes))
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file, decompressed if it is a gzip file.
+
+    Raises:
+        CorruptImage: it cannot be read, is truncated, or its checksum is wrong.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+            file.seek(0)
+            if start != _GZIP:
+                data = file.read()
+            else:
+                with library("isal.igzip").GzipFile(fileobj=file, mode="rb") as content:
+                    data = content.read()  # to the end: checks the length and the CRC
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise CorruptImage(path, f"it cannot be read ({error.strerror})") from error
+        raise CorruptImage(path, f"its compressed data are damaged or truncated ({one_line(str(error))})") from error
+    except Exception as error:  # isal's own type
+        raise CorruptImage(path, f"its compressed data are damaged ({one_line(str(error))})") from error
+    if not data:
+        raise CorruptImage(path, "it is empty")
+    return data
+
+
+def _header(path: str, data: bytes) -> Any:
+    size = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    kind = next((name for n, (place, name) in _SIZES.items() if n in size and data[place : place + 3] in _MAGIC), None)
+    if kind is None:
+        raise CorruptImage(path, "it is not a NIfTI file")
+    try:
+        nibabel = library("nibabel")
+        # Its own check would change what it finds wrong: a spacing of 0 becomes 1
+        return getattr(nibabel, kind).from_fileobj(io.BytesIO(data), check=False)
+    except Exception as error:  # nibabel raises many types on corrupt bytes
+        raise CorruptImage(path, f"its header is damaged ({one_line(str(error))})") from error
+
+
+def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Array:
+    """The voxels, as a view of the bytes."""
+    try:
+        dtype = np.dtype(header.get_data_dtype())
+        start = int(header.get_data_offset())
+    except Exception as error:
+        raise CorruptImage(path, f"its type of voxels is unknown ({one_line(str(error))})") from error
+    needed = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if start < 0 or len(data) - start < needed:
+        raise CorruptImage(path, f"it is truncated: {max(len(data) - start, 0):,} of {needed:,} bytes of voxels")
+    return np.frombuffer(data, dtype, needed // dtype.itemsize, start).reshape(shape, order="F")
+
+
+def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Array, list[str]]:
+    """The affine map in mm, and what is unusual about it."""
+    notes = []
+    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    zooms = [abs(float(side)) for side in header["pixdim"][1:4]]
+    if not sform and not (qform and all(zooms)):
+        told = all(zooms) and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
+        if not told and spacing is None:
+            raise CorruptImage(path, "it does not say where its voxels are; give their distance with --spacing X Y Z")
+        return diagonal(zooms if told else spacing or ()), ["no affine map, its axes are taken as R, A, S"]
+    try:
+        affine = header.get_sform() if sform else header.get_qform()
+        other = header.get_qform() if sform and qform and all(zooms) else None
+    except Exception as error:
+        raise CorruptImage(path, f"its affine map is damaged ({one_line(str(error))})") from error
+    affine = np.array(affine, np.float64)
+    if other is not None and np.isfinite(other).all() and np.isfinite(affine).all():
+        far = np.array(header.get_data_shape()[:3], np.float64) - 1
+        corners = np.array([[0, 0, 0, 1], [*far, 1], [far[0], 0, 0, 1], [0, far[1], 0, 1]]).T
+        apart = np.abs((affine - other) @ corners)[:3].max()
+        if apart > _FAR * max(min(np.linalg.norm(affine[:3, :3], axis=0)), 1e-6):
+            notes.append("qform and sform differ; the sform counts")
+    units = header.get_xyzt_units()[0]
+    affine[:3] *= _TO_MM.get(units, 1.0)
+    check_affine(path, affine)
+    return affine, notes

@@ -1,0 +1,151 @@
+"""A volume as its file stores it, and turning it to RAS+ and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError
+from densepath.sources.corrupt import CorruptImage
+
+Array = npt.NDArray[Any]
+Spacing = tuple[float, float, float]
+RAS = "RAS"
+_PLAUSIBLE = (1e-3, 100.0)  # mm between voxels
+_ALL_NUMBERS = "biuf"
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """One channel of a volume.
+
+    Args:
+        values: (X, Y, Z) as stored in the file, of an integer or floating type.
+        slope, intercept: a voxel's value is ``slope * stored + intercept``.
+    """
+
+    values: Array
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume as its file stores it.
+
+    Args:
+        channels: of one shape.
+        affine: (4, 4) float64 from the indices i, j, k of a voxel's center to x, y, z in mm, in RAS+ axes.
+        notes: what is unusual about the file, in a few words each.
+    """
+
+    channels: tuple[Channel, ...]
+    affine: npt.NDArray[np.float64]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """X, Y, Z."""
+        return self.channels[0].values.shape
+
+
+def library(name: str) -> Any:
+    """A package of the extra ``volumes``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise UserError(f'volumes need the package {package}; pip install "densepath[volumes]"') from error
+
+
+def spacing_of(affine: Array) -> Spacing:
+    """The distance in mm of neighboring voxels along i, j and k."""
+    x, y, z = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0).tolist()
+    return x, y, z
+
+
+def voxel_mm3(affine: Any) -> float:
+    """The volume of a voxel."""
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])))
+
+
+def diagonal(spacing: Sequence[float]) -> npt.NDArray[np.float64]:
+    """The affine map of axes along x, y and z with a spacing in mm, whose first voxel is at the origin."""
+    return np.diag([*map(float, spacing), 1.0])
+
+
+def check_affine(path: str, affine: Array) -> None:
+    """Check that voxels lie at different places at a plausible distance.
+
+    Raises:
+        CorruptImage: they do not.
+    """
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise CorruptImage(path, "its affine map is not finite")
+    low, high = _PLAUSIBLE
+    spacing = spacing_of(affine)
+    if min(spacing) < low or max(spacing) > high:
+        shown = " x ".join(f"{side:g}" for side in spacing)
+        raise CorruptImage(path, f"its voxels are {shown} mm apart; if that is wrong, fix its header")
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * float(np.prod(spacing)):
+        raise CorruptImage(path, "the axes of its affine map lie in a plane")
+
+
+def check_values(path: str, values: Array) -> Array:
+    """The values (X, Y, Z), real and finite, and in the machine's byte order.
+
+    Returns:
+        The same array, or a copy in which the smallest finite value replaces NaN and Inf.
+
+    Raises:
+        CorruptImage: there are none, or they are complex or colors.
+    """
+    if values.size == 0:
+        raise CorruptImage(path, "it is empty")
+    if values.dtype.kind not in _ALL_NUMBERS:
+        kind = "complex numbers" if values.dtype.kind == "c" else "colors"
+        raise CorruptImage(path, f"its voxels are {kind}; save them as real numbers")
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise CorruptImage(path, "none of its values is finite")
+        if not finite.all():
+            values = np.where(finite, values, values[finite].min())
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+
+
+def to_ras(values: Array, affine: Array) -> tuple[Array, npt.NDArray[np.float64], str]:
+    """Turn and mirror an array so that its axes point right, anterior and superior, as nearly as they can.
+
+    Args:
+        values: (X, Y, Z, ...).
+        affine: (4, 4).
+
+    Returns:
+        A view of the values, its affine map, and the codes of the original axes, e.g. "LPS".
+    """
+    nibabel = library("nibabel.orientations")
+    turn = nibabel.io_orientation(affine)
+    turned = nibabel.apply_orientation(values, turn)
+    own = np.asarray(affine, np.float64) @ nibabel.inv_ornt_aff(turn, values.shape[:3])
+    return turned, own, "".join(nibabel.ornt2axcodes(turn))
+
+
+def from_ras(values: Array, codes: str) -> Array:
+    """Undo :func:`to_ras`: an array whose axes point as they do, with axes of other codes."""
+    nibabel = library("nibabel.orientations")
+    return np.asarray(
+        nibabel.apply_orientation(
+            values, nibabel.ornt_transform(nibabel.axcodes2ornt(RAS), nibabel.axcodes2ornt(codes))
+        )
+    )

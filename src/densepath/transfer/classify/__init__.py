@@ -1,0 +1,1 @@
+"""Classification of images: fine-tuning, linear classifiers, their scores, and their predictions."""

@@ -1,0 +1,167 @@
+"""A classifier of images: a backbone, pooling, and a linear layer; its file, and its answers for stored pixels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
+from densepath.core.losses import full_precision
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights.backbone_weights import write_tensors
+from densepath.nets.weights.checks import require_numbers_in
+from densepath.sources.batch import ImageBatch
+from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.embed.encoder import Encoder, Pool
+from densepath.views.declarations import Center
+from densepath.views.maker import ViewMaker
+
+CLASSIFIER_FILE = Path("exported") / "classifier.safetensors"  # in a run folder
+KEY = "densepath_classifier"
+_VIEW = "image"
+_SPREAD = 0.01  # standard deviation of new weights of the linear layer
+
+
+class Classifier(nn.Module):
+    """A linear layer on the pooled features of a backbone.
+
+    Args:
+        encoder: the backbone with its pooling.
+        outputs: T, the number of classes or labels.
+    """
+
+    def __init__(self, encoder: Encoder, outputs: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dim, outputs)
+        nn.init.normal_(self.head.weight, std=_SPREAD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """(B, C, *size) normalized images -> (B, T) logits, float32."""
+        return full_precision(self.head(self.encoder.pooled(views)))
+
+
+@dataclass(frozen=True)
+class ClassifierNotes:
+    """What a classifier's inputs and outputs are.
+
+    Args:
+        backbone: its name.
+        pool: how features become a vector.
+        labels: names of the classes or labels.
+        exclusive: whether an image has exactly one of them.
+        view_size: size of its input images in pixels, in the order of the tensor's axes.
+        pixels: the specification of its pixels, as a record.
+        epoch: the epoch that was kept, from 1.
+        score, loss: macro AUC in percent and loss of the images that chose it.
+        mpp: µm per pixel of the training images; None if unknown.
+        image_size: the short side of a typical training image in pixels.
+    """
+
+    backbone: str
+    pool: Pool
+    labels: tuple[str, ...]
+    exclusive: bool
+    view_size: tuple[int, ...]
+    pixels: dict[str, Any]
+    epoch: int = 0
+    score: float = 0.0
+    loss: float = 0.0
+    mpp: float | None = None
+    image_size: int = 0
+
+    @property
+    def spec(self) -> PixelSpec:
+        """How the classifier sees pixels."""
+        return PixelSpec.from_record(self.pixels)
+
+    def build(self) -> Classifier:
+        """The classifier with random weights. Raises UserError where its notes make no sense."""
+        spec = self.spec
+        encoder = Encoder(build_backbone(self.backbone, spec.channels), spec, None, self.pool)
+        encoder.backbone.check_size(*self.view_size)
+        return Classifier(encoder, len(self.labels))
+
+
+class Readout(nn.Module):
+    """The probabilities of a classifier for stored pixels: the largest central box with the sides' ratio of its inputs.
+
+    Args:
+        model: the classifier.
+        notes: of the classifier.
+        spec: the specification of the pixels, if it is not that of the training images: for 16 bits instead of 8.
+
+    Attributes:
+        dim: T.
+    """
+
+    def __init__(self, model: Classifier, notes: ClassifierNotes, spec: PixelSpec | None = None) -> None:
+        super().__init__()
+        self.model, self.dim, self.exclusive = model, len(notes.labels), notes.exclusive
+        self._views = ViewMaker({_VIEW: Center(share=1.0)}, notes.view_size, seed=0, spec=spec or notes.spec)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, *size, C) stored pixels -> (B, T) probabilities, float32."""
+        logits = self.logits(pixels)
+        return logits.softmax(1) if self.exclusive else logits.sigmoid()
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(B, *size, C) stored pixels -> (B, T) logits, float32."""
+        sizes = torch.tensor(pixels.shape[1:-1]).expand(len(pixels), -1)
+        with torch.autocast(pixels.device.type, enabled=False):
+            views = self._views(ImageBatch(pixels, sizes, torch.arange(len(pixels))))
+        logits: Tensor = self.model(views[_VIEW].pixels)
+        return logits
+
+
+def save_classifier(path: Path, model: Classifier, notes: ClassifierNotes) -> None:
+    """Write a safetensors file."""
+    with atomic_write(path) as part:
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        known = {name: json.dumps(value) for name, value in notes.pixels.items()}  # as those of backbones
+        known |= {"format": "pt", "backbone": notes.backbone, KEY: json.dumps(asdict(notes))}
+        write_tensors(state, part, known)
+
+
+def classifier_path(run: str | Path) -> Path:
+    """The file of a classifier, given by it or by the folder of its run."""
+    return Path(run) / CLASSIFIER_FILE if Path(run).is_dir() else Path(run)
+
+
+def is_classifier(run: str | Path) -> bool:
+    """Whether a run, or a file, holds a classifier."""
+    path = classifier_path(run)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_classifier(path: Path) -> tuple[Classifier, ClassifierNotes]:
+    """The classifier of a file, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: there is no such file, or it is not a classifier.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no trained classifier {path}; train one with densepath classify")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            noted = json.loads(file.metadata()[KEY])
+        notes = ClassifierNotes(**noted | {name: tuple(noted[name]) for name in ("labels", "view_size")})
+        model = notes.build()
+        model.load_state_dict(state)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
+        raise UserError(f"{path} is not a classifier of this version of densepath; train it again") from error
+    require_numbers_in(model, path)
+    return model.eval(), notes

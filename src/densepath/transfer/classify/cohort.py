@@ -1,0 +1,197 @@
+"""Images with their labels and patients."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densepath.annotations.classes import FOLDERS, match_columns, table_columns
+from densepath.annotations.patients import MANIFEST, PATIENT_COLUMNS, patient_in_name, patients_of
+from densepath.core.errors import first_few, refuse
+from densepath.core.output_names import names_below
+from densepath.core.streams import say
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import cache_images
+from densepath.sources.pixel_source import AllNames, PixelSource
+from densepath.sources.restrict import take
+from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.targets import Targets, read_targets
+from densepath.transfer.probe.folds import PART_NUMBERS, SPLITS
+from densepath.transfer.probe.metrics import Floats, Integers
+
+_SPLIT = "split"  # a column
+_SHOWN = 12  # labels in a line
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Images of a source with what is known of each.
+
+    Args:
+        images: the source.
+        names: (N,) the names of the images below the folder of the data.
+        targets: of the images.
+        owners: (N,) the patient of each image; its name where patients are unknown.
+        by_patient: where the patients come from; "" if unknown.
+        splits: (N,) names of splits, in lower case; () without an official split.
+    """
+
+    images: PixelSource
+    names: list[str]
+    targets: Targets
+    owners: list[str]
+    by_patient: str
+    splits: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, positions: Integers) -> Pool:
+        """Only the images at some positions."""
+        places = positions.tolist()
+        return replace(
+            self,
+            images=_same_pixels(take(self.images, torch.from_numpy(positions)), self.images),
+            names=[self.names[p] for p in places],
+            targets=self.targets.take(positions),
+            owners=[self.owners[p] for p in places],
+            splits=[self.splits[p] for p in places] if self.splits else [],
+        )
+
+    def gather(self, index: Tensor, pin: bool = False) -> Tensor:
+        """(B, T) float32 targets of the images at the positions ``index`` (B,)."""
+        values = torch.from_numpy(self.targets.values)[index].float()
+        return values.pin_memory() if pin else values
+
+    def describe(self) -> str:
+        """The images in a line."""
+        patients = f" of {len(set(self.owners))} patients" if self.by_patient else ""
+        shown = [f"{n} ({count})" for n, count in zip(self.targets.names, self.targets.counts(), strict=True)]
+        return f"{len(self)} images{patients}: {first_few(shown, _SHOWN)}"
+
+
+def read_pool(
+    config: ClassifyConfig, images: PixelSource, data: str | Path, labels: str | Path, whole: bool = True
+) -> Pool:
+    """Find the labels, the patient and the split of each image of a source.
+
+    Args:
+        config: says where they are.
+        images: the source.
+        data: where it is.
+        labels: "folders" or a table.
+        whole: whether these are all images, or those of a test, which need not have all labels.
+
+    Raises:
+        UserError: labels, patients or splits are missing or invalid.
+    """
+    paths = list(AllNames(images))
+    names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
+    names = [name.replace(os.sep, "/") for name in names]
+    twice = [name for name, count in Counter(paths).items() if count > 1]
+    refuse(twice, f"images that {data} names twice", "list each image once")
+    listed = _Listed([_absolute(path, data) for path in paths])
+    table = None if str(labels) == FOLDERS else str(labels)
+    tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
+    divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
+    splits = tops if divided else []
+    found, kept = read_targets(config, names, listed, table, divided, whole)
+    if table is not None and _SPLIT in table_columns(table):
+        given = match_columns(listed, table, [_SPLIT]).values
+        splits = [row[0].lower() if row is not None else "" for row in given]
+        wrong = [f"{name} ({split!r})" for name, split in zip(names, splits, strict=True) if split not in PART_NUMBERS]
+        wrong = [wrong[0]] if wrong and all(kept) else [w for w, k in zip(wrong, kept, strict=False) if k]
+        refuse(wrong, f"images with another split than train, val or test in {table}", "correct the column split")
+    owners, source = _owners(config, names, listed, table, data)
+    pool = Pool(images, names, found, owners, source, splits)
+    return pool if kept.all() else pool.take(np.flatnonzero(kept))
+
+
+def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
+    """The pool with images in memory where that is useful, without damaged ones."""
+    cached = _same_pixels(cache_images(pool.images, config.cache, device), pool.images)
+    pool = replace(pool, images=cached)
+    if damaged := sorted(cached.corrupt):
+        say(f"densepath: {len(damaged)} damaged images are left out: {first_few([pool.names[p] for p in damaged])}")
+        pool = pool.take(np.setdiff1d(np.arange(len(pool)), damaged))
+    return pool
+
+
+def _same_pixels(images: PixelSource, other: PixelSource) -> PixelSource:
+    images.spec = other.spec
+    return images
+
+
+class _Listed:
+    """Names of images without pixels."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def names(self, position: int) -> str:
+        return self._names[position]
+
+
+def _absolute(path: str, data: str | Path) -> str:
+    """A path as tables may have it: absolute, or below the folder of the images."""
+    if os.path.isabs(path) or os.path.exists(path) or not os.path.isdir(data):
+        return path
+    return os.path.join(data, path)
+
+
+def _owners(
+    config: ClassifyConfig, names: list[str], listed: _Listed, table: str | None, data: str | Path
+) -> tuple[list[str], str]:
+    """The patient of each image, and where it is found: "" if it is unknown."""
+    if config.patient_regex is not None:
+        return [patient_in_name(name, config.patient_regex) for name in names], "--patient_regex"
+    source, column = table, config.patient
+    if column is not None and table is None:
+        source = os.path.join(data, MANIFEST)
+    if column is None and table is not None:
+        known = table_columns(table)
+        column = next((name for name in PATIENT_COLUMNS if name in known), None)
+    if column is not None and source is not None:
+        rows = match_columns(listed, source, [column]).values
+        owners = [row[0] if row is not None else "" for row in rows]
+        absent = [name for name, owner, row in zip(names, owners, rows, strict=True) if row is not None and not owner]
+        refuse(absent, f"images without a {column} in {source}", "fill it in")
+        return owners, f"{column} in {source}"
+    if os.path.isdir(data):
+        paths = [os.path.join(data, name) for name in names]
+        found = patients_of(data, paths)
+        if len(found) == len(names):
+            return [found[path] for path in paths], MANIFEST
+    return list(names), ""
+
+
+def same_labels(train: Pool, test: Pool, absent: float) -> Pool:
+    """Test images with the labels of the training images.
+
+    Args:
+        train, test: the images.
+        absent: the value of labels that no test image names: 0 for lists of labels, NaN for columns.
+
+    Raises:
+        UserError: the test images have a label that these lack.
+    """
+    lacking = [name for name in test.targets.names if name not in train.targets.names]
+    refuse(lacking, "labels of test images that the training images lack", "name them alike")
+    order = [train.targets.names.index(name) for name in test.targets.names]
+    values: Floats
+    if train.targets.exclusive:
+        values = np.array(order, np.float64)[test.targets.values[:, 0].astype(np.int64)][:, None]
+    else:
+        values = np.full((len(test), len(train.targets.names)), absent)
+        values[:, order] = test.targets.values
+    return replace(test, targets=replace(train.targets, values=values))

@@ -1,0 +1,119 @@
+"""A trained classifier on new images, and on the tiles of slides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from densepath.core.closing import say_end
+from densepath.core.csv_files import write_rows
+from densepath.core.digests import digest_of_file
+from densepath.core.errors import UserError, first_few
+from densepath.core.output_names import names_below
+from densepath.core.result import Result
+from densepath.core.shared_work import Shard
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.core.system import with_progress
+from densepath.core.work_folder import work_folder
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import find_source
+from densepath.sources.pixel_source import AllNames
+from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.slides.find import holds_slides
+from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.training.hardware import Hardware, Precision, choose_hardware
+from densepath.transfer.classify.classifier import ClassifierNotes, Readout, classifier_path, read_classifier
+from densepath.transfer.classify.label_scores import rows_of
+from densepath.transfer.classify.predict_tiles import OnSlides, predict_tiles, tile_mpp
+from densepath.transfer.classify.training import AT_ONCE, Stored
+from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.slides.slide_list import refuse_options
+
+PREDICTIONS = "predictions.csv"
+LOG = "predict.log"
+_FREE = ("data", "run", "devices", "precision")
+
+
+def predict_classes(
+    run: str | Path,
+    *,
+    data: str | Path,
+    out: str | Path,
+    slides: OnSlides | None = None,
+    exclude: Sequence[str] = (),
+    devices: int | str = "auto",
+    precision: Precision = "auto",
+) -> Result:
+    """Write the probabilities of classes or labels for images, or for the tiles of slides.
+
+    Args:
+        run: the folder of a run of ``classify``, or its exported/classifier.safetensors.
+        data, out, exclude, devices, precision: as for ``densepath predict``.
+        slides: how slides are tiled.
+
+    Returns:
+        ``out``, with the numbers of "images" or "slides" and of "damaged" ones.
+
+    Raises:
+        UserError: no image can be read, or the classifier does not fit the images.
+    """
+    watch, out, slides = Stopwatch(), Path(out), slides or OnSlides()
+    path = classifier_path(run)
+    model, notes = read_classifier(path)
+    hardware = choose_hardware(devices, precision)
+    if hardware.world_size > 1:
+        raise UserError("classes are predicted on one device; leave --devices out")
+    if not is_tile_folder(data):
+        refuse_among_images(out, data)
+    record = {"run": str(run), "data": str(data), "classifier": digest_of_file(path), "exclude": list(exclude)}
+    record |= {"devices": devices, "precision": hardware.precision}
+    hardware.lay_out(model)
+    readout = Readout(model, notes).to(hardware.device)
+    say(f"densepath: {notes.backbone} of {run}: {first_few(notes.labels, 12)}")
+    if is_tile_folder(data) or slides.mpp is not None or holds_slides(data, exclude):
+        tile_mpp(notes, data, slides)  # now, before the folder exists
+        options = {name: None if value is None else str(value) for name, value in vars(slides).items()}
+        options.pop("shard")
+        with work_folder(out, record | options, log=LOG, free=_FREE):
+            return predict_tiles(readout, notes, data, out, slides, exclude, Shard.of(slides.shard), hardware, watch)
+    refuse_options("slides, not images", {n: getattr(slides, n) for n in ("mpp_table", "default_mpp", "shard")})
+    with work_folder(out, record, log=LOG, free=_FREE):
+        return _predict_images(readout, notes, data, out, exclude, hardware, watch)
+
+
+def _predict_images(
+    readout: Readout,
+    notes: ClassifierNotes,
+    data: str | Path,
+    out: Path,
+    exclude: Sequence[str],
+    hardware: Hardware,
+    watch: Stopwatch,
+) -> Result:
+    images, spec = find_source(data, exclude=exclude), notes.spec
+    if images.spec.ndim != spec.ndim or (spec.channels not in (1, 3) and images.spec.channels != spec.channels):
+        raise UserError(
+            f"the images of {data} have {images.spec.ndim} dimensions and {images.spec.channels} channels, and the "
+            f"classifier takes {spec.ndim} and {spec.channels}; train one on such images"
+        )
+    paths = list(AllNames(images))
+    names = names_below(paths, data) if isinstance(images, ImageFiles) else paths
+    if images.spec.image_dtype is not spec.image_dtype:
+        spec = spec.override(window=images.spec.window)
+        readout = Readout(readout.model, notes, spec).to(hardware.device)
+    images.spec = spec
+    batches = batches_of(range(len(images)), AT_ONCE)
+    half = hardware.precision == "bf16-mixed"
+    found = encode(readout, Stored(images), batches, hardware.device, half)
+    positions, chances, damaged = collect(with_progress(found, len(batches), "predicting"))
+    if not positions:
+        raise UserError(f"none of {len(images)} images can be read; check the files ({damaged[0]})")
+    if damaged:
+        say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+    answers = rows_of(notes.labels, notes.exclusive, chances)
+    rows = [{"image": names[p], **row} for p, row in zip(positions, answers, strict=True)]
+    write_rows(out / PREDICTIONS, list(rows[0]), rows)
+    say_end(watch, "", {"predictions": out / PREDICTIONS})
+    counts = {"images": len(images), "damaged": len(damaged)}
+    return Result(out, counts, {"predictions": out / PREDICTIONS})

@@ -1,0 +1,177 @@
+"""A trained classifier on the tiles of slides: a table and heat maps for each slide, by any number of processes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.core.closing import say_end
+from densepath.core.csv_files import write_rows
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.locks import shared_work
+from densepath.core.result import Result
+from densepath.core.shared_work import LOCKS, Shard, claimed
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.core.system import with_progress
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.slides.resolution import MppTable
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile import tile
+from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.training.hardware import Hardware
+from densepath.transfer.classify.classifier import ClassifierNotes, Readout
+from densepath.transfer.classify.label_scores import rows_of
+from densepath.transfer.classify.training import AT_ONCE, Stored
+from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.predict_records import record_of, source_of
+from densepath.transfer.slides.attempt import as_corrupt, attempt, left_to_others
+from densepath.transfer.slides.heat_map import write_heat_map
+from densepath.transfer.slides.slide_list import ListedSlide, list_of_slides, refuse_options
+
+SLIDES = "slides.csv"
+_ALL = "1/1"  # every process waits until all slides are tiled
+
+
+@dataclass(frozen=True)
+class OnSlides:
+    """How slides become images.
+
+    Args:
+        mpp: µm per pixel of their tiles; None for that of the training images.
+        mpp_table, default_mpp: as for ``densepath predict``.
+        shard: as for ``densepath predict``.
+    """
+
+    mpp: float | None = None
+    mpp_table: str | Path | None = None
+    default_mpp: float | None = None
+    shard: str | None = None
+
+
+def tile_mpp(notes: ClassifierNotes, data: str | Path, options: OnSlides) -> float | None:
+    """The µm per pixel at which slides are tiled; None if they were tiled before.
+
+    Raises:
+        UserError: it is unknown, or the classifier does not take slides.
+    """
+    if notes.spec.channels != 3 or notes.spec.image_dtype is not np.uint8:
+        raise UserError("the classifier was trained on grey or 16-bit images, and slides are RGB; train another one")
+    if is_tile_folder(data):
+        refuse_options("slides that are not tiled", {"mpp": options.mpp})
+        return None
+    mpp = notes.mpp if options.mpp is None else options.mpp
+    if mpp is None:
+        raise UserError("the classifier does not know the µm per pixel of its training images; give them: --mpp")
+    return mpp
+
+
+def predict_tiles(
+    readout: Readout,
+    notes: ClassifierNotes,
+    data: str | Path,
+    out: Path,
+    options: OnSlides,
+    exclude: Sequence[str],
+    shard: Shard | None,
+    hardware: Hardware,
+    watch: Stopwatch,
+) -> Result:
+    """Write the probabilities of the tiles of slides, which are tiled first if they are not.
+
+    ``tiles/NAME.csv`` has a line for each tile, ``heat_maps/NAME_LABEL`` the probabilities of a label on the slide, and
+    ``slides.csv`` the means of each slide.
+
+    Raises:
+        UserError: as for :func:`tile_mpp`, or no slide can be read.
+    """
+    tiles, table, mpp = Path(data), MppTable(options.mpp_table, options.default_mpp), tile_mpp(notes, data, options)
+    if mpp is not None:
+        tiles, side = out / "tiles_of_slides", notes.image_size or min(notes.view_size)
+        given: dict[str, Any] = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
+        tile(data=data, out=tiles, mpp=mpp, size=side, exclude=exclude, shard=_ALL, **given)
+        exclude, table = (), MppTable()
+    slides = {slide.name: slide for slide in list_of_slides(tiles, exclude, table)}
+
+    def is_done(name: str) -> bool:
+        record = record_of(out, name)
+        return bool(source_of(record) == slides[name].identity() and "problem" not in _facts(record))
+
+    say(f"densepath: {len(slides)} slides, {sum(map(is_done, slides))} done before")
+    with closing(claimed(out, list(slides), is_done, shard)) as names:
+        for name in names:
+            facts: dict[str, Any] = {}
+            work = partial(_predict_slide, readout, notes, slides[name], out, hardware, facts)
+            if problem := attempt(name, out, work):
+                facts = {"problem": problem}
+            with atomic_write(record_of(out, name)) as part:
+                part.write_text(f"{json.dumps(slides[name].identity())}\n{json.dumps(facts)}\n")
+    with shared_work(out / LOCKS / "tables", "tables"):
+        found = {
+            name: _facts(record_of(out, name))
+            for name, slide in slides.items()
+            if source_of(record_of(out, name)) == slide.identity()
+        }
+        columns = ["slide", "path", "tiles", "damaged", *(f"mean p {name}" for name in notes.labels), "problem"]
+        rows = [{"slide": n, "path": s.path, **found.get(n, {"problem": "unfinished"})} for n, s in slides.items()]
+        write_rows(out / SLIDES, columns, rows)
+    problems = [f"{name}: {facts['problem']}" for name, facts in found.items() if "problem" in facts]
+    if len(problems) == len(slides):
+        raise UserError(f"none of {len(slides)} slides can be read ({problems[0]})")
+    counts = {"slides": len(slides), "damaged": len(problems), "left": len(slides) - len(found)}
+    also = f", {len(problems)} slides passed over: {first_few(problems)}" if problems else ""
+    say(f"densepath: {len(found) - len(problems)} slides{also}{left_to_others(counts['left'], len(slides))}")
+    if not counts["left"]:
+        say_end(watch, "", {"slides": out / SLIDES, "tiles": out / "tiles", "heat maps": out / "heat_maps"})
+    pictures = sorted((out / "heat_maps").rglob("*.png")) if (out / "heat_maps").exists() else []
+    return Result(out, counts, {"slides": out / SLIDES, **{path.stem: path for path in pictures}})
+
+
+def _predict_slide(
+    readout: Readout,
+    notes: ClassifierNotes,
+    slide: ListedSlide,
+    out: Path,
+    hardware: Hardware,
+    facts: dict[str, Any],
+) -> None:
+    """Write the files of a slide, and note what is known of it. Raises CorruptImage."""
+    tiling = slide.tiling
+    assert tiling is not None
+    with as_corrupt(slide):
+        opened = slide.open()
+    batches = batches_of(range(len(tiling)), AT_ONCE)
+    parts = encode(readout, Stored(SlideTiles([tiling])), batches, hardware.device, hardware.precision == "bf16-mixed")
+    positions, chances, damaged = collect(with_progress(parts, len(batches), f"batches of {slide.name}"))
+    if not positions:
+        raise CorruptImage(slide.path, f"none of {len(tiling)} tiles can be read ({damaged[0] if damaged else ''})")
+    corners, boxes = tiling.corners[positions], tiling.boxes_um(positions)
+    answers = rows_of(notes.labels, notes.exclusive, chances)
+    rows = [
+        {"x": int(x), "y": int(y), "x_um": f"{left:.2f}", "y_um": f"{top:.2f}", **row}
+        for (x, y), (top, left), row in zip(corners, boxes[:, :2], answers, strict=True)
+    ]
+    (path := out / "tiles" / f"{slide.name}.csv").parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, list(rows[0]), rows)
+    only_second = notes.exclusive and len(notes.labels) == 2  # the other map is its inverse
+    for t, name in list(enumerate(notes.labels))[1 if only_second else 0 :]:
+        part = re.sub(r"[^\w.-]+", "_", name)
+        heat_map = out / "heat_maps" / f"{slide.name}_{part}"
+        heat_map.parent.mkdir(parents=True, exist_ok=True)
+        write_heat_map(heat_map, opened, boxes, chances[:, t], label=f"probability of {name}", limits=(0.0, 1.0))
+    means = {f"mean p {name}": float(mean) for name, mean in zip(notes.labels, chances.mean(0), strict=True)}
+    facts |= {"tiles": len(tiling), "damaged": len(damaged), **means}
+
+
+def _facts(record: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(record.read_text().partition("\n")[2])
+    return facts

@@ -1,0 +1,140 @@
+"""The answers for all test images, their scores, and the files of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densepath.core.csv_files import write_rows
+from densepath.core.files import atomic_write
+from densepath.core.scores import SCALE
+from densepath.transfer.classify.cohort import Pool
+from densepath.transfer.classify.label_scores import predicted, score_targets, scores_of_run
+from densepath.transfer.classify.targets import Targets
+from densepath.transfer.classify.training import Answers
+from densepath.transfer.probe.metrics import Floats, Integers, Score
+
+METRICS, SCORES, PREDICTIONS = "metrics.json", "scores.csv", "predictions.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The answers of all trainings; an image that several of them test is there several times.
+
+    Args:
+        names, owners: (M,) of the images and their patients.
+        targets: of the images.
+        chances: (M, T) probabilities.
+        runs: (M,) the number of the training.
+        run_names: of these numbers.
+    """
+
+    names: list[str]
+    owners: list[str]
+    targets: Targets
+    chances: Floats
+    runs: Integers
+    run_names: list[str]
+
+    @property
+    def patients(self) -> Integers:
+        """(M,) patients, numbered from 0."""
+        return np.unique(self.owners, return_inverse=True)[1].astype(np.int64)
+
+
+def collect_answers(tests: Sequence[Pool], answers: Sequence[Answers], run_names: list[str]) -> Outcome:
+    """The answers of all trainings for their test images."""
+    names = [pool.names[p] for pool, each in zip(tests, answers, strict=True) for p in each.positions]
+    owners = [pool.owners[p] for pool, each in zip(tests, answers, strict=True) for p in each.positions]
+    values = np.concatenate([pool.targets.values[a.positions] for pool, a in zip(tests, answers, strict=True)])
+    return Outcome(
+        names,
+        owners,
+        Targets(tests[0].targets.names, values, tests[0].targets.exclusive),
+        np.concatenate([each.chances for each in answers]),
+        np.repeat(np.arange(len(answers)), [len(each.positions) for each in answers]),
+        run_names,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of all trainings together, and of each.
+
+    Args:
+        all: with 95% intervals, in percent.
+        runs: of each training, in percent.
+    """
+
+    all: dict[str, Score]
+    runs: list[dict[str, float]]
+
+    def mean(self, name: str) -> float:
+        """The mean over the trainings."""
+        return float(np.mean([run[name] for run in self.runs]))
+
+    def spread(self, name: str) -> float:
+        """The standard deviation over the trainings; NaN for a single one."""
+        return float(np.std([run[name] for run in self.runs], ddof=1)) if len(self.runs) > 1 else float(np.nan)
+
+
+def score(tested: Outcome, seed: int) -> Scores:
+    """Score the answers."""
+    runs = [
+        scores_of_run(tested.targets.take(own), tested.chances[own])
+        for own in (np.flatnonzero(tested.runs == run) for run in range(len(tested.run_names)))
+    ]
+    return Scores(score_targets(tested.targets, tested.chances, tested.runs, tested.patients, seed), runs)
+
+
+def write_results(tested: Outcome, scores: Scores, notes: dict[str, Any], out: Path) -> None:
+    """Write the predictions, the scores as JSON, and as a table."""
+    labels, exclusive = tested.targets.names, tested.targets.exclusive
+    said, truth = predicted(tested.targets, tested.chances), tested.targets.values
+    rows: list[dict[str, Any]] = []
+    for m, (name, owner, run) in enumerate(zip(tested.names, tested.owners, tested.runs, strict=True)):
+        row: dict[str, Any] = {"image": name, "patient": owner, "run": tested.run_names[run]}
+        if exclusive:
+            row |= {"label": labels[int(truth[m, 0])], "predicted": labels[said[m, 0]]}
+        else:
+            row |= {f"label {n}": "" if np.isnan(v) else int(v) for n, v in zip(labels, truth[m], strict=True)}
+        rows.append(row | {f"p {n}": f"{p:.6g}" for n, p in zip(labels, tested.chances[m], strict=True)})
+    write_rows(out / PREDICTIONS, list(rows[0]), rows)
+    table = [
+        {
+            "metric": name,
+            "value": f"{each.value:.4f}",
+            "low": f"{each.low:.4f}",
+            "high": f"{each.high:.4f}",
+            "mean": f"{scores.mean(name):.4f}",
+            "spread": f"{scores.spread(name):.4f}",
+            **{run: f"{own[name]:.4f}" for run, own in zip(tested.run_names, scores.runs, strict=True)},
+        }
+        for name, each in scores.all.items()
+    ]
+    write_rows(out / SCORES, list(table[0]), table)
+    record = {
+        **notes,
+        **SCALE,
+        "scores": {
+            name: _finite({**_as_dict(each), "mean": scores.mean(name), "spread": scores.spread(name)})
+            for name, each in scores.all.items()
+        },
+        "runs": {name: _finite(row) for name, row in zip(tested.run_names, scores.runs, strict=True)},
+    }
+    with atomic_write(out / METRICS) as part:
+        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def _as_dict(score: Score) -> dict[str, float]:
+    return {"value": score.value, "low": score.low, "high": score.high}
+
+
+def _finite(row: dict[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON has them: null for NaN."""
+    return {name: value if np.isfinite(value) else None for name, value in row.items()}

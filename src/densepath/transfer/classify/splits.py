@@ -1,0 +1,175 @@
+"""Which images are trained on, choose the epoch, and are tested, in each training: by patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from densepath.annotations.classes import Classes
+from densepath.annotations.fraction import choose_fraction
+from densepath.core.errors import UserError, refuse
+from densepath.core.streams import say
+from densepath.transfer.classify.cohort import Pool
+from densepath.transfer.classify.targets import Targets
+from densepath.transfer.probe.folds import PART_NUMBERS, hold_out, make_folds, parts_of
+from densepath.transfer.probe.metrics import Integers
+
+PARTS = ("train", "validation", "test")
+FOLDS = 5  # without an official test
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images of a training.
+
+    Args:
+        train, validation: positions in the pool of training images.
+        test: positions in the pool of test images, which may be the same pool.
+    """
+
+    train: Integers
+    validation: Integers
+    test: Integers
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Training and test images, before they are divided.
+
+    Args:
+        train, test: their pools; the same one if images are divided by folds or by their split.
+        fit, held, tested: positions of training images, of official validation images, and of test images; the last
+            are empty without an official test.
+    """
+
+    train: Pool
+    test: Pool
+    fit: Integers
+    held: Integers
+    tested: Integers
+
+
+def make_study(pool: Pool, test: Pool | None) -> Study:
+    """The official parts of the images; refuses patients on both sides of the test.
+
+    Raises:
+        UserError: a part is empty, or a patient is in two of them.
+    """
+    everything, none = np.arange(len(pool)), np.array([], np.int64)
+    if test is not None:
+        numbers = np.array([PART_NUMBERS[split] for split in pool.splits]) if pool.splits else np.zeros(len(pool))
+        study = Study(pool, test, np.flatnonzero(numbers == 0), np.flatnonzero(numbers == 1), np.arange(len(test)))
+    elif pool.splits:
+        parts = parts_of(pool.splits)
+        study = Study(pool, pool, *(np.flatnonzero(parts == part) for part in range(3)))
+        if not len(study.fit) or not len(study.tested):
+            raise UserError(f"the images are all of one split, {pool.splits[0]}; name training and test images")
+    else:
+        return Study(pool, pool, everything, none, none)
+    known = bool(study.train.by_patient and study.test.by_patient)
+    owners = [
+        {source.owners[p] for p in positions}
+        for source, positions in ((study.train, study.fit), (study.train, study.held), (study.test, study.tested))
+    ]
+    for one, other in ((0, 2), (1, 2), (0, 1)):
+        shared = sorted(owners[one] & owners[other]) if known else []
+        refuse(
+            shared,
+            f"leak: patients with {PARTS[one]} and {PARTS[other]} images",
+            "put all images of a patient into one part",
+        )
+    return study
+
+
+def divide(study: Study, folds: int | None, validation: float, fraction: float, seed: int) -> list[Split]:
+    """The trainings of a seed.
+
+    Args:
+        study: the images.
+        folds: number of folds; 0 for one training; None for 5 without an official test, else 0.
+        validation: share of the training images that choose the epoch.
+        fraction: share of the training images that are used, by patient; the others are left out.
+        seed: seed of folds, validation and fraction.
+
+    Raises:
+        UserError: a class has too few patients.
+    """
+    official = len(study.tested) > 0
+    folds = (0 if official else FOLDS) if folds is None else folds
+    if not official and not folds:
+        raise UserError("there are no test images; name them (folders or a column split, --test_data), or use --folds")
+    if not folds:
+        if len(study.held):
+            parts = _share(study, study.fit, fraction, seed), _share(study, study.held, fraction, seed)
+            return [Split(*parts, study.tested)]
+        fit = _share(study, study.fit, fraction, seed)
+        return [Split(*_with_validation(study.train, fit, validation, seed), study.tested)]
+    fit = np.sort(np.concatenate((study.fit, study.held)))
+    if official:
+        fit = _share(study, fit, fraction, seed)
+    strata = frequent_strata(study.train.targets.take(fit), [study.train.owners[p] for p in fit], folds)
+    owners = np.unique([study.train.owners[p] for p in fit], return_inverse=True)[1].astype(np.int64)
+    splits = []
+    for number, fold in enumerate(make_folds(_as_classes(strata, study.train.targets), owners, folds, seed)):
+        train, other = fit[fold.train], fit[fold.test]
+        if official:
+            splits.append(Split(train, other, study.tested))
+        else:
+            train = _share(study, train, fraction, seed)
+            splits.append(Split(*_with_validation(study.train, train, validation, seed + number), other))
+    return splits
+
+
+def frequent_strata(targets: Targets, owners: Sequence[str], least: int) -> Integers:
+    """(N,) what images are stratified by; of several labels those with fewer patients than ``least`` are not used."""
+    strata = targets.strata()
+    if targets.exclusive:
+        return strata
+    names = np.asarray(owners)
+    for stratum in np.unique(strata):
+        if len(np.unique(names[strata == stratum])) < least:
+            strata[strata == stratum] = np.bincount(strata).argmax()
+    return strata
+
+
+def _with_validation(pool: Pool, fit: Integers, share: float, seed: int) -> tuple[Integers, Integers]:
+    """Training and validation images."""
+    names = [pool.owners[p] for p in fit]
+    owners = np.unique(names, return_inverse=True)[1]
+    strata = np.unique(frequent_strata(pool.targets.take(fit), names, 2), return_inverse=True)[1]
+    counts = np.zeros((owners.max() + 1, strata.max() + 1))
+    np.add.at(counts, (owners, strata), 1)
+    rare = int((counts > 0).sum(0).argmin())
+    if (counts[:, rare] > 0).sum() < 2:
+        name = pool.targets.names[pool.targets.classes[fit][strata == rare][0]] if pool.targets.exclusive else "a label"
+        raise UserError(
+            f"{name} has training images of one patient, and validation needs those of another; add images, or leave "
+            "this class out"
+        )
+    held = hold_out(counts, share, seed)[owners]
+    if abs(held.mean() - share) > max(0.1, 2 / len(fit)):
+        say(
+            f"densepath: {held.mean():.0%} of the training images are held out for validation instead of {share:.0%}, "
+            "as patients are not divided"
+        )
+    return fit[~held], fit[held]
+
+
+def _share(study: Study, positions: Integers, fraction: float, seed: int) -> Integers:
+    """A share of the images with all classes."""
+    if fraction == 1:
+        return positions
+    chosen = positions[choose_fraction([study.train.owners[p] for p in positions], fraction, seed)]
+    before, after = (np.nansum(study.train.targets.take(part).matrix(), axis=0) > 0 for part in (positions, chosen))
+    lacking = [name for name, b, a in zip(study.train.targets.names, before, after, strict=True) if b and not a]
+    refuse(lacking, f"labels that a fraction of {fraction:g} of the training images lacks", "use a larger --fraction")
+    return chosen
+
+
+def _as_classes(strata: Integers, targets: Targets) -> Classes:
+    used, numbers = np.unique(strata, return_inverse=True)
+    names = (*targets.names, "no label")
+    return Classes(tuple(names[number] for number in used), torch.from_numpy(numbers.astype(np.int32)))

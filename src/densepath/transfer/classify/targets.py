@@ -1,0 +1,189 @@
+"""The labels of images: one class each, or several labels, some of which may be unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.annotations.classes import match_columns
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.streams import say
+from densepath.sources.pixel_source import Named
+from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.probe.metrics import Floats, Integers
+
+LABEL = "label"
+_MISSING = ("", "nan", "na", "n/a", "null")
+_NOTHING = ("no finding", "no findings", "no_finding", "none", "")  # a list of labels without any
+_NUMBERS = {"0": 0.0, "1": 1.0, "-1": -1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is to be predicted of images.
+
+    Args:
+        names: of the classes, or of the labels.
+        values: (N, 1) the class, a whole number; or (N, T) 0, 1, or NaN where a label is unknown.
+        exclusive: whether each image has exactly one class.
+    """
+
+    names: tuple[str, ...]
+    values: Floats
+    exclusive: bool
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, positions: Integers) -> Targets:
+        """Those of some images."""
+        return replace(self, values=self.values[positions])
+
+    @property
+    def classes(self) -> Integers:
+        """(N,) the classes."""
+        return self.values[:, 0].astype(np.int64)
+
+    def matrix(self) -> Floats:
+        """(N, T) 0, 1 or NaN for each class or label."""
+        return (
+            (self.classes[:, None] == np.arange(len(self.names))).astype(np.float64) if self.exclusive else self.values
+        )
+
+    def counts(self) -> list[int]:
+        """(T,) images with each class or label."""
+        return [int(count) for count in np.nansum(self.matrix(), axis=0)]
+
+    def strata(self) -> Integers:
+        """(N,) what images are stratified by: the class, or the rarest of their labels; T for those without any."""
+        if self.exclusive:
+            return self.classes
+        present = np.nan_to_num(self.values) > 0
+        rarity = np.argsort(np.argsort(present.sum(0), kind="stable"))
+        place = np.where(present, rarity, len(self.names)).argmin(1)
+        return np.where(present.any(1), place, len(self.names)).astype(np.int64)
+
+
+def read_targets(
+    config: ClassifyConfig,
+    names: Sequence[str],
+    listed: Named,
+    table: str | None,
+    divided: bool,
+    whole: bool = True,
+) -> tuple[Targets, npt.NDArray[np.bool_]]:
+    """The labels of images, and (N,) which images have one: all but those that ``config.unmatched`` skips.
+
+    Args:
+        config: says which columns hold them.
+        names: (N,) of the images, for "folders".
+        listed: their paths, for a table.
+        table: the table; None for folders.
+        divided: whether the topmost folders are those of splits.
+        whole: whether these are all images, or those of a test, which need not have all labels.
+
+    Raises:
+        UserError: a label is missing or invalid, or there is only one.
+    """
+    if table is None:
+        inside = [name.partition("/")[2] if divided else name for name in names]
+        found = [name.partition("/")[0] if "/" in name else "" for name in inside]
+        bare = [name for name, label in zip(names, found, strict=True) if not label]
+        refuse(bare, "images in no folder of a class", "move them into folders, or give a table with --labels")
+        return _classes(found, "the folders", whole=whole), np.ones(len(names), bool)
+    columns = list(config.targets) or [config.target or LABEL]
+    matched = match_columns(listed, table, columns)
+    kept = np.array([row is not None for row in matched.values], bool)
+    rows = [row or ("",) * len(columns) for row in matched.values]
+    skip = config.unmatched == "skip"
+    refuse_or_say([n for n, k in zip(names, kept, strict=True) if not k], f"images without a label in {table}", skip)
+    lines = [f"line {number}" for number in matched.lines]
+    if not _has_other_split(config):
+        refuse_or_say(lines, f"labels of unknown images in {table}", skip)
+    if not kept.any():
+        raise UserError(f"{table} has no label for any of the {len(names)} images; give paths relative to their folder")
+    if config.targets:
+        return _columns(config, rows, kept if whole else None, names, table), kept
+    if config.separator is not None:
+        return _lists([row[0] for row in rows], kept, config.separator, table, whole), kept
+    texts = [row[0] for row in rows]
+    absent = [n for n, text, k in zip(names, texts, kept, strict=True) if k and text.lower() in _MISSING]
+    refuse(absent, f"images whose {columns[0]} in {table} is empty or NaN", "fill it in, or remove these lines")
+    return _classes(texts, table, kept, whole), kept
+
+
+def refuse_or_say(cases: Sequence[str], what: str, skip: bool) -> None:
+    """Refuse cases, or say that they are left out."""
+    if skip and cases:
+        say(f"densepath: {len(cases)} {what} are left out: {first_few(cases)}")
+    elif cases:
+        refuse(cases, f"{len(cases)} {what}", "correct them, or leave them out with --unmatched skip")
+
+
+def _has_other_split(config: ClassifyConfig) -> bool:
+    """Whether a table may hold the lines of other images, those of the test or the training."""
+    return config.test_data is not None and config.test_labels is None
+
+
+def _classes(
+    texts: Sequence[str], source: str, kept: npt.NDArray[np.bool_] | None = None, whole: bool = True
+) -> Targets:
+    used = sorted({text for text, k in zip(texts, kept, strict=True) if k} if kept is not None else set(texts))
+    if whole and len(used) < 2:
+        raise UserError(f"all images are of one class in {source}, {used[0]}; a classifier needs two or more")
+    number = {name: place for place, name in enumerate(used)}
+    return Targets(tuple(used), np.array([number.get(text, 0) for text in texts], np.float64)[:, None], True)
+
+
+def _columns(
+    config: ClassifyConfig,
+    rows: Sequence[tuple[str, ...]],
+    kept: npt.NDArray[np.bool_] | None,
+    names: Sequence[str],
+    table: str,
+) -> Targets:
+    """Labels from columns of 0 and 1."""
+    if len(set(config.targets)) < len(config.targets):
+        raise UserError(f"targets are {list(config.targets)}; name each column once")
+    uncertain = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}[config.uncertain]
+    values = np.full((len(rows), len(config.targets)), np.nan)
+    wrong = []
+    for place, row in enumerate(rows):
+        for column, text in enumerate(row):
+            if text.lower() in _MISSING:
+                continue
+            value = _NUMBERS.get(text.lower().removesuffix(".0"))
+            if value is None:
+                wrong.append(f"{names[place]} ({config.targets[column]} {text!r})")
+            else:
+                values[place, column] = uncertain if value < 0 else value
+    refuse(wrong, f"labels in {table} that are not 0, 1, -1 or empty", "correct them")
+    found = Targets(tuple(config.targets), values, False)
+    return found if kept is None else _checked(found, kept, table)
+
+
+def _lists(texts: Sequence[str], kept: npt.NDArray[np.bool_], separator: str, table: str, whole: bool) -> Targets:
+    """Labels from a column of lists, in which an image has those that are named."""
+    found = [{part.strip() for part in text.split(separator)} for text in texts]
+    found = [{part for part in parts if part.lower() not in _NOTHING} for parts in found]
+    names = sorted({name for parts, k in zip(found, kept, strict=True) if k for name in parts})
+    if not names:
+        raise UserError(f"no image has a label in {table}; name the column of labels with --target")
+    values = np.array([[float(name in parts) for name in names] for parts in found])
+    targets = Targets(tuple(names), values, False)
+    return _checked(targets, kept, table) if whole else targets
+
+
+def _checked(targets: Targets, kept: npt.NDArray[np.bool_], table: str) -> Targets:
+    """Refuse labels that all or none of the images have."""
+    known = targets.values[kept]
+    constant = [
+        name
+        for name, column in zip(targets.names, known.T, strict=True)
+        if not ((column == 0).any() and (column == 1).any())
+    ]
+    refuse(constant, f"labels in {table} that all or none of the images have", "leave these columns out")
+    return targets

@@ -1,0 +1,76 @@
+"""A trained classifier for notebooks: images in, probabilities out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densepath.core.errors import UserError
+from densepath.sources.conversion import as_pixels
+from densepath.sources.decode import read_image
+from densepath.sources.image_files import MAX_SIDE
+from densepath.transfer.classify.classifier import Readout, classifier_path, read_classifier
+
+
+class TrainedClassifier:
+    """A classifier with its preprocessing.
+
+    Attributes:
+        labels: names of the classes or labels.
+        notes: what is known of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        model, self.notes = read_classifier(path)
+        self.labels = self.notes.labels
+        self._readout = Readout(model, self.notes).eval()
+        self._device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> TrainedClassifier:
+        """Move it to another device."""
+        self._device = torch.device(device)
+        self._readout.to(self._device)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, image: str | Path | npt.NDArray[Any]) -> dict[str, float]:
+        """The probability of each class or label.
+
+        Args:
+            image: a file, or stored pixels (*size, C), or (H, W) of a grey image.
+
+        Raises:
+            UserError: it does not fit the classifier.
+            CorruptImage: the file cannot be read.
+        """
+        spec = self.notes.spec
+        if isinstance(image, str | Path):
+            image = read_image(str(image), MAX_SIDE, spec.channels, spec.image_dtype)
+        pixels = np.asarray(image)
+        if pixels.ndim == spec.ndim:
+            pixels = pixels[..., None]
+        if spec.ndim == 2 and pixels.ndim == 3 and {pixels.shape[2], spec.channels} <= {1, 3}:
+            pixels = as_pixels(pixels, spec.channels, pixels.dtype)
+        if pixels.ndim != spec.ndim + 1 or pixels.shape[-1] != spec.channels:
+            raise UserError(
+                f"an image of the shape {pixels.shape} does not fit a classifier of images with {spec.ndim} dimensions "
+                f"and {spec.channels} channels"
+            )
+        found = self._readout(torch.from_numpy(np.ascontiguousarray(pixels))[None].to(self._device))[0]
+        return dict(zip(self.labels, found.tolist(), strict=True))
+
+
+def load_classifier(run: str | Path) -> TrainedClassifier:
+    """The classifier of a run of ``classify``, on the CPU: ``load_classifier(run).predict("image.png")``.
+
+    Args:
+        run: the folder of the run, or its exported/classifier.safetensors.
+
+    Raises:
+        UserError: there is no such file, or it is not a classifier.
+    """
+    return TrainedClassifier(classifier_path(run))

@@ -1,0 +1,217 @@
+"""One training of a classifier: chosen without its test images, which it then answers for once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from densepath.core.digests import digest_of
+from densepath.core.distributed import rank, total, world_size
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.streams import say
+from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
+from densepath.nets.weights import load_weights
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.sources.conversion import as_pixels
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.fingerprint import fingerprint
+from densepath.sources.loader import ImageBatches
+from densepath.sources.pixel_source import PixelSource
+from densepath.training.hardware import Hardware, choose_workers
+from densepath.training.intervals import Intervals
+from densepath.training.loop import train
+from densepath.transfer.classify.classifier import (
+    CLASSIFIER_FILE,
+    ClassifierNotes,
+    Readout,
+    read_classifier,
+    save_classifier,
+)
+from densepath.transfer.classify.cohort import Pool
+from densepath.transfer.classify.config import FREE, ClassifyConfig
+from densepath.transfer.classify.task import TARGET, VIEW, ClassifyTask, Objective
+from densepath.transfer.embed.encode import batches_of, collect, encode
+from densepath.transfer.probe.metrics import Floats, Integers
+from densepath.views.maker import ViewMaker
+
+AT_ONCE = 64  # images in a pass of the network
+_ANSWERS = "answers.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers for the test images of a training.
+
+    Args:
+        positions: (M,) of the test images that could be read.
+        chances: (M, T) probabilities.
+        notes: of the classifier.
+    """
+
+    positions: Integers
+    chances: Floats
+    notes: ClassifierNotes
+
+
+def fit(
+    config: ClassifyConfig,
+    notes: ClassifierNotes,
+    parts: tuple[Pool, Pool],
+    out: Path,
+    seed: int,
+    hardware: Hardware,
+) -> None:
+    """Train a classifier, or resume its training, and write it as it was in the epoch that the validation images chose.
+
+    Args:
+        config: the options.
+        notes: the classifier to build.
+        parts: training and validation images.
+        out: the folder of the training.
+        seed: seed of weights, orders and views.
+        hardware: where to compute.
+    """
+    if (out / CLASSIFIER_FILE).is_file():
+        return
+    images, validation = parts
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = notes.build()
+        if not (config.resume and has_checkpoint(out / CHECKPOINTS)):
+            line = load_weights(model.encoder.backbone, config.weights)
+            if rank() == 0 and hardware.rank == 0:
+                say(f"densepath: {line}")
+    if hardware.world_size > 1 and not config.freeze:
+        synchronize_batch_norm(model)
+    together = min(config.batch_size, len(images) // hardware.world_size * hardware.world_size)
+    views = ViewMaker({VIEW: config.augment.random_view()}, notes.view_size, seed, notes.spec, hardware.memory_format)
+    batches = ImageBatches(
+        images.images,
+        batch_size=together // hardware.world_size,
+        seed=seed,
+        epochs=config.epochs,
+        rank=hardware.rank,
+        world_size=hardware.world_size,
+        workers=choose_workers(hardware) if config.workers is None else config.workers,
+        device=hardware.device,
+        draw=views.draw,
+        extras={TARGET: images},
+    )
+    task = ClassifyTask(
+        model,
+        views,
+        Objective(images.targets, config.class_weights == "balanced"),
+        config.optimizer,
+        batches.total_steps,
+        batches.steps_per_epoch,
+        freeze=config.freeze,
+        validation=validation.targets,
+        validate=lambda: _validation_logits(model, notes, validation, hardware),
+        choose=config.choose,
+        patience=config.patience,
+    )
+    facts: dict[str, int | str] = {
+        "images": len(images),
+        "steps": batches.total_steps,
+        "processes": hardware.world_size,
+        "annotations": digest_of([*notes.labels, *(p.targets.values.tobytes() for p in parts), *validation.names]),
+        **fingerprint(images.images),
+    }
+    train(
+        task,
+        batches,
+        out,
+        hardware=hardware,
+        intervals=Intervals(
+            config.log_every, config.save_every_steps, config.save_every_minutes, batches.steps_per_epoch
+        ),
+        config=config.record(),
+        facts=facts,
+        free=FREE,
+        seed=seed,
+        resume=True,
+        evaluate=task.evaluate,
+        name=out.name,
+    )
+    if hardware.rank == 0:
+        notes = replace(notes, **task.restore_chosen())
+        save_classifier(out / CLASSIFIER_FILE, plain_batch_norm(model), notes)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def answer(out: Path, test: Pool, hardware: Hardware) -> Answers:
+    """The answers of the classifier in a folder for its test images, unless they were written before."""
+    path = out / _ANSWERS
+    model, notes = read_classifier(out / CLASSIFIER_FILE)
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        return Answers(np.array(kept["positions"], np.int64), np.array(kept["chances"], np.float64), notes)
+    hardware.lay_out(model)
+    readout = Readout(model, notes).to(hardware.device)
+    positions, chances, damaged = answers_of(readout, test.images, hardware)
+    if damaged:
+        say(f"densepath: {len(damaged)} damaged test images are left out: {first_few(damaged)}")
+    if not positions:
+        raise UserError(f"none of {len(test)} test images can be read; check the files ({damaged[0]})")
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"positions": positions, "chances": chances.tolist()}) + "\n")
+    return Answers(np.array(positions, np.int64), chances.astype(np.float64), notes)
+
+
+def answers_of(
+    readout: Readout, images: PixelSource, hardware: Hardware
+) -> tuple[list[int], npt.NDArray[np.float32], list[str]]:
+    """Positions of the readable images, their probabilities (M, T), and the damaged images."""
+    batches = batches_of(range(len(images)), AT_ONCE)
+    half = hardware.precision == "bf16-mixed"
+    return collect(encode(readout, Stored(images), batches, hardware.device, half))
+
+
+class Stored:
+    """The images of a source as a network takes them, one by one."""
+
+    def __init__(self, images: PixelSource) -> None:
+        self._images = images
+
+    def read(self, position: int) -> npt.NDArray[Any] | CorruptImage:
+        """An image (*size, C), or why it cannot be read."""
+        try:
+            pixels = self._images.read(position)
+        except CorruptImage as error:
+            return error
+        spec = self._images.spec
+        return as_pixels(pixels, spec.channels, pixels.dtype) if spec.ndim == 2 and spec.channels in (1, 3) else pixels
+
+
+class _Logits(Readout):
+    """Logits instead of probabilities."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.logits(pixels)
+
+
+def _validation_logits(model: Any, notes: ClassifierNotes, validation: Pool, hardware: Hardware) -> Tensor:
+    """(V, T) logits of the validation images on the CPU; each process computes those of every n-th batch.
+
+    Raises:
+        UserError: an image cannot be read: it would change which epoch is chosen.
+    """
+    readout = _Logits(model.eval(), notes)
+    batches = batches_of(range(len(validation)), AT_ONCE)[rank() :: world_size()]
+    logits = torch.zeros(len(validation), len(notes.labels), device=hardware.device)
+    half = hardware.precision == "bf16-mixed"
+    for part in encode(readout, Stored(validation.images), batches, hardware.device, half):
+        if part.damaged:
+            raise UserError(f"a validation image cannot be read ({part.damaged[0]}); leave it out with --exclude")
+        logits[part.positions] = torch.from_numpy(part.features).to(hardware.device)
+    torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
+    return total(logits).cpu()

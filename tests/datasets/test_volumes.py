@@ -1,0 +1,345 @@
+"""Converters of volumes on copies of the data sets as published: every name, a missing file, a duplicate, counts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.cli import main
+from densepath.core.errors import UserError
+from densepath.datasets.check import check_data
+from densepath.datasets.volumes.brats import convert_brats
+from densepath.datasets.volumes.conversion import Conversion, DicomConversion, FolderConversion
+from densepath.datasets.volumes.dicom import convert_dicom
+from densepath.datasets.volumes.folder import convert_folder
+from densepath.datasets.volumes.lits import convert_lits
+from densepath.datasets.volumes.luna import convert_luna
+from densepath.datasets.volumes.msd import convert_msd
+from densepath.datasets.volumes.nnunet import convert_nnunet
+from densepath.sources.volumes.store import VolumeStore, open_volumes
+from tests.sources.volumes.test_dicom_series import VALUES as SLICES
+from tests.sources.volumes.test_dicom_series import write_slice
+
+RNG = np.random.default_rng(0)
+CT = RNG.integers(-1000, 500, (4, 5, 6)).astype(np.int16)
+MR = RNG.integers(0, 900, (4, 5, 6)).astype(np.int16)
+LABELS = (np.arange(120).reshape(4, 5, 6) % 3).astype(np.uint8)
+AFFINE = np.diag([0.5, 0.5, 2.0, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests need not survive a power failure."""
+    monkeypatch.setattr("densepath.core.files._sync", lambda path: None)
+
+
+def nifti(values: np.ndarray, affine: np.ndarray = AFFINE) -> bytes:
+    return nibabel.Nifti1Image(values, affine).to_bytes()
+
+
+def fill(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def splits(store: VolumeStore) -> dict[str, int]:
+    return dict(Counter(row["split"] for row in store.rows))
+
+
+def test_msd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, test = [f"hippocampus_{n:03d}" for n in range(1, 261)], [f"hippocampus_{n:03d}" for n in range(261, 391)]
+    files = {f"imagesTr/{name}.nii.gz": nifti(MR) for name in train}
+    files |= {f"labelsTr/{name}.nii.gz": nifti(LABELS) for name in train}
+    files |= {f"imagesTs/{name}.nii.gz": nifti(MR) for name in test} | {"imagesTr/._hippocampus_001.nii.gz": b"macOS"}
+    listed = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in train]
+    facts: dict[str, Any] = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    facts |= {"numTraining": 260, "numTest": 130, "training": listed}
+    facts |= {"test": [f"./imagesTs/{n}.nii.gz" for n in test]}
+    source = fill(tmp_path / "Task04", files | {"dataset.json": json.dumps(facts).encode()})
+    (source / "imagesTr" / "hippocampus_007.nii.gz").unlink()
+    store = open_volumes(convert_msd(Conversion(source, tmp_path / "S")))
+    told = capsys.readouterr()
+    assert "389 volumes, 259 with labels; window: each volume's own" in told.out
+    assert splits(store) == {"train": 259, "test": 130} and told.err.count("damaged volume: hippocampus_007") == 1
+    assert store.index["label_names"] == {"0": "background", "1": "Anterior", "2": "Posterior"}
+    assert np.array_equal(store.labels(0), LABELS.transpose(2, 1, 0))
+    # Once it is there, only the missing one is converted
+    before = (tmp_path / "S" / "volumes" / "hippocampus_001.vol").stat().st_mtime_ns
+    fill(source, {"imagesTr/hippocampus_007.nii.gz": nifti(MR)})
+    assert len(open_volumes(convert_msd(Conversion(source, tmp_path / "S")))) == 390
+    assert (tmp_path / "S" / "volumes" / "hippocampus_001.vol").stat().st_mtime_ns == before
+    assert "dataset.json" not in capsys.readouterr().err
+    facts["training"].append(listed[0])
+    fill(source, {"dataset.json": json.dumps(facts).encode()})
+    with pytest.raises(UserError, match=r"more than once: hippocampus_001 \("):
+        convert_msd(Conversion(source, tmp_path / "T"))
+    assert "261 train volumes are listed, and dataset.json counts 260" in capsys.readouterr().err
+
+
+def test_four_sequences_in_one_file_are_channels(tmp_path: Path) -> None:
+    sequences = np.stack([MR * k for k in range(1, 5)], axis=-1)
+    facts: dict[str, Any] = {"modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, "labels": {"0": "no"}}
+    facts |= {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}], "test": []}
+    files = {"imagesTr/a.nii.gz": nifti(sequences), "labelsTr/a.nii.gz": nifti(LABELS)}
+    source = fill(tmp_path / "Task01", files | {"dataset.json": json.dumps(facts).encode()})
+    store = open_volumes(convert_msd(Conversion(source, tmp_path / "S", window="shared")))
+    assert store.spec.channels == 4 and store.index["channel_names"] == ["FLAIR", "T1w", "t1gd", "T2w"]
+    assert np.array_equal(store.read(0), sequences.transpose(2, 1, 0, 3))
+    assert np.array_equal(store.labels(0), LABELS.transpose(2, 1, 0))
+
+
+def test_lits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"Training Batch {1 + (n > 27)}/volume-{n}.nii": nifti(CT) for n in range(131)}
+    files |= {f"Training Batch {1 + (n > 27)}/segmentation-{n}.nii": nifti(LABELS) for n in range(131) if n != 5}
+    files |= {f"Test/test-volume-{n}.nii": nifti(CT) for n in range(70) if n != 4}
+    source = fill(tmp_path / "LiTS", files)
+    store = open_volumes(convert_lits(Conversion(source, tmp_path / "S", window=(-200, 250))))
+    told = capsys.readouterr()
+    assert splits(store) == {"train": 131, "test": 69} and "200 volumes, 130 with labels" in told.out
+    assert "1 numbers have no labels: 5" in told.err and "it has 69 test images, not 70" in told.err
+    assert store.spec.window == (-200, 250) and store.index["label_names"] == {"1": "liver", "2": "tumor"}
+    fill(source, {"Test/test-volume-3.nii.gz": nifti(CT)})
+    with pytest.raises(UserError, match=r"more than once: test-volume-3"):
+        convert_lits(Conversion(source, tmp_path / "T"))
+
+
+@pytest.mark.parametrize(
+    ("case", "parts", "count", "validation"),
+    [
+        ("BraTS20_Training_{:03d}", ("_flair", "_t1", "_t1ce", "_t2", "_seg"), 369, 0),
+        ("BraTS-GLI-{:05d}-000", ("-t2f", "-t1n", "-t1c", "-t2w", "-seg"), 40, 9),
+    ],
+)
+def test_brats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str, parts: tuple[str, ...], count: int, validation: int
+) -> None:
+    *sequences, seg = parts
+    contents = [nifti(MR + 10 * k) for k in range(4)] + [nifti(LABELS)]
+    files = {}
+    for number in range(1, count + validation + 1):
+        name, own = case.format(number), parts if number <= count else sequences
+        files |= {f"{name}/{name}{part}.nii": data for part, data in zip(own, contents, strict=False)}
+    source = fill(tmp_path / "BraTS", files)
+    odd = case.format(17)  # as one case of 2020 is named
+    (source / odd / f"{odd}{seg}.nii").rename(source / odd / "W39_1998.09.19_Segm.nii")
+    lacking = case.format(3)
+    (source / lacking / f"{lacking}{sequences[2]}.nii").unlink()
+    store = open_volumes(convert_brats(Conversion(source, tmp_path / "S", window=(0, 1000))))
+    told = capsys.readouterr()
+    assert splits(store) == {"train": count - 1} | ({"test": validation} if validation else {})
+    assert f"damaged volume: {lacking}: it lacks T1Gd" in told.err
+    assert store.index["channel_names"] == ["FLAIR", "T1", "T1Gd", "T2"]
+    assert np.array_equal(store.read(0)[..., 2], (MR + 20).transpose(2, 1, 0))
+    assert sum(row["labels"] is not None for row in store.rows) == count - 1
+    assert len({row["patient"] for row in store.rows}) == len(store)
+    fill(source, {f"{odd}/{odd}{sequences[0]}.nii.gz": contents[0]})
+    with pytest.raises(UserError, match="has two files of FLAIR"):
+        convert_brats(Conversion(source, tmp_path / "T"))
+
+
+def test_visits_of_a_patient_belong_together(tmp_path: Path) -> None:
+    parts = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
+    names = ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000")
+    source = fill(tmp_path / "in", {f"{n}/{n}{p}.nii.gz": nifti(LABELS) for n in names for p in parts})
+    store = open_volumes(convert_brats(Conversion(source, tmp_path / "S")))
+    assert [row["patient"] for row in store.rows] == ["BraTS-GLI-00001", "BraTS-GLI-00001", "BraTS-GLI-00002"]
+
+
+def test_luna(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = "NDims = 3\nDimSize = 4 5 6\nElementSpacing = 0.5 0.5 2\nOffset = -10 -20 -30\nElementType = MET_SHORT\n"
+    uids = [f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{10**17 + n}" for n in range(888)]
+    files = {}
+    for number, uid in enumerate(uids):
+        place = f"subset{number % 10}/{uid}"
+        files |= {f"{place}.mhd": f"{head}ElementDataFile = {uid}.raw\n".encode(), f"{place}.raw": CT.tobytes("F")}
+    lungs = head.replace("MET_SHORT", "MET_UCHAR") + "ElementDataFile = LOCAL\n"
+    files |= {f"seg-lungs-LUNA16/{uid}.mhd": lungs.encode() + LABELS.tobytes("F") for uid in uids[:20]}
+    rows = [f"{uid},-9.5,-18,-26,{n}" for n, uid in enumerate(uids)]
+    files["annotations.csv"] = "\n".join(["seriesuid,coordX,coordY,coordZ,diameter_mm", *rows]).encode()
+    files["candidates_V2.csv"] = "\n".join(["seriesuid,coordX,coordY,coordZ,class", *rows[:3]]).encode()
+    source = fill(tmp_path / "LUNA16", files)
+    (source / "subset7" / f"{uids[7]}.raw").unlink()
+    store = open_volumes(convert_luna(Conversion(source, tmp_path / "S")))
+    told = capsys.readouterr()
+    assert len(store) == 887 and f"damaged volume: {uids[7]} (" in told.err and "differs" not in told.err
+    assert splits(store) == {f"subset{n}": 89 - (n > 7) - (n == 7) for n in range(10)}
+    assert sum(row["labels"] is not None for row in store.rows) == 19
+    with (tmp_path / "S" / "nodules.csv").open() as file:
+        nodules = list(csv.DictReader(file))
+    assert len(nodules) == 887 and "nodules.csv: 887 places (1 of other volumes)" in told.err
+    place = [float(nodules[0][axis]) for axis in "xyz"]
+    k, j, i = 2, 4, 1  # the voxel of the store at it: 1 column, 4 rows, 2 slices into the file
+    row = store.rows[[store.names(p) for p in range(len(store))].index(nodules[0]["volume"])]
+    assert np.allclose(np.linalg.inv(row["affine"]) @ [*place, 1], [4 - 1 - i, 5 - 1 - j, k, 1])
+    assert store.read(0)[k, 5 - 1 - j, 4 - 1 - i, 0] == CT[i, j, k]
+    fill(source, {f"subset1/{uids[0]}.mhd": files[f"subset0/{uids[0]}.mhd"]})
+    with pytest.raises(UserError, match="more than once"):
+        convert_luna(Conversion(source, tmp_path / "T"))
+
+
+def test_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "PZ": 1, "all": [1, 2]}}
+    facts |= {"numTraining": 6, "file_ending": ".nii.gz"}
+    files = {f"imagesTr/p_{n:02d}_000{c}.nii.gz": nifti(MR * (1 + c)) for n in range(6) for c in range(2)}
+    files |= {f"labelsTr/p_{n:02d}.nii.gz": nifti(LABELS) for n in range(7) if n != 4}
+    files |= {f"imagesTs/p_{n}_000{c}.nii.gz": nifti(MR) for n in (8, 9) for c in range(2)}
+    source = fill(tmp_path / "Dataset005", files | {"dataset.json": json.dumps(facts).encode()})
+    (source / "imagesTr" / "p_02_0001.nii.gz").unlink()
+    store = open_volumes(convert_nnunet(Conversion(source, tmp_path / "S")))
+    told = capsys.readouterr().err
+    assert splits(store) == {"train": 5, "test": 2} and "p_02: it lacks the channels 0001" in told
+    assert "1 training cases have no labels: p_04" in told and "have no volume: p_06" in told
+    assert store.spec.channels == 2 and store.index["label_names"] == {"0": "background", "1": "PZ"}
+    fill(source, {"imagesTr/p_01_0000.nii": nifti(MR)})
+    with pytest.raises(UserError, match="more than once"):
+        convert_nnunet(Conversion(source, tmp_path / "T"))
+    (source / "imagesTr" / "p_01_0000.nii").rename(source / "imagesTr" / "p_01.nii")
+    with pytest.raises(UserError, match="rename it to p_01_0000"):
+        convert_nnunet(Conversion(source, tmp_path / "T"))
+
+
+def test_nnssl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = fill(tmp_path / "raw", {name: nifti(MR) for name in ("a.nii.gz", "b.nii.gz", "m.nii.gz")})
+    masks = {"anatomy_mask": "$nnssl_raw/m.nii.gz", "anonymization_mask": None}
+    images = [
+        {"name": "a.nii.gz", "modality": "T1", "image_path": "$nnssl_raw/a.nii.gz", "associated_masks": masks},
+        {"name": "b.nii.gz", "modality": "T2", "image_path": str(source / "b.nii.gz")},
+    ]
+    sessions = {"ses-1": {"session_id": "ses-1", "images": images}}
+    dataset = {"dataset_index": 1, "subjects": {"sub-1": {"subject_id": "sub-1", "sessions": sessions}}}
+    collection = {"collection_index": 745, "collection_name": "Dataset745", "datasets": {"1": dataset}}
+    fill(source, {"pretrain_data.json": json.dumps(collection).encode()})
+    how = FolderConversion(source / "pretrain_data.json", tmp_path / "S")
+    with pytest.raises(UserError, match=r"\$nnssl_raw; set this environment variable"):
+        convert_folder(how)
+    monkeypatch.setenv("nnssl_raw", str(source))
+    store = open_volumes(convert_folder(how))
+    assert [store.names(k) for k in range(2)] == ["1/sub-1/ses-1/a", "1/sub-1/ses-1/b"]
+    assert {row["patient"] for row in store.rows} == {"1/sub-1"} and store.labels(1) is None
+    assert np.array_equal(store.labels(0), MR.transpose(2, 1, 0))
+
+
+@pytest.fixture
+def dicom(tmp_path: Path) -> Callable[..., Path]:
+    def write(patient: str, series: str, places: Any, **changes: Any) -> Path:
+        folder = tmp_path / "PACS" / f"Doe_Jane_{patient}" / series
+        for number, z in enumerate(places):
+            write_slice(folder / f"IM{number}", SLICES[number], z, series, PatientID=patient, **changes)
+        return tmp_path / "PACS"
+
+    return write
+
+
+def test_dicom_copies_nothing_that_identifies_a_patient(
+    dicom: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dicom("MRN4711", "1.2.826.111", 2.5 * np.arange(8))
+    dicom("MRN4711", "1.2.826.222", 2.5 * np.arange(8))
+    dicom("MRN0815", "1.2.826.333", 2.5 * np.arange(8), PatientName="Roe^Richard")
+    source = dicom("MRN0816", "1.2.826.444", [0, 2.5, 7.5, 10])
+    assert main(["data", "dicom", str(source), str(tmp_path / "S"), "--spacing", "native"]) == 0
+    told = capsys.readouterr()
+    assert "3 volumes of 2 patients" in told.out and told.err.count("steps between slices are not 2.5 mm") == 1
+    store = open_volumes(tmp_path / "S")
+    assert store.index["modality"] == "CT" and store.spec.window[0] < -900
+    assert np.array_equal(store.read(0)[..., 0], (SLICES - 1024)[:, ::-1, ::-1])
+    secrets = ("MRN", "Doe", "Jane", "Roe", "Richard", "19610203", "1.2.826", "PACS")
+    for path in (tmp_path / "S").rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        found = [secret for secret in secrets if secret.encode() in content or secret in path.name]
+        assert found == [], path
+    resampled = DicomConversion(source, tmp_path / "T", gaps="resample", spacing=(1.0, 1.0, 5.0))
+    assert len(open_volumes(convert_dicom(resampled))) == 4
+
+
+def test_volumes_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = fill(
+        tmp_path / "in",
+        {
+            "images/a.nii.gz": nifti(CT),
+            "images/sub/b.nii": nifti(CT[:-1]),
+            "images/c.nii.gz": nifti(CT)[:400],
+            "images/far.nii": nifti(CT),
+            "images/other.nii": nifti(CT),
+            "images/float.nii": nifti(CT),
+            "labels/a.nii": nifti(LABELS),
+            "labels/far.nii": nifti(LABELS, AFFINE + np.outer([0, 0, 3, 0], [0, 0, 0, 1])),
+            "labels/other.nii": nifti(LABELS[:-1]),
+            "labels/float.nii": nifti(LABELS + np.float32(0.3)),
+            "manifest.csv": b"file,patient\nimages/a.nii.gz,P1\nimages/sub/b.nii,P1\n",
+        },
+    )
+    words = ["data", "volumes", str(source), str(tmp_path / "S"), "--images", "images", "--labels", "labels"]
+    assert main([*words, "--window", "shared"]) == 0
+    told = capsys.readouterr().err
+    for name, why in (
+        ("c", "truncated"),
+        ("far", "it lies up to 3 mm from far"),
+        ("other", "it has 3 x 5 x 6 voxels, and other 4 x 5 x 6"),
+        ("float", "not whole numbers"),
+    ):
+        assert [why in line for line in told.splitlines() if f"damaged volume: {name} (" in line] == [True], name
+    store = open_volumes(tmp_path / "S")
+    assert [(row["name"], row["patient"]) for row in store.rows] == [("a", "P1"), ("sub/b", "P1")]
+    assert np.array_equal(store.read(1)[..., 0], CT[:-1].transpose(2, 1, 0))
+    assert main([*words, "--spacing", "1", "1", "1"]) == 2
+    assert "made with other values of spacing" in capsys.readouterr().err
+    assert main(["data", "volumes", str(tmp_path / "none"), str(tmp_path / "T")]) == 2
+    assert main(["data", "volumes", str(source / "labels"), str(tmp_path / "T"), "--window", "5", "2"]) == 2
+    assert "the smaller first" in capsys.readouterr().err
+
+
+def test_resampling_keeps_the_place_of_the_volume_and_its_mean(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(12.0)[:, None, None] * 10, (12, 10, 8))
+    labels = (ramp >= 60).astype(np.uint8)
+    turned = np.array([[0, -0.5, 0, 7], [0.5, 0, 0, -3], [0, 0, 2.0, 1], [0, 0, 0, 1.0]])
+    files = {"images/a.nii": nifti(ramp.astype(np.int16), turned), "labels/a.nii": nifti(labels, turned)}
+    source = fill(tmp_path / "in", files)
+    how = FolderConversion(source, tmp_path / "S", (1.0, 1.0, 1.0), "shared", images="images", labels="labels")
+    store = open_volumes(convert_folder(how))
+    # The file's i axis points anterior: 12 voxels of 0.5 mm become 6 rows; its z axis 16 slices
+    assert store.sizes([0]).tolist() == [[16, 6, 5]]  # type: ignore[arg-type]
+    values = store.read(0)[..., 0]
+    affine = np.array(store.rows[0]["affine"])
+    assert np.array_equal(values, np.broadcast_to(values[:1, :, :1], values.shape))
+    assert np.allclose(values[0, 1:-1, 0], [25, 45, 65, 85], atol=1)  # means of two voxels, but for the filter
+    low = affine @ [-0.5, -0.5, -0.5, 1]
+    assert np.allclose(low[:3], [7 - 0.5 * 9.5, -3 - 0.25, 1 - 1]) and np.allclose(np.diag(affine), 1)
+    found = store.labels(0)
+    assert found is not None and np.array_equal(found[0, :, 0], [0, 0, 0, 1, 1, 1])
+
+
+def test_check_reports_and_draws_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000", "BraTS-GLI-00003-000")
+    parts = ("-t2f", "-t1n", "-t1c", "-t2w", "-seg")
+    big = np.kron(LABELS, np.ones((4, 4, 4))).astype(np.uint8)
+    scans = {f"{n}/{n}{p}.nii.gz": nifti(big + 7 * (k // 2)) for k, n in enumerate(names) for p in parts[:4]}
+    files = scans | {f"{n}/{n}-seg.nii.gz": nifti(big) for n in names[1:]}
+    store = convert_brats(Conversion(fill(tmp_path / "in", files), tmp_path / "S"))
+    path = store / "volumes" / f"{names[3]}.vol"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x09")
+    capsys.readouterr()
+    assert check_data(store, tmp_path / "sheet.png") == tmp_path / "sheet.png"
+    lines = capsys.readouterr().out.splitlines()
+    assert "test: 1 volumes of 1 patients, 0 with labels" in lines
+    assert "train: 3 volumes of 3 patients, 3 with labels" in lines
+    assert "patients in test and train: 1: BraTS-GLI-00001; scores are too high" in lines
+    (one,) = [line.split() for line in lines if line.startswith("1 necrotic core")]
+    assert one[3:] == ["3", "1,280", "1,280", "1,280"]  # 40 x 64 voxels of 0.5 mm^3
+    assert f"identical volumes: 2: {names[0]} = {names[1]}, {names[2]} = {names[3]}" in lines
+    assert any(line.startswith("damaged volumes: 1: ") and "checksum" in line for line in lines)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 2 * 488 + 8 and (sheet == (0, 255, 255)).all(axis=2).any()
+    with pytest.raises(UserError, match="would lie among"):
+        check_data(store, store / "sheet.png")

@@ -1,0 +1,172 @@
+"""DICOM series: slices in the right order and place, gaps, duplicates, tilted gantries, several series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.dicom_series import find_series, read_series
+from densepath.sources.volumes.volume import spacing_of
+
+VALUES = np.random.default_rng(0).integers(0, 2000, (8, 5, 6)).astype(np.int16)  # slices, rows, columns
+STEP = 2.5
+
+
+def write_slice(path: Path, pixels: np.ndarray, z: float, series: str, **changes: Any) -> None:
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    content = pydicom.Dataset()
+    content.file_meta = meta
+    content.SOPClassUID, content.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    content.SeriesInstanceUID, content.Modality = series, "CT"
+    content.PatientID, content.PatientName, content.PatientBirthDate = "MRN4711", "Doe^Jane", "19610203"
+    content.Rows, content.Columns = pixels.shape
+    content.SamplesPerPixel, content.PhotometricInterpretation = 1, "MONOCHROME2"
+    content.BitsAllocated, content.BitsStored, content.HighBit, content.PixelRepresentation = 16, 16, 15, 1
+    content.PixelSpacing = [0.8, 0.7]  # between rows, between columns
+    content.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    content.ImagePositionPatient = [-100, -120, z]
+    content.RescaleSlope, content.RescaleIntercept = 1, -1024
+    content.PixelData = pixels.astype("<i2").tobytes()
+    for name, value in changes.items():
+        setattr(content, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a series: file names and instance numbers are in no order."""
+
+    def write_series(
+        places: Any, values: np.ndarray = VALUES, series: str = "", folder: str = "in", **changes: Any
+    ) -> Path:
+        series = series or generate_uid()
+        for number in np.random.default_rng(1).permutation(len(places)).tolist():
+            own = {name: change(number) if callable(change) else change for name, change in changes.items()}
+            name = f"{(7 * number) % 11}_{generate_uid()}"
+            write_slice(tmp_path / folder / name, values[number], places[number], series, **own)
+        return tmp_path / folder
+
+    return write_series
+
+
+def test_slices_are_ordered_by_place(write: Callable[..., Path]) -> None:
+    folder = write(STEP * np.arange(8) - 50)
+    (folder / "report.txt").write_text("not an image")
+    (series,), passed = find_series(folder)
+    volume = read_series(series)
+    (channel,) = volume.channels
+    assert np.array_equal(channel.values, VALUES.transpose(2, 1, 0)) and channel.values.dtype == np.int16
+    assert (channel.slope, channel.intercept) == (1, -1024) and passed == {} and volume.notes == ()
+    assert np.allclose(spacing_of(volume.affine), (0.7, 0.8, STEP))
+    # LPS of the file: column 2, row 1, slice 3
+    assert np.allclose((volume.affine @ [2, 1, 3, 1])[:3], [100 - 2 * 0.7, 120 - 0.8, -50 + 3 * STEP])
+
+
+def test_a_gap_is_refused_by_name_or_interpolated(write: Callable[..., Path]) -> None:
+    places = STEP * np.arange(9)
+    whole = np.linspace(0, 800, 9)[:, None, None] + np.arange(6)
+    values = np.broadcast_to(whole, (9, 5, 6)).astype(np.int16)
+    keep = [0, 1, 2, 4, 5, 6, 7, 8]
+    (series,), _ = find_series(write(places[keep], values[keep]))
+    with pytest.raises(CorruptImage, match=rf"{series.name}: 1 steps .* not 2\.5 mm, first 5 mm after slice 3 of 8"):
+        read_series(series)
+    volume = read_series(series, "resample")
+    assert np.array_equal(volume.channels[0].values, values.transpose(2, 1, 0))  # linear along z
+    assert np.allclose(spacing_of(volume.affine), (0.7, 0.8, STEP)) and "resampled" in volume.notes[0]
+
+
+@pytest.mark.parametrize("step", [STEP * 1.005, STEP * 1.02])
+def test_steps_may_differ_by_one_percent(write: Callable[..., Path], step: float) -> None:
+    (series,), _ = find_series(write(np.cumsum([0, STEP, STEP, step, STEP, STEP, STEP, STEP])))
+    if step < STEP * 1.01:
+        assert read_series(series).shape == (6, 5, 8)
+    else:
+        with pytest.raises(CorruptImage, match="steps between slices"):
+            read_series(series)
+
+
+def test_a_duplicate_slice_is_used_once_and_another_image_at_its_place_refused(write: Callable[..., Path]) -> None:
+    places, values = STEP * np.array([0, 1, 2, 2, 3]), VALUES[[0, 1, 2, 2, 3]]
+    (series,), _ = find_series(write(places, values))
+    volume = read_series(series)
+    assert np.array_equal(volume.channels[0].values, VALUES[:4].transpose(2, 1, 0))
+    assert np.isclose(spacing_of(volume.affine)[2], STEP) and "duplicate" in volume.notes[0]
+    (other,), _ = find_series(write(places, VALUES[:5], folder="other"))
+    with pytest.raises(CorruptImage, match="different images lie at one place"):
+        read_series(other)
+
+
+def test_a_copy_of_a_file_is_passed_over(write: Callable[..., Path]) -> None:
+    folder = write(STEP * np.arange(8))
+    first = next(folder.iterdir())
+    (folder / "copy").write_bytes(first.read_bytes())
+    (series,), passed = find_series(folder)
+    assert len(series.slices) == 8 and passed == {"copies of other files": 1}
+
+
+def test_a_tilted_gantry_keeps_its_shear(write: Callable[..., Path]) -> None:
+    tilt = np.tan(np.radians(20)) * STEP
+    folder = write(STEP * np.arange(8), ImagePositionPatient=lambda k: [-100, -120 + k * tilt, STEP * k])
+    (series,), _ = find_series(folder)
+    volume = read_series(series)
+    assert np.allclose(volume.affine[:3, 2], [0, -tilt, STEP]) and "20.0 degrees" in volume.notes[0]
+    assert np.isclose(np.dot(volume.affine[:3, 2], [0, 0, 1]), STEP)  # between the planes
+
+
+def test_two_series_two_sizes_and_a_localizer_are_told_apart(write: Callable[..., Path]) -> None:
+    one, other = generate_uid(), generate_uid()
+    write(STEP * np.arange(8), series=one)
+    write(STEP * np.arange(8) + 1.25, values=VALUES[::-1], series=other, PatientID="MRN4712")
+    write([0.0, 5.0], values=VALUES[:2, :4, :4], series=one)
+    folder = write([0.0], values=VALUES[:1], series=one, ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
+    found, passed = find_series(folder)
+    assert sorted(len(series.slices) for series in found) == [2, 8, 8] and len({s.name for s in found}) == 3
+    assert passed == {"images that are not part of a volume": 1}
+    assert {series.patient for series in found} == {"patient_0001", "patient_0002"}
+    assert all(np.isclose(spacing_of(read_series(s).affine)[2], STEP) for s in found if len(s.slices) == 8)
+
+
+def test_an_oblique_series_lies_where_its_slices_do(write: Callable[..., Path]) -> None:
+    angle = np.radians(30)
+    row, column = np.array([np.cos(angle), np.sin(angle), 0]), np.array([0, 0, -1.0])
+    normal = np.cross(row, column)
+    places = [np.array([1.0, 2.0, 3.0]) + STEP * k * normal for k in range(8)]
+    folder = write(
+        STEP * np.arange(8),
+        ImageOrientationPatient=[*row, *column],
+        ImagePositionPatient=lambda k: places[k].round(6).tolist(),
+    )
+    (series,), _ = find_series(folder)
+    volume = read_series(series)
+    expected = places[5] + 2 * 0.7 * row + 3 * 0.8 * column
+    assert np.allclose((volume.affine @ [2, 3, 5, 1])[:3] * [-1, -1, 1], expected, atol=1e-4)
+    assert volume.notes == () and np.array_equal(volume.channels[0].values[2, 3, 5], VALUES[5, 3, 2])
+
+
+def test_slices_with_scales_of_their_own_become_values(write: Callable[..., Path]) -> None:
+    (series,), _ = find_series(write(STEP * np.arange(8), RescaleSlope=lambda k: 1 + k, RescaleIntercept=3))
+    (channel,) = read_series(series).channels
+    assert np.array_equal(channel.values, (VALUES.transpose(2, 1, 0) * (1.0 + np.arange(8)) + 3).astype(np.float32))
+    assert (channel.slope, channel.intercept) == (1, 0)
+
+
+def test_a_damaged_slice_costs_its_series(write: Callable[..., Path]) -> None:
+    folder = write(STEP * np.arange(8))
+    path = sorted(folder.iterdir())[3]
+    path.write_bytes(path.read_bytes()[:-20])
+    (series,), _ = find_series(folder)
+    with pytest.raises(CorruptImage, match=r"slice \d cannot be decoded"):
+        read_series(series)
+    path.write_bytes(path.read_bytes()[:300])
+    (series,), passed = find_series(folder)
+    assert sum(passed.values()) == 1 and len(series.slices) == 7

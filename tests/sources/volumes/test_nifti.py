@@ -1,0 +1,169 @@
+"""NIfTI files that readers get wrong: each is read as its header says, or refused in one line."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.volumes.read import read_volume
+from densepath.sources.volumes.volume import from_ras, spacing_of, to_ras
+
+VALUES = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+AFFINE = np.array([[0.7, 0, 0, 1], [0, 0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1.0]])
+
+
+def write(path: Path, values: Any = VALUES, affine: Any = AFFINE, **changes: Any) -> str:
+    image = nibabel.Nifti1Image(values, affine)
+    for name, change in changes.items():
+        getattr(image.header, name)(*change)
+    image.to_filename(path)
+    return str(path)
+
+
+def changed(path: str, start: int, data: bytes) -> str:
+    content = bytearray(Path(path).read_bytes())
+    content[start : start + len(data)] = data
+    Path(path).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64, ">i2", ">f4"])
+def test_a_file_is_read_as_nibabel_reads_it(tmp_path: Path, suffix: str, kind: Any) -> None:
+    image = nibabel.Nifti1Image(VALUES.clip(0, 255).astype(kind), AFFINE)
+    image = nibabel.Nifti1Image(image.dataobj, AFFINE, image.header.as_byteswapped(">" if str(kind)[0] == ">" else "<"))
+    image.to_filename(tmp_path / f"a{suffix}")
+    volume = read_volume(tmp_path / f"a{suffix}")
+    (channel,) = volume.channels
+    assert np.array_equal(channel.values, np.asarray(nibabel.load(tmp_path / f"a{suffix}").dataobj))
+    assert channel.values.dtype == np.dtype(kind).newbyteorder("=") and (channel.slope, channel.intercept) == (1, 0)
+    assert np.allclose(volume.affine, AFFINE) and volume.notes == ()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    path = Path(write(tmp_path / f"a{suffix}"))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CorruptImage, match=r"truncated|empty|damaged|not a NIfTI"):
+        read_volume(path)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.nii.gz"))
+    whole, found = path.read_bytes(), 0
+    places = range(10, len(whole), max(1, len(whole) // 60))
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            assert np.array_equal(read_volume(path).channels[0].values, VALUES)  # a bit that no value depends on
+        except CorruptImage:
+            found += 1
+    assert found > 0.9 * len(places)
+
+
+def test_slope_and_intercept_are_carried_and_values_stay_16_bits(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", set_slope_inter=(1, 0))
+    changed(path, 112, np.array([0.5, -3], "<f4").tobytes())
+    (channel,) = read_volume(path).channels
+    assert channel.values.dtype == np.int16 and np.array_equal(channel.values, VALUES)
+    assert (channel.slope, channel.intercept) == (0.5, -3)
+    assert np.array_equal(nibabel.load(path).get_fdata(), 0.5 * VALUES - 3.0)
+
+
+def test_the_sform_counts_and_a_different_qform_is_noted(tmp_path: Path) -> None:
+    other = AFFINE @ np.diag([1, 1, 1.2, 1])
+    path = write(tmp_path / "a.nii", set_sform=(AFFINE, 1), set_qform=(other, 1))
+    volume = read_volume(path)
+    assert np.allclose(volume.affine, AFFINE) and "qform and sform differ" in volume.notes[0]
+    only = read_volume(changed(path, 254, bytes(2)))  # the code of the sform
+    assert np.allclose(only.affine, other, atol=1e-5) and only.notes == ()
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1000.0), ("mm", 1.0), ("micron", 0.001)])
+def test_the_unit_of_the_header_counts(tmp_path: Path, unit: str, factor: float) -> None:
+    affine = AFFINE.copy()
+    affine[:3] /= factor
+    volume = read_volume(write(tmp_path / "a.nii", affine=affine, set_xyzt_units=(unit,)))
+    assert np.allclose(spacing_of(volume.affine), (0.7, 0.8, 2.5))
+    assert np.allclose(volume.affine[:3, 3], (1, -2, 3))
+
+
+def test_a_file_that_does_not_say_where_its_voxels_are_needs_a_spacing(tmp_path: Path) -> None:
+    unplaced = write(tmp_path / "a.nii", affine=None)
+    zero = changed(write(tmp_path / "b.nii", affine=None), 80, bytes(12))
+    turned = changed(write(tmp_path / "c.nii", set_qform=(AFFINE, 1)), 254, bytes(2))
+    changed(turned, 80, bytes(12))
+    for path in (unplaced, zero, turned):
+        with pytest.raises(CorruptImage, match=r"--spacing X Y Z"):
+            read_volume(path)
+        volume = read_volume(path, (0.5, 0.6, 3.0))
+        assert spacing_of(volume.affine) == (0.5, 0.6, 3.0) and "no affine map" in volume.notes[0]
+    told = write(tmp_path / "d.nii", affine=None, set_zooms=((0.5, 0.5, 2.0),))
+    assert spacing_of(read_volume(told, (9.0, 9.0, 9.0)).affine) == (0.5, 0.5, 2.0)  # it names a spacing
+    far = write(tmp_path / "e.nii", affine=np.diag([700, 700, 1000, 1.0]))
+    flat = write(tmp_path / "f.nii", affine=np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    for path, why in ((far, "mm apart"), (flat, "lie in a plane")):
+        with pytest.raises(CorruptImage, match=why):
+            read_volume(path)
+
+
+def test_other_dimensions_and_kinds_of_numbers(tmp_path: Path) -> None:
+    series = np.stack([VALUES, 2 * VALUES], axis=-1)
+    path = write(tmp_path / "a.nii", values=series)
+    with pytest.raises(CorruptImage, match=r"4 dimensions \(5 x 6 x 7 x 2\)"):
+        read_volume(path)
+    assert np.array_equal(read_volume(path, channels=True).channels[1].values, 2 * VALUES)
+    assert read_volume(write(tmp_path / "b.nii", values=VALUES[..., None, None])).shape == VALUES.shape
+    for values, why in ((VALUES[0], "2 dimensions"), (VALUES.astype(np.complex64), "complex"), (VALUES[:0], "empty")):
+        with pytest.raises(CorruptImage, match=why):
+            read_volume(write(tmp_path / "c.nii", values=values))
+    colors = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(CorruptImage, match="colors"):
+        read_volume(write(tmp_path / "d.nii", values=colors))
+    (tmp_path / "e.nii").touch()
+    with pytest.raises(CorruptImage, match="empty"):
+        read_volume(tmp_path / "e.nii")
+    (tmp_path / "f.nii").write_bytes(b"\x89PNG" * 200)
+    with pytest.raises(CorruptImage, match="not a NIfTI file"):
+        read_volume(tmp_path / "f.nii")
+    with pytest.raises(CorruptImage, match="cannot be read"):
+        read_volume(tmp_path / "missing.nii.gz")
+
+
+def test_numbers_that_are_not_finite_become_the_smallest(tmp_path: Path) -> None:
+    values = VALUES.astype(np.float32)
+    values[0, 0, :3] = np.nan, np.inf, -np.inf
+    volume = read_volume(write(tmp_path / "a.nii", values=values))
+    assert "NaN or Inf" in volume.notes[0]
+    read = volume.channels[0].values
+    assert np.array_equal(read[0, 0, :3], [values[np.isfinite(values)].min()] * 3)
+    assert np.array_equal(read[1:], values[1:])
+    with pytest.raises(CorruptImage, match="none of its values is finite"):
+        read_volume(write(tmp_path / "b.nii", values=np.full((2, 2, 2), np.nan)))
+
+
+def test_the_content_decides_whether_a_file_is_compressed(tmp_path: Path) -> None:
+    plain, packed = Path(write(tmp_path / "a.nii")), tmp_path / "b.nii"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.rename(tmp_path / "c.nii.gz")
+    for path in (packed, tmp_path / "c.nii.gz"):
+        assert np.array_equal(read_volume(path).channels[0].values, VALUES)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LPI", "SAR", "AIL", "PSR"])
+def test_turning_to_ras_and_back_changes_no_bit(codes: str) -> None:
+    start = nibabel.orientations.axcodes2ornt(codes)
+    turn = nibabel.orientations.ornt_transform(start, nibabel.orientations.axcodes2ornt("RAS"))
+    affine = AFFINE @ nibabel.orientations.inv_ornt_aff(turn, VALUES.shape) if codes != "RAS" else AFFINE
+    turned, own, found = to_ras(VALUES, affine)
+    assert found == "".join(nibabel.aff2axcodes(affine)) and nibabel.aff2axcodes(own) == tuple("RAS")
+    assert np.array_equal(from_ras(turned, found), VALUES)
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(VALUES, affine))
+    assert np.array_equal(turned, np.asarray(expected.dataobj)) and np.allclose(own, expected.affine)

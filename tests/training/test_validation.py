@@ -1,0 +1,104 @@
+"""Held-out images: by patient, measured with fixed views, the best weights kept, and a run that ends early."""
+
+import csv
+
+import pytest
+import torch
+
+from densepath.core.errors import UserError
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights import load_weights
+from densepath.runs.checkpoints import read_checkpoint
+from densepath.sources.image_files import ImageFiles
+from densepath.training.pretrain import pretrain
+from densepath.training.validation import Patience, hold_out_images
+
+OPTIONS = {"method": "spark", "method_options": {"decoder_dim": 32}, "backbone": "test_resnet", "batch_size": 8}
+OPTIONS |= {"view_size": 64, "devices": "cpu", "precision": "32", "val_share": 0.2, "log_every": 1, "workers": 0}
+
+
+def rows_of(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_patient_is_trained_on_or_held_out(tmp_path):
+    names = [f"{patient:08d}_{number:03d}.png" for patient in range(30) for number in range(1 + patient % 4)]
+    names += [f"patient{patient:05d}/study1/view{number}_frontal.jpg" for patient in range(20) for number in (1, 2)]
+    (tmp_path / "manifest.csv").write_text("file,patient\n" + "".join(f"x{n}.png,{n // 5}\n" for n in range(40)))
+    names += [f"x{n}.png" for n in range(40)]
+    train, held = hold_out_images(ImageFiles([str(tmp_path / name) for name in names]), tmp_path, 0.25, 3)
+
+    def patients(images):
+        paths = [str(images.paths[n]).removeprefix(f"{tmp_path}/") for n in range(len(images))]
+        return {p.split("/")[0] if "/" in p else p[:8] if "_" in p else str(int(p[1:-4]) // 5) for p in paths}
+
+    assert not patients(train) & patients(held) and len(train) + len(held) == len(names)
+    assert 0.25 <= len(held) / len(names) < 0.3
+    again = hold_out_images(ImageFiles([str(tmp_path / name) for name in reversed(names)]), tmp_path, 0.25, 3)[1]
+    assert {str(again.paths[n]) for n in range(len(again))} == {str(held.paths[n]) for n in range(len(held))}
+    with pytest.raises(UserError, match="leaves no patient to train on"):
+        hold_out_images(ImageFiles(["00000001_000.png", "00000001_001.png"]), "", 0.5, 0)
+
+
+def test_patience_counts_evaluations_since_the_lowest_loss():
+    patience = Patience(2)
+    seen = [(patience.improved(loss), patience.ended()) for loss in (3.0, 2.0, 2.5, 1.9, 1.9, 2.0)]
+    assert seen == [(True, False), (True, False), (False, False), (True, False), (False, False), (False, True)]
+
+
+def test_the_best_weights_are_kept_and_a_resumed_run_ends_at_the_same_step(tmp_path, tiles, monkeypatch):
+    given = iter([3.0, 2.0, 2.5, 2.6, 1.0])
+    first = tmp_path / "first"
+    monkeypatch.setattr(Patience, "improved", replaced(Patience.improved, given))
+    options = {**OPTIONS, "data": tiles, "epochs": 5, "patience": 2, "save_every_steps": 4}
+    pretrain(**options, out=first)
+    rows = rows_of(first)
+    assert [row["step"] for row in rows if row.get("val_loss")] == ["4", "8", "12", "16"]
+    assert rows[-1]["step"] == "16"  # of 20
+    train, held = ((first / name).read_text().splitlines() for name in ("images.txt", "validation_images.txt"))
+    assert len(train) == 32 and len(held) == 8 and not {*train} & {*held}
+    load_weights(build_backbone("test_resnet"), first / "exported" / "best.safetensors")
+    state = read_checkpoint(first / "checkpoints" / "last.ckpt")
+    assert state["state_dict"]["patience.since"] == 2 and state["state_dict"]["patience.lowest"] == 2.0
+
+    (first / "checkpoints" / "last.ckpt").unlink()  # continues at step 12
+    monkeypatch.setattr(Patience, "improved", replaced(Patience.__dict__["improved"], iter([2.6])))
+    pretrain(**options, out=first, resume=True)
+    again = read_checkpoint(first / "checkpoints" / "last.ckpt")
+    assert again["step"] == 16
+    assert all(torch.equal(again["state_dict"][key], value) for key, value in state["state_dict"].items())
+    before = rows_of(first)
+    pretrain(**options, out=first, resume=True)  # it has ended
+    assert rows_of(first) == before
+
+
+def replaced(improved, values):
+    original = getattr(improved, "original", improved)
+
+    def told(self, loss):
+        return original(self, next(values))
+
+    told.original = original
+    return told
+
+
+def test_validation_does_not_change_the_run(tmp_path, tiles):
+    """Its loss is that of the same views each time, and queues do not see the held-out images."""
+    small = {"method": "moco_v2", "method_options": {"queue_size": 40}, "max_steps": 4}
+    options = {**OPTIONS, **small, "data": tiles}
+    folder = pretrain(**options, out=tmp_path / "run")
+    state = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    plain = {**options, "val_share": 0.0, "data": folder / "images.txt"}
+    other = pretrain(**plain, out=tmp_path / "plain") / "checkpoints" / "last.ckpt"
+    expected = read_checkpoint(other)["state_dict"]
+    assert {key for key in state if key not in expected} == {"patience.lowest", "patience.since"}
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path, tiles):
+    options = {**OPTIONS, "data": tiles, "out": tmp_path / "run", "max_steps": 1}
+    with pytest.raises(UserError, match="together with val_share"):
+        pretrain(**{**options, "val_share": 0.0, "patience": 3})
+    with pytest.raises(UserError, match="val_share is 1"):
+        pretrain(**{**options, "val_share": 1.0})

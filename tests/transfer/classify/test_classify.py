@@ -1,0 +1,218 @@
+"""The verb: folds, seeds, several labels, official splits, resuming, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from densepath.cli import VERBS
+from densepath.core.errors import UserError
+from densepath.core.result import Result
+from densepath.runs.signals import Interrupted
+from densepath.training.recipes import recipe_names
+from densepath.training.resolve import resolve
+from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.trained import load_classifier
+
+from .conftest import write_images, write_table
+
+Classify = Callable[..., Result]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_folds_by_patient_test_each_image_once(data: Path, classify: Classify, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = classify(data=data / "images", labels=data / "labels.csv", folds=2, seeds=2, epochs=1)
+    predictions = rows(out / "predictions.csv")
+    assert sorted(row["image"] for row in predictions if row["run"].startswith("seed_0")) == sorted(
+        row["file"] for row in rows(data / "labels.csv")
+    )
+    owners = {row["file"]: row["patient"] for row in rows(data / "labels.csv")}
+    for split in json.loads((out / "splits.json").read_text())["seed_1"]:
+        parts = [{owners[name] for name in split[part]} for part in ("train", "validation", "test")]
+        assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    record = json.loads((out / "metrics.json").read_text())
+    each = [run["macro_auc"] for run in record["runs"].values()]
+    assert len(each) == 4 and record["scores"]["macro_auc"]["mean"] == pytest.approx(np.mean(each))
+    assert result["macro_auc_spread"] == pytest.approx(np.std(each, ddof=1))
+    # The exported classifier is one of the four, and not chosen by the test
+    exported, best = (load_file(out / part / "exported/classifier.safetensors") for part in ("", record["exported"]))
+    assert all(torch.equal(exported[name], best[name]) for name in best)
+    assert result.plot().size[0] > 100 and (out / "pictures/confusion.png").is_file()
+
+
+def test_folds_of_the_official_training_set_are_all_tested_on_the_official_test_set(
+    data: Path, classify: Classify, tmp_path: Path
+) -> None:
+    table = rows(data / "labels.csv")
+    split = [[*row.values(), "test" if row["patient"] in ("P00", "P10") else "train"] for row in table]
+    labels = write_table(data / "split.csv", ["file", "label", "patient", "split"], split)
+    classify(data=data / "images", labels=labels, folds=2, epochs=1, freeze=True)
+    splits = json.loads((tmp_path / "run/splits.json").read_text())["seed_0"]
+    tested = {row[0] for row in split if row[3] == "test"}
+    assert [set(part["test"]) for part in splits] == [tested, tested]
+    held = [set(part["validation"]) for part in splits]
+    assert not held[0] & held[1] and held[0] | held[1] == {row[0] for row in split if row[3] == "train"}
+    split[0][3] = "train"  # an image of a test patient
+    write_table(labels, ["file", "label", "patient", "split"], split)
+    with pytest.raises(UserError, match="leak: patients with train and test images: P00"):
+        classify(data=data / "images", labels=labels, out=tmp_path / "leak")
+
+
+def test_smaller_fractions_are_parts_of_larger_ones(data: Path, classify: Classify, tmp_path: Path) -> None:
+    test = write_images(tmp_path / "test", patients=2, each=1, seed=1, letter="Q")
+    used = []
+    for share in (0.5, 0.8):
+        out = tmp_path / f"run{share}"
+        given = {"test_data": test / "images", "fraction": share, "epochs": 1, "patient_regex": r"([PQ]\d+)_"}
+        classify(data=data / "images", out=out, freeze=True, **given)
+        (split,) = json.loads((out / "splits.json").read_text())["seed_0"]
+        used.append({*split["train"], *split["validation"]})
+    assert used[0] < used[1] and len(used[1]) < 24
+
+
+def test_several_labels_with_unknown_ones(data: Path, classify: Classify, tmp_path: Path) -> None:
+    listed = list(enumerate(rows(data / "labels.csv")))
+    table = [[r["file"], int(r["label"] == "a"), "" if i % 5 == 0 else i % 2, r["patient"]] for i, r in listed]
+    linear: dict[str, Any] = {"freeze": True, "epochs": 10, "optimizer": {"lr": 0.1}}
+    labels = write_table(data / "many.csv", ["Image Index", "Mass", "Edema", "Patient ID"], table)
+    result = classify(data=data / "images", labels=labels, targets=("Mass", "Edema"), folds=2, **linear)
+    assert result["auc_Mass"] > 60 and {"auc_Edema", "macro_f1", "balanced_accuracy"} <= {*result}
+    first = rows(tmp_path / "run/predictions.csv")[0]
+    assert {"label Mass", "label Edema", "p Mass", "p Edema"} <= first.keys()
+    parts = ("Mass|Edema", "Mass", "No Finding", "No Finding")
+    lists = [[r["file"], parts[2 * (r["label"] == "b") + i % 2]] for i, r in listed]
+    labels = write_table(data / "lists.csv", ["Image Index", "Finding Labels"], lists)
+    given: dict[str, Any] = {"target": "Finding Labels", "separator": "|", "patient_regex": r"(P\d+)_"}
+    classify(data=data / "images", labels=labels, out=tmp_path / "lists", folds=2, epochs=1, freeze=True, **given)
+    assert json.loads((tmp_path / "lists/metrics.json").read_text())["labels"] == {"Edema": 6, "Mass": 12}
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(
+    data: Path, classify: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from densepath.transfer.classify.task import ClassifyTask
+
+    given = {"data": data / "images", "labels": data / "labels.csv", "folds": 2, "epochs": 3, "patience": 1}
+    classify(**given)
+    steps, plain = [], ClassifyTask.after_step
+
+    def stop(task: ClassifyTask) -> None:
+        plain(task)
+        steps.append(1)
+        if len(steps) in (2, 6):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassifyTask, "after_step", stop)
+    again = {**given, "out": tmp_path / "again", "save_every_steps": 1}
+    for _ in range(2):
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            classify(**again, resume=True)
+    classify(**again, resume=True)
+    for name in ("predictions.csv", "scores.csv"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "again" / name).read_text()
+    weights = [load_file(tmp_path / run / "exported/classifier.safetensors") for run in ("run", "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    with pytest.raises(UserError, match="was started with other values of folds"):
+        classify(**{**again, "folds": 3}, resume=True)
+
+
+def test_a_trained_classifier_answers_as_in_its_test(data: Path, classify: Classify, tmp_path: Path) -> None:
+    from densepath.transfer.predict import predict
+
+    result = classify(data=data / "images", labels=data / "labels.csv", folds=2, epochs=2)
+    folds = json.loads((tmp_path / "run/metrics.json").read_text())
+    tested = {row["image"]: row for row in rows(tmp_path / "run/predictions.csv") if row["run"] == folds["exported"]}
+    (data / "images" / "broken.png").write_bytes(b"no image")
+    done = predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32")
+    assert (done["images"], done["damaged"]) == (25, 1)
+    new = {row["image"]: row for row in rows(tmp_path / "new/predictions.csv")}
+    for name, row in tested.items():
+        assert new[name]["predicted"] == row["predicted"]
+        assert float(new[name]["p b"]) == pytest.approx(float(row["p b"]), abs=1e-4)
+    name, row = next(iter(tested.items()))
+    found = load_classifier(tmp_path / "run").predict(data / "images" / name)
+    assert found["b"] == pytest.approx(float(row["p b"]), abs=1e-4) and sum(found.values()) == pytest.approx(1)
+    with pytest.raises(UserError, match="score: only for detectors"):
+        predict(result, data=data / "images", out=tmp_path / "no", score=0.3)
+
+
+def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Classify, tmp_path: Path) -> None:
+    table = [[*row.values()] for row in rows(data / "labels.csv")]
+    heads = ["file", "label", "patient"]
+
+    def refused(message: str, changed: list[list[Any]] | None = None, **options: Any) -> None:
+        labels = data / "labels.csv" if changed is None else write_table(data / "changed.csv", heads, changed)
+        with pytest.raises(UserError, match=message):
+            classify(**{"data": data / "images", "labels": labels, "out": tmp_path / "no", **options})
+        assert not (tmp_path / "no").exists()
+
+    refused("all images are of one class in .*, a;", [[f, "a", p] for f, _, p in table])
+    refused("fewer than the 7 folds; use --folds 6", folds=7)
+    refused("whose label in .* is empty or NaN: a/P00_0.png", [[table[0][0], "NaN", "P00"], *table[1:]])
+    refused("1 images without a label in .*: a/P00_0.png; .*--unmatched skip", table[1:])
+    refused("1 labels of unknown images in .*: line 26", [*table, ["new.png", "a", "P9"]])
+    refused("images without a patient in .*: a/P00_0.png", [[*table[0][:2], ""], *table[1:]])
+    refused("has no column sex", target="sex")
+    refused("labels in .* that are not 0, 1, -1 or empty: a/P00_0.png \\(label 'a'\\)", targets=("label",))
+    refused("there are no test images", folds=0)
+    refused("a fraction of 0.1 of the training images lacks", fraction=0.1, folds=2)
+    refused("folds is 1;", folds=1)
+    refused("give the table with --labels", labels="folders", target="label")
+    classify(
+        data=data / "images",
+        labels=write_table(data / "changed.csv", heads, [*table[1:], ["x.png", "a", "P9"]]),
+        unmatched="skip",
+        folds=2,
+        epochs=1,
+        freeze=True,
+    )
+    assert len(rows(tmp_path / "run/predictions.csv")) == 23
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_two_processes_are_one(data: Path, classify: Classify, tmp_path: Path) -> None:
+    test, out = write_images(tmp_path / "test", patients=2, each=2, seed=1, letter="Q"), tmp_path / "two"
+    given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"([PQ]\d+)_"}
+    classify(**given, optimizer={"lr": 1e-3})
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    small = f"--out {out} --devices cpu:2 --workers 0 --epochs 2 --backbone test_resnet --view_size 32 --batch_size 8"
+    command = [
+        sys.executable,
+        "-m",
+        "densepath",
+        "classify",
+        *words,
+        *small.split(),
+        "--lr",
+        "1e-3",
+        "--precision",
+        "32",
+    ]
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=single)
+    one, two = ([float(row["p b"]) for row in rows(run / "predictions.csv")] for run in (tmp_path / "run", out))
+    np.testing.assert_allclose(two, one, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", recipe_names("classify"))
+def test_recipes_are_options_of_the_verb(name: str) -> None:
+    given = VERBS["classify"].command("classify").parse(["--config", name, "--data", "d", "--out", "o"])
+    assert given["optimizer"]["lr"] > 0
+    assert resolve(ClassifyConfig, name, {"data": "d", "out": "o"}, "classify").epochs == given["epochs"]

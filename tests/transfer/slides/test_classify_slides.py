@@ -1,0 +1,47 @@
+"""A classifier on slides: tables and heat maps of their tiles, tiled before or not."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from disks import Disk, paint, write_levels
+
+import densepath
+from densepath.core.errors import UserError
+from densepath.sources.pixel_source import PixelSpec
+from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile_files import read_tile_folder
+from densepath.transfer.classify.classifier import CLASSIFIER_FILE, ClassifierNotes, save_classifier
+
+CPU: dict[str, Any] = {"devices": "cpu", "precision": "32"}
+
+
+def test_tiles_of_slides_get_probabilities_and_heat_maps(tmp_path: Path) -> None:
+    pixels = paint((520, 600), 0.5, [Disk(60, 60, 20), Disk(120, 150, 30)], (10.0, 10.0, 230.0, 230.0))
+    write_levels(tmp_path / "slides/one.tiff", pixels, 0.5, (1, 4))
+    (tmp_path / "slides/broken.svs").write_bytes(b"II*\0")
+    notes = ClassifierNotes("test_resnet", "mean", ("normal", "tumour"), True, (64, 64), PixelSpec().record())
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    save_classifier(run / CLASSIFIER_FILE, notes.build(), notes)
+    densepath.tile(data=tmp_path / "slides", out=tmp_path / "T", mpp=0.7, size=64, workers=0)
+    done = densepath.predict(run, data=tmp_path / "T", out=tmp_path / "out", **CPU)
+    assert (done["slides"], done["damaged"]) == (1, 0)  # the other one has no tiles
+    with (tmp_path / "out/tiles/one.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (tiling,) = read_tile_folder(tmp_path / "T")
+    classifier = densepath.load_classifier(run)
+    for position, row in enumerate(rows):
+        assert (int(row["x"]), int(row["y"])) == tuple(tiling.corners[position])
+        expected = classifier.predict(SlideTiles([tiling]).read(position))
+        assert float(row["p tumour"]) == pytest.approx(expected["tumour"], abs=1e-4)
+    assert sorted(path.name for path in (tmp_path / "out/heat_maps").iterdir()) == ["one_tumour.png", "one_tumour.tif"]
+    with pytest.raises(UserError, match="does not know the µm per pixel of its training images; give them: --mpp"):
+        densepath.predict(run, data=tmp_path / "slides/one.tiff", out=tmp_path / "no", **CPU)
+    assert not (tmp_path / "no").exists()
+    again = densepath.predict(run, data=tmp_path / "slides", out=tmp_path / "new", mpp=0.7, **CPU)
+    assert again["slides"] == 1 and (tmp_path / "new/heat_maps/one_tumour.png").is_file()
