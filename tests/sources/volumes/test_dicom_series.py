@@ -170,3 +170,16 @@ def test_a_damaged_slice_costs_its_series(write: Callable[..., Path]) -> None:
     path.write_bytes(path.read_bytes()[:300])
     (series,), passed = find_series(folder)
     assert sum(passed.values()) == 1 and len(series.slices) == 7
+
+
+def test_a_large_gap_is_named_as_such(write: Callable[..., Path]) -> None:
+    (series,), _ = find_series(write([0, 2.5, 5, 7.5, 400, 402.5, 405]))
+    with pytest.raises(CorruptImage, match=r"1 steps .* not 2\.5 mm, first 392\.5 mm after slice 4 of 7"):
+        read_series(series)
+
+
+def test_files_without_a_patient_are_of_unknown_ones(write: Callable[..., Path]) -> None:
+    write(STEP * np.arange(3), PatientID="")
+    write(STEP * np.arange(3), PatientID=" ")
+    found, _ = find_series(write(STEP * np.arange(3), PatientID="MRN1"))
+    assert sorted(str(series.patient) for series in found) == ["None", "None", "patient_0001"]

@@ -65,6 +65,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (write(tmp_path / "f.mhd", data, "f.raw", ElementType="MET_OTHER"), "MET_OTHER"),
         (write(tmp_path / "g.mhd", data, "slice_%03d.raw"), "files of their own"),
     ]
+    for number, (name, value) in enumerate(
+        (("ElementNumberOfChannels", "two"), ("HeaderSize", "x"), ("DimSize", "5 six 7"), ("DimSize", "nan 6 7"))
+    ):
+        path = write(tmp_path / f"t{number}.mhd", data, f"t{number}.raw", **{name: value})
+        cases.append((path, f"no valid {name}"))
     (tmp_path / "h.mhd").write_text("NDims = 3\n")
     cases += [(tmp_path / "h.mhd", "ElementDataFile")]
     missing = write(tmp_path / "i.mhd", data, "i.raw")

@@ -137,13 +137,14 @@ def test_other_dimensions_and_kinds_of_numbers(tmp_path: Path) -> None:
         read_volume(tmp_path / "missing.nii.gz")
 
 
-def test_numbers_that_are_not_finite_become_the_smallest(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_become_the_smallest_or_the_largest(tmp_path: Path) -> None:
     values = VALUES.astype(np.float32)
     values[0, 0, :3] = np.nan, np.inf, -np.inf
     volume = read_volume(write(tmp_path / "a.nii", values=values))
     assert "NaN or Inf" in volume.notes[0]
     read = volume.channels[0].values
-    assert np.array_equal(read[0, 0, :3], [values[np.isfinite(values)].min()] * 3)
+    low, high = (end(values[np.isfinite(values)]) for end in (np.min, np.max))
+    assert np.array_equal(read[0, 0, :3], [low, high, low])
     assert np.array_equal(read[1:], values[1:])
     with pytest.raises(CorruptImage, match="none of its values is finite"):
         read_volume(write(tmp_path / "b.nii", values=np.full((2, 2, 2), np.nan)))
@@ -167,3 +168,19 @@ def test_turning_to_ras_and_back_changes_no_bit(codes: str) -> None:
     assert np.array_equal(from_ras(turned, found), VALUES)
     expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(VALUES, affine))
     assert np.array_equal(turned, np.asarray(expected.dataobj)) and np.allclose(own, expected.affine)
+
+
+def test_a_spacing_without_an_affine_map_has_its_unit_and_is_checked(tmp_path: Path) -> None:
+    meters = write(tmp_path / "a.nii", affine=None, set_zooms=((0.0007, 0.0008, 0.003),), set_xyzt_units=("meter",))
+    assert np.allclose(spacing_of(read_volume(meters).affine), (0.7, 0.8, 3.0))
+    for number, (bad, why) in enumerate(((np.nan, "--spacing"), (np.inf, "--spacing"), (7e4, "mm apart"))):
+        path = write(tmp_path / f"{number}.nii", affine=None, set_zooms=((0.7, 0.8, 3.0),))
+        with pytest.raises(CorruptImage, match=why):
+            read_volume(changed(path, 80, np.float32(bad).tobytes()))
+
+
+def test_an_sform_of_zeros_counts_as_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", set_qform=(AFFINE, 1))
+    assert np.allclose(read_volume(changed(path, 280, bytes(48))).affine, AFFINE, atol=1e-6)
+    bare = changed(changed(write(tmp_path / "b.nii", set_zooms=((1.0, 1.0, 1.0),)), 280, bytes(48)), 252, bytes(2))
+    assert spacing_of(read_volume(bare, (0.5, 0.6, 3.0)).affine) == (0.5, 0.6, 3.0)

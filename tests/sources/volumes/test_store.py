@@ -240,3 +240,11 @@ def test_a_method_trains_on_a_store(ct: Path, tmp_path: Path) -> None:
     assert (run / "exported" / "backbone.safetensors").exists()
     with pytest.raises(UserError, match="densepath data volumes"):
         pretrain(data=tmp_path / "in", out=tmp_path / "other", method="moco_v2")
+
+
+def test_a_box_is_moved_into_a_smaller_volume_that_replaces_a_damaged_one(ct: Path, volumes: list[np.ndarray]) -> None:
+    store = open_volumes(ct)
+    store.path(2).unlink()  # 65 x 34 x 33; the next is 36 x 40 x 20
+    read = store.gather(torch.tensor([2]), torch.tensor([[[40, 5, 20], [60, 15, 33]]]))
+    assert read.index.tolist() == [3] and read.boxes is not None and read.boxes.tolist() == [[[16, 5, 7], [36, 15, 20]]]
+    assert np.array_equal(read.pixels[0], in_store(volumes[3])[16:36, 5:15, 7:20])

@@ -61,6 +61,7 @@ def convert_brats(how: Conversion) -> Path:
             patient=visit[1] if (visit := _VISIT.fullmatch(name)) else name,
             split="train" if "seg" in parts else "test",
             file=str(next(iter(parts.values()))),
+            inputs=[parts[part] for part in sorted(parts)],
         )
         for name, parts in found.items()
     ]

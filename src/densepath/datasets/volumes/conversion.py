@@ -86,6 +86,8 @@ class Case:
         patient: the patient, if known.
         split: "train" or "test" if the data set says so.
         file: the file that it is read from, for messages.
+        inputs: all files that it and its labels are read from: if one changes, the volume is converted again.
+        count: its channels by the headers of its files, None if unknown; for layouts in which volumes have several.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Case:
     patient: str | None = None
     split: str = ""
     file: str = ""
+    inputs: Sequence[str | Path] = ()
+    count: Callable[[], int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,15 @@ class Contents:
 
 
 def check_names(cases: Sequence[Case], source: str | Path) -> None:
-    """Check that no two cases have the same name.
+    """Check that no two cases have the same name, and that names are those of files in the store.
 
     Raises:
-        UserError: some have, or there are none.
+        UserError: they are not, or there are no cases.
     """
     if not cases:
         raise UserError(f"{source} holds no volumes of this layout; check the path")
+    outside = [case.name for case in cases if {"", ".", ".."} & set(case.name.split("/")) or "\0" in case.name]
+    refuse(outside, "names of volumes that are not those of files in a folder", "rename them")
     by_name: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         by_name[case.name].append(case)

@@ -17,18 +17,20 @@ from densepath.core.digests import digest_of
 from densepath.core.errors import UserError, first_few, one_line
 from densepath.core.files import atomic_write, remove_remains
 from densepath.core.streams import say, write_line
-from densepath.core.system import usable_cores, with_progress
+from densepath.core.system import available_memory, usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.core.work_folder import work_folder
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names
 from densepath.datasets.volumes.prepare import prepare
+from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import matches_any
+from densepath.sources.volumes.read import files_of
 from densepath.sources.volumes.store import FORMAT, INDEX, VERSION, VOLUMES, shared_window
 from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_volume
 
 _THREADS = 4  # volumes in memory at a time
-_AIR = -200.0  # a low percentile below it is that of Hounsfield units
+_WIDER = 16  # bytes in memory for a byte of a file, which may be compressed
 _SHOWN = 20
 
 Header = dict[str, Any]
@@ -56,15 +58,17 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
         kept = [replace(case, patient=patient_in_name(case.name, how.patient_regex)) for case in kept]
     kept.sort(key=lambda case: case.name)
     check_names(kept, how.source)
+    _check_channels({case.name: count for case in kept if case.count is not None and (count := case.count())})
     # No paths: they may name patients
     others = {k: v for k, v in asdict(how).items() if k not in ("source", "dest", "exclude")}
-    record = {"layout": contents.layout, **others, "volumes": digest_of(case.name for case in kept)}
+    _check_source(dest, {case.name for case in cases}, how)
+    record = {"command": f"data {contents.layout}", **others}
     with work_folder(dest, record, log="convert.log", free=("patient_regex", "window")):
         (dest / VOLUMES).mkdir(exist_ok=True)
         remove_remains(dest / VOLUMES, shared=True)
         headers: dict[str, Header] = {}
         damaged: dict[str, str] = {}
-        threads = min(_THREADS, usable_cores())
+        threads = min(_THREADS, usable_cores(), max(1, available_memory() // (_WIDER * max(map(_bytes, kept)) + 1)))
         work = in_threads(lambda case: _convert_one(case, dest, how), kept, threads, "volumes")
         for case, made in zip(kept, with_progress(work, len(kept), "converting"), strict=True):
             if isinstance(made, str):
@@ -84,8 +88,11 @@ def convert(cases: Sequence[Case], contents: Contents, how: Conversion) -> Path:
 def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
     """The header of a case's file, which is written if it is not there; or what is wrong with the case."""
     path = dest / VOLUMES / f"{case.name}{SUFFIX}"
+    inputs = digest_of(_facts_of(case))
     try:
-        return read_header(path)
+        header = read_header(path)
+        if header.get("inputs") == inputs:
+            return header
     except CorruptImage:
         pass
     try:
@@ -96,7 +103,54 @@ def _convert_one(case: Case, dest: Path, how: Conversion) -> Header | str:
         return str(error) if error.path == case.name else f"{case.name} ({error})"
     except MemoryError:
         return f"{case.name}: it needs more memory than there is"
-    return write_volume(path, ready.facts, ready.channels, ready.labels)
+    return write_volume(path, {**ready.facts, "inputs": inputs}, ready.channels, ready.labels)
+
+
+def _facts_of(case: Case) -> list[str]:
+    """Name, size and time of change of each file that a volume and its labels are read from."""
+    facts = []
+    for path in (file for given in case.inputs for file in files_of(given)):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        facts.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return facts
+
+
+def _bytes(case: Case) -> int:
+    return sum(int(fact.split()[-2]) for fact in _facts_of(case))
+
+
+def _check_source(dest: Path, names: set[str], how: Conversion) -> None:
+    """Check that a store to continue is of the same source: volumes may have been added, but not taken away.
+
+    Raises:
+        UserError: it is not.
+    """
+    files = (dest / VOLUMES).rglob(f"*{SUFFIX}")
+    there = {path.relative_to(dest / VOLUMES).as_posix()[: -len(SUFFIX)] for path in files}
+    if lacking := sorted(there - names):
+        raise UserError(
+            f"{dest} holds volumes that {how.source} does not have: {first_few(lacking)}; use another folder, or put "
+            "them back and leave them out with --exclude"
+        )
+
+
+def _check_channels(counts: Mapping[str, int]) -> None:
+    """Check that all volumes have as many channels.
+
+    Raises:
+        UserError: they have not.
+    """
+    by_count: dict[int, list[str]] = defaultdict(list)
+    for name, count in counts.items():
+        by_count[count].append(name)
+    if len(by_count) > 1:
+        groups = sorted(by_count.items(), key=lambda group: len(group[1]), reverse=True)
+        shown = ", ".join(f"{len(names)} have {count}" for count, names in groups)
+        few = first_few([name for _, names in groups[1:] for name in names])
+        raise UserError(f"volumes differ in their channels: {shown}; leave some out with --exclude, e.g. {few}")
 
 
 def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Contents, how: Conversion) -> Header:
@@ -113,15 +167,12 @@ def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Conte
                 **{k: v for k, v in header.items() if k not in ("format", "version", "name")},
             }
         )
-    counts = {len(row["scales"]) for row in rows}
-    if len(counts) > 1:
-        few = [row["name"] for row in rows if len(row["scales"]) == min(counts)]
-        raise UserError(f"volumes have {min(counts)} or {max(counts)} channels; leave some out, first {few[0]}")
+    _check_channels({row["name"]: len(row["scales"]) for row in rows})
     index: Header = {
         "format": FORMAT,
         "version": VERSION,
         "modality": contents.modality,
-        "channels": counts.pop(),
+        "channels": len(rows[0]["scales"]),
         "channel_names": list(contents.channels),
         "label_names": {str(code): name for code, name in (contents.labels or {}).items()},
         "window": None,
@@ -130,7 +181,7 @@ def _index(cases: Sequence[Case], headers: Mapping[str, Header], contents: Conte
     window: Any = how.window
     if window is None:
         lows = [scale["window"][0] for row in rows for scale in row["scales"]]
-        is_ct = contents.modality == "CT" or (not contents.modality and np.median(lows) < _AIR)
+        is_ct = contents.modality == "CT" or (not contents.modality and np.median(lows) < AIR)
         window = "shared" if is_ct else "volume"
     if window == "shared":
         window = shared_window(Path(how.dest), index)
@@ -151,6 +202,8 @@ def _report(index: Header, damaged: Sequence[str]) -> None:
             noted[note].append(row["name"])
     for note, names in noted.items():
         say(f"densepath: warning: {len(names)} volumes have {note}: {one_line(first_few(names))}")
+    for warning in warnings_of(rows, window):
+        say(f"densepath: warning: {warning}")
     if damaged:
         say(
             f"densepath: warning: {len(damaged)} volumes were left out; replace them and start again to add them: "

@@ -29,7 +29,13 @@ def convert_dicom(how: DicomConversion) -> Path:
     if passed:
         say(f"densepath: passed over: {', '.join(f'{count} {what}' for what, count in passed.items())}")
     cases = [
-        Case(series.name, partial(read_series, series, how.gaps), patient=series.patient, file=series.slices[0].path)
+        Case(
+            series.name,
+            partial(read_series, series, how.gaps),
+            patient=series.patient,
+            file=series.slices[0].path,
+            inputs=[part.path for part in series.slices],
+        )
         for series in found
     ]
     return convert(cases, Contents("dicom", modality_of(found)), how)

@@ -54,6 +54,7 @@ def convert_folder(how: FolderConversion) -> Path:
             partial(read_volume, of_labels[name], how.target) if name in of_labels else None,
             patients.get(str(path)),
             file=str(path),
+            inputs=(path, *([of_labels[name]] if name in of_labels else [])),
         )
         for name, path in found.items()
     ]
@@ -93,7 +94,9 @@ def _cases_of_nnssl(path: Path, how: Conversion) -> Iterator[Case]:
                         labels = partial(read_volume, _place(mask, path), how.target) if mask else None
                         name = "/".join((str(index), str(subject), str(session), stem(Path(str(image["name"])))))
                         patient = f"{index}/{subject}"
-                        yield Case(name, partial(read_volume, file, how.target), labels, patient, file=str(file))
+                        inputs = (file, *([_place(mask, path)] if mask else []))
+                        read = partial(read_volume, file, how.target)
+                        yield Case(name, read, labels, patient, file=str(file), inputs=inputs)
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a pretrain_data.json of nnssl ({error!r}); give one, or a folder") from error
 

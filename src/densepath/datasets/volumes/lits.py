@@ -49,6 +49,7 @@ def convert_lits(how: Conversion) -> Path:
             partial(read_volume, labels[match[3]], how.target) if not match[1] and match[3] in labels else None,
             split="test" if match[1] else "train",
             file=str(path),
+            inputs=(path, *([labels[match[3]]] if not match[1] and match[3] in labels else [])),
         )
         for match, path in volumes
     ]

@@ -56,6 +56,7 @@ def convert_luna(how: Conversion) -> Path:
             partial(read_volume, lungs[stem(path)], how.target) if stem(path) in lungs else None,
             split=subset,
             file=str(path),
+            inputs=(path, *([lungs[stem(path)]] if stem(path) in lungs else [])),
         )
         for subset, path in files
     ]

@@ -12,7 +12,7 @@ from densepath.core.streams import say
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, source_folder
 from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.folder import names_of, stem, volumes_in
-from densepath.sources.volumes.read import read_channels, read_volume
+from densepath.sources.volumes.read import count_channels, read_channels, read_volume
 
 
 def convert_msd(how: Conversion) -> Path:
@@ -44,6 +44,8 @@ def convert_msd(how: Conversion) -> Path:
             partial(read_volume, label, how.target) if label is not None else None,
             split=split,
             file=str(image),
+            inputs=(image, *([label] if label is not None else [])),
+            count=partial(count_channels, image),
         )
         for image, label, split in listed
     ]

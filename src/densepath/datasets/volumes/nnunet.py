@@ -15,7 +15,7 @@ from densepath.datasets.volumes.conversion import Case, Contents, Conversion, so
 from densepath.datasets.volumes.convert import convert
 from densepath.datasets.volumes.folder import names_of, volumes_in
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.volumes.read import read_channels, read_volume
+from densepath.sources.volumes.read import count_channels, read_channels, read_volume
 from densepath.sources.volumes.volume import Volume
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -70,9 +70,18 @@ def _cases(source: Path, split: str, folders: tuple[str, str], channels: int, ho
             partial(read_volume, of_labels[name], how.target) if name in of_labels else None,
             split=split,
             file=str(next(iter(parts.values()))),
+            inputs=(*(parts[k] for k in sorted(parts)), *([of_labels[name]] if name in of_labels else [])),
+            count=partial(_count, parts, channels),
         )
         for name, parts in files.items()
     ]
+
+
+def _count(parts: dict[int, Path], channels: int) -> int | None:
+    """The channels of a case by its headers; None if it lacks one."""
+    counts = [count_channels(path) for path in parts.values()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) and set(range(channels)) <= parts.keys() else None
 
 
 def _read(name: str, parts: dict[int, Path], channels: int, how: Conversion) -> Volume:

@@ -21,6 +21,7 @@ _PERCENTILES = (0.5, 99.5)  # nnU-Net's
 _NUMBERS = 2**18  # values that percentiles are computed of
 _FEW = 16  # different values of a label map at most
 _HIGHEST = 2**15 - 1
+_LEVELS = 256  # of stored numbers between the percentiles at least, or it is reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,8 @@ class Prepared:
     """A volume as it is stored.
 
     Args:
-        facts: name, affine map, slope, intercept and window of each channel, and where the file's voxels were.
+        facts: name, affine map, slope, intercept and window of each channel, where the file's voxels were, and how
+            many different values it has, as far as a sample tells, or 0 if that is not known.
         channels: (D, H, W) each.
         labels: (D, H, W) uint8 or int16.
     """
@@ -60,8 +62,12 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         stored, slope, intercept = encode(Channel(values, channel.slope, channel.intercept))
         channels.append(stored.transpose(2, 1, 0))
         scales.append({"slope": slope, "intercept": intercept, "window": _window(stored, slope, intercept)})
-    if all(len(np.unique(channel.reshape(-1)[:: max(1, channel.size // _NUMBERS)])) <= _FEW for channel in channels):
+    counts = [len(np.unique(channel.reshape(-1)[:: max(1, channel.size // _NUMBERS)])) for channel in channels]
+    squeezed = any(_is_squeezed(channel, scale) for channel, scale in zip(channels, scales, strict=True))
+    if max(counts) <= _FEW and not squeezed:
         notes.append(f"at most {_FEW} different values, as label maps have")
+    if squeezed:
+        notes.append(f"outliers: 99% of their values lie within fewer than {_LEVELS} of 65,536 levels; clip them")
     codes_of_labels = None
     if labels is not None:
         whole = _whole_labels(f"labels of {name}", labels.channels)
@@ -69,6 +75,7 @@ def prepare(name: str, volume: Volume, labels: Volume | None, target: Spacing | 
         codes_of_labels = resampled(own, own_affine, target, nearest=True)[0].transpose(2, 1, 0)
     origin = {"shape": list(volume.shape), "affine": volume.affine.tolist(), "codes": codes}
     facts = {"name": name, "affine": affine.tolist(), "scales": scales, "origin": origin, "notes": notes}
+    facts["values"] = 0 if squeezed else max(counts)
     return Prepared(facts, channels, codes_of_labels)
 
 
@@ -119,6 +126,12 @@ def _window(stored: npt.NDArray[np.int16], slope: float, intercept: float) -> li
         low, high = float(numbers.min()), float(numbers.max())
     ends = sorted((slope * low + intercept, slope * high + intercept))
     return ends if ends[0] < ends[1] else [ends[0], ends[0] + 1.0]
+
+
+def _is_squeezed(stored: npt.NDArray[np.int16], scale: dict[str, Any]) -> bool:
+    """Whether outliers take up nearly all of the levels of values that are not stored exactly."""
+    levels = (scale["window"][1] - scale["window"][0]) / abs(scale["slope"])
+    return levels < _LEVELS and (int(stored.min()), int(stored.max())) == (-_HIGHEST - 1, _HIGHEST)
 
 
 def _whole_labels(name: str, channels: tuple[Channel, ...]) -> Array:

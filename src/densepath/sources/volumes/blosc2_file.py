@@ -37,9 +37,12 @@ def read_blosc2(path: str, spacing: Sequence[float] | None = None, channels: boo
     known = _spacing(Path(path)) or spacing
     if known is None:
         raise CorruptImage(path, "no .pkl file beside it names its spacing; give it with --spacing X Y Z")
+    if len(known) != 3:
+        raise CorruptImage(path, f"its spacing has {len(known)} numbers instead of 3")
     affine = diagonal(known)
     check_affine(path, affine)
-    return Volume(tuple(Channel(check_values(path, part.transpose(2, 1, 0))) for part in values), affine)
+    checked, notes = check_values(path, (part.transpose(2, 1, 0) for part in values))
+    return Volume(tuple(map(Channel, checked)), affine, notes)
 
 
 def _spacing(path: Path) -> tuple[float, ...] | None:
@@ -47,12 +50,12 @@ def _spacing(path: Path) -> tuple[float, ...] | None:
     try:
         with path.with_suffix(".pkl").open("rb") as file:
             found = _Plain(file).load()
+        sides = found.get("spacing_after_resampling", found.get("spacing")) if isinstance(found, dict) else None
+        return tuple(float(side) for side in reversed(list(sides))) if sides is not None else None
     except FileNotFoundError:
         return None
     except Exception as error:  # unpickling raises nearly any type
         raise CorruptImage(str(path), f"its properties cannot be read ({one_line(str(error))})") from error
-    sides = found.get("spacing_after_resampling", found.get("spacing")) if isinstance(found, dict) else None
-    return tuple(float(side) for side in reversed(list(sides))) if sides is not None else None
 
 
 class _Plain(pickle.Unpickler):

@@ -28,6 +28,7 @@ _TAGS = (
     *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel"),
 )
 _GAP = 0.01  # of the spacing, by which steps between slices may differ
+_APART = 1e-3  # mm between slices at different places
 _TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
 _MAGIC_PLACE = 128
 
@@ -64,12 +65,12 @@ class Series:
 
     Args:
         name: a digest of the series' UID.
-        patient: the number of the patient among those of the source.
+        patient: the number of the patient among those of the source; None if the files name none.
         slices: in the order of their places.
     """
 
     name: str
-    patient: str
+    patient: str | None
     slices: tuple[Slice, ...]
 
 
@@ -88,7 +89,7 @@ def find_series(folder: str | Path) -> tuple[list[Series], dict[str, int]]:
         elif read is not None:
             axes = tuple(np.round(read.orientation, 3) + 0.0)  # without the noise of their text form
             found[read.series, axes, read.size].append(read)
-    patients = sorted({part[0].patient for part in found.values()})
+    patients = sorted({part[0].patient for part in found.values()} - {""})
     numbers = {patient: f"patient_{number:04d}" for number, patient in enumerate(patients, 1)}
     groups = list(found.values())
     per_series: dict[str, int] = defaultdict(int)
@@ -105,7 +106,7 @@ def find_series(folder: str | Path) -> tuple[list[Series], dict[str, int]]:
         digest = hashlib.sha256(group[0].series.encode()).hexdigest()[:16]
         name = f"series_{digest}" + (f"_{number}" if number > 1 else "")
         ordered = tuple(sorted(unique.values(), key=lambda part: part.depth))
-        made.append(Series(name, numbers[group[0].patient], ordered))
+        made.append(Series(name, numbers.get(group[0].patient), ordered))
     return sorted(made, key=lambda series: series.name), dict(passed)
 
 
@@ -122,9 +123,10 @@ def read_series(series: Series, gaps: Gaps = "error") -> Volume:
     """
     slices = list(series.slices)
     steps = np.diff([part.depth for part in slices])
-    usual = float(np.median(steps[steps > _GAP * max(steps.max(), 1e-6)])) if steps.max() > 0 else 0.0
-    if usual <= 0:
+    apart = steps[steps > _APART]
+    if not apart.size:
         raise CorruptImage(series.name, "all of its slices lie at one place")
+    usual = float(np.median(apart))
     notes: list[str] = []
     if (same := np.flatnonzero(steps <= _GAP * usual)).size:
         for k in same[::-1].tolist():
@@ -146,11 +148,11 @@ def read_series(series: Series, gaps: Gaps = "error") -> Volume:
             f"of {len(slices)}; complete it, or give --gaps resample",
         )
     affine, more = _affine(series, slices, usual if uneven.size else None)
-    values, slope, intercept = _values(series, slices)
+    values, slope, intercept, finite = _values(series, slices)
     if uneven.size:
         values = _even(values, depths, usual)
         notes.append("uneven steps between slices, resampled to equal ones")
-    return Volume((Channel(values, slope, intercept),), affine, (*notes, *more))
+    return Volume((Channel(values, slope, intercept),), affine, (*notes, *more, *finite))
 
 
 def _even(values: Array, depths: Array, step: float) -> Array:
@@ -188,8 +190,8 @@ def _affine(series: Series, slices: Sequence[Slice], step: float | None) -> tupl
     return affine, [tilted] if tilt > _TILT else []
 
 
-def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, float]:
-    """(X, Y, Z) with slope and intercept; of slices with different ones the values themselves."""
+def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, float, tuple[str, ...]]:
+    """(X, Y, Z) with slope and intercept, and notes; of slices with different ones the values themselves."""
     read = [_pixels(series, part) for part in slices]
     scales = {scale for _, scale in read}
     if len(scales) == 1:
@@ -198,7 +200,8 @@ def _values(series: Series, slices: Sequence[Slice]) -> tuple[Array, float, floa
     else:
         slope, intercept = 1.0, 0.0
         values = np.stack([(pixels * np.float64(a) + b).T.astype(np.float32) for pixels, (a, b) in read], axis=-1)
-    return check_values(series.name, values), slope, intercept
+    (values,), notes = check_values(series.name, [values])
+    return values, slope, intercept, notes
 
 
 def _pixels(series: Series, part: Slice) -> tuple[Array, tuple[float, float]]:
@@ -235,7 +238,7 @@ def _slice(path: str) -> Slice | str | None:
         return Slice(
             path,
             str(header.SeriesInstanceUID),
-            str(header.get("PatientID", "")),
+            str(header.get("PatientID") or "").strip(),
             str(header.get("Modality", "")),
             str(header.SOPInstanceUID),
             tuple(float(x) for x in header.ImageOrientationPatient),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -31,9 +32,9 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # to RAS
 def read_metaimage(path: str, spacing: Sequence[float] | None = None, channels: bool = False) -> Volume:
     """Read a MetaImage file. Arguments and errors as for :func:`~densepath.sources.volumes.nifti.read_nifti`."""
     fields, end = _fields(path)
-    shape = tuple(int(n) for n in _numbers(path, fields, "DimSize"))
-    count = int(fields.get("ElementNumberOfChannels", "1"))
-    if len(shape) != 3 or min(shape) < 1:
+    shape = _whole(path, fields, "DimSize")
+    (count,) = _whole(path, fields, "ElementNumberOfChannels", "1")
+    if len(shape) != 3 or min(*shape, count) < 1:
         raise CorruptImage(path, f"it is not a volume ({' x '.join(map(str, shape))} voxels)")
     if count > 1 and not channels:
         raise CorruptImage(path, f"it has {count} channels; save each as a file of its own")
@@ -44,8 +45,22 @@ def read_metaimage(path: str, spacing: Sequence[float] | None = None, channels: 
     dtype = np.dtype(_TYPES[kind]).newbyteorder(">" if msb else "<")
     data = _data(path, fields, end, count * int(np.prod(shape, dtype=object)) * dtype.itemsize)
     values = np.frombuffer(data, dtype).reshape((count, *shape), order="F")
-    parts = tuple(Channel(check_values(path, part)) for part in values)
-    return Volume(parts, _affine(path, fields, spacing))
+    checked, notes = check_values(path, values)
+    return Volume(tuple(map(Channel, checked)), _affine(path, fields, spacing), notes)
+
+
+def count_channels(path: str) -> int:
+    """The channels by the header. Raises CorruptImage."""
+    return _whole(path, _fields(path)[0], "ElementNumberOfChannels", "1")[0]
+
+
+def files_of_voxels(path: str) -> list[Path]:
+    """The file that the header names for its voxels, if there is another one."""
+    try:
+        name = _fields(path)[0]["ElementDataFile"]
+    except CorruptImage:
+        return []
+    return [] if name == "LOCAL" else [Path(path).parent / name]
 
 
 def _fields(path: str) -> tuple[dict[str, str], int]:
@@ -73,6 +88,18 @@ def _numbers(path: str, fields: dict[str, str], name: str) -> list[float]:
         raise CorruptImage(path, f"its header has no valid {name}") from error
 
 
+def _whole(path: str, fields: dict[str, str], name: str, default: str | None = None) -> tuple[int, ...]:
+    """Whole numbers in a field: one, if there is a default."""
+    text = fields.get(name, default) or ""
+    try:
+        numbers = tuple(int(number) for number in text.split())
+    except ValueError:
+        numbers = ()
+    if not numbers or (default is not None and len(numbers) > 1):
+        raise CorruptImage(path, f"its header has no valid {name}")
+    return numbers
+
+
 def _data(path: str, fields: dict[str, str], end: int, needed: int) -> bytes:
     name = fields["ElementDataFile"]
     if name == "LIST" or "%" in name:
@@ -89,8 +116,8 @@ def _data(path: str, fields: dict[str, str], end: int, needed: int) -> bytes:
             data = zlib.decompress(data)  # checks the length and the checksum
         except zlib.error as error:
             raise CorruptImage(path, f"its compressed voxels are damaged or truncated ({error})") from error
-    skipped = int(fields.get("HeaderSize", "0"))
-    data = data[-needed:] if skipped == -1 else data[skipped:]
+    (skipped,) = _whole(path, fields, "HeaderSize", "0")
+    data = data[-needed:] if skipped == -1 else data[max(skipped, 0) :]
     if len(data) != needed:
         raise CorruptImage(path, f"it has {len(data):,} bytes of voxels instead of {needed:,}")
     return data

@@ -17,7 +17,7 @@ SUFFIXES = (".nii", ".nii.gz")
 _GZIP = b"\x1f\x8b"
 _MAGIC = {b"n+1": "Nifti1Header", b"n+2": "Nifti2Header"}
 _SIZES = {348: (344, "Nifti1Header"), 540: (4, "Nifti2Header")}  # of a header -> place of its magic, class
-_TO_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_TO_MM = {1: 1000.0, 3: 0.001}  # codes of metre and micrometre; others are mm, or unknown
 _FAR = 0.1  # voxels by which the two affine maps of a file may differ
 
 
@@ -36,13 +36,7 @@ def read_nifti(path: str, spacing: Sequence[float] | None = None, channels: bool
     """
     data = read_bytes(path)
     header = _header(path, data)
-    shape = tuple(int(n) for n in header.get_data_shape())
-    if min(shape, default=0) < 1:
-        raise CorruptImage(path, f"it is empty ({' x '.join(map(str, shape)) or 'no'} voxels)")
-    while len(shape) > (4 if channels else 3) and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) == 5 and channels and shape[3] == 1:  # vectors
-        shape = (*shape[:3], shape[4])
+    shape = _shape(path, header, channels)
     if len(shape) not in (3, 4) or (len(shape) == 4 and not channels):
         sides = " x ".join(map(str, shape))
         raise CorruptImage(path, f"it has {len(shape)} dimensions ({sides}); save each volume as a file of its own")
@@ -54,14 +48,30 @@ def read_nifti(path: str, spacing: Sequence[float] | None = None, channels: bool
         raise CorruptImage(path, f"its slope and intercept are not numbers ({one_line(str(error))})") from error
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     parts = [values] if values.ndim == 3 else [values[..., k] for k in range(values.shape[3])]
-    made = tuple(Channel(check_values(path, part), *scale) for part in parts)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        notes.append("NaN or Inf, replaced by the smallest value")
-    return Volume(made, affine, tuple(notes))
+    checked, more = check_values(path, parts)
+    return Volume(tuple(Channel(part, *scale) for part in checked), affine, (*notes, *more))
 
 
-def read_bytes(path: str) -> bytes:
-    """The content of a file, decompressed if it is a gzip file.
+def count_channels(path: str) -> int:
+    """The channels by the header. Raises CorruptImage."""
+    shape = _shape(path, _header(path, read_bytes(path, max(_SIZES))), channels=True)
+    return shape[3] if len(shape) == 4 else 1
+
+
+def _shape(path: str, header: Any, channels: bool) -> tuple[int, ...]:
+    """The shape, without dimensions that say nothing."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if min(shape, default=0) < 1:
+        raise CorruptImage(path, f"it is empty ({' x '.join(map(str, shape)) or 'no'} voxels)")
+    while len(shape) > (4 if channels else 3) and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 5 and channels and shape[3] == 1:  # vectors
+        shape = (*shape[:3], shape[4])
+    return shape
+
+
+def read_bytes(path: str, most: int = -1) -> bytes:
+    """The content of a file, or its first bytes, decompressed if it is a gzip file.
 
     Raises:
         CorruptImage: it cannot be read, is truncated, or its checksum is wrong.
@@ -71,10 +81,10 @@ def read_bytes(path: str) -> bytes:
             start = file.read(2)
             file.seek(0)
             if start != _GZIP:
-                data = file.read()
+                data = file.read(most)
             else:
                 with library("isal.igzip").GzipFile(fileobj=file, mode="rb") as content:
-                    data = content.read()  # to the end: checks the length and the CRC
+                    data = content.read(most)  # all: checks the length and the CRC too
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise CorruptImage(path, f"it cannot be read ({error.strerror})") from error
@@ -115,16 +125,21 @@ def _values(path: str, header: Any, data: bytes, shape: tuple[int, ...]) -> Arra
 def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Array, list[str]]:
     """The affine map in mm, and what is unusual about it."""
     notes = []
-    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     zooms = [abs(float(side)) for side in header["pixdim"][1:4]]
-    if not sform and not (qform and all(zooms)):
-        told = all(zooms) and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
+    valid = all(0 < side < np.inf for side in zooms)
+    sform = int(header["sform_code"]) > 0 and any(header[f"srow_{axis}"][:3].any() for axis in "xyz")
+    qform = int(header["qform_code"]) > 0 and valid
+    to_mm = _TO_MM.get(int(header["xyzt_units"]) % 8, 1.0)
+    if not sform and not qform:
+        told = valid and set(zooms) != {1.0}  # 1 mm is what writers say that know nothing
         if not told and spacing is None:
             raise CorruptImage(path, "it does not say where its voxels are; give their distance with --spacing X Y Z")
-        return diagonal(zooms if told else spacing or ()), ["no affine map, its axes are taken as R, A, S"]
+        affine = diagonal([side * to_mm for side in zooms] if told else spacing or ())
+        check_affine(path, affine)
+        return affine, ["no affine map, its axes are taken as R, A, S"]
     try:
         affine = header.get_sform() if sform else header.get_qform()
-        other = header.get_qform() if sform and qform and all(zooms) else None
+        other = header.get_qform() if sform and qform else None
     except Exception as error:
         raise CorruptImage(path, f"its affine map is damaged ({one_line(str(error))})") from error
     affine = np.array(affine, np.float64)
@@ -134,7 +149,6 @@ def _affine(path: str, header: Any, spacing: Sequence[float] | None) -> tuple[Ar
         apart = np.abs((affine - other) @ corners)[:3].max()
         if apart > _FAR * max(min(np.linalg.norm(affine[:3, :3], axis=0)), 1e-6):
             notes.append("qform and sform differ; the sform counts")
-    units = header.get_xyzt_units()[0]
-    affine[:3] *= _TO_MM.get(units, 1.0)
+    affine[:3] *= to_mm
     check_affine(path, affine)
     return affine, notes

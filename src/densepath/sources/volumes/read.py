@@ -36,6 +36,26 @@ def read_channels(paths: Sequence[str | Path], spacing: Sequence[float] | None =
     return Volume(tuple(channel for part in parts for channel in part.channels), first.affine, notes)
 
 
+def count_channels(path: str | Path) -> int | None:
+    """How many channels ``read_volume(path, channels=True)`` would have, by the header; None if that is not known."""
+    name = str(path)
+    if name.lower().endswith(blosc2_file.SUFFIXES):
+        return None
+    reader = metaimage if name.lower().endswith(metaimage.SUFFIXES) else nifti
+    try:
+        return reader.count_channels(name)
+    except CorruptImage:
+        return None
+
+
+def files_of(path: str | Path) -> tuple[Path, ...]:
+    """The files that a volume is read from: a header may have its voxels, or its properties, in another one."""
+    path = Path(path)
+    if path.name.lower().endswith(metaimage.SUFFIXES):
+        return path, *metaimage.files_of_voxels(str(path))
+    return (path, path.with_suffix(".pkl")) if path.name.lower().endswith(blosc2_file.SUFFIXES) else (path,)
+
+
 def check_same_place(path: str, one: Volume, other_path: str, other: Volume) -> None:
     """Check that two volumes have the same voxels: equal shapes, and corners less than half a voxel apart.
 

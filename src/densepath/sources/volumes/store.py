@@ -141,10 +141,8 @@ class VolumeStore:
         while True:
             index = self._readable(index, corrupt)
             sizes = self.sizes(index)
-            low, high = (
-                (torch.zeros_like(sizes), sizes) if boxes is None else torch.minimum(boxes, sizes[:, None]).unbind(1)
-            )
-            sides = (high - low).clamp(min=0)
+            low, high = (torch.zeros_like(sizes), sizes) if boxes is None else _inside(boxes, sizes)
+            sides = high - low
             shape = sides.amax(dim=0).tolist() if len(index) else [0] * 3
             canvas = new_canvas(len(index), shape, self.spec.channels, self.dtype, pin)
             numbers = canvas.numpy()
@@ -234,6 +232,14 @@ class VolumeStore:
         except OSError as error:
             return f"{path}: {error.strerror}"
         return None if size == file_size(row) else f"{path}: it has {size:,} bytes instead of {file_size(row):,}"
+
+
+def _inside(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Low and high corners (B, 3) of boxes (B, 2, 3), moved into volumes that replace larger ones."""
+    low, high = boxes.unbind(1)
+    sides = torch.minimum(high - low, sizes)
+    low = torch.minimum(low, sizes - sides)
+    return low, low + sides
 
 
 def _range(values: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,15 +101,24 @@ def check_affine(path: str, affine: Array) -> None:
         raise CorruptImage(path, "the axes of its affine map lie in a plane")
 
 
-def check_values(path: str, values: Array) -> Array:
-    """The values (X, Y, Z), real and finite, and in the machine's byte order.
+def check_values(path: str, channels: Iterable[Array]) -> tuple[list[Array], tuple[str, ...]]:
+    """The values (X, Y, Z) of each channel, real and finite, and in the machine's byte order.
 
     Returns:
-        The same array, or a copy in which the smallest finite value replaces NaN and Inf.
+        The same arrays, or copies in which the largest finite value replaces Inf, and the smallest one NaN and -Inf;
+        and a note if any was replaced.
 
     Raises:
         CorruptImage: there are none, or they are complex or colors.
     """
+    made = [_finite(path, values) for values in channels]
+    note = ("NaN or Inf, replaced by the smallest or the largest value",)
+    return [values for values, _ in made], note if any(replaced for _, replaced in made) else ()
+
+
+def _finite(path: str, values: Array) -> tuple[Array, bool]:
+    """The values of a channel, and whether some were not finite."""
+    replaced = False
     if values.size == 0:
         raise CorruptImage(path, "it is empty")
     if values.dtype.kind not in _ALL_NUMBERS:
@@ -119,9 +128,11 @@ def check_values(path: str, values: Array) -> Array:
         finite = np.isfinite(values)
         if not finite.any():
             raise CorruptImage(path, "none of its values is finite")
-        if not finite.all():
-            values = np.where(finite, values, values[finite].min())
-    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+        replaced = not finite.all()
+        if replaced:
+            low, high = values[finite].min(), values[finite].max()
+            values = np.nan_to_num(values, nan=low, neginf=low, posinf=high)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("=")), replaced
 
 
 def to_ras(values: Array, affine: Array) -> tuple[Array, npt.NDArray[np.float64], str]:

@@ -1,0 +1,67 @@
+"""What in a store is probably not what was meant: segmentations among volumes, CT and MR under one window."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from densepath.core.errors import first_few, one_line
+
+_NAME = re.compile(r"(^|[^a-z])seg|label|(^|[^a-z])masks?([^a-z]|$)", re.IGNORECASE)
+_CLASSES = 128  # different values of a label map with many classes at most
+_IMAGE = 256  # different values of an image at least
+AIR = -200.0  # a low percentile below it is that of Hounsfield units
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def warnings_of(rows: Rows, window: Any) -> list[str]:
+    """A sentence for each suspicion, with its remedy.
+
+    Args:
+        rows: what the index says of each volume.
+        window: that of all, or "volume".
+    """
+    found = []
+    suspected = segmentations(rows)
+    if suspected:
+        found.append(
+            f"{len(suspected)} volumes look like segmentations: {_names(suspected)}; leave them out with --exclude "
+            "'*seg*' or the like, or move them to a folder and give it as --labels"
+        )
+    lows = {row["name"]: min(scale["window"][0] for scale in row["scales"]) for row in rows}
+    images = [name for name in lows if name not in suspected]
+    ct, others = [n for n in images if lows[n] < AIR], [n for n in images if lows[n] >= 0]
+    if window != "volume" and ct and others:
+        found.append(
+            f"{len(ct)} volumes have values as CT ({_names(ct)}), {len(others)} have none below zero, as MR "
+            f"({_names(others)}), and all share one window; leave one kind out with --exclude, or give --window volume"
+        )
+    return found
+
+
+def segmentations(rows: Rows) -> list[str]:
+    """Names of volumes that are probably label maps.
+
+    Either their names say so, or their values are few whole numbers and an image of the same shape lies beside them.
+    """
+    places: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        places[PurePosixPath(row["name"]).parent, *row["origin"]["shape"]].append(row)
+    found = []
+    for beside in places.values():
+        most = max(row["values"] for row in beside)
+        found += [
+            row["name"]
+            for row in beside
+            if (_NAME.search(PurePosixPath(row["name"]).name) and not row["labels"])
+            or (0 < row["values"] <= _CLASSES and most >= _IMAGE)
+        ]
+    return sorted(found)
+
+
+def _names(names: Sequence[str]) -> str:
+    return one_line(first_few(names))
