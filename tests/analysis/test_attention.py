@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densepath.analysis.attention import AttentionShares, LastAttention, aggregated
+from densepath.analysis.attention import AttentionShares, LastAttention, aggregated, among_patches
 from densepath.analysis.show_attention import show_attention
 from densepath.cli import main
 from densepath.core.errors import UserError
@@ -82,6 +83,15 @@ def test_rotary_positions_are_in_the_attention() -> None:
     np.testing.assert_allclose(attention.sum(-1).detach().numpy(), 1, rtol=1e-5)
 
 
+def test_a_query_that_gives_patches_nothing_is_even() -> None:
+    """Attention that sinks into the class token; and numbers that are not finite."""
+    attention = torch.tensor([[0.2, 0.2, 0.6], [1.0, 0.0, 0.0], [0.0, 0.25, 0.75]])[None, None]
+    among, prefix = among_patches(attention, 1)
+    assert among[0, 0].tolist() == [[0.5, 0.5], [0.25, 0.75]] and float(prefix) == 0.5
+    with pytest.raises(UserError, match="weights are damaged"):
+        among_patches(torch.full((1, 1, 3, 3), float("nan")), 1)
+
+
 def test_tokens_are_counted_in_their_bins() -> None:
     """Heads that attend to one token, and evenly; their mean; the limits belong to the middle."""
     one, even = torch.zeros(4, 4), torch.full((4, 4), 0.25)
@@ -124,16 +134,18 @@ def test_the_table_has_all_heads_and_weights(tmp_path: Path, capsys: Any) -> Non
 
 
 def test_a_slide_shows_the_attention_of_each_token_in_its_place(tmp_path: Path, monkeypatch: Any) -> None:
-    """A token that gets twice its share, at row 1 and column 2 of 4 x 4, in two tiles."""
+    """A token that gets twice its share, at row 1 and column 2 of 4 x 4, in two tiles; slides are chosen at random."""
     write_slide(tmp_path / "a.tiff", size=(256, 256), levels=(1, 2))
     corners = np.array([[0, 0], [128, 64]])
     tiling = SlideTiling("a", str(tmp_path / "a.tiff"), corners, 1.0, 64, (0.5, 0.5), (256, 256))
     folder = tmp_path / "T" / "1mpp_64px_0px_overlap" / "patches"
     folder.mkdir(parents=True)
     write_tiling(folder / "a_patches.h5", tiling)
+    write_tiling(folder / "0_patches.h5", replace(tiling, name="0"))
     (tmp_path / "T" / "config.yaml").write_text("# densepath tile\n")
     (tmp_path / "T" / "slides.csv").write_text(
-        f"slide,path,mpp,width,height,tiles,tissue_mm2,problem\na,{tmp_path}/a.tiff,0.5,256,256,2,0,\n"
+        "slide,path,mpp,width,height,tiles,tissue_mm2,problem\n"
+        + "".join(f"{name},{tmp_path}/a.tiff,0.5,256,256,2,0,\n" for name in "0a")
     )
 
     def planted(self: LastAttention, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +156,8 @@ def test_a_slide_shows_the_attention_of_each_token_in_its_place(tmp_path: Path, 
 
     monkeypatch.setattr(LastAttention, "__call__", planted)
     given: dict[str, Any] = {"backbone": "test_vit", "view_size": 64, "examples": 0, "heat_maps": 1, "devices": "cpu"}
-    show_attention(data=tmp_path / "T", weights=["random"], out=tmp_path / "out", **given)
+    show_attention(data=tmp_path / "T", weights=["random"], out=tmp_path / "out", seed=1, **given)
+    assert [path.name for path in (tmp_path / "out" / "heat_maps" / "random").glob("*.tif")] == ["a.tif"]
     pixels = tifffile.imread(tmp_path / "out" / "heat_maps" / "random" / "a.tif").astype(int)
     step = 256 // len(pixels)
     bright, usual = pixels[(16 * 2 + 4) // step, (16 * 4 + 4) // step], pixels[4 // step, 4 // step]

@@ -23,7 +23,7 @@ def test_auto_is_what_the_papers_have():
     over = {name: method.batch_norm for name, method in METHODS.items()}
     synchronized = {"simclr", "byol", "supervised", "spark", "conv_mim", "dino", "dino_imix", "cellback", "dirl"}
     synchronized |= {"esvit", "selfpatch", "ibot", "hipt_region"}
-    synchronized |= {"dino_sup", "dirl_byol"}
+    synchronized |= {"dino_sup", "dirl_byol", "swav", "model_genesis"}
     assert {name for name, value in over.items() if value == "synchronized"} == synchronized
     assert {value for name, value in over.items() if name not in synchronized} == {"per_process"}
     method = small(BYOL)

@@ -50,8 +50,10 @@ class LastAttention:
         """The attention of views (B, C, H, W).
 
         Returns:
-            (B, heads, n, n) in float32: rows are queries and sum to 1; and (B, heads) the share that class and register
-            tokens had, on average over the queries.
+            Those of :func:`among_patches`.
+
+        Raises:
+            UserError: the network gives numbers that are not finite.
         """
         taken: list[Tensor] = []
         fused, self._layer.fused_attn = self._layer.fused_attn, False  # the fused operation keeps no attention
@@ -61,14 +63,29 @@ class LastAttention:
         finally:
             hook.remove()
             self._layer.fused_attn = fused
-        attention = taken[0].float()[:, :, self._prefix :, self._prefix :]
-        kept = attention.sum(-1, keepdim=True)
-        return attention / kept, 1 - kept[..., 0].mean(-1)
+        return among_patches(taken[0], self._prefix)
 
     def batch_size(self, view_size: int) -> int:
         """Views in a pass."""
         tokens = self._prefix + (view_size // self._backbone.patch_size) ** 2
         return max(1, min(32, _AT_ONCE // (self.heads * tokens**2)))
+
+
+def among_patches(attention: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """The attention (B, heads, n + prefix, n + prefix) without its first tokens.
+
+    Returns:
+        (B, heads, n, n) in float32: rows are queries and sum to 1, and are even where a query gives patches nothing;
+        and (B, heads) the share that the first tokens had, on average over the queries.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    own = attention.float()[:, :, prefix:, prefix:]
+    kept = own.sum(-1, keepdim=True)
+    if not bool(kept.isfinite().all()):
+        raise UserError("the attention has numbers that are not finite: the weights are damaged; give others")
+    return torch.where(kept > 0, own / kept, 1 / own.shape[-1]), 1 - kept[..., 0].mean(-1)
 
 
 def aggregated(attention: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from densepath.views.maker import ViewMaker
 _VIEW = "center"
 
 
-def chosen(images: PixelSource, count: int, seed: int) -> Tensor:
+def chosen(images: Sized, count: int, seed: int) -> Tensor:
     """The positions of ``count`` images, chosen at random; of all if there are fewer."""
     return permute(torch.arange(min(count, len(images))), len(images), seed, 0)
 

@@ -30,9 +30,10 @@ from densepath.sources.open import open_images
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.run_folders import refuse_among_images
 from densepath.sources.tiles.slide_tiles import SlideTiles
+from densepath.sources.tiles.tile_files import SlideTiling
 from densepath.sources.tiles.tiled_slide import open_tiled
 from densepath.training.hardware import choose_device
-from densepath.transfer.slides.heat_map import COLORS, write_heat_map
+from densepath.transfer.slides.heat_map import COLORS, GrowingMap, write_map
 
 TABLE, PLOT, OVERLAYS, HEAT_MAPS = "attention.csv", "distribution.png", "overlays.png", "heat_maps"
 _HIGHEST = 4.0  # of the colors, which are those of logarithms from 1/4
@@ -95,8 +96,9 @@ def show_attention(
         count: number of images, chosen at random; all if there are fewer.
         examples: number of images that are drawn.
         query: ROW COL of a token, from 0: draw the attention that it gives to all tokens instead.
-        heat_maps: number of slides whose attention is written as a heat map, all tiles of each; of tiles only.
-        seed: seed of the choice of images, and of random weights.
+        heat_maps: number of slides, chosen at random, whose attention is written as a heat map, all tiles of each; of
+            tiles only.
+        seed: seed of the choice of images and slides, and of random weights.
         devices: "auto" (a GPU, or the CPU if there is none) or "cpu".
         exclude: patterns of image files to leave out: ``*`` and ``?`` in a path below ``data``, a folder or a name.
 
@@ -131,8 +133,9 @@ def show_attention(
         shown = chosen(images, min(examples, count), seed)
         files["overlays"] = _overlays(networks, images, shown, asked, out / OVERLAYS)
     if heat_maps and isinstance(images, SlideTiles):
+        drawn = [images.tilings[place] for place in chosen(images.tilings, heat_maps, seed).tolist()]
         for name, network in networks.items():
-            _heat_maps(network, images, heat_maps, asked, out / HEAT_MAPS / name)
+            _heat_maps(network, drawn, asked, out / HEAT_MAPS / name)
         files["heat_maps"] = out / HEAT_MAPS
     front = {name: f"{name}: " if len(names) > 1 else "" for name in names}
     table = {
@@ -249,13 +252,13 @@ def _mixed(colors: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDA
     return (1 - _STRENGTH) * colors + _STRENGTH * over
 
 
-def _heat_maps(network: _Network, images: SlideTiles, count: int, query: Query, out: Path) -> None:
+def _heat_maps(network: _Network, tilings: Sequence[SlideTiling], query: Query, out: Path) -> None:
     """The attention of all tokens of some slides' tiles, each tile a view of its own."""
-    for tiling in images.tilings[:count]:
-        own = SlideTiles([tiling])
+    for tiling in tilings:
+        own, slide = SlideTiles([tiling]), open_tiled(tiling.path, tiling.spacing, tiling.extent)
         tiles, side = tiling.boxes_um(), np.divide(tiling.size * tiling.mpp, network.grid)
         corners = np.indices(network.grid).reshape(2, -1).T * side  # (n, 2) in µm
-        boxes, values = [], []
+        found = GrowingMap(slide, float(side.min()))
         size = network.attention.batch_size(network.size)
         views = center_views(
             own,
@@ -268,15 +271,8 @@ def _heat_maps(network: _Network, images: SlideTiles, count: int, query: Query, 
             what=f"attention in {tiling.name}",
         )
         for index, pixels, _ in views:
-            values.append(network.maps(pixels, query)[2].flatten().double().cpu().numpy())
+            values = network.maps(pixels, query)[2].reshape(-1, 1).float().cpu().numpy()
             places = (tiles[index.numpy(), None, :2] + corners).reshape(-1, 2)
-            boxes.append(np.concatenate([places, np.broadcast_to(side, places.shape)], axis=1))
+            found.add(np.concatenate([places, np.broadcast_to(side, places.shape)], axis=1), values)
         label = "attention of the tile's tokens" if query is None else f"attention of token {query[0]}, {query[1]}"
-        write_heat_map(
-            out / tiling.name,
-            open_tiled(tiling.path, tiling.spacing, tiling.extent),
-            np.concatenate(boxes),
-            np.concatenate(values),
-            label=f"{label} (1: uniform)",
-            limits=(0.0, 2.0),
-        )
+        write_map(out / tiling.name, slide, found.done(), label=f"{label} (1: uniform)", limits=(0.0, 2.0))

@@ -134,7 +134,7 @@ class C2L(Method):
     def encode_keys(self, batch: Batch, pixels: Tensor) -> Maps:
         """The maps of the key encoder, shuffled between the processes and back."""
         if not self.shuffle:
-            return self.key_backbone(pixels)  # type: ignore[no-any-return]
+            return self.key_backbone(pixels)
         shuffle = Shuffle(len(pixels), batch.seed, batch.step, normalized_together(self.key_backbone, len(pixels)))
         return {stage: shuffle.restore(x) for stage, x in self.key_backbone(shuffle.deal(pixels)).items()}
 

@@ -242,10 +242,7 @@ class DINO(Method):
         rows: Tensor,
         weights: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of pairs of vectors (N, C) and the targets' statistics; see :class:`Distillation`.
-
-        Vectors without a head of their own share that of the image.
-        """
+        """The loss of pairs of rows and its statistics; vectors without a head of their own share that of the image."""
         own = name if name in self.heads else "image"
         head, loss, teacher = self.heads[own], self.losses[name], self.teacher_heads.network[own]
         assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)

@@ -102,7 +102,7 @@ class PCRL(Method):
         self.backbone = backbone
         self.projector = MLPHead(width, hidden_dim, dim)
         components = backbone.ndim + 4
-        self.attention: nn.Module | None = None
+        self.attention: TransformationAttention | None = None
         if attention != "none":
             self.attention = TransformationAttention(width, components, attention, attention_rank, backbone.ndim)
         self.key_backbone, self.key_projector = Momentum(self.backbone), Momentum(self.projector)
@@ -187,7 +187,7 @@ class PCRL(Method):
         """The maps of the momentum encoder."""
         pixels = batch["second"].pixels
         if not self.shuffle:
-            return self.key_backbone(pixels)  # type: ignore[no-any-return]
+            return self.key_backbone(pixels)
         together = normalized_together(self.key_backbone, len(pixels))
         shuffle = Shuffle(len(pixels), batch.seed, batch.step, together)
         return {stage: shuffle.restore(x) for stage, x in self.key_backbone(shuffle.deal(pixels)).items()}
@@ -218,7 +218,7 @@ class PCRL(Method):
 
     def decode(self, maps: Maps, target: Tensor) -> Tensor:
         """Predicted pixels, in the shape of the target."""
-        return self.head(self.decoder(maps, target.shape[2:]))  # type: ignore[no-any-return]
+        return self.head(self.decoder(maps, target.shape[2:]))
 
     def mixed_target(self, batch: Batch) -> Tensor:
         """T_h(lambda X_o + (1 - lambda) X_m): both flipped and turned in the same way, then mixed."""
@@ -245,9 +245,9 @@ class PCRL(Method):
         inputs = [(batch[n].pixels, batch[f"{n}_clean"].pixels) for n in ("first", "second")] if pairs else []
         if self.alpha:
             inputs.append(tuple(mix(self.shares(batch), *each) for each in zip(*inputs, strict=True)))  # type: ignore
-        rows = [torch.stack(each, dim=1).flatten(0, 1) for each in zip(*inputs, strict=True)]
+        view, clean = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*inputs, strict=True))
         made, true = (torch.stack(each, dim=1).flatten(0, 1) for each in zip(*pairs, strict=True))
-        return Reconstruction(*rows, true, made, torch.ones_like(true[:, :1], dtype=torch.bool))
+        return Reconstruction(view, clean, true, made, torch.ones_like(true[:, :1], dtype=torch.bool))
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
         """The decoder and its head, with the names of segmentation_models_pytorch."""

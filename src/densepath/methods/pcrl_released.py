@@ -117,7 +117,7 @@ class PCRLReleased(C2L):
 
     def decode(self, maps: Maps, target: Tensor) -> Tensor:
         """Predicted pixels, in the shape of the target."""
-        return self.pixels(self.decoder(maps, target.shape[2:]))  # type: ignore[no-any-return]
+        return self.pixels(self.decoder(maps, target.shape[2:]))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:

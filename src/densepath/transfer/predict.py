@@ -44,6 +44,7 @@ from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
 from densepath.version import __version__
 
 LOG = "predict.log"
+_SCORE, _PICTURES = 0.5, 8
 _FREE = ("data", "run", "pictures", "devices")
 _LATER = {"orientation": None, "mpp": None, "mpp_table": None, "default_mpp": None}  # of later versions
 
@@ -53,7 +54,7 @@ def predict(
     *,
     data: str | Path,
     out: str | Path,
-    score: float = 0.5,
+    score: float = _SCORE,
     window: int | None = None,
     overlap: float = OVERLAP,
     spacing: float | None = None,
@@ -62,7 +63,7 @@ def predict(
     default_mpp: float | None = None,
     exclude: Sequence[str] = (),
     orientation: Literal["stored", "viewed"] | None = None,
-    pictures: int | Literal["all"] = 8,
+    pictures: int | Literal["all"] = _PICTURES,
     weights: str | None = None,
     slides: str | Path | None = None,
     shard: str | None = None,
@@ -125,11 +126,15 @@ def predict(
     Raises:
         UserError: there is no trained detector or no image, ``out`` holds other predictions, or no image can be read.
     """
+    of_detectors = {
+        "score": score if score != _SCORE else None,
+        "overlap": overlap if overlap != OVERLAP else None,
+        "spacing": spacing,
+        "orientation": orientation,
+    }
     if is_classifier(run):
-        detectors = {"score": 0.5, "window": None, "overlap": OVERLAP, "spacing": None, "orientation": None}
-        given = {"score": score, "window": window, "overlap": overlap, "spacing": spacing, "orientation": orientation}
-        if idle := [name for name, value in given.items() if value != detectors[name]]:
-            raise UserError(f"{' and '.join(idle)}: only for detectors, and {run} is a classifier; leave that out")
+        refuse_options("detectors, not classifiers", {**of_detectors, "window": window})
+        refuse_options("detectors and runs of mil", {"pictures": pictures if pictures != _PICTURES else None})
         refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
         on_slides = OnSlides(mpp, mpp_table, default_mpp, shard)
         options: dict[str, Any] = {"exclude": exclude, "devices": devices, "precision": precision}
@@ -140,7 +145,7 @@ def predict(
     if spacing is not None and not spacing > 0:
         raise UserError(f"spacing is {spacing}; give µm per pixel")
     if is_mil_run(run):
-        refuse_options("detectors", {"spacing": spacing, "orientation": orientation})
+        refuse_options("detectors", of_detectors)
         choose_device(devices)
         hardware = choose_hardware(devices, precision)
         how = SlideOptions(weights, mpp, window, mpp_table, default_mpp, exclude, shard, hardware, precision)

@@ -149,8 +149,9 @@ def test_a_trained_classifier_answers_as_in_its_test(data: Path, classify: Class
     name, row = next(iter(tested.items()))
     found = load_classifier(tmp_path / "run").predict(data / "images" / name)
     assert found["b"] == pytest.approx(float(row["p b"]), abs=1e-4) and sum(found.values()) == pytest.approx(1)
-    with pytest.raises(UserError, match="score: only for detectors"):
-        predict(result, data=data / "images", out=tmp_path / "no", score=0.3)
+    for idle in ({"score": 0.3}, {"pictures": 2}):
+        with pytest.raises(UserError, match=f"{next(iter(idle))}: only for detectors"):
+            predict(result, data=data / "images", out=tmp_path / "no", **idle)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, classify: Classify, tmp_path: Path) -> None:

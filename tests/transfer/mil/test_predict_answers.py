@@ -152,6 +152,11 @@ def test_numbers_have_no_class(shared_study: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     torch.save(torch.zeros(4, DIM + 1), tmp_path / "wide.pt")
+    idle: dict[str, Any] = {"score": 0.4, "overlap": 0.5}  # of detectors
+    idle |= {"weights": "random", "exclude": ["a"], "shard": "1/2"}  # of slides
+    for name, value in idle.items():
+        with pytest.raises(UserError, match=f"{name}: only for"):
+            predict(run, data=tmp_path, out=tmp_path / "out0", **{name: value}, **CPU)
     with pytest.raises(UserError, match=f"wide has {DIM + 1} features for each tile, the run was trained on {DIM}"):
         predict(run, data=tmp_path, out=tmp_path.with_name("out1"), **CPU)
     write_slide(tmp_path / "slides" / "a.tiff", size=(128, 128), levels=(1, 2), tile=64)

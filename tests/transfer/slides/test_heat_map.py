@@ -14,7 +14,7 @@ from PIL import Image
 from densepath.core.errors import UserError
 from densepath.sources.slides.open import open_slide
 from densepath.sources.slides.slide import Slide
-from densepath.transfer.slides.heat_map import heat_map, write_density, write_heat_map
+from densepath.transfer.slides.heat_map import GrowingMap, heat_map, write_density, write_heat_map
 from densepath.transfer.slides.overview import nice_length
 from densepath.transfer.slides.principal import principal_colors
 
@@ -70,6 +70,13 @@ def test_rectangles_that_overlap_are_averaged_and_borders_cut(slide: Slide) -> N
     assert max(heat_map(slide, [[0, 0, 0.1, 0.1]], [1.0]).values.shape) <= 2048
     with pytest.raises(UserError, match="3 rectangles"):
         heat_map(slide, BOXES, [1.0, 2.0])
+
+
+def test_a_map_grows_in_parts(slide: Slide) -> None:
+    parts = GrowingMap(slide, 40.0)
+    for part in (slice(0, 2), slice(2, 3)):
+        parts.add(BOXES[part], VALUES[part, None].astype(np.float32))
+    np.testing.assert_array_equal(parts.done().values, heat_map(slide, BOXES, VALUES).values)
 
 
 def test_colors_and_maps_without_values(slide: Slide, tmp_path: Path) -> None:

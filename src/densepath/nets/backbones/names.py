@@ -66,7 +66,7 @@ def create_network(name: str, **options: Any) -> Any:
         arguments["norm_layer"] = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
     if "mlp_layer" in arguments:
         arguments["mlp_layer"] = {name: getattr(timm.layers, name) for name in GATED}[arguments["mlp_layer"]]
-    network = timm.create_model(architecture, **{**arguments, **options})
+    network: Any = timm.create_model(architecture, **{**arguments, **options})
     if after is not None:
         from densepath.nets.backbones.hipt import halve_width
 

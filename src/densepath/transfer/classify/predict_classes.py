@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from densepath.core.closing import say_end
 from densepath.core.csv_files import write_rows
@@ -66,7 +67,12 @@ def predict_classes(
         raise UserError("classes are predicted on one device; leave --devices out")
     if not is_tile_folder(data):
         refuse_among_images(out, data)
-    record = {"run": str(run), "data": str(data), "classifier": digest_of_file(path), "exclude": list(exclude)}
+    record: dict[str, Any] = {
+        "run": str(run),
+        "data": str(data),
+        "classifier": digest_of_file(path),
+        "exclude": list(exclude),
+    }
     record |= {"devices": devices, "precision": hardware.precision}
     hardware.lay_out(model)
     readout = Readout(model, notes).to(hardware.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from densepath.sources.listing import walk
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import is_tile_folder, overlap_of, read_slide_rows, read_tile_folder
 from densepath.training.hardware import Hardware, Precision
-from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides
+from densepath.transfer.embed.embed_slides import EmbedOptions, embed_slides, features_name, features_path
 from densepath.transfer.mil.extractor_record import ExtractorRecord
-from densepath.transfer.mil.feature_files import SUFFIXES, find_features
+from densepath.transfer.mil.feature_files import SUFFIXES, find_features, slide_name
 from densepath.transfer.mil.slide_table import patient_of_tcga
 from densepath.transfer.slides.slide_list import refuse_options
 
 _WHOLE = "1/1"  # every process waits until all slides are tiled
+_ROUNDING = 1e-3  # µm per pixel that differ by less, relatively, are one value, written with fewer digits
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,20 @@ class SlideOptions:
 
 
 def slides_in_files(data: str | Path) -> list[NewSlide] | None:
-    """The slides whose features are in a folder; None if data are slides, or tiles of slides.
+    """The slides whose features are in a folder or file; None if data are slides, or tiles of slides.
 
     Raises:
-        UserError: a slide has two files.
+        UserError: a slide has two files, or data name files of features in another way.
     """
-    if is_tile_folder(data) or not Path(data).is_dir():
+    path = Path(data)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        found = {slide_name(path.name): path}
+    elif path.suffix.lower() in SUFFIXES and not path.is_dir():
+        raise UserError(f"{data} is no file; give a folder of files of features, or one of them")
+    elif is_tile_folder(data) or not path.is_dir() or not walk(data, SUFFIXES):
         return None
-    if not walk(data, SUFFIXES):
-        return None
-    found = find_features(data)
+    else:
+        found = find_features(data)
     owners = patients_of(data, [str(file) for file in found.values()])
     say(f"densepath: the features of {len(found)} slides are taken from {data}")
     return [NewSlide(name, _patient(name, owners.get(str(file))), file) for name, file in found.items()]
@@ -99,6 +105,7 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
     mpp, side = _agreed("mpp", record.mpp, options.mpp), _agreed("window", record.tile, options.tile)
     if is_tile_folder(data):
         given = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
+        given["exclude"] = options.exclude or None
         refuse_options("slides that are not tiled", given)
         tiling = read_tile_folder(data)[0]
         for what, own, needed in (
@@ -106,7 +113,7 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
             ("pixels per side", tiling.size, side),
             ("pixels of overlap", overlap_of(data), record.overlap if record.mpp else None),
         ):
-            if needed is not None and own != needed:
+            if needed is not None and not _alike(own, needed):
                 raise UserError(
                     f"the tiles of {data} have {own:g} {what}, those of the training {needed:g}; tile again"
                 )
@@ -140,7 +147,13 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
         tile(data=data, out=tiles, mpp=record.mpp, size=record.tile, overlap=record.overlap, shard=_WHOLE, **given)
     network = {name: getattr(record, name) for name in ("backbone", "stage", "pool", "seed", "size")}
     assert record.weights is not None
-    how = EmbedOptions(record.weights, network, "float16", 64, options.hardware, options.precision, record.check)
+    made: dict[str, Any] = {}
+
+    def check(notes: Mapping[str, Any]) -> None:
+        record.check(notes)
+        made.update(notes)
+
+    how = EmbedOptions(record.weights, network, "float16", 64, options.hardware, options.precision, check)
     features = out / "features"
     counts = embed_slides(
         tiles,
@@ -155,10 +168,10 @@ def embed_new_slides(data: str | Path, out: Path, record: ExtractorRecord, optio
     )
     if counts["left"]:
         return []
-    folder = next(features.glob("features_*"))
+    name = features_name(record.weights, made["backbone"])
     rows = read_slide_rows(tiles)
     owners = patients_of(data if tiles != Path(data) else Path(rows[0]["path"]).parent, [row["path"] for row in rows])
-    return [_slide(row, folder / f"{row['slide']}.h5", features, owners.get(row["path"])) for row in rows]
+    return [_slide(row, features_path(features, name, row["slide"]), features, owners.get(row["path"])) for row in rows]
 
 
 def _slide(row: dict[str, str], file: Path, features: Path, owner: str | None) -> NewSlide:
@@ -177,6 +190,12 @@ def _patient(name: str, owner: str | None) -> str:
 
 
 def _agreed(option: str, recorded: Any, given: Any) -> Any:
-    if recorded is not None and given is not None and recorded != given:
+    if recorded is not None and given is not None and not _alike(recorded, given):
         raise UserError(f"--{option} is {given:g}, but the run was trained on tiles with {recorded:g}; leave it out")
     return given if recorded is None else recorded
+
+
+def _alike(one: float, other: float) -> bool:
+    """Whether two µm per pixel, or whole numbers of pixels, are the same."""
+    whole = float(one).is_integer() and float(other).is_integer()
+    return one == other if whole else math.isclose(one, other, rel_tol=_ROUNDING)

@@ -89,8 +89,9 @@ def predict_answers(
         refuse_options("files of features", {"slides": slides})
         extractor = completed(ExtractorRecord.read(run), data, options)
     else:
-        tiling = {"mpp": options.mpp, "window": options.tile}
-        refuse_options("slides", {**tiling, "mpp_table": options.mpp_table, "default_mpp": options.default_mpp})
+        idle: dict[str, Any] = {"weights": options.weights, "mpp": options.mpp, "window": options.tile}
+        idle |= {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp, "shard": options.shard}
+        refuse_options("slides, not files of features", {**idle, "exclude": options.exclude or None})
     if not is_tile_folder(data):
         refuse_among_images(out, data)
     config = read_config(run) or read_config(run.parent) or {}

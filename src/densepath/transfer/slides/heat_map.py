@@ -74,8 +74,14 @@ def write_heat_map(
     Raises:
         UserError: the slide's µm per pixel are unknown.
     """
+    return write_map(path, slide, heat_map(slide, boxes, values), label=label, limits=limits)
+
+
+def write_map(
+    path: str | Path, slide: Slide, found: HeatMap, *, label: str = "", limits: tuple[float, float] | None = None
+) -> tuple[Path, Path]:
+    """Write a map of a slide. Files, arguments and errors as for :func:`write_heat_map`."""
     tiff, png = (Path(path).with_name(f"{Path(path).name}{suffix}") for suffix in (".tif", ".png"))
-    found = heat_map(slide, boxes, values)
     colored = found.values.shape[2] == 3
     if limits is None and not colored:
         known = found.values[np.isfinite(found.values)]
@@ -135,22 +141,45 @@ def heat_map(slide: Slide, boxes: npt.ArrayLike, values: npt.ArrayLike) -> HeatM
     kept = np.isfinite(colors).all(1)
     edges, colors = edges[kept], colors[kept]
     side = float(edges[:, 2:].min()) if len(edges) else max(slide.mpp)
-    step = max(1, int(side / _ACROSS / max(slide.mpp)), -(-max(slide.size) // _LONGEST))
-    spacing = slide.mpp[0] * step, slide.mpp[1] * step
-    height, width = (-(-length // step) for length in slide.size)
-    total = np.zeros((height, width, colors.shape[1]), np.float32)
-    weight = np.zeros((height, width), np.float32)
-    edges = edges / np.array([*spacing, *spacing])
-    for (top, left, high, wide), value in zip(edges, colors, strict=True):
-        rows, y = _covered(top, top + high, height)
-        columns, x = _covered(left, left + wide, width)
-        area = y[:, None] * x
-        weight[rows, columns] += area
-        total[rows, columns] += area[..., None] * value
-    inside = [np.minimum(1, length / step - np.arange(-(-length // step))) for length in slide.size]
-    least = 0.5 * np.minimum(np.outer(*inside), side**2 / (spacing[0] * spacing[1]))  # of a pixel, or of a rectangle
-    total /= np.where(weight < least, np.nan, weight)[..., None]
-    return HeatMap(total, step, spacing)
+    found = GrowingMap(slide, side, colors.shape[1])
+    found.add(edges, colors)
+    return found.done()
+
+
+class GrowingMap:
+    """A map that gets its rectangles in parts, and keeps none of them.
+
+    Args:
+        slide: the slide.
+        side: the shortest side of a rectangle in µm.
+        channels: numbers of a rectangle.
+    """
+
+    def __init__(self, slide: Slide, side: float, channels: int = 1) -> None:
+        self._step = step = max(1, int(side / _ACROSS / max(slide.mpp)), -(-max(slide.size) // _LONGEST))
+        self._spacing = slide.mpp[0] * step, slide.mpp[1] * step
+        self._slide, self._side = slide, side
+        shape = [-(-length // step) for length in slide.size]
+        self._total, self._weight = np.zeros((*shape, channels), np.float32), np.zeros(shape, np.float32)
+
+    def add(self, boxes: npt.NDArray[np.float64], values: npt.NDArray[np.float32]) -> None:
+        """Add rectangles (N, 4) in µm with finite values (N, C)."""
+        height, width = self._weight.shape
+        edges = boxes / np.array([*self._spacing, *self._spacing])
+        for (top, left, high, wide), value in zip(edges, values, strict=True):
+            rows, y = _covered(top, top + high, height)
+            columns, x = _covered(left, left + wide, width)
+            area = y[:, None] * x
+            self._weight[rows, columns] += area
+            self._total[rows, columns] += area[..., None] * value
+
+    def done(self) -> HeatMap:
+        """The map; it takes no more rectangles."""
+        inside = [np.minimum(1, n / self._step - np.arange(-(-n // self._step))) for n in self._slide.size]
+        own = self._side**2 / (self._spacing[0] * self._spacing[1])
+        least = 0.5 * np.minimum(np.outer(*inside), own)  # of a pixel, or of a rectangle
+        self._total /= np.where(self._weight < least, np.nan, self._weight)[..., None]
+        return HeatMap(self._total, self._step, self._spacing)
 
 
 def _covered(low: float, high: float, length: int) -> tuple[slice, npt.NDArray[np.float32]]:

@@ -1,0 +1,65 @@
+"""The features of new slides: which files they are, and what does not fit those of the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from densepath.core.errors import UserError
+from densepath.training.hardware import Hardware
+from densepath.transfer.embed.embed_slides import EmbedOptions
+from densepath.transfer.mil.extractor_record import ExtractorRecord
+from densepath.transfer.mil.new_slides import SlideOptions, completed, embed_new_slides, slides_in_files
+
+CPU = Hardware("cpu", 1, 1, 0, 0, "32", False, False, None)
+RECORD = ExtractorRecord(weights="w", mpp=256 / 224, tile=2000)
+
+
+def options(mpp: float | None = None, tile: int | None = None, **given: Any) -> SlideOptions:
+    empty: dict[str, Any] = {"mpp_table": None, "default_mpp": None, "exclude": (), "shard": None}
+    return SlideOptions(None, mpp, tile, **{**empty, **given}, hardware=CPU, precision="32")
+
+
+def write_tiles(folder: Path) -> Path:
+    (folder / "1.1429mpp_2000px_0px_overlap" / "patches").mkdir(parents=True)
+    (folder / "config.yaml").write_text("# densepath tile\n")
+    (folder / "slides.csv").write_text("slide,path,tiles,problem\na,/a.tiff,2,\n")
+    return folder
+
+
+def test_features_are_read_where_these_weights_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from a folder of other weights beside it."""
+
+    def embed(tiles: Path, out: Path, how: EmbedOptions, **_: Any) -> dict[str, int]:
+        how.check({"backbone": "net"})
+        for name in ("features_a", "features_w", "features_z"):
+            (out / name).mkdir(parents=True)
+            (out / name / "a.h5").touch()
+        return {"left": 0}
+
+    monkeypatch.setattr("densepath.transfer.mil.new_slides.embed_slides", embed)
+    (slide,) = embed_new_slides(write_tiles(tmp_path / "T"), tmp_path / "out", RECORD, options())
+    assert slide.file == tmp_path / "out" / "features" / "features_w" / "a.h5"
+
+
+def test_resolutions_may_be_rounded_and_pixels_not(tmp_path: Path) -> None:
+    assert completed(RECORD, tmp_path, options(mpp=1.1429, tile=2000)) == RECORD
+    for given, why in (({"mpp": 1.2}, "--mpp is 1.2"), ({"tile": 2001}, "--window is 2001")):
+        with pytest.raises(UserError, match=why):
+            completed(RECORD, tmp_path, options(**given))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="exclude: only for slides that are not tiled"):
+        completed(RECORD, write_tiles(tmp_path / "T"), options(exclude=["b*"]))
+
+
+def test_a_file_of_features_is_that_of_a_slide(tmp_path: Path) -> None:
+    (tmp_path / "x.h5").touch()
+    (tmp_path / "y.h5").touch()
+    (tmp_path / "manifest.csv").write_text("file,patient\nx.svs,P\n")
+    (slide,) = slides_in_files(tmp_path / "x.h5") or []
+    assert (slide.name, slide.patient, slide.file) == ("x", "P", tmp_path / "x.h5")
+    for name in ("*.h5", "z.pt"):
+        with pytest.raises(UserError, match="give a folder of files of features"):
+            slides_in_files(tmp_path / name)
+    assert slides_in_files(tmp_path / "a.svs") is None
