@@ -104,7 +104,7 @@ def completed(record: ExtractorRecord, data: str | Path, options: SlideOptions) 
         )
     mpp, side = _agreed("mpp", record.mpp, options.mpp), _agreed("window", record.tile, options.tile)
     if is_tile_folder(data):
-        given = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
+        given: dict[str, Any] = {"mpp_table": options.mpp_table, "default_mpp": options.default_mpp}
         given["exclude"] = options.exclude or None
         refuse_options("slides that are not tiled", given)
         tiling = read_tile_folder(data)[0]
