@@ -217,3 +217,17 @@ def test_recipes_are_options_of_the_verb(name: str) -> None:
     given = VERBS["classify"].command("classify").parse(["--config", name, "--data", "d", "--out", "o"])
     assert given["optimizer"]["lr"] > 0
     assert resolve(ClassifyConfig, name, {"data": "d", "out": "o"}, "classify").epochs == given["epochs"]
+
+
+def test_damaged_validation_images_are_left_out(
+    data: Path, classify: Classify, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = [[*row.values(), ("train", "test", "val")[i % 3]] for i, row in enumerate(rows(data / "labels.csv"))]
+    heads = ["file", "label", "person", "split"]
+    labels = write_table(data / "split.csv", heads, table)
+    whole = (data / "images" / table[2][0]).read_bytes()
+    (data / "images" / table[2][0]).write_bytes(whole[: len(whole) // 2])  # a header that can be read
+    classify(data=data / "images", labels=labels, epochs=1, freeze=True, cache="none")
+    said = "".join(capsys.readouterr())
+    assert f"1 damaged validation images are left out: {table[2][0]}" in said
+    assert len(rows(tmp_path / "run/predictions.csv")) == 8

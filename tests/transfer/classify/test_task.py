@@ -13,8 +13,10 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.training.optimizers import Optimizer
 from densepath.transfer.classify.classifier import Classifier, ClassifierNotes
+from densepath.transfer.classify.results import Scores
 from densepath.transfer.classify.targets import Targets
 from densepath.transfer.classify.task import TARGET, VIEW, ClassifyTask, Objective
+from densepath.transfer.probe.metrics import Score
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
@@ -124,7 +126,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run() -> None:
     targets = Targets(("a", "b", "c"), np.arange(6.0)[:, None] % 3, True)
     perfect, wrong = 4 * torch.eye(3).repeat(2, 1), torch.zeros(6, 3)
     answers = iter([wrong, perfect, 2 * perfect, perfect, perfect])
-    task = make_task(NOTES.build(), targets, validate=lambda: next(answers), patience=2, choose="auc")
+    task = make_task(NOTES.build(), targets, validate=lambda: (np.arange(6), next(answers)), patience=2, choose="auc")
     marks = []
     for epoch in range(5):
         with torch.no_grad():
@@ -133,3 +135,25 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run() -> None:
         marks.append(task.finished())
     assert marks == [False, False, False, False, True]  # the third has the same AUC and a lower loss
     assert task.restore_chosen()["epoch"] == 3 and task.model.head.bias[0].item() == 2.0
+
+
+def test_balanced_labels_weigh_by_absent_over_present() -> None:
+    values = np.array([[1.0, 1], [0, 0], [0, np.nan], [0, 1]])
+    weights = Objective(Targets(("a", "b"), values, False), balanced=True).weights
+    assert weights.tolist() == [3.0, 0.5]
+
+
+def test_unreadable_validation_images_are_left_out() -> None:
+    targets = Targets(("a", "b", "c"), np.arange(6.0)[:, None] % 3, True)
+    logits, read = torch.randn(6, 3), np.array([0, 1, 2, 4])
+    found = make_task(NOTES.build(), targets, validate=lambda: (read, logits[read])).evaluate()
+    assert (
+        found == make_task(NOTES.build(), targets.take(read), validate=lambda: (np.arange(4), logits[read])).evaluate()
+    )
+
+
+def test_a_score_that_a_fold_lacks_is_named_and_left_out_of_the_mean() -> None:
+    runs = [{"auc_a": 80.0}, {"auc_a": float("nan")}, {"auc_a": 90.0}]
+    scores = Scores({"auc_a": Score(85.0, 80.0, 90.0)}, runs)
+    assert (scores.mean("auc_a"), scores.spread("auc_a")) == (85.0, pytest.approx(50**0.5))
+    assert scores.undefined(["fold_0", "fold_1", "fold_2"]) == {"auc_a": ["fold_1"]}

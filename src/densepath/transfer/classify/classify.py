@@ -15,7 +15,7 @@ import torch
 
 from densepath.core.closing import command, say_end
 from densepath.core.digests import digest_of
-from densepath.core.errors import UserError
+from densepath.core.errors import UserError, first_few
 from densepath.core.files import atomic_write
 from densepath.core.result import Result
 from densepath.core.spacing import evenly_spaced
@@ -177,6 +177,8 @@ def _notes(config: ClassifyConfig, study: Study, spec: PixelSpec) -> ClassifierN
 
 def _mpp(images: PixelSource, places: Sequence[int]) -> float | None:
     """The µm per pixel of images; None if they are unknown, or differ."""
+    if images.spec.ndim != 2:  # millimetres
+        return None
     known = images.spacing(torch.tensor(places))
     if known is None or not bool(known.isfinite().all()) or float(known.max()) > _SAME_MPP * float(known.min()):
         return None
@@ -258,6 +260,9 @@ def _finish(
     }
     write_results(tested, scores, notes, out)
     draw_safely(lambda: draw_pictures(tested, scores, out))
+    if lacking := scores.undefined(tested.run_names):
+        parts = [f"{name} of {', '.join(runs)}" for name, runs in lacking.items()]
+        say(f"densepath: undefined, and left out of means and spreads: {first_few(parts)}")
     shown = []
     for name in SHOWN:
         spread = f", {scores.mean(name):.1f} ± {scores.spread(name):.1f} over trainings" if len(names) > 1 else ""

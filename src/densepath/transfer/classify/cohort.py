@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import cache_images
 from densepath.sources.pixel_source import AllNames, PixelSource
 from densepath.sources.restrict import take
+from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.targets import Targets, read_targets
 from densepath.transfer.probe.folds import PART_NUMBERS, SPLITS
@@ -41,6 +42,7 @@ class Pool:
         owners: (N,) the patient of each image; its name where patients are unknown.
         by_patient: where the patients come from; "" if unknown.
         splits: (N,) names of splits, in lower case; () without an official split.
+        files: (N,) what is the same for two names of one file.
     """
 
     images: PixelSource
@@ -49,6 +51,7 @@ class Pool:
     owners: list[str]
     by_patient: str
     splits: list[str]
+    files: list[Hashable]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,6 +66,7 @@ class Pool:
             targets=self.targets.take(positions),
             owners=[self.owners[p] for p in places],
             splits=[self.splits[p] for p in places] if self.splits else [],
+            files=[self.files[p] for p in places],
         )
 
     def gather(self, index: Tensor, pin: bool = False) -> Tensor:
@@ -103,15 +107,25 @@ def read_pool(
     divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
     splits = tops if divided else []
     found, kept = read_targets(config, names, listed, table, divided, whole)
+    places = np.flatnonzero(kept)
+    if len(places) < len(names):  # the others need neither split nor patient
+        images, found = _same_pixels(take(images, torch.from_numpy(places)), images), found.take(places)
+        paths, names, splits = ([part[p] for p in places] if part else [] for part in (paths, names, splits))
+        listed = _Listed([_absolute(path, data) for path in paths])
+    volumes = images.rows if isinstance(images, VolumeStore) else []
     if table is not None and _SPLIT in table_columns(table):
         given = match_columns(listed, table, [_SPLIT]).values
         splits = [row[0].lower() if row is not None else "" for row in given]
         wrong = [f"{name} ({split!r})" for name, split in zip(names, splits, strict=True) if split not in PART_NUMBERS]
-        wrong = [wrong[0]] if wrong and all(kept) else [w for w, k in zip(wrong, kept, strict=False) if k]
         refuse(wrong, f"images with another split than train, val or test in {table}", "correct the column split")
+    elif volumes and all(row["split"] for row in volumes) and len({row["split"] for row in volumes}) > 1:
+        splits = [row["split"] for row in volumes]
     owners, source = _owners(config, names, listed, table, data)
-    pool = Pool(images, names, found, owners, source, splits)
-    return pool if kept.all() else pool.take(np.flatnonzero(kept))
+    if volumes and not source and all(row["patient"] for row in volumes):
+        owners, source = [row["patient"] for row in volumes], str(data)
+    if isinstance(images, ImageFiles):
+        return Pool(images, names, found, owners, source, splits, [_file(path) for path in paths])
+    return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])
 
 
 def open_pool(pool: Pool, config: ClassifyConfig, device: torch.device) -> Pool:
@@ -142,6 +156,15 @@ class _Listed:
         return self._names[position]
 
 
+def _file(path: str) -> Hashable:
+    """A file by its number on the disk, which links to it share."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino
+
+
 def _absolute(path: str, data: str | Path) -> str:
     """A path as tables may have it: absolute, or below the folder of the images."""
     if os.path.isabs(path) or os.path.exists(path) or not os.path.isdir(data):
@@ -164,7 +187,7 @@ def _owners(
     if column is not None and source is not None:
         rows = match_columns(listed, source, [column]).values
         owners = [row[0] if row is not None else "" for row in rows]
-        absent = [name for name, owner, row in zip(names, owners, rows, strict=True) if row is not None and not owner]
+        absent = [name for name, owner in zip(names, owners, strict=True) if not owner]
         refuse(absent, f"images without a {column} in {source}", "fill it in")
         return owners, f"{column} in {source}"
     if os.path.isdir(data):

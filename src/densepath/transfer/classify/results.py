@@ -75,12 +75,25 @@ class Scores:
     runs: list[dict[str, float]]
 
     def mean(self, name: str) -> float:
-        """The mean over the trainings."""
-        return float(np.mean([run[name] for run in self.runs]))
+        """The mean over the trainings in which it is defined; NaN without one."""
+        known = self._known(name)
+        return float(np.mean(known)) if known else float(np.nan)
 
     def spread(self, name: str) -> float:
-        """The standard deviation over the trainings; NaN for a single one."""
-        return float(np.std([run[name] for run in self.runs], ddof=1)) if len(self.runs) > 1 else float(np.nan)
+        """The standard deviation over the trainings in which it is defined; NaN for a single one."""
+        known = self._known(name)
+        return float(np.std(known, ddof=1)) if len(known) > 1 else float(np.nan)
+
+    def undefined(self, run_names: Sequence[str]) -> dict[str, list[str]]:
+        """The scores that some trainings lack, as their test images lack a class or a label, and these trainings."""
+        lacking = {
+            score: [name for name, run in zip(run_names, self.runs, strict=True) if not np.isfinite(run[score])]
+            for score in self.all
+        }
+        return {score: names for score, names in lacking.items() if names}
+
+    def _known(self, name: str) -> list[float]:
+        return [run[name] for run in self.runs if np.isfinite(run[name])]
 
 
 def score(tested: Outcome, seed: int) -> Scores:
@@ -125,6 +138,7 @@ def write_results(tested: Outcome, scores: Scores, notes: dict[str, Any], out: P
             name: _finite({**_as_dict(each), "mean": scores.mean(name), "spread": scores.spread(name)})
             for name, each in scores.all.items()
         },
+        "undefined": scores.undefined(tested.run_names),
         "runs": {name: _finite(row) for name, row in zip(tested.run_names, scores.runs, strict=True)},
     }
     with atomic_write(out / METRICS) as part:

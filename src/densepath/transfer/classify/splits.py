@@ -53,10 +53,10 @@ class Study:
 
 
 def make_study(pool: Pool, test: Pool | None) -> Study:
-    """The official parts of the images; refuses patients on both sides of the test.
+    """The official parts of the images; refuses files and patients on both sides of the test.
 
     Raises:
-        UserError: a part is empty, or a patient is in two of them.
+        UserError: a part is empty, or a file or a patient is in two of them.
     """
     everything, none = np.arange(len(pool)), np.array([], np.int64)
     if test is not None:
@@ -67,19 +67,28 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
         study = Study(pool, pool, *(np.flatnonzero(parts == part) for part in range(3)))
         if not len(study.fit) or not len(study.tested):
             raise UserError(f"the images are all of one split, {pool.splits[0]}; name training and test images")
+        if not len(study.held) and not any(PART_NUMBERS[split] == 2 for split in pool.splits):
+            say(
+                f"densepath: no images are of the split test: the {len(study.tested)} validation images are the test, "
+                "and a share of the training images chooses the epoch"
+            )
     else:
         return Study(pool, pool, everything, none, none)
     known = bool(study.train.by_patient and study.test.by_patient)
-    owners = [
-        {source.owners[p] for p in positions}
-        for source, positions in ((study.train, study.fit), (study.train, study.held), (study.test, study.tested))
-    ]
+    sides = (study.train, study.fit), (study.train, study.held), (study.test, study.tested)
+    owners = [{source.owners[p] for p in positions} for source, positions in sides]
+    files = [{source.files[p]: source.names[p] for p in positions} for source, positions in sides]
     for one, other in ((0, 2), (1, 2), (0, 1)):
         shared = sorted(owners[one] & owners[other]) if known else []
         refuse(
             shared,
             f"leak: patients with {PARTS[one]} and {PARTS[other]} images",
             "put all images of a patient into one part",
+        )
+        refuse(
+            [name for file, name in files[other].items() if file in files[one]],
+            f"leak: images that are both {PARTS[one]} and {PARTS[other]} images",
+            "name each file in one part",
         )
     return study
 

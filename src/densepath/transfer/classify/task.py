@@ -19,12 +19,13 @@ from densepath.transfer.classify.classifier import Classifier
 from densepath.transfer.classify.config import Choice
 from densepath.transfer.classify.label_scores import macro_auc
 from densepath.transfer.classify.targets import Targets
-from densepath.transfer.probe.metrics import Floats
+from densepath.transfer.probe.metrics import Floats, Integers
 from densepath.views.maker import ViewMaker
 from densepath.views.view import Batch
 
 VIEW, TARGET = "image", "target"
-Validate = Callable[[], Tensor]  # (V, T) logits of the validation images, on the CPU
+# Positions (V,) of the validation images that can be read, and their logits (V, T), on the CPU.
+Validate = Callable[[], tuple[Integers, Tensor]]
 
 
 class Objective:
@@ -35,7 +36,9 @@ class Objective:
 
     Args:
         targets: of the training images.
-        balanced: whether classes, or present labels, weigh by the inverse of their frequency; the mean weight is 1.
+        balanced: whether classes weigh by the inverse of their frequency: the mean weight of an image is 1. Of several
+            labels, each present one weighs by the number of images without this label over that of images with it: this
+            has no upper limit.
     """
 
     def __init__(self, targets: Targets, balanced: bool = False) -> None:
@@ -141,9 +144,10 @@ class ClassifyTask(Task):
 
         Of equal AUCs the lower loss decides.
         """
-        logits = self._validate()
-        loss = float(self._objective(logits, torch.from_numpy(self._validation.values).float()))
-        score = macro_auc(self._validation, _probabilities(logits, self._validation.exclusive))
+        read, logits = self._validate()
+        targets = self._validation.take(read)
+        loss = float(self._objective(logits, torch.from_numpy(targets.values).float()))
+        score = macro_auc(targets, _probabilities(logits, targets.exclusive))
         self.record[0] += 1
         done, epoch, best, lowest = self.record.tolist()
         better = (score, -loss) > (best, -lowest) if self._choose == "auc" else loss < lowest

@@ -115,7 +115,7 @@ def fit(
         batches.steps_per_epoch,
         freeze=config.freeze,
         validation=validation.targets,
-        validate=lambda: _validation_logits(model, notes, validation, hardware),
+        validate=_Validation(model, notes, validation, hardware),
         choose=config.choose,
         patience=config.patience,
     )
@@ -199,19 +199,34 @@ class _Logits(Readout):
         return self.logits(pixels)
 
 
-def _validation_logits(model: Any, notes: ClassifierNotes, validation: Pool, hardware: Hardware) -> Tensor:
-    """(V, T) logits of the validation images on the CPU; each process computes those of every n-th batch.
+class _Validation:
+    """Logits of the validation images; each process computes those of every n-th batch."""
 
-    Raises:
-        UserError: an image cannot be read: it would change which epoch is chosen.
-    """
-    readout = _Logits(model.eval(), notes)
-    batches = batches_of(range(len(validation)), AT_ONCE)[rank() :: world_size()]
-    logits = torch.zeros(len(validation), len(notes.labels), device=hardware.device)
-    half = hardware.precision == "bf16-mixed"
-    for part in encode(readout, Stored(validation.images), batches, hardware.device, half):
-        if part.damaged:
-            raise UserError(f"a validation image cannot be read ({part.damaged[0]}); leave it out with --exclude")
-        logits[part.positions] = torch.from_numpy(part.features).to(hardware.device)
-    torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
-    return total(logits).cpu()
+    def __init__(self, model: Any, notes: ClassifierNotes, images: Pool, hardware: Hardware) -> None:
+        self._readout, self._images, self._hardware = _Logits(model, notes), images, hardware
+        self._damaged: set[int] = set()
+
+    def __call__(self) -> tuple[Integers, Tensor]:
+        """Positions of the images that can be read, and their logits (V, T) on the CPU.
+
+        Raises:
+            UserError: none can be read.
+        """
+        device, count = self._hardware.device, len(self._images)
+        batches = batches_of(range(count), AT_ONCE)[rank() :: world_size()]
+        found = torch.zeros(count, 1 + len(self._images.targets.names), device=device)  # whether it is read, logits
+        half = self._hardware.precision == "bf16-mixed"
+        for part in encode(self._readout.eval(), Stored(self._images.images), batches, device, half):
+            found[part.positions, 0] = 1
+            found[part.positions, 1:] = torch.from_numpy(part.features).to(device)
+        torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
+        found = total(found).cpu()
+        damaged = [k for k in torch.nonzero(found[:, 0] == 0).flatten().tolist() if k not in self._damaged]
+        self._damaged.update(damaged)
+        if damaged and self._hardware.rank == 0:
+            names = first_few([self._images.names[k] for k in damaged])
+            say(f"densepath: {len(damaged)} damaged validation images are left out: {names}")
+        read = torch.nonzero(found[:, 0]).flatten()
+        if not len(read):
+            raise UserError(f"none of {count} validation images can be read; check the files ({self._images.names[0]})")
+        return read.numpy(), found[read, 1:]

@@ -1,0 +1,117 @@
+"""Patients, splits and files of the images, and what is refused; without training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from densepath.core.errors import UserError
+from densepath.sources.open import find_source
+from densepath.sources.volumes.store import VolumeStore
+from densepath.transfer.classify.cohort import Pool, read_pool
+from densepath.transfer.classify.config import ClassifyConfig
+from densepath.transfer.classify.splits import make_study
+
+from .conftest import write_table
+
+
+def read(data: Path, labels: Path | str, images: Any = None, **options: Any) -> Pool:
+    config = ClassifyConfig(data=data, out="", labels=labels, **options)
+    return read_pool(config, find_source(data) if images is None else images, data, labels)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four files of two classes, which nothing decodes."""
+    for name in ("a/1.png", "a/2.png", "b/3.png", "b/4.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_a_file_on_both_sides_of_the_test_is_refused_without_patients(folder: Path, tmp_path: Path, link: Any) -> None:
+    pool, other = read(folder, "folders"), folder
+    if link is not None:
+        other = tmp_path / "other"
+        for name in ("a", "b"):
+            (other / name).mkdir(parents=True)
+        link(folder / "a/1.png", other / "a/new.png")
+        (other / "b/4.png").write_bytes(b"another image of the same name")
+    with pytest.raises(UserError, match=r"leak: images that are both train and test images: a/(1|new).png"):
+        make_study(pool, read(other, "folders"))
+
+
+def test_a_link_in_another_official_part_is_refused(folder: Path, tmp_path: Path) -> None:
+    os.symlink(folder / "a/1.png", folder / "a/5.png")
+    names = ["a/1.png", "a/2.png", "b/3.png", "b/4.png", "a/5.png"]
+    splits = zip(names, "aabba", ("train", "val", "train", "test", "test"), strict=True)
+    pool = read(folder, write_table(tmp_path / "t.csv", ["file", "label", "split"], [[*row] for row in splits]))
+    with pytest.raises(UserError, match=r"both train and test images: a/5.png"):
+        make_study(pool, None)
+
+
+def test_images_that_are_left_out_need_neither_split_nor_patient(folder: Path, tmp_path: Path) -> None:
+    table = [["a/2.png", "a", "train", "Q"], ["b/3.png", "b", "train", "R"], ["b/4.png", "b", "Test", "S"]]
+    heads = ["file", "label", "split", "patient"]
+    pool = read(folder, write_table(tmp_path / "t.csv", heads, table), unmatched="skip")
+    assert (pool.names, pool.splits, pool.owners) == (
+        ["a/2.png", "b/3.png", "b/4.png"],
+        ["train", "train", "test"],
+        ["Q", "R", "S"],
+    )
+    assert len(pool.images) == len(pool.targets) == len(pool.files) == 3
+    read(folder, tmp_path / "t.csv", unmatched="skip", patient_regex="[234]")  # which 1.png lacks
+    table[0][2], table[2][2] = "left", "right"
+    with pytest.raises(UserError, match=r"a/2.png \('left'\), b/4.png \('right'\); correct the column split"):
+        read(folder, write_table(tmp_path / "t.csv", heads, table), unmatched="skip")
+
+
+def test_an_image_that_the_manifest_lacks_has_no_patient(folder: Path) -> None:
+    write_table(folder / "manifest.csv", ["file", "person"], [["a/1.png", "x"], ["a/2.png", "y"], ["b/3.png", "z"]])
+    with pytest.raises(UserError, match=r"images without a person in .*: b/4.png"):
+        read(folder, "folders", patient="person")
+
+
+def test_only_validation_images_are_said_to_be_the_test(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+    rows = [[name, name[0], ("train", "val")[k % 2]] for k, name in enumerate(names)]
+    study = make_study(read(folder, write_table(tmp_path / "t.csv", ["file", "label", "split"], rows)), None)
+    assert study.tested.tolist() == [1, 3] and not len(study.held)
+    said = "".join(capsys.readouterr())
+    assert "the 2 validation images are the test" in said
+    rows[3][2] = "test"
+    make_study(read(folder, write_table(tmp_path / "t.csv", ["file", "label", "split"], rows)), None)
+    assert "are the test" not in "".join(capsys.readouterr())
+
+
+def store(folder: Path, patients: list[str | None], splits: list[str]) -> VolumeStore:
+    """What a store says of volumes; nothing reads them."""
+    fixed = {"size": [2, 2, 2], "affine": np.eye(4).tolist(), "start": 0, "crc": [0], "labels": None, "bytes": 0}
+    scales = [{"slope": 1.0, "intercept": 0.0}]
+    rows = [
+        {**fixed, "name": f"v{k}", "file": f"v{k}.vol", "scales": scales, "patient": patient, "split": split}
+        for k, (patient, split) in enumerate(zip(patients, splits, strict=True))
+    ]
+    return VolumeStore(folder, {"window": None, "channels": 1}, rows)
+
+
+def test_volumes_have_the_patients_and_splits_of_their_store(tmp_path: Path) -> None:
+    labels = write_table(tmp_path / "t.csv", ["file", "label"], [[f"v{k}", "ab"[k % 2]] for k in range(4)])
+    parts = ["train", "train", "test", "test"]
+    pool = read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts))
+    assert (pool.owners, pool.splits, pool.by_patient) == (["A", "B", "C", "D"], parts, str(tmp_path))
+    assert [*make_study(pool, None).tested] == [2, 3]
+    with pytest.raises(UserError, match="leak: patients with train and test images: A;"):
+        make_study(read(tmp_path, labels, store(tmp_path, ["A", "B", "A", "D"], parts)), None)
+    pool = read(tmp_path, labels, store(tmp_path, ["A", None, "C", "D"], [""] * 4))
+    assert (pool.owners, pool.splits, pool.by_patient) == (["v0", "v1", "v2", "v3"], [], "")
+    write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
+    assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
