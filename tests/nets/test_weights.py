@@ -375,3 +375,16 @@ def test_timm_weights_without_network_are_one_line(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"could not be fetched \(ConnectionError\); check the network") as raised:
         load_weights(backbone, "resnet18.a1_in1k")
     assert "\n" not in str(raised.value)
+
+
+def test_the_moving_average_of_a_checkpoint_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in timm; the log names it once, and an empty one is passed over."""
+    trained, averaged = ({"conv1.weight": torch.full((2, 3, 1, 1), value)} for value in (1.0, 2.0))
+    for plain, ema in (("model", "model_ema"), ("state_dict", "state_dict_ema")):
+        torch.save({plain: trained, ema: averaged}, path := tmp_path / f"{ema}.pth")
+        for _ in range(2):
+            assert torch.equal(read_weights(path)[0]["conv1.weight"], averaged["conv1.weight"])
+        assert capsys.readouterr().err.count(f"moving average ({ema}) is used, not {plain}") == 1
+        torch.save({plain: trained, ema: {}}, path := tmp_path / f"{plain}.pth")
+        assert torch.equal(read_weights(path)[0]["conv1.weight"], trained["conv1.weight"])
+        assert not capsys.readouterr().err

@@ -19,7 +19,7 @@ from PIL import Image
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import save_backbone
 from densepath.training.export import export
-from densepath.training.model_card import card_path, recorded_scores, write_card
+from densepath.training.model_card import bare, card_path, recorded_scores, write_card
 from densepath.training.pretrain import pretrain
 
 
@@ -148,3 +148,10 @@ def test_names_of_folders_in_any_encoding_are_in_the_card(tmp_path: Path) -> Non
     config = json.dumps({"method": "concl", "data": os.fsdecode(b"Gewebe\xe4")})
     card = write_card(tmp_path / "w.safetensors", None, "tensors", {"config": config, "steps": "1"})
     assert "`Gewebe\\udce4`" in card.read_text(encoding="utf-8")
+
+
+def test_no_folder_of_a_path_is_in_the_card() -> None:
+    """However the path is given; names of the hub, which are no paths, stay whole."""
+    for given in ("/a/SMITH/tiles", "~/SMITH/tiles", "../SMITH/tiles", "SMITH/tiles", "./SMITH/tiles/", "tiles"):
+        assert bare({"data": given, "more": {"list": [given]}}) == {"data": "tiles", "more": {"list": ["tiles"]}}
+    assert bare("hf-hub:OWNER/NAME") == "hf-hub:OWNER/NAME"

@@ -13,6 +13,7 @@ import yaml
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import parse_name
+from densepath.nets.weights.hub import is_hub_name
 from densepath.runs.metrics import read_metrics
 from densepath.training.load_code import loading_code
 from densepath.version import __version__
@@ -38,7 +39,7 @@ def write_card(
 ) -> Path:
     """Write the model card of a file of weights.
 
-    Absolute paths of the run's options are reduced to their last part.
+    Paths among the run's options are reduced to their last part.
 
     Args:
         path: the file of weights.
@@ -143,13 +144,12 @@ def _scores(scores: Mapping[str, float]) -> str:
 
 
 def bare(value: Any) -> Any:
-    """Options without the folders of this machine: of absolute paths only the last part remains."""
+    """Options without the folders of this machine, which may name patients: of paths only the last part remains."""
     if isinstance(value, dict):
         return {key: bare(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [bare(entry) for entry in value]
-    private = isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "..")))
-    return Path(value).name if private else value
+    return Path(value).name if isinstance(value, str) and "/" in value and not is_hub_name(value) else value
 
 
 def _hub_licence(licence: str | None) -> str:

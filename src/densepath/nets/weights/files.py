@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.core.streams import say
 from densepath.nets.weights.pickles import read_pickle
 
-_HOLDERS = ("state_dict", "model")  # keys under which checkpoints store their tensors
+# Keys under which checkpoints store their tensors; as in timm, the moving average of the weights (EMA) comes first.
+_HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_EMA = "_ema"
 _SETTINGS = re.compile(
     r"(?:argparse|lightning|mmcv|mmengine|numpy|omegaconf|pathlib|pytorch_lightning|typing)\.[\w.]+|"
     r"builtins\.(?:bool|dict|float|int|list|str|tuple)"
@@ -32,7 +36,7 @@ def read_tensors(path: Path, holders: tuple[str, ...] = _HOLDERS) -> tuple[dict[
     """The tensors of a file under their names there, and its metadata.
 
     Nested dictionaries of tensors are flattened, with names joined by dots. If one of the ``holders`` is among the keys
-    of a checkpoint, only the tensors under that key are read.
+    of a checkpoint, only the tensors under that key are read: the first of them that has any.
 
     Raises:
         UserError: the file is damaged, or contains more than tensors and settings.
@@ -42,7 +46,7 @@ def read_tensors(path: Path, holders: tuple[str, ...] = _HOLDERS) -> tuple[dict[
     with path.open("rb") as file:
         by_torch = file.read(64).startswith(_TORCH_STARTS)
     content = _read_torch(path) if by_torch else read_pickle(path)
-    found, size = _tensors(content, holders), path.stat().st_size
+    found, size = _tensors(content, holders, path), path.stat().st_size
     if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > _MOST_SHARED * size + _FREE:
         raise UserError(f"{path} is damaged: its tensors are far larger than the file; copy or export it again")
     return found, _notes(content)
@@ -109,11 +113,19 @@ def _settings(path: Path) -> list[str]:
     return [name for name in names if _SETTINGS.fullmatch(name)]
 
 
-def _tensors(content: Any, holders: tuple[str, ...]) -> dict[str, Tensor]:
+@cache  # a command may read a file several times
+def _say_once(line: str) -> None:
+    say(line)
+
+
+def _tensors(content: Any, holders: tuple[str, ...], path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, those of nested dictionaries under joined names; without the optimizer's."""
     if not isinstance(content, dict):
         return {}
-    content = next((content[key] for key in holders if isinstance(content.get(key), dict)), content)
+    held = [key for key in holders if isinstance(content.get(key), dict) and content[key]]
+    if held and held[0].endswith(_EMA) and len(held) > 1:
+        _say_once(f"densepath: of the weights in {path}, the moving average ({held[0]}) is used, not {held[1]}")
+    content = content[held[0]] if held else content
     found: dict[str, Tensor] = {}
     rest, seen = [("", content)], {id(content)}
     for prefix, holder in rest:
