@@ -12,6 +12,7 @@ from densepath.core.distillation import Distillation, deviation, soft_cross_entr
 from densepath.core.errors import UserError
 
 B, Q, V, K, D = 3, 2, 5, 11, 4  # images, teacher views, student views, prototypes, channels
+EYE = torch.eye(K, dtype=torch.float64)  # prototypes for which vectors are scores
 
 
 def given(dtype=torch.float64):
@@ -46,7 +47,7 @@ def test_steps_equal_those_of_lightly():
         students, prototypes, scores = given()
         logits = (students @ prototypes.T).unflatten(0, (V, B))
         expected = theirs(list(scores.view(Q, B, K)), list(logits), teacher_temp=temperature)
-        targets, _ = ours.targets(scores, temperature)
+        targets, _ = ours.targets(scores, EYE, temperature)
         rows, weights = view_pairs(B, Q, V, torch.device("cpu"))
         found = ours(students, prototypes, targets, rows, weights)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)  # lightly's temperature has float32
@@ -55,6 +56,42 @@ def test_steps_equal_those_of_lightly():
         ours.after_step()
         torch.testing.assert_close(ours.center, theirs.center.flatten())
     assert ours.center.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("most", [1, 4 * K, 10**6])
+def test_a_teacher_in_parts_is_the_whole_teacher(monkeypatch, most, used):
+    """Loss, gradients, center and statistics, however many scores there are at a time, of all rows or of some."""
+    monkeypatch.setattr(distillation, "_CPU_SCORES", most)
+    loss = Distillation(K, center_momentum=0.8).double()
+    loss.center += torch.randn(K)
+    before = loss.center.clone()
+    students, prototypes, _ = given()
+    vectors, keys = torch.randn(Q * B, D, dtype=torch.float64), torch.randn(K, D, dtype=torch.float64)
+    valid = torch.tensor([True, True, False, True, True, True])
+    chosen, counted = (torch.tensor([4, 1, 1]), torch.tensor([True, True, False])) if used else (None, None)
+    rows = torch.randint(3 if used else Q * B, (V * B, 2))
+    weights = torch.rand(V * B, 2, dtype=torch.float64)
+    weights[: 2 * B, 0] = 0  # some parts need one column only, some none
+    weights[:B] = 0
+    targets, statistics = loss.targets(vectors, keys, 0.3, valid, (chosen, counted) if used else None)
+    assert isinstance(targets, distillation.Targets) == (most // K < (3 if used else Q * B))
+    found = loss(students, prototypes, targets, rows, weights)
+    scores = vectors @ keys.T
+    p = ((scores - before) / 0.3).softmax(1)[chosen if used else slice(None)]
+    logs = (students @ prototypes.T / 0.1).log_softmax(1)
+    expected = -(weights.unsqueeze(2) * p[rows] * logs.unsqueeze(1)).sum()
+    exact = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(found, expected, **exact)
+    gradients = torch.autograd.grad(expected, (students, prototypes))
+    torch.testing.assert_close(torch.autograd.grad(found, (students, prototypes)), gradients, **exact)
+    own = p[counted if used else valid]
+    entropy = -(own * own.log()).sum(1).mean() / math.log(K)
+    torch.testing.assert_close(statistics["entropy"], entropy, **exact)
+    uniform = 1 + (own.mean(0) * own.mean(0).log()).sum() / math.log(K)
+    torch.testing.assert_close(statistics["kl_uniform"], uniform, **exact)
+    loss.after_step()
+    torch.testing.assert_close(loss.center, 0.8 * before + 0.2 * scores[valid].mean(0), **exact)
 
 
 def test_pairs_are_all_of_an_image_but_a_view_with_itself():
@@ -79,13 +116,13 @@ def test_pairs_without_both_vectors_are_left_out():
 
 def test_the_center_is_that_of_the_rows_that_exist_over_all_batches_of_a_step():
     loss, first, second = Distillation(K, center_momentum=0.8), torch.randn(4, K), torch.randn(2, K)
-    loss.targets(first, 0.1, torch.tensor([True, False, True, False]))
-    loss.targets(second, 0.1)
+    loss.targets(first, EYE.float(), 0.1, torch.tensor([True, False, True, False]))
+    loss.targets(second, EYE.float(), 0.1)
     assert not loss.center.any()
     loss.after_step()
     torch.testing.assert_close(loss.center, 0.2 * torch.cat((first[::2], second)).mean(0))
     before = loss.center.clone()
-    loss.targets(first, 0.1, torch.zeros(4, dtype=torch.bool))
+    loss.targets(first, EYE.float(), 0.1, torch.zeros(4, dtype=torch.bool))
     loss.after_step()
     loss.after_step()
     assert torch.equal(loss.center, before)
@@ -93,7 +130,7 @@ def test_the_center_is_that_of_the_rows_that_exist_over_all_batches_of_a_step():
 
 def test_statistics_show_both_kinds_of_collapse():
     def of(scores):
-        return {name: float(value) for name, value in Distillation(K).targets(scores, 0.1)[1].items()}
+        return {name: float(value) for name, value in Distillation(K).targets(scores, EYE.float(), 0.1)[1].items()}
 
     uniform, constant = of(torch.zeros(6, K)), of(9 * F.one_hot(torch.zeros(6, dtype=torch.int64), K).float())
     assert uniform == pytest.approx({"entropy": 1, "kl_uniform": 0}, abs=1e-6)
@@ -126,10 +163,11 @@ def test_weights_of_accumulated_batches_are_their_own():
 
 def test_autocast_keeps_statistics_and_softmax_in_full_precision():
     students, prototypes, scores = given(torch.float32)
+    scores = scores.bfloat16().float()  # products of these are exact
     loss, (rows, weights) = Distillation(K), view_pairs(B, Q, V, torch.device("cpu"))
-    expected = loss(students, prototypes, loss.targets(scores, 0.04)[0], rows, weights)
+    expected = loss(students, prototypes, loss.targets(scores, EYE.float(), 0.04)[0], rows, weights)
     with torch.autocast("cpu", torch.bfloat16):
-        targets, statistics = loss.targets(scores, 0.04)
+        targets, statistics = loss.targets(scores, EYE.float(), 0.04)
         found = loss(students, prototypes, targets, rows, weights)
     assert targets.dtype == found.dtype == statistics["entropy"].dtype == torch.float32
     torch.testing.assert_close(targets, (scores / 0.04).softmax(1))

@@ -48,10 +48,13 @@ def test_scores_of_any_size_are_balanced():
 
 def test_the_loss_takes_its_targets_from_it_and_has_no_center():
     loss, scores = Distillation(K, centering="sinkhorn"), torch.randn(N, K, dtype=torch.float64)
-    targets, statistics = loss.targets(scores, 0.2)
+    eye = torch.eye(K, dtype=torch.float64)
+    targets, statistics = loss.targets(scores, eye, 0.2)
     torch.testing.assert_close(targets, balanced(scores / 0.2))
-    assert statistics["kl_uniform"] < 0.5 * Distillation(K).targets(scores, 0.2)[1]["kl_uniform"]
+    assert statistics["kl_uniform"] < 0.5 * Distillation(K).targets(scores, eye, 0.2)[1]["kl_uniform"]
     loss.after_step()
     assert not loss.center.any()
-    same = loss.targets(torch.randn(1, K).expand(N, -1), 0.2)[1]  # a constant output shows as a uniform one
+    same = loss.targets(torch.randn(1, K).expand(N, -1), eye.float(), 0.2)[
+        1
+    ]  # a constant output shows as a uniform one
     assert float(same["entropy"]) == pytest.approx(1, abs=1e-5)

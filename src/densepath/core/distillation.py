@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,8 +18,34 @@ from densepath.core.sinkhorn import sinkhorn
 
 Centering = Literal["mean", "sinkhorn"]
 
-# Scores of students that exist at a time: a matrix of all of them would be the largest tensor of a step by far.
+# Scores that exist at a time: a matrix of all of them would be the largest tensor of a step by far.
 _CPU_SCORES, _GPU_SCORES = 2**22, 2**26
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's distributions over prototypes, computed for the rows that are asked for.
+
+    Args:
+        queries: (T, D) the teacher's vectors, in the precision of its products of matrices.
+        keys: (K, D) its prototypes, in the same.
+        center: (K,).
+        temperature: of the softmax.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    center: Tensor
+    temperature: float
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The distributions (n, K) of rows (n,)."""
+        return self.logs(self.queries[rows]).exp_()
+
+    def logs(self, queries: Tensor) -> Tensor:
+        """The logarithms (n, K) of the distributions of vectors (n, D)."""
+        scores = full_precision(queries @ self.keys.T)
+        return scores.sub_(self.center).div_(self.temperature).log_softmax(1)
 
 
 class Distillation(nn.Module):
@@ -27,7 +55,8 @@ class Distillation(nn.Module):
     center c; the student's is softmax(s / student_temperature). The loss is the cross-entropy of pairs of rows. After
     each step c becomes m c + (1 - m) (mean of the scores t of the step, over all batches and processes). With
     "sinkhorn", p comes from :func:`sinkhorn` on the scores of a batch of all processes, and there is no center: batches
-    that are accumulated are balanced one by one.
+    that are accumulated are balanced one by one. Without a center, all scores of the teacher are in memory at once, a
+    few times; with one, only parts of them are.
 
     Args:
         prototypes: number K of prototypes.
@@ -62,37 +91,58 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def targets(
-        self, scores: Tensor, temperature: float, valid: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The teacher's distributions; their scores enter the center after the step.
+        self,
+        vectors: Tensor,
+        prototypes: Tensor,
+        temperature: float,
+        valid: Tensor | None = None,
+        used: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor | Targets, dict[str, Tensor]]:
+        """The teacher's distributions; their scores, products with the prototypes, enter the center after the step.
 
         Args:
-            scores: (N, K) the teacher's scores.
+            vectors: (N, D) the teacher's.
+            prototypes: (K, D) the teacher's.
             temperature: the teacher's temperature.
             valid: (N,) bool: the rows that exist; all by default. The others do not enter the center.
+            used: (T,) the rows whose distributions are needed, and (T,) bool: which of them count in the statistics;
+                by default all rows, and those that exist.
 
         Returns:
-            (N, K) distributions, and statistics of them as shares of ln K: their mean "entropy", and "kl_uniform", the
-            divergence of their mean from the uniform distribution (0 for fewer than two rows). One minus both is what
-            they tell of the image.
+            (T, K) distributions, computed when they are used if they are many; and statistics of them as shares of
+            ln K: their mean "entropy", and "kl_uniform", the divergence of their mean from the uniform distribution (0
+            for fewer than two rows). One minus both is what they tell of the image.
         """
-        with torch.autocast(scores.device.type, enabled=False):
-            scores = full_precision(scores)
-            weight = scores.new_ones(len(scores)) if valid is None else valid.to(scores.dtype)
+        narrow = (vectors[:1] @ prototypes[:1].T).dtype  # that of autocast
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors, prototypes = full_precision(vectors), full_precision(prototypes)
+            weight = vectors.new_ones(len(vectors)) if valid is None else valid.to(vectors.dtype)
+            queries, keys = vectors.to(narrow), prototypes.to(narrow)
+            rows, counted = (slice(None), weight) if used is None else (used[0], used[1].to(weight.dtype))
+            logs: Iterator[Tensor]
             if self.centering == "sinkhorn":
-                logs = sinkhorn(scores / temperature, valid)
+                size = max(1, len(counted))
+                logs = iter([sinkhorn(full_precision(queries @ keys.T) / temperature, valid)[rows]])
             else:
-                self._pending.append(torch.cat((weight @ scores, weight.sum().view(1))))
-                logs = ((scores - self.center.to(scores.dtype)) / temperature).log_softmax(1)
-            targets = logs.exp()
-            several = weight.sum() > 1  # a single row says nothing of what rows have in common
-            weight, most = weight / weight.sum().clamp(min=1), math.log(max(scores.shape[1], 2))
-            average = weight @ targets
-            entropy = -(weight @ logs.mul_(targets).sum(1))
+                size = _rows_at_a_time(keys)
+                # The sum of the scores, without the scores.
+                self._pending.append(torch.cat((prototypes @ (weight @ vectors), weight.sum().view(1))))
+                lazy = Targets(queries[rows], keys, self.center.to(weight.dtype), temperature)
+                logs = map(lazy.logs, lazy.queries.split(size))
+            average, entropy = weight.new_zeros(len(keys)), weight.new_zeros(())
+            several = counted.sum() > 1  # a single row says nothing of what rows have in common
+            share, most = counted / counted.sum().clamp(min=1), math.log(max(len(keys), 2))
+            for part, log in zip(share.split(size), logs, strict=True):
+                targets = log.exp()
+                average += part @ targets
+                entropy -= part @ log.mul_(targets).sum(1)
             divergence = several * (most + torch.xlogy(average, average).sum())
-            return targets, {"entropy": entropy / most, "kl_uniform": divergence / most}
+            statistics = {"entropy": entropy / most, "kl_uniform": divergence / most}
+            return targets if len(counted) <= size else lazy, statistics
 
-    def forward(self, students: Tensor, prototypes: Tensor, targets: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, students: Tensor, prototypes: Tensor, targets: Tensor | Targets, rows: Tensor, weights: Tensor
+    ) -> Tensor:
         """The sum of the weighted cross-entropies of pairs of rows: see :func:`soft_cross_entropy`."""
         return soft_cross_entropy(students, prototypes, targets, rows, weights, self.student_temperature)
 
@@ -159,7 +209,12 @@ def view_pairs(
 
 
 def soft_cross_entropy(
-    students: Tensor, prototypes: Tensor, targets: Tensor, rows: Tensor, weights: Tensor, temperature: float
+    students: Tensor,
+    prototypes: Tensor,
+    targets: Tensor | Targets,
+    rows: Tensor,
+    weights: Tensor,
+    temperature: float,
 ) -> Tensor:
     """The sum over n and q of  weights[n, q] * CE(targets[rows[n, q]], softmax(students[n] prototypes / temperature)).
 
@@ -186,7 +241,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         ctx: Any,
         students: Tensor,
         prototypes: Tensor,
-        targets: Tensor,
+        targets: Tensor | Targets,
         rows: Tensor,
         weights: Tensor,
         temperature: float,
@@ -201,14 +256,18 @@ class _SoftCrossEntropy(torch.autograd.Function):
             of_students = queries.new_empty(queries.shape, dtype=wide) if needed[0] else None
             of_prototypes = keys.new_zeros(keys.shape, dtype=wide) if needed[1] else None
             loss = queries.new_zeros((), dtype=wide)
-            most = (_CPU_SCORES if device == "cpu" else _GPU_SCORES) // len(keys)
-            for part in torch.arange(len(queries)).split(max(1, most)):
-                here = slice(int(part[0]), int(part[-1]) + 1)
+            size = _rows_at_a_time(keys)
+            parts = weights.split(size)
+            columns = [[True] * rows.shape[1]] * len(parts)
+            if isinstance(targets, Targets):  # worth waiting for a GPU, to compute no distribution of weight 0
+                columns = torch.stack([part.any(0) for part in parts]).tolist()
+            for number, part in enumerate(parts):
+                here = slice(number * size, number * size + len(part))
+                target = _mixed(targets, rows[here], part, columns[number])
                 logs = (queries[here] @ keys.T).to(wide).log_softmax(1)
-                target = _mixed(targets, rows[here], weights[here])
                 loss -= (target * logs).sum()
                 # The gradient of the scores: (sum of weights) * softmax - target.
-                gradient = logs.exp_().mul_(weights[here].sum(1, keepdim=True)).sub_(target).to(narrow)
+                gradient = logs.exp_().mul_(part.sum(1, keepdim=True)).sub_(target).to(narrow)
                 if of_students is not None:
                     of_students[here] = (gradient @ keys).to(wide) / temperature
                 if of_prototypes is not None:
@@ -224,9 +283,14 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return *found, None, None, None, None
 
 
-def _mixed(targets: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sums (n, K) of the targets of rows (n, Q)."""
-    mixed = targets[rows[:, 0]] * weights[:, :1]
-    for column in range(1, rows.shape[1]):
+def _mixed(targets: Tensor | Targets, rows: Tensor, weights: Tensor, columns: list[bool]) -> Tensor:
+    """The weighted sums (n, K) of the targets of those columns of rows (n, Q) that do not all have a weight of 0."""
+    first, *others = [column for column, kept in enumerate(columns) if kept] or [0]
+    mixed = targets[rows[:, first]] * weights[:, first : first + 1]
+    for column in others:
         mixed.addcmul_(targets[rows[:, column]], weights[:, column : column + 1])
     return mixed
+
+
+def _rows_at_a_time(keys: Tensor) -> int:
+    return max(1, (_CPU_SCORES if keys.device.type == "cpu" else _GPU_SCORES) // len(keys))

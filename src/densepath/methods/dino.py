@@ -241,14 +241,18 @@ class DINO(Method):
         learned: tuple[Tensor, Tensor | None],
         rows: Tensor,
         weights: Tensor,
+        used: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of pairs of rows and its statistics; vectors without a head of their own share that of the image."""
+        """The loss of pairs of rows and its statistics; vectors without a head of their own share that of the image.
+
+        If only some rows of the teacher are ``used`` (see :meth:`Distillation.targets`), pairs have rows of these.
+        """
         own = name if name in self.heads else "image"
         head, loss, teacher = self.heads[own], self.losses[name], self.teacher_heads.network[own]
-        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation)
-        vectors, valid = taught
+        assert isinstance(head, PrototypeHead) and isinstance(loss, Distillation) and isinstance(teacher, PrototypeHead)
         with torch.no_grad():
-            targets, statistics = loss.targets(teacher(vectors, valid), self.temperature(batch.epoch), valid)
+            keys, temperature = (teacher.embed(*taught), teacher.prototypes()), self.temperature(batch.epoch)
+            targets, statistics = loss.targets(*keys, temperature, taught[1], used)
         return loss(head.embed(*learned), head.prototypes(), targets, rows, weights), statistics
 
     def seen(self, batch: Batch, sizes: list[View]) -> list[View]:

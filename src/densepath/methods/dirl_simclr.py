@@ -26,8 +26,9 @@ class DiRLSimCLR(GuidedByCells):
     """The loss of :class:`~densepath.methods.dirl.DiRL` with NT-Xent in place of DINO's (Table 8).
 
     L = lambda1 (L_c + L_b) + lambda2 (L_cc + L_bb + L_cb + L_bc), each the loss of :class:`SimCLR` on the two views of
-    those images of the batch of which both views have the region, with a head of its own. Views and head are those of
-    DSMIL's SimCLR, which the paper uses: two layers without batch norms.
+    those images of the batch of which both views have the region, with a head of its own. Heads are two layers without
+    batch norms, as in DSMIL's SimCLR, which the paper uses; their initialization is that of :class:`MLPHead`, and views
+    are those of :class:`SimCLR`.
 
     Args:
         backbone: the encoder; a vision transformer, unless ``interactions`` are off.

@@ -33,8 +33,8 @@ class EsViT(DINO):
     Args:
         backbone: the student.
         pool: a view's vector: the class token ("cls"), or the "mean" of its positions.
-        **dino: as in :class:`DINO`; ``prototypes`` are those of each head. Each region has a distribution over them, so
-            memory grows with their product.
+        **dino: as in :class:`DINO`; ``prototypes`` are those of each head. With centering="sinkhorn", memory
+            grows with their product with the regions.
 
     Source: Li et al., ICLR 2022, arXiv 2106.09785, and its released code: features are matched after the final norm.
     """

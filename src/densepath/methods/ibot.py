@@ -47,11 +47,15 @@ class IBOT(DINO):
                   -sum over prototypes of p_v,i log s_v,i   (Equations 2 and 3),
 
     where a crop without masked patches counts as 0. Both share one head, but each has a center, that of patches over
-    all patches of the teacher. A crop is masked with probability ``mask_probability``, its number of masked patches is
-    uniform, and masks consist of blocks; the rest that fits no block is filled with single patches.
+    all patches of the teacher; the statistics of patches are over the masked ones. A crop is masked with probability
+    ``mask_probability``, its number of masked patches is uniform, and masks consist of blocks; the rest that fits no
+    block is filled with single patches.
 
     ``centering="sinkhorn"``, ``koleo_weight=0.1``, ``shared_head=False`` and a backbone with register tokens
     (``vit_small_patch16_224(reg_tokens=4)``) are what DINOv2 adds.
+
+    In the released code the mask token begins as zeros, and weights decay it; here it begins as a truncated normal of
+    0.02, as in BEiT, and does not decay.
 
     Args:
         backbone: the student, a vision transformer.
@@ -146,8 +150,11 @@ class IBOT(DINO):
         self, batch: Batch, name: str, taught: tuple[Tensor, Tensor | None], learned: list[tuple[Tensor, Tensor | None]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if name == "patch":
-            rows, weights = batch.extras["masked"].unsqueeze(1), batch.extras["mask_weights"]
-            return self.compare_rows(batch, name, taught, (learned[0][0], weights.squeeze(1) > 0), rows, weights)
+            masked, weights = batch.extras["masked"], batch.extras["mask_weights"]
+            counted, rows = weights.squeeze(1) > 0, torch.arange(len(masked), device=masked.device).unsqueeze(1)
+            return self.compare_rows(
+                batch, name, taught, (learned[0][0], counted), rows, weights, used=(masked, counted)
+            )
         loss, statistics = super().distill(batch, name, taught, learned)
         if self.koleo_weight:
             spread = torch.stack([koleo(view) for view in learned[0][0].chunk(2)]).mean()

@@ -135,19 +135,15 @@ def _kinds() -> tuple[dict[type, type], dict[type, type]]:
     """The grouped and the synchronized class for each class of batch norm."""
     from timm.layers import BatchNormAct2d  # timm takes as long to import as torch
 
-    ghost: dict[type, type] = {
-        nn.BatchNorm1d: GhostBatchNorm1d,
-        nn.BatchNorm2d: GhostBatchNorm2d,
-        nn.BatchNorm3d: GhostBatchNorm3d,
-        BatchNormAct2d: GhostBatchNormAct2d,
-    }
-    synchronized: dict[type, type] = {
-        nn.BatchNorm1d: SynchronizedBatchNorm1d,
-        nn.BatchNorm2d: SynchronizedBatchNorm2d,
-        nn.BatchNorm3d: SynchronizedBatchNorm3d,
-        BatchNormAct2d: SynchronizedBatchNormAct2d,
-    }
-    return ghost, synchronized
+    plain: tuple[type, ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+    ghost = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, GhostBatchNormAct2d)
+    synchronized = (
+        SynchronizedBatchNorm1d,
+        SynchronizedBatchNorm2d,
+        SynchronizedBatchNorm3d,
+        SynchronizedBatchNormAct2d,
+    )
+    return dict(zip(plain, ghost, strict=True)), dict(zip(plain, synchronized, strict=True))
 
 
 def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -163,7 +159,7 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     if valid is None or not isinstance(norm, _BatchNorm) or not norm.training:
         return norm(x)
     groups = norm.count_groups(x) if isinstance(norm, _Ghost) else 1
-    over = total if isinstance(norm, _Synchronized) else _own
+    over = total if isinstance(norm, _Synchronized) else nn.Identity()
     rows = full_precision(x).unflatten(0, (groups, -1))  # (G, n, C)
     weight = valid.to(rows.dtype).view(groups, -1, 1)
     count = over(weight.sum(1, keepdim=True))  # (G, 1, 1)
@@ -179,10 +175,6 @@ def normalize_rows(norm: nn.Module, x: Tensor, valid: Tensor | None = None) -> T
     return torch.addcmul(norm.bias, rows - mean, scale).flatten(0, 1).to(x.dtype)
 
 
-def _own(x: Tensor) -> Tensor:
-    return x
-
-
 def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
     """Choose the rows over which all batch norms of a network compute their statistics.
 
@@ -196,11 +188,11 @@ def set_batch_norm(network: nn.Module, over: str, group: int = 0) -> None:
     """
     if over not in ("per_process", "synchronized"):
         raise UserError(f"unknown batch_norm {over!r}; there are: auto, per_process, synchronized")
-    if over == "synchronized" and group:
-        raise UserError(
-            "synchronized batch norms have no groups; give --batch_norm_group 0, or --batch_norm per_process"
-        )
     if over == "synchronized":
+        if group:
+            raise UserError(
+                "synchronized batch norms have no groups; give --batch_norm_group 0, or --batch_norm per_process"
+            )
         synchronize_batch_norm(network)
     elif group:
         group_batch_norm(network, group)
@@ -253,8 +245,7 @@ def plain_batch_norm(network: Network) -> Network:
 
 def running_statistics(network: nn.Module) -> dict[str, Tensor]:
     """The running means and variances of all batch norms, by their names in the state dict."""
-    ends = ("running_mean", "running_var")
-    return {name: buffer for name, buffer in network.named_buffers() if name.endswith(ends)}
+    return {name: buffer for name, buffer in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
 
 
 @torch.no_grad()
@@ -274,9 +265,8 @@ def name_statistics(network: nn.Module, numbers: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def set_statistics(network: nn.Module, numbers: Tensor) -> None:
     """Give a network the running statistics of one row of :func:`gather_statistics`."""
-    buffers = running_statistics(network)
     for name, value in name_statistics(network, numbers).items():
-        buffers[name].copy_(value)
+        network.get_buffer(name).copy_(value)
 
 
 def _convert(network: nn.Module, kinds: dict[Any, Any]) -> list[Any]:
