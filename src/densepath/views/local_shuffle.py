@@ -48,9 +48,7 @@ class LocalShuffle(Corruption):
 
         def shuffle(part: Tensor, rows: list[int]) -> Tensor:
             positions = self.windows * math.prod((n + 1) / 2 for n in largest_window(self.share, size))
-            some = max(
-                1, int(_POSITIONS / max(positions, 8 * math.prod(size)))
-            )  # tables too
+            some = max(1, int(_POSITIONS / max(positions, 8 * math.prod(size))))  # tables too
             starts = range(0, len(rows), some)
             return torch.cat([shuffled(part[start : start + some], rows[start : start + some]) for start in starts])
 
@@ -108,11 +106,11 @@ def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequen
         table.view(count, -1).scatter_reduce_(1, flat, number, "amax")
     for axis in range(d):
         while table.shape[1] > 1:  # levels of this axis
-            largest, half = table[:, -1], 2 ** (table.shape[1] - 2)
+            top, half = table[:, -1], 2 ** (table.shape[1] - 2)
             below, n = table[:, -2], size[axis]
-            torch.maximum(below, largest, out=below)
+            torch.maximum(below, top, out=below)
             target = below.narrow(d, half, n - half)  # levels before this axis are gone: its pixels are axis d
-            torch.maximum(target, largest.narrow(d, 0, n - half), out=target)
+            torch.maximum(target, top.narrow(d, 0, n - half), out=target)
             table = table[:, :-1]
         table = table[:, 0]
     return table
