@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from targets import CODES, prepare, write_tokenizer
@@ -55,6 +56,7 @@ from densepath.sources.batch import ImageBatch
 from densepath.sources.image_files import ImageFiles
 from densepath.synthetic.volumes import SyntheticVolumes
 from densepath.training.batch_norm import share_statistics
+from densepath.training.validation import Patience, Validation
 from densepath.views.crops import Crop
 from densepath.views.declarations import Cover, RandomView
 from densepath.views.intensity import GaussianBlur, IntensityJitter
@@ -117,6 +119,8 @@ KINDS = {
     ModelGenesis: ("synchronized",),
     SwAV: ("synchronized",),
 }
+
+VALIDATED = (MoCoV2, SimCLR, SwAV)  # whose keys, negatives or codes are those of all processes in training
 
 
 def views_of(step, part=slice(IMAGES)):
@@ -219,6 +223,24 @@ def train(kind, case, norms, batches, tokenizer):
     return seen | {"state": method.state_dict()}
 
 
+def validate(folder, kind):
+    """Validation losses, where each process has running statistics of its own."""
+    torch.manual_seed(0)
+    known = {name: value for name, value in SMALL.items() if name in inspect.signature(kind).parameters}
+    method = kind(build_backbone("test_resnet"), **known)
+    share_statistics(method, *CASES["synchronized" if kind is SwAV else "default"][2 if world_size() > 1 else 1], 8, 2)
+    for name, buffer in method.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(rank() if world_size() > 1 else 0.5)
+    files = ImageFiles(sorted(folder.glob("*.png")))
+    patience, views = Patience(3), ViewMaker(kind.views(), 32, 3)
+    losses = [Validation(method, views, files, IMAGES, patience, folder, {})()["val_loss"]]
+    with torch.no_grad():
+        next(method.parameters()).mul_(1.5)
+    losses.append(Validation(method, views, files, IMAGES, patience, folder, {})()["val_loss"])
+    return {"losses": losses, "lowest": patience.lowest, "since": patience.since}
+
+
 def process(folder, number, processes, batches, volumes):
     if processes > 1:
         dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=number, world_size=processes)
@@ -228,6 +250,8 @@ def process(folder, number, processes, batches, volumes):
             views = volumes if case == "volumes" else batches
             seen = train(kind, case, norms, views, str(folder / "tokenizer.safetensors"))
             torch.save(seen, folder / f"{case}.{kind.__name__}.{processes}.{number}.pt")
+    for kind in VALIDATED:
+        torch.save(validate(folder, kind), folder / f"validation.{kind.__name__}.{processes}.{number}.pt")
     if processes > 1:
         dist.destroy_process_group()
 
@@ -249,6 +273,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     batches = [views_of(step) for step in range(STEPS)]
     write_tokenizer(where)
+    for number in range(2 * IMAGES):
+        pixels = torch.rand(40, 40, 3, generator=torch.Generator().manual_seed(number)).mul(255).to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(where / f"{number:02d}.png")
     volumes = [volumes_of(step) for step in range(STEPS)]
     children = [fork(process, where, number, count, batches, volumes) for number, count in ((0, 1), (0, 2), (1, 2))]
     sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))

@@ -226,6 +226,9 @@ def test_options_that_do_not_fit_are_refused(make):
         make(PCRL, "test_resnet", attention="other")
     with pytest.raises(UserError, match=r"--method\.queue_size 192"):
         check(make(PCRL, "test_resnet", attention="factored"), 64, 64)
+    check(make(C2L, "test_resnet", queue_size=192), 64, 64)
+    with pytest.raises(UserError, match=r"smaller than the 192 of a batch; use --method\.queue_size 192"):
+        check(make(C2L, "test_resnet", queue_size=191), 64, 64)
 
 
 @pytest.mark.parametrize(("kind", "options"), [(PCRL, {"attention": "factored"}), (PCRLReleased, {}), (C2L, {})])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from multi_process import CASES, GRIDS, IMAGES, KINDS, STEPS, views_of
+from multi_process import CASES, GRIDS, IMAGES, KINDS, STEPS, VALIDATED, views_of
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-11}  # everything is in float64
 NEARLY = {"rtol": 1e-5, "atol": 1e-7}  # but timm interpolates position embeddings in float32
@@ -54,6 +54,15 @@ def test_two_processes_are_one(seen, case, method):
 def test_each_batch_norm_mode_gives_other_statistics(seen, method):
     first = [seen(case, method)[0]["losses"][0]["instance_loss"].item() for case in CASES]
     assert len(set(first)) == len(CASES)
+
+
+@pytest.mark.parametrize("method", [kind.__name__ for kind in VALIDATED])
+def test_validation_is_that_of_one_process(seen, method):
+    """All processes come to the same loss and decide alike, with the mean of their running statistics."""
+    one, first, second = seen("validation", method)
+    assert first == second
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-5) and len(set(one["losses"])) == 2
+    assert first["lowest"] == min(first["losses"]) and first["since"] == one["since"]
 
 
 def test_views_are_those_of_one_process():

@@ -41,14 +41,16 @@ def test_a_released_checkpoint_gives_the_released_forward_pass(tmp_path):
     state = {key: value for key, value in encoder.state_dict().items() if not key.startswith("fc.")}
     decoder_state = {f"blocks.{key}": value for key, value in blocks.state_dict().items()}
     released = {"opt": argparse.Namespace(lr=1e-3), "state_dict": state, "decoder_state_dict": decoder_state}
-    momentum = {f"module.model.encoder.{key}": torch.zeros_like(value) for key, value in state.items()}
+    momentum = {
+        f"module.model.encoder.{key}": torch.zeros_like(value) for key, value in state.items() if "layer" not in key
+    }
     torch.save(released | {"epoch": 240, "model_ema": momentum}, tmp_path / "pcrl.pt")
 
     backbone = build_backbone("resnet18")
     decoder = UNetDecoder(backbone)
     load_weights(backbone, tmp_path / "pcrl.pt", complete=True)
     assert "decoder" in load_decoder(decoder, tmp_path / "pcrl.pt")
-    x = torch.randn(2, 3, 64, 64)
+    x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         result = decoder.eval()(backbone.eval()(x), x.shape[2:])
         encoder.eval(), blocks.eval()
@@ -59,8 +61,8 @@ def test_a_released_checkpoint_gives_the_released_forward_pass(tmp_path):
         for block, skip in zip(blocks, [*maps[3::-1], None], strict=True):
             y = block(y, skip)
     torch.testing.assert_close(result, y, atol=1e-4, rtol=1e-4)
-    assert result.shape == (2, 16, 64, 64)
-    assert pixel_head(16, 3)(result).shape == (2, 3, 64, 64)
+    assert result.shape == (1, 16, 32, 32)
+    assert pixel_head(16, 3)(result).shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_any_backbone_with_stages_gets_maps_of_the_images_size(name, size, skips
 def test_a_u_net_overfits_one_image(name):
     torch.manual_seed(0)
     backbone = build_backbone(name)
-    decoder, head = UNetDecoder(backbone), pixel_head(16, 2)
+    decoder, head = UNetDecoder(backbone, width=4), pixel_head(4, 2)
     x = torch.rand(1, 3, 48, 48)
     y = (F.interpolate(torch.rand(1, 1, 6, 6), (48, 48), mode="bicubic") > 0.5).long()[:, 0]
     parameters = [p for part in (backbone, decoder, head) for p in part.parameters()]

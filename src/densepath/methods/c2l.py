@@ -151,9 +151,9 @@ class C2L(Method):
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)
-        if self.queue.size < batch_size:
+        if self.queue.size < _CALLS * batch_size:
             raise UserError(
-                f"a queue of {self.queue.size} keys is smaller than a batch of {batch_size} images; use "
+                f"a queue of {self.queue.size} keys is smaller than the {_CALLS * batch_size} of a batch; use "
                 f"--method.queue_size {_CALLS * batch_size} or more"
             )
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from densepath.core.distillation import deviation
+from densepath.core.distributed import rank, world_size
 from densepath.core.errors import UserError
 from densepath.core.losses import full_precision
+from densepath.core.queue import Queue
 from densepath.core.regions import global_pool
 from densepath.core.sinkhorn import sinkhorn
 from densepath.methods.base import Losses, Method
@@ -35,7 +39,8 @@ class SwAV(Method):
 
     L = mean over images, global crops i and other crops v of  -sum over prototypes of  q_i log softmax(z_v C / t).
 
-    The released code's queue of earlier vectors, for batches of fewer images than prototypes, is left out.
+    For batches of fewer images than prototypes, a queue of each global crop's earlier vectors joins it in the balance
+    of its codes, from when it is full.
 
     Args:
         backbone: the network.
@@ -46,10 +51,14 @@ class SwAV(Method):
         epsilon: smoothness of the codes.
         local_crops: number of local crops.
         local_size: their size relative to that of the views.
+        queue_size: earlier vectors in each queue; 0 for no queue.
+        queue_epoch: epochs before vectors join the queues.
 
     Source: Caron et al., NeurIPS 2020, arXiv 2006.09882.
     """
 
+    queues: Any  # two, in a list of modules
+    queued: Tensor  # vectors so far
     batch_norm = "synchronized"
     views_together = 2
 
@@ -63,16 +72,25 @@ class SwAV(Method):
         epsilon: float = 0.05,
         local_crops: int = 6,
         local_size: float = _LOCAL,
+        queue_size: int = 0,
+        queue_epoch: int = 0,
     ) -> None:
         super().__init__()
         if min(temperature, epsilon) <= 0:
             raise UserError(f"temperature and epsilon must be positive, not {temperature} and {epsilon}")
         if local_crops < 0 or not 0 < local_size <= 1:
             raise UserError("local_crops must be at least 0, and local_size a share of the view size, at most 1")
+        if min(queue_size, queue_epoch) < 0:
+            raise UserError(f"queue_size and queue_epoch must be at least 0, not {queue_size} and {queue_epoch}")
         self.backbone = backbone
         self.projector = NormedHead(backbone.channels[backbone.deepest], hidden_dim, dim)
         self.prototypes = Prototypes(dim, prototypes, fixed_lengths=True)
         self.temperature, self.epsilon = temperature, epsilon
+        self.queue_size, self.queue_epoch = queue_size, queue_epoch
+        if queue_size:
+            self.queues = nn.ModuleList(Queue(queue_size, dim) for _ in range(2))
+            self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
+        self._new = 0  # vectors of the current step
         self.alarm = CollapseAlarm()
         self.views = partial(self.views, crops=local_crops, size=local_size)  # type: ignore[method-assign]
         self.unused_views = () if local_crops else ("local",)
@@ -92,7 +110,7 @@ class SwAV(Method):
         with torch.autocast(pooled.device.type, enabled=False):
             vectors = F.normalize(full_precision(self.projector(full_precision(pooled))), dim=1)
             scores = (vectors @ self.prototypes().T).unflatten(0, (-1, len(batch)))  # (crops, B, K)
-            codes = [sinkhorn(each.detach() / self.epsilon).exp() for each in scores[:2]]
+            codes = self.codes(scores[:2].detach())
             told = (scores / self.temperature).log_softmax(-1)
             losses = [
                 -(code * told[crop]).sum(-1).mean()
@@ -100,8 +118,38 @@ class SwAV(Method):
                 for crop in range(len(scores))
                 if crop != i
             ]
+        if self.queue_size and batch.epoch >= self.queue_epoch:
+            for queue, rows in zip(self.queues, vectors.detach().split(len(batch)), strict=False):
+                queue.enqueue(rows)
+            self._new += len(batch) * world_size()
         loss = torch.stack(losses).mean()
         return Losses(loss, {"swap_loss": loss.detach()}, {"key_spread": deviation(vectors[: len(batch)].detach())})
+
+    @torch.no_grad()
+    def codes(self, scores: Tensor) -> list[Tensor]:
+        """Balanced distributions (B, K) of the scores (2, B, K) of global crops, each balanced with its queue."""
+        if not self.queue_size:
+            return [sinkhorn(each / self.epsilon).exp() for each in scores]
+        # All processes have the same queues, so each brings its own part of the rows.
+        mine = torch.arange(self.queue_size, device=scores.device) % world_size() == rank()
+        valid = torch.cat((mine.new_ones(scores.shape[1]), mine & (self.queued >= self.queue_size)))
+        earlier = [queue.keys() @ self.prototypes().T for queue in self.queues]
+        every = [torch.cat(both) / self.epsilon for both in zip(scores, earlier, strict=True)]
+        return [sinkhorn(each, valid)[: scores.shape[1]].exp() for each in every]
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._new:
+            self.queued += self._new
+            self._new = 0
+
+    def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
+        super().check(sizes, batch_size, processes)
+        if 0 < self.queue_size < batch_size:
+            raise UserError(
+                f"a queue of {self.queue_size} vectors is smaller than a batch of {batch_size} images; use "
+                f"--method.queue_size {batch_size} or more, or 0 for no queue"
+            )
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         return self.alarm(row)

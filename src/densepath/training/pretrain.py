@@ -41,7 +41,6 @@ from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.inputs import check_inputs, digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
-from densepath.training.load_run import pixels_of
 from densepath.training.loop import train
 from densepath.training.model_card import recorded_scores
 from densepath.training.next_steps import after_pretraining
@@ -51,7 +50,7 @@ from densepath.training.random_state import untouched_generators
 from densepath.training.recipes import all_options, find_method
 from densepath.training.reconstruction_images import Draw, ReconstructionImages, first_images
 from densepath.training.resolve import resolve
-from densepath.training.run_images import find_images, record_slides, with_tiles
+from densepath.training.run_images import choose_pixels, find_images, record_slides, with_tiles
 from densepath.training.validation import Patience, Validation, hold_out_images, write_lists
 from densepath.version import __version__
 from densepath.views.declarations import view_sizes, without_color
@@ -131,7 +130,7 @@ def run(
     batch = _divide_batch(config.batch_size, hardware.world_size, accumulate)
 
     images = find_images(config)
-    images.spec = _choose_pixels(images, old, config)
+    images.spec = choose_pixels(images, old, config)
     held: PixelSource | None = None
     if config.val_share:
         spec = images.spec
@@ -198,7 +197,7 @@ def run(
     evaluate: Callable[[], Mapping[str, float]] | None = None
     if held is not None and patience is not None:
         metadata = {"method": str(record["method"]), **pixel_notes(images.spec)}
-        evaluate = Validation(method, views, held, batch, patience, out, metadata)
+        evaluate = Validation(method, views, held, together, patience, out, metadata)
     elif probe is not None and config.probe_data is not None:
         evaluate = partial(_probe, probe, method, Path(config.probe_data), images.spec)
     probe_steps, draw_steps, keep_steps = (
@@ -274,31 +273,6 @@ def _color_note(without: Sequence[str]) -> str | None:
         if without
         else None
     )
-
-
-def _choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:
-    """The specification of the pixels: of the resumed run, or else from the options, or else from the images.
-
-    Raises:
-        UserError: values that are invalid for these images.
-    """
-    if old is None:
-        return images.spec.override(config.mean, config.std, config.window)
-    recorded = pixels_of(old)
-    early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
-    if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:
-        return recorded
-    if early and recorded != images.spec:
-        raise UserError(
-            f"the run in {config.out} is of a version that read all images as 8-bit RGB, which these are not; start "
-            f"another run from its weights: --weights {config.out} --out {config.out}_2"
-        )
-    if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
-        raise UserError(
-            f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "
-            "resume it with the same images, or name another folder"
-        )
-    return recorded
 
 
 def _divide_batch(batch_size: int, processes: int, accumulate: int) -> int:

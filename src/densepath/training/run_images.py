@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from densepath.core.errors import UserError
 from densepath.core.files import require_new_folder
 from densepath.nets.weights.trained_on import slides_of_run, slides_of_weights, write_slides
 from densepath.runs.folder import TILES, read_config, refuse_other_run
+from densepath.sources.image_files import ImageFiles
 from densepath.sources.open import find_source
 from densepath.sources.packing import SUFFIX
-from densepath.sources.pixel_source import PixelSource
+from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.sources.restrict import restrict
 from densepath.sources.slides.find import find_slides
 from densepath.sources.tiles.slide_tiles import SlideTiles
 from densepath.sources.tiles.tile import tile
 from densepath.sources.tiles.tile_files import SLIDES, is_tile_folder
 from densepath.training.config import PretrainConfig
+from densepath.training.load_run import pixels_of
 
 
 def find_images(config: PretrainConfig) -> PixelSource:
@@ -29,6 +35,31 @@ def find_images(config: PretrainConfig) -> PixelSource:
     data = config.data if config.mpp is None else _tiles(config, config.mpp)
     exclude = config.exclude if config.mpp is None else ()  # they were not tiled
     return restrict(find_source(data, exclude=exclude), config.slides, config.fraction, config.seed)
+
+
+def choose_pixels(images: PixelSource, old: Mapping[str, Any] | None, config: PretrainConfig) -> PixelSpec:
+    """The specification of the pixels: of the resumed run, or else from the options, or else from the images.
+
+    Raises:
+        UserError: values that are invalid for these images.
+    """
+    if old is None:
+        return images.spec.override(config.mean, config.std, config.window)
+    recorded = pixels_of(old)
+    early = "pixels" not in old  # a run of version 0.1, which read all images as 8-bit RGB
+    if early and isinstance(images, ImageFiles) and images.dtype == torch.uint8:
+        return recorded
+    if early and recorded != images.spec:
+        raise UserError(
+            f"the run in {config.out} is of a version that read all images as 8-bit RGB, which these are not; start "
+            f"another run from its weights: --weights {config.out} --out {config.out}_2"
+        )
+    if (recorded.ndim, recorded.channels) != (images.spec.ndim, images.spec.channels):
+        raise UserError(
+            f"the run was trained on images with {recorded.channels} channels, but these have {images.spec.channels}; "
+            "resume it with the same images, or name another folder"
+        )
+    return recorded
 
 
 def _tiles(config: PretrainConfig, mpp: float) -> Path:

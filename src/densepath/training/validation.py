@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from densepath.annotations.patients import patients_of
-from densepath.core.distributed import rank
+from densepath.core.distributed import alone, broadcast, rank
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.methods.base import Method
@@ -105,14 +105,15 @@ class Patience(nn.Module):
 class Validation:
     """Computes the loss of a method on held-out images, always with the same views, and keeps its best backbone.
 
-    The method is copied, so that queues and other state do not change. All processes compute the whole loss. Images
-    that do not fill a batch are left out.
+    The method is copied, so that queues and other state do not change. All processes compute the whole loss, each as if
+    alone, with the mean of their running statistics: it is that of one process. The first one's counts, as devices
+    round differently. Images that do not fill a batch are left out.
 
     Args:
         method: the method in training.
         views: makes its views.
         images: the held-out images.
-        batch_size: images in a batch; all if there are fewer.
+        batch_size: images in a batch of all processes together; all if there are fewer.
         patience: told of each loss.
         out: the run folder.
         metadata: kept in the file of the best backbone.
@@ -138,17 +139,21 @@ class Validation:
     def __call__(self) -> dict[str, float]:
         """The mean loss; a backbone with the lowest is written to ``exported/best.safetensors``."""
         network = copy.deepcopy(self.method).eval()
+        set_statistics(network, gather_statistics(network).mean(0))
+        with alone():
+            mine = self._loss(network)
+        loss = float(broadcast(mine))
+        if self.patience.improved(loss) and rank() == 0:
+            backbone, notes = network.exported_backbone(), {**self.metadata, "validation_loss": f"{loss:.6g}"}
+            save_backbone(self.out / BEST, plain_batch_norm(backbone), "timm", notes)
+        return {"val_loss": loss}
+
+    def _loss(self, network: Method) -> Tensor:
         device, losses = next(network.parameters()).device, []
         for batch in ImageBatches(self.images, batch_size=self.batch_size, seed=self.views.seed, epochs=1.0):
             losses.append(network(self.views(batch.to(device))).total)
             network.after_step()
-        loss = float(torch.stack(losses).double().mean())
-        if self.patience.improved(loss):
-            backbone = plain_batch_norm(network.exported_backbone())
-            set_statistics(backbone, gather_statistics(backbone).mean(0))
-            if rank() == 0:
-                save_backbone(self.out / BEST, backbone, "timm", {**self.metadata, "validation_loss": f"{loss:.6g}"})
-        return {"val_loss": loss}
+        return torch.stack(losses).double().mean()
 
 
 def _in_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Operations that a network learns to undo: remapped intensities, painted and cut-out blocks, elastic deformation."""
+"""Operations that a network learns to undo: remapped intensities, painted and cut-out blocks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.views.appearance import Appearance, change, check_not_negative, check_probability, chosen, per_image
-from densepath.views.intensity import gaussian_blur
+from densepath.views.appearance import Appearance, change, check_probability, chosen, per_image
 from densepath.views.random_streams import Draw, Stream
 
 _TABLE = 1024  # entries of a remapping
@@ -19,7 +17,6 @@ _CURVE = 4096  # points of a Bezier curve
 _BLOCKS = 5
 _ANOTHER = 0.95  # probability of another block
 _MARGIN = 3  # pixels between blocks and borders
-_SIDE = 224
 _IMAGENET = (0.485, 0.456, 0.406)
 
 
@@ -186,62 +183,3 @@ class Cutout(Corruption):
         values = self.fill if len(self.fill) == x.shape[1] else (sum(self.fill) / len(self.fill),) * x.shape[1]
         fill = torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
         return x.copy_(torch.where(covered, fill.view(-1, *[1] * len(size)), x))
-
-
-@dataclass(frozen=True)
-class Elastic(Corruption):
-    """A smooth random displacement of pixels in the planes of the last two axes.
-
-    Args:
-        probability: of a deformation.
-        alpha: factor of the displacement, blurred uniform noise in [-1, 1], in pixels.
-        sigma: standard deviation of the blur in pixels. Both are those of a view of 224 px; others are deformed by the
-            same share of their side.
-
-    Source: Simard et al., ICDAR 2003; alpha 991 and sigma 8 as in the released Semantic Genesis.
-    """
-
-    probability: float = 1.0
-    alpha: float = 991.0
-    sigma: float = 8.0
-
-    def __post_init__(self) -> None:
-        check_probability("the probability of an elastic deformation", self.probability)
-        check_not_negative("alpha of the elastic deformation", self.alpha)
-
-    def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        height, width = x.shape[-2:]
-
-        def deform(part: Tensor, rows: list[int]) -> Tensor:
-            noise = draw.pixels(rows, 2 * height * width, part.device, Stream.ELASTIC_PIXELS)
-            scale = min(height, width) / _SIDE
-            sigma = self.sigma * scale
-            field = gaussian_blur(noise.view(-1, 2, height, width) * 2 - 1, torch.full((len(rows),), sigma), sigma)
-            # A blur by sigma divides the deviation of noise by sigma; the displacement shall grow with the scale.
-            shift = field.movedim(1, -1) * self.alpha * scale**2
-            shift = 2 * shift / torch.tensor((width, height), device=part.device)
-            grid = shift + F.affine_grid(
-                torch.eye(2, 3, device=part.device).expand(len(part), -1, -1), [len(part), 1, height, width], False
-            )
-            planes = part.flatten(1, -3)  # slices of volumes are channels
-            moved = F.grid_sample(planes, grid, padding_mode="reflection", align_corners=False)
-            return moved.view_as(part)
-
-        change(x, chosen(draw, Stream.ELASTIC, self.probability), deform)
-        return x
-
-
-@dataclass(frozen=True)
-class OneOf(Corruption):
-    """Exactly one of several operations, with equal probability."""
-
-    operations: tuple[Appearance, ...]
-
-    def apply(self, x: Tensor, draw: Draw) -> Tensor:
-        which = (draw(Stream.ONE_OF)[:, 0] * len(self.operations)).long()
-        for number, operation in enumerate(self.operations):
-            rows = (which == number).nonzero().flatten()
-            if len(rows):
-                on_device = rows.to(x.device, non_blocking=True)
-                x[on_device] = operation.apply(x[on_device], draw.take(rows))
-        return x

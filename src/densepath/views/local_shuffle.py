@@ -16,6 +16,8 @@ from densepath.views.appearance import change, check_probability, chosen
 from densepath.views.corruptions import Corruption
 from densepath.views.random_streams import Draw, Stream
 
+_POSITIONS = 2**23  # in all windows of the views that are shuffled at once: 64 MiB for each tensor of them
+
 
 @dataclass(frozen=True)
 class LocalShuffle(Corruption):
@@ -42,10 +44,17 @@ class LocalShuffle(Corruption):
             raise UserError(f"a local shuffle needs windows of a share of the view, not {self.windows} of {self.share}")
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
+        size = x.shape[2:]
+
         def shuffle(part: Tensor, rows: list[int]) -> Tensor:
-            low, side = shuffle_windows(draw, rows, self.windows, self.share, part.shape[2:])
-            low, side = low.to(part.device, non_blocking=True), side.to(part.device, non_blocking=True)
-            source = shuffled_positions(low, side, part.shape[2:], draw, rows)
+            positions = self.windows * math.prod((n + 1) / 2 for n in largest_window(self.share, size))
+            some = max(1, int(_POSITIONS / max(positions, 8 * math.prod(size))))  # tables too
+            starts = range(0, len(rows), some)
+            return torch.cat([shuffled(part[start : start + some], rows[start : start + some]) for start in starts])
+
+        def shuffled(part: Tensor, rows: list[int]) -> Tensor:
+            windows = shuffle_windows(draw, rows, self.windows, self.share, size)
+            source = shuffled_positions(*windows, self.share, size, draw, rows, part.device)
             flat = part.flatten(2)
             return flat.gather(2, source.unsqueeze(1).expand_as(flat)).view(part.shape)
 
@@ -57,14 +66,19 @@ def shuffle_windows(
     draw: Draw, rows: Sequence[int], windows: int, share: float, size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Low corners and sides (n, W, d) of the windows of some rows, in their order, on the CPU."""
-    d, extent = len(size), torch.tensor(size)
+    d = len(size)
     numbers = draw.pixels(rows, windows * 2 * d, torch.device("cpu"), Stream.SHUFFLE_WINDOWS)
     first, second = numbers.view(len(rows), windows, 2, d).unbind(2)
-    side = 1 + (first * (extent * share + 1e-6).long().clamp(min=1)).long()
-    return (second * (extent - side + 1)).long(), side
+    side = 1 + (first * torch.tensor(largest_window(share, size))).long()
+    return (second * (torch.tensor(size) - side + 1)).long(), side
 
 
-def last_windows(low: Tensor, side: Tensor, size: Sequence[int]) -> Tensor:
+def largest_window(share: float, size: Sequence[int]) -> list[int]:
+    """Its sides in views of a size, in pixels."""
+    return [max(1, math.floor(n * share + 1e-6)) for n in size]
+
+
+def last_windows(low: Tensor, side: Tensor, largest: Sequence[int], size: Sequence[int]) -> Tensor:
     """The number, from 1, of the last window that covers each pixel: (n, *size) int32, 0 where none does.
 
     A window is the union of 2**d overlapping blocks with sides of powers of two. Each block is marked at its low corner
@@ -72,11 +86,12 @@ def last_windows(low: Tensor, side: Tensor, size: Sequence[int]) -> Tensor:
 
     Args:
         low, side: (n, W, d).
+        largest: no side is larger, one for each axis.
         size: of the views in pixels.
     """
     count, windows, d = low.shape
     level = (side.double().log2() + 1e-9).floor().long()  # 2**level <= side < 2**(level + 1)
-    levels = [math.floor(math.log2(max(1, int(side[..., axis].max())))) + 1 for axis in range(d)]
+    levels = [n.bit_length() for n in largest]
     table = torch.zeros(count, *levels, *size, dtype=torch.int32, device=low.device)
     number = torch.arange(1, windows + 1, dtype=torch.int32, device=low.device).expand(count, -1)
     base = torch.zeros_like(level[..., 0])
@@ -91,28 +106,41 @@ def last_windows(low: Tensor, side: Tensor, size: Sequence[int]) -> Tensor:
         table.view(count, -1).scatter_reduce_(1, flat, number, "amax")
     for axis in range(d):
         while table.shape[1] > 1:  # levels of this axis
-            largest, half = table[:, -1], 2 ** (table.shape[1] - 2)
+            top, half = table[:, -1], 2 ** (table.shape[1] - 2)
             below, n = table[:, -2], size[axis]
-            torch.maximum(below, largest, out=below)
+            torch.maximum(below, top, out=below)
             target = below.narrow(d, half, n - half)  # levels before this axis are gone: its pixels are axis d
-            torch.maximum(target, largest.narrow(d, 0, n - half), out=target)
+            torch.maximum(target, top.narrow(d, 0, n - half), out=target)
             table = table[:, :-1]
         table = table[:, 0]
     return table
 
 
-def shuffled_positions(low: Tensor, side: Tensor, size: Sequence[int], draw: Draw, rows: Sequence[int]) -> Tensor:
-    """(n, pixels) int64: the position from which each pixel is taken.
+def shuffled_positions(
+    low: Tensor,
+    side: Tensor,
+    share: float,
+    size: Sequence[int],
+    draw: Draw,
+    rows: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """(n, pixels) int64 on a device: the position from which each pixel is taken.
 
     Args:
-        low, side: (n, W, d) the windows.
+        low, side: (n, W, d) the windows, on the CPU.
+        share: largest side of a window, as a share of the view's.
         size: of the views in pixels.
         draw: the random numbers; each window has four for every four pixels.
         rows: the rows of the views.
+        device: where to compute.
     """
     count, windows, d = low.shape
-    device, pixels = low.device, math.prod(size)
-    window = last_windows(low, side, size).view(count, -1).long() - 1  # (n, pixels)
+    pixels, largest = math.prod(size), largest_window(share, size)
+    # What decides on the sizes of tensors is computed on the CPU: nothing waits for the device.
+    total = int(((side.prod(-1) + 3) // 4).sum())
+    low, side = low.to(device, non_blocking=True), side.to(device, non_blocking=True)
+    window = last_windows(low, side, largest, size).view(count, -1).long() - 1  # (n, pixels)
     covered = window >= 0
     owner = torch.where(covered, window + windows * torch.arange(count, device=device).unsqueeze(1), 0)
     low, side = low.reshape(-1, d), side.reshape(-1, d)
@@ -122,14 +150,14 @@ def shuffled_positions(low: Tensor, side: Tensor, size: Sequence[int], draw: Dra
         volume = torch.where(used, volume, 0)
     # A permutation of each window: its positions sorted by random numbers.
     quads = (volume + 3) // 4
-    total = int(quads.sum())
+    total = int(quads.sum()) if device.type == "cpu" else total
     which = torch.repeat_interleave(torch.arange(count * windows, device=device), quads, output_size=total)
     first_quad = quads.cumsum(0) - quads
     quad = torch.arange(total, device=device) - first_quad[which]
-    most = -(-int(side.prod(-1).max()) // 4)
-    row = torch.tensor(list(rows), device=draw.index.device)[(which // windows).to(draw.index.device)]
+    most = -(-math.prod(largest) // 4)
+    index, view = (numbers[list(rows)].to(device)[which // windows] for numbers in (draw.index, draw.view))
     streams = Stream.SHUFFLE_PIXELS + which % windows * most + quad
-    words = bits(draw.seed, draw.epoch, draw.index[row].to(device), draw.view[row].to(device), streams)
+    words = bits(draw.seed, draw.epoch, index, view, streams)
     place = quad.unsqueeze(1) * 4 + torch.arange(4, device=device)
     # Positions of the last four that the window does not have come last.
     key = (which.unsqueeze(1) << 33) | ((place >= volume[which].unsqueeze(1)).long() << 32) | words

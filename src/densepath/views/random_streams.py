@@ -37,13 +37,10 @@ class Stream(IntEnum):
     LOCAL_SHUFFLE = 46
     PAINTING = 47
     PAINTING_BLOCKS = 48  # and the nine after it: two for each block
-    ONE_OF = 58
-    ELASTIC = 59
     WINDOWS = 64  # and the 31 after it: four for each attempt
     CUTOUT = 96  # and those after it: one for each hole
     PIXELS = 2**16  # and those after it: numbers for each pixel of a view
     PAINTED_PIXELS = 2**27  # and so on
-    ELASTIC_PIXELS = 2**28
     SHUFFLE_WINDOWS = 2**29
     SHUFFLE_PIXELS = 2**30
 
