@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from densepath.datasets.nct import convert_nct as convert_nct
     from densepath.datasets.pcam import convert_pcam as convert_pcam
     from densepath.datasets.qupath import convert_qupath as convert_qupath
+    from densepath.datasets.regions import write_regions as write_regions
     from densepath.datasets.volumes.brats import convert_brats as convert_brats
     from densepath.datasets.volumes.conversion import Conversion as Conversion
     from densepath.datasets.volumes.conversion import DicomConversion as DicomConversion
@@ -127,6 +128,7 @@ _HOME = {
     "show_views": "densepath.analysis.show",
     "tile": "densepath.sources.tiles.tile",
     "write_heat_map": "densepath.transfer.slides.heat_map",
+    "write_regions": "densepath.datasets.regions",
     "write_tissue": "densepath.synthetic.tissue",
 }
 

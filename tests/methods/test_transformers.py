@@ -14,8 +14,15 @@ from densepath.methods import BYOL, METHODS, ConCL, MoCoV2, SimCLR
 from densepath.sources.image_files import ImageFiles
 from densepath.views.maker import ViewMaker
 
-DISTILLED = ("dino", "dino_imix", "cellback", "dirl", "esvit", "selfpatch", "ibot", "hipt_region")
+DISTILLED = ("dino", "dino_imix", "dino_sup", "cellback", "dirl", "esvit", "selfpatch", "ibot", "hipt_region")
 SMALL = {"prototypes": 24, "hidden_dim": 16, "dim": 8, "local_size": 0.75}
+OPTIONS = dict.fromkeys(DISTILLED, SMALL) | {
+    "pcl_v2": {"num_clusters": (5, 6)},
+    "pcrl": {"attention": "factored", "queue_size": 16},
+    "pcrl_released": {"queue_size": 16},
+    "swav": {"prototypes": 24, "local_size": 0.75},
+}
+OWN_VIEWS = ("pcrl", "pcrl_released", "c2l", "model_genesis", "swav")
 TAKERS = [name for name in METHODS if name not in ("spark", "conv_mim")]  # which are for ConvNets
 
 
@@ -29,11 +36,13 @@ def views(images):
 
 
 @pytest.mark.parametrize("name", TAKERS)
-def test_every_method_takes_a_step_that_moves_every_weight(make, views, name, tokenizer):
+def test_every_method_takes_a_step_that_moves_every_weight(make, images, views, name, tokenizer):
     """In bfloat16 where autocast takes it, with channels last: as a GPU trains."""
-    options = {"pcl_v2": {"num_clusters": (5, 6)}}.get(name, SMALL if name in DISTILLED else {})
     backbone = "vit_tiny_patch16_224" if name == "moco_v2" else "test_vit"
-    method = make(METHODS[name], backbone, **options).to(memory_format=torch.channels_last)
+    method = make(METHODS[name], backbone, **OPTIONS.get(name, {})).to(memory_format=torch.channels_last)
+    pixels = views["first"].pixels
+    if name in OWN_VIEWS:
+        views = ViewMaker(method.views(), 64, seed=0)(images)
     if "cells" in method.needs():
         method.prepare(None, {"cells": SimpleNamespace(class_names=("cell",), describe=lambda: None)})
     else:
@@ -42,7 +51,7 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, views, name, to
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         if method.wants_features(views):
-            method.on_features(method.extract_features(views["first"].pixels).repeat(3, 1), views)
+            method.on_features(method.extract_features(pixels).repeat(3, 1), views)
         method.before_step(views)
         losses = method(views)
     losses.total.backward()
@@ -52,7 +61,7 @@ def test_every_method_takes_a_step_that_moves_every_weight(make, views, name, to
     still = [key for key, p in method.named_parameters() if key in before and torch.equal(p, before[key])]
     assert still == []
     kept = method.exported_backbone()
-    assert kept.name == backbone and kept(views["first"].pixels)[4].shape == (4, kept.channels[4], 4, 4)
+    assert kept.name == backbone and kept(pixels)[4].shape == (4, kept.channels[4], 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,7 @@ def test_overfits_one_batch(make, views, losses_on, method, steps, lr, share):
 
 @pytest.mark.parametrize("name", TAKERS)
 def test_views_that_the_patches_do_not_divide_are_refused_before_the_run(make, name):
-    method = make(METHODS[name], "test_vit", **(SMALL if name in DISTILLED else {}))
+    method = make(METHODS[name], "test_vit", **OPTIONS.get(name, {}))
     check(method, 64, 4)
     with pytest.raises(UserError, match=r"test_vit divides images into patches of 16 px, and 72 x 72 px"):
         check(method, 72, 4)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from densepath.core.errors import UserError
 from densepath.core.waiting import listening
@@ -25,27 +25,11 @@ from densepath.training.random_state import untouched_generators
 from densepath.training.recorder import Recorder
 from densepath.training.run_control import RunControl
 from densepath.training.saver import Saver
-from densepath.training.task import Task
+from densepath.training.task import Batches, Task
 
 Evaluate = Callable[[], Mapping[str, float]]
 Keep = Callable[[int], None]  # of the weights after a step
 DrawStep = Callable[[int], Path]  # step -> picture
-
-
-class Batches(Protocol):
-    """The batches that :func:`train` iterates over.
-
-    The length of a batch is its number of images; it may have an ``index``, the positions of these images.
-
-    Attributes:
-        start_step: the first batch of an iteration, counted from 0 over the whole run.
-        total_steps: number of batches of this process in the whole run.
-    """
-
-    start_step: int
-    total_steps: int
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 def train(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -13,6 +13,22 @@ from densepath.methods.base import Heartbeat
 from densepath.training.updates import Updates
 
 LongWork = Callable[[], AbstractContextManager[Heartbeat]]
+
+
+class Batches(Protocol):
+    """The batches that :func:`~densepath.training.loop.train` iterates over.
+
+    The length of a batch is its number of images; it may have an ``index``, the positions of these images.
+
+    Attributes:
+        start_step: the first batch of an iteration, counted from 0 over the whole run.
+        total_steps: number of batches of this process in the whole run.
+    """
+
+    start_step: int
+    total_steps: int
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class Task(nn.Module):
