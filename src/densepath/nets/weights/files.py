@@ -18,8 +18,9 @@ from densepath.core.errors import UserError
 from densepath.core.streams import say
 from densepath.nets.weights.pickles import read_pickle
 
-# Keys under which checkpoints store their tensors; as in timm, the moving average of the weights (EMA) comes first.
-_HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Keys under which checkpoints store their tensors. As in timm, the moving average (EMA) of weights comes before them;
+# but released PCRL checkpoints have their network in state_dict, and its momentum encoder in model_ema.
+_HOLDERS = ("state_dict_ema", "state_dict", "model_ema", "model")
 _EMA = "_ema"
 _SETTINGS = re.compile(
     r"(?:argparse|lightning|mmcv|mmengine|numpy|omegaconf|pathlib|pytorch_lightning|typing)\.[\w.]+|"
