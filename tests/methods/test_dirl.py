@@ -1,6 +1,5 @@
 """Cellback and DiRL against their equations, with loops in float64."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -212,17 +211,6 @@ def test_overfits_one_batch(make, celled, losses_on, kind):
     batch = replace(ViewMaker(method.views(), SIZE, seed=0)(celled), progress=1.0)
     history = losses_on(method, batch, steps=25, lr=0.1)
     assert history[-1] < 0.7 * history[0]
-
-
-def test_step_never_waits_for_the_device(make, celled, monkeypatch):
-    """On the meta device nothing has a value: whatever asks for one raises."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
-    method = make(DiRL, PLAIN, num_regions=3, head_batch_norm=True).to("meta")
-    extras = {"cells": celled.extras["cells"].to("meta")}
-    batch = ViewMaker(method.views(), SIZE, seed=0)(replace(celled, pixels=celled.pixels.to("meta"), extras=extras))
-    method.before_step(batch)
-    method(batch).total.backward()
-    method.after_step()
 
 
 def test_what_does_not_fit_is_named(make):

@@ -11,7 +11,7 @@ from region_loops import vectors_of
 
 from densepath.core.affine import apply, invert
 from densepath.core.errors import UserError
-from densepath.methods import BYOL, DINO, DINOSup, DiRLBYOL, DiRLSimCLR, SimCLR
+from densepath.methods import BYOL, DINO, DINOSup, DiRL, DiRLBYOL, DiRLSimCLR, SimCLR
 from densepath.views.maker import ViewMaker
 from densepath.views.view import View
 
@@ -137,11 +137,14 @@ def test_overfits_one_batch(make, celled, losses_on, kind, lr):
     assert history[-1] < 0.7 * history[0]
 
 
-@pytest.mark.parametrize("kind", [DiRLSimCLR, DiRLBYOL, DINOSup])
-def test_step_never_waits_for_the_device(make, celled, monkeypatch, kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(DiRL, {"num_regions": 3, "head_batch_norm": True}), (DiRLSimCLR, {}), (DiRLBYOL, {}), (DINOSup, {})],
+)
+def test_step_never_waits_for_the_device(make, celled, monkeypatch, kind, options):
     """On the meta device nothing has a value: whatever asks for one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown on this device
-    method = make(kind, PLAIN).to("meta")
+    method = make(kind, PLAIN, **options).to("meta")
     extras = {"cells": celled.extras["cells"].to("meta")}
     batch = ViewMaker(method.views(), SIZE, seed=0)(replace(celled, pixels=celled.pixels.to("meta"), extras=extras))
     method.before_step(batch)

@@ -6,6 +6,9 @@ any number of workers, batch size or number of processes, and any view can be dr
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -175,3 +178,8 @@ def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     """
     high, low = bits(seed ^ (_SHUFFLE_DOMAIN << 32), epoch, torch.arange(n), view=_BATCH, stream=0)[:, :2].unbind(1)
     return ((high << 31) | (low >> 1)).argsort(stable=True)
+
+
+def ordered_by_seed(names: Iterable[str], seed: int) -> list[str]:
+    """Names in a random order, in which the place of one relative to another depends on no other name."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from densepath.annotations.patients import patient_in_name
 from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.random import ordered_by_seed
 from densepath.core.streams import say
 from densepath.datasets.find_files import FileIndex
 from densepath.datasets.samples import SPLITS, Sample
@@ -110,10 +110,8 @@ def _given(samples: Sequence[Sample], how: Splitting, source: str | Path) -> lis
 
 def _drawn(given: Sequence[str | None], owners: Sequence[str], how: Splitting) -> list[str]:
     """The split of each image: drawn by patient among those whose split is None."""
-    ranked = sorted(
-        {owner for owner, split in zip(owners, given, strict=True) if split is None},
-        key=lambda owner: hashlib.sha256(f"{how.seed} {owner}".encode()).digest(),
-    )
+    free = {owner for owner, split in zip(owners, given, strict=True) if split is None}
+    ranked = ordered_by_seed(free, how.seed)
     test = max(1, round(how.test_share * len(ranked))) if how.test_share is not None else 0
     val = max(1, round(how.val_share * len(ranked))) if how.val_share is not None else 0
     split_of = dict.fromkeys(ranked, "train") | dict.fromkeys(ranked[test : test + val], "val")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from densepath.core.errors import UserError
-from densepath.core.random import permute
+from densepath.core.random import ordered_by_seed, permute
 from densepath.sources.image_files import ImageFiles
 from densepath.sources.packed import PackedTiles
 from densepath.sources.path_table import PathTable
@@ -51,7 +50,7 @@ def restrict(
     if fraction == 1:
         return images
     if isinstance(images, SlideTiles):
-        names = sorted((tiling.name for tiling in images.tilings), key=lambda name: _rank(name, seed))
+        names = ordered_by_seed((tiling.name for tiling in images.tilings), seed)
         return images.restricted_to(names[: max(1, round(fraction * len(names)))])
     count = max(1, round(fraction * len(images)))
     chosen = permute(torch.arange(count), len(images), seed, _KEY).sort().values
@@ -100,7 +99,3 @@ def read_slide_list(path: str | Path) -> list[str]:
     if not any(names):
         raise UserError(f"the list of slides {path} has no names; give a name in each line, or a column slide")
     return [name for name in names if name]
-
-
-def _rank(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()

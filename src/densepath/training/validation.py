@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from densepath.annotations.patients import patients_of
 from densepath.core.distributed import alone, broadcast, rank
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
+from densepath.core.random import ordered_by_seed
 from densepath.methods.base import Method
 from densepath.nets.norms import gather_statistics, plain_batch_norm, set_statistics
 from densepath.nets.weights import save_backbone
@@ -50,8 +50,7 @@ def hold_out_images(images: PixelSource, data: str | Path, share: float, seed: i
     names = [str(images.paths[number]) for number in range(len(images))]
     known = patients_of(data, names)
     owners = [known.get(name) or _in_name(name) for name in names]
-    ranks = {owner: hashlib.sha256(f"{seed} {owner}".encode("utf-8", "surrogateescape")).digest() for owner in owners}
-    groups: dict[str, list[int]] = {owner: [] for owner in sorted(ranks, key=ranks.__getitem__)}
+    groups: dict[str, list[int]] = {owner: [] for owner in ordered_by_seed(set(owners), seed)}
     for number, owner in enumerate(owners):
         groups[owner].append(number)
     held: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.targets import Targets, read_targets
 from densepath.transfer.probe.folds import PART_NUMBERS, SPLITS
+from densepath.transfer.probe.labelled import Listed
 from densepath.transfer.probe.metrics import Floats, Integers
 
 _SPLIT = "split"  # a column
@@ -101,7 +102,7 @@ def read_pool(
     names = [name.replace(os.sep, "/") for name in names]
     twice = [name for name, count in Counter(paths).items() if count > 1]
     refuse(twice, f"images that {data} names twice", "list each image once")
-    listed = _Listed([_absolute(path, data) for path in paths])
+    listed = Listed([_absolute(path, data) for path in paths])
     table = None if str(labels) == FOLDERS else str(labels)
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
     divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
@@ -111,7 +112,7 @@ def read_pool(
     if len(places) < len(names):  # the others need neither split nor patient
         images, found = _same_pixels(take(images, torch.from_numpy(places)), images), found.take(places)
         paths, names, splits = ([part[p] for p in places] if part else [] for part in (paths, names, splits))
-        listed = _Listed([_absolute(path, data) for path in paths])
+        listed = Listed([_absolute(path, data) for path in paths])
     volumes = images.rows if isinstance(images, VolumeStore) else []
     if table is not None and _SPLIT in table_columns(table):
         given = match_columns(listed, table, [_SPLIT]).values
@@ -143,19 +144,6 @@ def _same_pixels(images: PixelSource, other: PixelSource) -> PixelSource:
     return images
 
 
-class _Listed:
-    """Names of images without pixels."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def names(self, position: int) -> str:
-        return self._names[position]
-
-
 def _file(path: str) -> Hashable:
     """A file by its number on the disk, which links to it share."""
     try:
@@ -173,7 +161,7 @@ def _absolute(path: str, data: str | Path) -> str:
 
 
 def _owners(
-    config: ClassifyConfig, names: list[str], listed: _Listed, table: str | None, data: str | Path
+    config: ClassifyConfig, names: list[str], listed: Listed, table: str | None, data: str | Path
 ) -> tuple[list[str], str]:
     """The patient of each image, and where it is found: "" if it is unknown."""
     if config.patient_regex is not None:

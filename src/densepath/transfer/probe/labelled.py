@@ -64,7 +64,7 @@ class Labelled:
         return len(self.names)
 
 
-class _Listed:
+class Listed:
     """Names of images without pixels."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -96,12 +96,12 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
     # Below their folder: tables may have absolute paths, or paths that begin with the folder.
     folder = str(features.notes.get("data", "") if data is None else data)
     below = os.path.abspath(folder) if os.path.isdir(folder) else ""
-    listed: Any = _Listed(names if table is None else [os.path.join(below, name) for name in names])
+    listed: Any = Listed(names if table is None else [os.path.join(below, name) for name in names])
     tops = [name.partition("/")[0].lower() if "/" in name else "" for name in names]
     divided = set(tops) <= set(SPLITS) and len(set(tops)) > 1
     test = given_split(tops, "the folder of images") if divided else None
     if table is None:
-        inside = _Listed([name.partition("/")[2] for name in names]) if divided else listed
+        inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
         classes = read_classes(inside, FOLDERS, "")
     else:
         classes = read_classes(listed, table)
