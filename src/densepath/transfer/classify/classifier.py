@@ -11,15 +11,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.losses import full_precision
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights.backbone_weights import write_tensors
-from densepath.nets.weights.checks import require_numbers_in
 from densepath.sources.batch import ImageBatch
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.embed.encoder import Encoder, Pool
+from densepath.transfer.network_file import network_path, read_network
 from densepath.views.declarations import Center
 from densepath.views.maker import ViewMaker
 
@@ -133,7 +132,7 @@ def save_classifier(path: Path, model: Classifier, notes: ClassifierNotes) -> No
 
 def classifier_path(run: str | Path) -> Path:
     """The file of a classifier, given by it or by the folder of its run."""
-    return Path(run) / CLASSIFIER_FILE if Path(run).is_dir() else Path(run)
+    return network_path(run, CLASSIFIER_FILE)
 
 
 def is_classifier(run: str | Path) -> bool:
@@ -152,16 +151,9 @@ def read_classifier(path: Path) -> tuple[Classifier, ClassifierNotes]:
     Raises:
         UserError: there is no such file, or it is not a classifier.
     """
-    if not path.is_file():
-        raise UserError(f"there is no trained classifier {path}; train one with densepath classify")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            noted = json.loads(file.metadata()[KEY])
-        notes = ClassifierNotes(**noted | {name: tuple(noted[name]) for name in ("labels", "view_size")})
-        model = notes.build()
-        model.load_state_dict(state)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} is not a classifier of this version of densepath; train it again") from error
-    require_numbers_in(model, path)
-    return model.eval(), notes
+    model, notes = read_network(path, KEY, "classifier", "classify", _notes_from)
+    return model, notes
+
+
+def _notes_from(values: Any) -> ClassifierNotes:
+    return ClassifierNotes(**values | {name: tuple(values[name]) for name in ("labels", "view_size")})

@@ -7,18 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors import SafetensorError, safe_open
-
 from densepath.annotations.coco_checks import Orientation
-from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.nets.backbones import build_backbone
 from densepath.nets.weights import write_tensors
-from densepath.nets.weights.checks import require_numbers_in
 from densepath.sources.pixel_source import PixelSpec
 from densepath.transfer.detection.config import ANCHOR_SIZES, DETECTIONS
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detectors import DETECTORS, check_backbone
+from densepath.transfer.network_file import network_path, read_network
 
 DETECTOR_FILE = Path("exported") / "detector.safetensors"  # in a run folder
 KEY = "densepath_detector"
@@ -87,7 +84,7 @@ def save_detector(path: Path, model: Detector, notes: DetectorNotes) -> None:
 
 def detector_path(run: str | Path) -> Path:
     """The file of a detector, given by it or by the folder of its run."""
-    return Path(run) / DETECTOR_FILE if Path(run).is_dir() else Path(run)
+    return network_path(run, DETECTOR_FILE)
 
 
 def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
@@ -96,19 +93,8 @@ def load_detector(path: Path) -> tuple[Detector, DetectorNotes]:
     Raises:
         UserError: there is no such file, or it is not a detector.
     """
-    if not path.is_file():
-        raise UserError(f"there is no trained detector {path}; train one with densepath detect")
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            values = json.loads(file.metadata()[KEY])
-        notes = _notes_from(values)
-        model = notes.build()
-        model.load_state_dict(state)
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
-        raise UserError(f"{path} is not a detector of this version of densepath; train it again") from error
-    require_numbers_in(model, path)
-    return model.eval(), notes
+    model, notes = read_network(path, KEY, "detector", "detect", _notes_from)
+    return model, notes
 
 
 def _notes_from(values: Any) -> DetectorNotes:

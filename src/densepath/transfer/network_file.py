@@ -1,0 +1,58 @@
+"""Trained networks as one file: weights, and notes from which the network is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from densepath.core.errors import UserError
+from densepath.nets.weights.checks import require_numbers_in
+
+
+class Notes(Protocol):
+    """The metadata of a network."""
+
+    def build(self) -> nn.Module:
+        """The network with random weights."""
+        ...
+
+
+N = TypeVar("N", bound=Notes)
+
+
+def network_path(run: str | Path, file: Path) -> Path:
+    """The file of a network, given by it or by the folder of its run, in which it is ``file``."""
+    return Path(run) / file if Path(run).is_dir() else Path(run)
+
+
+def read_network(path: Path, key: str, what: str, verb: str, notes_from: Callable[[Any], N]) -> tuple[Any, N]:
+    """The network of a file, on the CPU and in evaluation mode, and its notes.
+
+    Args:
+        path: of the file.
+        key: of its notes in the metadata.
+        what: what it is, for messages.
+        verb: the verb that trains one.
+        notes_from: makes the notes from plain values; raises ValueError or TypeError if these make no sense.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no trained {what} {path}; train one with densepath {verb}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values = json.loads(file.metadata()[key])
+        notes = notes_from(values)
+        model = notes.build()
+        model.load_state_dict(state)
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
+        raise UserError(f"{path} is not a {what} of this version of densepath; train it again") from error
+    require_numbers_in(model, path)
+    return model.eval(), notes
