@@ -196,13 +196,13 @@ def _distill(method: Any, views: Batch, sizes: list[View]) -> None:
 
 def _dirl_simclr(method: Any, views: Batch) -> None:
     """Both views forward and backward together; a head on each vector."""
-    vectors = region_vectors(method.prior, views, _both(views), method.backbone, method.block)
+    vectors = region_vectors(method.prior, views, method.both(views), method.backbone, method.block)
     _backward(method, *(head(vectors[name][0]) for name, head in method.heads.items()))
 
 
 def _dirl_byol(method: Any, views: Batch) -> None:
     """Both views forward and backward together, and forward in the target; heads on each vector."""
-    both = _both(views)
+    both = method.both(views)
     with torch.no_grad():
         block = method.target_block and method.target_block.network
         target = region_vectors(method.prior, views, both, method.target_backbone.network, block)
@@ -210,11 +210,6 @@ def _dirl_byol(method: Any, views: Batch) -> None:
             head(target[name][0])
     vectors = region_vectors(method.prior, views, both, method.backbone, method.block)
     _backward(method, *(method.predictors[name](head(vectors[name][0])) for name, head in method.projectors.items()))
-
-
-def _both(views: Batch) -> View:
-    pixels, maps = (torch.cat([getattr(views[name], of) for name in ("first", "second")]) for of in ("pixels", "map"))
-    return View(pixels, maps)
 
 
 def _pcrl(method: Any, views: Batch) -> None:

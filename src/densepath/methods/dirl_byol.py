@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,16 @@ from densepath.core.momentum import Momentum
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses
 from densepath.methods.byol import BYOL
-from densepath.methods.cell_prior import CellPrior, GuidedByCells
-from densepath.methods.region_vectors import make_block, region_vectors, region_weights
+from densepath.methods.compared_regions import ComparedRegions, RegionOptions
+from densepath.methods.region_vectors import region_vectors
 from densepath.nets.backbones import Backbone
 from densepath.nets.heads import NormedHead
 from densepath.views.augment import Augment
 from densepath.views.declarations import Declaration
-from densepath.views.view import Batch, View
+from densepath.views.view import Batch
 
 
-class DiRLBYOL(GuidedByCells):
+class DiRLBYOL(ComparedRegions):
     """The loss of :class:`~densepath.methods.dirl.DiRL` with that of :class:`BYOL` in place of DINO's (Table 8).
 
     L = lambda1 (L_c + L_b) + lambda2 (L_cc + L_bb + L_cb + L_bc), each |q(z1) - z2'|^2 + |q(z2) - z1'|^2, the mean over
@@ -34,38 +34,26 @@ class DiRLBYOL(GuidedByCells):
 
     Args:
         backbone: the online encoder; a vision transformer, unless ``interactions`` are off.
-        prior, num_regions, region_weight: as in :class:`~densepath.methods.cellback.Cellback`.
-        interactions: whether there is a disentangle block (DiRL), or none (Cellback).
-        interaction_weight, shared_block: as in :class:`~densepath.methods.dirl.DiRL`.
         dim, hidden_dim: as in :class:`BYOL`, with the values of its paper.
         momentum: momentum of the target network at the start of the run.
+        **regions: as in :class:`~densepath.methods.compared_regions.ComparedRegions`.
 
     Source: Kapse et al., "Attention De-sparsification Matters" (DiRL), Table 8; Grill et al., BYOL, NeurIPS 2020.
     """
 
     batch_norm = "synchronized"
-    views_together = 2
 
     def __init__(
         self,
         backbone: Backbone,
-        prior: Literal["cells", "files"] = "cells",
-        num_regions: int = 2,
-        region_weight: float = 0.5,
-        interactions: bool = True,
-        interaction_weight: float = 0.025,
-        shared_block: bool = True,
         dim: int = 256,
         hidden_dim: int = 4096,
         momentum: float = 0.996,
+        **regions: Unpack[RegionOptions],
     ) -> None:
-        super().__init__()
         if not 0 <= momentum <= 1:
             raise UserError(f"the momentum must be between 0 and 1, not {momentum}")
-        self.backbone = backbone
-        self.prior = CellPrior(prior, num_regions)
-        self.block = make_block(backbone, shared_block) if interactions else None
-        self.weights = region_weights(self.prior, region_weight, interaction_weight if interactions else None)
+        super().__init__(backbone, **regions)
         width = backbone.channels[backbone.deepest]
         self.projectors = nn.ModuleDict({name: NormedHead(width, hidden_dim, dim) for name in self.weights})
         self.predictors = nn.ModuleDict({name: NormedHead(dim, hidden_dim, dim) for name in self.weights})
@@ -85,25 +73,19 @@ class DiRLBYOL(GuidedByCells):
             self.target_block.update(self.block, momentum)
 
     def forward(self, batch: Batch) -> Losses:
-        first, second = batch["first"], batch["second"]
-        both = View(torch.cat((first.pixels, second.pixels)), torch.cat((first.map, second.map)))
+        both = self.both(batch)
         online = region_vectors(self.prior, batch, both, self.backbone, self.block)
         with torch.no_grad():
             block = None if self.target_block is None else self.target_block.network
             target = region_vectors(self.prior, batch, both, self.target_backbone.network, block)
-        statistics = {"feature_std": torch.stack([deviation(*vectors) for vectors in target.values()]).amin()}
-        total = torch.zeros((), device=both.pixels.device)
-        terms = {}
-        for name, weight in self.weights.items():
-            rows, present = online[name]
-            assert present is not None
+        losses = {}
+        for name, rows, present in self.existing(online):
             prediction = self.predictors[name](self.projectors[name](rows, present), present)
             with torch.no_grad():
                 targets = self.target_projectors.network[name](target[name][0], present).roll(len(batch), 0)
             likeness = F.cosine_similarity(full_precision(prediction), full_precision(targets))
-            loss = 2 * masked_mean(2 - 2 * likeness, present & present.roll(len(batch), 0))  # of both directions
-            total = total + weight * loss
-            terms[f"{name}_loss"] = loss.detach()
-            if name in self.prior.names():
-                statistics[f"{name}_views"] = present.float().mean()
-        return Losses(total, terms, statistics)
+            losses[name] = 2 * masked_mean(
+                2 - 2 * likeness, present & present.roll(len(batch), 0)
+            )  # of both directions
+        spread = torch.stack([deviation(*vectors) for vectors in target.values()]).amin()
+        return self.summed(losses, online, {"feature_std": spread})
