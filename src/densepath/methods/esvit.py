@@ -28,7 +28,7 @@ class EsViT(DINO):
     L = 1/2 L_V + 1/2 L_R,   L_R = mean over images, pairs of views v != q and positions i of v of
                                    -sum over prototypes of p_q,r*(i) log p_v,i   (Equations 3 and 4).
 
-    Regions have a head and a center of their own. Any backbone will do; a class token is no region.
+    Regions have a head and a center of their own. Any backbone will do; a class token is not a region.
 
     Args:
         backbone: the student.

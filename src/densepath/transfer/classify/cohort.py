@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from densepath.annotations.classes import FOLDERS, match_columns, table_columns
-from densepath.annotations.patients import MANIFEST, PATIENT_COLUMNS, patient_in_name, patients_of
 from densepath.core.errors import first_few, refuse
 from densepath.core.output_names import names_below
 from densepath.core.streams import say
@@ -25,7 +25,7 @@ from densepath.sources.volumes.store import VolumeStore
 from densepath.transfer.classify.config import ClassifyConfig
 from densepath.transfer.classify.targets import Targets, read_targets
 from densepath.transfer.probe.folds import PART_NUMBERS, SPLITS
-from densepath.transfer.probe.labelled import Listed
+from densepath.transfer.probe.labelled import Labels, Listed, owners_of
 from densepath.transfer.probe.metrics import Floats, Integers
 
 _SPLIT = "split"  # a column
@@ -121,7 +121,8 @@ def read_pool(
         refuse(wrong, f"images with another split than train, val or test in {table}", "correct the column split")
     elif volumes and all(row["split"] for row in volumes) and len({row["split"] for row in volumes}) > 1:
         splits = [row["split"] for row in volumes]
-    owners, source = _owners(config, names, listed, table, data)
+    how = Labels(str(config.labels), config.patient, config.patient_regex)
+    owners, source = owners_of(names, listed, how, table, data, partial(_patients_in, names))
     if volumes and not source and all(row["patient"] for row in volumes):
         owners, source = [row["patient"] for row in volumes], str(data)
     if isinstance(images, ImageFiles):
@@ -160,30 +161,12 @@ def _absolute(path: str, data: str | Path) -> str:
     return os.path.join(data, path)
 
 
-def _owners(
-    config: ClassifyConfig, names: list[str], listed: Listed, table: str | None, data: str | Path
-) -> tuple[list[str], str]:
-    """The patient of each image, and where it is found: "" if it is unknown."""
-    if config.patient_regex is not None:
-        return [patient_in_name(name, config.patient_regex) for name in names], "--patient_regex"
-    source, column = table, config.patient
-    if column is not None and table is None:
-        source = os.path.join(data, MANIFEST)
-    if column is None and table is not None:
-        known = table_columns(table)
-        column = next((name for name in PATIENT_COLUMNS if name in known), None)
-    if column is not None and source is not None:
-        rows = match_columns(listed, source, [column]).values
-        owners = [row[0] if row is not None else "" for row in rows]
-        absent = [name for name, owner in zip(names, owners, strict=True) if not owner]
-        refuse(absent, f"images without a {column} in {source}", "fill it in")
-        return owners, f"{column} in {source}"
-    if os.path.isdir(data):
-        paths = [os.path.join(data, name) for name in names]
-        found = patients_of(data, paths)
-        if len(found) == len(names):
-            return [found[path] for path in paths], MANIFEST
-    return list(names), ""
+def _patients_in(names: list[str], listed: Listed, source: str, column: str) -> list[str]:
+    """The patient of each image in a table. Raises UserError for images without one."""
+    owners = [row[0] if row is not None else "" for row in match_columns(listed, source, [column]).values]
+    absent = [name for name, owner in zip(names, owners, strict=True) if not owner]
+    refuse(absent, f"images without a {column} in {source}", "fill it in")
+    return owners
 
 
 def same_labels(train: Pool, test: Pool, absent: float) -> Pool:

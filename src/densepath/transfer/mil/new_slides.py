@@ -76,7 +76,7 @@ def slides_in_files(data: str | Path) -> list[NewSlide] | None:
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         found = {slide_name(path.name): path}
     elif path.suffix.lower() in SUFFIXES and not path.is_dir():
-        raise UserError(f"{data} is no file; give a folder of files of features, or one of them")
+        raise UserError(f"{data} is not a file; give a folder of files of features, or one of them")
     elif is_tile_folder(data) or not path.is_dir() or not walk(data, SUFFIXES):
         return None
     else:

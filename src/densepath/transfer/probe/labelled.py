@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,33 +107,50 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
         classes = read_classes(listed, table)
         if _SPLIT in table_columns(table):
             test = given_split(read_column(listed, table, _SPLIT), table)
-    owners, source = _patients(names, listed, how, table, data)
+    owners, source = owners_of(names, listed, how, table, data)
     patient_names, patients = np.unique(owners, return_inverse=True)
     values = features.values.astype(np.float64)
     return Labelled(names, values, classes, patients.astype(np.int64), patient_names.tolist(), source, test)
 
 
-def _patients(
-    names: list[str], listed: Any, how: Labels, table: str | None, data: str | Path | None
+def owners_of(
+    names: list[str],
+    listed: Any,
+    how: Labels,
+    table: str | None,
+    data: str | Path | None,
+    read: Callable[[Any, str, str], list[str]] = read_column,
 ) -> tuple[list[str], str]:
-    """The patient of each image, and where it is found: "" if it is unknown."""
+    """The patient of each image, and where it is found: "" if it is unknown, then each image has its own name.
+
+    Args:
+        names: of the images.
+        listed: these names as the table has them.
+        how: where patients are found.
+        table: of the labels; None if these are folders.
+        data: the images, if they are at hand.
+        read: reads a column of a table for the listed images.
+
+    Raises:
+        UserError: an image has no patient where the user names a column or a pattern.
+    """
     if how.patient_regex is not None:
         return [patient_in_name(name, how.patient_regex) for name in names], "--patient_regex"
-    if how.patient is not None:
-        manifest = None if data is None else os.path.join(data, MANIFEST)
-        source = table or manifest
-        if source is None:
+    source, column = table, how.patient
+    if column is not None and source is None:
+        if data is None:
             raise UserError("--patient names a column of a table; give the table with --labels, or --patient_regex")
-        return read_column(listed, source, how.patient), f"{how.patient} in {source}"
-    known = table_columns(table) if table is not None else []
-    column = next((name for name in PATIENT_COLUMNS if name in known), None)
-    if table is not None and column is not None:
-        return read_column(listed, table, column), f"{column} in {table}"
+        source = os.path.join(data, MANIFEST)
+    if column is None and source is not None:
+        known = table_columns(source)
+        column = next((name for name in PATIENT_COLUMNS if name in known), None)
+    if column is not None and source is not None:
+        return read(listed, source, column), f"{column} in {source}"
     if data is not None and os.path.isdir(data):
-        paths = {name: os.path.join(data, name) for name in names}
-        found = patients_of(data, list(paths.values()))
+        paths = [os.path.join(data, name) for name in names]
+        found = patients_of(data, paths)
         if len(found) == len(names):
-            return [found[paths[name]] for name in names], MANIFEST
+            return [found[path] for path in paths], MANIFEST
     return list(names), ""
 
 
