@@ -234,5 +234,5 @@ def test_options_that_do_not_fit_are_refused(make):
 @pytest.mark.parametrize(("kind", "options"), [(PCRL, {"attention": "factored"}), (PCRLReleased, {}), (C2L, {})])
 def test_one_batch_is_overfitted(make, images, losses_on, kind, options):
     method = make(kind, "test_resnet", **options).double()
-    history = losses_on(method, views_of(method, images, 32), 12, 0.01, None if kind is PCRL else method.queue)
+    history = losses_on(method, views_of(method, images, 32), 12, 0.01, method.queue)
     assert min(history[-3:]) < 0.9 * history[0]
