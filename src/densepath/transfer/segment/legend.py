@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,14 @@ def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named
     )
 
 
+def legend_of(classes: Sequence[str]) -> Legend:
+    """The legend of classes that are named; 0 is the background. Raises UserError."""
+    names = parse_classes(classes)
+    values, titles = tuple(sorted(names)), tuple(names[value] for value in sorted(names))
+    background = values.index(0) if 0 in values else -1
+    return Legend(titles, values, background, regions=_regions((), titles, values, background))
+
+
 def parse_classes(given: Sequence[str]) -> dict[int, str]:
     """Value -> name, from VALUE:NAME or a JSON file.
 
@@ -136,7 +145,7 @@ def parse_classes(given: Sequence[str]) -> dict[int, str]:
         UserError: they are something else.
     """
     if len(given) == 1 and str(given[0]).lower().endswith(".json"):
-        content = load_json(given[0], "a file of classes")
+        content = load_json(Path(given[0]), "a file of classes")
         content = content.get("labels", content) if isinstance(content, dict) else {}
         pairs = [(key, name) if _is_whole(key) else (name, key) for key, name in content.items()]
     else:

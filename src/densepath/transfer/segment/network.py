@@ -39,7 +39,7 @@ class SegmentationNet(nn.Module):
         else:
             if backbone.patch_size > 1:
                 self.pyramid = TokenPyramid(backbone)
-            self.decoder = UNetDecoder(self.pyramid or backbone)
+            self.decoder = UNetDecoder(self.pyramid if self.pyramid is not None else backbone)
             self.head = pixel_head(self.decoder.channels, classes, backbone.ndim)
 
     def forward(self, x: Tensor) -> Tensor:
