@@ -124,6 +124,12 @@ VERBS = {
         schema="transfer.classify.config:ClassifyConfig",
         recipes="classify",
     ),
+    "segment": Verb(
+        "api:segment",
+        "train segmenters of images and volumes: a class for each pixel, in folds by patient",
+        schema="transfer.segment.config:SegmentConfig",
+        recipes="segment",
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -157,7 +163,7 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("classify", "detect", "mil", "probe", "score")
+_SCORED = ("classify", "detect", "mil", "probe", "score", "segment")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     NOISE = 27
     INTENSITY = 28
     GAMMA = 29
+    PATCH = 30  # zoom and place of the patches of segmentation
     CROP_3D = 32  # and the nine after it
     BEZIER = 44
     BEZIER_POINTS = 45
