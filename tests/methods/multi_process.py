@@ -50,11 +50,9 @@ from densepath.methods import (
     SparK,
     Supervised,
     SwAV,
-    model_genesis,
-    pcrl,
-    pcrl_released,
 )
 from densepath.nets.backbones import build_backbone
+from densepath.nets.decoders import build as decoders
 from densepath.nets.decoders.unet import UNetDecoder
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
@@ -246,8 +244,7 @@ def validate(folder, kind):
     return {"losses": losses, "lowest": patience.lowest, "since": patience.since}
 
 
-for restoring in (model_genesis, pcrl, pcrl_released):
-    restoring.UNetDecoder = partial(UNetDecoder, width=1)  # all its layers, in a hundredth of the time
+decoders.UNetDecoder = partial(UNetDecoder, width=1)  # all its layers, in a hundredth of the time
 
 
 def process(folder, number, processes, batches, volumes):

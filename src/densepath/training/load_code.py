@@ -7,7 +7,7 @@ from pathlib import Path
 
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import OWN_PARTS, parse_name
-from densepath.nets.backbones.resnet3d import is_resnet3d
+from densepath.nets.backbones.resnet3d import is_for_volumes
 
 _OWN = """```python
 from densepath.nets.weights.pretrained import pretrained_backbone
@@ -51,7 +51,7 @@ def loading_code(path: Path, backbone: Backbone | None, layout: str, notes: Mapp
         notes: its metadata.
     """
     file = path.name
-    if backbone is None or not (backbone.library == "timm" or is_resnet3d(backbone.name)):
+    if backbone is None or not (backbone.library == "timm" or is_for_volumes(backbone.name)):
         return _STATE.format(file=file)
     own = _OWN.format(file=file)
     if backbone.library != "timm" or OWN_PARTS & parse_name(backbone.name)[1].keys():

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     NOISE = 27
     INTENSITY = 28
     GAMMA = 29
+    ELASTIC = 30
+    ONE_OF = 31
     CROP_3D = 32  # and the nine after it
     BEZIER = 44
     BEZIER_POINTS = 45
@@ -38,9 +40,13 @@ class Stream(IntEnum):
     PAINTING = 47
     PAINTING_BLOCKS = 48  # and the nine after it: two for each block
     WINDOWS = 64  # and the 31 after it: four for each attempt
+    PATTERN = 42
+    PATTERN_PLACE = 43
     CUTOUT = 96  # and those after it: one for each hole
     PIXELS = 2**16  # and those after it: numbers for each pixel of a view
     PAINTED_PIXELS = 2**27  # and so on
+    ELASTIC_PIXELS = 2**28
+    CUBES = 2**28 + 2**27
     SHUFFLE_WINDOWS = 2**29
     SHUFFLE_PIXELS = 2**30
 

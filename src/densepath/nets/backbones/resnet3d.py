@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
         return out.relu()
 
 
-def is_resnet3d(name: str) -> bool:
+def is_for_volumes(name: str) -> bool:
     """Whether a name is one of a network for volumes."""
     return isinstance(name, str) and "_3d" in name
 
