@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.listed import NAMES_LISTED, build_resenc
 from densepath.nets.backbones.names import create_network, parse_name
 from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_for_volumes
 from densepath.nets.backbones.transformers import build_transformer, is_transformer
@@ -144,7 +145,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
     from timm.models import model_entrypoint
 
     if is_for_volumes(name):
-        return build_unet3d(name, channels) if name.startswith("unet") else build_resnet3d(name, channels)
+        build = {"unet": build_unet3d, "rese": build_resenc}.get(name[:4], build_resnet3d)
+        return build(name, channels)
     _check_name(name)
     try:
         backbone = TimmBackbone(make_network(name, channels=channels), name, channels)
@@ -180,7 +182,7 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"{name!r} names weights, not a network; use the backbone {architecture!r} and give {name!r} as the weights"
         )
-    close = get_close_matches(name, [*timm.list_models(), *NAMES_3D, *NAMES_UNET], n=3)
+    close = get_close_matches(name, [*timm.list_models(), *NAMES_3D, *NAMES_UNET, *NAMES_LISTED], n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those that exist"
     raise UserError(f"unknown backbone {name!r}; {advice}")
 
