@@ -168,7 +168,12 @@ def test_chestxray14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     lists = convert_chestxray14(source, tmp_path / "chexnet", "chexnet", source / "chexnet")
     assert [row["split"] for row in rows(lists)] == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     assert "in the split of CheXNet as published: 78,468 train, 11,219 val, 22,433 test" in capsys.readouterr().err
-    pool = read_pool(ClassifyConfig(data=listed, labels=listed, out=tmp_path / "run", target="label", separator="|"), find_source(listed), listed, listed)
+    pool = read_pool(
+        ClassifyConfig(data=listed, labels=listed, out=tmp_path / "run", target="label", separator="|"),
+        find_source(listed),
+        listed,
+        listed,
+    )
     assert pool.targets.names == ("Cardiomegaly", "Effusion", "Hernia", "Mass", "Pneumonia")
     assert pool.targets.values[1].tolist() == [1, 1, 0, 0, 0] and pool.owners == list("11223344")
     features = Features([row["file"] for row in found], np.zeros((8, 2), np.float32), {})
@@ -223,11 +228,16 @@ def test_chexpert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "train: 4 images of 2 patients, 0 Atelectasis" in out and "no redistribution" in err
     assert "it has 4 train images, not 223,414; 1 val images, not 234" in err and " px" not in err
     listed = tmp_path / "ignore/labels.csv"
-    pool = read_pool(ClassifyConfig(data=listed, labels=listed, out=tmp_path / "run", targets=("Edema",)), find_source(listed), listed, listed)
+    pool = read_pool(
+        ClassifyConfig(data=listed, labels=listed, out=tmp_path / "run", targets=("Edema",)),
+        find_source(listed),
+        listed,
+        listed,
+    )
     np.testing.assert_array_equal(pool.targets.values[:, 0], [1, np.nan, 0, 0, 1])
     (source / paths["train"][3]).unlink()
     with pytest.raises(UserError, match=r"1 images that .* lists do not exist: .*patient00001/study1/view2_frontal"):
         convert_chexpert(source, tmp_path / "no")
     (source / "valid.csv").write_text((source / "valid.csv").read_text().replace("1.0,", "2.0,"))
-    with pytest.raises(UserError, match="labels that are not 1, 0, -1 or empty: valid.csv"):
+    with pytest.raises(UserError, match=r"labels that are not 1, 0, -1 or empty: valid\.csv"):
         convert_chexpert(source, tmp_path / "no")

@@ -54,9 +54,7 @@ class Classes:
         return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
 
 
-def read_classes(
-    images: Named, labels: str, root: str | Path | None = None, column: str | None = None
-) -> Classes:
+def read_classes(images: Named, labels: str, root: str | Path | None = None, column: str | None = None) -> Classes:
     """Look up the class of each image.
 
     A table is a CSV or TSV file with two columns, the file and its label; with a header that names them ``file`` and

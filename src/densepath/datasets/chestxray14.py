@@ -33,11 +33,11 @@ def convert_chestxray14(
     split: Literal["official", "chexnet"] = "official",
     lists: str | Path | None = None,
 ) -> Path:
-    """Write ChestX-ray14 as a list with labels, patients and a split, for ``classify`` and ``probe``. Nothing is copied.
+    """Write ChestX-ray14 as a list with labels, patients and a split, for ``classify`` and ``probe``.
 
     As published (https://nihcc.app.box.com/v/ChestXray-NIHCC): Data_Entry_2017.csv (or Data_Entry_2017_v2020.csv),
     train_val_list.txt, test_list.txt, and images_001 to images_012 or one folder of 112,120 PNG files of 1024 px, of
-    30,805 patients. Both splits are by patient. What differs is reported.
+    30,805 patients. Both splits are by patient. Nothing is copied, and what differs is reported.
 
     Args:
         source: the folder that holds them, or its parent.
@@ -60,7 +60,7 @@ def convert_chestxray14(
         raise UserError(f"there is no split {split!r}; give official or chexnet")
     dest = require_new_folder(dest, "the list")
     if split == "chexnet" and lists is None:
-        raise UserError("the split of CheXNet is in the lists of github.com/arnoweng/CheXNet; name their folder: --lists")
+        raise UserError("the split of CheXNet is in lists of github.com/arnoweng/CheXNet; name their folder: --lists")
     table = _table(source)
     rows = read_rows(table, "download it again")
     if not rows or not {_NAME, _FOUND, _PATIENT} <= rows[0].keys():

@@ -57,7 +57,7 @@ def convert_chexpert(
     for split, name in _TABLES.items():
         rows = read_rows(root / name, "download it again")
         if not rows or not {_PATH, *LABELS} <= rows[0].keys():
-            raise UserError(f"{root / name} has no column Path, or lacks some of the fourteen labels; download it again")
+            raise UserError(f"{root / name} has no column Path, or lacks one of the fourteen labels; download it again")
         for row in rows:
             found = {label: values.get((row[label] or "").strip()) for label in LABELS}
             patient = _PATIENT.search(row[_PATH])
