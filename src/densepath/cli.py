@@ -62,6 +62,9 @@ def _store(module: str, function: str, what: str, options: str = "conversion:Con
 
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data arranged": Verb(
+        "synthetic.arranged:write_arranged", "procedural slides of two classes of arranged cells", ("dest",)
+    ),
     "data brats": _store("brats", "convert_brats", "BraTS as published"),
     "data check": Verb(
         "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
@@ -175,6 +178,7 @@ _SCORED = ("classify", "detect", "mil", "probe", "score", "segment")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
+    "data arranged": "densepath tile --data {0} --out {0}_tiles --mpp 0.5 --size 96",
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas_small",  # glas takes days without a GPU
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",

@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 
+from densepath.benchmark.best import best_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
 
@@ -37,12 +38,12 @@ def compared(entry: Entry) -> str:
     return f"{entry.comparison.difference:+.1f}" + ("" if p is None else f" (p {_shown_p(p)})")
 
 
-def paper(entry: Entry) -> str:
-    """The paper's number."""
-    return NONE if entry.paper is None else f"{entry.paper:.1f}"
+def paper(entry: Entry, missing: str = "") -> str:
+    """The paper's number; ``missing`` where it is unknown."""
+    return missing or NONE if entry.paper is None else f"{entry.paper:.1f}"
 
 
-def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> str:
+def to_markdown(results: Results, notes: Sequence[str], picture: str | None, sweeps: str | None = None) -> str:
     """The table as Markdown."""
     lines = [f"# {results.config.title}", "", *([results.config.source, ""] if results.config.source else [])]
     for heading, columns in results.parts().items():
@@ -54,10 +55,13 @@ def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> 
         lines += [f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
-            texts = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
+            texts = []
+            for entry in entries:
+                texts += [measured(entry), compared(entry), *[paper(entry, results.config.missing)] * published]
             lines.append(_line([row.name, seeds(entries), *texts]))
         lines.append("")
     lines += [f"![Scores against pre-training]({picture})", ""] if picture else []
+    lines += [f"![Scores against the number in which rows or tasks differ]({sweeps})", ""] if sweeps else []
     lines += [*(f"- {note}" for note in [*explanation(results), *notes]), ""]
     return "\n".join(lines)
 
@@ -84,7 +88,7 @@ def to_html(results: Results, notes: Sequence[str], picture: str | None) -> str:
             lines.append(f"<tr{kind}><td>{escape(row.name)}</td><td>{escape(seeds(entries))}</td>")
             for entry in entries:
                 lines.append(f'<td>{measured(entry)}</td><td class="far">{escape(compared(entry))}</td>')
-                lines += [f'<td class="paper">{paper(entry)}</td>'] * published
+                lines += [f'<td class="paper">{escape(paper(entry, results.config.missing))}</td>'] * published
             lines.append("</tr>")
         lines.append("</tbody></table>")
     lines += [f'<p><img src="{escape(picture)}" alt="Scores against pre-training"></p>'] if picture else []
@@ -134,6 +138,7 @@ def explanation(results: Results) -> list[str]:
             f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
             "the transfer only."
         )
+    lines += best_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines
 
