@@ -166,6 +166,9 @@ VERBS = {
         "analysis.show_similarity:show_similarity", "distributions of the similarity of regions within images"
     ),
     "show tokens": Verb("analysis.show_tokens:show_tokens", "how far tokens with cells are from the background"),
+    "report": Verb(
+        "report.verb:report", "run folders as one HTML page: pictures, curves, scores, comparisons", ("runs",)
+    ),
     "benchmark": Verb(
         "benchmark.verb:benchmark_table",
         "run the methods, tasks and seeds of a paper's table",
