@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from densepath.core.result import Result as Result
     from densepath.datasets.chaoyang import convert_chaoyang as convert_chaoyang
     from densepath.datasets.check import check_data as check_data
+    from densepath.datasets.chestxray14 import convert_chestxray14 as convert_chestxray14
+    from densepath.datasets.chexpert import convert_chexpert as convert_chexpert
     from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
@@ -87,6 +89,8 @@ _HOME = {
     "benchmark_table": "densepath.benchmark.verb",
     "cells": "densepath.annotations.cells.find",
     "check_data": "densepath.datasets.check",
+    "convert_chestxray14": "densepath.datasets.chestxray14",
+    "convert_chexpert": "densepath.datasets.chexpert",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
     "convert_glas": "densepath.datasets.glas",

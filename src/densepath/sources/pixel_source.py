@@ -152,6 +152,15 @@ class PixelSpec:
         return statistics.view(2, 1, -1, *(1,) * (pixels.ndim - 2))
 
 
+def check_unit_range(spec: PixelSpec) -> None:
+    """Raise UserError if networks do not see values in [0, 1]."""
+    if any(spec.mean) or any(value != 1 for value in spec.std):
+        raise UserError(
+            "with a sigmoid, pixels must be in [0, 1]; give --mean and --std as many zeros and ones as there are "
+            "channels, or --method.sigmoid false"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Gathered:
     """Images of one batch, or of a part of it.

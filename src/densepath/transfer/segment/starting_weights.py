@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.core.errors import UserError
-from densepath.nets.decoders.unet import UNetDecoder, load_decoder
+from densepath.nets.decoders.build import load_decoder
+from densepath.nets.decoders.unet import UNetDecoder
 from densepath.transfer.segment.config import BESIDE, SegmentConfig
 from densepath.transfer.segment.network import SegmentationNet
 
