@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from densepath.core.distillation import deviation
 from densepath.core.distributed import Shuffle
 from densepath.core.errors import UserError
-from densepath.core.losses import full_precision, info_nce
+from densepath.core.losses import full_precision, info_nce, standardize
 from densepath.core.mixing import beta, mix
 from densepath.core.momentum import Momentum
 from densepath.core.queue import Queue
@@ -74,6 +74,9 @@ class PCRL(Method):
         alpha: the parameter of Beta; 0 for no hybrid encoder.
         predict_turns: also predict the quarter turns of a turned view (RotNet), with the weight of a reconstruction.
         shuffle: whether keys are shuffled as in MoCo.
+        standardize: whether embeddings are standardized over the batch before they become unit vectors, as in
+            :class:`~densepath.methods.moco_v2.MoCoV2`; the paper does not. Without it those of all images may become
+            the same in a short run.
         windows: sizes in pixels, in the order of the tensor's axes: the crops are then pairs of windows of one of these
             sizes, resized to the views, as in volumes.
         min_iou: the least intersection over union of such a pair.
@@ -96,6 +99,7 @@ class PCRL(Method):
         alpha: float = 1.0,
         predict_turns: bool = False,
         shuffle: bool = True,
+        standardize: bool = False,
         windows: tuple[tuple[int, ...], ...] = (),
         min_iou: float = 0.2,
         sigmoid: bool = False,
@@ -123,7 +127,7 @@ class PCRL(Method):
         self.temperature, self.momentum, self.shuffle = temperature, momentum, shuffle
         self.targets, self.alpha = targets, alpha
         self.alarm = CollapseAlarm()
-        self.sigmoid = sigmoid
+        self.sigmoid, self.standardize = sigmoid, standardize
         given = {"targets": targets, "windows": windows, "min_iou": min_iou}
         self.views = partial(self.views, **given)  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
@@ -219,7 +223,8 @@ class PCRL(Method):
 
     def embed(self, projector: nn.Module, features: Tensor) -> Tensor:
         """Unit vectors (B, dim) of the deepest maps."""
-        return F.normalize(full_precision(projector(global_pool(features))), dim=1)
+        embedded = full_precision(projector(global_pool(features)))
+        return F.normalize(standardize(embedded) if self.standardize else embedded, dim=1)
 
     def shares(self, batch: Batch) -> Tensor:
         """Lambda of each image, (B,), on the CPU."""
