@@ -97,7 +97,7 @@ def test_weights_of_one_channel_serve_several(tmp_path):
     first = "down_tr64.ops.0.conv1"
     assert lines[0] == f"{first}.weight 2x4x3x3x3: from {first}.weight, adapted from 2x1x3x3x3"
     assert lines[1] == f"{first}.bias 2: from {first}.bias" and len(lines) == len(four.net.state_dict())
-    x = torch.randn(1, 1, 8, 8, 8)
+    x = torch.randn(2, 1, 8, 8, 8)
     torch.testing.assert_close(four(x.expand(-1, 4, -1, -1, -1))[4], one(x)[4], atol=1e-5, rtol=1e-4)
 
 
@@ -108,7 +108,7 @@ def test_odd_sizes_and_early_stages():
     maps = backbone(torch.randn(2, 1, *size))
     assert {stage: tuple(x.shape[2:]) for stage, x in maps.items()} == {s: backbone.grid(s, *size) for s in range(1, 5)}
     assert head(decoder(maps, size)).shape == (2, 1, *size)
-    assert list(backbone(torch.randn(1, 1, 8, 8, 8), last=2)) == [1, 2]
+    assert list(backbone(torch.randn(2, 1, 8, 8, 8), last=2)) == [1, 2]
     with pytest.raises(UserError, match="unknown backbone 'unet_3d_w0'; U-Nets are unet_3d"):
         build_backbone("unet_3d_w0", 1)
 
