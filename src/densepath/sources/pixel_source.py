@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -301,5 +301,17 @@ class PerImage(Protocol):
         Args:
             index: positions in the source, on the CPU.
             pin: into page-locked memory, from where a GPU fetches it while other work runs.
+        """
+        ...
+
+
+@runtime_checkable
+class PerBox(Protocol):
+    """Annotations of the pixels of each image, read in the same boxes as these."""
+
+    def gather_boxes(self, index: Tensor, boxes: Tensor | None, pin: bool = False) -> Tensor:
+        """The annotations of the images at the positions ``index`` (B,), or of boxes (B, 2, d) of them: (B, *canvas).
+
+        Arguments as for :meth:`PixelSource.gather`.
         """
         ...

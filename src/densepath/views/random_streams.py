@@ -39,6 +39,7 @@ class Stream(IntEnum):
     LOCAL_SHUFFLE = 46
     PAINTING = 47
     PAINTING_BLOCKS = 48  # and the nine after it: two for each block
+    PATCH = 58  # zoom and place of the patches of segmentation
     WINDOWS = 64  # and the 31 after it: four for each attempt
     PATTERN = 42
     PATTERN_PLACE = 43

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densepath.core.errors import UserError
-from densepath.nets.backbones import Backbone
 
 _WIDTH = 16  # channels of the last block, as released
+
+
+class Stages(Protocol):
+    """What a decoder needs to know of its encoder: see :class:`~densepath.nets.backbones.Backbone`."""
+
+    channels: dict[int, int]
+    strides: dict[int, tuple[int, ...]]
+    stages: tuple[int, ...]
+    deepest: int
+    ndim: int
 
 
 class UNetDecoder(nn.Module):
@@ -33,7 +43,7 @@ class UNetDecoder(nn.Module):
     Source: Ronneberger et al., MICCAI 2015; layers and initialization of the released PCRL (ICCV 2021).
     """
 
-    def __init__(self, backbone: Backbone, width: int = _WIDTH) -> None:
+    def __init__(self, backbone: Stages, width: int = _WIDTH) -> None:
         super().__init__()
         if width < 1:
             raise UserError(f"a decoder needs at least one channel, not {width}")
@@ -78,15 +88,15 @@ class UNetBlock(nn.Module):
         return out
 
 
-def pixel_head(in_channels: int, out_channels: int, ndim: int = 2) -> nn.Sequential:
-    """A convolution of 3 x 3 to values of pixels, without activation: ``segmentation_head`` of the released PCRL."""
-    layer: nn.Module = (nn.Conv2d, nn.Conv3d)[ndim - 2](in_channels, out_channels, 3, padding=1)
+def pixel_head(in_channels: int, out_channels: int, ndim: int = 2, kernel: int = 3) -> nn.Sequential:
+    """A convolution to values of pixels, without activation: ``segmentation_head`` of the released PCRL, 3 x 3."""
+    layer: nn.Module = (nn.Conv2d, nn.Conv3d)[ndim - 2](in_channels, out_channels, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(layer)
 
 
-def _plan(backbone: Backbone) -> list[tuple[int, tuple[int, ...]]]:
+def _plan(backbone: Stages) -> list[tuple[int, tuple[int, ...]]]:
     """The blocks: the stage of the skip, 0 for none, and the strides after the block."""
     left = list(reversed(backbone.stages[:-1]))
     stride, plan = backbone.strides[backbone.deepest], []
