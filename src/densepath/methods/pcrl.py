@@ -128,8 +128,8 @@ class PCRL(Method):
         self.targets, self.alpha = targets, alpha
         self.alarm = CollapseAlarm()
         self.sigmoid, self.standardize = sigmoid, standardize
-        given = {"targets": targets, "windows": windows, "min_iou": min_iou}
-        self.views = partial(self.views, **given)  # type: ignore[method-assign]
+        views = partial(self.views, targets=targets, windows=windows, min_iou=min_iou)
+        self.views = views  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
         self.unused_views = (
             *(clean if targets == "none" else ()),
