@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from densepath.api import classify as classify
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
+    from densepath.api import segment as segment
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
     from densepath.core.result import Result as Result
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
     from densepath.transfer.score import score as score
+    from densepath.transfer.segment.config import SegmentConfig as SegmentConfig
+    from densepath.transfer.segment.trained import load_segmenter as load_segmenter
     from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
@@ -81,6 +84,7 @@ _HOME = {
     "DetectConfig": "densepath.transfer.detection.config",
     "PretrainConfig": "densepath.training.config",
     "Result": "densepath.core.result",
+    "SegmentConfig": "densepath.transfer.segment.config",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
     "cells": "densepath.annotations.cells.find",
@@ -111,6 +115,7 @@ _HOME = {
     "list_slides": "densepath.sources.slides.table",
     "load_classifier": "densepath.transfer.classify.trained",
     "load_detector": "densepath.transfer.detection.predictor",
+    "load_segmenter": "densepath.transfer.segment.trained",
     "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
@@ -121,6 +126,7 @@ _HOME = {
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
+    "segment": "densepath.api",
     "show_cells": "densepath.analysis.show_cells",
     "show_concepts": "densepath.analysis.show",
     "show_curves": "densepath.analysis.curves",

@@ -62,6 +62,9 @@ def _store(module: str, function: str, what: str, options: str = "conversion:Con
 
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data arranged": Verb(
+        "synthetic.arranged:write_arranged", "procedural slides of two classes of arranged cells", ("dest",)
+    ),
     "data brats": _store("brats", "convert_brats", "BraTS as published"),
     "data check": Verb(
         "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
@@ -132,6 +135,12 @@ VERBS = {
         schema="transfer.classify.config:ClassifyConfig",
         recipes="classify",
     ),
+    "segment": Verb(
+        "api:segment",
+        "train segmenters of images and volumes: a class for each pixel, in folds by patient",
+        schema="transfer.segment.config:SegmentConfig",
+        recipes="segment",
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -157,6 +166,9 @@ VERBS = {
         "analysis.show_similarity:show_similarity", "distributions of the similarity of regions within images"
     ),
     "show tokens": Verb("analysis.show_tokens:show_tokens", "how far tokens with cells are from the background"),
+    "report": Verb(
+        "report.verb:report", "run folders as one HTML page: pictures, curves, scores, comparisons", ("runs",)
+    ),
     "benchmark": Verb(
         "benchmark.verb:benchmark_table",
         "run the methods, tasks and seeds of a paper's table",
@@ -165,10 +177,11 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("classify", "detect", "mil", "probe", "score")
+_SCORED = ("classify", "detect", "mil", "probe", "score", "segment")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
+    "data arranged": "densepath tile --data {0} --out {0}_tiles --mpp 0.5 --size 96",
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas_small",  # glas takes days without a GPU
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",

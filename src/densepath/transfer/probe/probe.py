@@ -77,7 +77,8 @@ def probe(
         weights: a file, a run folder, "random", a timm name, "hf-hub:OWNER/NAME" or the folder of such a model.
         backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stages: stages whose features are used; default: all stages for pixels, the deepest for images.
-        pool: with labels, how features become a vector for each image: auto, mean, cls or cls_mean, as in embed.
+        pool: with labels, how features become a vector for each image: auto, mean, cls, cls_mean or attention, as in
+            embed.
         size: pixels. For outlined objects the short side to which images are resized (256); with labels as in embed.
         fraction: share of the training images to use, by patient where patients are known (patient in the JSON, or
             a manifest.csv). With the same seed a smaller share is a part of a larger one.
