@@ -115,7 +115,7 @@ def read_classes(
     pool = read_pool(config, find_source(data, exclude=config.exclude), data, labels)
     study = make_study(pool, None)
     fit, official = np.sort(np.concatenate((study.fit, study.held))), len(study.tested) > 0
-    train, test = (_images(pool, places, data, cache) for places in (fit, study.tested if official else fit))
+    train, test = (images_of(pool, places, data, cache) for places in (fit, study.tested if official else fit))
     written = content([table], cache) if table.is_file() else ""
     digest = digest_of([train.digest, test.digest, written, *pool.names, *pool.splits])
     return LabelledSet(name, train, test, digest, None, data, {"labels": labels}, not official)
@@ -131,7 +131,7 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
-def _images(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:
+def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:
     """Some images of a pool."""
     chosen = pool.take(places)
     if isinstance(chosen.images, ImageFiles):
