@@ -22,7 +22,7 @@ from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
 from densepath.benchmark.steps import STEPS
 from densepath.benchmark.sweeps import draw_sweeps
-from densepath.benchmark.tables import to_csv, to_html, to_markdown
+from densepath.benchmark.tables import to_csv, to_markdown, to_record
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import open_console
@@ -55,8 +55,8 @@ def benchmark_table(
 
     Each run has its own folder, named by a digest of its options, its data and the code. A finished run is not
     repeated, a run that was stopped or killed is resumed, and a change of options, data or code makes new runs:
-    nothing is mixed. ``table.md``, ``table.csv``, ``table.html`` and its plots, ``curves.png`` and ``sweeps.png``, are
-    written whenever a run is done.
+    nothing is mixed. ``table.md``, ``table.csv``, ``table.json`` and its plots, ``curves.png`` and ``sweeps.png``, are
+    written whenever a run is done; ``densepath report`` makes a page of them.
     Runs that another process executes are waited for as long as it writes to their folders, at most 30 minutes without
     a change (DENSEPATH_WAIT_LIMIT).
 
@@ -216,7 +216,7 @@ def _write(out: Path, table: TableConfig, grid: Grid, root: Path, notes: Sequenc
     name = picture.name if picture else None
     texts = {
         "md": to_markdown(results, notes, name, swept.name if swept else None),
-        "html": to_html(results, notes, name),
+        "json": to_record(results, notes),
         "csv": to_csv(results),
     }
     for suffix, text in texts.items():
