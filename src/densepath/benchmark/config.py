@@ -15,6 +15,11 @@ from densepath.benchmark.entries import Row, Task, check_names, check_options, c
 from densepath.benchmark.steps import STEPS
 from densepath.core.errors import UserError, suggest
 
+_KNOWN = (
+    *("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates"),
+    *("missing", "p_values"),
+)
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -75,9 +80,7 @@ def load_table(name: str | Path) -> TableConfig:
 
 
 def _table(name: str, content: Any) -> TableConfig:
-    known = ("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates")
-    known = (*known, "missing", "p_values")
-    values = mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
+    values = mapping(content, _KNOWN, "it", needed=("rows", "tasks", "seeds", "baseline"))
     common, backbone = values.get("pretrain") or {}, values.get("backbone", "resnet18")
     check_options("pretrain", common, "all rows (pretrain)")
     check_words({"backbone": backbone, "missing": values.get("missing")}, "it")

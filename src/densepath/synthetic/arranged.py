@@ -65,8 +65,8 @@ class ArrangedPainter(SlidePainter):
         points, dark = self.cells()
         for chosen, long, short, amount, hollow in ((~dark, 3.6, 3.0, 0.75, 0.35), (dark, 2.4, 2.1, 1.3, 0.0)):
             n, nuclei = int(chosen.sum()), np.zeros(self.size, np.float32)
-            sides = (about * np.exp(0.12 * rng.standard_normal(n)) / _MPP for about in (long, short))
-            paint_ellipses(nuclei, points[chosen], *sides, rng.uniform(0, np.pi, n), np.full(n, amount), hollow)
+            a, b = (about * np.exp(0.12 * rng.standard_normal(n)) / _MPP for about in (long, short))
+            paint_ellipses(nuclei, points[chosen], a, b, rng.uniform(0, np.pi, n), np.full(n, amount), hollow)
             hematoxylin = np.maximum(hematoxylin, nuclei)
         stains = np.stack([hematoxylin, eosin, np.zeros_like(eosin)])
         return develop(np.random.default_rng((self.seed, _STAIN)), stains).astype(np.float32)
