@@ -43,10 +43,12 @@ class PretrainConfig:
         mpp: for whole slides: the µm per pixel of the tiles, which are found in them and listed in OUT/tiles.
         tile_size: for whole slides: the side of the tiles in pixels.
         slides: train on these slides only: a text file with a name in each line, or a CSV file with a column "slide".
-        fraction: train on this share of the slides, or of the images where there are no slides. A smaller share with
-            the same seed is a part of a larger one.
-        val_share: hold out this share of the image files, by patient if a manifest or names tell. The loss on them is
-            measured after each epoch, and the best backbone is written to exported/best.safetensors. 0 for none.
+        fraction: train on this share of the slides, or of the images where there are no slides, by patient if a
+            manifest, a list or names tell. A smaller share with the same seed is a part of a larger one. The run folder
+            lists the images in images.txt, and the others, for fine-tuning, in other_images.txt.
+        val_share: hold out this share of the images, by patient in the same way. The loss on them is measured after
+            each epoch, and the best backbone is written to exported/best.safetensors, the state of the run then to
+            checkpoints/best.ckpt. 0 for none.
         patience: end the run after this many epochs without a lower loss on the held-out images; 0 for never.
         shuffle: the order of the images. "full": any order. "block": images in a row are read together and mixed with
             those of other rows, which suits slides and files on a hard disk or a network drive.

@@ -14,7 +14,7 @@ from densepath.core.errors import UserError
 from densepath.core.stopwatch import Stopwatch
 from densepath.nets.norms import gather_statistics, name_statistics, set_statistics
 from densepath.nets.weights.checks import only_weights, require_numbers
-from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint, write_checkpoint
+from densepath.runs.checkpoints import CHECKPOINTS, keep_best, newest_checkpoint, write_checkpoint
 from densepath.runs.folder import changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.random_state import random_state, seed_generators, set_random_state
@@ -105,8 +105,8 @@ class Saver:
         """Minutes since the last checkpoint, or since the start."""
         return (self._watch.read() - self._saved_at) / 60
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint of the state after a step. All processes call this."""
+    def save(self, step: int, best: bool = False) -> None:
+        """Write a checkpoint of the state after a step; the best one is also kept. All processes call this."""
         states = [random_state()]
         if world_size() > 1:
             states *= world_size()
@@ -124,7 +124,9 @@ class Saver:
                 "schedules": [self._updates.schedule.state_dict()],
                 "random": states,
             }
-            write_checkpoint(self._out / CHECKPOINTS, state)
+            last = write_checkpoint(self._out / CHECKPOINTS, state)
+            if best:
+                keep_best(last)
         if world_size() > 1:
             dist.barrier()  # a launcher may kill the other processes as soon as one has exited
         if step == self._total:
