@@ -18,6 +18,7 @@ from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, content, decode
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.sources.image_files import ImageFiles
+from densepath.sources.listing import list_images
 from densepath.sources.open import find_source
 from densepath.sources.pixel_source import AllNames
 from densepath.sources.restrict import take
@@ -129,6 +130,22 @@ def _holds_images(folder: Path) -> bool:
         return len(find_source(folder)) > 0
     except UserError:
         return False
+
+
+def read_plain(
+    name: str, folder: str | Path, cache: Path, orientation: Orientation | None, options: Mapping[str, Any]
+) -> LabelledSet:
+    """Read images whose labels a task makes itself: a folder, or a list with patients and a split, perhaps in a folder.
+
+    Raises:
+        UserError: there are none, or a file cannot be read.
+    """
+    data = Path(folder) / LABELS if (Path(folder) / LABELS).is_file() else Path(folder)
+    source = str(data.absolute())
+    images = image_set(source, list(list_images(source)), cache)
+    return LabelledSet(
+        name, images, images, digest_of([images.digest, digest_of_given(source, cache)]), None, source, {}, True
+    )
 
 
 def images_of(pool: Pool, places: Any, data: str, cache: Path) -> ImageSet:

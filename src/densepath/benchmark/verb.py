@@ -63,7 +63,7 @@ def benchmark_table(
     Args:
         config: "table1" to "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
             "figure1" of ConCL; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and "conv_mim_figure5" of
-            Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table2", "pcrl_table3",
+            Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table1" to "pcrl_table3",
             "pcrl_figure4a" and "pcrl_figure4b" of PCRL; the small "glas_small" (a GPU), "glas_probe" and "dirl_small"
             (a CPU); or a YAML file.
         out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from densepath.benchmark.steps.images import CLASSIFY
+from densepath.benchmark.steps.images import CLASSIFY, PROBE_TASK
 from densepath.benchmark.steps.masks import SEGMENT
 from densepath.benchmark.steps.outlines import DETECT, PROBE, SAM
 from densepath.benchmark.steps.pretraining import PRETRAIN
 from densepath.benchmark.steps.slides import EMBED, MIL, TOKENS
 from densepath.benchmark.steps.step import Step
 
-_ALL = (PRETRAIN, PROBE, DETECT, SAM, CLASSIFY, SEGMENT, EMBED, MIL, TOKENS)
+_ALL = (PRETRAIN, PROBE, PROBE_TASK, DETECT, SAM, CLASSIFY, SEGMENT, EMBED, MIL, TOKENS)
 STEPS: dict[str, Step] = {step.verb: step for step in _ALL}
-TASKS = ("probe", "detect", "classify", "segment", "mil", "show tokens")  # the verbs of tasks
+TASKS = ("probe", "probe task", "detect", "classify", "segment", "mil", "show tokens")  # the verbs of tasks
