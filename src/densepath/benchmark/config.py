@@ -89,6 +89,20 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A comparison that the table reports besides its rows: the sum of some rows minus that of others, by seed.
+
+    Args:
+        name: what it means.
+        plus, minus: names of rows.
+    """
+
+    name: str
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TableConfig:
     """The configuration of a table.
 
@@ -101,6 +115,7 @@ class TableConfig:
         pretrain_seed: the seed of one pre-training that all seeds share; None if each seed has its own pre-training.
         rates: verb -> assumed images per second.
         rates_of: the hardware that the rates are assumed for.
+        contrasts: comparisons of several rows.
     """
 
     name: str
@@ -113,6 +128,7 @@ class TableConfig:
     pretrain_seed: int | None
     rates: Mapping[str, float]
     rates_of: str
+    contrasts: tuple[Contrast, ...] = ()
 
 
 def config_names() -> list[str]:
@@ -144,6 +160,7 @@ def load_table(name: str | Path) -> TableConfig:
 
 def _table(name: str, content: Any) -> TableConfig:
     known = ("title", "source", "seeds", "pretrain_seed", "baseline", "backbone", "pretrain", "rows", "tasks", "rates")
+    known = (*known, "contrasts")
     values = mapping(content, known, "it", needed=("rows", "tasks", "seeds", "baseline"))
     common, backbone = values.get("pretrain") or {}, values.get("backbone", "resnet18")
     _check_options("pretrain", common, "all rows (pretrain)")
@@ -167,7 +184,19 @@ def _table(name: str, content: Any) -> TableConfig:
         pretrain_seed=None if values.get("pretrain_seed") is None else checked_seeds([values["pretrain_seed"]])[0],
         rates={verb: positive(rate, f"the rate of {verb}") for verb, rate in rates.items()},
         rates_of=rates_of,
+        contrasts=tuple(_contrast(entry, rows) for entry in values.get("contrasts") or ()),
     )
+
+
+def _contrast(entry: Any, rows: Sequence[Row]) -> Contrast:
+    values = mapping(entry, ("name", "plus", "minus"), "a contrast", needed=("name", "plus", "minus"))
+    _check_words(values, "a contrast")
+    sides = [tuple(listed(values[side], f"{side} of {values['name']!r}")) for side in ("plus", "minus")]
+    names = [row.name for row in rows]
+    for name in (*sides[0], *sides[1]):
+        if name not in names:
+            raise UserError(f"the contrast {values['name']!r} has {name!r}, which is not a row; name one of the rows")
+    return Contrast(values["name"], *sides)
 
 
 def checked_seeds(seeds: Any) -> tuple[int, ...]:

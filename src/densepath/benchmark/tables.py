@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 
+from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
 
@@ -134,6 +135,7 @@ def explanation(results: Results) -> list[str]:
             f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
             "the transfer only."
         )
+    lines += contrast_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines
 
