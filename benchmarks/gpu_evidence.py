@@ -57,7 +57,7 @@ def measure(asked: Any, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_folder(folder: Path, data: Path, tiles: Path, count: int | None = None) -> float:
-    """Copy the package, the benchmarks and the images, or ``count`` of the tiles, into a new folder; its size in MiB."""
+    """Copy the package, benchmarks and images (of the tiles, ``count``) into a new folder; its size in MiB."""
     root, package = Path(__file__).parents[1], Path(sys.modules["densepath"].__file__ or "").parent
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     folder.mkdir(parents=True)

@@ -12,7 +12,8 @@ from typing import Literal
 from densepath.benchmark.config import TableConfig, checked_seeds, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
-from densepath.benchmark.devices import parse_devices
+from densepath.benchmark.devices import job_slots, parse_devices
+from densepath.benchmark.executors import make_submit
 from densepath.benchmark.grid import Grid, make_grid
 from densepath.benchmark.identity import read_labelled, read_tiles
 from densepath.benchmark.overlap import check_overlap
@@ -27,6 +28,7 @@ from densepath.sources.run_folders import refuse_among_images
 
 TABLE, PICTURE = "table", "curves.png"
 _RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
+_JOBS = "jobs"  # submitit's own files
 _OWN = (_RUNS, _DIGESTS, f"{TABLE}.md")
 
 
@@ -44,6 +46,8 @@ def benchmark_table(
     baseline: str | None = None,
     runs: str | Path | None = None,
     devices: int | str = "auto",
+    executor: Literal["local", "slurm", "debug"] | None = None,
+    executor_options: Sequence[str] = (),
     allow_overlap: bool = False,
     dry_run: bool = False,
 ) -> Path | None:
@@ -73,7 +77,11 @@ def benchmark_table(
         baseline: overrides the table's baseline.
         runs: the folder of the runs; ``out/runs`` by default. Tables with the same folder share their pre-trainings.
         devices: "auto" (one GPU, or the CPU if there is none), a number of GPUs, "cuda:0,1", "cpu", or "cpu:2" for two
-            parallel runs.
+            parallel runs. With an executor: the number of jobs at a time, 4 by default.
+        executor: start each run as a job through submitit: "slurm" on the machines of a cluster, "local" on this one,
+            "debug" in this process. This command stays and submits the runs as others are done.
+        executor_options: parameters of submitit's jobs as NAME=VALUE, e.g. gpus_per_node=1 timeout_min=600
+            slurm_partition=gpu.
         allow_overlap: continue if test images, or their patients, are among the tiles; the table reports it.
         dry_run: only print which runs there are, which are done, and what the others cost.
 
@@ -86,7 +94,7 @@ def benchmark_table(
         Interrupted: by Ctrl-C or SIGTERM; the runs have saved their state.
     """
     table = _chosen(load_table(config), seeds, rows, baseline)
-    available = parse_devices(devices)
+    available = parse_devices(devices) if executor is None else job_slots(devices, executor)
     out = Path(out)
     if tiles is not None:
         refuse_among_images(out, tiles)
@@ -115,7 +123,9 @@ def benchmark_table(
         return None
     with atomic_write(out / _NAME) as part:
         part.write_text(f"{table.name}\n", encoding="utf-8")
-    runner = Runner(root, list(grid.runs.values()), available, partial(_write, out, table, grid, root, notes))
+    submit = None if executor is None else make_submit(executor, out.absolute() / _JOBS, executor_options)
+    changed = partial(_write, out, table, grid, root, notes)
+    runner = Runner(root, list(grid.runs.values()), available, changed, submit)
     runner.run()
     failures = [f"Failed: {name}: {why}." for name, why in runner.failed.items()]
     written = _write(out, table, grid, root, [*notes, *failures])
