@@ -20,7 +20,7 @@ class Parser(ArgumentParser):
     Args:
         prog: the command, for the help.
         described: object whose docstring describes the command.
-        positional: options that are given without their name, in this order.
+        positional: options that are given without their name, in this order; the last one may be a list of texts.
         complete: whether options without a default must be given.
         renamed: old name of an option -> its current name.
         short: short form of an option -> its name.
@@ -71,7 +71,8 @@ class Parser(ArgumentParser):
                 group.add_argument(f"--{option.key}", required=needed, **given)
         required = [key for key, option in self.options.items() if option.required and key not in self._positional]
         named = [f"--{key} {key.upper()}" for key in required]
-        self.usage = " ".join([self.prog, *map(str.upper, self._positional), *named, "[options]"])
+        places = [f"{key.upper()} ..." if self.options[key].is_list else key.upper() for key in self._positional]
+        self.usage = " ".join([self.prog, *places, *named, "[options]"])
 
     def read(self, words: Sequence[str]) -> dict[str, Any]:
         """Read the words without checking values: option -> its text, or whether its flag is on.
@@ -114,6 +115,10 @@ class Parser(ArgumentParser):
                 text = ", ".join(words_of)
                 given[named[name].key] = f"[{text}]" if named[name].is_list and not whole else text
                 rest = rest[count:]
+        last = self.options.get(self._positional[-1]) if self._positional else None
+        if last is not None and last.is_text_list and len(places) >= len(self._positional):
+            count = len(self._positional) - 1
+            places[count:] = [f"[{', '.join(map(as_yaml, places[count:]))}]"]
         if len(places) > len(self._positional):
             raise UserError(f"unexpected argument {places[len(self._positional)]!r}; {self.see_help}")
         return given | dict(zip(self._positional, places, strict=False))

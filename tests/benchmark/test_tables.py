@@ -1,10 +1,10 @@
-"""The same numbers in Markdown, CSV and HTML, and the plot."""
+"""The same numbers in Markdown, CSV and JSON, and the plot."""
 
 import csv
 import io
+import json
 import math
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -13,7 +13,7 @@ from densepath.benchmark.config import load_table
 from densepath.benchmark.curves import draw_budgets
 from densepath.benchmark.results import Entry, Results
 from densepath.benchmark.statistics import Comparison, compare
-from densepath.benchmark.tables import to_csv, to_html, to_markdown
+from densepath.benchmark.tables import to_csv, to_markdown, to_record
 
 SCORES = {
     ("random", "probe", "mean_iou"): {0: 50.0, 1: 52.0},
@@ -61,45 +61,19 @@ def test_markdown_holds_the_numbers(results):
     assert "7 of 9 runs are done" in text and "share one pre-training" in text
 
 
-class PageTables(HTMLParser):
-    """The texts of the tables in a page; tags must be properly nested."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.rows, self.open, self.text = [], [], ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
+def test_json_holds_the_numbers(results):
+    record = json.loads(to_record(results, ["<b>", "a note"]))
+    (part,) = record["parts"]
+    assert part["columns"] == ["probe mean IoU", "probe Dice", "box AP50"] and part["published"]
+    assert part["rows"] == BODY
+    assert record["baseline"] == "random" and {"<b>", "a note"} < set(record["notes"])
 
 
-def test_html_holds_the_numbers(results):
-    page = PageTables(to_html(results, ["<b>", "a note"], None))
-    assert page.rows[0] == ["", "", "probe mean IoU", "probe Dice", "box AP50"]
-    assert page.rows[1] == ["weights", "seeds", *["here", "vs. random", "paper"] * 3]
-    assert page.rows[2:] == BODY
-    assert "a <machine>" in page.text and "<b>" in page.text
-
-
-def test_html_escapes_a_small_p(results):
+def test_a_small_p_is_named_by_its_limit(results):
     key = ("MoCo", "probe", "mean_iou")
     results.entries[key] = replace(results.entries[key], comparison=Comparison(2, 6.5, 1e-5, None))
-    assert "+6.5 (p &lt; 0.001)" in to_html(results, [], None)
     assert "+6.5 (p < 0.001)" in to_markdown(results, [], None)
+    assert json.loads(to_record(results, []))["parts"][0]["rows"][1][3] == "+6.5 (p < 0.001)"
 
 
 def test_csv_has_all_digits_and_the_score_of_each_seed(results):
@@ -118,7 +92,7 @@ def test_the_papers_column_is_left_out_if_the_paper_has_no_numbers(results):
     for key, entry in results.entries.items():
         results.entries[key] = Entry(entry.row, entry.task, entry.metric, entry.values, entry.comparison, None)
     assert "paper" not in to_markdown(results, [], None).split("\n- ")[0]
-    assert len(PageTables(to_html(results, [], None)).rows[2]) == 2 + 2 * 3
+    assert len(json.loads(to_record(results, []))["parts"][0]["rows"][0]) == 2 + 2 * 3
 
 
 def test_the_plot_has_a_panel_for_each_task_with_scores(results, tmp_path):

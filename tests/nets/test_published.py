@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from densepath.nets.teachers import build_teacher
 from densepath.nets.weights import load_weights, read_weights, save_backbone
 from densepath.nets.weights.pretrained import backbone_of_weights, guess_backbone, pretrained_backbone
 from densepath.nets.weights.transformer_names import name_transformer
+from densepath.transfer.embed.encoder import load_encoder
 
 _TRANSFORMERS = importlib.util.find_spec("transformers")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -246,14 +247,42 @@ def test_a_network_of_transformers_follows_from_its_folder_without_transformers(
     check(backbone.eval(), lambda x: network(x, **options).last_hidden_state, prefix, (16, 16), (9, 7), (20, 20))
 
 
+class Pooler(torch.nn.Module):
+    """CONCH's attention pool by the definition of attention, eight heads one after the other."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.query = torch.nn.Parameter(torch.zeros(1, dim))
+        self.attn = torch.nn.MultiheadAttention(dim, 8, kdim=width, vdim=width)  # for its names of tensors
+        self.ln_q, self.ln_k = torch.nn.LayerNorm(dim), torch.nn.LayerNorm(width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        seen, query, own = self.ln_k(tokens), self.ln_q(self.query), self.attn
+        parts = (own.q_proj_weight, query), (own.k_proj_weight, seen), (own.v_proj_weight, seen)
+        q, k, v = (x @ w.T + b for (w, x), b in zip(parts, own.in_proj_bias.chunk(3), strict=True))
+        answers = []
+        for head in range(8):
+            mine = slice(head * q.shape[-1] // 8, (head + 1) * q.shape[-1] // 8)
+            scores = (k[..., mine] @ q[0, mine]) / (q.shape[-1] / 8) ** 0.5  # (B, N)
+            answers.append(torch.einsum("bn,bnc->bc", scores.softmax(1), v[..., mine]))
+        return own.out_proj(torch.cat(answers, 1))
+
+
+def mean_of(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values).view(3, 1, 1)
+
+
 @pytest.mark.parametrize("prefix", ["visual.trunk.", "module.visual.trunk."])
-def test_of_conch_the_image_trunk_is_taken(prefix: str, tmp_path: Path) -> None:
+def test_of_conch_the_image_trunk_and_its_attention_pool_are_taken(prefix: str, tmp_path: Path) -> None:
     """Its folder has no config.json: a trunk of timm under ``visual.trunk.``, attention pools, and two text towers."""
     size = {"embed_dim": 128, "depth": 2, "num_heads": 2}  # 64 channels per head, as in the published one
     trunk = moved(VisionTransformer(img_size=64, **size, num_classes=0, dynamic_img_size=True))
     state = {f"{prefix}{key}": value for key, value in trunk.state_dict().items()}
-    for key in ("visual.attn_pool_contrast.query", "visual.ln_contrast.weight", "text.cls_emb"):
-        state[prefix.removesuffix("visual.trunk.") + key] = torch.ones(128)
+    pool, norm = Pooler(128, 64), moved(torch.nn.LayerNorm(64))
+    towers = {f"visual.attn_pool_contrast.{key}": value for key, value in moved(pool).state_dict().items()}
+    towers |= {f"visual.ln_contrast.{key}": value for key, value in norm.state_dict().items()}
+    towers |= {"visual.proj_contrast": torch.ones(64, 64), "text.cls_emb": torch.ones(128)}
+    state |= {prefix.removesuffix("visual.trunk.") + key: value for key, value in towers.items()}
     (tmp_path / "conch").mkdir()
     torch.save(state, tmp_path / "conch" / "pytorch_model.bin")
     backbone, spec, _, line = pretrained_backbone(tmp_path / "conch")
@@ -262,6 +291,12 @@ def test_of_conch_the_image_trunk_is_taken(prefix: str, tmp_path: Path) -> None:
     check(backbone.eval(), trunk.forward_features, 1, (4, 4), (5, 3))
     count = len(trunk.state_dict())
     assert line == f"{backbone.name} with {count} of {count} tensors from {tmp_path / 'conch'}"
+    encoder, _ = load_encoder(tmp_path / "conch")
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    tokens = trunk.forward_features((pixels.movedim(-1, 1) / 255 - mean_of(CLIP[0])) / mean_of(CLIP[1]))
+    assert encoder.pool == "attention" and encoder.dim == 64
+    torch.testing.assert_close(encoder(pixels), norm(pool(tokens)), atol=1e-5, rtol=1e-5)
+    assert load_encoder(tmp_path / "conch", pool="cls")[0].dim == 128
 
 
 CLIP_SIZE: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64}

@@ -47,8 +47,8 @@ def contrast(values: Mapping[str, Mapping[int, float]], plus: Sequence[str], min
 
 
 def contrast_lines(results: Results) -> list[str]:
-    """One line for each contrast of the table and first metric of a task, and one for each pair of tasks."""
-    return [*_contrasts(results), *_agreements(results)]
+    """One line for each contrast of a table that has any, and one for each pair of its tasks."""
+    return [*_contrasts(results), *_agreements(results)] if results.config.contrasts else []
 
 
 def _contrasts(results: Results) -> Iterator[str]:

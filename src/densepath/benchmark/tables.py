@@ -1,12 +1,13 @@
-"""A table's results as Markdown, CSV and HTML, with the same numbers in each."""
+"""A table's results as Markdown, CSV and JSON, with the same numbers in each."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
+import json
 from collections.abc import Sequence
 
+from densepath.benchmark.best import best_lines
 from densepath.benchmark.contrasts import contrast_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
@@ -16,10 +17,6 @@ _CSV = (
     *("table", "row", "task", "metric", "n", "mean", "std", "baseline", "pairs", "difference"),
     *("p_t_test", "p_signed_rank", "paper", "values"),
 )
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#2b2b33;max-width:75em;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}thead{border-bottom:1.5px solid #2b2b33}tr.base{background:#f1f1f5}
-td.paper{color:#8a8a96}td.far{color:#5a5a66}tbody tr{border-bottom:1px solid #e6e6ec}img{max-width:100%}"""
 
 
 def measured(entry: Entry) -> str:
@@ -38,12 +35,12 @@ def compared(entry: Entry) -> str:
     return f"{entry.comparison.difference:+.1f}" + ("" if p is None else f" (p {_shown_p(p)})")
 
 
-def paper(entry: Entry) -> str:
-    """The paper's number."""
-    return NONE if entry.paper is None else f"{entry.paper:.1f}"
+def paper(entry: Entry, missing: str = "") -> str:
+    """The paper's number; ``missing`` where it is unknown."""
+    return missing or NONE if entry.paper is None else f"{entry.paper:.1f}"
 
 
-def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> str:
+def to_markdown(results: Results, notes: Sequence[str], picture: str | None, sweeps: str | None = None) -> str:
     """The table as Markdown."""
     lines = [f"# {results.config.title}", "", *([results.config.source, ""] if results.config.source else [])]
     for heading, columns in results.parts().items():
@@ -55,43 +52,33 @@ def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> 
         lines += [f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
-            texts = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
+            texts = []
+            for entry in entries:
+                texts += [measured(entry), compared(entry), *[paper(entry, results.config.missing)] * published]
             lines.append(_line([row.name, seeds(entries), *texts]))
         lines.append("")
     lines += [f"![Scores against pre-training]({picture})", ""] if picture else []
+    lines += [f"![Scores against the number in which rows or tasks differ]({sweeps})", ""] if sweeps else []
     lines += [*(f"- {note}" for note in [*explanation(results), *notes]), ""]
     return "\n".join(lines)
 
 
-def to_html(results: Results, notes: Sequence[str], picture: str | None) -> str:
-    """The table as HTML."""
-    escape = html.escape
-    lines = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(results.config.title)}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{escape(results.config.title)}</h1>",
-        f"<p>{escape(results.config.source)}</p>",
-    ]
+def to_record(results: Results, notes: Sequence[str]) -> str:
+    """The table as JSON, from which ``densepath report`` makes a page: the same texts as in Markdown."""
+    parts = []
     for heading, columns in results.parts().items():
         published = results.has_paper(columns)
-        lines.append(f"<h2>{escape(heading)}</h2><table><thead><tr><th></th><th></th>")
-        lines += [f'<th colspan="{2 + published}">{escape(column_name(*column))}</th>' for column in columns]
-        lines.append("</tr><tr><th>weights</th><th>seeds</th>")
-        head = f"<th>here</th><th>vs. {escape(results.config.baseline)}</th>" + "<th>paper</th>" * published
-        lines += [head] * len(columns)
-        lines.append("</tr></thead><tbody>")
+        rows = []
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
-            kind = ' class="base"' if row.name == results.config.baseline else ""
-            lines.append(f"<tr{kind}><td>{escape(row.name)}</td><td>{escape(seeds(entries))}</td>")
-            for entry in entries:
-                lines.append(f'<td>{measured(entry)}</td><td class="far">{escape(compared(entry))}</td>')
-                lines += [f'<td class="paper">{paper(entry)}</td>'] * published
-            lines.append("</tr>")
-        lines.append("</tbody></table>")
-    lines += [f'<p><img src="{escape(picture)}" alt="Scores against pre-training"></p>'] if picture else []
-    items = [f"<li>{escape(note)}</li>" for note in [*explanation(results), *notes]]
-    lines += ["<ul>", *items, "</ul></body></html>", ""]
-    return "\n".join(lines)
+            papers = [[paper(entry, results.config.missing)] * published for entry in entries]
+            texts = [t for e, own in zip(entries, papers, strict=True) for t in (measured(e), compared(e), *own)]
+            rows.append([row.name, seeds(entries), *texts])
+        names = [column_name(task, metric) for task, metric in columns]
+        parts.append({"heading": heading, "columns": names, "published": published, "rows": rows})
+    config = results.config
+    record = {"title": config.title, "source": config.source, "baseline": config.baseline, "parts": parts}
+    return json.dumps(record | {"notes": [*explanation(results), *notes]}, indent=1) + "\n"
 
 
 def to_csv(results: Results) -> str:
@@ -135,6 +122,7 @@ def explanation(results: Results) -> list[str]:
             f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
             "the transfer only."
         )
+    lines += best_lines(results)
     lines += contrast_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines

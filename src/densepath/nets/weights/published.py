@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from densepath.core.errors import UserError
+from densepath.nets.attention_pool import AttentionPool, attention_pool
 from densepath.nets.backbones.names import join_name
 from densepath.nets.weights.clip_names import clip_arguments, clip_to_timm
 from densepath.nets.weights.files import read_tensors
@@ -53,6 +54,7 @@ class Published(NamedTuple):
         state: its tensors, under timm's names where they are known.
         mean, std: normalization of its training; empty if the folder does not contain it.
         size: side of the images of its training in pixels; 0 if unknown.
+        pool: its attention pool, if it has one.
     """
 
     backbone: str | None
@@ -60,6 +62,7 @@ class Published(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int
+    pool: AttentionPool | None = None
 
 
 def is_published(source: str | Path) -> bool:
@@ -96,11 +99,13 @@ def read_published(source: str | Path) -> Published:
     folder = published_folder(source)
     config = configuration_of(folder)
     _check_architecture(config)
-    state = clip_to_timm(to_timm(_read_weights(folder, source)))
+    read = _read_weights(folder, source)
+    state = clip_to_timm(to_timm(read))
     if prefixes := transformer_prefixes(state):
         # Of several, e.g. of an image and a text tower, the first is that of the images.
         state = {key.removeprefix(prefixes[0]): value for key, value in state.items() if key.startswith(prefixes[0])}
-    return Published(_backbone(config, state), state, *preprocessing(source, folder, config))
+    seen = preprocessing(source, folder, config)
+    return Published(_backbone(config, state), state, *seen, attention_pool(read))
 
 
 def configuration_of(folder: Path) -> dict[str, Any]:

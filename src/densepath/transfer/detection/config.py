@@ -14,6 +14,7 @@ from densepath.training.update_limits import UpdateLimits
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)  # pixels
 DETECTIONS = 100  # per image at most; as in COCO
+OBJECT_SCORE = 0.5  # detections with a lower score are neither drawn nor compared as objects
 STEPS = 5000  # of the schedule 1x: the paper's for GlaS
 # Options that may change when a run is resumed, because they do not change the result.
 FREE = ("data", "out", "workers", "devices", "pictures", "log_every", "save_every_steps", "save_every_minutes")

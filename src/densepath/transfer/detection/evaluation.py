@@ -25,7 +25,7 @@ from densepath.runs.progress import say
 from densepath.sources.pixel_source import PixelSpec
 from densepath.sources.prefetch import ahead
 from densepath.transfer.detection.average_precision import average_precision
-from densepath.transfer.detection.config import DETECTIONS
+from densepath.transfer.detection.config import DETECTIONS, OBJECT_SCORE
 from densepath.transfer.detection.detector import Detector
 from densepath.transfer.detection.detector_file import DetectorNotes
 from densepath.transfer.detection.found import coco_results
@@ -35,7 +35,6 @@ from densepath.transfer.detection.overlay import overlay
 from densepath.transfer.detection.samples import into_detector
 
 Found = TypeVar("Found")
-OBJECT_SCORE = 0.5  # detections with a lower score are neither drawn nor compared as objects
 
 
 def evaluate_detector(

@@ -103,7 +103,8 @@ def embed(
         backbone: a timm name; default: that of the weights, resnet18 for random ones.
         stage: the stage whose map is pooled; by default the deepest.
         pool: "mean" over all positions of the map, which are the patch tokens of a vision transformer; "cls", its class
-            token; "cls_mean", both one after the other; "auto" is "cls" where there is a class token, else "mean".
+            token; "cls_mean", both one after the other; "attention", the attention pool of CONCH; "auto" is "attention"
+            where the weights have one, else "cls" where there is a class token, else "mean".
         size: side in pixels: short sides are resized to it, and the center is cut out. By default a ConvNet sees images
             as they are, and a vision transformer the size of its positions; 0 for images as they are.
         dtype: of the numbers in the file.

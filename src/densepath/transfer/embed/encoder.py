@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from densepath.core.digests import digest_of_tensors
 from densepath.core.errors import UserError
 from densepath.core.regions import global_pool
+from densepath.nets.attention_pool import AttentionPool
 from densepath.nets.backbones import Backbone
 from densepath.nets.weights.pretrained import pretrained_backbone
+from densepath.nets.weights.published import is_published, read_published
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 
-Pool = Literal["auto", "mean", "cls", "cls_mean"]
+Pool = Literal["auto", "mean", "cls", "cls_mean", "attention"]
 
 
 class Encoder(nn.Module):
@@ -27,8 +29,10 @@ class Encoder(nn.Module):
         spec: the meaning of the stored pixels.
         stage: the stage; by default the deepest.
         pool: "mean" over all positions of the stage's map (the patch tokens of a vision transformer); "cls" for the
-            class token after the last block and the final norm; "cls_mean" for both, one after the other; "auto" for
-            "cls" if there is a class token, else "mean".
+            class token after the last block and the final norm; "cls_mean" for both, one after the other; "attention"
+            for the attention pool of the weights; "auto" for "attention" if there is such a pool, else "cls" if there
+            is a class token, else "mean".
+        attention: the attention pool of the weights, if they have one.
 
     Attributes:
         dim: D, the length of a vector.
@@ -39,17 +43,30 @@ class Encoder(nn.Module):
         UserError: the stage or the class token does not exist.
     """
 
-    def __init__(self, backbone: Backbone, spec: PixelSpec, stage: int | None = None, pool: Pool = "auto") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: PixelSpec,
+        stage: int | None = None,
+        pool: Pool = "auto",
+        attention: AttentionPool | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.spec = backbone, spec
         self.stage = backbone.deepest if stage is None else stage
         backbone.check_stage(self.stage)
         transformer = getattr(backbone.net, "model", None) if backbone.patch_size > 1 else None
         has_class = getattr(transformer, "cls_token", None) is not None
-        self.pool: Pool = ("cls" if has_class else "mean") if pool == "auto" else pool
-        if self.pool != "mean" and not has_class:
+        best: Pool = "attention" if attention is not None else "cls" if has_class else "mean"
+        self.pool: Pool = best if pool == "auto" else pool
+        self.attention = attention if self.pool == "attention" else None
+        if self.pool == "attention" and attention is None:
+            raise UserError("only embed and probe with weights of CONCH have an attention pool; use --pool cls or mean")
+        if self.pool in ("cls", "cls_mean") and not has_class:
             raise UserError(f"{backbone.name} has no class token; use --pool mean")
         self.dim = backbone.channels[self.stage] * (2 if self.pool == "cls_mean" else 1)
+        if self.attention is not None:
+            self.dim = self.attention.query.shape[1]
         embedding: Any = getattr(transformer, "patch_embed", None)
         self.input_size: int | None = None if embedding is None else int(embedding.img_size[0])
 
@@ -65,6 +82,8 @@ class Encoder(nn.Module):
             return global_pool(self.backbone(x, last=self.stage)[self.stage].float())
         self.backbone.check_size(*x.shape[2:])
         tokens = self.backbone.net.model.forward_features(x).float()  # (B, prefix + patches, C)
+        if self.attention is not None:
+            return self.attention(tokens).float()
         if self.pool == "cls":
             return tokens[:, 0]
         return torch.cat((tokens[:, 0], tokens[:, self.backbone.net.model.num_prefix_tokens :].mean(1)), dim=1)
@@ -72,7 +91,7 @@ class Encoder(nn.Module):
     def notes(self) -> dict[str, Any]:
         """What identifies the features."""
         return {
-            "weights_digest": digest_of_tensors(self.backbone.state_dict()),
+            "weights_digest": digest_of_tensors((self.backbone if self.attention is None else self).state_dict()),
             "backbone": self.backbone.name,
             "stage": self.stage,
             "pool": self.pool,
@@ -112,7 +131,8 @@ def load_encoder(
     bits = {torch.uint8: 8, torch.uint16: 16}.get(images.dtype) if images is not None else None
     if images is not None and bits not in (None, 8 if spec.image_dtype is np.uint8 else 16):
         spec = spec.override(window=images.spec.window)
-    encoder = Encoder(network, spec, stage, pool)
+    attention = read_published(weights).pool if pool in ("auto", "attention") and is_published(weights) else None
+    encoder = Encoder(network, spec, stage, pool, attention)
     if encoder.input_size is not None:
         encoder.input_size = size or encoder.input_size
     return encoder.eval().requires_grad_(False), line

@@ -93,15 +93,35 @@ def _figure(path: Path, draw: Callable[[Axes], None]) -> None:
         figure.savefig(part, format="png")
 
 
+def roc(each: Ranked) -> list[Floats]:
+    """The true positive rates of each fold, at 201 false positive rates from 0 to 1."""
+    curves = [roc_curve(chance, positive) for chance, positive in each.of_folds()]
+    return [np.append(0, np.interp(_GRID[1:], false, true)) for false, true in curves]
+
+
+def precision_recall(each: Ranked) -> list[Floats]:
+    """The precisions of each fold, at 201 recalls from 0 to 1."""
+    curves = []
+    for chance, positive in each.of_folds():
+        true, false = _above(chance, positive)
+        place = np.searchsorted(true / true[-1], np.maximum(_GRID, 2e-9) - 1e-9).clip(max=len(true) - 1)
+        curves.append((true / (true + false))[place])
+    return curves
+
+
+def calibration(each: Ranked) -> tuple[Floats, Floats, Integers]:
+    """Of cases with about the same probability: its mean, the share that is of the class, and their number."""
+    bins = np.minimum((each.chance * _BINS).astype(int), _BINS - 1)
+    parts = [bins == number for number in np.unique(bins)]
+    means, shares = (np.array([values[part].mean() for part in parts]) for values in (each.chance, each.positive))
+    return means, shares, np.array([part.sum() for part in parts], np.int64)
+
+
 def _roc(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Score]) -> None:
     """The mean of the folds' curves, and the spread of their true positive rates."""
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for each in ranked:
-        curves = []
-        for chance, positive in each.of_folds():
-            false, true = roc_curve(chance, positive)
-            curves.append(np.append(0, np.interp(_GRID[1:], false, true)))
-        _mean_line(axes, curves, _label(each.name, scores.get(f"auc_{each.name}"), "AUC"))
+        _mean_line(axes, roc(each), _label(each.name, scores.get(f"auc_{each.name}"), "AUC"))
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.legend(loc="lower right", frameon=False)
@@ -109,12 +129,7 @@ def _roc(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Score]) -> N
 
 def _precision_recall(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Score]) -> None:
     for each in ranked:
-        curves = []
-        for chance, positive in each.of_folds():
-            true, false = _above(chance, positive)
-            place = np.searchsorted(true / true[-1], np.maximum(_GRID, 2e-9) - 1e-9).clip(max=len(true) - 1)
-            curves.append((true / (true + false))[place])
-        _mean_line(axes, curves, _label(each.name, scores.get(f"ap_{each.name}"), "AP"))
+        _mean_line(axes, precision_recall(each), _label(each.name, scores.get(f"ap_{each.name}"), "AP"))
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     axes.legend(loc="lower left", frameon=False)
@@ -124,11 +139,7 @@ def _calibration(axes: Axes, ranked: Sequence[Ranked], scores: Mapping[str, Scor
     """The share of cases of a class among those with about the same probability; larger points are more cases."""
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
     for each in (one for one in ranked if len(one.chance)):
-        bins = np.minimum((each.chance * _BINS).astype(int), _BINS - 1)
-        used = np.unique(bins)
-        counts = np.array([(bins == b).sum() for b in used])
-        mean = [each.chance[bins == b].mean() for b in used]
-        share = [each.positive[bins == b].mean() for b in used]
+        mean, share, counts = calibration(each)
         (line,) = axes.plot(mean, share, linewidth=1, label=each.name)
         axes.scatter(mean, share, 8 + 120 * counts / counts.sum(), color=line.get_color(), zorder=3)
     axes.set_xlabel("predicted probability")

@@ -1,0 +1,125 @@
+"""Sections that most runs have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.report.blocks import Block, Cards, Facts, Gallery, Picture, Section, Slider, Text
+from densepath.report.curves import columns_of, draw_curves
+from densepath.report.embedded import picture
+from densepath.report.runs import Run, log_lines, next_commands
+from densepath.report.values import flat, number, text
+
+PICTURES = "pictures"
+_STEP = re.compile(r"(.+)_(\d{7,})\.(?:png|jpg|webp)")
+_FACTS = ("images", "names", "sizes", "samples", "processes")
+_LOG_LINES = 60
+_DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48}")
+
+
+def pretty(name: str) -> str:
+    """A name of a measurement for people."""
+    words = name.replace("_", " ")
+    return re.sub(r"\b(ap|auc|f1|aji|pq|dq|sq|iou)(\d*)\b", lambda match: match[0].upper(), words)
+
+
+def score_cards(run: Run, names: Sequence[str]) -> list[Block]:
+    """The most important scores, by name, as far as the run has them."""
+    rows = {}
+    for name in [name for name in names if name in run.scores]:
+        score = run.scores[name]
+        interval = f"{score.low:.1f} to {score.high:.1f}" if score.low is not None and score.high is not None else ""
+        rows[pretty(name)] = (f"{score.value:.1f}", interval)
+    return [Cards(rows)] if rows else []
+
+
+def curve_section(run: Run) -> list[Section]:
+    """The measurements of a run."""
+    if not run.rows:
+        return []
+    name = run.path.name
+    return [Section("Curves", draw_curves({name: run.rows}, columns_of([run.rows])))]
+
+
+def picture_sliders(folder: Path, most: int) -> list[Slider]:
+    """Pictures with the step in their names (``concepts_0000100.png``), a slider for each kind."""
+    kinds: dict[str, list[tuple[int, Path]]] = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            if match := _STEP.fullmatch(path.name):
+                kinds.setdefault(match[1], []).append((int(match[2]), path))
+    except OSError:
+        return []
+    sliders = []
+    for kind, files in kinds.items():
+        files.sort()
+        frames = [picture(path, f"step {step:,}") for step, path in evenly(files, most)]
+        if shown := [frame for frame in frames if frame is not None]:
+            sliders.append(Slider(pretty(kind), shown, len(shown) - 1))
+    return sliders
+
+
+def gallery(title: str, files: Sequence[Path], most: int, side: int = 640) -> list[Gallery]:
+    """Pictures of a run, evenly spaced if there are many."""
+    found = [picture(path, path.stem, side) for path in evenly(list(files), most)]
+    shown = [each for each in found if each is not None]
+    return [Gallery(title, shown)] if shown else []
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The PNG files in a folder without a step in their names."""
+    try:
+        return sorted(path for path in folder.rglob("*.png") if not _STEP.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """At most ``most`` of the items, evenly spaced, the first and the last included."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(k * (len(items) - 1) / max(most - 1, 1))] for k in range(most)]
+
+
+def figure(path: Path, caption: str) -> list[Picture]:
+    """A picture, if it is there."""
+    found = picture(path, caption)
+    return [] if found is None else [found]
+
+
+def ending(run: Run) -> Iterator[Section]:
+    """What to do next, how the run was configured, and where it was computed."""
+    if commands := next_commands(run):
+        yield Section("Next", [Text("\n".join(commands), "Commands that continue from here", copied=True)])
+    blocks: list[Block] = []
+    if run.sessions:
+        blocks += [Facts(_session(entry)) for entry in run.sessions[-3:]]
+    if run.config:
+        options = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+        blocks.append(Text(options, "Configuration", folded=True))
+    if lines := log_lines(run):
+        blocks.append(Text("\n".join(lines[-_LOG_LINES:]), "End of the log", folded=True))
+    if blocks:
+        yield Section("Provenance", blocks)
+
+
+def _session(entry: Mapping[str, Any]) -> dict[str, str]:
+    data = entry.get("data")
+    rows = {name: text(entry[name]) for name in ("date", "command", "machine", "devices") if name in entry}
+    versions = entry.get("versions")
+    if isinstance(versions, Mapping):
+        rows["versions"] = ", ".join(f"{name} {value}" for name, value in versions.items() if value is not None)
+    if isinstance(data, Mapping):
+        rows |= {f"data: {name}": _DIGEST.sub(r"\1…", number(data[name])) for name in _FACTS if name in data}
+    return rows
+
+
+def options(run: Run, names: Mapping[str, str]) -> dict[str, str]:
+    """Options of a run, with names for people: dotted name -> name."""
+    known = flat(run.config)
+    return {label: text(known[name]) for name, label in names.items() if known.get(name) is not None}

@@ -1,0 +1,152 @@
+"""Several runs: curves in the same charts, scores, differences of their options, and paired tests over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from densepath.benchmark.statistics import Comparison, compare, mean_std
+from densepath.report.blocks import Block, Note, Section, Table
+from densepath.report.common import pretty
+from densepath.report.curves import columns_of, draw_curves
+from densepath.report.runs import Run, Score
+from densepath.report.values import MISSING, flat, text
+
+_MOST_CURVES = 16  # lines in a chart
+_MOST_CHARTS = 8
+_MOST_SCORES = 12
+_MOST_OPTIONS = 40
+_WHERE = {"out", "devices", "workers", "cache", "loggers", "resume", "log_every"}  # not what is computed
+_MAIN = ("mask_ap", "box_ap", "macro_auc", "logistic_macro_auc", "concordance", "mean_iou", "probe_mean_iou")
+
+
+def compare_runs(runs: Mapping[str, Run]) -> list[Section]:
+    """The sections that compare runs of the same kind.
+
+    Args:
+        runs: name -> run.
+    """
+    scores = {name: _scores(run) for name, run in runs.items()}
+    sections = [Section("Scores", [_score_table(runs, scores), *_tests(runs, scores)])]
+    with_rows = {name: run.rows for name, run in runs.items() if run.rows}
+    if with_rows:
+        shown = dict(list(with_rows.items())[:_MOST_CURVES])
+        charts = draw_curves(shown, columns_of(list(shown.values()))[: 2 * _MOST_CHARTS])[:_MOST_CHARTS]
+        blocks: list[Block] = [*charts]
+        if len(with_rows) > len(shown):
+            blocks.append(Note(f"The curves of the first {len(shown)} of {len(with_rows)} runs."))
+        sections.append(Section("Curves of all runs", blocks))
+    sections.append(Section("Differences of their options", [_differences(runs)]))
+    return sections
+
+
+def _scores(run: Run) -> dict[str, Score]:
+    """The final scores of a run; of a pre-training, its last measurements by the probe and its loss."""
+    if run.scores:
+        return dict(run.scores)
+    last = run.last
+    names = [name for name in last if name.startswith("probe_")] + ["loss"] * ("loss" in last)
+    return {name: Score(last[name]) for name in names}
+
+
+def _score_table(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> Table:
+    known = dict.fromkeys(name for own in scores.values() for name in own)
+    order = {name: place for place, name in enumerate(_MAIN)}
+    columns = sorted(known, key=lambda name: (name == "loss", order.get(name, len(_MAIN))))[:_MOST_SCORES]
+    main = columns[0] if columns else ""
+    sign = 1 if main == "loss" else -1
+
+    def place(name: str) -> float:
+        return sign * scores[name][main].value if main in scores[name] else float("inf")
+
+    rows = []
+    for name in sorted(runs, key=place):
+        own = scores[name]
+        texts = [f"{own[c].value:.4f}" if c == "loss" and c in own else str(own.get(c, MISSING)) for c in columns]
+        rows.append([name, runs[name].state, text(runs[name].last.get("step", MISSING)), *texts])
+    caption = f"Sorted by {pretty(main)}; in percent, with 95% intervals where they are known" if main else ""
+    return Table(["run", "state", "step", *map(pretty, columns)], rows, caption=caption)
+
+
+def _tests(runs: Mapping[str, Run], scores: Mapping[str, Mapping[str, Score]]) -> list[Block]:
+    """Groups of runs that differ only by their seed, compared pair by pair over the seeds that they share."""
+    groups: dict[str, dict[int, str]] = {}
+    for name, run in runs.items():
+        seed = run.config.get("seed")
+        if isinstance(seed, int):
+            groups.setdefault(_key(run), {})[seed] = name
+    if len(groups) < 2 or max(map(len, groups.values())) < 2:
+        return []
+    known = dict.fromkeys(metric for own in scores.values() for metric in own)
+    columns = [metric for metric in (*_MAIN, *known) if metric in known and metric != "loss"] or ["loss"]
+    columns = list(dict.fromkeys(columns))[:4]
+    labels = _labels({key: runs[next(iter(members.values()))] for key, members in groups.items()})
+    values = {
+        key: {m: {seed: scores[run][m].value for seed, run in members.items() if m in scores[run]} for m in columns}
+        for key, members in groups.items()
+    }
+    first = next(iter(groups))
+    rows = []
+    for key in groups:
+        texts = [labels[key], str(len(groups[key]))]
+        for metric in columns:
+            own = values[key][metric]
+            texts.append(_mean(list(own.values())))
+            texts.append(MISSING if key == first else _difference(compare(own, values[first][metric])))
+        rows.append(texts)
+    heads = [head for metric in columns for head in (pretty(metric), "vs. the first")]
+    caption = (
+        "Runs that differ only by their seed: mean ± sample standard deviation, the mean difference from the first "
+        "group, and p of a two-sided paired t-test over the seeds that both have, not corrected for their number"
+    )
+    return [Table(["runs", "seeds", *heads], rows, caption=caption, marked=frozenset({0}))]
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return MISSING
+    mean, std = mean_std(values)
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def _difference(found: Comparison | None) -> str:
+    if found is None:
+        return MISSING
+    return f"{found.difference:+.2f}" + ("" if found.p is None else f" (p {max(found.p, 0.0001):.2g})")
+
+
+def _key(run: Run) -> str:
+    options = {name: value for name, value in flat(run.config).items() if name not in {*_WHERE, "seed", "weights"}}
+    return text(sorted((name, text(value)) for name, value in options.items())) + _weights(run)
+
+
+def _weights(run: Run) -> str:
+    """The initial weights without the seed of the run that made them."""
+    return "random" if run.config.get("weights") == "random" else "given"
+
+
+def _labels(groups: Mapping[str, Run]) -> dict[str, str]:
+    """What tells groups apart, in a few words."""
+    options = {key: flat(run.config) for key, run in groups.items()}
+    differing = _differing(list(options.values()), {*_WHERE, "seed"})[:3]
+    return {
+        key: ", ".join(f"{name} {text(own.get(name))}" for name in differing) or groups[key].path.name
+        for key, own in options.items()
+    }
+
+
+def _differences(runs: Mapping[str, Run]) -> Block:
+    """The options in which runs differ, a row for each."""
+    options = {name: flat(run.config) for name, run in runs.items()}
+    names = _differing(list(options.values()), _WHERE)
+    if not names:
+        return Note("The runs have the same options.")
+    rows = [[name, *(text(own.get(name, MISSING)) for own in options.values())] for name in names[:_MOST_OPTIONS]]
+    same = len({name for own in options.values() for name in own}) - len(names)
+    return Table(["option", *runs], rows, caption=f"{same} other options are the same in all runs")
+
+
+def _differing(options: Sequence[Mapping[str, object]], without: set[str]) -> list[str]:
+    known = dict.fromkeys(name for own in options for name in own)
+    return [
+        name for name in known if name not in without and len({text(own.get(name, MISSING)) for own in options}) > 1
+    ]

@@ -1,0 +1,84 @@
+"""Charts of measurements: of one run, and of several in the same charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from densepath.report.blocks import Chart
+from densepath.report.runs import Row
+from densepath.report.values import plotly_text
+from densepath.runs.closing import CHANCE
+
+_MOST = 600  # points of a curve
+_SMOOTHING = 25  # the running mean of a curve covers 1/25 of its points
+_NOT_CURVES = ("step", "epoch")
+# The value below which outputs hardly depend on the images, as training warns: see methods/collapse.py.
+COLLAPSE = {"key_spread": 0.005, "output_spread": 0.01}
+_TITLES = {"waiting": "share of time waiting for data", "images_per_second": "images per second", "lr": "learning rate"}
+
+
+def columns_of(runs: Sequence[Sequence[Row]]) -> list[str]:
+    """The columns of measurements, in a useful order: losses, those relative to chance, scores, others."""
+    found = dict.fromkeys(name for rows in runs for row in rows for name in row if name not in _NOT_CURVES)
+    return sorted(found, key=lambda name: (name != "loss", not name.startswith("probe_"), "loss" not in name))
+
+
+def draw_curves(runs: Mapping[str, Sequence[Row]], columns: Sequence[str]) -> list[Chart]:
+    """A chart for each column, with a line for each run, and dashed lines for chance and for collapse.
+
+    A loss of which chance is known is drawn relative to chance only.
+    """
+    shown = [name for name in columns if f"{name}{CHANCE}" not in columns]
+    return [_chart(runs, name) for name in shown]
+
+
+def _chart(runs: Mapping[str, Sequence[Row]], column: str) -> Chart:
+    traces: list[dict[str, Any]] = []
+    for number, (name, rows) in enumerate(runs.items()):
+        points = np.array([(row["step"], row[column]) for row in rows if column in row and "step" in row], np.float64)
+        if not len(points):
+            continue
+        smooth = _smoothed(points)
+        if len(smooth) < len(points) and len(runs) == 1:
+            traces.append(_line(_thinned(points), plotly_text(name), number) | {"opacity": 0.3, "hoverinfo": "skip"})
+        traces.append(_line(_thinned(smooth), plotly_text(name), number))
+    title, level = _TITLES.get(column, column), None
+    if column.endswith(CHANCE):
+        title, level = f"{column.removesuffix(CHANCE)} / chance", 1.0
+    elif column in COLLAPSE:
+        level = COLLAPSE[column]
+        title = f"{column}, dashed: collapse below"
+    shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}] if level else []
+    layout = {"xaxis": {"title": {"text": "step"}}, "shapes": shapes, "showlegend": False}
+    return Chart(title.replace("_", " "), traces, layout)
+
+
+def _line(points: np.ndarray, name: str, color: int) -> dict[str, Any]:
+    mode = "lines" if len(points) > 1 else "markers"
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": name,
+        "x": points[:, 0].tolist(),
+        "y": [float(f"{value:.6g}") for value in points[:, 1]],
+        "meta": {"color": color},
+        "line": {"width": 2},
+        "hovertemplate": "%{y:.4g} at step %{x}<extra>%{fullData.name}</extra>",
+    }
+
+
+def _smoothed(points: np.ndarray) -> np.ndarray:
+    """The running mean of points (N, 2)."""
+    window = len(points) // _SMOOTHING
+    if window < 2:
+        return points
+    kernel = np.ones(window) / window
+    return np.stack([np.convolve(column, kernel, mode="valid") for column in points.T], axis=1)
+
+
+def _thinned(points: np.ndarray) -> np.ndarray:
+    """At most some hundred of the points (N, 2), among them the first and the last."""
+    return points if len(points) <= _MOST else points[np.linspace(0, len(points) - 1, _MOST).round().astype(int)]

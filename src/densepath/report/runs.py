@@ -1,0 +1,194 @@
+"""The runs on a page: what their folders hold, read without a network or their data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.core.errors import UserError, one_line
+from densepath.core.locks import refuse_held
+from densepath.report.blocks import Section
+from densepath.report.values import MISSING
+from densepath.runs.folder import CONFIG, SESSIONS, TRAIN_LOG, read_config
+from densepath.runs.metrics import read_metrics
+
+METRICS, SCORES = "metrics.csv", ("metrics.json", "scores.json")
+MARKS = (CONFIG, "table.json", "run.json", "slides.csv")  # a folder with one of them is a result, not a folder of them
+_DEPTH = 3  # folders below the one that is given
+_MOST = 2000  # runs
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, and its 95% interval if it has one.
+
+    Args:
+        value: in percent, or as its name says.
+        low, high: the interval.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return MISSING
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.1f} to {self.high:.1f})"
+        return f"{self.value:.1f}{interval}"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run, or another result.
+
+    Args:
+        path: its folder, or its file.
+        config: its options; empty without any.
+        rows: its measurements.
+        scores: its final scores.
+        sessions: where and how it was computed.
+        state: "in progress", "complete", or "stopped".
+    """
+
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Row] = ()
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    sessions: Sequence[Mapping[str, Any]] = ()
+    state: str = "complete"
+
+    def has(self, *names: str) -> bool:
+        """Whether it has all of these options."""
+        return all(name in self.config for name in names)
+
+    @property
+    def last(self) -> Row:
+        """The newest value of each measurement."""
+        return {name: value for row in self.rows for name, value in row.items()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of runs.
+
+    Args:
+        name: what it is called.
+        fits: whether a run is of this kind.
+        sections: what the page shows of it, given the largest number of pictures.
+    """
+
+    name: str
+    fits: Callable[[Run], bool]
+    sections: Callable[[Run, int], list[Section]]
+
+
+def find_results(path: Path) -> list[Path]:
+    """The results in a folder: the folder itself, or the runs below it. A file is itself.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a run folder")
+    found = list(_below(path, _DEPTH)) if path.is_dir() else [path]
+    if not found:
+        raise UserError(f"{path} holds no run; give the folder of a run, or a folder of such folders")
+    return found[:_MOST]
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "run.json").is_file() and (folder / "run" / CONFIG).is_file():  # of a benchmark
+        yield folder / "run"
+    elif any((folder / name).is_file() for name in MARKS):
+        yield folder
+    elif depth:
+        try:
+            inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        except OSError:
+            return
+        for entry in inner:
+            yield from _below(entry, depth - 1)
+
+
+def read_run(path: Path) -> Run:
+    """Read what a result has in common with others.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if path.is_file():
+        return Run(path, scores=read_scores(path))
+    try:
+        config = read_config(path) or {}
+        rows = read_metrics(path / METRICS)
+        scores = next((read_scores(path / name) for name in SCORES if (path / name).is_file()), {})
+        return Run(path, config, rows, scores, _sessions(path / SESSIONS), _state(path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
+
+
+def read_scores(path: Path) -> dict[str, Score]:
+    """The scores in a file, of a detector, a classifier, a model of slides or a probe.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict):
+            raise ValueError("no scores")
+        scores = record.get("scores", record)
+        found = {}
+        for name, value in scores.items():
+            if isinstance(value, Mapping) and isinstance(value.get("value"), int | float):
+                found[str(name)] = Score(value["value"], value.get("low"), value.get("high"))
+            elif isinstance(value, float):
+                low, high = scores.get(f"{name}_interval") or (None, None)
+                found[str(name)] = Score(value, low, high)
+        return found
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(str(error))})") from None
+
+
+def _sessions(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def _state(path: Path) -> str:
+    try:
+        refuse_held(path)
+    except UserError:
+        return "in progress"
+    exported, done = path / "exported", any((path / name).is_file() for name in SCORES)
+    return "complete" if done or (exported.is_dir() and any(exported.iterdir())) else "stopped"
+
+
+def next_commands(run: Run) -> list[str]:
+    """The commands that the run printed at its end."""
+    lines = log_lines(run)
+    marks = ("densepath: next: ", "densepath: or: ")
+    last = max((number for number, line in enumerate(lines) if line.startswith(marks[0])), default=len(lines))
+    return [line.split(": ", 2)[2] for line in lines[last:] if line.startswith(marks)]
+
+
+def log_lines(run: Run, most: int = 2**18) -> list[str]:
+    """The last lines of its log, from at most ``most`` bytes."""
+    try:
+        with (run.path / TRAIN_LOG).open("rb") as file:
+            file.seek(max(0, (run.path / TRAIN_LOG).stat().st_size - most))
+            return file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,54 @@
+"""Slides of a run: attention, heat maps, tissue and tiles as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.core.csv_files import read_rows
+from densepath.core.errors import UserError
+from densepath.report.blocks import Block, Facts, Section, Table
+from densepath.report.common import ending, gallery, options, pictures_below
+from densepath.report.runs import Kind, Run
+
+_FOLDERS = {
+    "attention": "Attention",
+    "heat_maps": "Heat maps",
+    "pictures": "Objects",
+    "masks": "Tissue and tiles",
+}
+_OPTIONS = {"run": "network", "data": "images", "mpp": "µm per pixel", "size": "size of tiles (px)"}
+_MOST_ROWS = 200
+_SIDE = 900  # pixels
+
+
+def slide_blocks(folder: Path, most: int) -> list[Block]:
+    """The pictures of slides in a folder."""
+    blocks: list[Block] = []
+    for name, title in _FOLDERS.items():
+        if most and (folder / name).is_dir():
+            blocks += gallery(title, pictures_below(folder / name), max(2, most // 2), _SIDE)
+    return blocks
+
+
+def _sections(run: Run, most: int) -> list[Section]:
+    made = [Section("Summary", [Facts(options(run, _OPTIONS))])]
+    if blocks := slide_blocks(run.path, most):
+        made.append(Section("Pictures", blocks))
+    for name in ("slides.csv", "predictions.csv", "objects.csv"):
+        if (run.path / name).is_file():
+            made.append(Section(name, [_table(run.path / name)], folded=True))
+    return [*made, *ending(run)]
+
+
+def _table(path: Path) -> Table:
+    try:
+        rows = read_rows(path, "make it again")
+    except UserError as error:
+        return Table(["problem"], [[str(error)]])
+    columns = [str(name) for name in rows[0]] if rows else []
+    shown = [[str(row.get(name) or "") for name in columns] for row in rows[:_MOST_ROWS]]
+    caption = f"The first {_MOST_ROWS} of {len(rows):,} rows" if len(rows) > _MOST_ROWS else ""
+    return Table(columns, shown, caption=caption)
+
+
+OUTPUT = Kind("output", lambda run: run.has("data"), _sections)

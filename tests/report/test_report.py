@@ -1,0 +1,233 @@
+"""The pages of runs: what they show, and what they never let through."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densepath.core.errors import UserError
+from densepath.core.locks import sole_writer
+from densepath.report.verb import report
+from tests.report.conftest import Make, save_picture
+
+pytest.importorskip("plotly")
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+
+
+class Page(HTMLParser):
+    """The elements of a page: their tags and attributes, the text outside of scripts, JSON data, and table rows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.rows, self.data = "", [], []
+        self._open: list[str] = []
+        self._json = False
+        self.feed(path.read_text())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+        self._json = tag == "script" and dict(attrs).get("type") == "application/json"
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self._json and "script" in self._open:
+            self.data.append(json.loads(data))
+        elif not {"script", "style"} & set(self._open):
+            self.text += data
+            if {"td", "th"} & set(self._open) and self.rows:
+                self.rows[-1][-1] += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(*runs: Path, **options: Any) -> Page:
+    out = runs[0].parent / "page.html"
+    report([str(run) for run in runs], out=out, **options)
+    return Page(out)
+
+
+def test_a_pretraining_run_shows_its_numbers_pictures_and_next_commands(make_pretraining: Make) -> None:
+    page = page_of(make_pretraining())
+    for text in ("concl", "resnet18", "of 40", "0.03", "of chance", "densepath export run", "densepath probe", "50.5"):
+        assert text in page.text, text
+    assert "densepath old" not in page.text.split("End of the log")[0]
+    (slider,) = [each for each in page.of("input") if each.get("type") == "range"]
+    assert json.loads(slider["data-captions"] or "") == ["step 10", "step 20"]
+    titles = {each.get("aria-label") for each in page.of("div") if each.get("role") == "img"}
+    assert {"loss", "instance loss / chance", "probe dice", "key spread, dashed: collapse below"} <= titles
+    chance = next(each for each in page.data if each["layout"]["shapes"] and each["data"][0]["y"][0] == 1.0)
+    assert chance["layout"]["shapes"][0]["y0"] == 1.0
+
+
+def test_the_page_needs_no_network_and_only_its_own_scripts_run(make_pretraining: Make) -> None:
+    run = make_pretraining()
+    page = page_of(run)
+    sources = [
+        each.get(name) for tag in ("img", "script", "link", "a") for each in page.of(tag) for name in ("src", "href")
+    ]
+    assert {source[:5] for source in sources if source} <= {"data:", "#cont", *(f"#s{k}" for k in range(9))}
+    policy = next(each["content"] for each in page.of("meta") if each.get("http-equiv"))
+    nonce = re.search(r"script-src 'nonce-([\w-]+)'", policy or "")
+    assert nonce and "default-src 'none'" in (policy or "")
+    scripts = [each for each in page.of("script") if each.get("type") != "application/json"]
+    assert len(scripts) == 2 and {each["nonce"] for each in scripts} == {nonce[1]}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_nothing_of_a_run_folder_is_executed(make_pretraining: Make, tmp_path: Path) -> None:
+    evil = EVIL.replace("/", "")
+    run = make_pretraining(evil, config={"backbone": EVIL, EVIL: EVIL, "optimizer": {EVIL: [EVIL]}})
+    (run / "train.log").write_text(f"densepath: next: {EVIL}\n")
+    header = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").write_text(header.replace("images_per_second", EVIL.replace('"', "")))
+    (run / "pictures" / f"{evil}_0000010.png").write_bytes((run / "views.png").read_bytes())
+    (run / "pictures" / "drawn_0000010.png").write_text(f"<svg onload='alert(1)'>{EVIL}</svg>")
+    other = make_pretraining("other", config={"backbone": "resnet50"})
+    for page in (page_of(run), page_of(run, other, tmp_path / "nothing" / "<script>alert(2)<script>")):
+        tags = {tag for tag, _ in page.tags}
+        assert len([each for each in page.of("script") if each.get("type") != "application/json"]) == 2
+        assert not [each for each in page.of("img") if each.get("src") == "x"] and "svg" not in tags
+        assert EVIL in page.text
+    names = [trace["name"] for chart in page.data for trace in chart["data"]]
+    assert names and not any("<" in name for name in names)  # Plotly reads a part of HTML
+
+
+def test_several_runs_are_sorted_compared_and_tested(make_pretraining: Make) -> None:
+    runs = [
+        make_pretraining(f"{name}{seed}", config={"method": name, "seed": seed}, level=level + 0.01 * seed**2)
+        for name, level in (("concl", 0.5), ("moco_v2", 0.7))
+        for seed in range(3)
+    ]
+    page = page_of(runs[0].parent)
+    ranking = next(k for k, row in enumerate(page.rows) if row[:2] == ["run", "state"])
+    assert [row[0] for row in page.rows[ranking + 1 : ranking + 7]] == [
+        *("moco_v22", "moco_v21", "moco_v20", "concl2", "concl1", "concl0")
+    ]
+    tests = next(row for row in page.rows if row[:2] == ["method moco_v2", "3"])
+    assert tests[2].startswith("57.33 ±") and tests[3] == "+16.00"  # all differences are equal: no p-value
+    options = [row[0] for row in page.rows[page.rows.index(next(r for r in page.rows if r and r[0] == "option")) :]]
+    assert options == ["option", "method", "seed"]
+    assert len([trace for chart in page.data for trace in chart["data"] if chart["layout"].get("xaxis")]) >= 6
+
+
+def test_damaged_and_foreign_folders_are_named_and_left_out(
+    make_pretraining: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_pretraining()
+    damaged, deep, foreign = (tmp_path / name for name in ("damaged", "deep", "foreign"))
+    for folder in (damaged, deep, foreign):
+        folder.mkdir()
+    (damaged / "config.yaml").write_text("method: [")
+    (deep / "config.yaml").write_text(f"method: {'[' * 3000}{']' * 3000}")
+    (foreign / "config.yaml").write_text("colour: red\n")
+    page = page_of(run, damaged, deep, foreign, tmp_path / "missing")
+    printed = capsys.readouterr()
+    for name in ("damaged", "deep", "foreign", "missing"):
+        assert f"{tmp_path / name}" in page.text.split("Left out")[-1]
+        assert f"{tmp_path / name}" in printed.out + printed.err
+    with pytest.raises(UserError, match="nothing to report"):
+        report([str(foreign)], out=tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_a_damaged_measurement_or_picture_does_not_cost_the_page(make_pretraining: Make) -> None:
+    run = make_pretraining()
+    (run / "views.png").write_bytes(b"\x89PNG broken")
+    (run / "pictures" / "features.npz").write_bytes(b"PK broken")
+    (run / "sessions.yaml").write_text("- [")
+    page = page_of(run)
+    assert "Views" not in page.text and "Map of the images" not in page.text and "Curves" in page.text
+
+
+def test_a_detector_shows_its_detections_beside_the_truth(make_detector: Make) -> None:
+    truth = [[(0, 0, 10), (20, 20, 10)], [(5, 5, 12)], []]
+    found = [[(0, 0, 10, 0.9), (25, 0, 8, 0.8)], [(5, 6, 12, 0.3)], []]
+    page = page_of(make_detector(truth, found))
+    paths = [(each["class"], each["data-score"], each["d"]) for each in page.of("path")]
+    (path,) = [path for kind, score, path in paths if (kind, score) == ("correct", "0.9")]
+    corners = [float(number) for number in re.findall(r"[\d.]+", path or "")]
+    assert (min(corners), max(corners)) == (0, 10)
+    kinds = [kind for kind, _, _ in paths]
+    assert (kinds.count("correct"), kinds.count("false"), kinds.count("true")) == (2, 1, 3)
+    assert {score for kind, score, _ in paths if kind == "true"} == {"0.9", "0.3", "-1.0"}
+    assert "41.2" in page.text and "66.6" in page.text
+    (curve,) = [chart for chart in page.data if "AP50" in chart["data"][0]["name"]]
+    assert curve["data"][0]["name"].startswith("&lt;b&gt;gland")
+
+
+def test_a_detector_without_its_data_shows_the_pictures_of_the_run(make_detector: Make) -> None:
+    run = make_detector([[(0, 0, 10)]], [[]])
+    (run.parent / "data" / "annotations" / "test.json").unlink()
+    save_picture(run / "pictures" / "1.png")
+    page = page_of(run)
+    assert "cannot be read" in page.text and [each["alt"] for each in page.of("img")] == ["1", ""]
+
+
+def test_a_page_of_a_run_in_progress_reloads_itself(make_pretraining: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_pretraining()
+    bodies = []
+
+    def sleep(seconds: float) -> None:
+        bodies.append(Page(run.parent / "page.html").of("body")[0])
+        holder.__exit__(None, None, None)
+
+    monkeypatch.setattr("densepath.report.verb.time.sleep", sleep)
+    holder = sole_writer(run)
+    holder.__enter__()
+    last = page_of(run, watch=True, every=7.0)
+    assert [body.get("data-reload") for body in bodies] == ["7.0"] and last.of("body")[0] == {}
+
+
+def test_features_become_a_map_with_thumbnails(make_pretraining: Make) -> None:
+    run = make_pretraining()
+    rng = np.random.default_rng(0)
+    sheet = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (6 * 16, 16, 3), dtype=np.uint8)).save(sheet, "JPEG")
+    np.savez(
+        run / "pictures" / "features.npz",
+        features=rng.normal(size=(6, 8)).astype(np.float16),
+        names=np.array([f"tile {EVIL} {k}" for k in range(6)]),
+        thumbnails=np.frombuffer(sheet.getvalue(), np.uint8),
+    )
+    (found,) = [each for each in page_of(run).data if "points" in each]
+    assert len(found["points"]) == len(found["thumbnails"]) == 6 and found["names"][1] == f"tile {EVIL} 1"
+    assert all(uri.startswith("data:image/webp;base64,") for uri in found["thumbnails"])
+
+
+def test_a_benchmarks_table_becomes_the_papers_table(tmp_path: Path) -> None:
+    rows = [["random", "0–2", "51.0 ± 1.4", "—", "50.0"], ["<i>MoCo", "2", "57.5", "+6.5 (p < 0.001)", "—"]]
+    part = {"heading": "Tissue", "columns": ["box AP"], "published": True, "rows": rows}
+    record = {"title": "A table", "source": "a paper", "baseline": "random", "notes": ["a <note>"], "parts": [part]}
+    (folder := tmp_path / "table").mkdir()
+    (folder / "table.json").write_text(json.dumps(record))
+    page = page_of(folder)
+    assert page.rows == [["", "box AP"], ["weights", "seeds", "here", "vs. random", "paper"], *rows]
+    assert "a <note>" in page.text and "A table" in page.text
+    (folder / "table.json").write_text(json.dumps({**record, "parts": 3}))
+    with pytest.raises(UserError, match=r"table\.json"):
+        page_of(folder)
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report"])
+def test_other_names_than_html_are_refused(make_pretraining: Make, name: str) -> None:
+    with pytest.raises(UserError, match="html"):
+        report([str(make_pretraining())], out=name)
