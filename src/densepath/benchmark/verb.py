@@ -68,7 +68,8 @@ def benchmark_table(
         config: "table1" to "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
             "figure1" of ConCL; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and "conv_mim_figure5" of
             Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table2" and "pcrl_figure4a" of
-            PCRL; the small "glas_small" (a GPU), "glas_probe" and "dirl_small" (a CPU); or a YAML file.
+            PCRL; the small "glas_small" (a GPU), "glas_probe", "why_concl", "budgets", "few_labels" and "dirl_small" (a
+            CPU); or a YAML file.
         out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.
         data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
             sets that are not given are left out. A folder is that of ``densepath data`` for outlined objects, holds
