@@ -46,10 +46,11 @@ def measure(asked: Any, folder: Path) -> Iterator[dict[str, Any]]:
         )
         trained = time.monotonic()
         scores = probe_pixels(data=asked.data, weights=out, devices=asked.devices)
-        losses = [row["concept_loss_vs_chance"] for row in read_metrics(out / "metrics.csv")[-_LAST:]]
+        rows = [row for row in read_metrics(out / "metrics.csv") if "concept_loss_vs_chance" in row]
+        losses = [row["concept_loss_vs_chance"] for row in rows[-_LAST:]]
         yield {
             "case": f"{size} px, K={concepts}, seed {seed}",
-            "mean IoU %": 100 * scores["mean_iou"],
+            "mean IoU %": scores["mean_iou"],
             "concept loss / chance": sum(losses) / len(losses),
             "images_per_second": asked.steps * asked.batch_size / (trained - began),
             "seconds": time.monotonic() - began,
