@@ -56,6 +56,9 @@ class PretrainConfig:
         method: the pre-training method, e.g. "moco_v2" or "concl", or "module:Class" for one of your own.
         method_options: the method's hyper-parameters that differ from its defaults.
         backbone: the backbone to train: a timm ConvNet or plain vision transformer, whichever the method supports.
+        output_stride: pixels of a view per position of the deepest map. 16 dilates the last stage of a ConvNet, so that
+            f5 has four times as many positions: for methods that contrast positions or concepts, in small views. The
+            exported weights are those of an ordinary network, whose f5 is every second position of this one.
         labels: classes of the images, for a method that needs them: "folders" (the class of an image is its topmost
             folder in ``data``), or a CSV or TSV file with lines of file,label, where file is a path relative to the
             images' folder or a file name.
@@ -124,6 +127,7 @@ class PretrainConfig:
     method: str | type[nn.Module] = "concl"
     method_options: dict[str, Any] = field(default_factory=dict)
     backbone: str | nn.Module = "resnet18"
+    output_stride: Literal[16, 32] = 32
     labels: str | Path = "folders"
     regions: str | Path | None = None
     cells: str | Path | None = None

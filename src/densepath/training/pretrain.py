@@ -140,7 +140,7 @@ def run(
         images.spec = held.spec = whole.spec
     known = fingerprint(images)
     torch.manual_seed(config.seed)
-    network = choose_backbone(config.backbone, images.spec.channels)
+    network = choose_backbone(config.backbone, images.spec.channels, config.output_stride)
     if network.ndim != images.spec.ndim:
         raise UserError(
             f"{network.name} takes images of {network.ndim} dimensions, but those of {config.data} have "

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from densepath.core.distributed import rank, world_size
@@ -19,6 +20,7 @@ from densepath.runs.folder import changed_options, train_longer
 from densepath.runs.old_options import rename_record
 from densepath.training.random_state import random_state, seed_generators, set_random_state
 from densepath.training.task import Task
+from densepath.training.threads import keep_threads
 from densepath.training.updates import Updates
 
 _SET_BY = {"images": "data", "steps": "length", "processes": "number of processes (--devices, or the launcher's)"}
@@ -78,6 +80,7 @@ class Saver:
             _check_config(config, self._state.get("config"), free, out)
             _check_facts(facts, self._state["facts"], out, config)
             load_task(task, self._state, out)
+            keep_threads(self._state.get("threads"))
             self.start = self.saved = self._state["step"]
         self._watch = Stopwatch()
         self._saved_at = self._watch.read()
@@ -123,6 +126,7 @@ class Saver:
                 "optimizers": [self._updates.optimizer.state_dict()],
                 "schedules": [self._updates.schedule.state_dict()],
                 "random": states,
+                "threads": torch.get_num_threads(),
             }
             last = write_checkpoint(self._out / CHECKPOINTS, state)
             if best:
