@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from densepath.api import classify as classify
     from densepath.api import detect as detect
     from densepath.api import pretrain as pretrain
+    from densepath.api import segment as segment
     from densepath.benchmark.verb import benchmark_table as benchmark_table
     from densepath.core.errors import UserError as UserError
     from densepath.core.result import Result as Result
     from densepath.datasets.chaoyang import convert_chaoyang as convert_chaoyang
     from densepath.datasets.check import check_data as check_data
+    from densepath.datasets.chestxray14 import convert_chestxray14 as convert_chestxray14
+    from densepath.datasets.chexpert import convert_chexpert as convert_chexpert
     from densepath.datasets.coco import convert_coco as convert_coco
     from densepath.datasets.crag import convert_crag as convert_crag
     from densepath.datasets.glas import convert_glas as convert_glas
@@ -69,6 +72,8 @@ if TYPE_CHECKING:
     from densepath.transfer.probe.probe import probe as probe
     from densepath.transfer.sam.sam import sam as sam
     from densepath.transfer.score import score as score
+    from densepath.transfer.segment.config import SegmentConfig as SegmentConfig
+    from densepath.transfer.segment.trained import load_segmenter as load_segmenter
     from densepath.transfer.slides.heat_map import write_heat_map as write_heat_map
 
 _HOME = {
@@ -79,10 +84,13 @@ _HOME = {
     "DetectConfig": "densepath.transfer.detection.config",
     "PretrainConfig": "densepath.training.config",
     "Result": "densepath.core.result",
+    "SegmentConfig": "densepath.transfer.segment.config",
     "UserError": "densepath.core.errors",
     "benchmark_table": "densepath.benchmark.verb",
     "cells": "densepath.annotations.cells.find",
     "check_data": "densepath.datasets.check",
+    "convert_chestxray14": "densepath.datasets.chestxray14",
+    "convert_chexpert": "densepath.datasets.chexpert",
     "convert_coco": "densepath.datasets.coco",
     "convert_crag": "densepath.datasets.crag",
     "convert_glas": "densepath.datasets.glas",
@@ -107,6 +115,7 @@ _HOME = {
     "list_slides": "densepath.sources.slides.table",
     "load_classifier": "densepath.transfer.classify.trained",
     "load_detector": "densepath.transfer.detection.predictor",
+    "load_segmenter": "densepath.transfer.segment.trained",
     "mil": "densepath.transfer.mil.mil",
     "open_slide": "densepath.sources.slides.open",
     "pack": "densepath.sources.packing",
@@ -117,6 +126,7 @@ _HOME = {
     "probe": "densepath.transfer.probe.probe",
     "sam": "densepath.transfer.sam.sam",
     "score": "densepath.transfer.score",
+    "segment": "densepath.api",
     "show_cells": "densepath.analysis.show_cells",
     "show_concepts": "densepath.analysis.show",
     "show_curves": "densepath.analysis.curves",

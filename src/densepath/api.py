@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from densepath.training.config import PretrainConfig
     from densepath.transfer.classify.config import ClassifyConfig
     from densepath.transfer.detection.config import DetectConfig
+    from densepath.transfer.segment.config import SegmentConfig
 
 
 def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) -> Result:
@@ -74,6 +75,36 @@ def classify(config: ClassifyConfig | str | Path | None = None, **options: Any) 
 
     with as_keyboard_interrupt():
         return run(resolve(ClassifyConfig, config, options, recipes="classify"))
+
+
+def segment(config: SegmentConfig | str | Path | None = None, **options: Any) -> Result:
+    """Train networks that give each pixel of an image, or voxel of a volume, a class, and test them by patient.
+
+    They are trained on patches: a U-Net on any backbone, from the decoder of a pre-training run where it has one.
+    Validation images, held out of the training images, choose the epoch; test images are segmented once, as wholes, in
+    overlapping windows. Folds and seeds repeat this.
+
+    Args:
+        config: the name of a recipe, the path of a YAML file, or a ``SegmentConfig``.
+        options: fields of :class:`~densepath.transfer.segment.config.SegmentConfig`, which override those of
+            ``config``.
+
+    Returns:
+        The run folder, which ``densepath.predict`` takes, with its scores: mean_dice, mean_iou, pooled_iou, dice_NAME,
+        iou_NAME in percent, mean_hd95 and hd95_NAME in mm or pixels, and in how many cases a class is missed_NAME or
+        false_NAME (without scores on all processes but the first).
+
+    Raises:
+        UserError: the images, the labels, the weights or an option are invalid, or a test would leak.
+        Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
+    """
+    from densepath.runs.signals import as_keyboard_interrupt
+    from densepath.training.resolve import resolve
+    from densepath.transfer.segment.config import SegmentConfig
+    from densepath.transfer.segment.segment import run
+
+    with as_keyboard_interrupt():
+        return run(resolve(SegmentConfig, config, options, recipes="segment"))
 
 
 def detect(config: DetectConfig | str | Path | None = None, **options: Any) -> Result:

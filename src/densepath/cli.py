@@ -62,12 +62,23 @@ def _store(module: str, function: str, what: str, options: str = "conversion:Con
 
 VERBS = {
     "demo": Verb("demonstration:demo", "the whole pipeline on built-in tissue, in minutes on a CPU"),
+    "data arranged": Verb(
+        "synthetic.arranged:write_arranged", "procedural slides of two classes of arranged cells", ("dest",)
+    ),
     "data brats": _store("brats", "convert_brats", "BraTS as published"),
     "data check": Verb(
         "datasets.check:check_data", "counts, sizes and duplicates of a data set, and a picture", ("data",)
     ),
     "data chaoyang": Verb(
         "datasets.chaoyang:convert_chaoyang", "Chaoyang as published -> a list with classes", ("source", "dest")
+    ),
+    "data chestxray14": Verb(
+        "datasets.chestxray14:convert_chestxray14",
+        "ChestX-ray14 as published -> a list with labels",
+        ("source", "dest"),
+    ),
+    "data chexpert": Verb(
+        "datasets.chexpert:convert_chexpert", "CheXpert as published -> a list with labels", ("source", "dest")
     ),
     "data coco": Verb("datasets.coco:convert_coco", "any COCO export -> images and COCO JSON", ("source", "dest")),
     "data crag": Verb("datasets.crag:convert_crag", "CRAG as published -> images and COCO JSON", ("source", "dest")),
@@ -124,6 +135,12 @@ VERBS = {
         schema="transfer.classify.config:ClassifyConfig",
         recipes="classify",
     ),
+    "segment": Verb(
+        "api:segment",
+        "train segmenters of images and volumes: a class for each pixel, in folds by patient",
+        schema="transfer.segment.config:SegmentConfig",
+        recipes="segment",
+    ),
     "detect": Verb(
         "api:detect",
         "fine-tune and evaluate a detector of outlined objects",
@@ -160,14 +177,19 @@ VERBS = {
 }
 
 # Verbs whose scores are printed, and not where their files are.
-_SCORED = ("classify", "detect", "mil", "probe", "score")
+_SCORED = ("classify", "detect", "mil", "probe", "score", "segment")
 # A command that continues from the path that a verb has written, which is inserted for {0}.
 _DETECT = "densepath detect --data {0} --out {0}_detector"
 _NEXT = {
+    "data arranged": "densepath tile --data {0} --out {0}_tiles --mpp 0.5 --size 96",
     "data crag": f"{_DETECT} --config crag",
     "data glas": f"{_DETECT} --config glas_small",  # glas takes days without a GPU
     "data nct": "densepath pretrain --config concl --data {0}/train.csv --out {0}_run",
     "data chaoyang": "densepath classify --config chaoyang --data {0} --labels {0} --weights RUN --out chaoyang_run",
+    "data chestxray14": "densepath classify --config chestxray14 --data {0} --labels {0} --target label "
+    "--separator '|' --weights RUN --out chestxray14_run",
+    "data chexpert": "densepath classify --config chestxray14 --data {0} --labels {0} --targets Edema Consolidation "
+    "--weights RUN --out chexpert_run",
     "data mhist": "densepath classify --config mhist --data {0} --labels {0} --weights RUN --out mhist_run",
     "data pcam": "densepath classify --data {0}/images.safetensors --labels {0}/labels.csv --out {0}_run",
     "embed": "densepath probe --features {0} --labels LABELS",

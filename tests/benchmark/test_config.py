@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from densepath.benchmark.config import config_names, load_table, merged
+from densepath.benchmark.config import config_names, load_table
 from densepath.benchmark.cost import estimate
 from densepath.benchmark.grid import make_grid
-from densepath.benchmark.identity import ImageSet, LabelledSet
-from densepath.benchmark.verb_options import pretraining_options
+from densepath.benchmark.identity import ImageSet
+from densepath.benchmark.labelled_sets import LabelledSet
+from densepath.benchmark.steps.pretraining import pretraining_options
 from densepath.core.errors import UserError
+from densepath.training.resolve import merged
 
 
 def images(count):
@@ -20,7 +22,7 @@ def images(count):
 
 
 def grid_of(table, tiles=80_000):
-    labelled = {name: LabelledSet(name, images(85), images(80), name) for name in ("glas", "crag")}
+    labelled = {task.data: LabelledSet(task.data, images(85), images(80), task.data) for task in table.tasks}
     given = {name: "something" for row in table.rows for name in row.needs}
     return make_grid(table, labelled, images(tiles), given, Path("nowhere"))
 
@@ -30,8 +32,10 @@ def test_every_table_has_a_grid(name):
     table = load_table(name)
     grid = grid_of(table)
     assert grid.skipped == []
-    assert len(grid.places) == len(table.rows) * len(table.tasks) * len(table.seeds)
+    rows = sum(row.runs for row in table.rows)
+    assert len(grid.places) == rows * sum(len(task.seeds or table.seeds) for task in table.tasks)
     assert all(run.rate for run in grid.runs.values())
+    assert sum(cost.hours for cost in estimate(list(grid.runs.values()), Path("nowhere"))) > 0
 
 
 def test_the_table_in_the_docs_has_a_grid(tmp_path):
@@ -110,7 +114,7 @@ def test_conv_mims_table_1_agrees_with_the_text():
             best = [number < own for number, own in zip(row.paper[data], ours[data], strict=True)]
             misprint = (row.name, data) == ("Rand. init., ViT-S/16", "crag")
             assert best == [not misprint, True, True, True], row.name
-    transformers = {name for name, row in rows.items() if row.detect.get("detector") == "vitdet"}
+    transformers = {name for name, row in rows.items() if row.steps.get("detect", {}).get("detector") == "vitdet"}
     assert transformers == {name for name, row in rows.items() if row.backbone.startswith(("vit_", "deit3_"))}
     # Section 4.2: EVA is the best transformer on GlaS.
     assert max(transformers, key=lambda name: rows[name].paper["glas"]) == "EVA, ViT-S/16"

@@ -13,8 +13,10 @@ from densepath.benchmark import grid as grid_module
 from densepath.benchmark.config import load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.grid import make_grid
-from densepath.benchmark.identity import _PACKAGES, code_digest, digest_of_given, read_labelled, read_tiles
+from densepath.benchmark.identity import code_digest, digest_of_given, read_tiles
+from densepath.benchmark.labelled_sets import read_outlined as read_labelled
 from densepath.benchmark.run_folder import RunFolder
+from densepath.benchmark.steps import STEPS
 from densepath.core.errors import UserError
 
 
@@ -133,7 +135,7 @@ def test_the_code_digest_covers_the_packages_of_the_verb(monkeypatch, tmp_path):
 
     def digests():
         code_digest.cache_clear()
-        return [code_digest(verb) for verb in ("pretrain", "probe", "detect")]
+        return [code_digest(STEPS[verb].code) for verb in ("pretrain", "probe", "detect")]
 
     first = digests()
     (tmp_path / "densepath" / "transfer" / "b.py").write_text("b = 1")
@@ -146,8 +148,8 @@ def test_the_code_digest_covers_the_packages_of_the_verb(monkeypatch, tmp_path):
 
 
 def test_the_packages_of_the_code_digest_exist():
-    assert {"sources", "annotations"} <= set(_PACKAGES["pretrain"])
-    assert all((Path(densepath.__file__).parent / name).is_dir() for names in _PACKAGES.values() for name in names)
+    assert {"sources", "annotations"} <= set(STEPS["pretrain"].code)
+    assert all((Path(densepath.__file__).parent / name).is_dir() for step in STEPS.values() for name in step.code)
 
 
 def test_of_a_given_run_the_exported_files_count_only(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from densepath.annotations.patients import patients_of
-from densepath.benchmark.identity import pixel_digest, read_labelled, read_tiles
+from densepath.benchmark.identity import pixel_digest, read_tiles
+from densepath.benchmark.labelled_sets import read_outlined as read_labelled
 from densepath.benchmark.overlap import check_overlap
 from densepath.core.errors import UserError
 from densepath.sources.packing import pack
@@ -24,7 +25,7 @@ def data(tissue, tmp_path):
 
 def check(tmp_path, tiles="tiles", **options):
     seen, labelled = read_tiles(tmp_path / tiles, tmp_path), read_labelled("tissue", tmp_path / "data", tmp_path)
-    return check_overlap(seen, [labelled], **options)
+    return check_overlap([seen], [labelled], **options)
 
 
 def test_different_images_do_not_overlap(data, tmp_path):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -62,19 +62,20 @@ def test_large_indices_and_seeds_do_not_collide():
     assert not torch.equal(bits(1, 0, index, 0, 0), bits(1 + 2**32, 0, index, 0, 0))
 
 
+@settings(max_examples=30)
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**63), epoch=st.integers(0, 2**31))
 def test_shuffle_is_a_permutation(n, seed, epoch):
     assert torch.equal(permute(torch.arange(n), n, seed, epoch).sort().values, torch.arange(n))
 
 
 def test_shuffle_reaches_every_order_equally_often():
-    orders = Counter(tuple(permute(torch.arange(4), 4, seed, 0).tolist()) for seed in range(4800))
+    orders = Counter(tuple(permute(torch.arange(4), 4, seed, 0).tolist()) for seed in range(1200))
     assert len(orders) == 24
     assert stats.chisquare(list(orders.values())).pvalue > 1e-3
 
 
 def test_a_shuffled_batch_has_any_order_equally_often():
-    orders = Counter(tuple(shuffled(4, seed, 0).tolist()) for seed in range(2400))
+    orders = Counter(tuple(shuffled(4, seed, 0).tolist()) for seed in range(1200))
     assert len(orders) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
     assert stats.chisquare(list(orders.values())).pvalue > 1e-3
     assert not torch.equal(shuffled(64, 0, 0), shuffled(64, 0, 1))

@@ -24,6 +24,7 @@ from densepath.core.distributed import mean, rank, world_size
 from densepath.methods import (
     BYOL,
     C2L,
+    CPC,
     DINO,
     EVA,
     IBOT,
@@ -46,15 +47,14 @@ from densepath.methods import (
     ModelGenesis,
     PCRLReleased,
     SelfPatch,
+    SemanticGenesis,
     SimCLR,
     SparK,
     Supervised,
     SwAV,
-    model_genesis,
-    pcrl,
-    pcrl_released,
 )
 from densepath.nets.backbones import build_backbone
+from densepath.nets.decoders import build as decoders
 from densepath.nets.decoders.unet import UNetDecoder
 from densepath.nets.norms import gather_statistics, set_statistics
 from densepath.sources.batch import ImageBatch
@@ -80,6 +80,7 @@ PCL = {"num_clusters": (10, 12), "num_negatives": 3}
 DISTILLED = {"prototypes": 24, "interaction_prototypes": 10, "local_crops": 2, "drop_path": 0.3, "num_regions": 3}
 DISTILLED |= {"patch_prototypes": 10, "koleo_weight": 0.1, "neighbors": 2}
 DISTILLED["head_batch_norm"] = True
+PATCHES = {"side": 8, "num_classes": 4, "neighbors": 12, "discovery_epochs": 0, "classification_epochs": 0}
 MIM = {"patch": 16, "width": 16, "heads": 2}
 KMEANS, GRID = {"num_concepts": 3, "stage": 3}, {"concepts": "grid", "grid_size": 2}
 SUPERPIXELS = {"concepts": "superpixels"}  # in the case "groups"
@@ -122,6 +123,8 @@ KINDS = {
     PCRLReleased: ("shuffled",),
     C2L: ("groups",),
     ModelGenesis: ("synchronized",),
+    CPC: ("volumes",),
+    SemanticGenesis: ("synchronized",),
     SwAV: ("synchronized",),
 }
 
@@ -188,7 +191,7 @@ def train(kind, case, norms, batches, tokenizer):
     """Losses, gradients, shared concepts of each step, and the state at the end, as data-parallel training has them."""
     torch.manual_seed(0)
     source = GRID if case in GRIDS else SUPERPIXELS if case == "groups" else KMEANS
-    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | ATTENTION | DISTILLED | source | CASES[case][0]
+    options = SMALL | CONCL | PCL | DECODER | CODES | MIM | ATTENTION | DISTILLED | PATCHES | source | CASES[case][0]
     options |= {"match": "geometry" if case in GRIDS else "features"}
     known = {name: value for name, value in options.items() if name in inspect.signature(kind).parameters}
     if case in BACKBONES and "stage" in known:
@@ -246,8 +249,7 @@ def validate(folder, kind):
     return {"losses": losses, "lowest": patience.lowest, "since": patience.since}
 
 
-for restoring in (model_genesis, pcrl, pcrl_released):
-    restoring.UNetDecoder = partial(UNetDecoder, width=1)  # all its layers, in a hundredth of the time
+decoders.UNetDecoder = partial(UNetDecoder, width=1)  # all its layers, in a hundredth of the time
 
 
 def process(folder, number, processes, batches, volumes):

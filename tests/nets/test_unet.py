@@ -9,7 +9,8 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones import build_backbone
-from densepath.nets.decoders.unet import UNetDecoder, load_decoder, pixel_head
+from densepath.nets.decoders.build import load_decoder
+from densepath.nets.decoders.unet import UNetDecoder, pixel_head
 from densepath.nets.weights import load_weights
 
 BLOCKS = [(512 + 256, 256), (256 + 128, 128), (128 + 64, 64), (64 + 64, 32), (32, 16)]

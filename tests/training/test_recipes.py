@@ -38,11 +38,27 @@ DEEPER = ["dino_13", "dino_13_two_heads"]
 COMPARED = ["dino_imix", "dino_sup"]
 OTHERS = ["dirl_simclr", "dirl_byol", "cellback_simclr", "cellback_byol"]  # frameworks besides DINO
 CELLS = {"cellback", "dirl", "dino_sup", "dirl_simclr", "dirl_byol"}
-RADIOGRAPHS = ["c2l", "model_genesis", "pcrl", "pcrl_released", "swav"]
+RADIOGRAPHS = ["c2l", "model_genesis", "pcrl", "pcrl_released", "semantic_genesis", "swav"]
+VOLUMES = ["c2l_3d", "concl_3d", "cpc_3d", "cube", "model_genesis_3d", "moco_v2_3d", "pcrl_3d", "pcrl_3d_released"]
+VOLUMES += ["semantic_genesis_3d"]
 PCRL_ROWS = ["contrast", "crossmix", "crossmix_05", "flips", "rotnet", "self", "transatt"]
-SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, *RADIOGRAPHS, "dino_sup"]
+SMALL = [*PAPER, *OWN, *MASKED, *TAUGHT, *DISTILLED, *DENSE, *OTHERS, *RADIOGRAPHS, *VOLUMES, "dino_sup"]
 NAMES = sorted(
-    [*PAPER, *OWN, *MASKED, *TAUGHT, *ABLATIONS, *DISTILLED, *DENSE, *DEEPER, *COMPARED, *OTHERS, *HIPT, *RADIOGRAPHS]
+    [
+        *PAPER,
+        *OWN,
+        *MASKED,
+        *TAUGHT,
+        *ABLATIONS,
+        *DISTILLED,
+        *DENSE,
+        *DEEPER,
+        *COMPARED,
+        *OTHERS,
+        *HIPT,
+        *RADIOGRAPHS,
+        *VOLUMES,
+    ]
     + [f"pcrl_{row}" for row in PCRL_ROWS]
     + [f"{name}_small" for name in SMALL]
 )
@@ -72,11 +88,12 @@ def test_a_recipe_is_accepted_by_the_run_and_by_its_method(name):
     options = resolved(name)
     assert (options["epochs"] is None) != (options["max_steps"] is None)
     backbone = "test_vit" if options["backbone"].startswith("vit_") else options["backbone"]
+    backbone = "unet_3d_w2" if backbone == "unet_3d" else backbone  # smaller
     if options["method_options"].get("attention") == "outer":  # 134 million weights
         options["method_options"]["attention"] = "factored"
     network = build_backbone(*((options["backbone"], 384) if options["method"] == "hipt_region" else (backbone,)))
     method = find_method(options["method"])(network, **options["method_options"])
-    method.check(view_sizes(method.views(), options["view_size"], 2), options["batch_size"])
+    method.check(view_sizes(method.views(), options["view_size"], network.ndim), options["batch_size"])
     needs = {need.kind for need in method.needs().values()}
     wanted = {"files": "regions", "saliency": "regions", "cells": "cells"}.get(
         options["method_options"].get("concepts")
@@ -120,6 +137,27 @@ def test_the_papers_recipes_hold_its_constants(name):
         assert (method["concepts"], method["superpixel_scale"]) == ("superpixels", 50)
     if name == "concl_saliency":
         assert method["concepts"] == "saliency"
+
+
+def test_the_recipes_for_volumes_hold_the_papers_constants():
+    options = {name: resolved(name) for name in VOLUMES}
+    for name, each in options.items():
+        assert each["backbone"] == "unet_3d" and each["view_size"] == (128 if name == "cpc_3d" else (32, 64, 64))
+    pcrl, released = (options[name]["method_options"] for name in ("pcrl_3d", "pcrl_3d_released"))
+    assert [options[name]["batch_size"] for name in ("pcrl_3d", "pcrl_3d_released")] == [32, 16]
+    assert (pcrl["min_iou"], pcrl["momentum"], pcrl["attention"], pcrl["temperature"]) == (0.2, 0.99, "outer", 0.2)
+    assert (released["min_iou"], released["momentum"], released["temperature"]) == (0.25, 0.999, 0.2)
+    largest = [max(map(tuple, each["windows"]), key=lambda sides: sides[1]) for each in (pcrl, released)]
+    assert largest == [(56, 112, 112), (64, 112, 112)] and tuple(released["border"]) == (15, 70, 70)
+    assert [options[name]["augment"].rotation_axes for name in ("pcrl_3d", "pcrl_3d_released")] == ["xy", "all"]
+    genesis = options["model_genesis_3d"]
+    assert (genesis["batch_size"], genesis["method_options"]) == (6, {"resize": False})
+    assert genesis["optimizer"] == Optimizer(lr=1.0, weight_decay=0.0)
+    semantic = options["semantic_genesis_3d"]["method_options"]
+    assert (semantic["num_classes"], semantic["neighbors"], semantic["classification_weight"]) == (44, 200, 0.01)
+    cpc = options["cpc_3d"]["method_options"]
+    assert (cpc["side"], cpc["rows"], cpc["dim"], cpc["hidden_dim"]) == (32, 4, 1024, 256)
+    assert options["cube"]["method_options"]["side"] == 16
 
 
 @pytest.mark.parametrize("name", DISTILLED + DEEPER + COMPARED)

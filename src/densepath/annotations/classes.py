@@ -54,7 +54,7 @@ class Classes:
         return f"{len(shown)} classes: {first_few(shown, _SHOWN)}"
 
 
-def read_classes(images: Named, labels: str, root: str | Path | None = None) -> Classes:
+def read_classes(images: Named, labels: str, root: str | Path | None = None, column: str | None = None) -> Classes:
     """Look up the class of each image.
 
     A table is a CSV or TSV file with two columns, the file and its label; with a header that names them ``file`` and
@@ -69,12 +69,16 @@ def read_classes(images: Named, labels: str, root: str | Path | None = None) -> 
         labels: "folders", or the path of a table. With "folders" the class of an image is its topmost folder below
             ``root``, as in torchvision's ImageFolder.
         root: the folder of the images; by default the one that contains all of them.
+        column: the column of the table with the labels; by default ``label``.
 
     Raises:
         UserError: there are fewer than two classes; the table is missing, cannot be read, is not a table of labels or
             contradicts itself; or it has no label for an image.
     """
-    names, found = _by_folder(images, root) if labels == FOLDERS else _by_table(images, labels)
+    if labels == FOLDERS:
+        names, found = _by_folder(images, root)
+    else:
+        names, found = _by_table(images, labels, _LABEL if column is None else _known_columns(labels, [column])[0])
     used, inverse = np.unique(found, return_inverse=True)
     present = [names[number] for number in used]
     if len(present) < 2:

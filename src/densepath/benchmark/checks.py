@@ -37,3 +37,16 @@ def positive(value: Any, what: str) -> float:
 def is_number(value: Any) -> bool:
     """Whether a value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def checked_seeds(seeds: Any) -> tuple[int, ...]:
+    """Check a list of seeds.
+
+    Raises:
+        UserError: they are not whole numbers from 0, or a seed occurs twice.
+    """
+    numbers = listed(seeds, "seeds")
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in numbers)
+    if not whole or len(set(numbers)) < len(numbers):
+        raise UserError(f"seeds are {numbers}; give distinct whole numbers from 0")
+    return tuple(numbers)

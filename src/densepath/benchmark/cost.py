@@ -11,7 +11,7 @@ from typing import Any
 from densepath.benchmark.config import TableConfig
 from densepath.benchmark.grid import Run
 from densepath.benchmark.run_folder import RunFolder
-from densepath.benchmark.verb_options import VERBS
+from densepath.benchmark.steps import STEPS
 
 _START_UP = 10.0  # seconds, assumed: imports and set-up before the first step
 
@@ -21,7 +21,7 @@ class Cost:
     """The cost of the runs of one verb.
 
     Args:
-        verb: "pretrain", "probe", "detect" or "sam".
+        verb: the name of a step.
         runs, done: number of runs, and how many of them are done.
         hours: estimated hours of the remaining runs on one device, without the unknown ones.
         unknown: remaining runs without an estimate.
@@ -51,7 +51,7 @@ def estimate(runs: Sequence[Run], root: Path) -> list[Cost]:
         else:
             taken[_key(run)].append(folder.notes()["seconds"])
     costs = []
-    for verb in VERBS:
+    for verb in STEPS:
         mine = [run for run in left if run.verb == verb]
         measured = [run for run in mine if taken[_key(run)]]
         assumed = [run for run in mine if run not in measured and run.rate]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,25 +12,18 @@ from typing import Any
 
 import timm
 
-from densepath.benchmark.config import Row, TableConfig, Task
-from densepath.benchmark.identity import (
-    SHOWN_DIGITS,
-    ImageSet,
-    LabelledSet,
-    code_digest,
-    digest_of_given,
-    digest_of_weights,
-)
-from densepath.benchmark.verb_options import VERBS, Verb, put
+from densepath.benchmark.config import TableConfig
+from densepath.benchmark.entries import Row, Task
+from densepath.benchmark.identity import SHOWN_DIGITS, ImageSet, code_digest, digest_of_given, digest_of_weights
+from densepath.benchmark.labelled_sets import LabelledSet
+from densepath.benchmark.steps import STEPS, Step
 from densepath.core.digests import digest_of
 from densepath.core.errors import UserError
 from densepath.core.plain import plain
 from densepath.nets.backbones.transformers import is_transformer
-from densepath.options import default_of
 from densepath.training.config import DEFAULT_EPOCHS
 from densepath.training.recipes import all_options
 from densepath.transfer.detection.detectors import TRANSFORMER_DETECTORS
-from densepath.transfer.detection.solver import make_solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +31,20 @@ class Run:
     """One run.
 
     Args:
-        verb: "pretrain", "probe", "detect" or "sam".
+        verb: the name of its step.
         label: readable name; runs with the same label differ in their digests.
         seed: seed of the run.
         data: path of its images.
         options: options of the verb, without those that the grid sets.
         weights: the initial weights: "random", a file, a run folder or a timm name; None if they come from ``parent``.
-        parent: the pre-training run whose weights it uses, if any.
+        parent: the run whose weights or features it uses, if any.
         identity: everything that its result depends on.
         images: number of images that go through the network, repeats included.
         rate: assumed images per second; None if there is no assumption.
+        inputs: further options that are paths.
     """
 
-    verb: Verb
+    verb: str
     label: str
     seed: int
     data: str
@@ -61,6 +54,12 @@ class Run:
     identity: Mapping[str, Any]
     images: int
     rate: float | None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def step(self) -> Step:
+        """Its step."""
+        return STEPS[self.verb]
 
     @cached_property
     def digest(self) -> str:
@@ -97,7 +96,7 @@ class Grid:
 def make_grid(
     table: TableConfig,
     labelled: Mapping[str, LabelledSet],
-    tiles: ImageSet | None,
+    tiles: ImageSet | Mapping[str, ImageSet] | None,
     given: Mapping[str, str],
     cache: Path,
 ) -> Grid:
@@ -106,8 +105,10 @@ def make_grid(
     Args:
         table: the configuration.
         labelled: name -> labelled set; tasks on other sets are left out.
-        tiles: the images for pre-training; without them rows that pre-train are left out.
-        given: the user's values for the needs of rows; rows with other needs are left out.
+        tiles: the images for pre-training, of all tasks or by the name of the task's tiles; rows whose tiles are
+            missing are left out.
+        given: the user's values for the needs of rows; rows with other needs are left out. ``TILES.NAME`` is the value
+            of NAME for some tiles.
         cache: the folder in which digests of files are kept.
 
     Raises:
@@ -117,99 +118,146 @@ def make_grid(
     tasks = [task for task in table.tasks if task.data in labelled]
     for data in dict.fromkeys(task.data for task in table.tasks if task.data not in labelled):
         grid.skipped.append(f"no {data}: give it with --data {data}=FOLDER")
-    rows = []
-    for row in table.rows:
-        missing = [name for name in row.needs if name not in given]
-        if missing:
-            words = " ".join(f"{name}=..." for name in missing)
-            grid.skipped.append(f"no row {row.name!r}: it needs {' and '.join(missing)} (--given {words})")
-        elif row.recipe is not None and tiles is None:
-            grid.skipped.append(f"no row {row.name!r}: it pre-trains, so it needs --tiles")
-        else:
-            places = {place: _absolute(given[name]) for name, place in row.needs.items()}
-            rows.append((row, row.pretraining(places) if row.recipe else None))
-    if not tasks or not rows:
+    rows = [row for row in table.rows if row.runs]
+    makers = {
+        (row.name, task.name): _Maker(table, row, task, labelled[task.data], tiles, given, cache)
+        for row in rows
+        for task in tasks
+    }
+    for line in dict.fromkeys(maker.lacking for maker in makers.values() if maker.lacking):
+        grid.skipped.append(line)
+    if not any(not maker.lacking for maker in makers.values()):
         raise UserError(f"there is nothing to run in {table.name}; {'; '.join(grid.skipped)}")
-    for seed in table.seeds:
-        for row, options in rows:
-            parent = None
-            if options is not None and tiles is not None:
-                pretrain_seed = seed if table.pretrain_seed is None else table.pretrain_seed
-                parent = grid.add(_pretraining(row, options, pretrain_seed, tiles, given, table, cache))
-                grid.budgets[row.name] = parent.images
-            for task in tasks:
-                run = _transfer(row, task, parent, seed, labelled[task.data], table, cache)
-                grid.places[row.name, task.name, seed] = grid.add(run)
+    for seed in sorted({*table.seeds, *(s for task in tasks for s in task.seeds or ())}, key=_order(table)):
+        for (row_name, task_name), maker in makers.items():
+            if maker.lacking or seed not in (maker.task.seeds or table.seeds):
+                continue
+            grid.places[row_name, task_name, seed] = run = maker.add(seed, grid)
+            while run.parent is not None:
+                run = run.parent
+            if run.verb == "pretrain":
+                grid.budgets.setdefault(row_name, run.images)
     return grid
 
 
-def _pretraining(
-    row: Row,
-    options: Mapping[str, Any],
-    seed: int,
-    tiles: ImageSet,
-    given: Mapping[str, str],
-    table: TableConfig,
-    cache: Path,
-) -> Run:
-    if tiles.exclude:
-        options = {**options, "exclude": [*options.get("exclude", ()), *tiles.exclude]}
-    resolved = copy.deepcopy(dict(options))
-    resolved["method_options"] = all_options(_method(resolved), resolved.get("method_options"))
-    for name, place in row.needs.items():
-        put(resolved, place, digest_of_given(given[name], cache))
-    batch = options.get("batch_size", _default("pretrain", "batch_size"))
-    if options.get("max_steps") is not None:
-        images = options["max_steps"] * batch
-    else:
-        images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names))
-    return Run(
-        verb="pretrain",
-        label=f"pretrain-{Path(str(row.recipe)).stem}",
-        seed=seed,
-        data=_absolute(tiles.source),
-        options=options,
-        weights=None,
-        parent=None,
-        identity=_identity("pretrain", resolved, seed, tiles.digest),
-        images=images,
-        rate=row.rate or table.rates.get("pretrain"),
-    )
+def _order(table: TableConfig) -> Any:
+    known = {seed: place for place, seed in enumerate(table.seeds)}
+    return lambda seed: (known.get(seed, len(known)), seed)
 
 
-def _transfer(
-    row: Row, task: Task, parent: Run | None, seed: int, data: LabelledSet, table: TableConfig, cache: Path
-) -> Run:
-    weights = None if parent else str(row.weights)
-    digest_of_source = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
-    source = parent.digest if parent else digest_of_source(str(weights), cache)
-    verb: Verb = task.verb
-    options = {**task.options, "backbone": row.backbone}
-    if row.sam is not None:
-        verb, options, seed = "sam", dict(row.sam), 0  # it draws no random numbers: one run serves all seeds
-    elif verb == "detect":
-        options |= row.detect
-        _check_detector(row, options)
-    if data.orientation is not None:
-        options["orientation"] = data.orientation
-    origin = Path(str(row.recipe or weights)).stem
-    return Run(
-        verb=verb,
-        label=f"{verb}-{task.data}-{origin}",
-        seed=seed,
-        data=_absolute(data.folder),
-        options=options,
-        weights=_absolute(weights) if weights else None,
-        parent=parent,
-        identity=_identity(verb, options, seed, data.digest) | {"weights": source},
-        images=_images(verb, options, data),
-        rate=(row.rate if verb == "sam" else task.rate) or table.rates.get(verb),
-    )
+class _Maker:
+    """Makes the runs of a row and a task.
+
+    Attributes:
+        lacking: what the user has to give before there are any; "" for nothing.
+    """
+
+    def __init__(
+        self,
+        table: TableConfig,
+        row: Row,
+        task: Task,
+        data: LabelledSet,
+        tiles: ImageSet | Mapping[str, ImageSet] | None,
+        given: Mapping[str, str],
+        cache: Path,
+    ) -> None:
+        self.table, self.row, self.task, self.data, self.cache = table, row, task, data, cache
+        self.tiles = tiles.get(task.tiles) if isinstance(tiles, Mapping) else tiles
+        self.given = {name: given.get(f"{task.tiles}.{name}", given.get(name)) for name in row.needs}
+        self.lacking = self._lacking(isinstance(tiles, Mapping))
+        self.options: dict[str, Any] | None = None
+        if row.recipe is not None and not self.lacking:
+            places = {place: _absolute(self.given[name]) for name, place in row.needs.items()}
+            self.options = row.pretraining(places, task)
+
+    def _lacking(self, several: bool) -> str:
+        missing = [name for name, value in self.given.items() if value is None]
+        if missing:
+            words = " ".join(f"{name}=..." for name in missing)
+            what = f"no row {self.row.name!r}" + (f" on {self.task.tiles}" if several else "")
+            return f"{what}: it needs {' and '.join(missing)} (--given {words})"
+        if self.row.recipe is not None and self.tiles is None:
+            name = f" {self.task.tiles}=FOLDER" if several else ""
+            return f"no row {self.row.name!r}: it pre-trains, so it needs --tiles{name}"
+        return ""
+
+    def add(self, seed: int, grid: Grid) -> Run:
+        """Add the runs for a seed, each of which uses the one before it; the last one gives the scores."""
+        parent = None
+        if self.options is not None:
+            shared = self.table.pretrain_seed
+            parent = grid.add(self._pretraining(self.options, seed if shared is None else shared))
+        step = STEPS["sam" if self.row.sam is not None else self.task.verb]
+        if step.source == "features":
+            options = {**self.task.embed, **self.row.steps.get("embed", {}), "backbone": self.row.backbone}
+            random = self.row.weights == "random"
+            parent = grid.add(self._transfer(STEPS["embed"], options, seed if random else 0, parent))
+        options = dict(self.row.sam) if self.row.sam is not None else {**self.task.options}
+        if self.row.sam is None:
+            options |= self.row.steps.get(step.verb, {})
+            options |= {"backbone": self.row.backbone} if step.source == "weights" else {}
+        if step.verb == "detect":
+            _check_detector(self.row, options)
+        if self.data.orientation is not None:
+            options["orientation"] = self.data.orientation
+        seed = seed if step.draws else 0  # one run serves all seeds
+        return grid.add(self._transfer(step, options, seed, parent))
+
+    def _pretraining(self, options: Mapping[str, Any], seed: int) -> Run:
+        row, tiles = self.row, self.tiles
+        assert tiles is not None
+        if tiles.exclude:
+            options = {**options, "exclude": [*options.get("exclude", ()), *tiles.exclude]}
+        step, resolved = STEPS["pretrain"], copy.deepcopy(dict(options))
+        method = str(options.get("method", step.default("method")))
+        resolved["method_options"] = all_options(method, resolved.get("method_options"))
+        for name, place in row.needs.items():
+            _put(resolved, place, digest_of_given(self.given[name], self.cache))
+        batch = options.get("batch_size", step.default("batch_size"))
+        if options.get("max_steps") is not None:
+            images = options["max_steps"] * batch
+        else:
+            share = options.get("fraction", 1.0) * (1 - options.get("val_share", 0.0))
+            images = round((options.get("epochs") or DEFAULT_EPOCHS) * len(tiles.names) * share)
+        return Run(
+            verb="pretrain",
+            label=f"pretrain-{Path(str(row.recipe)).stem}",
+            seed=seed,
+            data=_absolute(tiles.source),
+            options=options,
+            weights=None,
+            parent=None,
+            identity=_identity(step, resolved, seed, tiles.digest),
+            images=images,
+            rate=row.rate or self.table.rates.get("pretrain"),
+        )
+
+    def _transfer(self, step: Step, options: Mapping[str, Any], seed: int, parent: Run | None) -> Run:
+        row, data = self.row, self.data
+        weights = None if parent else str(row.weights)
+        digest = digest_of_weights if row.sam is None else digest_of_given  # the whole folder of a model counts
+        source = parent.digest if parent else digest(str(weights), self.cache)
+        origin = Path(str(row.recipe or row.weights)).stem
+        own = row.rate if step.verb == "sam" else self.task.rate if step.verb == self.task.verb else None
+        return Run(
+            verb=step.verb,
+            label=f"{step.verb.replace(' ', '_')}-{self.task.data}-{origin}",
+            seed=seed,
+            data=_absolute(data.folder),
+            options=options,
+            weights=_absolute(weights) if weights else None,
+            parent=parent,
+            identity=_identity(step, options, seed, data.digest) | {"weights": source},
+            images=step.images(options, data),
+            rate=own or self.table.rates.get(step.verb),
+            inputs={name: path for name, path in data.inputs.items() if step.has(name)},
+        )
 
 
 def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
     """Check before hours of pre-training that a row's detector fits its backbone."""
-    detector = options.get("detector", _default("detect", "detector"))
+    detector = options.get("detector", STEPS["detect"].default("detector"))
     if timm.is_model(row.backbone) and is_transformer(row.backbone) != (detector in TRANSFORMER_DETECTORS):
         raise UserError(
             f"the row {row.name!r}: the detector {detector} does not fit {row.backbone}; write detect: "
@@ -217,30 +265,19 @@ def _check_detector(row: Row, options: Mapping[str, Any]) -> None:
         )
 
 
-def _identity(verb: str, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
+def _identity(step: Step, options: Mapping[str, Any], seed: int, data: str) -> dict[str, Any]:
     """What a result depends on. An option that is set to its default does not make a different run."""
-    changed = {name: value for name, value in plain(options).items() if value != plain(_default(verb, name))}
-    return {"verb": verb, "options": changed, "seed": seed, "data": data, "code": code_digest(verb)}
+    changed = {name: value for name, value in plain(options).items() if value != plain(step.default(name))}
+    return {"verb": step.verb, "options": changed, "seed": seed, "data": data, "code": code_digest(step.code)}
 
 
-def _images(verb: Verb, options: Mapping[str, Any], data: LabelledSet) -> int:
-    if verb != "detect":
-        return len(data.test.names) + (len(data.train.names) if verb == "probe" else 0)
-    defaults = {name: _default("detect", name) for name in inspect.signature(VERBS["detect"]).parameters}
-    options = defaults | dict(options)
-    known = inspect.signature(make_solver).parameters
-    steps = make_solver(**{name: value for name, value in options.items() if name in known}).steps
-    has_batch_norms = options["detector"] not in TRANSFORMER_DETECTORS
-    settling = min(options["precise_bn_batches"], steps) if has_batch_norms else 0
-    return (steps + settling) * options["batch_size"] + len(data.test.names)
-
-
-def _method(options: Mapping[str, Any]) -> str:
-    return str(options.get("method", _default("pretrain", "method")))
-
-
-def _default(verb: str, option: str) -> Any:
-    return default_of(VERBS[verb], option)
+def _put(options: dict[str, Any], place: str, value: Any) -> None:
+    """Set a dotted option."""
+    *parts, last = place.split(".")
+    for part in parts:
+        options[part] = dict(options.get(part) or {})
+        options = options[part]
+    options[last] = value
 
 
 def _absolute(value: Any) -> str:

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densepath.annotations.coco import open_split
-from densepath.annotations.coco_checks import Orientation
 from densepath.core.digests import cached_text, digest_of, digest_of_files
 from densepath.core.errors import UserError
 from densepath.core.system import usable_cores, with_progress
@@ -33,10 +31,6 @@ from densepath.training.export import EXPORTED
 
 SHOWN_DIGITS = 10  # of a digest, where people read it
 
-# Code that only draws or tabulates results is not part of the digest.
-_PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
-_PACKAGES = {"pretrain": _PRETRAINING} | dict.fromkeys(("probe", "detect", "sam"), (*_PRETRAINING, "transfer"))
-
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -48,6 +42,7 @@ class ImageSet:
         names: names of the images.
         pixels: digests of their pixels, "" for a damaged image.
         exclude: patterns of the files that are left out.
+        slides: names of the slides that the images are tiles of.
     """
 
     source: str
@@ -55,43 +50,17 @@ class ImageSet:
     names: tuple[str, ...]
     pixels: tuple[str, ...]
     exclude: tuple[str, ...] = ()
+    slides: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{len(self.names)} images, digest {self.digest[:SHOWN_DIGITS]}"
 
 
-@dataclass(frozen=True)
-class LabelledSet:
-    """A data set of outlined objects.
-
-    Args:
-        name: its name in the table.
-        train, test: its images.
-        digest: digest of the images and their outlines.
-        orientation: the pixels that the outlines describe, of images with an orientation tag; None if there are none.
-    """
-
-    name: str
-    train: ImageSet
-    test: ImageSet
-    digest: str
-    orientation: Orientation | None = None
-
-    @property
-    def folder(self) -> str:
-        """The folder that holds it."""
-        return os.path.dirname(self.train.source)
-
-    def __str__(self) -> str:
-        counts = f"{len(self.train.names)} training and {len(self.test.names)} test images"
-        return f"{counts}, digest {self.digest[:SHOWN_DIGITS]}"
-
-
 @cache
-def code_digest(verb: str) -> str:
-    """The digest of all source files that a verb's result depends on."""
+def code_digest(packages: tuple[str, ...]) -> str:
+    """The digest of all source files of some packages. Code that only draws or tabulates results is in none of them."""
     package = Path(str(files("densepath")))
-    sources = sorted(path for name in _PACKAGES[verb] for path in (package / name).rglob("*.py"))
+    sources = sorted(path for name in packages for path in (package / name).rglob("*.py"))
     return digest_of(part for path in sources for part in (str(path.relative_to(package)), path.read_bytes()))
 
 
@@ -109,17 +78,18 @@ def read_tiles(source: str | Path, cache: Path, exclude: Sequence[str] = ()) -> 
     if str(source).lower().endswith(SUFFIX):
         if exclude:
             raise UserError(NO_EXCLUDE)
-        return _decoded(source, open_store(source), [str(source)], _content([source], cache), cache)
+        return decoded(source, open_store(source), [str(source)], content([source], cache), cache)
     if is_tile_folder(source):
         tiles = read_tiles_of_slides(source, exclude)
-        slides = [tiling.path for tiling in tiles.tilings]
-        return replace(_decoded(source, tiles, slides, tiles.digest(cache), cache), exclude=tuple(exclude))
-    images = _image_set(str(source), list(list_images(source, exclude, runs=False)), cache)
+        images = decoded(source, tiles, [tiling.path for tiling in tiles.tilings], tiles.digest(cache), cache)
+        names = tuple(tiling.name for tiling in tiles.tilings)
+        return replace(images, exclude=tuple(exclude), slides=names)
+    images = image_set(str(source), list(list_images(source, exclude, runs=False)), cache)
     return replace(images, exclude=tuple(exclude))
 
 
-def _decoded(source: str | Path, images: PixelSource, files: Sequence[str], digest: str, cache: Path) -> ImageSet:
-    """Images that are not files of their own, read from some files."""
+def decoded(source: str | Path, images: PixelSource, files: Sequence[str], digest: str, cache: Path) -> ImageSet:
+    """Images that are not files of their own, read from some files whose content has a digest."""
 
     def one(position: int) -> str:
         try:
@@ -134,21 +104,6 @@ def _decoded(source: str | Path, images: PixelSource, files: Sequence[str], dige
     return ImageSet(str(source), digest, tuple(AllNames(images)), tuple(pixels.split("\n")))
 
 
-def read_labelled(name: str, folder: str | Path, cache: Path, orientation: Orientation | None = None) -> LabelledSet:
-    """Read a data set as ``densepath data`` writes it.
-
-    Raises:
-        UserError: it is not a data set, or a file cannot be read.
-    """
-    found = {}
-    for split in ("train", "test"):
-        images = open_split(folder, split, outlines=False, orientation=orientation)
-        paths = [str(images.folder / image["file_name"]) for image in images.coco_ground_truth()["images"]]
-        found[split] = _image_set(str(images.folder), paths, cache), _content([images.annotations], cache)
-    digest = digest_of(part for images, outlines in found.values() for part in (images.digest, outlines))
-    return LabelledSet(name, found["train"][0], found["test"][0], digest, orientation)
-
-
 def digest_of_given(value: Any, cache: Path) -> str:
     """The digest of a value given by the user: of the content of a path or of the files of a pattern, else the value.
 
@@ -159,13 +114,13 @@ def digest_of_given(value: Any, cache: Path) -> str:
     """
     path = Path(str(value))
     if path.is_file():
-        return _content([path], cache)
+        return content([path], cache)
     if path.is_dir():
         exported = path / EXPORTED.parent  # the checkpoints of a run may be deleted
         path = exported if exported.is_dir() else path
-        return _named(path, sorted(map(Path, walk(path, ("",)))), cache)
+        return named_content(path, sorted(map(Path, walk(path, ("",)))), cache)
     if named := sorted(name for name in glob.glob(str(value), recursive=True) if os.path.isfile(name)):
-        return digest_of([str(value), _content(named, cache)])
+        return digest_of([str(value), content(named, cache)])
     return str(value)
 
 
@@ -206,7 +161,8 @@ def _pixels_of_tile(tile: npt.NDArray[Any]) -> str:
     return pixel_digest(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
-def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
+def image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
+    """Image files, of which ``source`` names all. Raises UserError if there are none, or one cannot be read."""
     if not paths:
         raise UserError(f"{source} holds no images; check the path")
 
@@ -215,16 +171,17 @@ def _image_set(source: str, paths: Sequence[str], cache: Path) -> ImageSet:
         return "\n".join(with_progress(pixels, len(paths), "reading images")), True
 
     base = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    digest = _named(base, paths, cache)
+    digest = named_content(base, paths, cache)
     return ImageSet(source, digest, tuple(paths), tuple(cached_text("pixels", paths, cache, read).split("\n")))
 
 
-def _named(base: str | Path, paths: Sequence[str | Path], cache: Path) -> str:
+def named_content(base: str | Path, paths: Sequence[str | Path], cache: Path) -> str:
     """The digest of names below a folder and of what the files hold; their order counts, as it does in training."""
-    return digest_of([*(os.path.relpath(os.path.abspath(path), base) for path in paths), _content(paths, cache)])
+    return digest_of([*(os.path.relpath(os.path.abspath(path), base) for path in paths), content(paths, cache)])
 
 
-def _content(paths: Sequence[str | Path], cache: Path) -> str:
+def content(paths: Sequence[str | Path], cache: Path) -> str:
+    """The digest of the content of files. Raises UserError if one cannot be read."""
     if unreadable := [path for path in paths if not os.access(path, os.R_OK)]:
         raise UserError(f"{unreadable[0]} cannot be read; check it")
     return digest_of_files(lambda: paths, len(paths), cache)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from densepath.annotations.patients import patients_of
-from densepath.benchmark.identity import ImageSet, LabelledSet
+from densepath.benchmark.identity import ImageSet
+from densepath.benchmark.labelled_sets import LabelledSet
 from densepath.core.errors import UserError
+from densepath.transfer.mil.feature_files import slide_name
 
 _MAX_SHOWN = 3
 
 
-def check_overlap(tiles: ImageSet | None, labelled: Sequence[LabelledSet], *, allow: bool = False) -> list[str]:
+def check_overlap(tiles: Sequence[ImageSet], labelled: Sequence[LabelledSet], *, allow: bool = False) -> list[str]:
     """Compare the test images with the images for pre-training and with the training images.
 
     Images are compared by their decoded pixels, in all eight orientations and independent of the file format. A crop
@@ -32,8 +34,9 @@ def check_overlap(tiles: ImageSet | None, labelled: Sequence[LabelledSet], *, al
     """
     notes = []
     for data in labelled:
-        notes += [f"{data.name}: {text}." for text in _report(data.train, data.test, "its training images")]
-        found = list(_report(tiles, data.test, "the tiles for pre-training")) if tiles is not None else []
+        if not data.folds:
+            notes += [f"{data.name}: {text}." for text in _report(data.train, data.test, "its training images")]
+        found = [text for seen in tiles for text in _report(seen, data.test, "the tiles for pre-training")]
         if found and not allow:
             raise UserError(
                 f"{data.name}: {'; '.join(found)}; remove them from the tiles (patients of other studies need other "
@@ -44,6 +47,10 @@ def check_overlap(tiles: ImageSet | None, labelled: Sequence[LabelledSet], *, al
 
 
 def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
+    slides = shared_slides(seen, test)
+    if slides:
+        first = ", ".join(slides[:_MAX_SHOWN])
+        yield f"{len(slides)} of {len(test.slides)} test slides are among {which} ({first})"
     pairs = shared_images(seen, test)
     if pairs:
         first = ", ".join(f"{name} = {other}" for name, other in pairs[:_MAX_SHOWN])
@@ -54,6 +61,17 @@ def _report(seen: ImageSet, test: ImageSet, which: str) -> Iterator[str]:
         shown = ", ".join(list(patients)[:_MAX_SHOWN]) + (", ..." if len(patients) > _MAX_SHOWN else "")
         share = f"{images} of {len(test.names)} test images"
         yield f"{len(patients)} patients ({shown}), with {share}, are also among {which}"
+
+
+def shared_slides(seen: ImageSet, test: ImageSet) -> list[str]:
+    """The test slides that were seen. A name means a slide if it is the end of the other's path."""
+    paths = {f"/{slide_name(name)}" for name in seen.slides}
+    ends = {path[place:] for path in paths for place, sign in enumerate(path) if sign == "/"}
+
+    def met(path: str) -> bool:
+        return path in ends or any(path[place:] in paths for place, sign in enumerate(path) if sign == "/")
+
+    return [name for name in test.slides if met(f"/{slide_name(name)}")]
 
 
 def shared_images(seen: ImageSet, test: ImageSet) -> list[tuple[str, str]]:

@@ -6,12 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from densepath.benchmark.config import Row, TableConfig, Task
+from densepath.benchmark.config import TableConfig
+from densepath.benchmark.entries import Row, Task
 from densepath.benchmark.grid import Grid
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.statistics import Comparison, compare, mean_std
 
-_METRICS = {
+_METRICS = {  # the others are shown without underscores
+    "balanced_accuracy": "balanced accuracy",
+    "macro_auc": "AUC",
+    "macro_ap": "AP",
+    "macro_f1": "F1",
+    "r2": "R²",
+    "jensen_shannon": "JS × 100",
+    "bhattacharyya": "BD × 100",
     "box_ap": "box AP",
     "box_ap50": "box AP50",
     "box_ap75": "box AP75",
@@ -30,7 +38,6 @@ _METRICS = {
     "iou_object": "IoU object",
     "iou_rest": "IoU rest",
     "dice": "Dice",
-    "accuracy": "accuracy",
 }
 
 
@@ -90,8 +97,10 @@ class Results:
         return parts
 
     def has_paper(self, columns: Sequence[tuple[Task, str]]) -> bool:
-        """Whether the paper has a number in one of the columns."""
-        return any(self.entries[row.name, t.name, m].paper is not None for row in self.rows() for t, m in columns)
+        """Whether the paper has a number in one of the columns, or it is shown that these are unknown."""
+        return bool(self.config.missing) or any(
+            self.entries[row.name, t.name, m].paper is not None for row in self.rows() for t, m in columns
+        )
 
 
 def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
@@ -105,6 +114,12 @@ def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
             result = found[run.name]
             if result is not None and metric in result:
                 values[seed] = result[metric]
+    measured = {row for row, _, _ in grid.places}
+    for row in config.rows:
+        if row.name in measured or not row.runs:  # rows with the paper's numbers only, or without tiles of some tasks
+            for task in (t for t in config.tasks if any(t.name == name for _, name, _ in grid.places)):
+                for metric in task.metrics:
+                    scores.setdefault((row.name, task.name, metric), {})
     entries = {}
     rows, tasks = {row.name: row for row in config.rows}, {task.name: task for task in config.tasks}
     for (row, task, metric), values in scores.items():
@@ -124,4 +139,4 @@ def collect(config: TableConfig, grid: Grid, root: Path) -> Results:
 
 def column_name(task: Task, metric: str) -> str:
     """The heading of a column."""
-    return f"{task.column} {_METRICS[metric]}".strip()
+    return f"{task.column} {_METRICS.get(metric, metric.replace('_', ' '))}".strip()

@@ -18,19 +18,17 @@ import torch
 import yaml
 
 from densepath.benchmark.grid import Run
-from densepath.benchmark.verb_options import METRICS
+from densepath.benchmark.steps.slides import features_in
+from densepath.benchmark.steps.step import OPTIONS, RUN
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.core.locks import NO_LOCKS
 from densepath.core.scores import SCALE, in_percent
 from densepath.core.streams import say
-from densepath.runs.checkpoints import CHECKPOINTS
-from densepath.runs.metrics import read_metrics
-from densepath.training.export import EXPORTED
 from densepath.version import __version__
 
 NOTES, LOG = "run.json", "log.txt"
-_OPTIONS, _RUN, _SCORES, _LOCK = "options.yaml", "run", "scores.json", ".lock"
+_LOCK = ".lock"
 
 
 class RunFolder:
@@ -66,10 +64,9 @@ class RunFolder:
         """The scores of a finished run (for a pre-training: its last step and loss), None before that."""
         notes = self.notes()
         result = notes.get("result")
-        if result is not None and self.run.verb != "pretrain":
-            result = in_percent(result, notes)
-        whole = self.run.verb != "pretrain" or (self.path / _RUN / EXPORTED).is_file()
-        return result if result is not None and whole else None
+        if result is None or not self.run.step.is_whole(self.path):
+            return None
+        return in_percent(result, notes) if self.run.step.metrics else result
 
     def lock(self) -> int | None:
         """Lock the folder for this process and those that inherit the descriptor; None if another process holds it.
@@ -102,19 +99,15 @@ class RunFolder:
     def command(self, devices: str, workers: int | None = None) -> list[str]:
         """The command of the run, to be called in its folder: paths within the grid are relative."""
         run = self.run
-        words = [sys.executable, "-m", "densepath", run.verb, f"--data={run.data}"]
-        words += [] if run.verb == "sam" else [f"--seed={run.seed}"]
-        words.append(f"--devices={'auto' if run.verb == 'probe' and devices != 'cpu' else devices}")
-        if run.verb == "pretrain":
-            words += [f"--config={_OPTIONS}"]
-        else:
-            weights = self._link() or run.weights or os.path.join("..", run.parent.name if run.parent else "", _RUN)
-            words += [f"--weights={weights}", *_words(run.options)]
-        if run.verb == "probe":
-            return [*words, f"--out={_SCORES}"]
-        if run.verb == "sam":
-            return [*words, f"--out={_RUN}"]
-        return [*words, f"--out={_RUN}", "--resume", *([] if workers is None else [f"--workers={workers}"])]
+        of_features = run.step.source == "features" and run.parent is not None
+        data = features_in(self.root / run.parent.name / RUN) if of_features and run.parent else run.data
+        beside = os.path.join("..", run.parent.name, RUN) if run.parent else ""
+        source = "" if of_features else self._link() or run.weights or beside
+        words = [sys.executable, "-m", "densepath", *run.verb.split()]
+        words.append(f"--data={os.path.join(beside, data.name) if isinstance(data, Path) else data}")
+        words += [f"--{name}={path}" for name, path in run.inputs.items()]
+        words += [f"--seed={run.seed}"] if run.step.draws else []
+        return [*words, f"--devices={run.step.device(devices)}", *run.step.words(run.options, str(source), workers)]
 
     def begin(self, command: list[str], hardware: str) -> None:
         """Record the run before it starts."""
@@ -136,8 +129,8 @@ class RunFolder:
         if link := self._link():
             (self.path / link).unlink(missing_ok=True)
             (self.path / link).symlink_to(str(run.weights))
-        if run.verb == "pretrain":
-            with atomic_write(self.path / _OPTIONS) as part:
+        if run.step.recipes is not None:
+            with atomic_write(self.path / OPTIONS) as part:
                 part.write_text(yaml.safe_dump(dict(run.options), sort_keys=False))
         self._write(notes)
 
@@ -160,12 +153,16 @@ class RunFolder:
         Raises:
             UserError: it has no result.
         """
-        result = self._scores()
+        try:
+            result = self.run.step.result(self.path)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path} holds no result ({error}); see {self.path / LOG}") from error
         notes = self.notes()
         notes |= {"seconds": notes.get("seconds", 0.0) + seconds, "finished": _now(), "result": result, **SCALE}
         self._write(notes)
-        if self.run.verb == "detect":
-            shutil.rmtree(self.path / _RUN / CHECKPOINTS, ignore_errors=True)  # half a gigabyte per detector
+        for pattern in self.run.step.scratch:
+            for folder in (self.path / RUN).glob(pattern):
+                shutil.rmtree(folder, ignore_errors=True)
         return result
 
     def last_message(self) -> str:
@@ -178,34 +175,9 @@ class RunFolder:
         link = self._link()
         return message if link is None else message.replace(str(link), str(self.run.weights))
 
-    def _scores(self) -> dict[str, Any]:
-        folder = self.path / _RUN
-        try:
-            if self.run.verb == "pretrain":
-                last = read_metrics(folder / "metrics.csv")[-1]
-                (folder / EXPORTED).stat()
-                return {name: last[name] for name in ("step", "loss") if name in last}
-            written = self.path / _SCORES if self.run.verb == "probe" else folder / "metrics.json"
-            scores = json.loads(written.read_text())
-            found = {name: scores[name] for name in METRICS[self.run.verb] if scores.get(name) is not None}
-            return in_percent(found, scores)
-        except (OSError, ValueError, IndexError, TypeError) as error:
-            raise UserError(f"{self.path} holds no result ({error}); see {self.path / LOG}") from error
-
     def _write(self, notes: Mapping[str, Any]) -> None:
         with atomic_write(self.path / NOTES) as part:
             part.write_text(json.dumps(notes, indent=2) + "\n")
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options as words of a command line."""
-    words = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
-    return words
 
 
 def _now() -> str:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 
+from densepath.benchmark.best import best_lines
 from densepath.benchmark.results import Entry, Results, column_name
 from densepath.benchmark.statistics import MIN_PAIRS_FOR_RANKS
 
@@ -33,12 +34,12 @@ def compared(entry: Entry) -> str:
     return f"{entry.comparison.difference:+.1f}" + ("" if p is None else f" (p {_shown_p(p)})")
 
 
-def paper(entry: Entry) -> str:
-    """The paper's number."""
-    return NONE if entry.paper is None else f"{entry.paper:.1f}"
+def paper(entry: Entry, missing: str = "") -> str:
+    """The paper's number; ``missing`` where it is unknown."""
+    return missing or NONE if entry.paper is None else f"{entry.paper:.1f}"
 
 
-def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> str:
+def to_markdown(results: Results, notes: Sequence[str], picture: str | None, sweeps: str | None = None) -> str:
     """The table as Markdown."""
     lines = [f"# {results.config.title}", "", *([results.config.source, ""] if results.config.source else [])]
     for heading, columns in results.parts().items():
@@ -50,10 +51,13 @@ def to_markdown(results: Results, notes: Sequence[str], picture: str | None) -> 
         lines += [f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
-            texts = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
+            texts = []
+            for entry in entries:
+                texts += [measured(entry), compared(entry), *[paper(entry, results.config.missing)] * published]
             lines.append(_line([row.name, seeds(entries), *texts]))
         lines.append("")
     lines += [f"![Scores against pre-training]({picture})", ""] if picture else []
+    lines += [f"![Scores against the number in which rows or tasks differ]({sweeps})", ""] if sweeps else []
     lines += [*(f"- {note}" for note in [*explanation(results), *notes]), ""]
     return "\n".join(lines)
 
@@ -66,7 +70,8 @@ def to_record(results: Results, notes: Sequence[str]) -> str:
         rows = []
         for row in results.rows():
             entries = [results.entries[row.name, task.name, metric] for task, metric in columns]
-            texts = [text for e in entries for text in (measured(e), compared(e), *[paper(e)] * published)]
+            papers = [[paper(entry, results.config.missing)] * published for entry in entries]
+            texts = [t for e, own in zip(entries, papers, strict=True) for t in (measured(e), compared(e), *own)]
             rows.append([row.name, seeds(entries), *texts])
         names = [column_name(task, metric) for task, metric in columns]
         parts.append({"heading": heading, "columns": names, "published": published, "rows": rows})
@@ -116,6 +121,7 @@ def explanation(results: Results) -> list[str]:
             f"All seeds share one pre-training (seed {config.pretrain_seed}), as in the paper: the spread is that of "
             "the transfer only."
         )
+    lines += best_lines(results)
     lines += [f"Computed on: {machine}." for machine in results.hardware]
     return lines
 

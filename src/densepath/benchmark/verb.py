@@ -9,23 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from densepath.benchmark.config import TableConfig, checked_seeds, load_table
+from densepath.benchmark.checks import checked_seeds
+from densepath.benchmark.config import TableConfig, load_table
 from densepath.benchmark.cost import describe, estimate
 from densepath.benchmark.curves import draw_budgets
 from densepath.benchmark.devices import parse_devices
 from densepath.benchmark.grid import Grid, make_grid
-from densepath.benchmark.identity import read_labelled, read_tiles
+from densepath.benchmark.identity import ImageSet, read_tiles
 from densepath.benchmark.overlap import check_overlap
 from densepath.benchmark.results import collect
 from densepath.benchmark.run_folder import RunFolder
 from densepath.benchmark.runner import Runner
+from densepath.benchmark.steps import STEPS
+from densepath.benchmark.sweeps import draw_sweeps
 from densepath.benchmark.tables import to_csv, to_markdown, to_record
 from densepath.core.errors import UserError
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.streams import open_console
 from densepath.sources.run_folders import refuse_among_images
 
-TABLE, PICTURE = "table", "curves.png"
+TABLE, PICTURE, SWEEPS = "table", "curves.png", "sweeps.png"
 _RUNS, _DIGESTS, _NAME = "runs", "contents", "name.txt"
 _OWN = (_RUNS, _DIGESTS, f"{TABLE}.md")
 
@@ -35,11 +38,12 @@ def benchmark_table(
     config: str | Path,
     out: str | Path,
     data: Sequence[str] = (),
-    tiles: str | Path | None = None,
+    tiles: str | Path | Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     orientation: Literal["stored", "viewed"] | None = None,
     given: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    pretrain_seeds: Literal["table", "own"] = "table",
     rows: Sequence[str] = (),
     baseline: str | None = None,
     runs: str | Path | None = None,
@@ -51,25 +55,29 @@ def benchmark_table(
 
     Each run has its own folder, named by a digest of its options, its data and the code. A finished run is not
     repeated, a run that was stopped or killed is resumed, and a change of options, data or code makes new runs:
-    nothing is mixed. ``table.md``, ``table.csv``, ``table.json`` and ``curves.png`` are written whenever a run is done;
-    ``densepath report`` makes a page of them.
+    nothing is mixed. ``table.md``, ``table.csv``, ``table.json`` and its plots, ``curves.png`` and ``sweeps.png``, are
+    written whenever a run is done; ``densepath report`` makes a page of them.
     Runs that another process executes are waited for as long as it writes to their folders, at most 30 minutes without
     a change (DENSEPATH_WAIT_LIMIT).
 
     Args:
-        config: "table1", "table2", "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
-            "figure1" of the ConCL paper; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and
-            "conv_mim_figure5" of the Conv-MIM paper; the small "glas_small" (a GPU) and "glas_probe" (a CPU); or a YAML
-            file.
+        config: "table1" to "table3", "table4_weight", "table4_clusters", "table4_stage", "table4_backbone" and
+            "figure1" of ConCL; "conv_mim_table1" to "conv_mim_table6", "conv_mim_figure4" and "conv_mim_figure5" of
+            Conv-MIM; "dirl_table1" to "dirl_table10" and "dirl_figure6" of DiRL; "pcrl_table2" and "pcrl_figure4a" of
+            PCRL; the small "glas_small" (a GPU), "glas_probe" and "dirl_small" (a CPU); or a YAML file.
         out: the folder of the table; one folder per table. An edited YAML file of the same name can reuse it.
         data: the labelled sets as NAME=FOLDER, with the table's names; only FOLDER if the table has one set. Tasks on
-            sets that are not given are left out.
-        tiles: the unlabelled images: a folder, a text list, a glob, or a packed store.
+            sets that are not given are left out. A folder is that of ``densepath data`` for outlined objects, holds
+            images with classes, or is that of ``densepath tile`` with ``labels.csv`` in it or beside the slides.
+        tiles: the unlabelled images: a folder, a text list, a glob, a packed store, or the folder of densepath tile; or
+            NAME=FOLDER for each labelled set, where a table pre-trains on several.
         exclude: patterns of image files among the tiles to leave out: ``*`` and ``?`` in a path, a folder or a name.
         orientation: for labelled images with an orientation tag (of cameras), the pixels that the outlines describe: as
             "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
-        given: other inputs that rows need, as NAME=VALUE; rows whose inputs are missing are left out.
+        given: other inputs that rows need, as NAME=VALUE, or SET.NAME=VALUE where they differ between sets; rows whose
+            inputs are missing are left out.
         seeds: override the table's seeds.
+        pretrain_seeds: "own" gives each seed its own pre-training, where the table has one that all seeds share.
         rows: run only these rows and the baseline.
         baseline: overrides the table's baseline.
         runs: the folder of the runs; ``out/runs`` by default. Tables with the same folder share their pre-trainings.
@@ -87,22 +95,30 @@ def benchmark_table(
         Interrupted: by Ctrl-C or SIGTERM; the runs have saved their state.
     """
     table = _chosen(load_table(config), seeds, rows, baseline)
+    if pretrain_seeds == "own":
+        table = replace(table, pretrain_seed=None)
     available = parse_devices(devices)
     out = Path(out)
-    if tiles is not None:
-        refuse_among_images(out, tiles)
+    sources = _tile_sources(tiles, table)
+    for source in sources.values():
+        refuse_among_images(out, source)
     if not any((out / name).exists() for name in _OWN):
         require_new_folder(out, "the table")
     _check_same_table(out, table.name)
     root = Path(runs) if runs is not None else out / _RUNS
     folders = _folders(data, table)
-    labelled = {name: read_labelled(name, folder, out, orientation) for name, folder in folders.items()}
-    unlabelled = (
-        read_tiles(tiles, out, exclude) if tiles is not None and any(row.recipe for row in table.rows) else None
-    )
+    labelled = {}
+    for name, folder in folders.items():
+        task = next(task for task in table.tasks if task.data == name)
+        read = STEPS[task.verb].read
+        assert read is not None
+        labelled[name] = read(name, folder, out, orientation, task.options)
+    trains = any(row.recipe for row in table.rows)
+    found = {name: read_tiles(source, out, exclude) for name, source in sources.items() if trains}
+    unlabelled: ImageSet | dict[str, ImageSet] | None = found.get("") or found or None
     notes = [f"{data.name}: {data}." for data in labelled.values()]
-    notes += [f"tiles for pre-training: {unlabelled}."] if unlabelled else []
-    notes += check_overlap(unlabelled, list(labelled.values()), allow=allow_overlap)
+    notes += [f"tiles {name} for pre-training: {images}.".replace("  ", " ") for name, images in found.items()]
+    notes += check_overlap(list(found.values()), list(labelled.values()), allow=allow_overlap)
     grid = make_grid(table, labelled, unlabelled, _pairs(given, "given"), out)
     notes += [f"Left out: {line}." for line in grid.skipped]
 
@@ -147,7 +163,8 @@ def _chosen(table: TableConfig, seeds: Sequence[int], rows: Sequence[str], basel
             raise UserError(f"{table.name} has no row {name!r}; there are: {', '.join(names)}")
     table = replace(table, baseline=baseline or table.baseline, seeds=checked_seeds(seeds) if seeds else table.seeds)
     kept = [row for row in table.rows if not rows or row.name in (*rows, table.baseline)]
-    return replace(table, rows=tuple(kept))
+    tasks = [replace(task, seeds=None) if seeds else task for task in table.tasks]
+    return replace(table, rows=tuple(kept), tasks=tuple(tasks))
 
 
 def _folders(data: Sequence[str], table: TableConfig) -> dict[str, str]:
@@ -164,6 +181,20 @@ def _folders(data: Sequence[str], table: TableConfig) -> dict[str, str]:
     return folders
 
 
+def _tile_sources(tiles: str | Path | Sequence[str] | None, table: TableConfig) -> dict[str, str | Path]:
+    """Name of the tiles -> where they are; "" for those of all tasks."""
+    if tiles is None or isinstance(tiles, str | Path):
+        return {} if tiles is None else {"": tiles}
+    known = list(dict.fromkeys(task.tiles for task in table.tasks))
+    if len(tiles) == 1 and tiles[0].partition("=")[0] not in known:
+        return {"": tiles[0]}
+    named = _pairs(tiles, "tiles")
+    for name in named:
+        if name not in known:
+            raise UserError(f"{table.name} has no tiles {name!r}; there are: {', '.join(known)}")
+    return dict(named)
+
+
 def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
     pairs = {}
     for word in words:
@@ -178,11 +209,13 @@ def _write(out: Path, table: TableConfig, grid: Grid, root: Path, notes: Sequenc
     """Write the table with the results so far."""
     results = collect(table, grid, root)
     picture = draw_budgets(results, grid.budgets, out / PICTURE)
-    if picture is None:
-        (out / PICTURE).unlink(missing_ok=True)  # a plot of an earlier configuration
+    swept = draw_sweeps(results, out / SWEEPS)
+    for drawn, file in ((picture, PICTURE), (swept, SWEEPS)):
+        if drawn is None:
+            (out / file).unlink(missing_ok=True)  # a plot of an earlier configuration
     name = picture.name if picture else None
     texts = {
-        "md": to_markdown(results, notes, name),
+        "md": to_markdown(results, notes, name, swept.name if swept else None),
         "json": to_record(results, notes),
         "csv": to_csv(results),
     }

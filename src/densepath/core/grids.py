@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,14 @@ def positions(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
 
     Not computed with ``F.affine_grid``: under autocast its matrix product has half precision.
     """
+    return [reduce(torch.add, terms) for terms in position_terms(maps, size)]
+
+
+def position_terms(maps: Tensor, size: Sequence[int]) -> list[list[Tensor]]:
+    """For each coordinate of :func:`positions` the terms whose sum it is, one for each axis of the output, last first.
+
+    Each varies along its axis and has the size 1 along the others.
+    """
     d = maps.shape[1]
     centers = []
     for axis, n in enumerate(size):
@@ -32,10 +41,9 @@ def positions(maps: Tensor, size: Sequence[int]) -> list[Tensor]:
         centers.append(center.view([-1 if other == axis else 1 for other in range(d)]))
     coordinates = []
     for row in range(d):
-        position = maps[:, row, -1].view(-1, *[1] * d)
-        for column in range(d):
-            position = position + maps[:, row, column].view(-1, *[1] * d) * centers[d - 1 - column]
-        coordinates.append(position)
+        terms = [maps[:, row, column].view(-1, *[1] * d) * centers[d - 1 - column] for column in range(d)]
+        terms[0] = maps[:, row, -1].view(-1, *[1] * d) + terms[0]
+        coordinates.append(terms)
     return coordinates
 
 

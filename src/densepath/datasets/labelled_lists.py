@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from densepath.core.csv_files import write_rows
@@ -29,26 +29,31 @@ class Labelled:
 
     Args:
         file: its path.
-        label: the name of its class.
-        split: train or test.
+        label: the name of its class, or of its labels, with | between them.
+        split: train, val or test.
+        patient: "" if unknown.
+        values: of several labels each "0", "1", or "" if it is unknown; they become columns.
     """
 
     file: Path
     label: str
     split: str
+    patient: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_list(dest: Path, images: Sequence[Labelled], published: Published, listing: Path, side: int) -> Path:
-    """Write ``labels.csv`` with file, label and split, after a check of all files; nothing is copied.
+def write_list(dest: Path, images: Sequence[Labelled], published: Published, listing: Path, side: int | None) -> Path:
+    """Write ``labels.csv`` with file, label, split and what else is known, after a check of all files; nothing is
+    copied.
 
-    Images of the same bytes, other sizes and counts than published are reported.
+    Images of the same bytes, patients of several splits, other sizes and counts than published are reported.
 
     Args:
         dest: a new folder.
         images: all of them.
         published: what the authors say.
         listing: the authors' list, for messages.
-        side: pixels of a side as published.
+        side: pixels of a side as published; None if images have any size.
 
     Raises:
         UserError: a file is missing or cannot be read, or is listed twice.
@@ -59,16 +64,23 @@ def write_list(dest: Path, images: Sequence[Labelled], published: Published, lis
     refuse(missing, f"{len(missing)} images that {listing} lists do not exist", "restore them, or correct the list")
     files = [image.file for image in images]
     _check_sizes(files, side)
-    _report_duplicates(images)
+    report_duplicates(files, [image.split for image in images])
+    report_patients([image.patient for image in images], [image.split for image in images])
+    named, labels = any(image.patient for image in images), list(images[0].values)
+    columns = ["file", "label", "split", *(["patient"] if named else []), *labels]
     with atomic_write(dest) as folder:
         folder.mkdir()
-        rows = [{"file": os.path.abspath(i.file), "label": i.label, "split": i.split} for i in images]
-        write_rows(folder / LIST, ["file", "label", "split"], rows)
+        known = ({"label": i.label, "split": i.split, "patient": i.patient, **i.values} for i in images)
+        rows = ({"file": os.path.abspath(i.file), **row} for i, row in zip(images, known, strict=True))
+        write_rows(folder / LIST, columns, rows)
     found = Counter(image.split for image in images)
-    for split in published.images:
-        classes = Counter(image.label for image in images if image.split == split)
+    for split in sorted(found, key=[*published.images, *sorted(found)].index):
+        own = [image for image in images if image.split == split]
+        classes = {name: sum(image.values[name] == "1" for image in own) for name in labels}
+        classes = classes or Counter(image.label for image in own)
         counts = ", ".join(f"{count} {name}" for name, count in sorted(classes.items()))
-        write_line(f"{split}: {found[split]} images, {counts}", sys.stdout)
+        of = f" of {len({image.patient for image in own})} patients" if named else ""
+        write_line(f"{split}: {found[split]} images{of}, {counts}", sys.stdout)
     published.report(found)
     return dest / LIST
 
@@ -91,11 +103,11 @@ def find_place(source: str | Path, needed: Sequence[str], what: str) -> Path:
     return found[0]
 
 
-def _check_sizes(files: Sequence[Path], side: int) -> None:
+def _check_sizes(files: Sequence[Path], side: int | None) -> None:
     other = []
     headers = in_threads(_size, files, usable_cores(), "headers of images")
     for path, (height, width) in zip(files, with_progress(headers, len(files), "reading headers"), strict=True):
-        if (height, width) != (side, side):
+        if side is not None and (height, width) != (side, side):
             other.append(f"{path.name} ({width} x {height} px)")
     if other:
         say(f"densepath: {len(other)} of {len(files)} images are not {side} x {side} px: {first_few(other)}")
@@ -109,20 +121,34 @@ def _size(path: Path) -> tuple[int, int]:
     return header.height, header.width
 
 
-def _report_duplicates(images: Sequence[Labelled]) -> None:
-    """Report images of the same bytes, first of all those of both splits."""
-    of_size = Counter(image.file.stat().st_size for image in images)
-    alike = [image for image in images if of_size[image.file.stat().st_size] > 1]
-    same: dict[str, list[Labelled]] = defaultdict(list)
-    for image, digest in zip(
-        alike, in_threads(digest_of_file, [i.file for i in alike], usable_cores(), "image data"), strict=True
-    ):
-        same[digest].append(image)
-    pairs = [group for group in same.values() if len(group) > 1]
-    crossing = [group for group in pairs if len({image.split for image in group}) > 1]
-    if pairs:
-        shown = first_few([" = ".join(image.file.name for image in group) for group in [*crossing, *pairs]])
+def report_duplicates(files: Sequence[Path], splits: Sequence[str]) -> None:
+    """Report images of the same bytes, first of all those of several splits."""
+    sizes = [file.stat().st_size for file in files]
+    of_size = Counter(sizes)
+    alike = [number for number, size in enumerate(sizes) if of_size[size] > 1]
+    same: dict[str, list[int]] = defaultdict(list)
+    digests = in_threads(digest_of_file, [files[number] for number in alike], usable_cores(), "image data")
+    for number, digest in zip(alike, digests, strict=True):
+        same[digest].append(number)
+    groups = [group for group in same.values() if len(group) > 1]
+    crossing = [group for group in groups if len({splits[number] for number in group}) > 1]
+    if groups:
+        shown = first_few([" = ".join(files[number].name for number in group) for group in [*crossing, *groups]])
         say(
-            f"densepath: warning: {len(pairs)} groups of identical images, {len(crossing)} of them in training and "
-            f"test: {shown}"
+            f"densepath: warning: {len(groups)} groups of identical images, {len(crossing)} of them in several splits: "
+            f"{shown}"
+        )
+
+
+def report_patients(patients: Sequence[str], splits: Sequence[str]) -> None:
+    """Report patients with images in several splits."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for patient, split in zip(patients, splits, strict=True):
+        if patient:
+            found[patient].add(split)
+    shared = [f"{patient} ({' and '.join(sorted(own))})" for patient, own in found.items() if len(own) > 1]
+    if shared:
+        say(
+            f"densepath: warning: {len(shared)} of {len(found)} patients have images in several splits, which makes "
+            f"scores too high: {first_few(shared)}"
         )

@@ -85,3 +85,18 @@ PCAM = Published(
     "CC0, 96 px at 10x",
     {"train": 262_144, "valid": 32_768, "test": 32_768},
 )
+# Numbers and terms: the archive's README and FAQ; Wang et al., CVPR 2017.
+_CHESTXRAY14 = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+_NIH = "no restrictions on use, acknowledge the NIH Clinical Center and cite Wang et al. 2017"
+CHESTXRAY14 = Published("ChestX-ray14", _CHESTXRAY14, _NIH, {"train": 86_524, "test": 25_596})
+# The lists of https://github.com/arnoweng/CheXNet, whose first two PCRL released as its own.
+CHESTXRAY14_CHEXNET = Published(
+    "ChestX-ray14 in the split of CheXNet", _CHESTXRAY14, _NIH, {"train": 78_468, "val": 11_219, "test": 22_433}
+)
+# Numbers: train.csv and valid.csv of version 1.0. The test images are not among them.
+CHEXPERT = Published(
+    "CheXpert",
+    "https://stanfordmlgroup.github.io/competitions/chexpert",
+    "Stanford's research use agreement, no commercial use, no redistribution, cite Irvin et al. 2019",
+    {"train": 223_414, "val": 234},
+)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from densepath.methods.cellback import Cellback as Cellback
     from densepath.methods.concl import ConCL as ConCL
     from densepath.methods.conv_mim import ConvMIM as ConvMIM
+    from densepath.methods.cpc import CPC as CPC
+    from densepath.methods.cube import Cube as Cube
     from densepath.methods.densecl import DenseCL as DenseCL
     from densepath.methods.dino import DINO as DINO
     from densepath.methods.dino_imix import DINOIMix as DINOIMix
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from densepath.methods.pcrl import PCRL as PCRL
     from densepath.methods.pcrl_released import PCRLReleased as PCRLReleased
     from densepath.methods.selfpatch import SelfPatch as SelfPatch
+    from densepath.methods.semantic_genesis import SemanticGenesis as SemanticGenesis
     from densepath.methods.simclr import SimCLR as SimCLR
     from densepath.methods.spark import SparK as SparK
     from densepath.methods.supervised import Supervised as Supervised
@@ -72,6 +75,9 @@ _CLASSES = {
     "c2l": "C2L",
     "model_genesis": "ModelGenesis",
     "swav": "SwAV",
+    "semantic_genesis": "SemanticGenesis",
+    "cube": "Cube",
+    "cpc": "CPC",
 }
 _HOME = {name: "base" for name in ("Losses", "Method", "Reconstruction")} | {c: m for m, c in _CLASSES.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -22,6 +23,7 @@ _LEAST = {
     ),
 }
 _ROWS = 5  # rows in a row
+_TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
 
 
 @torch.no_grad()
@@ -32,6 +34,25 @@ def output_spread(prediction: Tensor, target: Tensor) -> Tensor:
     """
     made, true = (full_precision(x).transpose(0, 1).flatten(1).std(1).mean() for x in (prediction, target))
     return (made / true.clamp(min=1e-6)).nan_to_num(0.0)
+
+
+def same_for_all(row: Mapping[str, float], prototypes: Mapping[str, int]) -> list[str]:
+    """A line for each vector whose teacher gives all images the same distribution.
+
+    Args:
+        row: measurements, among them ``NAME_entropy`` and ``NAME_kl_uniform`` of vectors that were compared.
+        prototypes: number of prototypes of each vector, by its name.
+    """
+    lines = []
+    for name, count in prototypes.items():
+        entropy, divergence = row.get(f"{name}_entropy", 0.0), row.get(f"{name}_kl_uniform", 0.0)
+        if (1 - entropy - divergence) * math.log(count) < _TOLD:
+            how = "uniform" if entropy > divergence else "constant"
+            lines.append(
+                f"collapse: the teacher's distribution of {name!r} is nearly {how}, the same for every image; "
+                "start again with a lower learning rate or teacher temperature, or a longer warm-up"
+            )
+    return lines
 
 
 class CollapseAlarm:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import ClassVar, Literal
@@ -17,6 +16,7 @@ from densepath.core.momentum import Momentum
 from densepath.core.regions import global_pool
 from densepath.core.schedules import cosine
 from densepath.methods.base import Losses, Method
+from densepath.methods.collapse import same_for_all
 from densepath.methods.multi_crop import LOCAL, multi_crop
 from densepath.methods.region_vectors import Vectors, flat
 from densepath.nets.backbones import Backbone
@@ -34,7 +34,6 @@ from densepath.views.declarations import Declaration
 from densepath.views.view import Batch, View
 
 _DROPPED = 2**21  # stream of random numbers of stochastic depth
-_TOLD = 1e-4  # nats that the teacher's distributions tell of the image; healthy runs begin with 0.001 to 0.1
 
 
 class DINO(Method):
@@ -270,17 +269,8 @@ class DINO(Method):
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         """A line for each vector whose teacher gives all images the same distribution."""
-        lines = []
-        for name, loss in self.losses.items():
-            assert isinstance(loss, Distillation)
-            entropy, divergence = row.get(f"{name}_entropy", 0.0), row.get(f"{name}_kl_uniform", 0.0)
-            if (1 - entropy - divergence) * math.log(len(loss.center)) < _TOLD:
-                how = "uniform" if entropy > divergence else "constant"
-                lines.append(
-                    f"collapse: the teacher's distribution of {name!r} is nearly {how}, the same for every image; "
-                    "start again with a lower learning rate or teacher temperature, or a longer warm-up"
-                )
-        return lines
+        prototypes = {name: loss.center.numel() for name, loss in self.losses.items() if isinstance(loss, Distillation)}
+        return same_for_all(row, prototypes)
 
     def exported_backbone(self) -> Backbone:
         return self.teacher.network

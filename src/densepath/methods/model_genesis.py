@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -14,10 +15,11 @@ from densepath.core.losses import full_precision
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.collapse import CollapseAlarm, output_spread
 from densepath.nets.backbones import Backbone
-from densepath.nets.decoders.unet import UNetDecoder, pixel_head
+from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.sources.pixel_source import PixelSource, PixelSpec
 from densepath.views.augment import Augment
 from densepath.views.corruptions import Bezier, Corruption, Painting
+from densepath.views.crops import Pattern, Window, pose_of
 from densepath.views.declarations import Declaration, Turned
 from densepath.views.local_shuffle import LocalShuffle
 from densepath.views.view import Batch
@@ -35,20 +37,23 @@ class ModelGenesis(Method):
 
     Args:
         backbone: the encoder.
+        resize: whether crops are resized to the views; if not, they are windows of the views' size, as in volumes.
 
     Source: Zhou et al., MICCAI 2019, arXiv 1908.06912; the corruptions as released.
     """
 
     batch_norm = "synchronized"
+    augment: ClassVar[Augment] = Augment(jitter=0.0, grayscale=0.0, blur=0.0)
     corruptions: ClassVar[tuple[Corruption, ...]] = (LocalShuffle(), Bezier(), Painting())
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, resize: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
-        self.decoder = UNetDecoder(backbone)
-        self.head = pixel_head(self.decoder.channels, backbone.in_channels, backbone.ndim)
+        self.decoder, self.head = build_decoder(backbone)
+        if not resize:
+            self.views = partial(self.views, crop=Window())  # type: ignore[method-assign]
         shape = (-1, *[1] * backbone.ndim)
         spec = PixelSpec.default(backbone.in_channels)
         self.register_buffer("mean", torch.tensor(spec.mean).view(shape))
@@ -56,10 +61,17 @@ class ModelGenesis(Method):
         self.alarm = CollapseAlarm()
 
     @classmethod
-    def views(cls, augment: Augment | None = None) -> dict[str, Declaration]:
-        """A corrupted crop, and the same one without corruption."""
-        view = (augment or Augment(jitter=0.0, grayscale=0.0, blur=0.0)).random_view()
-        view = replace(view, appearance=(*view.appearance, *cls.corruptions))
+    def views(
+        cls,
+        augment: Augment | None = None,
+        crop: Window | Pattern | None = None,
+        corruptions: tuple[Corruption, ...] | None = None,
+    ) -> dict[str, Declaration]:
+        """A corrupted crop, resized or of a given kind, and the same one without corruption."""
+        view = (augment or cls.augment).random_view()
+        own = view.crop if crop is None else replace(crop, **pose_of(view.crop))
+        changes = cls.corruptions if corruptions is None else corruptions
+        view = replace(view, crop=own, appearance=(*view.appearance, *changes))
         return {"image": view, "target": Turned("image", (0.0,) * 3, quarter_turns=False, clean=True)}
 
     def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
@@ -85,9 +97,8 @@ class ModelGenesis(Method):
         return Reconstruction(pixels, pixels, target, made, torch.ones_like(target[:, :1], dtype=torch.bool))
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
-        """The decoder and its head, with the names of segmentation_models_pytorch."""
-        state = {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
-        return {"decoder": state | {f"segmentation_head.{n}": value for n, value in self.head.state_dict().items()}}
+        """The decoder and its head, with the names of Models Genesis or of segmentation_models_pytorch."""
+        return {"decoder": decoder_state(self.decoder, self.head)}
 
     def warnings(self, row: Mapping[str, float], last: bool) -> list[str]:
         return self.alarm(row)

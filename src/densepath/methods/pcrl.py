@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,14 @@ from densepath.core.regions import global_pool
 from densepath.methods.base import Losses, Method, Reconstruction
 from densepath.methods.collapse import CollapseAlarm, output_spread
 from densepath.nets.backbones import Backbone
-from densepath.nets.decoders.unet import UNetDecoder, pixel_head
+from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.nets.heads import MLPHead
 from densepath.nets.norms import normalized_together
 from densepath.nets.transformation_attention import Attention, TransformationAttention
+from densepath.sources.pixel_source import PixelSource, check_unit_range
 from densepath.views.augment import Augment
 from densepath.views.corruptions import Painting
-from densepath.views.declarations import Declaration, Turned
+from densepath.views.declarations import Declaration, Turned, window_views
 from densepath.views.turns import indicator, turned
 from densepath.views.view import Batch
 
@@ -72,6 +74,10 @@ class PCRL(Method):
         alpha: the parameter of Beta; 0 for no hybrid encoder.
         predict_turns: also predict the quarter turns of a turned view (RotNet), with the weight of a reconstruction.
         shuffle: whether keys are shuffled as in MoCo.
+        windows: sizes in pixels, in the order of the tensor's axes: the crops are then pairs of windows of one of these
+            sizes, resized to the views, as in volumes.
+        min_iou: the least intersection over union of such a pair.
+        sigmoid: whether a sigmoid follows the predicted pixels, which then are in [0, 1]: for mean 0 and std 1.
 
     Source: Zhou et al., ICCV 2021. The released code differs in many ways: see :class:`PCRLReleased`.
     """
@@ -90,6 +96,9 @@ class PCRL(Method):
         alpha: float = 1.0,
         predict_turns: bool = False,
         shuffle: bool = True,
+        windows: tuple[tuple[int, ...], ...] = (),
+        min_iou: float = 0.2,
+        sigmoid: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0 or not 0 <= momentum <= 1 or alpha < 0:
@@ -109,13 +118,14 @@ class PCRL(Method):
         self.key_attention = Momentum(self.attention) if self.attention is not None else None
         self.queue = Queue(queue_size, dim)
         if targets != "none":
-            self.decoder = UNetDecoder(backbone)
-            self.head = pixel_head(self.decoder.channels, backbone.in_channels, backbone.ndim)
+            self.decoder, self.head = build_decoder(backbone)
         self.turn_head = nn.Linear(width, 4) if predict_turns else None
         self.temperature, self.momentum, self.shuffle = temperature, momentum, shuffle
         self.targets, self.alpha = targets, alpha
         self.alarm = CollapseAlarm()
-        self.views = partial(self.views, targets=targets)  # type: ignore[method-assign]
+        self.sigmoid = sigmoid
+        given = {"targets": targets, "windows": windows, "min_iou": min_iou}
+        self.views = partial(self.views, **given)  # type: ignore[method-assign]
         clean = ("first_clean", "second_clean", "first_target", "second_target")
         self.unused_views = (
             *(clean if targets == "none" else ()),
@@ -124,14 +134,20 @@ class PCRL(Method):
         )
 
     @staticmethod
-    def views(augment: Augment | None = None, targets: Targets = "turns") -> dict[str, Declaration]:
+    def views(
+        augment: Augment | None = None,
+        targets: Targets = "turns",
+        windows: tuple[tuple[int, ...], ...] = (),
+        min_iou: float = 0.2,
+    ) -> dict[str, Declaration]:
         """Two corrupted crops, the same crops without corruption, and the targets: flips and turns of these."""
         view = (augment or Augment(jitter=0.0, grayscale=0.0)).random_view()
         view = replace(view, appearance=(Painting(), *view.appearance))
+        first, second = (view, view) if not windows else window_views(view, windows, min_iou)
         flips, turn = ((0.5,) * 3 if targets in ("turns", "flips") else _SAME), targets == "turns"
         return {
-            "first": view,
-            "second": view,
+            "first": first,
+            "second": second,
             "first_clean": Turned("first", _SAME, quarter_turns=False, clean=True),
             "second_clean": Turned("second", _SAME, quarter_turns=False, clean=True),
             "first_target": Turned("first_clean", flips, turn),
@@ -218,7 +234,8 @@ class PCRL(Method):
 
     def decode(self, maps: Maps, target: Tensor) -> Tensor:
         """Predicted pixels, in the shape of the target."""
-        return self.head(self.decoder(maps, target.shape[2:]))
+        made = self.head(self.decoder(maps, target.shape[2:]))
+        return torch.sigmoid(full_precision(made)) if self.sigmoid else made
 
     def mixed_target(self, batch: Batch) -> Tensor:
         """T_h(lambda X_o + (1 - lambda) X_m): both flipped and turned in the same way, then mixed."""
@@ -232,6 +249,11 @@ class PCRL(Method):
         turns = indicator(batch["first"].map, batch["rotated"].map)[:, -4:].argmax(1)
         scores = self.turn_head(global_pool(self.backbone(batch["rotated"].pixels)[self.backbone.deepest]))
         return F.cross_entropy(full_precision(scores), turns.to(scores.device, non_blocking=True))
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+        if self.sigmoid:
+            check_unit_range(images.spec)
+        return None
 
     @classmethod
     def predicts_pixels(cls) -> bool:
@@ -250,11 +272,8 @@ class PCRL(Method):
         return Reconstruction(view, clean, true, made, torch.ones_like(true[:, :1], dtype=torch.bool))
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
-        """The decoder and its head, with the names of segmentation_models_pytorch."""
-        if self.targets == "none":
-            return {}
-        state = {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
-        return {"decoder": state | {f"segmentation_head.{n}": value for n, value in self.head.state_dict().items()}}
+        """The decoder and its head, with the names of Models Genesis or of segmentation_models_pytorch."""
+        return {} if self.targets == "none" else {"decoder": decoder_state(self.decoder, self.head)}
 
     def check(self, sizes: Mapping[str, tuple[int, ...]], batch_size: int, processes: int = 1) -> None:
         super().check(sizes, batch_size, processes)

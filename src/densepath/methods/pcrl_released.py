@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Unpack
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +18,20 @@ from densepath.methods.base import Losses, Reconstruction
 from densepath.methods.c2l import C2L, C2LOptions, Maps
 from densepath.methods.collapse import output_spread
 from densepath.nets.backbones import Backbone
-from densepath.nets.decoders.unet import UNetDecoder, pixel_head
+from densepath.nets.decoders.build import build_decoder, decoder_state
 from densepath.nets.heads import MLPHead
 from densepath.nets.transformation_attention import TransformationAttention
+from densepath.sources.pixel_source import PixelSource, check_unit_range
 from densepath.views.augment import Augment
-from densepath.views.corruptions import Cutout
-from densepath.views.declarations import Declaration, Turned
+from densepath.views.corruptions import Cutout, Painting
+from densepath.views.declarations import Declaration, Turned, window_views
+from densepath.views.local_shuffle import LocalShuffle
 from densepath.views.turns import indicator
 from densepath.views.view import Batch
 
 
 class PCRLReleased(C2L):
-    """The released code of PCRL for radiographs.
+    """The released code of PCRL for radiographs and volumes.
 
     As :class:`C2L` with temperature 0.2 and a head of two layers, and with a U-Net decoder D. With the ordinary maps F
     and the momentum maps G of the views x_1 and x_2, a_1 = max(l, 1 - l), gates A of the deepest maps
@@ -38,34 +43,62 @@ class PCRLReleased(C2L):
     where targets of the first two are corrupted views, and the last two have no gates. The clean views of the released
     code are neither rotated by up to 10 degrees nor flipped, as their inputs are; ours are aligned with the inputs.
 
+    Views of images have three holes; those of volumes are shuffled locally and painted, both inside or both outside.
+    The released code also scales volumes by 0.9 to 1.1 and leaves out windows that are mostly air; ours does not.
+
     Args:
         backbone: the ordinary encoder.
         temperature: temperature of the contrast.
+        windows: sizes in pixels, in the order of the tensor's axes: the crops are then pairs of windows, each of one of
+            these sizes, resized to the views, as in volumes.
+        min_iou: the least intersection over union of such a pair.
+        border: distance of windows from the edges of an image along each axis, where it is large enough.
+        sigmoid: whether a sigmoid follows the predicted pixels, which then are in [0, 1]: for mean 0 and std 1.
+        **options: as in :class:`C2L`.
 
     Source: the code of Zhou et al., ICCV 2021. See :class:`~densepath.methods.pcrl.PCRL` for the paper.
     """
 
-    def __init__(self, backbone: Backbone, temperature: float = 0.2, **options: Unpack[C2LOptions]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        temperature: float = 0.2,
+        windows: tuple[tuple[int, ...], ...] = (),
+        min_iou: float = 0.25,
+        border: tuple[int, ...] = (),
+        sigmoid: bool = False,
+        **options: Unpack[C2LOptions],
+    ) -> None:
         super().__init__(backbone, temperature=temperature, **options)
         width, ndim = backbone.channels[backbone.deepest], backbone.ndim
         self.gate = TransformationAttention(width, ndim + 4, "gate", ndim=ndim)
-        self.decoder = UNetDecoder(backbone)
-        self.pixels = pixel_head(self.decoder.channels, backbone.in_channels, ndim)
+        self.decoder, self.pixels = build_decoder(backbone)
+        self.sigmoid = sigmoid
+        given = {"windows": windows, "min_iou": min_iou, "border": border, "ndim": ndim}
+        self.views = partial(self.views, **given)  # type: ignore[method-assign]
 
     @staticmethod
     def make_head(width: int, dim: int) -> nn.Module:
         return MLPHead(width, dim, dim)
 
     @staticmethod
-    def views(augment: Augment | None = None) -> dict[str, Declaration]:
+    def views(
+        augment: Augment | None = None,
+        windows: tuple[tuple[int, ...], ...] = (),
+        min_iou: float = 0.25,
+        border: tuple[int, ...] = (),
+        ndim: int = 2,
+    ) -> dict[str, Declaration]:
         """Two corrupted crops, the same crops clean, and the corrupted ones flipped and turned."""
         own = Augment(rotation=10.0, jitter=1.0, hue=0.4)
         view = (augment or own).random_view()
-        view = replace(view, appearance=(*view.appearance, Cutout()))
+        corruptions = (Cutout(),) if ndim == 2 else (LocalShuffle(), Painting(same_choice=True))
+        view = replace(view, appearance=(*view.appearance, *corruptions))
+        first, second = (view, view) if not windows else window_views(view, windows, min_iou, border, equal=False)
         same = {"flip": (0.0,) * 3, "quarter_turns": False, "clean": True}
         return {
-            "first": view,
-            "second": view,
+            "first": first,
+            "second": second,
             "first_clean": Turned("first", **same),  # type: ignore[arg-type]
             "second_clean": Turned("second", **same),  # type: ignore[arg-type]
             "first_target": Turned("first"),
@@ -117,7 +150,13 @@ class PCRLReleased(C2L):
 
     def decode(self, maps: Maps, target: Tensor) -> Tensor:
         """Predicted pixels, in the shape of the target."""
-        return self.pixels(self.decoder(maps, target.shape[2:]))
+        made = self.pixels(self.decoder(maps, target.shape[2:]))
+        return torch.sigmoid(full_precision(made)) if self.sigmoid else made
+
+    def prepare(self, images: PixelSource, given: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+        if self.sigmoid:
+            check_unit_range(images.spec)
+        return None
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
@@ -128,6 +167,5 @@ class PCRLReleased(C2L):
         return Reconstruction(first, batch["first_clean"].pixels, true, made, torch.ones_like(true[:, :1]).bool())
 
     def exported_parts(self) -> dict[str, dict[str, Tensor]]:
-        """The decoder and its head, with the names of segmentation_models_pytorch."""
-        state = {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
-        return {"decoder": state | {f"segmentation_head.{n}": value for n, value in self.pixels.state_dict().items()}}
+        """The decoder and its head, with the names of Models Genesis or of segmentation_models_pytorch."""
+        return {"decoder": decoder_state(self.decoder, self.pixels)}

@@ -7,6 +7,7 @@ keeps its tensors, its hooks, and its name in the state dict. In evaluation mode
 from __future__ import annotations
 
 import copy
+import math
 from functools import cache
 from typing import Any, TypeVar
 
@@ -229,6 +230,31 @@ def group_batch_norm(network: nn.Module, group: int) -> None:
 def synchronize_batch_norm(network: nn.Module) -> None:
     """Compute batch statistics over the images of all processes. Raises as :func:`group_batch_norm`."""
     _convert(network, _kinds()[1])
+
+
+def to_group_norm(network: Network, groups: int = 8) -> Network:
+    """Replace all batch norms of a network, in place, by group norms with the same weights and biases.
+
+    For fine-tuning with a few large volumes in a batch. A norm whose channels cannot be divided by ``groups`` has the
+    largest number of groups below that which divides them. The running statistics are lost.
+
+    Args:
+        network: the network; not itself a batch norm.
+        groups: groups of channels: 8 in the released PCRL. 1 is a layer norm.
+
+    Returns:
+        The network.
+    """
+    if groups < 1:
+        raise UserError(f"group norms need at least one group, not {groups}")
+    for parent in list(network.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, _BatchNorm):
+                made = nn.GroupNorm(math.gcd(groups, norm.num_features), norm.num_features, norm.eps, norm.affine)
+                if norm.affine:
+                    made.weight, made.bias = norm.weight, norm.bias
+                setattr(parent, name, made)
+    return network
 
 
 def plain_batch_norm(network: Network) -> Network:

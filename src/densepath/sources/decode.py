@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, Unident
 
 from densepath.sources.conversion import TO_16_BITS, upper_bits, with_channels
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.dicom_image import DICOM_START, dicom_header, is_dicom, read_dicom
+from densepath.sources.dicom_image import SUFFIXES as DICOM_SUFFIXES
 from densepath.sources.expansion import check_scans, still_webp
 from densepath.sources.tiff import TIFF_STARTS, read_tiff, refuse_bomb, refuse_channels, tiff_header
 
@@ -58,7 +61,7 @@ class Header:
 def read_image(
     path: str | Path, max_side: int | None = None, channels: int = 3, dtype: npt.DTypeLike = np.uint8
 ) -> npt.NDArray[Any]:
-    """Decode a PNG, JPEG, TIFF, WebP or BMP file.
+    """Decode a PNG, JPEG, TIFF, WebP or BMP file, or a radiograph in a DICOM file.
 
     RGB: grey, palette and CMYK images are converted; transparent pixels are blended with white, the background of a
     slide. Grey: color is converted to luma, and the alpha channel of grey is dropped. 8 bits: of 16 bits, the upper 8
@@ -129,30 +132,46 @@ def read_size(path: str | Path, max_side: int | None = None) -> tuple[int, int]:
     return header.height, header.width
 
 
-class _Tiff(Image.Image):
-    """A file that tifffile reads: its size is known, its pixels are read on request."""
+class _Unread(Image.Image):
+    """A file that Pillow does not read: its size is known, its pixels are read on request.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: the file.
+        header: reads its height, width, channels, bits and orientation.
+        read: reads its pixels (H, W) or (H, W, C).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: Callable[[str | Path], tuple[int, int, int, int, int]],
+        read: Callable[[str | Path], npt.NDArray[Any]],
+    ) -> None:
         super().__init__()
-        height, width, self.channels, self.bits, self.orientation = tiff_header(path)
-        self._size, self._path = (width, height), path
+        height, width, self.channels, self.bits, self.orientation = header(path)
+        refuse_bomb(path, width, height)
+        self._size, self._path, self._read = (width, height), path, read
 
     def pixels(self) -> npt.NDArray[Any]:
-        return read_tiff(self._path)
+        return self._read(self._path)
 
 
 def _open(path: str | Path) -> Image.Image:
-    """Open with Pillow, or with tifffile for TIFFs that Pillow does not read or would change."""
+    """Open with Pillow, with tifffile for TIFFs that Pillow does not read or would change, or as DICOM."""
+    if str(path).lower().endswith(DICOM_SUFFIXES):
+        return _Unread(path, dicom_header, read_dicom)
     try:
         image: Image.Image = Image.open(still_webp(path) or path, formats=FORMATS)
     except UnidentifiedImageError:
         with open(path, "rb") as file:
-            start = file.read(4)
+            start = file.read(DICOM_START)
         if not start:
             raise CorruptImage(str(path), "the file is empty") from None
-        if start not in TIFF_STARTS:
+        if is_dicom(start):
+            return _Unread(path, dicom_header, read_dicom)
+        if start[:4] not in TIFF_STARTS:
             raise CorruptImage(str(path), "not an image, or truncated in its first bytes") from None
-        return _Tiff(path)
+        return _Unread(path, tiff_header, read_tiff)
     except ValueError:  # Pillow refuses PNG files with notes of over 1 MiB
         image = Image.open(without_notes(path), formats=("PNG",))
     refuse_bomb(path, *image.size)
@@ -165,7 +184,7 @@ def _open(path: str | Path) -> Image.Image:
         planes = image.tag_v2.get(_PLANES_TAG) == 2 and image.tag_v2.get(_COMPRESSION_TAG, 1) == 1
         if turned or planes:
             image.close()
-            return _Tiff(path)
+            return _Unread(path, tiff_header, read_tiff)
     return image
 
 
@@ -190,14 +209,14 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _bits(image: Image.Image) -> int:
-    if isinstance(image, _Tiff):
+    if isinstance(image, _Unread):
         return image.bits
     return 16 if image.mode.startswith("I;16") or ";16" in _raw_mode(image) else 8
 
 
 def _orientation(image: Image.Image) -> int:
     """The orientation tag, 1 to 8; 1 where there is none that is valid."""
-    if isinstance(image, _Tiff):
+    if isinstance(image, _Unread):
         tag = image.orientation
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         tag = image.tag_v2.get(_ORIENTATION_TAG)
@@ -209,7 +228,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    if isinstance(image, _Tiff):
+    if isinstance(image, _Unread):
         return image.channels <= 2
     # Pillow opens 16-bit grey with alpha as RGBA
     return image.mode in ("1", "L", "LA") or image.mode.startswith("I;16") or _raw_mode(image).startswith("LA")
@@ -221,7 +240,7 @@ def _factor(size: tuple[int, int], max_side: int | None) -> int:
 
 def _read_16_bits(path: str | Path, image: Image.Image) -> npt.NDArray[np.uint16]:
     """(H, W, C) as stored: grey or RGB, perhaps with alpha."""
-    if isinstance(image, _Tiff):
+    if isinstance(image, _Unread):
         pixels = image.pixels()
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
         pixels = read_tiff(path)
@@ -246,7 +265,7 @@ def _reduce(pixels: npt.NDArray[np.uint16], factor: int) -> npt.NDArray[np.uint1
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB of 8 bits, blended with white."""
-    if isinstance(image, _Tiff):
+    if isinstance(image, _Unread):
         image = Image.fromarray(upper_bits(image.pixels()))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit or floating-point pixels have no agreed range; convert the image to 8 or 16 bits")
@@ -265,7 +284,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_grey(image: Image.Image) -> Image.Image:
     """An image of any mode as grey of 8 bits."""
     if _is_grey(image) and not image.mode.startswith("I;16"):
-        plain = Image.fromarray(upper_bits(image.pixels())) if isinstance(image, _Tiff) else image
+        plain = Image.fromarray(upper_bits(image.pixels())) if isinstance(image, _Unread) else image
         return plain.convert("L")  # without its alpha channel
     return to_rgb(image).convert("L")
 

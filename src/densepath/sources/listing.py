@@ -18,9 +18,9 @@ from densepath.sources.path_table import PathTable
 
 T = TypeVar("T")
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
-_KINDS = "PNG, JPEG, TIFF, WebP or BMP image"
+_KINDS = "PNG, JPEG, TIFF, WebP, BMP or DICOM image"
 _SHOWN = 4  # kinds of files
 _RUNS = "folders of runs"
 _CONFIG, _HEAD = "config.yaml", b"# densepath "  # the file that each run folder has, and how it begins

@@ -18,7 +18,7 @@ from densepath.core.errors import UserError
 from densepath.core.random import permute, permute_blocks
 from densepath.sources.batch import ImageBatch, join
 from densepath.sources.corrupt import CorruptLog
-from densepath.sources.pixel_source import Gathered, PerImage, PixelSource
+from densepath.sources.pixel_source import Gathered, PerBox, PerImage, PixelSource
 from densepath.sources.prefetch import ahead
 from densepath.sources.workers import end_workers, from_worker, out_of_worker, outlive_signals, report_dead_workers
 
@@ -111,7 +111,7 @@ class ImageBatches:
         start_step: int = 0,
         device: torch.device | str | None = None,
         draw: DrawViews | None = None,
-        extras: Mapping[str, PerImage] | None = None,
+        extras: Mapping[str, PerImage | PerBox] | None = None,
         shuffle: Shuffle = "full",
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
@@ -253,7 +253,7 @@ class ImageBatches:
             corrupt=corrupt,
             spacing=self.images.spacing(gathered.index),
             plan=wanted.plan,
-            extras={name: extra.gather(gathered.index, pin) for name, extra in self.extras.items()},
+            extras={name: _read_extra(extra, gathered, pin) for name, extra in self.extras.items()},
         )
 
     def _order(self) -> Iterator[tuple[int, Tensor]]:
@@ -279,6 +279,12 @@ class ImageBatches:
             return False
         torch.cuda.set_device(self.device)
         return True
+
+
+def _read_extra(extra: PerImage | PerBox, images: Gathered, pin: bool) -> Tensor:
+    if isinstance(extra, PerBox):
+        return extra.gather_boxes(images.index, images.boxes, pin)
+    return extra.gather(images.index, pin)
 
 
 class _Decoder(Dataset[Any]):

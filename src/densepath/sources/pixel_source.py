@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +152,15 @@ class PixelSpec:
         return statistics.view(2, 1, -1, *(1,) * (pixels.ndim - 2))
 
 
+def check_unit_range(spec: PixelSpec) -> None:
+    """Raise UserError if networks do not see values in [0, 1]."""
+    if any(spec.mean) or any(value != 1 for value in spec.std):
+        raise UserError(
+            "with a sigmoid, pixels must be in [0, 1]; give --mean and --std as many zeros and ones as there are "
+            "channels, or --method.sigmoid false"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Gathered:
     """Images of one batch, or of a part of it.
@@ -292,5 +301,17 @@ class PerImage(Protocol):
         Args:
             index: positions in the source, on the CPU.
             pin: into page-locked memory, from where a GPU fetches it while other work runs.
+        """
+        ...
+
+
+@runtime_checkable
+class PerBox(Protocol):
+    """Annotations of the pixels of each image, read in the same boxes as these."""
+
+    def gather_boxes(self, index: Tensor, boxes: Tensor | None, pin: bool = False) -> Tensor:
+        """The annotations of the images at the positions ``index`` (B,), or of boxes (B, 2, d) of them: (B, *canvas).
+
+        Arguments as for :meth:`PixelSource.gather`.
         """
         ...

@@ -121,6 +121,7 @@ def write_slide(
     seed: int = 0,
     layout: Literal["tiff", "aperio"] = "tiff",
     codec: Literal["JPEG", "JPEG 2000"] = "JPEG",
+    painter: SlidePainter | None = None,
 ) -> Path:
     """Write a procedural slide as a tiled pyramid, in about a hundredth of the memory that its pixels take.
 
@@ -133,6 +134,7 @@ def write_slide(
         seed: of the tissue.
         layout: a plain TIFF with µm per pixel in its resolution tags, or the descriptions of Aperio's SVS.
         codec: JPEG is YCbCr with 4:2:0 chroma in a plain TIFF, and RGB in Aperio's.
+        painter: paints another slide than that of ``size``, ``mpp`` and ``seed``.
 
     Returns:
         ``path``.
@@ -141,12 +143,14 @@ def write_slide(
         UserError: a number is invalid.
     """
     check_seed(seed)
+    painter = painter or SlidePainter(size, mpp, seed)
+    size, mpp = painter.size, painter.mpp
     if min(size) < 1 or tile < 16 or tile % 16 or levels[:1] != (1,) or not mpp > 0:
         raise UserError("a slide needs a positive size and mpp, tiles of a multiple of 16 px, and levels from 1")
     if any(low < 1 or high % low or high == low for low, high in pairwise(levels)):
         raise UserError(f"levels are {levels}; each must be a multiple of the one before")
     rgb = layout == "aperio" and codec == "JPEG"
-    painter, reduced = SlidePainter(size, mpp, seed), _Reduced(size, levels[1] if len(levels) > 1 else 1)
+    reduced = _Reduced(size, levels[1] if len(levels) > 1 else 1)
     with atomic_write(path) as part:
         with tifffile.TiffWriter(part) as tiff:
             for number, level in enumerate(levels):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from densepath.nets.backbones import Backbone
 from densepath.nets.weights import FORMAT_VERSION, pixel_notes, save_backbone, write_tensors
 from densepath.nets.weights.published import is_published
 from densepath.nets.weights.trained_on import slide_notes, slides_of_run
+from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS
 from densepath.runs.checkpoints import CHECKPOINTS, newest_checkpoint
 from densepath.runs.closing import draw_safely
 from densepath.runs.folder import read_config
@@ -25,7 +27,7 @@ from densepath.training.model_card import bare, recorded_scores, write_card
 
 EXPORTED = Path("exported") / "backbone.safetensors"
 _DETECTOR = Path("exported") / "detector.safetensors"
-Layout = Literal["timm", "torchvision", "detectron2", "tensors"]
+Layout = Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors"]
 
 
 def export(
@@ -51,12 +53,13 @@ def export(
         raise UserError("the layout tensors, backbone and prefix are for files of other projects; leave them out")
     method, config, steps = load_run(folder)
     layout = layout or "timm"
-    suffix = {"timm": "", "torchvision": "_torchvision", "detectron2": "_detectron2"}.get(layout, "")
-    kind = ".pth" if layout == "detectron2" else ".safetensors"
+    suffix = "" if layout == "timm" else f"_{layout}"
+    kind = ".pth" if layout in ("detectron2", *VOLUME_LAYOUTS) else ".safetensors"
     path = Path(out) if out is not None else folder / "exported" / f"backbone{suffix}{kind}"
     facts = (newest_checkpoint(folder / CHECKPOINTS) or {}).get("facts", {})
     card = {"facts": facts, "scores": scores, "licence": licence}
-    export_backbone(path, method.exported_backbone(), layout, config, steps, card, slides_of_run(folder))
+    decoder = method.exported_parts().get("decoder", {})
+    export_backbone(path, method.exported_backbone(), layout, config, steps, card, slides_of_run(folder), decoder)
     return path
 
 
@@ -68,6 +71,7 @@ def export_backbone(
     steps: int,
     card: Mapping[str, Any] | None = None,
     slides: Sequence[str] | None = None,
+    decoder: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Write a backbone, with metadata of its run, and its model card.
 
@@ -79,9 +83,10 @@ def export_backbone(
         steps: number of optimizer steps that it was trained for.
         card: what else the model card contains: see :func:`~densepath.training.model_card.write_card`.
         slides: the names of the slides that it was trained on; None for images.
+        decoder: as for :func:`~densepath.nets.weights.save_backbone`.
     """
     metadata = describe_run(config, steps, slides)
-    save_backbone(path, backbone, layout, metadata)
+    save_backbone(path, backbone, layout, metadata, decoder)
     draw_safely(lambda: write_card(path, backbone, layout, metadata, **(card or {})), "the model card was not written")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import OWN_PARTS, parse_name
-from densepath.nets.backbones.resnet3d import is_resnet3d
+from densepath.nets.backbones.resnet3d import ResNet3D, is_for_volumes
 
 _OWN = """```python
 from densepath.nets.weights.pretrained import pretrained_backbone
@@ -34,6 +34,33 @@ DetectionCheckpointer(model).load({file!r})  # a model with build_resnet_backbon
 
 The configuration must have `INPUT.FORMAT: RGB`, `MODEL.RESNETS.STRIDE_IN_1X1: False`, and as `PIXEL_MEAN` and
 `PIXEL_STD` the mean and std above times 255."""
+_MODELS_GENESIS = """```python
+import torch
+import unet3d  # of MrGiovanni/ModelsGenesis
+
+model = torch.nn.DataParallel(unet3d.UNet3D())
+model.load_state_dict(torch.load({file!r})["state_dict"])
+```"""
+_MONAI = """```python
+import torch
+from monai.networks.nets import ResNet
+
+model = ResNet(
+    "basic",
+    {blocks},
+    {widths},
+    n_input_channels={channels},
+    conv1_t_size={sizes},
+    conv1_t_stride={strides},
+    no_max_pool=True,
+)
+model.load_state_dict(torch.load({file!r})["state_dict"], strict=False)  # lacks only the classifier
+```"""
+_NNUNET = """```
+nnUNetv2_train DATASET 3d_fullres FOLD -p PLANS -pretrained_weights {file}
+```
+
+for plans with the ResidualEncoderUNet of ResEnc-L."""
 _STATE = """```python
 from safetensors.torch import load_file
 
@@ -51,8 +78,12 @@ def loading_code(path: Path, backbone: Backbone | None, layout: str, notes: Mapp
         notes: its metadata.
     """
     file = path.name
-    if backbone is None or not (backbone.library == "timm" or is_resnet3d(backbone.name)):
+    if backbone is None or not (backbone.library == "timm" or is_for_volumes(backbone.name)):
         return _STATE.format(file=file)
+    if isinstance(backbone, ResNet3D) and layout == "monai":
+        return _MONAI.format(file=file, **backbone.monai_options())
+    if layout in (others := {"models_genesis": _MODELS_GENESIS, "nnunet": _NNUNET}):
+        return others[layout].format(file=file)
     own = _OWN.format(file=file)
     if backbone.library != "timm" or OWN_PARTS & parse_name(backbone.name)[1].keys():
         return own

@@ -16,6 +16,7 @@ from densepath.annotations.splits import check_objects
 from densepath.core.closing import say_end
 from densepath.core.distributed import rank
 from densepath.core.errors import UserError
+from densepath.core.files import atomic_write
 from densepath.core.locks import refuse_held
 from densepath.core.result import Result
 from densepath.core.stopwatch import Stopwatch
@@ -148,7 +149,8 @@ def run(
             f"{images.spec.ndim}; choose another backbone"
         )
     fresh = old is None or not has_checkpoint(out / CHECKPOINTS)
-    loaded = load_weights(network, config.weights) if fresh else None
+    tensors: list[str] = []
+    loaded = load_weights(network, config.weights, report=tensors) if fresh else None
     options = all_options(config.method, config.method_options)
     method = find_method(config.method)(network, **options)
     together = batch * hardware.world_size
@@ -218,6 +220,9 @@ def run(
         if first:
             if held is not None:
                 write_lists(out, images if files is None else files, held)
+            if tensors:
+                with atomic_write(out / "weights.txt") as part:
+                    part.write_text("".join(f"{line}\n" for line in tensors), errors="surrogateescape")
             slides = record_slides(out, images, config.weights if fresh else "random")
             read = summarize(images, files) if fresh else []
             notes = (*read, loaded, _color_note(without), found)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from densepath.methods import Method
 
 # Entries of the config.yaml of a run that are not options: the specification of its pixels.
-_NOTED = {"": ("pixels",), "classify": ("pixels",), "detect": ("mean", "std", "window")}
+_NOTED = {"": ("pixels",), "classify": ("pixels",), "segment": ("pixels",), "detect": ("mean", "std", "window")}
 
 
 def recipe_names(verb: str = "") -> list[str]:

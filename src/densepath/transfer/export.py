@@ -15,7 +15,8 @@ from densepath.transfer.detection.onnx_export import export_onnx
 def export(
     run: str | Path,
     out: str | Path | None = None,
-    layout: Literal["timm", "torchvision", "detectron2", "tensors", "onnx"] | None = None,
+    layout: Literal["timm", "torchvision", "detectron2", "models_genesis", "monai", "nnunet", "tensors", "onnx"]
+    | None = None,
     *,
     backbone: str | None = None,
     prefix: str = "",
@@ -30,10 +31,11 @@ def export(
             of ConCL, MoCo or DINO, a timm name, "hf-hub:OWNER/NAME" or the folder of such a model. For "onnx" the
             folder of a run of ``detect``, or its exported/detector.safetensors.
         out: the file to write; that of a run goes to ``exported/`` in its folder by default. It ends in .safetensors,
-            for detectron2 in .pth or .pkl, for onnx in .onnx.
-        layout: "timm" (default), "torchvision" or "detectron2" for a backbone; "tensors" for the tensors of a file
-            under their own names, which is the default if densepath has no such network; "onnx" for a detector with
-            all steps from the stored pixels of an image to its objects.
+            for detectron2 in .pth or .pkl, for networks of volumes in .pth, for onnx in .onnx.
+        layout: "timm" (default), "torchvision" or "detectron2" for a backbone; for volumes also "models_genesis" for a
+            unet_3d with its decoder, "monai" for a resnet18_3d, "nnunet" for a resenc_3d; "tensors" for the tensors of
+            a file under their own names, which is the default if densepath has no such network; "onnx" for a detector
+            with all steps from the stored pixels of an image to its objects.
         backbone: the network in a file, a timm name; by default it follows from the file.
         prefix: the beginning of the names of a network's tensors, if a file has several networks, such as
             "module.encoder_k."; by default the trained encoder is taken, and reported.

@@ -38,6 +38,8 @@ from densepath.transfer.mil.new_slides import SlideOptions
 from densepath.transfer.mil.predict_answers import predict_answers
 from densepath.transfer.predict_images import Readers, predict_images
 from densepath.transfer.predict_records import TABLE
+from densepath.transfer.segment.predict_masks import predict_masks
+from densepath.transfer.segment.segmenter import is_segmenter
 from densepath.transfer.slides.precision import begun_precision
 from densepath.transfer.slides.predict_slides import SLIDES, predict_slides, search_of
 from densepath.transfer.slides.slide_list import list_of_slides, refuse_options
@@ -70,7 +72,7 @@ def predict(
     devices: int | str = "auto",
     precision: Precision = "auto",
 ) -> Result:
-    """Apply a trained detector, classifier, or model of slides to new images or whole slides.
+    """Apply a trained detector, classifier, segmenter, or model of slides to new images, volumes or whole slides.
 
     For each image, under its name: ``labels/*.png`` (16 bits; 0 for background, k for the k-th object),
     ``geojson/*.geojson`` (outlines for QuPath) and ``pictures/*.png``. For all images: ``predictions.json`` (COCO
@@ -86,16 +88,20 @@ def predict(
     With a classifier, ``predictions.csv`` has the predicted class or labels of each image, and their probabilities. Of
     slides, ``tiles`` has such a table for each, ``heat_maps`` the probabilities on the slide, and ``slides.csv`` means.
 
+    With a segmenter, ``labels`` has the class of each pixel, as the values of the training's label maps: PNG files for
+    images, and for volumes NIfTI files with the affine map, the shape and the orientation of the volume's file.
+    ``legend.json`` names the values, ``sizes.csv`` has the pixels or mm³ of each class, ``pictures`` overlays.
+
     With a run of ``mil``, slides become tiles and features as in its training, and get an answer by the model of each
     fold: ``patient-preds.csv`` and ``slides.csv`` have mean, standard deviation and each of them; ``attention`` has a
     table, GeoJSON and a heat map for each slide.
 
     Args:
-        run: the folder of a run of ``detect`` or ``classify``, or its exported/detector.safetensors or
-            classifier.safetensors; or the folder of a run of ``mil``.
+        run: the folder of a run of ``detect``, ``classify`` or ``segment``, or its exported/detector.safetensors,
+            classifier.safetensors or segmenter.safetensors; or the folder of a run of ``mil``.
         data: a folder of images, a text list of files, a glob, an image, or a packed store; or slides in the same ways,
-            or the folder of ``densepath tile``, whose tiles are searched; for a run of ``mil``, also a folder of files
-            of features.
+            or the folder of ``densepath tile``, whose tiles are searched; for a segmenter of volumes, these in the same
+            ways (NIfTI, MetaImage), or a store of them; for a run of ``mil``, also a folder of files of features.
         out: the folder of the results: ``geojson``, ``pictures`` and ``objects.csv``, for images ``labels``,
             ``predictions.json`` and ``images.json``, too, for slides ``heat_maps`` and ``slides.csv``.
         score: the lowest score of an object, from 0 to 1.
@@ -132,16 +138,24 @@ def predict(
         "spacing": spacing,
         "orientation": orientation,
     }
+    if pictures != "all" and pictures < 0:
+        raise UserError(f"pictures is {pictures}; give a number, or all")
+    options: dict[str, Any]
     if is_classifier(run):
         refuse_options("detectors, not classifiers", {**of_detectors, "window": window})
         refuse_options("detectors and runs of mil", {"pictures": pictures if pictures != _PICTURES else None})
         refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
         on_slides = OnSlides(mpp, mpp_table, default_mpp, shard)
-        options: dict[str, Any] = {"exclude": exclude, "devices": devices, "precision": precision}
+        options = {"exclude": exclude, "devices": devices, "precision": precision}
         return predict_classes(run, data=data, out=out, slides=on_slides, **options)
+    if is_segmenter(run):
+        refuse_options("detectors, not segmenters", {n: v for n, v in of_detectors.items() if n != "overlap"})
+        refuse_options("slides, not images", {"mpp": mpp, "mpp_table": mpp_table, "default_mpp": default_mpp})
+        refuse_options("runs of densepath mil", {"weights": weights, "slides": slides})
+        of_windows: dict[str, Any] = {"window": window, "overlap": of_detectors["overlap"], "shard": shard}
+        options = {"exclude": exclude, "pictures": pictures, "devices": devices, "precision": precision}
+        return predict_masks(run, data=data, out=out, **of_windows, **options)
     watch = Stopwatch()
-    if pictures != "all" and pictures < 0:
-        raise UserError(f"pictures is {pictures}; give a number, or all")
     if spacing is not None and not spacing > 0:
         raise UserError(f"spacing is {spacing}; give µm per pixel")
     if is_mil_run(run):

@@ -26,6 +26,8 @@ from densepath.transfer.detection.evaluation import describe
 from densepath.transfer.detection.object_metrics import OBJECT_METRICS, ImageScores, compare, over_images
 from densepath.transfer.detection.score_inputs import IMAGES, PREDICTIONS, LabelledImages, read_predictions, read_truth
 from densepath.transfer.predict_records import TABLE
+from densepath.transfer.segment.score_masks import is_semantic, score_masks
+from densepath.transfer.slides.slide_list import refuse_options
 
 _COLUMNS = ("image", "true", "found", *OBJECT_METRICS)
 
@@ -38,8 +40,14 @@ def score(
     split: Literal["train", "test"] = "test",
     orientation: Literal["stored", "viewed"] | None = None,
     score: float | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Result:
-    """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation.
+    """Compare predicted objects with true ones, with the metrics of gland and nucleus segmentation; or predicted
+    classes of pixels or voxels with true ones.
+
+    Predictions of a segmenter, and label maps with ``classes``, are compared by class: dice_NAME and iou_NAME, means
+    over images, hd95_NAME (pixels, or mm of volumes), pooled_iou, means over classes, and in how many images a class is
+    missed_NAME or false_NAME.
 
     object_f1, object_dice, object_hausdorff_px (pixels): those of the GlaS challenge, over all objects. aji, aji_plus,
     dq, sq, pq: means over images. Classes are ignored. If the predictions have scores, also COCO's AP of boxes and
@@ -47,7 +55,8 @@ def score(
 
     Args:
         data: the true objects: a data set as ``densepath data`` writes it, or a folder of label maps (PNG, TIFF, BMP,
-            .npy or .mat; 0 for background, a number for each object).
+            .npy or .mat; 0 for background, a number for each object); of classes: a folder of label maps, which may be
+            NIfTI or MetaImage volumes.
         predictions: a folder of ``densepath predict``, a folder of label maps with the images' names, or a JSON of COCO
             results; images.json next to it names its images if their ids are not those of the data.
         out: a JSON file for the metrics; a CSV file next to it has those of each image.
@@ -56,6 +65,8 @@ def score(
             describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         score: the lowest score of an object that is compared; by default 0.5 for a JSON, and for a folder of
             ``densepath predict`` the score that it was made with.
+        classes: of label maps that are not those of ``densepath predict`` with a segmenter: VALUE:NAME of each class,
+            or a JSON file with them.
 
     Returns:
         The metrics; shares are in percent.
@@ -74,6 +85,11 @@ def score(
         folder = Path(predictions) if Path(predictions).is_dir() else Path(predictions).parent
         for path in (Path(out), Path(out).with_suffix(".csv")):
             refuse_replacing(path, predictions, *(folder / name for name in (PREDICTIONS, IMAGES, TABLE)))
+    if is_semantic(predictions, classes):
+        refuse_options("objects, not classes of pixels", {"score": score, "orientation": orientation})
+        values, files = score_masks(data, predictions, classes, None if out is None else Path(out))
+        say_end(watch, "", files)
+        return Result(files.get("scores"), values, files)
     truth = read_truth(data, split, orientation)
     found = read_predictions(predictions, truth, score)
     places = matching(truth, found)

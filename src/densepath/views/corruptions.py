@@ -83,6 +83,7 @@ class Painting(Corruption):
         probability: of either.
         inside: probability that it is the inside.
         blocks: the largest number of blocks; after each there is another one with probability 0.95.
+        same_choice: whether all views of an image are painted in the same of the two ways.
 
     Source: Zhou et al., Models Genesis, MICCAI 2019; the sizes of the released code: sides of 1/6 to 1/3 of the view
     inside, and of 3/7 to 4/7 outside, at least 3 px from its borders.
@@ -91,6 +92,7 @@ class Painting(Corruption):
     probability: float = 0.9
     inside: float = 0.2
     blocks: int = _BLOCKS
+    same_choice: bool = False
 
     def __post_init__(self) -> None:
         check_probability("the probability of painting", self.probability)
@@ -100,9 +102,10 @@ class Painting(Corruption):
 
     def apply(self, x: Tensor, draw: Draw) -> Tensor:
         size = torch.tensor(x.shape[2:])
+        shared = Draw(draw.seed, draw.epoch, draw.index, torch.zeros_like(draw.view)) if self.same_choice else draw
 
         def paint(part: Tensor, rows: list[int]) -> Tensor:
-            inside = draw(Stream.PAINTING)[rows, 1] < self.inside
+            inside = shared(Stream.PAINTING)[rows, 1] < self.inside
             low, high = painted_blocks(draw, rows, size, inside, self.blocks)
             covered = in_boxes(low.to(part.device), high.to(part.device), part.shape[2:]).unsqueeze(1)
             noise = draw.pixels(rows, math.prod(part.shape[2:]), part.device, Stream.PAINTED_PIXELS)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from densepath.core.errors import UserError
 from densepath.views.appearance import check_probability, check_range
@@ -120,6 +120,24 @@ class SecondWindow(Pose):
     """
 
     of: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern(Pose):
+    """A window at one of a number of places, which are the same in all images: see ``patterns.py``.
+
+    Args:
+        count: number of places.
+        whole_epochs: whole epochs at the start of the run in which views show whole images instead.
+    """
+
+    count: int
+    whole_epochs: int = 0
+
+
+def pose_of(crop: Pose) -> dict[str, Any]:
+    """The arguments of :class:`Pose` that a crop has, for a crop of another kind."""
+    return {field.name: getattr(crop, field.name) for field in fields(Pose)}
 
 
 def check_flips(flip: Sequence[float], size: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from densepath.core.errors import UserError
 from densepath.sources.pixel_source import PixelSpec
 from densepath.views.appearance import Appearance
-from densepath.views.crops import Crop, SecondWindow, Window, WindowPair, check_flips, check_square
+from densepath.views.crops import Crop, Pattern, SecondWindow, Window, WindowPair, check_flips, check_square, pose_of
 
 MAX_COUNT = 128  # crops of one view, and views of one method: their numbers share 16 bits
 
@@ -28,7 +28,7 @@ class RandomView:
             image b.
     """
 
-    crop: Crop | Window | WindowPair | SecondWindow = _PLAIN
+    crop: Crop | Window | WindowPair | SecondWindow | Pattern = _PLAIN
     appearance: tuple[Appearance, ...] = ()
     size: float = 1.0
     count: int = 1
@@ -106,6 +106,19 @@ class Center:
 
 
 Declaration = RandomView | Cover | Turned | Center
+
+
+def window_views(
+    view: RandomView,
+    windows: tuple[tuple[int, ...], ...],
+    iou: float,
+    border: tuple[int, ...] = (),
+    equal: bool = True,
+) -> tuple[RandomView, RandomView]:
+    """Two views as a given one, but of a pair of windows; the first is to be named "first". See :class:`WindowPair`."""
+    pose = pose_of(view.crop)
+    pair = WindowPair(windows=windows, iou=iou, equal=equal, border=border, **pose)
+    return replace(view, crop=pair), replace(view, crop=SecondWindow(of="first", **pose))
 
 
 def view_sizes(views: Mapping[str, Declaration], size: int | Sequence[int], ndim: int) -> dict[str, tuple[int, ...]]:

@@ -87,33 +87,36 @@ class ViewMaker:
         for name, planned in plan.views.items():
             shape = (counts[name] * len(images), channels, *planned.size)
             views[name] = View(torch.empty(shape, device=device, memory_format=self.memory_format), planned.map)
+        shown = {view.of for view in self.views.values() if isinstance(view, Turned) and view.clean}
         for rows in self._shares(images, plan):
             part = images.pixels[rows].movedim(-1, 1)
             if device.type != "cpu":
                 part = part.to(torch.float32)  # once for all views
+            clean: dict[str, Tensor] = {}  # the views that others show without their changed appearance
             for name, view in self.views.items():
                 of_crops = torch.arange(counts[name]).unsqueeze(1) * len(images) + torch.arange(rows.start, rows.stop)
-                made = self._view(view, plan.views[name], of_crops, part, images, rows, views)
+                of_rows = of_crops.flatten()
+                if isinstance(view, Turned) and (not view.clean or view.of in clean):
+                    other = clean[view.of] if view.clean else views[view.of].pixels[of_rows.to(device)]
+                    linear = torch.linalg.solve(*(plan.views[n].map[of_rows, :, :-1] for n in (view.of, name)))
+                    made = turned(other, linear.round() + 0.0)  # no -0
+                else:
+                    made = self._original(plan.views[name], of_crops, part, images, rows)
+                    if name in shown:
+                        clean[name] = self.spec.normalize(made.clone())
+                    draw = plan.views[name].draw.take(of_rows)
+                    for operation in view.appearance if isinstance(view, RandomView) else ():
+                        made = operation.apply(made, draw)
+                    made = self.spec.normalize(made)
                 for crop, pixels in zip(of_crops, made.chunk(counts[name]), strict=True):
                     views[name].pixels[int(crop[0]) : int(crop[-1]) + 1] = pixels
         return Batch(views, images.index, self.seed, images.step, images.epoch, images.progress, images.extras)
 
-    def _view(
-        self,
-        view: Declaration,
-        planned: PlannedView,
-        of_crops: Tensor,
-        part: Tensor,
-        images: ImageBatch,
-        rows: slice,
-        views: Mapping[str, View],
+    def _original(
+        self, planned: PlannedView, of_crops: Tensor, part: Tensor, images: ImageBatch, rows: slice
     ) -> Tensor:
-        """The normalized pixels (K * b, C, *size) of the crops (K, b) of some images (b, C, *spatial)."""
+        """The pixels (K * b, C, *size) in [0, 1] of the crops (K, b) of some images (b, C, *spatial)."""
         of_rows = of_crops.flatten()
-        if isinstance(view, Turned) and not view.clean:
-            other = views[view.of]
-            linear = torch.linalg.solve(other.map[of_rows, :, :-1], planned.map[of_rows, :, :-1]).round() + 0.0  # no -0
-            return turned(other.pixels[of_rows.to(part.device)], linear)
         maps, extent = planned.map[of_rows], images.sizes[rows].repeat(len(of_crops), 1)
         if images.boxes is not None:
             low, high = images.boxes[rows].repeat(len(of_crops), 1, 1).unbind(1)
@@ -126,12 +129,7 @@ class ViewMaker:
         pixels = sample(part, maps, planned.size, mode=planned.interpolation, extent=extent, rows=source).contiguous()
         if images.extent is not None:
             pixels = _only_inside(pixels, planned.map[of_rows])
-        pixels = self.spec.apply_window(pixels)
-        if isinstance(view, RandomView):
-            draw = planned.draw.take(of_rows)
-            for operation in view.appearance:
-                pixels = operation.apply(pixels, draw)
-        return self.spec.normalize(pixels)
+        return self.spec.apply_window(pixels)
 
     def _shares(self, images: ImageBatch, plan: Plan) -> list[slice]:
         """The parts of a batch that are processed one after another."""

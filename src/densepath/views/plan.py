@@ -11,9 +11,10 @@ from torch import Tensor
 from densepath.core.affine import compose, union
 from densepath.core.filters import Mode
 from densepath.core.volume_sampling import needed_boxes
-from densepath.views.crops import Crop, SecondWindow, Window, WindowPair
+from densepath.views.crops import Crop, Pattern, SecondWindow, Window, WindowPair
 from densepath.views.declarations import Center, Cover, Declaration, Turned, crop_counts, view_sizes
 from densepath.views.geometry import center_maps, crop_maps, pose_maps, window_maps
+from densepath.views.patterns import pattern_maps
 from densepath.views.random_streams import Draw
 from densepath.views.turns import turn_maps
 from densepath.views.window_pairs import window_pairs
@@ -114,6 +115,8 @@ def plan_views(
                     maps, pairs[name] = window_pairs(crop, all_sizes, draw)
                 elif isinstance(crop, Window):
                     maps = window_maps(all_sizes, own_size, draw)
+                elif isinstance(crop, Pattern):
+                    maps = pattern_maps(crop, all_sizes, own_size, draw)
                 elif isinstance(crop, SecondWindow):
                     maps = pairs[crop.of]
                 maps = pose_maps(crop, maps, all_sizes, draw, all_spacing)

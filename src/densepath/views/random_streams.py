@@ -31,16 +31,23 @@ class Stream(IntEnum):
     NOISE = 27
     INTENSITY = 28
     GAMMA = 29
+    ELASTIC = 30
+    ONE_OF = 31
     CROP_3D = 32  # and the nine after it
     BEZIER = 44
     BEZIER_POINTS = 45
     LOCAL_SHUFFLE = 46
     PAINTING = 47
     PAINTING_BLOCKS = 48  # and the nine after it: two for each block
+    PATCH = 58  # zoom and place of the patches of segmentation
     WINDOWS = 64  # and the 31 after it: four for each attempt
+    PATTERN = 42
+    PATTERN_PLACE = 43
     CUTOUT = 96  # and those after it: one for each hole
     PIXELS = 2**16  # and those after it: numbers for each pixel of a view
     PAINTED_PIXELS = 2**27  # and so on
+    ELASTIC_PIXELS = 2**28
+    CUBES = 2**28 + 2**27
     SHUFFLE_WINDOWS = 2**29
     SHUFFLE_PIXELS = 2**30
 

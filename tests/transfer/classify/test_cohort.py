@@ -115,3 +115,14 @@ def test_volumes_have_the_patients_and_splits_of_their_store(tmp_path: Path) -> 
     assert (pool.owners, pool.splits, pool.by_patient) == (["v0", "v1", "v2", "v3"], [], "")
     write_table(labels, ["file", "label", "patient"], [[f"v{k}", "ab"[k % 2], "PQRS"[k]] for k in range(4)])
     assert read(tmp_path, labels, store(tmp_path, ["A", "B", "C", "D"], parts)).owners == ["P", "Q", "R", "S"]
+
+
+def test_official_validation_images_that_become_the_test_are_reported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a/1.png", "a/2.png", "b/3.png", "b/4.png"]
+    rows = [[*row] for row in zip(names, "aabb", ("train", "val", "train", "val"), strict=True)]
+    study = make_study(read(folder, write_table(tmp_path / "t.csv", ["file", "label", "split"], rows)), None)
+    assert len(study.tested) == 2 and not len(study.held)
+    line = "no images are of the split test: the 2 validation images are the test, and a share of the training images"
+    assert line in capsys.readouterr().err

@@ -101,14 +101,15 @@ def test_the_official_splits_of_clam(tmp_path: Path) -> None:
         read_splits(tmp_path, cohort, 0.5, 0)
 
 
-def test_a_column_of_parts_or_of_folds() -> None:
+def test_a_column_of_parts_or_of_folds(capsys: pytest.CaptureFixture[str]) -> None:
     cohort = cohort_of([0, 1] * 6)
     cohort.splits[:] = ["train"] * 6 + ["val"] * 2 + ["TEST"] * 4
     (split,) = read_splits("part", cohort, 0.3, 0)
-    assert [len(part) for part in split.parts()] == [6, 2, 4]
+    assert [len(part) for part in split.parts()] == [6, 2, 4] and not capsys.readouterr().err
     cohort.splits[:] = ["train"] * 8 + ["val"] * 4  # BRIGHT: the official validation slides are the test slides
     (split,) = read_splits("part", cohort, 0.3, 0)
     assert split.test.tolist() == [8, 9, 10, 11] and len(split.validation)
+    assert "no cases are of the split test: the 4 validation cases are the test" in capsys.readouterr().err
     cohort.splits[:] = [str(number // 2 % 3) for number in range(12)]
     assert [split.test.tolist() for split in read_splits("fold", cohort, 0.3, 0)] == [
         [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11],

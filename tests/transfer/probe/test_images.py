@@ -272,3 +272,15 @@ def test_a_table_may_have_absolute_paths_or_the_folder_of_the_images(tmp_path: P
         for folder, known in ((data, {}), (None, {"data": str(data)})):
             found = label(Features(names, values, known), Labels(str(table)), folder)
             assert found.classes.labels.tolist() == [0, 1, 0, 1] and found.patients.tolist() == [0, 0, 1, 1]
+
+
+def test_validation_images_that_become_the_test_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.tile([0, 1], 12)
+    names = [f"{'val' if n % 6 < 2 else 'train'}/c{label}/{n}.png" for n, label in enumerate(labels)]
+    values = labels[:, None] + np.arange(24)[:, None] / 100
+    found = probe_images(features(values, names), Labels("folders"))
+    assert len(found.folds[0].test) == 8
+    line = "no images are of the split test: the 8 validation images are the test"
+    assert line in capsys.readouterr().err
+    probe_images(features(values, [name.replace("val/", "test/") for name in names]), Labels("folders"))
+    assert "are the test" not in capsys.readouterr().err

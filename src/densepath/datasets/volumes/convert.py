@@ -21,10 +21,10 @@ from densepath.core.system import available_memory, usable_cores, with_progress
 from densepath.core.threads import in_threads
 from densepath.core.work_folder import work_folder
 from densepath.datasets.volumes.conversion import Case, Contents, Conversion, check_names
-from densepath.datasets.volumes.prepare import prepare
 from densepath.datasets.volumes.suspects import AIR, warnings_of
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import matches_any
+from densepath.sources.volumes.prepare import prepare
 from densepath.sources.volumes.read import files_of
 from densepath.sources.volumes.store import FORMAT, INDEX, VERSION, VOLUMES, shared_window
 from densepath.sources.volumes.volume_file import SUFFIX, read_header, write_volume

@@ -9,6 +9,7 @@ from torch import nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.listed import ListedBackbone
 from densepath.nets.backbones.timm_backbone import TRIAL_SIZE, TimmBackbone, build_backbone
 from densepath.nets.backbones.transformers import is_transformer, wrap_transformer
 from densepath.nets.weights.hub import is_hub_name
@@ -23,7 +24,8 @@ def choose_backbone(backbone: str | nn.Module, channels: int = 3) -> Backbone:
         backbone: a name as for :func:`build_backbone`; "hf-hub:OWNER/NAME" for the architecture of a model on the
             Hugging Face hub (with random weights; give it as the weights, too, to load them); a
             :class:`~densepath.nets.backbones.Backbone`; a network of ``timm.create_model(name, features_only=True)``;
-            or a vision transformer of timm.
+            a vision transformer of timm; or a network that returns the list of its maps, from the first to the deepest,
+            such as the encoder of a U-Net of dynamic-network-architectures.
         channels: channels of the images.
 
     Raises:
@@ -56,6 +58,8 @@ def _wrap(network: Any, channels: int) -> Backbone:
     name = (getattr(network, "pretrained_cfg", None) or {}).get("architecture")
     info = getattr(network, "feature_info", None)
     try:
+        if name is None and info is None:
+            return ListedBackbone(network, type(network).__name__, channels)
         if name is None or not (hasattr(info, "reduction") or is_transformer(name)):
             raise ValueError("not a timm network that returns its stages")
         net = network if hasattr(info, "reduction") else wrap_transformer(network)
@@ -68,6 +72,7 @@ def _wrap(network: Any, channels: int) -> Backbone:
     except Exception as error:  # each network raises other exceptions
         raise UserError(
             f"the backbone, a {type(network).__name__}, does not return the maps of its stages; build it with "
-            "timm.create_model(name, features_only=True), or derive it from densepath.nets.backbones.Backbone"
+            "timm.create_model(name, features_only=True), let it return the list of its maps, or derive it from "
+            "densepath.nets.backbones.Backbone"
         ) from error
     return made

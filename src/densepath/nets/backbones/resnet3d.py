@@ -54,6 +54,18 @@ class ResNet3D(Backbone):
         super().__init__(nn.Sequential(layers), name, channels, strides, in_channels)
         self.apply(_initialize)
 
+    def monai_options(self) -> dict[str, object]:
+        """What MONAI's ``ResNet`` of the same shape has: blocks, widths, channels, sizes and strides of the stem."""
+        blocks = [len(getattr(self.net, f"layer{number}")) for number in range(1, 5)]
+        strides = self.strides[1]
+        return {
+            "blocks": blocks,
+            "widths": [self.channels[stage] for stage in range(2, 6)],
+            "channels": self.in_channels,
+            "sizes": tuple(7 if stride == 2 else 3 for stride in strides),
+            "strides": strides,
+        }
+
     def forward(self, x: Tensor, last: int = 5) -> dict[int, Tensor]:
         last = min(last, self.deepest)
         self.check_stage(last)
@@ -95,7 +107,7 @@ class ResidualBlock(nn.Module):
         return out.relu()
 
 
-def is_resnet3d(name: str) -> bool:
+def is_for_volumes(name: str) -> bool:
     """Whether a name is one of a network for volumes."""
     return isinstance(name, str) and "_3d" in name
 

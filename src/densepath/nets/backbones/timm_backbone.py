@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from densepath.core.errors import UserError
 from densepath.nets.backbones.backbone import Backbone
+from densepath.nets.backbones.listed import NAMES_LISTED, build_resenc
 from densepath.nets.backbones.names import create_network, parse_name
-from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_resnet3d
+from densepath.nets.backbones.resnet3d import NAMES_3D, build_resnet3d, is_for_volumes
 from densepath.nets.backbones.transformers import build_transformer, is_transformer
+from densepath.nets.backbones.unet3d import NAMES_UNET, build_unet3d
 
 __all__ = ["TRIAL_SIZE", "Backbone", "TimmBackbone", "build_backbone", "make_network"]
 
@@ -131,7 +133,8 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
         name: a timm architecture, e.g. "resnet18", "convnext_atto", "vit_small_patch16_224". Its feature
             maps must have the declared strides at any input size; those of windowed transformers do not. It may have
             arguments: "vit_large_patch16_224(init_values=1e-05)", see ``names.py``. For volumes:
-            see :func:`~densepath.nets.backbones.resnet3d.build_resnet3d`.
+            see :func:`~densepath.nets.backbones.resnet3d.build_resnet3d` and
+            :func:`~densepath.nets.backbones.unet3d.build_unet3d`.
         channels: channels of the images.
 
     Raises:
@@ -141,8 +144,9 @@ def build_backbone(name: str = "resnet18", channels: int = 3) -> Backbone:
     """
     from timm.models import model_entrypoint
 
-    if is_resnet3d(name):
-        return build_resnet3d(name, channels)
+    if is_for_volumes(name):
+        build = {"unet": build_unet3d, "rese": build_resenc}.get(name[:4], build_resnet3d)
+        return build(name, channels)
     _check_name(name)
     try:
         backbone = TimmBackbone(make_network(name, channels=channels), name, channels)
@@ -178,7 +182,7 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"{name!r} names weights, not a network; use the backbone {architecture!r} and give {name!r} as the weights"
         )
-    close = get_close_matches(name, [*timm.list_models(), *NAMES_3D], n=3)
+    close = get_close_matches(name, [*timm.list_models(), *NAMES_3D, *NAMES_UNET, *NAMES_LISTED], n=3)
     advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those that exist"
     raise UserError(f"unknown backbone {name!r}; {advice}")
 

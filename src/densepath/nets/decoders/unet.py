@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densepath.core.errors import UserError, first_few
-from densepath.nets.backbones import Backbone
-from densepath.nets.weights.checks import require_numbers
-from densepath.nets.weights.files import read_tensors
+from densepath.core.errors import UserError
 
 _WIDTH = 16  # channels of the last block, as released
-_HOLDER = "decoder_state_dict"  # key of a released checkpoint
+
+
+class Stages(Protocol):
+    """What a decoder needs to know of its encoder: see :class:`~densepath.nets.backbones.Backbone`."""
+
+    channels: dict[int, int]
+    strides: dict[int, tuple[int, ...]]
+    stages: tuple[int, ...]
+    deepest: int
+    ndim: int
 
 
 class UNetDecoder(nn.Module):
@@ -37,7 +43,7 @@ class UNetDecoder(nn.Module):
     Source: Ronneberger et al., MICCAI 2015; layers and initialization of the released PCRL (ICCV 2021).
     """
 
-    def __init__(self, backbone: Backbone, width: int = _WIDTH) -> None:
+    def __init__(self, backbone: Stages, width: int = _WIDTH) -> None:
         super().__init__()
         if width < 1:
             raise UserError(f"a decoder needs at least one channel, not {width}")
@@ -82,43 +88,15 @@ class UNetBlock(nn.Module):
         return out
 
 
-def pixel_head(in_channels: int, out_channels: int, ndim: int = 2) -> nn.Sequential:
-    """A convolution of 3 x 3 to values of pixels, without activation: ``segmentation_head`` of the released PCRL."""
-    layer: nn.Module = (nn.Conv2d, nn.Conv3d)[ndim - 2](in_channels, out_channels, 3, padding=1)
+def pixel_head(in_channels: int, out_channels: int, ndim: int = 2, kernel: int = 3) -> nn.Sequential:
+    """A convolution to values of pixels, without activation: ``segmentation_head`` of the released PCRL, 3 x 3."""
+    layer: nn.Module = (nn.Conv2d, nn.Conv3d)[ndim - 2](in_channels, out_channels, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(layer)
 
 
-def load_decoder(decoder: UNetDecoder, source: str | Path) -> str:
-    """Load the weights of a decoder: an exported ``decoder.safetensors``, or a checkpoint released with PCRL.
-
-    Returns:
-        One line that reports what was loaded.
-
-    Raises:
-        UserError: the file has no decoder, or one of another network.
-    """
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"there are no weights {path}; give a file of a U-Net decoder")
-    state, _ = read_tensors(path, (_HOLDER,))
-    prefix = "decoder." if any(key.startswith("decoder.blocks.") for key in state) else ""
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(f"{prefix}blocks.")}
-    own = decoder.state_dict()
-    missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
-    other = [key for key, value in found.items() if key in own and own[key].shape != value.shape]
-    if missing or other:
-        what = f"lacks {first_few(missing)}" if missing else f"has other shapes of {first_few(other)}"
-        raise UserError(
-            f"{path} does not fit the U-Net decoder of this backbone: it {what}; choose the backbone it is of"
-        )
-    require_numbers(found, str(path))
-    decoder.load_state_dict({key: found.get(key, value) for key, value in own.items()})
-    return f"{len(own)} tensors of the decoder from {path}"
-
-
-def _plan(backbone: Backbone) -> list[tuple[int, tuple[int, ...]]]:
+def _plan(backbone: Stages) -> list[tuple[int, tuple[int, ...]]]:
     """The blocks: the stage of the skip, 0 for none, and the strides after the block."""
     left = list(reversed(backbone.stages[:-1]))
     stride, plan = backbone.strides[backbone.deepest], []

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,9 @@ from densepath.nets.weights.files import read_tensors
 from densepath.nets.weights.hub import quiet
 from densepath.nets.weights.layouts import Match, arrange, feature_name, match_names, timm_state
 from densepath.nets.weights.published import WEIGHT_FILES, is_published, read_published
+from densepath.nets.weights.report import tensor_report
 from densepath.nets.weights.transformer_names import to_timm
+from densepath.nets.weights.volume_layouts import HOLDER, VOLUME_LAYOUTS
 from densepath.sources.pixel_source import PixelSpec
 from densepath.version import __version__
 
@@ -46,9 +49,13 @@ class Weights(NamedTuple):
 
 
 def save_backbone(
-    path: str | Path, backbone: Backbone, layout: str = "timm", metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    backbone: Backbone,
+    layout: str = "timm",
+    metadata: Mapping[str, str] | None = None,
+    decoder: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Write a backbone for timm, torchvision or detectron2, atomically.
+    """Write a backbone for timm, torchvision, detectron2, Models Genesis, MONAI or nnU-Net, atomically.
 
     How to load the file:
 
@@ -61,22 +68,28 @@ def save_backbone(
     - detectron2: ``DetectionCheckpointer(model).load(path)`` for a ``.pth`` or ``.pkl`` file; for ``.safetensors``,
       ``model.backbone.bottom_up.load_state_dict(load_file(path), strict=False)``. The configuration must have RGB, mean
       and std as in the metadata times 255, and ``STRIDE_IN_1X1 = False``.
+    - models_genesis: as the released ``Genesis_Chest_CT.pt``, with "module." before each name.
+    - monai: ``network.load_state_dict(torch.load(path)["state_dict"], strict=False)``; the file lacks only ``fc.*``.
+    - nnunet: ``nnUNetv2_train ... -pretrained_weights path``.
 
     Args:
-        path: a ``.safetensors`` file, or in the detectron2 layout a ``.pth`` file, or a ``.pkl`` file of numpy arrays.
+        path: a ``.safetensors`` file; in the detectron2 layout also a ``.pth`` file, or a ``.pkl`` file of numpy
+            arrays; in the last three a ``.pt`` or ``.pth`` file.
         backbone: what to write.
-        layout: "timm", "torchvision" or "detectron2".
+        layout: one of the libraries above.
         metadata: provenance (method, recipe, steps, ...), all strings, and the pixel specification (see
             :func:`pixel_notes`), by default that of images with these channels. densepath's own entries override it.
+        decoder: the tensors of a trained decoder, for models_genesis.
 
     Raises:
         UserError: the layout is unknown or does not fit the backbone, or the path has the wrong suffix.
     """
     path = Path(path)
-    suffixes = (".safetensors", ".pth", ".pkl") if layout == "detectron2" else (".safetensors",)
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pkl") if layout == "detectron2" else (".safetensors",)
+    suffixes = (".pt", ".pth") if layout in VOLUME_LAYOUTS else suffixes
     if path.suffix not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)} for weights in the layout {layout}")
-    state, untrained = arrange(backbone, layout)
+    state, untrained = arrange(backbone, layout, decoder)
     notes = {
         **pixel_notes(PixelSpec.default(backbone.in_channels, ndim=backbone.ndim)),
         **(metadata or {}),
@@ -84,12 +97,14 @@ def save_backbone(
         "format_version": FORMAT_VERSION,
         "densepath_version": __version__,
         "backbone": backbone.name,
-        "layout": layout if backbone.library == "timm" else backbone.library,
+        "layout": backbone.library if layout == "timm" else layout,
         "untrained": ", ".join(untrained),
     }
     with atomic_write(path) as temporary:
         content: dict[str, Any] = {"model": state, "matching_heuristics": True, "metadata": notes}
-        if path.suffix == ".pth":
+        if layout in VOLUME_LAYOUTS:
+            torch.save({HOLDER[layout]: state, "metadata": notes}, temporary)
+        elif path.suffix == ".pth":
             torch.save(content, temporary)
         elif path.suffix == ".pkl":
             arrays = {key: value.float().numpy() for key, value in state.items()}
@@ -157,7 +172,13 @@ def weights_file(source: str | Path) -> Path:
     return path
 
 
-def load_weights(backbone: Backbone, source: str | Path, prefix: str = "", complete: bool = False) -> str:
+def load_weights(
+    backbone: Backbone,
+    source: str | Path,
+    prefix: str = "",
+    complete: bool = False,
+    report: list[str] | None = None,
+) -> str:
     """Load weights into a backbone; if they don't fit, it is not changed.
 
     Args:
@@ -168,6 +189,7 @@ def load_weights(backbone: Backbone, source: str | Path, prefix: str = "", compl
         prefix: the beginning of the names of the network's tensors in the file, if it has several networks; by default
             the one with most of the backbone's tensors, rather than its momentum copy.
         complete: whether the file must have all tensors of the backbone; the line then also names other networks.
+        report: a list to which lines on each tensor are added, for weights in a file.
 
     Returns:
         One line that reports what was loaded.
@@ -194,6 +216,7 @@ def load_weights(backbone: Backbone, source: str | Path, prefix: str = "", compl
         state = _below(state, prefix, name)
     match = match_names(state, backbone.net.state_dict())
     require_numbers(match.found, name)
+    lines = tensor_report(backbone.net.state_dict(), match.found, state, match.unused)
     match = match._replace(found=resize_positions(backbone.net, match.found))
     match = match._replace(found=adapt_channels(match.found, backbone.net.state_dict(), backbone.in_channels))
     if problem := _misfit(backbone, match, complete):
@@ -202,6 +225,8 @@ def load_weights(backbone: Backbone, source: str | Path, prefix: str = "", compl
             f"(--backbone {other or 'resnet50, say'})"
         )
     backbone.net.load_state_dict(match.found, strict=False)
+    if report is not None:
+        report += lines
     wanted, missing = _wanted(backbone, match)
     line = f"{backbone.name} with {len(wanted) - len(missing)} of {len(wanted)} tensors from {name}"
     if prefix or match.prefix:

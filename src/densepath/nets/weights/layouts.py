@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from densepath.core.errors import UserError
 from densepath.nets.backbones import Backbone
 from densepath.nets.backbones.names import create_network
+from densepath.nets.weights.volume_layouts import VOLUME_LAYOUTS, arrange_volumes
 
-LAYOUTS = ("timm", "torchvision", "detectron2")
+LAYOUTS = ("timm", "torchvision", "detectron2", *VOLUME_LAYOUTS)
 
 # The momentum copy of a trained network: encoder_k, momentum_encoder, backbone_momentum, teacher, target_net and so on.
 _SLOW = re.compile(r"(?:^|[._])(?:k|key|ema|momentum|slow|target|teacher)(?=[._])")
@@ -27,10 +29,13 @@ _TIMM_RESNET = re.compile(r"(?:layer([1-4])\.(\d+)\.)?(?:(conv|bn)([1-3])|downsa
 _DETECTRON2 = re.compile(r"(?:stem|res([2-5])\.(\d+))\.(?:conv([1-3])|(shortcut))(\.norm)?\.(\w+)")
 
 
-def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[str]]:
+def arrange(
+    backbone: Backbone, layout: str, decoder: Mapping[str, Tensor] = MappingProxyType({})
+) -> tuple[dict[str, Tensor], list[str]]:
     """Give the tensors of a backbone the names of another library.
 
-    densepath's own networks keep their names in the layout "timm", and have no other.
+    densepath's own networks keep their names in the layout "timm"; for others see
+    :func:`~densepath.nets.weights.volume_layouts.arrange_volumes`, which also takes a ``decoder``.
 
     Returns:
         name -> tensor (on the CPU, contiguous), and the names of the tensors after the deepest stage. These are not
@@ -42,6 +47,9 @@ def arrange(backbone: Backbone, layout: str) -> tuple[dict[str, Tensor], list[st
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
     trained = backbone.net.state_dict()
+    if layout in VOLUME_LAYOUTS:
+        state, untrained = arrange_volumes(backbone, layout, decoder)
+        return {key: _plain(value) for key, value in state.items()}, untrained
     if backbone.library == "densepath":
         if layout != "timm":
             raise UserError(f"{backbone.name} has no counterpart in {layout}; export it in the default layout")

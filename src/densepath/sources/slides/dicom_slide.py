@@ -18,13 +18,17 @@ from densepath.sources.slides.slide import Box
 from densepath.sources.slides.tile_codecs import Pixels
 
 _SERIES = b"\x20\x00\x0e\x00"  # the tag SeriesInstanceUID, little-endian
+_SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _HEAD = 2**16  # bytes in which it is
-DICOM_START = 132  # bytes that show whether a file is DICOM
 
 
-def is_dicom(start: bytes) -> bool:
-    """Whether a file is DICOM, from its first bytes."""
-    return start[DICOM_START - 4 : DICOM_START] == b"DICM"
+def is_slide(path: str) -> bool:
+    """Whether a DICOM file is one of a whole slide, from the UID of its class."""
+    try:
+        with open(path, "rb") as file:
+            return _SLIDE in file.read(_HEAD)
+    except OSError:
+        return False
 
 
 def series_of(path: str) -> bytes:

@@ -10,12 +10,12 @@ from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
 from densepath.sources.listing import SUFFIXES as IMAGES
 from densepath.sources.listing import Passed, list_images
-from densepath.sources.slides.dicom_slide import series_of
+from densepath.sources.slides.dicom_slide import is_slide, series_of
 from densepath.sources.slides.open import open_slide
 from densepath.sources.tiles.tile_files import is_tile_folder
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
-_ALSO_IMAGES = (".tif", ".tiff")
+_ALSO_IMAGES, _DICOM = (".tif", ".tiff"), ".dcm"
 _KINDS = "slide (SVS, TIFF, NDPI, MRXS, SCN, BIF, VMS, CZI, DICOM)"
 
 
@@ -49,8 +49,12 @@ def holds_slides(data: str | Path, exclude: Sequence[str] = ()) -> bool:
     except UserError:  # not a list of files, or empty
         return False
     endings = {os.path.splitext(name)[1].lower() for name in names}
+    if endings.intersection(SUFFIXES) - {*_ALSO_IMAGES, _DICOM}:
+        return True
+    if _DICOM in endings:  # of a slide, or radiographs
+        return is_slide(next(name for name in names if name.lower().endswith(_DICOM)))
     if not endings.issubset(_ALSO_IMAGES):
-        return bool(endings.intersection(SUFFIXES) - set(_ALSO_IMAGES))
+        return False
     try:
         return len(open_slide(names[0]).levels) > 1
     except (CorruptImage, UserError):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from densepath.core.errors import UserError
 from densepath.sources.corrupt import CorruptImage
-from densepath.sources.slides.dicom_slide import DICOM_START, is_dicom, open_dicom
+from densepath.sources.dicom_image import DICOM_START, is_dicom
+from densepath.sources.slides.dicom_slide import open_dicom
 from densepath.sources.slides.openslide_slide import open_with_openslide
 from densepath.sources.slides.slide import Slide, SlideFile
 from densepath.sources.slides.tiff_slide import open_tiff

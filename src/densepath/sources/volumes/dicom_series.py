@@ -20,6 +20,7 @@ from densepath.core.errors import one_line
 from densepath.core.system import usable_cores
 from densepath.core.threads import in_threads
 from densepath.sources.corrupt import CorruptImage
+from densepath.sources.dicom_image import DICOM_START, is_dicom
 from densepath.sources.volumes.volume import Array, Channel, Volume, check_affine, check_values, library
 
 Gaps = Literal["error", "resample"]
@@ -30,7 +31,6 @@ _TAGS = (
 _GAP = 0.01  # of the spacing, by which steps between slices may differ
 _APART = 1e-3  # mm between slices at different places
 _TILT = 0.5  # degrees between the slices' normal and the direction in which they follow each other
-_MAGIC_PLACE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +222,7 @@ def _slice(path: str) -> Slice | str | None:
     """A slice of a volume; else why the file is passed over; None for files of other formats."""
     try:
         with open(path, "rb") as file:
-            known = file.read(_MAGIC_PLACE + 4)[_MAGIC_PLACE:] == b"DICM"
+            known = is_dicom(file.read(DICOM_START))
     except OSError:
         return "files that cannot be read"
     if not known and not path.lower().endswith(".dcm"):

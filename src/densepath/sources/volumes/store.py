@@ -135,6 +135,13 @@ class VolumeStore:
         self._check(position, stored, labels["crc"])
         return stored
 
+    def label_box(self, position: int, low: Sequence[int], high: Sequence[int]) -> npt.NDArray[Any]:
+        """The labels in a box of a volume that has labels, see :func:`~densepath.sources.volumes.blocks.read_box`."""
+        kind = np.dtype(self.rows[position]["labels"]["dtype"])
+        stored = np.empty([b - a for a, b in zip(low, high, strict=True)], kind)
+        self._stored(position, self.spec.channels, low, high, stored)
+        return stored
+
     def gather(self, index: Tensor, boxes: Tensor | None = None, pin: bool = False) -> Gathered:
         """The volumes at positions (B,), or boxes (B, 2, 3) of them; the next one replaces a damaged one."""
         corrupt: dict[int, str] = {}

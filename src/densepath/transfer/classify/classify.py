@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +65,7 @@ def run(config: ClassifyConfig) -> Result:
     keep_freed_memory(hardware)
     study = _read_study(config)
     pools = [study.train] if study.test is study.train else [study.train, study.test]
-    spec = _pixels(config, study, None if old is None else PixelSpec.from_record(old["pixels"]))
+    spec = pixels_of_run(config.weights, study.train.images, None if old is None else old["pixels"])
     for pool in pools:
         pool.images.spec = spec
     notes = _notes(config, study, spec)
@@ -88,10 +88,10 @@ def run(config: ClassifyConfig) -> Result:
     with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
         if first:
             _say_start(study, notes, splits[seeds[0]], config)
-            _check_same(out, study)
-            _write_splits(out / SPLITS, study, splits)
+            check_same(out, study)
+            write_splits(out / SPLITS, study, splits)
         opened = _opened(study, config, hardware)
-        names = [_name(seed, number, len(seeds), len(splits[seed])) for seed, number in trainings]
+        names = [training_name(seed, number, len(seeds), len(splits[seed])) for seed, number in trainings]
         answers: list[Answers] = []
         tests: list[Pool] = []
         for (seed, number), name in zip(trainings, names, strict=True):
@@ -133,14 +133,13 @@ def _opened(study: Study, config: ClassifyConfig, hardware: Hardware) -> Study:
     return replace(study, train=train, test=test)
 
 
-def _pixels(config: ClassifyConfig, study: Study, recorded: PixelSpec | None) -> PixelSpec:
+def pixels_of_run(weights: str | Path, images: PixelSource, recorded: Mapping[str, Any] | None) -> PixelSpec:
     """The specification of the pixels: of the resumed run, or else of the weights, with the window of the images."""
     if recorded is not None:
-        return recorded
-    images = study.train.images
+        return PixelSpec.from_record(recorded)
     other = images.spec.ndim != 2 or images.spec.channels not in (1, 3)
-    spec = pixels_of_weights(config.weights, images.spec if other else None)
-    if config.weights == "random" and not other:
+    spec = pixels_of_weights(weights, images.spec if other else None)
+    if weights == "random" and not other:
         spec = images.spec
     if not isinstance(images, ImageFiles) and images.spec.channels != spec.channels:  # only files are converted
         raise UserError(
@@ -197,7 +196,7 @@ def _say_start(study: Study, notes: ClassifierNotes, splits: Sequence[Split], co
         say(f"densepath: {sizes} images")
 
 
-def _check_same(out: Path, study: Study) -> None:
+def check_same(out: Path, study: Study) -> None:
     """Refuse to continue a run with other images or labels."""
     facts: list[str | bytes] = []
     for pool in (study.train, study.test):
@@ -210,7 +209,7 @@ def _check_same(out: Path, study: Study) -> None:
         raise UserError(f"the images or the labels of the run in {out} have changed; name another folder")
 
 
-def _write_splits(path: Path, study: Study, splits: dict[int, list[Split]]) -> None:
+def write_splits(path: Path, study: Study, splits: dict[int, list[Split]]) -> None:
     import json
 
     def names(pool: Pool, positions: Any) -> list[str]:
@@ -231,7 +230,7 @@ def _write_splits(path: Path, study: Study, splits: dict[int, list[Split]]) -> N
         part.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _name(seed: int, fold: int, seeds: int, folds: int) -> str:
+def training_name(seed: int, fold: int, seeds: int, folds: int) -> str:
     """The folder of a training below that of the run; "" for the only one."""
     parts = [f"seed_{seed}"] * (seeds > 1) + [f"fold_{fold}"] * (folds > 1)
     return "/".join(parts)

@@ -126,7 +126,7 @@ def read_pool(
     if volumes and not source and all(row["patient"] for row in volumes):
         owners, source = [row["patient"] for row in volumes], str(data)
     if isinstance(images, ImageFiles):
-        return Pool(images, names, found, owners, source, splits, [_file(path) for path in paths])
+        return Pool(images, names, found, owners, source, splits, [file_of(path) for path in paths])
     return Pool(images, names, found, owners, source, splits, [(os.path.realpath(data), path) for path in paths])
 
 
@@ -145,7 +145,7 @@ def _same_pixels(images: PixelSource, other: PixelSource) -> PixelSource:
     return images
 
 
-def _file(path: str) -> Hashable:
+def file_of(path: str) -> Hashable:
     """A file by its number on the disk, which links to it share."""
     try:
         found = os.stat(path)

@@ -63,15 +63,10 @@ def make_study(pool: Pool, test: Pool | None) -> Study:
         numbers = np.array([PART_NUMBERS[split] for split in pool.splits]) if pool.splits else np.zeros(len(pool))
         study = Study(pool, test, np.flatnonzero(numbers == 0), np.flatnonzero(numbers == 1), np.arange(len(test)))
     elif pool.splits:
-        parts = parts_of(pool.splits)
+        parts = parts_of(pool.splits, "images", ", and a share of the training images chooses the epoch")
         study = Study(pool, pool, *(np.flatnonzero(parts == part) for part in range(3)))
         if not len(study.fit) or not len(study.tested):
             raise UserError(f"the images are all of one split, {pool.splits[0]}; name training and test images")
-        if not len(study.held) and not any(PART_NUMBERS[split] == 2 for split in pool.splits):
-            say(
-                f"densepath: no images are of the split test: the {len(study.tested)} validation images are the test, "
-                "and a share of the training images chooses the epoch"
-            )
     else:
         return Study(pool, pool, everything, none, none)
     known = bool(study.train.by_patient and study.test.by_patient)

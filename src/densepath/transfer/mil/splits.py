@@ -229,7 +229,7 @@ def _of_lists(cohort: Cohort, lists: Iterable[list[list[str]]], source: str, own
 def _of_column(cohort: Cohort, source: str) -> list[Split]:
     values = [value.lower() for value in cohort.splits]
     if not set(values) - set(PART_NUMBERS):
-        parts = parts_of(values)
+        parts = parts_of(values, "cases", ", and a share of the training cases chooses epoch and thresholds")
         return [Split(*(np.flatnonzero(parts == part) for part in range(3)))]
     numbers = sorted(set(values), key=lambda value: (len(value), value))
     if not all(re.fullmatch(r"\d+(\.0)?", value) for value in numbers):

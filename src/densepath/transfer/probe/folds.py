@@ -41,16 +41,25 @@ def given_split(splits: list[str], whose: str) -> npt.NDArray[np.bool_] | None:
     names = [name.lower() for name in splits]
     if unknown := sorted(set(names) - set(SPLITS)):
         raise UserError(f"{whose} has the split {unknown[0]!r}; name splits train, val and test")
-    test = parts_of(names) == 2
+    test = parts_of(names, "images") == 2
     if test.all() or not test.any():
         raise UserError(f"{whose} has only {'test' if test.all() else 'training'} images; a probe needs both")
     return test
 
 
-def parts_of(names: list[str]) -> Integers:
-    """(N,) 0, 1, 2: training, validation, test; without any test ones the validation ones are those of the test."""
+def parts_of(names: list[str], what: str, then: str = "") -> Integers:
+    """(N,) 0, 1, 2: training, validation, test; without any test ones the validation ones are those of the test.
+
+    Args:
+        names: of the splits.
+        what: what is divided, for the line that reports this.
+        then: what follows from it.
+    """
     parts = np.array([PART_NUMBERS[name] for name in names], np.int64)
-    return parts if (parts == 2).any() else np.where(parts == 1, 2, parts)
+    if (parts == 2).any() or not (parts == 1).any():
+        return parts
+    say(f"densepath: no {what} are of the split test: the {(parts == 1).sum()} validation {what} are the test{then}")
+    return np.where(parts == 1, 2, parts)
 
 
 def one_fold(test: npt.NDArray[np.bool_], classes: Classes, patients: Integers, known: bool) -> list[Fold]:

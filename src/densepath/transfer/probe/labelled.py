@@ -31,11 +31,13 @@ class Labels:
             table, see :func:`densepath.annotations.classes.read_classes`.
         patient: a column of the table, or of a ``manifest.csv`` of the images.
         patient_regex: a regular expression that finds the patient in an image's name.
+        target: the column of the table with the classes, or with one of several labels; None for its column label.
     """
 
     labels: str
     patient: str | None = None
     patient_regex: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def label(features: Features, how: Labels, data: str | Path | None) -> Labelled:
         inside = Listed([name.partition("/")[2] for name in names]) if divided else listed
         classes = read_classes(inside, FOLDERS, "")
     else:
-        classes = read_classes(listed, table)
+        classes = read_classes(listed, table, column=how.target)
         if _SPLIT in table_columns(table):
             test = given_split(read_column(listed, table, _SPLIT), table)
     owners, source = owners_of(names, listed, how, table, data)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from densepath.annotations.classes import FOLDERS
 from densepath.core.errors import UserError
 from densepath.core.random import check_seed
 from densepath.core.result import Result
@@ -27,6 +28,7 @@ def probe(
     labels: str | Path | None = None,
     features: str | Path | None = None,
     test_data: str | Path | None = None,
+    target: str | None = None,
     patient: str | None = None,
     patient_regex: str | None = None,
     folds: int = _FOLDS,
@@ -59,6 +61,8 @@ def probe(
         labels: classes of images: "folders", the topmost folder of each image, or a CSV of files and labels.
         features: with labels, a file of features by densepath embed, instead of data and weights.
         test_data: with labels, images for the test.
+        target: with labels, the column of the CSV with the classes, or with one of several labels as 0 and 1; default:
+            label.
         patient: with labels, a column of the CSV with the patients; by default patient, case or subject, if there is
             one.
         patient_regex: with labels, a regular expression that finds the patient in an image's name.
@@ -92,6 +96,7 @@ def probe(
     with_labels: dict[str, Any] = {
         "features": features,
         "test_data": test_data,
+        "target": target,
         "patient": patient,
         "patient_regex": patient_regex,
         "folds": folds,
@@ -125,10 +130,12 @@ def probe(
     encoding = Encoding(weights, backbone, stages[0] if stages else None, pool, size, seed, devices)
     if features is not None and (weights != "random" or test_data is not None):
         raise UserError("--features holds the features of all images; leave out --weights and --test_data")
+    if target is not None and str(labels) == FOLDERS:
+        raise UserError("--target names a column of a table; give the table with --labels, or leave it out")
     found = load_or_compute(data, features, encoding)
     result = probe_images(
         found,
-        Labels(str(labels), patient, patient_regex),
+        Labels(str(labels), patient, patient_regex, target),
         data=data,
         test_features=None if test_data is None else features_of(test_data, encoding),
         test_data=test_data,

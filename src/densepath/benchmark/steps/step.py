@@ -1,0 +1,155 @@
+"""What a table knows about a verb of the command line: a step of its runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from densepath.benchmark.checks import mapping
+from densepath.benchmark.labelled_sets import LabelledSet, Reader
+from densepath.command import Command
+from densepath.core.errors import UserError
+from densepath.core.scores import in_percent
+from densepath.options import default_of
+
+PRETRAINING = ("core", "sources", "annotations", "views", "nets", "concepts", "methods", "runs", "training")
+TRANSFER = (*PRETRAINING, "transfer")
+RUN, OPTIONS = "run", "options.yaml"  # in the folder of a run
+# Options that a table sets for every run, of any verb that has them.
+_SET = ("data", "out", "seed", "weights", "backbone", "devices", "resume", "evaluate", "workers")
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A verb as a step of a table.
+
+    Args:
+        verb: its name on the command line.
+        schema: the dataclass or function that has its options.
+        metrics: the scores that it gives.
+        families: prefixes of further scores, one for each class: "auc_" for auc_tumor.
+        read: reads the data that it is evaluated on; None if it has no data of its own.
+        images: number of images (of ``mil``: bags) that go through the network for some options and data.
+        recipes: the verb whose recipes it takes; None without recipes. The options are then given in a file.
+        own: further options that the table sets: the table of labels.
+        source: what it takes from the run before it: "weights", or "features" of an ``embed`` of the weights.
+        draws: whether it draws random numbers; one run serves all seeds if not.
+        resumes: whether it has ``--resume``.
+        one_device: whether it takes only "auto" or "cpu" as its device.
+        written: the file of its scores in the folder of the run.
+        scores: the content of this file -> its scores by name, and their scale.
+        scratch: folders in the run's output that are deleted when it is done.
+        code: the packages that its result depends on.
+    """
+
+    verb: str
+    schema: Callable[..., Any]
+    metrics: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    read: Reader | None = None
+    images: Callable[[Options, LabelledSet], int] = lambda options, data: len(data.test.names)
+    recipes: str | None = None
+    own: Collection[str] = ()
+    source: str = "weights"
+    draws: bool = True
+    resumes: bool = True
+    one_device: bool = False
+    written: str = f"{RUN}/metrics.json"
+    scores: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    scratch: tuple[str, ...] = ()
+    code: tuple[str, ...] = TRANSFER
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The options that a table may set."""
+        return tuple(name for name in inspect.signature(self.schema).parameters if name not in (*_SET, *self.own))
+
+    def has(self, option: str) -> bool:
+        """Whether the verb has an option."""
+        return option in inspect.signature(self.schema).parameters
+
+    def default(self, option: str) -> Any:
+        """The default of an option."""
+        return default_of(self.schema, option)
+
+    def gives(self, metric: str) -> bool:
+        """Whether it gives a score."""
+        return metric in self.metrics or any(metric.startswith(family) for family in self.families)
+
+    def check(self, options: Any, whose: str) -> None:
+        """Check options as the command line does, without running the verb.
+
+        Raises:
+            UserError: an option is unknown, or its value is invalid.
+        """
+        mapping(options, self.free, f"the options of {whose}")
+        if options.get("epochs") is not None and options.get("max_steps") is not None:
+            raise UserError(f"{whose} has epochs and max_steps; give one of them")
+
+    def check_values(self, options: Options) -> None:
+        """Check that the command line accepts options and their values.
+
+        Raises:
+            UserError: an option is unknown, or its value has the wrong type.
+        """
+        _check_values(self.verb, self.schema, self.recipes, json.dumps(options, default=str))
+
+    def device(self, devices: str) -> str:
+        """What ``--devices`` says for a device of the table."""
+        return "auto" if self.one_device and devices != "cpu" else devices
+
+    def result(self, folder: Path) -> dict[str, Any]:
+        """The scores in the folder of a run that has ended, in percent.
+
+        Raises:
+            OSError, ValueError, LookupError, TypeError: there are none.
+        """
+        written = self.scores(json.loads((folder / self.written).read_text()))
+        return in_percent({n: s for n, s in written.items() if self.gives(n) and s is not None}, written)
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether the folder of a finished run still holds what other runs need of it."""
+        return True
+
+    def words(self, options: Options, source: str, workers: int | None) -> list[str]:
+        """The words of the command after data, seed and devices.
+
+        Args:
+            options: the run's options.
+            source: the weights, or "" where there are none.
+            workers: processes that decode images; None for the default.
+        """
+        words = [f"--weights={source}"] if source else []
+        words += [f"--config={OPTIONS}"] if self.recipes is not None else as_words(options)
+        words.append(f"--out={RUN if '/' in self.written else self.written}")
+        words += ["--resume"] * self.resumes
+        return words + ([f"--workers={workers}"] if workers is not None and self.has("workers") else [])
+
+
+@cache
+def _check_values(verb: str, schema: Callable[..., Any], recipes: str | None, options: str) -> None:
+    """Cached: many tasks and rows of a table have equal options."""
+    Command(f"densepath {verb}", schema, recipes=recipes).parse_recipe(json.loads(options))
+
+
+def as_words(options: Options) -> list[str]:
+    """Options as words of a command line."""
+    words = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+    return words
+
+
+def with_defaults(step: Step, options: Options, names: Sequence[str]) -> dict[str, Any]:
+    """The values of some options."""
+    return {name: options.get(name, step.default(name)) for name in names}

@@ -1,0 +1,72 @@
+"""Dice, IoU and the 95% Hausdorff distance of one image or volume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
+
+Mask = npt.NDArray[np.bool_]
+_PERCENTILE = 95
+COLUMNS = ("overlap", "predicted", "true", "hd95")  # of a case and a region: pixels in both and in each; distance
+
+
+def score_case(
+    found: ClassMap, truth: ClassMap, legend: Legend, spacing: Sequence[float] | None
+) -> npt.NDArray[np.float64]:
+    """(R, 4): of each scored region the ``COLUMNS``; the distance is NaN unless it is in both maps.
+
+    Args:
+        found, truth: (*size) classes; pixels that are ``IGNORED`` in the truth count nowhere.
+        legend: says what is scored.
+        spacing: distance of neighboring pixels along each axis; None to leave distances out.
+    """
+    known = truth != IGNORED
+    rows = []
+    for _, members in legend.regions:
+        own, true = np.isin(found, members) & known, np.isin(truth, members)
+        counts = [(own & true).sum(), own.sum(), true.sum()]
+        rows.append([*counts, float("nan") if spacing is None else hausdorff95(own, true, spacing)])
+    return np.array(rows, np.float64).reshape(-1, len(COLUMNS))
+
+
+def hausdorff95(one: Mask, other: Mask, spacing: Sequence[float]) -> float:
+    """The larger of the 95th percentiles of the distances from the edge of each mask to that of the other.
+
+    The edge of a mask are its pixels with a neighbor, along an axis, outside of it; what is beyond the image is
+    outside. NaN if a mask is empty.
+
+    Args:
+        one, other: (*size).
+        spacing: distance of neighboring pixels along each axis, in the unit of the result.
+
+    Source: the definition of MONAI's ``compute_hausdorff_distance(percentile=95)``.
+    """
+    if not one.any() or not other.any():
+        return float("nan")
+    box = tuple(
+        slice(places.min(), places.max() + 1)
+        for axis in range(one.ndim)
+        for places in [np.flatnonzero((one | other).any(tuple(a for a in range(one.ndim) if a != axis)))]
+    )
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (np.pad(part[box], 1) for part in (one, other))]
+    far = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+    return float(max(np.percentile(far[1][edges[0]], _PERCENTILE), np.percentile(far[0][edges[1]], _PERCENTILE)))
+
+
+def dice(columns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """2 |A and B| / (|A| + |B|) from (..., 4) of :func:`score_case`; NaN if both are empty."""
+    return _divide(2 * columns[..., 0], columns[..., 1] + columns[..., 2])
+
+
+def iou(columns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """|A and B| / |A or B| from (..., 4) of :func:`score_case`; NaN if both are empty."""
+    return _divide(columns[..., 0], columns[..., 1] + columns[..., 2] - columns[..., 0])
+
+
+def _divide(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)

@@ -1,0 +1,183 @@
+"""What the values of label maps mean: the classes, what is scored, and what counts as nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError, first_few, refuse
+from densepath.core.json_files import load_json
+from densepath.transfer.segment.config import SegmentConfig
+
+IGNORED = 255  # in place of a class: the pixel counts neither in the loss nor in the scores
+MOST = 64  # classes that are found, not named: more are instances
+_BACKGROUND = "background"
+
+ClassMap = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """The classes of label maps.
+
+    Args:
+        names: of the classes.
+        values: the value of each class in label maps.
+        background: the class that is not scored; -1 for none.
+        ignored: values that are no class.
+        regions: what is scored: the name and the classes of each.
+        merged: whether every value above 0 is the class 1.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    background: int
+    ignored: tuple[int, ...] = ()
+    regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    merged: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The names of what is scored."""
+        return tuple(name for name, _ in self.regions)
+
+    def unknown(self, values: Iterable[int]) -> list[int]:
+        """The values that mean nothing."""
+        return sorted({v for v in values if not self.merged or v < 0} - {*self.values, *self.ignored})
+
+    def classes_of(self, labels: npt.NDArray[Any]) -> ClassMap:
+        """The classes of a map of known values."""
+        if self.merged:
+            labels = np.where(np.isin(labels, self.ignored), labels, labels > 0) if self.ignored else labels > 0
+        order = np.argsort(self.values)
+        values = np.array(self.values)[order]
+        place = np.searchsorted(values, labels).clip(max=len(values) - 1)
+        found: ClassMap = np.where(values[place] == labels, order[place], IGNORED).astype(np.uint8)
+        if self.ignored:
+            found[np.isin(labels, self.ignored)] = IGNORED
+        return found
+
+    def values_of(self, classes: ClassMap) -> npt.NDArray[Any]:
+        """The values of a map of classes, in the smallest type."""
+        low, high = min(self.values), max(self.values)
+        kind = np.uint8 if low >= 0 and high < 2**8 else np.uint16 if low >= 0 and high < 2**16 else np.int32
+        return np.array(self.values, kind)[classes]
+
+    def record(self) -> dict[str, Any]:
+        """The legend in the types of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> Legend:
+        """The legend of a record; raises ValueError, TypeError or LookupError if it is none."""
+        regions = tuple((str(name), tuple(map(int, members))) for name, members in values["regions"])
+        known = {name: tuple(values[name]) for name in ("names", "values", "ignored")}
+        return cls(**{**values, **known, "regions": regions})
+
+
+def make_legend(config: SegmentConfig, found: Mapping[int, Sequence[str]], named: Mapping[int, str]) -> Legend:
+    """The legend that the options describe.
+
+    Args:
+        config: the options.
+        found: value -> the images that have it.
+        named: names of values that the data set knows.
+
+    Raises:
+        UserError: an image has a value without a meaning, or there are fewer than two classes.
+    """
+    ignored = tuple(sorted(set(config.ignore)))
+    if config.objects is not None:
+        names = {0: _BACKGROUND, 1: config.objects}
+    elif config.classes:
+        names = parse_classes(config.classes)
+    else:
+        rest = sorted(found.keys() - set(ignored))
+        if len(rest) > MOST:
+            raise UserError(
+                f"the label maps have {len(rest)} values, as maps of instances have; name the class of all objects "
+                "with --objects NAME, or the classes with --classes"
+            )
+        names = {value: named.get(value, _default_name(value, rest, config.background)) for value in rest}
+    values = tuple(sorted(names))
+    background = values.index(config.background) if config.background in values else -1
+    titles = tuple(names[value] for value in values)
+    legend = Legend(titles, values, background, ignored, merged=config.objects is not None)
+    unknown = [f"{value} ({first_few(found[value], 2)})" for value in legend.unknown(found)]
+    refuse(
+        unknown, "values of label maps that are no class", "name them with --classes, or leave them out with --ignore"
+    )
+    if len(set(titles)) < len(titles):
+        raise UserError(f"classes share a name: {', '.join(titles)}; name each differently")
+    present = {1 if legend.merged and value > 0 else value for value in found} & set(values)
+    if len(values) < 2 or len(present) < 2:
+        only = ", ".join(names[value] for value in sorted(present)) or "none"
+        raise UserError(f"all pixels of the label maps are of one class, {only}; a segmenter needs two or more")
+    if len(values) > IGNORED - 1:
+        raise UserError(f"there are {len(values)} classes; at most {IGNORED - 1} are possible")
+    return Legend(
+        titles, values, background, ignored, _regions(config.regions, titles, values, background), legend.merged
+    )
+
+
+def legend_of(classes: Sequence[str]) -> Legend:
+    """The legend of classes that are named; 0 is the background. Raises UserError."""
+    names = parse_classes(classes)
+    values, titles = tuple(sorted(names)), tuple(names[value] for value in sorted(names))
+    background = values.index(0) if 0 in values else -1
+    return Legend(titles, values, background, regions=_regions((), titles, values, background))
+
+
+def parse_classes(given: Sequence[str]) -> dict[int, str]:
+    """Value -> name, from VALUE:NAME or a JSON file.
+
+    The file has values and names in either order, or under the key "labels", as a dataset.json of nnU-Net.
+
+    Raises:
+        UserError: they are something else.
+    """
+    if len(given) == 1 and str(given[0]).lower().endswith(".json"):
+        content = load_json(Path(given[0]), "a file of classes")
+        content = content.get("labels", content) if isinstance(content, dict) else {}
+        pairs = [(key, name) if _is_whole(key) else (name, key) for key, name in content.items()]
+    else:
+        pairs = [(text.partition(":")[0], text.partition(":")[2]) for text in map(str, given)]
+    found = {int(str(value)): str(name).strip() for value, name in pairs if _is_whole(value) and str(name).strip()}
+    if not pairs or len(found) < len(pairs):
+        shown = first_few([str(text) for text in given])
+        raise UserError(f"classes are {shown}; give VALUE:NAME for each, e.g. 0:background 1:gland, or a JSON file")
+    return found
+
+
+def _is_whole(text: Any) -> bool:
+    return str(text).strip().removeprefix("-").isdigit()
+
+
+def _default_name(value: int, values: Sequence[int], background: int | None) -> str:
+    if value == background:
+        return _BACKGROUND
+    return "foreground" if len(values) == 2 and background in values else f"class_{value}"
+
+
+def _regions(
+    given: Sequence[str], names: Sequence[str], values: Sequence[int], background: int
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """What is scored: the regions, or each class but the background."""
+    if not given:
+        return tuple((name, (number,)) for number, name in enumerate(names) if number != background)
+    found = []
+    for text in given:
+        name, _, members = str(text).partition("=")
+        parts = [part.strip() for part in members.split("+")]
+        if not name or not all(_is_whole(part) and int(part) in values for part in parts):
+            raise UserError(f"the region {text!r} is not NAME=VALUE+VALUE with values of classes; correct --regions")
+        found.append((name, tuple(sorted({values.index(int(part)) for part in parts}))))
+    return tuple(found)

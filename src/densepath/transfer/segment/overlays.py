@@ -1,0 +1,131 @@
+"""Pictures of images and volumes with their true and predicted classes in color."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from densepath.core.files import atomic_write
+from densepath.sources.pixel_source import PixelSpec
+from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
+
+# Of the classes besides the background; distinct for the color-blind (Okabe and Ito), then repeated.
+_COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+_FILL = 0.3
+_SIDE = 512  # pixels of the longer side of a picture of one plane; smaller ones are enlarged by whole factors
+_GAP, _LINE, _FONT = 6, 18, 14
+_IGNORED = (128, 128, 128)
+
+Planes = list[tuple[npt.NDArray[np.uint8], list[ClassMap]]]
+
+
+def draw_case(
+    folder: Path,
+    name: str,
+    pixels: npt.NDArray[Any],
+    spec: PixelSpec,
+    found: ClassMap,
+    truth: ClassMap | None,
+    legend: Legend,
+    shares: Sequence[float] | npt.NDArray[np.float64] = (),
+) -> Path:
+    """Draw an image, or three slices of a volume, with the truth, if it is known, and with the prediction.
+
+    Args:
+        folder, name: of the picture, a PNG file.
+        pixels: (*size, C) stored pixels.
+        spec: of the pixels.
+        found, truth: (*size) classes.
+        legend: of the classes.
+        shares: the Dice of each scored region.
+
+    Returns:
+        The file.
+    """
+    maps = [found] if truth is None else [truth, found]
+    planes = _planes(pixels, spec, maps)
+    background = legend.background
+    rows = [[_colored(image, own[number], background) for image, own in planes] for number in range(len(maps))]
+    if pixels.ndim == 3:  # an image: truth and prediction side by side
+        rows = [[row[0] for row in rows]]
+    texts = ["prediction"] if truth is None else ["truth", "prediction"]
+    scores = [f"{name} {share:.2f}" for name, share in zip(legend.scored, shares, strict=False) if np.isfinite(share)]
+    caption = " | ".join(texts) + ("" if not scores else f"; Dice: {', '.join(scores[:6])}")
+    sheet = _sheet(rows, caption, legend)
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        sheet.save(part, "PNG")
+    return path
+
+
+def _planes(pixels: npt.NDArray[Any], spec: PixelSpec, maps: Sequence[ClassMap]) -> Planes:
+    """RGB planes with the classes in them: of a volume those through the middle of the largest structure."""
+    low, high = spec.window
+    grey = np.clip((pixels.astype(np.float32) - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    grey = grey if grey.shape[-1] == 3 else np.repeat(grey[..., :1], 3, axis=-1)
+    if pixels.ndim == 3:
+        return [(grey, list(maps))]
+    marked = (maps[0] > 0) & (maps[0] != IGNORED)
+    center = [
+        int(np.argmax(marked.sum(tuple(a for a in range(3) if a != axis)))) if marked.any() else marked.shape[axis] // 2
+        for axis in range(3)
+    ]
+    planes: Planes = []
+    for axis in range(3):
+        cut = tuple(center[axis] if a == axis else slice(None) for a in range(3))
+        # Up in the picture is superior, or anterior; right in it is the right axis.
+        planes.append((grey[cut][::-1], [each[cut][::-1] for each in maps]))
+    return planes
+
+
+def _colored(image: npt.NDArray[np.uint8], classes: ClassMap, background: int) -> Image.Image:
+    """A plane with its classes filled faintly, and their outlines, at a size that can be looked at."""
+    factor = max(1, round(_SIDE / 2 / max(image.shape[:2])))
+    step = max(1, max(image.shape[:2]) // _SIDE) if factor == 1 else 1
+    canvas = np.repeat(np.repeat(image[::step, ::step], factor, 0), factor, 1).astype(np.float32)
+    own = np.repeat(np.repeat(classes[::step, ::step], factor, 0), factor, 1)
+    for k in np.unique(own):
+        if k == background:
+            continue
+        color, mask = np.array(color_of(int(k), background), np.float32), own == k
+        canvas[mask] = (1 - _FILL) * canvas[mask] + _FILL * color
+        canvas[mask & ~ndimage.binary_erosion(mask, iterations=2)] = color
+    return Image.fromarray(canvas.astype(np.uint8))
+
+
+def color_of(number: int, background: int) -> tuple[int, int, int]:
+    """The color of a class."""
+    if number == IGNORED:
+        return _IGNORED
+    return _COLORS[(number - (0 <= background < number)) % len(_COLORS)]
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]], caption: str, legend: Legend) -> Image.Image:
+    """Pictures in rows, under a caption and the names of the classes."""
+    font = ImageFont.load_default(_FONT)
+    width = max(sum(each.width for each in row) + _GAP * (len(row) - 1) for row in rows)
+    heights = [max(each.height for each in row) for row in rows]
+    sheet = Image.new("RGB", (max(width, 320), 2 * _LINE + sum(heights) + _GAP * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((2, 0), caption, "black", font)
+    x = 2
+    for number, name in enumerate(legend.names):
+        if number != legend.background:
+            draw.rectangle((x, _LINE + 4, x + 10, _LINE + 14), color_of(number, legend.background))
+            draw.text((x + 14, _LINE), name, "black", font)
+            x += 22 + int(draw.textlength(name, font))
+    y = 2 * _LINE
+    for row, height in zip(rows, heights, strict=True):
+        x = 0
+        for each in row:
+            sheet.paste(each, (x, y))
+            x += each.width + _GAP
+        y += height + _GAP
+    return sheet

@@ -1,0 +1,209 @@
+"""A trained segmenter on new images and volumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+from PIL import Image
+
+from densepath.annotations.labels import read_labels
+from densepath.core.closing import say_end
+from densepath.core.csv_files import write_rows
+from densepath.core.digests import digest_of_file
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.output_names import names_below, output_names
+from densepath.core.result import Result
+from densepath.core.shared_work import Shard, claimed
+from densepath.core.spacing import evenly_spaced
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.core.system import with_progress
+from densepath.core.work_folder import work_folder
+from densepath.runs.closing import draw_safely
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import find_source
+from densepath.sources.pixel_source import AllNames
+from densepath.sources.run_folders import refuse_among_images
+from densepath.sources.slides.find import holds_slides
+from densepath.sources.tiles.tile_files import is_tile_folder
+from densepath.sources.volumes.store import is_volume_store
+from densepath.sources.volumes.volume import voxel_mm3
+from densepath.training.hardware import Precision, choose_hardware
+from densepath.transfer.classify.training import Stored
+from densepath.transfer.segment.cohort import MAX_SIDE
+from densepath.transfer.segment.legend import ClassMap
+from densepath.transfer.segment.overlays import draw_case
+from densepath.transfer.segment.segmenter import SegmenterNotes, read_segmenter, segmenter_path
+from densepath.transfer.segment.sliding import SlidingWindow
+from densepath.transfer.segment.volume_inputs import VolumeInputs
+
+LABELS, PICTURES, LEGEND, SIZES, LOG = "labels", "pictures", "legend.json", "sizes.csv", "predict.log"
+_FREE = ("data", "run", "devices", "precision", "pictures")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The images of a source, and how one is segmented and written.
+
+    Args:
+        names: of the results.
+        suffix: of the label maps.
+        segment: segments and writes an image by its position; draws it if asked to. Raises CorruptImage.
+        sizes: a line on a written label map.
+    """
+
+    names: list[str]
+    suffix: str
+    segment: Callable[[int, Path, Path | None], None]
+    sizes: Callable[[str, Path], dict[str, Any]]
+
+
+def predict_masks(
+    run: str | Path,
+    *,
+    data: str | Path,
+    out: str | Path,
+    window: int | None = None,
+    overlap: float | None = None,
+    exclude: Sequence[str] = (),
+    pictures: int | Literal["all"] = 8,
+    shard: str | None = None,
+    devices: int | str = "auto",
+    precision: Precision = "auto",
+) -> Result:
+    """Write the class of each pixel of images, or of each voxel of volumes.
+
+    Args:
+        run: the folder of a run of ``segment``, or its exported/segmenter.safetensors.
+        data, out, exclude, pictures, shard, devices, precision: as for ``densepath predict``.
+        window: side of the windows in pixels; default: that of the training patches.
+        overlap: share of a window that the next one covers; default: that of the training.
+
+    Returns:
+        ``out``, with the numbers of "images" and of "damaged" ones.
+
+    Raises:
+        UserError: no image can be read, or the segmenter does not fit the images.
+    """
+    watch, out = Stopwatch(), Path(out)
+    path = segmenter_path(run)
+    model, notes = read_segmenter(path)
+    hardware = choose_hardware(devices, precision)
+    if hardware.world_size > 1:
+        raise UserError("images are segmented on one device; leave --devices out, or share the work with --shard")
+    if (window is not None and window < 1) or (overlap is not None and not 0 <= overlap < 1):
+        raise UserError(f"window is {window} and overlap {overlap}; give a number of pixels, and a share below 1")
+    refuse_among_images(out, data)
+    volumes = notes.spec.ndim == 3
+    if not volumes and (is_tile_folder(data) or holds_slides(data, exclude)):
+        raise UserError(f"{data} holds whole slides, and a segmenter takes images; cut them with densepath tile first")
+    if not volumes and is_volume_store(data):
+        raise UserError(f"{data} holds volumes, and the segmenter was trained on images; train one on volumes")
+    hardware.lay_out(model)
+    sides = None if window is None else (window,) * notes.spec.ndim
+    sliding = notes.sliding(model.to(hardware.device), hardware, sides, overlap)
+    work = _volumes(data, notes, sliding, exclude) if volumes else _images(data, notes, sliding, exclude)
+    record: dict[str, Any] = {"run": str(run), "data": str(data), "segmenter": digest_of_file(path)}
+    record |= {"window": window, "overlap": overlap, "exclude": list(exclude), "pictures": pictures}
+    record |= {"devices": devices, "precision": hardware.precision}
+    count = len(work.names) if pictures == "all" else pictures
+    shown = evenly_spaced(count, len(work.names)) if count else []
+    drawn, number = {work.names[k] for k in shown}, {name: k for k, name in enumerate(work.names)}
+    with work_folder(out, record, log=LOG, free=_FREE):
+        say(f"densepath: {notes.backbone} of {run}: {first_few(notes.legend.names, 12)}")
+        with atomic_write(out / LEGEND) as part:
+            part.write_text(json.dumps(notes.legend.record(), indent=1) + "\n")
+        damaged: list[str] = []
+
+        def target(name: str) -> Path:
+            return out / LABELS / f"{name}{work.suffix}"
+
+        with closing(claimed(out, work.names, lambda name: target(name).is_file(), Shard.of(shard))) as names:
+            for name in with_progress(names, len(work.names), "segmenting"):
+                target(name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    work.segment(number[name], target(name), out / PICTURES if name in drawn else None)
+                except CorruptImage as error:
+                    damaged.append(str(error))
+        done = [name for name in work.names if target(name).is_file()]
+        if not done:
+            raise UserError(f"none of {len(work.names)} images can be read; check the files ({first_few(damaged)})")
+        if damaged:
+            say(f"densepath: {len(damaged)} damaged images passed over: {first_few(damaged)}")
+        rows = [work.sizes(name, target(name)) for name in done]
+        write_rows(out / SIZES, list(rows[0]), rows)
+        made = {"label maps": out / LABELS, "sizes": out / SIZES}
+        say_end(watch, "", made | ({"pictures": out / PICTURES} if drawn else {}))
+    counts = {"images": len(work.names), "damaged": len(damaged)}
+    files = {name: out / PICTURES / f"{name}.png" for name in sorted(drawn) if name in set(done)}
+    return Result(out, counts, files | {"sizes": out / SIZES})
+
+
+def _images(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
+    images, spec = find_source(data, MAX_SIDE, exclude), notes.spec
+    if images.spec.ndim != spec.ndim or (spec.channels not in (1, 3) and images.spec.channels != spec.channels):
+        raise UserError(
+            f"the images of {data} have {images.spec.ndim} dimensions and {images.spec.channels} channels, and the "
+            f"segmenter takes {spec.ndim} and {spec.channels}; train one on such images"
+        )
+    if images.spec.image_dtype is not spec.image_dtype:
+        spec = spec.override(window=images.spec.window)
+    images.spec = sliding.spec = spec
+    stored, paths = Stored(images), list(AllNames(images))
+    below = names_below(paths, data) if isinstance(images, ImageFiles) else paths
+    names = [name.replace(os.sep, "/") for name in output_names([Path(name) for name in below])]
+
+    def segment(position: int, path: Path, pictures: Path | None) -> None:
+        pixels = stored.read(position)
+        if isinstance(pixels, CorruptImage):
+            raise pixels
+        classes = sliding.classes(pixels)
+        with atomic_write(path) as part:
+            Image.fromarray(notes.legend.values_of(classes)).save(part, "PNG")
+        if pictures is not None:
+            draw_safely(lambda: draw_case(pictures, names[position], pixels, spec, classes, None, notes.legend))
+
+    def sizes(name: str, path: Path) -> dict[str, Any]:
+        return {"image": name, **_counts(read_labels(path), notes, "px", 1)}
+
+    return _Work(names, ".png", segment, sizes)
+
+
+def _volumes(data: str | Path, notes: SegmenterNotes, sliding: SlidingWindow, exclude: Sequence[str]) -> _Work:
+    inputs = VolumeInputs(data, notes, exclude)
+
+    def segment(position: int, path: Path, pictures: Path | None) -> None:
+        volume = inputs.read(position)
+        classes: ClassMap = volume.restored(sliding.slabs(volume.pixels))
+        volume.write(path, notes.legend.values_of(classes))
+        if pictures is not None:
+            shown = volume.on_pixels(classes)
+            name = inputs.names[position]
+            draw_safely(lambda: draw_case(pictures, name, volume.pixels, sliding.spec, shown, None, notes.legend))
+
+    def sizes(name: str, path: Path) -> dict[str, Any]:
+        from densepath.sources.volumes.nifti import read_nifti
+
+        volume = read_nifti(str(path))
+        return {"image": name, **_counts(volume.channels[0].values, notes, "mm3", voxel_mm3(volume.affine))}
+
+    return _Work(inputs.names, ".nii.gz", segment, sizes)
+
+
+def _counts(values: npt.NDArray[Any], notes: SegmenterNotes, unit: str, size: float) -> dict[str, Any]:
+    """The size of each class in a label map."""
+    legend = notes.legend
+    return {
+        f"{name}_{unit}": round(float((values == value).sum() * size), 3)
+        for number, (name, value) in enumerate(zip(legend.names, legend.values, strict=True))
+        if number != legend.background
+    }

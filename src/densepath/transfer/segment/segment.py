@@ -1,0 +1,213 @@
+"""``densepath segment``: train networks that segment images or volumes, and test them by patient."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densepath.core.closing import command, say_end
+from densepath.core.errors import UserError
+from densepath.core.result import Result
+from densepath.core.stopwatch import Stopwatch
+from densepath.core.streams import say
+from densepath.nets.weights.pretrained import backbone_of_weights
+from densepath.runs.folder import open_run, read_config
+from densepath.sources.pixel_source import PixelSource, PixelSpec
+from densepath.sources.volumes.store import VolumeStore
+from densepath.training.hardware import choose_hardware, keep_freed_memory
+from densepath.training.resolve import resolve
+from densepath.transfer.classify.classify import check_same, pixels_of_run, training_name, write_splits
+from densepath.transfer.classify.splits import PARTS, Split, Study, divide, make_study
+from densepath.transfer.segment.cohort import Cases, read_cases
+from densepath.transfer.segment.config import FREE, SegmentConfig
+from densepath.transfer.segment.results import CASES, METRICS, SCORES, SHOWN, Outcome, describe, score, write_results
+from densepath.transfer.segment.segmenter import SEGMENTER_FILE, SegmenterNotes
+from densepath.transfer.segment.training import PICTURES, Answers, answer, fit
+from densepath.version import __version__
+
+SPLITS = "splits.json"
+_SIDES = {2: 256, 3: 64}  # of patches, by dimensions
+_BACKBONE_3D = "resnet18_3d"
+_SAME_SPACING = 1.03
+
+
+def segment(config: SegmentConfig | str | Path | None = None, **options: Any) -> Result:
+    """Train segmenters, and test them: see :func:`densepath.segment`."""
+    return run(resolve(SegmentConfig, config, options, recipes="segment"))
+
+
+def run(config: SegmentConfig) -> Result:
+    """Train and test with a configuration. Errors as for :func:`densepath.segment`."""
+    watch, out = Stopwatch(), Path(config.out)
+    old = read_config(out) if config.resume else None
+    if old is not None and not old.keys() >= {"head", "precision", "pixels"}:
+        raise UserError(f"{out} holds another kind of run; name another folder")
+    precision = old["precision"] if old is not None and config.precision == "auto" else config.precision
+    hardware = choose_hardware(config.devices, precision)
+    keep_freed_memory(hardware)
+    cases, test = read_cases(config)
+    study = make_study(cases.pool, None if test is None else test.pool)
+    if not (study.train.by_patient and study.test.by_patient):
+        say(
+            "densepath: warning: the patients are unknown, so images of one may be in training and test, which makes "
+            "scores too high; name them with --patient or --patient_regex"
+        )
+    spec = _pixels(config, cases.pool.images, None if old is None else old["pixels"])
+    for part in [cases] if test is None else [cases, test]:
+        part.pool.images.spec = spec
+    notes = _notes(config, cases, spec)
+    seeds = [config.seed + number for number in range(config.seeds)]
+    splits = {seed: divide(study, config.folds, config.validation, config.fraction, seed) for seed in seeds}
+    trainings = [(seed, number) for seed in seeds for number in range(len(splits[seed]))]
+    if hardware.world_size > 1 and len(trainings) > 1:
+        raise UserError(
+            f"{len(trainings)} trainings (folds and seeds) run one after the other on one device; leave --devices out, "
+            "or give --seeds 1 --folds 0"
+        )
+    size = notes.view_size
+    record = replace(
+        config,
+        precision=hardware.precision,
+        backbone=notes.backbone,
+        view_size=size[0] if len(set(size)) == 1 else size,
+    ).record()
+    record["pixels"] = spec.record()
+    first = hardware.rank == 0
+    kept: dict[str, Any] = {"free": FREE, "note": f"densepath {__version__}"}
+    kept["defaults"] = SegmentConfig(data="", out="").record()
+    with open_run(out, record, resume=config.resume, **kept) if first else nullcontext():
+        if first:
+            _say_start(study, cases, notes, splits[seeds[0]], config)
+            check_same(out, study)
+            write_splits(out / SPLITS, study, splits)
+        opened = cases.opened(config, hardware.device)
+        tested = opened if test is None else test.opened(config, hardware.device)
+        names = [training_name(seed, number, len(seeds), len(splits[seed])) for seed, number in trainings]
+        answers: list[Answers] = []
+        tests: list[Cases] = []
+        for (seed, number), name in zip(trainings, names, strict=True):
+            split, folder = splits[seed][number], out / name if name else out
+            if name:
+                say(f"densepath: {name}: {_sizes(split)}")
+            parts = opened.take(split.train), opened.take(split.validation)
+            fit(config, notes, parts, folder, seed, hardware)
+            if not first:
+                return Result(out)
+            tests.append(tested.take(split.test))
+            answers.append(answer(folder, tests[-1], hardware, config.pictures))
+        return _finish(config, tests, answers, names, watch)
+
+
+def _pixels(config: SegmentConfig, images: PixelSource, recorded: Any) -> PixelSpec:
+    """The specification of the pixels; volumes keep the window of their own store."""
+    spec = pixels_of_run(config.weights, images, recorded)
+    return spec.override(window=images.spec.window) if recorded is None and spec.ndim == 3 else spec
+
+
+def _notes(config: SegmentConfig, cases: Cases, spec: PixelSpec) -> SegmenterNotes:
+    """What is built."""
+    name = config.backbone or backbone_of_weights(config.weights)
+    if config.backbone is None and str(config.weights) == "random" and spec.ndim == 3:
+        name = _BACKBONE_3D
+    side: int | Sequence[int] = config.view_size or _SIDES[spec.ndim]
+    size = (side,) * spec.ndim if isinstance(side, int) else tuple(side)
+    size = size * spec.ndim if len(size) == 1 else size
+    if len(size) != spec.ndim:
+        raise UserError(f"view_size has {len(size)} sides, and the images have {spec.ndim} dimensions; give as many")
+    images = cases.pool.images
+    notes = SegmenterNotes(
+        name,
+        config.head,
+        config.norm,
+        cases.truth.legend,
+        size,
+        config.overlap,
+        spec.record(),
+        _spacing(images),
+        isinstance(images, VolumeStore) and images.index["window"] == "volume",
+    )
+    with torch.random.fork_rng(devices=[]):
+        notes.build()  # reports what does not fit, before the folder exists
+    return notes
+
+
+def _spacing(images: PixelSource) -> tuple[float, ...] | None:
+    """The mm between the voxels of volumes; None if they differ."""
+    if images.spec.ndim != 3:
+        return None
+    known = images.spacing(torch.arange(len(images)))
+    if known is None or bool((known.amax(0) > _SAME_SPACING * known.amin(0)).any()):
+        return None
+    return tuple(round(side, 6) for side in known.double().mean(0).tolist())
+
+
+def _sizes(split: Split) -> str:
+    return ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS) + " images"
+
+
+def _say_start(
+    study: Study, cases: Cases, notes: SegmenterNotes, splits: Sequence[Split], config: SegmentConfig
+) -> None:
+    legend = notes.legend
+    shown = [f"{value} {name}" for value, name in zip(legend.values, legend.names, strict=True)]
+    how = f"a {config.head} on the {'frozen ' * config.freeze}{notes.backbone}"
+    say(f"densepath: {how}, patches of {' x '.join(map(str, notes.view_size))}; classes: {', '.join(shown)}")
+    pools = {"all": study.train} if study.test is study.train else {"training": study.train, "test": study.test}
+    for name, pool in pools.items():
+        say(f"densepath: {name} images: {pool.describe()}")
+    if notes.spec.ndim == 3 and notes.spacing is None:
+        say(
+            "densepath: warning: volumes differ in the distance of their voxels, and patches are in voxels; convert "
+            "them with --spacing to train at one distance"
+        )
+    if len(splits) == 1:
+        say(f"densepath: {_sizes(splits[0])}")
+
+
+def _finish(
+    config: SegmentConfig, tests: list[Cases], answers: list[Answers], names: list[str], watch: Stopwatch
+) -> Result:
+    out, legend = Path(config.out), answers[0].notes.legend
+    run_names = [name or "run" for name in names]
+    tested = Outcome(
+        [case.pool.names[p] for case, each in zip(tests, answers, strict=True) for p in each.positions],
+        [case.pool.owners[p] for case, each in zip(tests, answers, strict=True) for p in each.positions],
+        np.concatenate([each.columns for each in answers]),
+        legend.scored,
+        np.repeat(np.arange(len(answers)), [len(each.positions) for each in answers]),
+        run_names,
+        "mm" if answers[0].notes.spec.ndim == 3 else "px",
+    )
+    scores = score(tested, config.seed)
+    best = max(range(len(answers)), key=lambda k: (answers[k].notes.score, -answers[k].notes.loss))  # never by the test
+    if names[best]:
+        (out / SEGMENTER_FILE).parent.mkdir(exist_ok=True)
+        shutil.copyfile(out / names[best] / SEGMENTER_FILE, out / SEGMENTER_FILE)
+    record = {
+        "densepath": __version__,
+        "classes": dict(zip(legend.names, legend.values, strict=True)),
+        "test_images": len(set(tested.names)),
+        "patients": len(set(tested.owners)) if tests[0].pool.by_patient else None,
+        "trainings": len(names),
+        "epochs": {name: each.notes.epoch for name, each in zip(run_names, answers, strict=True)},
+        "exported": names[best] or None,
+    }
+    failed = write_results(tested, scores, record, out)
+    say(f"densepath: {describe(scores, failed, tested.unit, len(names) > 1)}")
+    commands = (command("predict", out, "--data", "IMAGES", "--out", f"{out}_predictions"),)
+    pictures = out / (names[0] or ".") / PICTURES
+    made = {"segmenter": out / SEGMENTER_FILE, "scores": out / METRICS, "cases": out / CASES}
+    say_end(watch, "", made | ({"pictures": pictures} if pictures.is_dir() else {}), commands)
+    files = {path.stem: path for path in sorted(pictures.rglob("*.png"))}
+    files |= {"segmenter": out / SEGMENTER_FILE, "metrics": out / METRICS, "scores": out / SCORES, "cases": out / CASES}
+    values: dict[str, Any] = {name: each.value for name, each in scores.all.items()}
+    values |= {f"{name}_spread": scores.spread(name) for name in SHOWN if len(names) > 1}
+    values |= {f"{what}_{name}": counts[what] for name, counts in failed.items() for what in ("missed", "false")}
+    return Result(out, values, files, commands)

@@ -1,0 +1,132 @@
+"""A segmenter: its network, its file, and what is known of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from densepath.core.files import atomic_write
+from densepath.nets.backbones import build_backbone
+from densepath.nets.weights.backbone_weights import write_tensors
+from densepath.sources.pixel_source import PixelSpec
+from densepath.training.hardware import Hardware
+from densepath.transfer.network_file import network_path, read_network
+from densepath.transfer.segment.config import Head, Norm
+from densepath.transfer.segment.legend import Legend
+from densepath.transfer.segment.network import SegmentationNet
+from densepath.transfer.segment.sliding import SlidingWindow
+
+SEGMENTER_FILE = Path("exported") / "segmenter.safetensors"  # in a run folder
+KEY = "densepath_segmenter"
+
+
+@dataclass(frozen=True)
+class SegmenterNotes:
+    """What a segmenter's inputs and outputs are.
+
+    Args:
+        backbone: its name.
+        head: what follows the backbone.
+        norm: "batch" or "group" norms.
+        legend: the classes.
+        view_size: sides of its training patches in pixels, in the order of the tensor's axes.
+        overlap: share of a window that the next one covers.
+        pixels: the specification of its pixels, as a record.
+        spacing: mm between the voxels of the training volumes, in the order of the tensor's axes; None for images, and
+            for volumes that differ.
+        own_window: whether each volume has the window of its own percentiles, as MR.
+        epoch: the epoch that was kept, from 1.
+        score, loss: mean Dice in percent and loss of the images that chose it.
+    """
+
+    backbone: str
+    head: Head
+    norm: Norm
+    legend: Legend
+    view_size: tuple[int, ...]
+    overlap: float
+    pixels: dict[str, Any]
+    spacing: tuple[float, ...] | None = None
+    own_window: bool = False
+    epoch: int = 0
+    score: float = 0.0
+    loss: float = 0.0
+
+    @property
+    def spec(self) -> PixelSpec:
+        """How the segmenter sees pixels."""
+        return PixelSpec.from_record(self.pixels)
+
+    def build(self) -> SegmentationNet:
+        """The network with random weights. Raises UserError where its notes make no sense."""
+        backbone = build_backbone(self.backbone, self.spec.channels)
+        backbone.check_size(*self.view_size)
+        net = SegmentationNet(backbone, len(self.legend), self.head)
+        if self.norm == "group":
+            pass
+        return net
+
+    def sliding(
+        self,
+        net: SegmentationNet,
+        hardware: Hardware,
+        window: Sequence[int] | None = None,
+        overlap: float | None = None,
+        spec: PixelSpec | None = None,
+    ) -> SlidingWindow:
+        """Predicts whole images in windows of the training patches, or of another size."""
+        return SlidingWindow(
+            net,
+            spec or self.spec,
+            window or self.view_size,
+            self.overlap if overlap is None else overlap,
+            net.backbone.patch_size,
+            hardware.device,
+            hardware.precision == "bf16-mixed",
+        )
+
+
+def save_segmenter(path: Path, model: SegmentationNet, notes: SegmenterNotes) -> None:
+    """Write a safetensors file."""
+    with atomic_write(path) as part:
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        known = {name: json.dumps(value) for name, value in notes.pixels.items()}  # as those of backbones
+        known |= {"format": "pt", "backbone": notes.backbone, KEY: json.dumps(asdict(notes))}
+        write_tensors(state, part, known)
+
+
+def segmenter_path(run: str | Path) -> Path:
+    """The file of a segmenter, given by it or by the folder of its run."""
+    return network_path(run, SEGMENTER_FILE)
+
+
+def is_segmenter(run: str | Path) -> bool:
+    """Whether a run, or a file, holds a segmenter."""
+    try:
+        with safe_open(segmenter_path(run), framework="pt") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_segmenter(path: Path) -> tuple[SegmentationNet, SegmenterNotes]:
+    """The segmenter of a file, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: there is no such file, or it is not a segmenter.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model, notes = read_network(path, KEY, "segmenter", "segment", _notes_from)
+    return model, notes
+
+
+def _notes_from(values: Any) -> SegmenterNotes:
+    spacing = None if values["spacing"] is None else tuple(values["spacing"])
+    known = {"view_size": tuple(values["view_size"]), "spacing": spacing}
+    return SegmenterNotes(**values | known | {"legend": Legend.from_record(values["legend"])})

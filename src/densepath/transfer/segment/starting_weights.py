@@ -1,0 +1,37 @@
+"""The decoder's initial weights: those of the pre-training run whose backbone is used, or of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densepath.core.errors import UserError
+from densepath.nets.decoders.build import load_decoder
+from densepath.nets.decoders.unet import UNetDecoder
+from densepath.transfer.segment.config import BESIDE, SegmentConfig
+from densepath.transfer.segment.network import SegmentationNet
+
+_EXPORTED = Path("exported") / "decoder.safetensors"
+
+
+def load_decoder_weights(model: SegmentationNet, config: SegmentConfig) -> str:
+    """Load them.
+
+    Returns:
+        One line that reports what was loaded; "" for random weights.
+
+    Raises:
+        UserError: there is no such file, or it does not fit.
+    """
+    source = str(config.decoder)
+    if source == BESIDE:
+        beside = Path(config.weights) / _EXPORTED
+        if model.pyramid is not None or not isinstance(model.decoder, UNetDecoder) or not beside.is_file():
+            return ""
+        source = str(beside)
+    elif source == "random":
+        return ""
+    if not isinstance(model.decoder, UNetDecoder):
+        raise UserError("--decoder is for the head unet; leave it out")
+    if Path(source).is_dir():
+        source = str(Path(source) / _EXPORTED)
+    return load_decoder(model.decoder, source)

@@ -1,0 +1,78 @@
+"""A trained segmenter for notebooks: images in, classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densepath.core.errors import UserError
+from densepath.sources.conversion import as_pixels
+from densepath.sources.decode import read_image
+from densepath.training.hardware import choose_hardware
+from densepath.transfer.segment.cohort import MAX_SIDE
+from densepath.transfer.segment.segmenter import read_segmenter, segmenter_path
+
+
+class TrainedSegmenter:
+    """A segmenter with its preprocessing.
+
+    Attributes:
+        classes: the value of each class in the results, and its name.
+        notes: what is known of it.
+    """
+
+    def __init__(self, path: Path, devices: int | str = "auto") -> None:
+        model, self.notes = read_segmenter(path)
+        self.classes = dict(zip(self.notes.legend.values, self.notes.legend.names, strict=True))
+        self._hardware = choose_hardware(devices, "32")
+        self._hardware.lay_out(model)
+        self._model = model.to(self._hardware.device)
+
+    def predict(
+        self, image: str | Path | npt.NDArray[Any], window: Sequence[int] | None = None, overlap: float | None = None
+    ) -> npt.NDArray[Any]:
+        """The value of the class of each pixel, (*size).
+
+        Args:
+            image: a file, or stored pixels (*size, C), or (*size) of a grey image or a volume: depth, height, width.
+            window: sides of the windows that large images are divided into; default: those of the training patches.
+            overlap: share of a window that the next one covers.
+
+        Raises:
+            UserError: the image does not fit the segmenter.
+            CorruptImage: the file cannot be read.
+        """
+        spec = self.notes.spec
+        if isinstance(image, str | Path):
+            if spec.ndim != 2:
+                raise UserError("files of volumes are segmented by densepath predict; give an array")
+            image = read_image(str(image), MAX_SIDE, spec.channels, spec.image_dtype)
+        pixels = np.asarray(image)
+        if pixels.ndim == spec.ndim:
+            pixels = pixels[..., None]
+        if spec.ndim == 2 and pixels.ndim == 3 and {pixels.shape[2], spec.channels} <= {1, 3}:
+            pixels = as_pixels(pixels, spec.channels, pixels.dtype)
+        if pixels.ndim != spec.ndim + 1 or pixels.shape[-1] != spec.channels:
+            raise UserError(
+                f"an image of the shape {pixels.shape} does not fit a segmenter of images with {spec.ndim} dimensions "
+                f"and {spec.channels} channels"
+            )
+        sliding = self.notes.sliding(self._model, self._hardware, window, overlap)
+        return self.notes.legend.values_of(sliding.classes(pixels))
+
+
+def load_segmenter(run: str | Path, devices: int | str = "cpu") -> TrainedSegmenter:
+    """The segmenter of a run of ``segment``: ``load_segmenter(run).predict("image.png")``.
+
+    Args:
+        run: the folder of the run, or its exported/segmenter.safetensors.
+        devices: where to compute: "cpu", or "auto" for a GPU if there is one.
+
+    Raises:
+        UserError: there is no such file, or it is not a segmenter.
+    """
+    return TrainedSegmenter(segmenter_path(run), devices)

@@ -1,0 +1,248 @@
+"""One training of a segmenter: chosen without its test images, which it then segments once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densepath.core.digests import digest_of
+from densepath.core.distributed import rank, total, world_size
+from densepath.core.errors import UserError, first_few
+from densepath.core.files import atomic_write
+from densepath.core.output_names import output_names
+from densepath.core.spacing import evenly_spaced
+from densepath.core.streams import say
+from densepath.core.system import with_progress
+from densepath.nets.norms import plain_batch_norm, synchronize_batch_norm
+from densepath.nets.weights import load_weights
+from densepath.runs.checkpoints import CHECKPOINTS, has_checkpoint
+from densepath.runs.closing import draw_safely
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.fingerprint import fingerprint
+from densepath.sources.loader import ImageBatches
+from densepath.training.hardware import Hardware, choose_workers
+from densepath.training.intervals import Intervals
+from densepath.training.loop import train
+from densepath.transfer.classify.training import Stored
+from densepath.transfer.probe.metrics import Integers
+from densepath.transfer.segment.case_scores import dice, score_case
+from densepath.transfer.segment.cohort import Cases
+from densepath.transfer.segment.config import FREE, SegmentConfig
+from densepath.transfer.segment.legend import ClassMap
+from densepath.transfer.segment.loss import ImageSums
+from densepath.transfer.segment.network import SegmentationNet
+from densepath.transfer.segment.overlays import draw_case
+from densepath.transfer.segment.patches import TRUTH, PatchMaker
+from densepath.transfer.segment.segmenter import SEGMENTER_FILE, SegmenterNotes, read_segmenter, save_segmenter
+from densepath.transfer.segment.starting_weights import load_decoder_weights
+from densepath.transfer.segment.task import SegmentTask
+
+PICTURES = "pictures"
+_CASES = "answers.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The scores of the test images of a training.
+
+    Args:
+        positions: (M,) of the test images that could be read.
+        columns: (M, R, 4) of :func:`~densepath.transfer.segment.case_scores.score_case`.
+        notes: of the segmenter.
+    """
+
+    positions: Integers
+    columns: npt.NDArray[np.float64]
+    notes: SegmenterNotes
+
+
+def fit(
+    config: SegmentConfig,
+    notes: SegmenterNotes,
+    parts: tuple[Cases, Cases],
+    out: Path,
+    seed: int,
+    hardware: Hardware,
+) -> None:
+    """Train a segmenter, or resume its training, and write it as it was in the epoch that the validation images chose.
+
+    Args:
+        config: the options.
+        notes: the segmenter to build.
+        parts: training and validation images.
+        out: the folder of the training.
+        seed: seed of weights, orders and views.
+        hardware: where to compute.
+    """
+    if (out / SEGMENTER_FILE).is_file():
+        return
+    cases, validation = parts
+    first = rank() == 0 and hardware.rank == 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = replace(notes, norm="batch").build()
+        if not (config.resume and has_checkpoint(out / CHECKPOINTS)):
+            lines = [load_weights(model.backbone, config.weights), load_decoder_weights(model, config)]
+            for line in filter(None, lines) if first else ():
+                say(f"densepath: {line}")
+    if notes.norm == "group":
+        raise UserError("norm")
+    elif hardware.world_size > 1:
+        synchronize_batch_norm(model)
+    together = min(config.batch_size, len(cases) // hardware.world_size * hardware.world_size)
+    patches = PatchMaker(
+        config.augment, notes.view_size, seed, notes.spec, cases.truth, config.oversample, hardware.memory_format
+    )
+    batches = ImageBatches(
+        cases.pool.images,
+        batch_size=together // hardware.world_size,
+        seed=seed,
+        epochs=config.epochs,
+        rank=hardware.rank,
+        world_size=hardware.world_size,
+        workers=choose_workers(hardware) if config.workers is None else config.workers,
+        device=hardware.device,
+        draw=patches.draw,
+        extras={TRUTH: cases.truth},
+    )
+    task = SegmentTask(
+        model,
+        patches,
+        config.optimizer,
+        batches.total_steps,
+        batches.steps_per_epoch,
+        loss=config.loss,
+        freeze=config.freeze,
+        validate=_Validation(model, notes, validation, config, hardware),
+        every=config.validate_every,
+        choose=config.choose,
+        patience=config.patience,
+    )
+    facts: dict[str, int | str] = {
+        "images": len(cases),
+        "steps": batches.total_steps,
+        "processes": hardware.world_size,
+        "annotations": digest_of([*notes.legend.names, *map(str, notes.legend.values), *validation.pool.names]),
+        **fingerprint(cases.pool.images),
+    }
+    every = batches.steps_per_epoch * config.validate_every
+    train(
+        task,
+        batches,
+        out,
+        hardware=hardware,
+        intervals=Intervals(config.log_every, config.save_every_steps, config.save_every_minutes, every),
+        config=config.record(),
+        facts=facts,
+        free=FREE,
+        seed=seed,
+        resume=True,
+        evaluate=task.evaluate,
+        name=out.name,
+    )
+    if hardware.rank == 0:
+        notes = replace(notes, **task.restore_chosen())
+        save_segmenter(out / SEGMENTER_FILE, plain_batch_norm(model), notes)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def answer(out: Path, test: Cases, hardware: Hardware, pictures: int) -> Answers:
+    """Segment the test images with the segmenter in a folder and score that, unless it was done before."""
+    path = out / _CASES
+    model, notes = read_segmenter(out / SEGMENTER_FILE)
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        columns = np.array(kept["columns"], np.float64).reshape(len(kept["positions"]), len(notes.legend.regions), 4)
+        return Answers(np.array(kept["positions"], np.int64), columns, notes)
+    hardware.lay_out(model)
+    sliding = notes.sliding(model.to(hardware.device), hardware)
+    positions, rows, damaged = [], [], []
+    names = output_names([Path(name) for name in test.pool.names])
+    chosen = set(evenly_spaced(pictures, len(test))) if pictures else set()
+    for k in with_progress(range(len(test)), len(test), "testing"):
+        try:
+            pixels, truth = read_case(test, k)
+        except CorruptImage as error:
+            damaged.append(str(error))
+            continue
+        found = sliding.classes(pixels)
+        spacing = test.pool.images.spacing(torch.tensor([k])) if pixels.ndim == 4 else None
+        rows.append(score_case(found, truth, notes.legend, [1.0] * 2 if spacing is None else spacing[0].tolist()))
+        positions.append(k)
+        if k in chosen:
+            drawn = names[k], pixels, sliding.spec, found, truth, notes.legend, dice(rows[-1])
+            draw_safely(partial(draw_case, out / PICTURES, *drawn))
+    if damaged:
+        say(f"densepath: {len(damaged)} damaged test images are left out: {first_few(damaged)}")
+    if not positions:
+        raise UserError(f"none of {len(test)} test images can be read; check the files ({damaged[0]})")
+    columns = np.stack(rows)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"positions": positions, "columns": columns.tolist()}) + "\n")
+    return Answers(np.array(positions, np.int64), columns, notes)
+
+
+def read_case(cases: Cases, position: int) -> tuple[npt.NDArray[Any], ClassMap]:
+    """Stored pixels (*size, C) and classes (*size) of an image. Raises CorruptImage."""
+    pixels = Stored(cases.pool.images).read(position)
+    if isinstance(pixels, CorruptImage):
+        raise pixels
+    return pixels, cases.truth.read(position)
+
+
+class _Validation:
+    """Mean Dice and loss of whole validation images; each process scores every n-th of them."""
+
+    def __init__(
+        self, model: SegmentationNet, notes: SegmenterNotes, cases: Cases, config: SegmentConfig, hardware: Hardware
+    ) -> None:
+        self._model, self._notes, self._cases, self._loss, self._hardware = model, notes, cases, config.loss, hardware
+        self._damaged: set[str] = set()
+
+    def __call__(self) -> tuple[float, float]:
+        """The mean over the scored regions of their mean Dice over the images that have them, and the mean loss.
+
+        Raises:
+            UserError: no image can be read.
+        """
+        regions = len(self._notes.legend.regions)
+        found = torch.zeros(len(self._cases), 2 + 2 * regions, dtype=torch.float64, device=self._hardware.device)
+        sliding = self._notes.sliding(self._model.eval(), self._hardware)
+        for k, pixels, truth in self._read():
+            classes, sums = np.empty(truth.shape, np.uint8), None
+            true = torch.from_numpy((truth + np.uint8(1)).astype(np.int64) - 1)  # IGNORED becomes -1
+            for start, logits in sliding.slabs(pixels):
+                rows = slice(start, start + logits.shape[1])
+                classes[rows] = logits.argmax(0).to(torch.uint8).cpu().numpy()
+                part = ImageSums.of(logits[None], true[rows].to(logits.device)[None])
+                sums = part if sums is None else sums + part
+            assert sums is not None
+            shares = dice(score_case(classes, truth, self._notes.legend, None))
+            found[k, 0], found[k, 1] = 1, sums.loss(self._loss)[0]
+            found[k, 2 : 2 + regions] = torch.from_numpy(np.nan_to_num(shares))
+            found[k, 2 + regions :] = torch.from_numpy(np.isfinite(shares))
+        torch.clear_autocast_cache()  # or the step would use copies of the weights that were cached without gradient
+        found = total(found).cpu()
+        if not found[:, 0].any():
+            raise UserError(f"none of {len(found)} validation images can be read; check {self._cases.pool.names[0]}")
+        sums_, known = found[:, 2 : 2 + regions].sum(0), found[:, 2 + regions :].sum(0)
+        means = sums_[known > 0] / known[known > 0]
+        return float(means.mean()) if len(means) else 0.0, float(found[:, 1].sum() / found[:, 0].sum())
+
+    def _read(self) -> Iterator[tuple[int, npt.NDArray[Any], ClassMap]]:
+        for k in range(len(self._cases))[rank() :: world_size()]:
+            try:
+                yield k, *read_case(self._cases, k)
+            except CorruptImage as error:
+                if str(error) not in self._damaged:
+                    say(f"densepath: a damaged validation image is left out: {error}")
+                self._damaged.add(str(error))

@@ -1,0 +1,153 @@
+"""The true classes of the pixels of a source's images: from label maps, outlines, or a store of volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from densepath.annotations.coco import CocoImages
+from densepath.annotations.labels import read_labels
+from densepath.core.system import available_memory
+from densepath.sources.volumes.store import VolumeStore
+from densepath.transfer.segment.legend import IGNORED, ClassMap, Legend
+
+_SHARE = 0.1  # of the available memory, for maps that are kept
+_POINTS = 64  # pixels of each image on which patches may be centered
+
+Values = npt.NDArray[Any]
+
+
+class LabelMaps:
+    """Label maps in files.
+
+    Args:
+        paths: of the maps, in the order of the images.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def read(self, position: int) -> Values:
+        """The values of a map (H, W). Raises CorruptImage or UserError."""
+        return read_labels(self.paths[position])
+
+    def box(self, position: int, low: Sequence[int], high: Sequence[int]) -> Values:
+        """The values in a box of a map."""
+        return self.read(position)[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+
+    def facts(self, position: int) -> tuple[tuple[int, ...], list[int]]:
+        """The size of a map, and its values."""
+        found = self.read(position)
+        return found.shape, [int(value) for value in np.unique(found)]
+
+    def take(self, positions: Sequence[int]) -> LabelMaps:
+        """The maps of some images."""
+        return LabelMaps([self.paths[p] for p in positions])
+
+
+class Outlines(LabelMaps):
+    """Outlined objects of one or more data sets: 0 for the background, and the number of the category from 1.
+
+    Args:
+        images: of each image, the data set and the position in it.
+    """
+
+    def __init__(self, images: Sequence[tuple[CocoImages, int]]) -> None:
+        self.images = list(images)
+
+    def read(self, position: int) -> Values:
+        data, index = self.images[position]
+        categories = [data.category_ids.index(each["category_id"]) + 1 for each in data.annotations_of(index)]
+        return np.array([0, *categories], np.int32)[data.label_map(index)]
+
+    def take(self, positions: Sequence[int]) -> Outlines:
+        return Outlines([self.images[p] for p in positions])
+
+
+class VolumeLabels(LabelMaps):
+    """The labels beside the volumes of a store."""
+
+    def __init__(self, store: VolumeStore) -> None:
+        self.store = store
+
+    def read(self, position: int) -> Values:
+        found = self.store.labels(position)
+        assert found is not None  # volumes without labels are left out before
+        return found
+
+    def box(self, position: int, low: Sequence[int], high: Sequence[int]) -> Values:
+        return self.store.label_box(position, low, high)
+
+    def facts(self, position: int) -> tuple[tuple[int, ...], list[int]]:
+        return tuple(self.store.rows[position]["size"]), sorted(map(int, self.store.rows[position]["labels"]["voxels"]))
+
+    def take(self, positions: Sequence[int]) -> VolumeLabels:
+        return VolumeLabels(self.store.take(torch.tensor(list(positions), dtype=torch.int64)))
+
+
+class Truth:
+    """The classes of the pixels of each image, as an annotation of its source.
+
+    Maps in files are kept in memory as long as they take a tenth of it.
+
+    Args:
+        maps: the values.
+        legend: what they mean.
+    """
+
+    def __init__(self, maps: LabelMaps, legend: Legend) -> None:
+        self.maps, self.legend = maps, legend
+        self._kept: dict[int, ClassMap] = {}
+        self._room = 0 if isinstance(maps, VolumeLabels) else int(available_memory() * _SHARE)
+        self._points: dict[int, npt.NDArray[np.int64]] = {}
+
+    def read(self, position: int) -> ClassMap:
+        """The classes (*size) of an image, ``IGNORED`` where there is none. Raises CorruptImage."""
+        if position not in self._kept:
+            classes = self.legend.classes_of(self.maps.read(position))
+            if classes.nbytes > self._room:
+                return classes
+            self._room -= classes.nbytes
+            self._kept[position] = classes
+        return self._kept[position]
+
+    def gather_boxes(self, index: Tensor, boxes: Tensor | None, pin: bool = False) -> Tensor:
+        """(B, *canvas) uint8: 1 + the class of each pixel, or of those in boxes (B, 2, d); 0 where there is none.
+
+        Each map lies in the low corner, as the pixels of the images do.
+        """
+        parts = []
+        for row, position in enumerate(index.tolist()):
+            if boxes is None:
+                parts.append(self.read(position))
+            else:
+                low, high = boxes[row].tolist()
+                parts.append(self.legend.classes_of(self.maps.box(position, low, high)))
+        shape = np.max([part.shape for part in parts], axis=0).tolist()
+        canvas = torch.zeros(len(parts), *shape, dtype=torch.uint8, pin_memory=pin)
+        for row, part in zip(canvas.numpy(), parts, strict=True):
+            row[tuple(map(slice, part.shape))] = part + np.uint8(1)  # IGNORED becomes 0
+        return canvas
+
+    def points(self, position: int) -> npt.NDArray[np.int64]:
+        """(64, d) pixels of classes that are not background, each class as often; (0, d) without any."""
+        if position not in self._points:
+            classes = self.read(position)
+            present = [k for k in np.unique(classes) if k not in (self.legend.background, IGNORED)]
+            generator, own = np.random.default_rng(0), []
+            for k in present[:_POINTS]:
+                flat = np.flatnonzero(classes == k)
+                own.append(flat[generator.integers(len(flat), size=-(-_POINTS // len(present)))])
+            chosen = np.stack(own, axis=1).flatten()[:_POINTS] if own else np.zeros(0, np.int64)
+            self._points[position] = np.stack(np.unravel_index(chosen, classes.shape), axis=-1).astype(np.int64)
+        return self._points[position]
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Truth:
+        """The classes of some images."""
+        return Truth(self.maps.take(positions.tolist()), self.legend)

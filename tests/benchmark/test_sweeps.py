@@ -1,0 +1,59 @@
+"""Which number rows or tasks sweep, and the plots against it."""
+
+from pathlib import Path
+
+import pytest
+
+from densepath.benchmark.config import load_table
+from densepath.benchmark.grid import make_grid
+from densepath.benchmark.identity import ImageSet
+from densepath.benchmark.labelled_sets import LabelledSet
+from densepath.benchmark.results import Entry, Results
+from densepath.benchmark.sweeps import axis_of, draw_sweeps, sweeps_of
+
+
+def test_the_swept_option_is_the_number_with_most_values() -> None:
+    weights = [{"weight": w, "warmup": 0.2, "stage": 4} for w in (0.1, 0.3, 1.0)]
+    other = {"weight": 1.0, "warmup": 0.0, "stage": 4}
+    assert axis_of([*weights, other]) == ("weight", {0: 0.1, 1: 0.3, 2: 1.0})
+    assert axis_of([{"schedule": s} for s in ("0.5x", "1x", "2x")]) == ("schedule", {0: 0.5, 1: 1.0, 2: 2.0})
+    assert axis_of([{"detector": d} for d in ("a", "b", "c")]) is None
+    assert axis_of([{"weight": 0.1}, {"weight": 0.2}]) is None  # two points
+    assert axis_of([{"on": on, "weight": 1} for on in (True, False, True)]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "points"),
+    [
+        ("table4_weight", {"concept weight"}, [0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),
+        ("conv_mim_figure4", {"mask ratio"}, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
+        ("table3", {"schedule", "max steps"}, [0.5, 1, 2, 3, 5]),
+    ],
+)
+def test_the_sweeps_of_the_papers_are_found_and_drawn(name, axes, points, tmp_path) -> None:
+    table = load_table(name)
+    entries = {}
+    for row in table.rows:
+        for task in table.tasks:
+            for k, metric in enumerate(task.metrics):
+                numbers = row.paper.get(task.name, [None] * len(task.metrics))
+                entries[row.name, task.name, metric] = Entry(row, task, metric, {0: 50.0, 1: 51.0}, None, numbers[k])
+    results = Results(table, entries, (), 1, 1)
+    panels = list(sweeps_of(results))
+    assert {panel.axis for panel in panels} == axes
+    assert [x for x, _ in next(iter(panels[0].lines.values()))] == points
+    assert draw_sweeps(results, tmp_path / "sweeps.png") and (tmp_path / "sweeps.png").stat().st_size > 10_000
+    for entry in entries.values():
+        entry.values.clear()
+    assert draw_sweeps(results, tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
+
+
+def test_tables_without_a_sweep_have_no_plot() -> None:
+    table = load_table("glas_probe")
+    names = ("a", "b")
+    images = ImageSet("nowhere", "digest", names, names)
+    grid = make_grid(table, {"glas": LabelledSet("glas", images, images, "glas")}, images, {}, Path("nowhere"))
+    rows, tasks = ({part.name: part for part in parts} for parts in (table.rows, table.tasks))
+    keys = {(row, task, metric) for row, task, _ in grid.places for metric in tasks[task].metrics}
+    entries = {key: Entry(rows[key[0]], tasks[key[1]], key[2], {0: 1.0}, None, None) for key in sorted(keys)}
+    assert list(sweeps_of(Results(table, entries, (), 1, 1))) == []

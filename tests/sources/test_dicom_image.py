@@ -1,0 +1,133 @@
+"""Radiographs in DICOM files: windows, inversion, what is refused, and what never leaves a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+from densepath.sources.corrupt import CorruptImage
+from densepath.sources.decode import read_header, read_image
+from densepath.sources.image_files import ImageFiles
+from densepath.sources.open import find_source
+from densepath.sources.packing import pack
+from densepath.sources.slides.find import holds_slides
+
+STORED = np.random.default_rng(0).integers(0, 4096, (48, 40)).astype(np.uint16)
+SECRETS = ("MRN4711", "Doe^Jane", "19610203", "General Hospital")
+
+
+def write(path: Path, pixels: np.ndarray = STORED, **changes: Any) -> Path:
+    """A radiograph of 12 bits without a window; a change to None leaves an element out."""
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, generate_uid()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    content = pydicom.Dataset()
+    content.file_meta = meta
+    content.SOPClassUID, content.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    content.Modality, content.SamplesPerPixel, content.PhotometricInterpretation = "DX", 1, "MONOCHROME2"
+    content.PatientID, content.PatientName, content.PatientBirthDate, content.InstitutionName = SECRETS
+    content.Rows, content.Columns = pixels.shape[:2]
+    content.BitsAllocated, content.BitsStored, content.HighBit, content.PixelRepresentation = 16, 12, 11, 0
+    content.PixelData = pixels.tobytes()
+    for name, value in changes.items():
+        setattr(content, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content.save_as(path, enforce_file_format=True)
+    return path
+
+
+def lut(values: np.ndarray, bits: int) -> pydicom.Sequence:
+    item = pydicom.Dataset()
+    item.LUTDescriptor, item.LUTData = [len(values), 0, bits], values.astype(np.uint16).tobytes()
+    return pydicom.Sequence([item])
+
+
+V = STORED.astype(np.float64)
+TABLE = np.minimum(np.arange(4096) ** 2 // 4096, 1023)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, V / 4095),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, 1 - V / 4095),
+        ({"WindowCenter": 2000, "WindowWidth": 1001}, ((V - 1999.5) / 1000 + 0.5).clip(0, 1)),
+        ({"WindowCenter": [2000, 5], "WindowWidth": [1001, 9]}, ((V - 1999.5) / 1000 + 0.5).clip(0, 1)),
+        (
+            {"WindowCenter": 0, "WindowWidth": 1000, "VOILUTFunction": "LINEAR_EXACT", "RescaleIntercept": -2000}
+            | {"RescaleSlope": 2},
+            ((2 * V - 2000) / 1000 + 0.5).clip(0, 1),
+        ),
+        (
+            {"WindowCenter": 2000, "WindowWidth": 800, "VOILUTFunction": "SIGMOID"},
+            1 / (1 + np.exp(-4 * (V - 2000) / 800)),
+        ),
+        ({"RescaleSlope": -1, "RescaleIntercept": 4095}, 1 - V / 4095),
+        ({"VOILUTSequence": lut(TABLE, 10)}, TABLE[STORED] / 1023),
+        ({"ModalityLUTSequence": lut(TABLE, 10)}, TABLE[STORED] / 1023),
+        (
+            {"PixelRepresentation": 1, "PixelData": (STORED.astype(np.int16) - 2048).tobytes()},
+            V / 4095,
+        ),
+    ],
+    ids=["bits", "inverted", "window", "windows", "exact", "sigmoid", "negative", "voi", "modality", "signed"],
+)
+def test_pixels_are_rescaled_windowed_and_inverted(tmp_path: Path, changes: dict[str, Any], expected: Any) -> None:
+    path = write(tmp_path / "a.dcm", **changes)
+    made = read_image(path, channels=1, dtype=np.uint16)
+    assert made.shape == (48, 40, 1) and np.abs(made[..., 0] / 65535 - expected).max() < 1e-4
+    header = read_header(path)
+    assert (header.height, header.width, header.grey, header.bits) == (48, 40, True, 16)
+    of_8_bits = read_image(path, channels=3)
+    assert of_8_bits.shape == (48, 40, 3) and (of_8_bits[..., 1] == made[..., 0] // 256).all()
+
+
+def test_eight_bits_stay_eight_bits(tmp_path: Path) -> None:
+    pixels = (STORED // 16).astype(np.uint8)
+    path = write(tmp_path / "a.dicom", pixels, BitsAllocated=8, BitsStored=8, HighBit=7)
+    assert read_header(path).bits == 8 and (read_image(path, channels=1)[..., 0] == pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "changes", "message"),
+    [
+        (np.zeros((48, 40), np.uint16), {}, "all of its pixels have the value 0"),
+        (STORED[:1], {}, r"it has 1 x 40 px \(rows x columns\)"),
+        (
+            np.zeros((48, 40, 3), np.uint8),
+            {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+            | {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7},
+            r"it has 3 channels \(RGB\); a radiograph has one",
+        ),
+        (STORED, {"PhotometricInterpretation": "PALETTE COLOR"}, "interpretation is PALETTE COLOR, not MONOCHROME1 or"),
+        (STORED, {"NumberOfFrames": 7}, "it has 7 frames; export them as single images"),
+        (STORED, {"Modality": "CT"}, "it is a slice of a volume; convert its series with densepath data dicom"),
+        (STORED, {"PixelData": b"\0\0"}, "cannot be decoded"),
+    ],
+    ids=["black", "row", "channels", "palette", "frames", "slice", "short"],
+)
+def test_what_is_wrong_is_one_line(tmp_path: Path, pixels: np.ndarray, changes: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "a.dcm", pixels, **changes)
+    with pytest.raises(CorruptImage, match=message) as caught:
+        read_image(path, channels=1)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_folder_of_radiographs_is_a_source_and_no_identifier_leaves_it(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / f"in/{number}.dcm", np.roll(STORED, number, 0))
+    Image.fromarray((STORED // 16).astype(np.uint8)).save(tmp_path / "in/4.png")
+    images = find_source(tmp_path / "in")
+    assert isinstance(images, ImageFiles) and len(images) == 5 and not holds_slides(tmp_path / "in")
+    assert images.spec.channels == 1 and images.spec.window == (0, 65535)
+    pack(tmp_path / "in", tmp_path / "packed.safetensors")
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "in"]
+    assert written
+    for path in written:
+        assert not [secret for secret in SECRETS if secret.encode() in path.read_bytes()]

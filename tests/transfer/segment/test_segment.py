@@ -1,0 +1,214 @@
+"""The verb: folds by patient, resuming, processes, volumes, predictions, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from densepath.cli import VERBS
+from densepath.core.errors import UserError
+from densepath.core.result import Result
+from densepath.runs.signals import Interrupted
+from densepath.training.recipes import recipe_names
+from densepath.training.resolve import resolve
+from densepath.transfer.predict import predict
+from densepath.transfer.segment.case_scores import dice, score_case
+from densepath.transfer.segment.config import SegmentConfig
+from densepath.transfer.segment.segmenter import read_segmenter
+from densepath.transfer.segment.task import SegmentTask
+from densepath.transfer.segment.trained import load_segmenter
+
+from .conftest import write_images, write_store
+
+Segment = Callable[..., Result]
+CLASSES = ("0:background", "10:red", "20:blue")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_folds_by_patient_and_predictions_as_in_the_test(data: Path, segment: Segment, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = segment(data=data / "images", classes=CLASSES, folds=2, oversample=0.5, optimizer={"lr": 1e-2}, epochs=6)
+    cases = rows(out / "cases.csv")
+    assert sorted({row["image"] for row in cases}) == sorted(path.name for path in (data / "labels").iterdir())
+    assert len(cases) == 16 and result["mean_dice"] > 5
+    for split in json.loads((out / "splits.json").read_text())["seed_0"]:
+        parts = [{name.partition("_")[0] for name in split[part]} for part in ("train", "validation", "test")]
+        assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    record = json.loads((out / "metrics.json").read_text())
+    shares = [float(row["dice"]) for row in cases if row["region"] == "red" and row["dice"]]
+    assert record["scores"]["dice_red"]["value"] == pytest.approx(np.mean(shares), abs=1e-3)
+    assert next((out / "fold_0/pictures").glob("*.png")) and result.plot().size[0] > 100
+    # What the exported segmenter predicts has the scores of its test
+    exported = record["exported"]
+    (data / "images" / "broken.png").write_bytes(b"no image")
+    done = predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32", pictures=1)
+    assert (done["images"], done["damaged"]) == (9, 1)
+    legend = read_segmenter(out / "exported/segmenter.safetensors")[1].legend
+    for row in cases:
+        if row["run"] != exported or row["region"] != "red":
+            continue
+        name = row["image"]
+        found = np.asarray(Image.open(tmp_path / "new/labels" / name))
+        assert set(np.unique(found)) <= {0, 10, 20} and found.shape == (40, 48)
+        true = np.asarray(Image.open(data / "labels" / name))
+        columns = score_case(legend.classes_of(found), legend.classes_of(true), legend, None)
+        assert 100 * dice(columns)[0] == pytest.approx(float(row["dice"]), abs=0.2)
+        assert np.array_equal(load_segmenter(out).predict(data / "images" / name), found)
+    sizes = {row["image"]: row for row in rows(tmp_path / "new/sizes.csv")}
+    assert float(sizes[name.removesuffix(".png")]["red_px"]) == (found == 10).sum()
+    kept = (tmp_path / "new/labels" / name).stat().st_mtime_ns
+    (tmp_path / "new/labels/P0_0.png").unlink()
+    predict(result, data=data / "images", out=tmp_path / "new", devices="cpu", precision="32", pictures=1)  # continues
+    assert (tmp_path / "new/labels" / name).stat().st_mtime_ns == kept and (tmp_path / "new/labels/P0_0.png").is_file()
+    with pytest.raises(UserError, match="score: only for detectors"):
+        predict(result, data=data / "images", out=tmp_path / "no", score=0.3)
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(
+    data: Path, segment: Segment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"data": data / "images", "folds": 2, "epochs": 2, "augment": {"zoom": [0.8, 1.2]}}
+    segment(**given)
+    steps, plain = [], SegmentTask.after_step
+
+    def stop(task: SegmentTask) -> None:
+        plain(task)
+        steps.append(1)
+        if len(steps) in (1, 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentTask, "after_step", stop)
+    again = {**given, "out": tmp_path / "again", "save_every_steps": 1}
+    for _ in range(2):
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            segment(**again, resume=True)
+    segment(**again, resume=True)
+    for name in ("cases.csv", "scores.csv"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "again" / name).read_text()
+    weights = [load_file(tmp_path / run / "exported/segmenter.safetensors") for run in ("run", "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    with pytest.raises(UserError, match="was started with other values of overlap"):
+        segment(**{**again, "overlap": 0.3}, resume=True)
+
+
+def test_two_processes_are_one(data: Path, segment: Segment, tmp_path: Path) -> None:
+    test, out = write_images(tmp_path / "test", 2, 1, seed=1, letter="Q"), tmp_path / "two"
+    given = {"data": data / "images", "test_data": test / "images", "patient_regex": r"^([PQ]\d+)"}
+    segment(**given, optimizer={"lr": 1e-3}, validation=0.4, epochs=1)
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    small = f"--out {out} --devices cpu:2 --workers 0 --epochs 1 --backbone test_resnet --view_size 32 --batch_size 4"
+    command = [sys.executable, "-m", "densepath", "segment", *words, *small.split(), "--validation", "0.4"]
+    single = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += ["--lr", "1e-3", "--precision", "32"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env=single)
+    one, two = (load_file(run / "exported/segmenter.safetensors") for run in (tmp_path / "run", out))
+    assert max(float((one[name].float() - two[name].float()).abs().max()) for name in one) < 5e-3
+    notes = [read_segmenter(run / "exported/segmenter.safetensors")[1] for run in (tmp_path / "run", out)]
+    assert notes[0].loss == pytest.approx(notes[1].loss, abs=2e-3)
+
+
+def test_volumes_come_back_in_the_orientation_of_their_files(segment: Segment, tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    store = write_store(tmp_path)
+    options: dict[str, Any] = {
+        "backbone": "resnet10_3d_w4",
+        "view_size": (16, 16, 16),
+        "regions": ("ball=1+4", "core=4"),
+    }
+    result = segment(data=store, folds=2, epochs=40, optimizer={"lr": 1e-2}, validate_every=20, norm="batch", **options)
+    assert result["dice_ball"] > 70 and {"hd95_core", "missed_core"} <= {*result}
+    scans = tmp_path / "scans/images"
+    predict(result, data=scans, out=tmp_path / "files", devices="cpu", precision="32", pictures=1)
+    predict(result, data=store, out=tmp_path / "stored", devices="cpu", precision="32", pictures=0)
+    for path in sorted(scans.iterdir()):
+        source, found = nibabel.load(path), nibabel.load(tmp_path / "files/labels" / path.name)
+        np.testing.assert_allclose(found.affine, source.affine, atol=1e-6)
+        assert found.shape == source.shape and found.get_data_dtype() == np.uint8
+        values, true = (
+            np.asarray(found.dataobj),
+            np.asarray(nibabel.load(tmp_path / "scans/labels" / path.name).dataobj),
+        )
+        assert set(np.unique(values)) <= {0, 1, 4}
+        assert 2 * ((values > 0) & (true > 0)).sum() / ((values > 0).sum() + (true > 0).sum()) > 0.6
+        again = nibabel.load(tmp_path / "stored/labels" / path.name)
+        assert np.array_equal(values, np.asarray(again.dataobj)) and np.allclose(again.affine, source.affine)
+    # At another spacing than that of the training, the prediction is resampled back
+    other = tmp_path / "other"
+    other.mkdir()
+    fine = np.kron(np.asarray(source.dataobj), np.ones((2, 2, 2), np.int16)).astype(np.int16)
+    affine = source.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+    affine[:3, 3] = source.affine[:3, 3] - source.affine[:3, :3].sum(1) / 4  # the corner stays
+    nibabel.save(nibabel.Nifti1Image(fine, affine), other / "fine.nii.gz")
+    predict(result, data=other, out=tmp_path / "finer", devices="cpu", precision="32", pictures=1)
+    finer = nibabel.load(tmp_path / "finer/labels/fine.nii.gz")
+    assert finer.shape == fine.shape and np.allclose(finer.affine, affine)
+    coarse = np.asarray(finer.dataobj)[::2, ::2, ::2]
+    assert ((coarse > 0) == (values > 0)).mean() > 0.97
+
+
+def test_what_cannot_be_learned_is_refused_in_one_line(data: Path, segment: Segment, tmp_path: Path) -> None:
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            segment(**{"data": data / "images", "out": tmp_path / "no", **options})
+        assert not (tmp_path / "no").exists()
+
+    refused(r"values of label maps that are no class: 20 \(P0_0.png", classes=CLASSES[:2])
+    refused("there are no test images", folds=0)
+    refused("fewer than the 7 folds|divided into 7 folds", folds=7)
+    refused("give VALUE:NAME for each", classes=("red",))
+    refused("is not NAME=VALUE", regions=("all=1+77",))
+    refused("takes images of 3 dimensions, but these have 2", backbone="resnet10_3d_w4")
+    shutil.copytree(data / "images", tmp_path / "bare/images")
+    refused("has no folder labels beside it", data=tmp_path / "bare/images")
+    labels = tmp_path / "labels"
+    shutil.copytree(data / "labels", labels)
+    Image.new("L", (10, 10)).save(labels / "P0_0.png")
+    refused(r"of another size than their images: P0_0.png \(48 x 40, labels 10 x 10\)", labels=labels)
+    (labels / "P0_0.png").unlink()
+    refused("images without a label map: P0_0.png", labels=labels)
+    for path in labels.iterdir():
+        Image.new("L", (48, 40)).save(path)
+    Image.new("L", (48, 40)).save(labels / "P0_0.png")
+    refused("all pixels of the label maps are of one class, background", labels=labels)
+    (data / "images/more.png").write_bytes((data / "images/P0_0.png").read_bytes())
+    Image.new("L", (48, 40)).save(data / "labels/more.png")
+    Image.new("L", (48, 40)).save(data / "labels/none.png")
+    refused("label maps without an image", patient_regex=None)
+
+
+def test_official_splits_that_share_patients_are_refused(data: Path, segment: Segment, tmp_path: Path) -> None:
+    for part in ("images", "labels"):
+        for k, path in enumerate(sorted((data / part).iterdir())):
+            folder = tmp_path / "split" / part / ("train", "test")[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder)
+    given = {"data": tmp_path / "split/images", "patient_regex": r"(P\d+)_", "epochs": 1}
+    with pytest.raises(UserError, match="leak: patients with train and test images: P0"):
+        segment(**given)
+    segment(**given, official=False, folds=2, freeze=True)
+    tested = [row["image"] for row in rows(tmp_path / "run/cases.csv") if row["region"] == "class_10"]
+    assert sorted(tested) == sorted(f"{('train', 'test')[k % 2]}/P{k // 2}_{k}.png" for k in range(8))
+
+
+@pytest.mark.parametrize("name", recipe_names("segment"))
+def test_recipes_are_options_of_the_verb(name: str) -> None:
+    given = VERBS["segment"].command("segment").parse(["--config", name, "--data", "d", "--out", "o"])
+    assert given["optimizer"]["lr"] > 0
+    assert resolve(SegmentConfig, name, {"data": "d", "out": "o"}, "segment").epochs == given["epochs"]
