@@ -35,7 +35,7 @@ from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted, not_resumable
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
-from densepath.tour import FOLDERS, pretrain_on_slide, pretrain_on_volumes, write_report
+from densepath.tour import FOLDERS, make_report, pretrain_on_slide, pretrain_on_volumes
 from densepath.transfer.detection.detect import detect
 from densepath.transfer.predict import predict
 from densepath.transfer.probe.pixels import probe_pixels
@@ -150,7 +150,7 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
     with _part(console, "8/9  volumes: PCRL in three dimensions for some steps"):
         shown += pretrain_on_volumes(out, console, seed, _share(10, of_steps, 2))
     with _part(console, "9/9  report"):
-        page = write_report(out, console, shown, open_it)
+        page = make_report(out, console, shown, open_it)
     _write_marker(
         out,
         {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | SCALE | results,

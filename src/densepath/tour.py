@@ -15,7 +15,7 @@ from densepath.core.errors import UserError
 from densepath.core.files import atomic_write
 from densepath.datasets.volumes.conversion import FolderConversion
 from densepath.datasets.volumes.folder import convert_folder
-from densepath.report.verb import report
+from densepath.report.verb import write_report
 from densepath.sources.tiles.tile import tile
 from densepath.synthetic.slide import write_slide
 from densepath.synthetic.volumes import SyntheticVolumes
@@ -76,10 +76,10 @@ def write_metaimage(path: Path, voxels: np.ndarray, spacing: Sequence[float]) ->
         part.write_bytes(inspect.cleandoc(head).encode() + b"\n" + voxels.astype("<i2").tobytes())
 
 
-def write_report(out: Path, console: Console, shown: Sequence[Path], open_it: bool) -> Path | None:
+def make_report(out: Path, console: Console, shown: Sequence[Path], open_it: bool) -> Path | None:
     """Write the report on what the demo has made; None without the packages that it needs."""
     try:
-        report([str(path) for path in shown], out=out / REPORT, open=open_it)
+        write_report([str(path) for path in shown], out=out / REPORT, open=open_it)
     except UserError as error:
         console.print(f"continuing without a report: {error}", markup=False)
         return None

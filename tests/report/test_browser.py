@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densepath.report.verb import report
+from densepath.report.verb import write_report
 from tests.report.conftest import Make
 
 pytest.importorskip("plotly")
@@ -45,7 +45,7 @@ def page_file(make_pretraining: Make, make_detector: Make, tmp_path: Path) -> Pa
     )
     detector = make_detector([[(0, 0, 10), (20, 20, 10)]], [[(0, 0, 10, 0.9), (25, 0, 8, 0.7)]])
     out = tmp_path / "page.html"
-    report([str(run), str(detector)], out=out)
+    write_report([str(run), str(detector)], out=out)
     return out
 
 
@@ -95,7 +95,7 @@ def test_a_page_works_without_errors(browser: Any, page_file: Path) -> None:
 def test_a_table_is_sorted_by_a_column(browser: Any, make_pretraining: Make, tmp_path: Path) -> None:
     for name, level in (("a", 0.5), ("b", 1.5), ("c", 1.0)):
         make_pretraining(name, level=level)
-    report([str(tmp_path)], out=tmp_path / "page.html")
+    write_report([str(tmp_path)], out=tmp_path / "page.html")
     page = browser.new_page()
     page.goto((tmp_path / "page.html").as_uri())
     first = "[...document.querySelector('table').tBodies[0].rows].map((row) => row.cells[0].textContent)"

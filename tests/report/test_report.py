@@ -15,7 +15,7 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
-from densepath.report.verb import report
+from densepath.report.verb import write_report
 from tests.report.conftest import Make, save_picture
 
 pytest.importorskip("plotly")
@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 def page_of(*runs: Path, **options: Any) -> Page:
     out = runs[0].parent / "page.html"
-    report([str(run) for run in runs], out=out, **options)
+    write_report([str(run) for run in runs], out=out, **options)
     return Page(out)
 
 
@@ -145,7 +145,7 @@ def test_damaged_and_foreign_folders_are_named_and_left_out(
         assert f"{tmp_path / name}" in page.text.split("Left out")[-1]
         assert f"{tmp_path / name}" in printed.out + printed.err
     with pytest.raises(UserError, match="nothing to report"):
-        report([str(foreign)], out=tmp_path / "none.html")
+        write_report([str(foreign)], out=tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
 
 
@@ -230,4 +230,4 @@ def test_a_benchmarks_table_becomes_the_papers_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["report.txt", "report"])
 def test_other_names_than_html_are_refused(make_pretraining: Make, name: str) -> None:
     with pytest.raises(UserError, match="html"):
-        report([str(make_pretraining())], out=name)
+        write_report([str(make_pretraining())], out=name)

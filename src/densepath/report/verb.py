@@ -28,7 +28,7 @@ _PICTURES = {1: 60, 4: 24, 10: 9}  # number of runs -> pictures of each; none of
 _MOST_SHOWN = 40  # runs with a section of their own
 
 
-def report(
+def write_report(
     runs: Sequence[str],
     *,
     out: str | Path = "report.html",
