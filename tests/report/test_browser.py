@@ -20,6 +20,7 @@ pytest.importorskip("plotly")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+_PATIENCE = 180_000  # ms, for machines that do much else
 EVIL = "<script>alert(1)<script><img src=x onerror=alert(2)>"
 
 
@@ -51,6 +52,7 @@ def page_file(make_pretraining: Make, make_detector: Make, tmp_path: Path) -> Pa
 
 def test_a_page_works_without_errors(browser: Any, page_file: Path) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 800}, offline=True)
+    context.set_default_timeout(_PATIENCE)
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -97,6 +99,7 @@ def test_a_table_is_sorted_by_a_column(browser: Any, make_pretraining: Make, tmp
         make_pretraining(name, level=level)
     write_report([str(tmp_path)], out=tmp_path / "page.html")
     page = browser.new_page()
+    page.set_default_timeout(_PATIENCE)
     page.goto((tmp_path / "page.html").as_uri())
     first = "[...document.querySelector('table').tBodies[0].rows].map((row) => row.cells[0].textContent)"
     assert page.evaluate(first) == ["b", "c", "a"]
