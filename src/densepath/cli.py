@@ -167,7 +167,7 @@ VERBS = {
     ),
     "show tokens": Verb("analysis.show_tokens:show_tokens", "how far tokens with cells are from the background"),
     "report": Verb(
-        "report.verb:report", "run folders as one HTML page: pictures, curves, scores, comparisons", ("runs",)
+        "report.verb:write_report", "run folders as one HTML page: pictures, curves, scores, comparisons", ("runs",)
     ),
     "benchmark": Verb(
         "benchmark.verb:benchmark_table",

@@ -107,7 +107,8 @@ class PretrainConfig:
         probe_orientation: for labelled images with an orientation tag (of cameras), the pixels that the outlines
             describe: as "stored" in the file, or as "viewed", turned by the tag. Without it such images are refused.
         probe_every: epochs between probes; 0 for never.
-        picture_every: epochs between pictures of the predictions of a method that predicts pixels; 0 for none.
+        picture_every: epochs between pictures of what the backbone finds in a few images, and of the predictions of a
+            method that predicts pixels; 0 for none.
         keep_every: epochs between backbones that are kept, as OUT/exported/backbone_epoch_N.safetensors; 0 for none.
 
     Raises:

@@ -43,7 +43,8 @@ from densepath.training.hardware import choose_hardware, choose_workers
 from densepath.training.inputs import check_inputs, digests_of, make_inputs
 from densepath.training.intervals import Intervals
 from densepath.training.kept_epochs import KeptEpochs, exported_now, kept_epochs
-from densepath.training.loop import train
+from densepath.training.learned_images import DrawLearned, LearnedImages
+from densepath.training.loop import DrawStep, train
 from densepath.training.model_card import recorded_scores
 from densepath.training.next_steps import after_pretraining
 from densepath.training.optimizers import Optimizer
@@ -97,6 +98,7 @@ def run(
     draw: Draw | None = None,
     draw_views: DrawViews | None = None,
     draw_curves: DrawCurves | None = None,
+    draw_learned: DrawLearned | None = None,
 ) -> Result:
     """Run pre-training with a configuration. Errors as for :func:`pretrain`.
 
@@ -106,6 +108,7 @@ def run(
         draw: draws the predictions of a method that predicts pixels; None for no pictures.
         draw_views: draws the views of the first images when the run starts; None for no picture.
         draw_curves: draws the measurements in a run folder at the end; None for no picture.
+        draw_learned: draws what the backbone finds in a few images; None for no pictures.
     """
     watch = Stopwatch()
     out, resume, accumulate = Path(config.out), config.resume, config.accumulate
@@ -210,9 +213,12 @@ def run(
         max(1, round(every * steps_per_epoch)) if every > 0 else 0
         for every in (config.probe_every if held is None else 1.0, config.picture_every, config.keep_every)
     )
-    pictures = None
+    drawers: list[DrawStep] = []
     if draw is not None and method.predicts_pixels():
-        pictures = ReconstructionImages(method, images, views, draw, out)
+        reconstructions = ReconstructionImages(method, images, views, draw, out)
+        drawers.append(lambda step: [reconstructions(step)])
+    if draw_learned is not None:
+        drawers.append(LearnedImages(method, images, draw_learned, out, config.seed))
     facts: dict[str, int | str] = {"images": len(images), "steps": steps, "processes": hardware.world_size, **known}
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
@@ -247,7 +253,7 @@ def run(
             loggers=config.loggers,
             evaluate=evaluate,
             keep=KeptEpochs(method, out, record, config.keep_every, keep_steps) if keep_steps else None,
-            draw=pictures,
+            draw=(lambda step: [path for draw_step in drawers for path in draw_step(step)]) if drawers else None,
             name=out.name,
         )
         if not first:
