@@ -85,7 +85,7 @@ def _counts(splits: Splits, patients: Sequence[str], headers: Sequence[Header]) 
 
 def _looks(paths: Sequence[Path], headers: Sequence[Header], small: Thumbnails) -> Iterator[str]:
     """Images that show nothing, are too thin, or differ from the others in channels."""
-    flat = [paths[p].name for p in np.flatnonzero(~small.any(axis=(1, 2)))]
+    flat = [paths[int(p)].name for p in np.flatnonzero(~small.any(axis=(1, 2)))]
     yield f"nearly uniform images (all black, or all of one value): {len(flat)}{': ' * bool(flat)}{first_few(flat)}"
     if thin := [paths[p].name for p, header in enumerate(headers) if min(header.height, header.width) < _LEAST]:
         yield f"warning: {len(thin)} images have a single row or column: {first_few(thin)}"

@@ -223,9 +223,9 @@ def run(
     with open_run(out, record, resume=resume, free=free, defaults=defaults, note=note) if first else nullcontext():
         if first:
             lists = {USED: images if files is None else files, HELD: held, LEFT: left}
-            for name, part in lists.items() if held or left else ():
-                if part is not None:
-                    write_list(out / name, part)
+            for name, listed in lists.items() if held or left else ():
+                if listed is not None:
+                    write_list(out / name, listed)
             if tensors:
                 with atomic_write(out / "weights.txt") as part:
                     part.write_text("".join(f"{line}\n" for line in tensors), errors="surrogateescape")
