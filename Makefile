@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 TEST_PROCESSES ?= auto
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format site clean
 
 help:
 	@echo "make demo    pre-train, probe and detect on built-in tissue; pictures in demo/"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make format  format the code with ruff"
+	@echo "make site    build the docs as a site in site/"
 	@echo "make clean   remove .venv and the caches"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,6 +39,10 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+site: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -27,7 +27,12 @@ def test_the_demo_writes_scores_pictures_and_runs(tmp_path: Path, capsys: pytest
     pictures = {"views", "concepts", "concepts_f4", "detections", "pretraining", "detection", "summary"}
     assert {p.stem for p in (out / "pictures").glob("*.png")} == pictures
     assert Image.open(out / "pictures" / "summary.png").width > 1000
-    assert (out / "pretrained" / "exported" / "backbone.safetensors").is_file()
+    for run in ("pretrained", "dirl", "pcrl"):
+        assert (out / run / "exported" / "backbone.safetensors").is_file()
+    assert len(list((out / "predictions" / "labels").glob("*.png"))) == 3
+    page = (out / "report.html").read_text()
+    for text in ("dirl", "pcrl", "detector_random", "slide_tiles", "data:image/webp"):
+        assert text in page
     printed = capsys.readouterr().out
     assert f"{scores['random']['probe']['mean_iou']:.1f}" in printed
     assert "densepath pretrain --config concl_small" in printed

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from densepath.datasets.volumes.msd import convert_msd as convert_msd
     from densepath.datasets.volumes.nnunet import convert_nnunet as convert_nnunet
     from densepath.demonstration import demo as demo
+    from densepath.report.verb import write_report as write_report
     from densepath.sources.packing import pack as pack
     from densepath.sources.slides.open import open_slide as open_slide
     from densepath.sources.slides.table import list_slides as list_slides
@@ -138,6 +139,7 @@ _HOME = {
     "show_views": "densepath.analysis.show",
     "tile": "densepath.sources.tiles.tile",
     "write_heat_map": "densepath.transfer.slides.heat_map",
+    "write_report": "densepath.report.verb",
     "write_regions": "densepath.datasets.regions",
     "write_tissue": "densepath.synthetic.tissue",
 }

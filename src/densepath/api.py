@@ -34,6 +34,7 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
         Interrupted: Ctrl-C or SIGTERM; the state has been saved. In a notebook it is a KeyboardInterrupt.
     """
     from densepath.analysis.curves import draw_run
+    from densepath.analysis.learned import draw_learned
     from densepath.analysis.pictures import draw_views
     from densepath.analysis.reconstruction import draw_reconstruction
     from densepath.runs.signals import as_keyboard_interrupt
@@ -43,7 +44,8 @@ def pretrain(config: PretrainConfig | str | Path | None = None, **options: Any) 
     from densepath.transfer.probe.pixels import probe_backbone
 
     with as_keyboard_interrupt():
-        return run(resolve(PretrainConfig, config, options), probe_backbone, draw_reconstruction, draw_views, draw_run)
+        configured = resolve(PretrainConfig, config, options)
+        return run(configured, probe_backbone, draw_reconstruction, draw_views, draw_run, draw_learned)
 
 
 def classify(config: ClassifyConfig | str | Path | None = None, **options: Any) -> Result:

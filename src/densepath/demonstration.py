@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline on built-in tissue: pre-train, probe, detect, and draw the results."""
+"""The demo: the whole package on built-in data: pre-train, probe, detect, predict, and a report on everything."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from densepath.analysis.panels import compose
 from densepath.analysis.pictures import draw_concepts, draw_detections
 from densepath.analysis.show import show_concepts, show_views
 from densepath.annotations.coco import open_split
+from densepath.api import pretrain
 from densepath.core.files import atomic_write, require_new_folder
 from densepath.core.locks import sole_writer
 from densepath.core.random import check_seed
@@ -34,17 +35,29 @@ from densepath.nets.weights import load_weights
 from densepath.runs.signals import Interrupted, not_resumable
 from densepath.sources.decode import read_image
 from densepath.synthetic.tissue import write_tiles, write_tissue
-from densepath.training.pretrain import pretrain
+from densepath.tour import FOLDERS, make_report, pretrain_on_slide, pretrain_on_volumes
 from densepath.transfer.detection.detect import detect
+from densepath.transfer.predict import predict
 from densepath.transfer.probe.pixels import probe_pixels
 from densepath.version import __version__
 
 MARKER = "demo.json"
 _REAL = "immunohistochemistry.png"
-_FOLDERS = ("tissue", "tiles", "real", "pretrained", "detector_random", "detector_pretrained", "pictures")
+_OF_TISSUE = (
+    "tissue",
+    "tiles",
+    "real",
+    "pretrained",
+    "detector_random",
+    "detector_pretrained",
+    "predictions",
+    "pictures",
+)
+_FOLDERS = (*_OF_TISSUE, *FOLDERS)
 _TILE, _IMAGE = 128, 256  # pixels
 _SHOWN = 160  # pixels: input size of the detector
 _BATCH = 64
+_QUICK = 0.15  # scale of a quick demo
 _FAST = 0.03  # seconds per tile; machines that draw tiles faster finish all steps within eight minutes
 _BACKBONE = "regnetx_002"  # trains six times as fast as ResNet-18 on a CPU
 _TITLES = {"random": "random weights", "pretrained": "pre-trained weights"}
@@ -59,18 +72,28 @@ _SCORES = {
 }
 
 
-def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | None = None) -> None:
-    """Learn features of procedural tissue, and evaluate them on held-out images.
+def demo(
+    *,
+    out: str | Path = "densepath_demo",
+    seed: int = 0,
+    scale: float | None = None,
+    quick: bool = False,
+    open: bool = False,
+) -> None:
+    """Learn features of procedural tissue, evaluate them on held-out images, and report on everything in one page.
 
     Makes unlabelled tiles, and images with outlined glands; pre-trains ConCL on the tiles; probes and fine-tunes a
-    small detector from random and from pre-trained weights; draws views, concepts, detections and curves. Takes four to
-    eight minutes on two CPU cores.
+    small detector from random and from pre-trained weights, and applies it to new images; draws views, concepts,
+    detections and curves. Then for some steps DiRL on the tiles of a slide, and PCRL on CT volumes. Ends with
+    ``report.html``. Takes five to eight minutes on two CPU cores.
 
     Args:
         out: a new folder, or that of an earlier demo, which is replaced.
         seed: seed of the tissue, the weights and the training.
         scale: factor of the numbers of images and steps; smaller is faster and shows less. Default: 1, and on slow
             machines down to 0.6 of the steps.
+        quick: a scale of 0.15, in about two minutes: it shows the pipeline, but scores mean little.
+        open: open the report in a browser.
 
     Raises:
         UserError: ``out`` holds other files than a demo, another process writes to it, or the seed is invalid.
@@ -82,16 +105,16 @@ def demo(*, out: str | Path = "densepath_demo", seed: int = 0, scale: float | No
     try:
         with sole_writer(out), not_resumable():
             _prepare_folder(out)
-            _run(out, console, seed, scale, started)
+            _run(out, console, seed, _QUICK if quick and scale is None else scale, started, open)
     except Interrupted:
         console.print("The demo cannot be resumed. Start it again: it replaces this folder.")
         raise
 
 
-def _run(out: Path, console: Console, seed: int, scale: float | None, started: float) -> None:
+def _run(out: Path, console: Console, seed: int, scale: float | None, started: float, open_it: bool) -> None:
     """Run the parts of the demo in order."""
     of_images = of_steps = 1.0 if scale is None else scale
-    with _part(console, "1/6  tissue: unlabelled tiles, and images with outlined glands"):
+    with _part(console, "1/9  tissue: unlabelled tiles, and images with outlined glands"):
         tiles = _share(500, of_images, 16)
         before = time.perf_counter()
         write_tiles(out / "tiles", tiles, _TILE, seed)
@@ -105,26 +128,34 @@ def _run(out: Path, console: Console, seed: int, scale: float | None, started: f
             out / "tissue", train=_share(48, of_images, 4), test=_share(24, of_images, 3), size=_IMAGE, seed=seed
         )
         real = _real_tile(out / "real", console)
-    with _part(console, "2/6  pre-training: ConCL on the tiles"):
+    with _part(console, "2/9  pre-training: ConCL on the tiles"):
         run = _pretrain(out, seed, _share(450, of_steps, 4), min(_BATCH, tiles))
         weights: dict[str, str | Path] = {"random": "random", "pretrained": run}
     results: dict[str, dict[str, Any]] = {name: {} for name in weights}
-    with _part(console, "3/6  probe: a linear pixel classifier on frozen features"):
+    with _part(console, "3/9  probe: a linear pixel classifier on frozen features"):
         for name, source in weights.items():
             results[name]["probe"] = dict(
                 probe_pixels(data=out / "tissue", weights=source, backbone=_BACKBONE, seed=seed)
             )
             console.print(f"{name}: mean IoU {results[name]['probe']['mean_iou']:.1f}")
     for number, (name, source) in enumerate(weights.items(), 4):
-        with _part(console, f"{number}/6  detector from {name} weights"):
+        with _part(console, f"{number}/9  detector from {name} weights"):
             results[name]["detect"] = _detect(out, name, source, seed, _share(260, of_steps, 3))
-    with _part(console, "6/6  pictures"):
+    with _part(console, "6/9  predict: the detector on images, and pictures"):
+        predictions = predict(out / "detector_pretrained", data=out / "tissue" / "test", out=out / "predictions")
         _draw(out, real, seed)
+    shown = [run, *(out / f"detector_{name}" for name in weights), predictions.out or out]
+    with _part(console, "7/9  a whole slide: tissue, tiles, cells, and DiRL for some steps"):
+        shown += pretrain_on_slide(out, console, seed, _share(12, of_steps, 2))
+    with _part(console, "8/9  volumes: PCRL in three dimensions for some steps"):
+        shown += pretrain_on_volumes(out, console, seed, _share(10, of_steps, 2))
+    with _part(console, "9/9  report"):
+        page = make_report(out, console, shown, open_it)
     _write_marker(
         out,
         {"seed": seed, "scale": scale, "steps": of_steps, "seconds": time.perf_counter() - started} | SCALE | results,
     )
-    _report(console, out, results, started)
+    _report(console, out, results, started, page or out / "pictures" / "summary.png")
 
 
 def _share(number: int, part: float, least: int) -> int:
@@ -182,7 +213,7 @@ def _real_tile(folder: Path, console: Console) -> Path | None:
 
 def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
     # So few steps need a large learning rate: chosen by the probe, on procedural tissue.
-    return pretrain(
+    pretrain(
         "concl_small",
         data=out / "tiles",
         out=out / "pretrained",
@@ -193,6 +224,7 @@ def _pretrain(out: Path, seed: int, steps: int, batch_size: int) -> Path:
         optimizer={"lr": 0.2},
         method_options={"momentum": 0.99},
     )
+    return out / "pretrained"
 
 
 def _detect(out: Path, name: str, weights: str | Path, seed: int, steps: int) -> dict[str, float]:
@@ -252,7 +284,7 @@ def _draw_real(out: Path, real: Path, seed: int) -> Path:
     return draw_concepts([tile], columns, out / "pictures" / "concepts_f4.png")
 
 
-def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]], started: float) -> None:
+def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]], started: float, first: Path) -> None:
     table = Table(title="on held-out images, in percent", title_justify="left")
     table.add_column("")
     for name in results:
@@ -263,7 +295,7 @@ def _report(console: Console, out: Path, results: Mapping[str, Mapping[str, Any]
     console.print(table)
     minutes = (time.perf_counter() - started) / 60
     console.print(f"One seed, a few minutes of training. {minutes:.1f} minutes in total.")
-    console.print(f"\nAll files are in {out}/; look at {out}/pictures/summary.png first. On your own data:\n")
+    console.print(f"\nAll files are in {out}/; look at {first} first. On your own data:\n")
     for line in (
         "densepath pretrain --config concl_small --data TILES --out RUN",
         "densepath probe --data OUTLINED --weights RUN",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -15,7 +16,10 @@ from PIL import Image
 
 from densepath.core.errors import UserError
 from densepath.core.locks import sole_writer
-from densepath.report.verb import report
+from densepath.report.slide_layers import slide_layers
+from densepath.report.verb import write_report
+from densepath.sources.tiles.tile import tile
+from densepath.synthetic.slide import write_slide
 from tests.report.conftest import Make, save_picture
 
 pytest.importorskip("plotly")
@@ -61,7 +65,7 @@ class Page(HTMLParser):
 
 def page_of(*runs: Path, **options: Any) -> Page:
     out = runs[0].parent / "page.html"
-    report([str(run) for run in runs], out=out, **options)
+    write_report([str(run) for run in runs], out=out, **options)
     return Page(out)
 
 
@@ -145,7 +149,7 @@ def test_damaged_and_foreign_folders_are_named_and_left_out(
         assert f"{tmp_path / name}" in page.text.split("Left out")[-1]
         assert f"{tmp_path / name}" in printed.out + printed.err
     with pytest.raises(UserError, match="nothing to report"):
-        report([str(foreign)], out=tmp_path / "none.html")
+        write_report([str(foreign)], out=tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
 
 
@@ -227,7 +231,21 @@ def test_a_benchmarks_table_becomes_the_papers_table(tmp_path: Path) -> None:
         page_of(folder)
 
 
+def test_a_slide_has_its_tissue_and_tiles_as_layers(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    write_slide(tmp_path / "slides" / "s<b>.tif", size=(512, 768))
+    tile(data=tmp_path / "slides", out=tmp_path / "tiles", mpp=0.5, size=128, workers=0)
+    page = page_of(tmp_path / "tiles")
+    names = {each.get("alt") for each in page.of("img")}
+    assert {"s<b>", "tissue", "tiles"} <= names
+    assert {"opacity of tissue", "opacity of tiles"} <= {each.get("aria-label") for each in page.of("input")}
+    (block,) = slide_layers(tmp_path / "tiles", 9)
+    found = block.layers["tiles"]
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(found.uri.split(",")[1]))).convert("RGBA"))
+    assert drawn.shape[:2] == (512, 768) and 0.005 < (drawn[..., 3] > 128).mean() < 0.2
+
+
 @pytest.mark.parametrize("name", ["report.txt", "report"])
 def test_other_names_than_html_are_refused(make_pretraining: Make, name: str) -> None:
     with pytest.raises(UserError, match="html"):
-        report([str(make_pretraining())], out=name)
+        write_report([str(make_pretraining())], out=name)

@@ -21,7 +21,9 @@ def answer_charts(ranked: Sequence[Ranked]) -> list[Chart]:
 
     Curves are means over the folds that have images with and without a class.
     """
-    roc_lines, recall_lines, calibration_lines = [], [], []
+    roc_lines: list[dict[str, Any]] = []
+    recall_lines: list[dict[str, Any]] = []
+    calibration_lines: list[dict[str, Any]] = []
     for number, each in enumerate(ranked[:_MOST]):
         name = plotly_text(each.name)
         for lines, curves in ((roc_lines, roc(each)), (recall_lines, precision_recall(each))):

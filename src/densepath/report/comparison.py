@@ -16,7 +16,16 @@ _MOST_CHARTS = 8
 _MOST_SCORES = 12
 _MOST_OPTIONS = 40
 _WHERE = {"out", "devices", "workers", "cache", "loggers", "resume", "log_every"}  # not what is computed
-_MAIN = ("mask_ap", "box_ap", "macro_auc", "logistic_macro_auc", "concordance", "mean_iou", "probe_mean_iou")
+_MAIN = (
+    "mask_ap",
+    "box_ap",
+    "mean_dice",
+    "macro_auc",
+    "logistic_macro_auc",
+    "concordance",
+    "mean_iou",
+    "probe_mean_iou",
+)
 
 
 def compare_runs(runs: Mapping[str, Run]) -> list[Section]:

@@ -9,6 +9,7 @@ from densepath.core.errors import UserError
 from densepath.report.blocks import Block, Facts, Section, Table
 from densepath.report.common import ending, gallery, options, pictures_below
 from densepath.report.runs import Kind, Run
+from densepath.report.slide_layers import slide_layers
 
 _FOLDERS = {
     "attention": "Attention",
@@ -23,7 +24,7 @@ _SIDE = 900  # pixels
 
 def slide_blocks(folder: Path, most: int) -> list[Block]:
     """The pictures of slides in a folder."""
-    blocks: list[Block] = []
+    blocks: list[Block] = [*slide_layers(folder, most // 4)]
     for name, title in _FOLDERS.items():
         if most and (folder / name).is_dir():
             blocks += gallery(title, pictures_below(folder / name), max(2, most // 2), _SIDE)

@@ -20,14 +20,15 @@ from densepath.report.paper_table import RECORD, table_sections
 from densepath.report.pretraining import PRETRAINING
 from densepath.report.render import write_page
 from densepath.report.runs import Kind, Run, find_results, read_run
+from densepath.report.segmentation import SEGMENTATION
 from densepath.report.slides import OUTPUT
 
-_KINDS = (PROBE, PRETRAINING, DETECTION, CLASSIFIER, MIL, OUTPUT)
+_KINDS = (PROBE, PRETRAINING, DETECTION, SEGMENTATION, CLASSIFIER, MIL, OUTPUT)
 _PICTURES = {1: 60, 4: 24, 10: 9}  # number of runs -> pictures of each; none of more runs
 _MOST_SHOWN = 40  # runs with a section of their own
 
 
-def report(
+def write_report(
     runs: Sequence[str],
     *,
     out: str | Path = "report.html",
@@ -37,7 +38,7 @@ def report(
 ) -> Result:
     """Write runs as one HTML file that needs no network: what was trained, how it went, and what came out.
 
-    Takes the folders of pretrain, detect, classify, mil, predict, tile and benchmark, and the scores of probe
+    Takes the folders of pretrain, detect, classify, segment, mil, predict, tile and benchmark, and the scores of probe
     (a .json file). Several runs are also compared: their curves, scores and options, and over seeds by paired tests.
 
     Args:

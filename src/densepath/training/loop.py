@@ -29,7 +29,7 @@ from densepath.training.task import Batches, Task
 
 Evaluate = Callable[[], Mapping[str, float]]
 Keep = Callable[[int], None]  # of the weights after a step
-DrawStep = Callable[[int], Path]  # step -> picture
+DrawStep = Callable[[int], Sequence[Path]]  # step -> pictures
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
         evaluate: returns further measurements every ``intervals.evaluate_every`` steps, on all processes. Generators
             and the training mode are restored after it.
         keep: keeps the weights every ``intervals.keep_every`` steps, on all processes, before a checkpoint of the step.
-        draw: draws a picture every ``intervals.draw_every`` steps, on the first process; generators are restored.
+        draw: draws pictures every ``intervals.draw_every`` steps, on the first process; generators are restored.
         equal_shapes: all batches have the same shape, so a GPU may time its algorithms once and keep the fastest.
         name: name of the run in loggers.
 
@@ -150,24 +150,25 @@ def train(
             if logs or saves:
                 require_finite(task, meter, out, weights=saves)
             row = {**meter.collect(), "lr": lr} if logs else {}
-            ended = False
+            ended = best = False
             if evaluate and due(done, intervals.evaluate_every):
                 with meter.paused(), untouched_generators(), preserve_mode(task):
                     row |= evaluate()
-                ended = task.finished()
-                if ended and not saves:
+                ended, best = task.finished(), task.is_best()
+                if (ended or best) and not saves:
                     require_finite(task, meter, out, weights=True)
             recorder.write(done, row)
             recorder.warn(task.warnings(row, done == total) if logs else [])
             if draw and first and (due(done, intervals.draw_every) or (intervals.draw_every and done == total)):
                 with meter.paused(), untouched_generators():
-                    recorder.picture(done, draw(done))
+                    for path in draw(done):
+                        recorder.picture(done, path)
             if keep and due(done, intervals.keep_every):
                 with meter.paused():
                     keep(done)
-            if saves or ended:
+            if saves or ended or best:
                 with meter.paused():
-                    saver.save(done)
+                    saver.save(done, best)
             recorder.progress.step(done, row if logs else None)
             if ended:
                 total = done

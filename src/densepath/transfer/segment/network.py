@@ -108,7 +108,9 @@ class TokenPyramid(nn.Module):
         self.stages = tuple(range(1, len(factors) + 1))
         self.deepest, self.ndim = self.stages[-1], backbone.ndim
         self.channels = dict(zip(self.stages, (max(1, width // factor) for factor in factors), strict=True))
-        self.strides = {stage: (patch // factor,) * 2 for stage, factor in zip(self.stages, factors, strict=True)}
+        self.strides: dict[int, tuple[int, ...]] = {
+            stage: (patch // factor,) * 2 for stage, factor in zip(self.stages, factors, strict=True)
+        }
         half, quarter = max(1, width // 2), max(1, width // 4)
         double = [nn.ConvTranspose2d(width, half, 2, 2), timm.layers.LayerNorm2d(half), nn.GELU()]
         levels = {1: nn.Identity(), 2: nn.ConvTranspose2d(width, half, 2, 2)}
